@@ -1,0 +1,77 @@
+"""Recipes from YAML and flags, and back. A wrong recipe is refused whole, with every mistake named by its dotted path."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import tyro
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from sidrec.config.tree import Recipe
+
+_RECIPE: TypeAdapter[Recipe] = TypeAdapter(Recipe)
+
+
+class ConfigError(ValueError):
+    """A recipe that cannot be used; the message lists every mistake."""
+
+
+def load_file(path: Path) -> Recipe:
+    """Reads a recipe. Raises ConfigError with one line per mistake."""
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: expected a readable recipe, got {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: expected valid YAML, got: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected a mapping of sections, got {type(raw).__name__}")
+    return _validate(raw, str(path))
+
+
+def load(argv: Sequence[str], prog: str = "sidrec") -> Recipe:
+    """A recipe file followed by flags for its scalars, as in `beauty.yaml --seed 3 --train.epochs 2`.
+
+    Raises ConfigError; prints help and exits on --help, as tyro does for a flag it does not know.
+    """
+    if not argv or argv[0].startswith("-"):
+        raise ConfigError(f"{prog}: expected a recipe file first, got {argv[0] if argv else 'nothing'}")
+    recipe = load_file(Path(argv[0]))
+    if argv[1:]:
+        flagged = tyro.cli(tyro.conf.AvoidSubcommands[Recipe], default=recipe, args=list(argv[1:]), prog=prog)
+        recipe = _validate(_plain(asdict(flagged)), " ".join(argv))
+    return recipe
+
+
+def save(recipe: Recipe, path: Path) -> None:
+    """Writes the resolved recipe; `load_file` gives back an equal one."""
+    path.write_text(yaml.safe_dump(_plain(asdict(recipe)), sort_keys=False))
+
+
+def _validate(raw: dict[str, Any], where: str) -> Recipe:
+    try:
+        return _RECIPE.validate_python(raw)
+    except ValidationError as error:
+        lines = [f"{where}: {len(error.errors())} mistake(s) in the recipe"]
+        for mistake in error.errors():
+            got = "" if mistake["type"] in ("missing", "unexpected_keyword_argument") else f", got {mistake['input']!r}"
+            lines.append(f"  {'.'.join(map(str, mistake['loc']))}: {mistake['msg']}{got}")
+        raise ConfigError("\n".join(lines)) from None
+
+
+def _plain(value: Any) -> Any:
+    """Dataclass contents as YAML knows them."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def refuse(error: Exception) -> None:
+    """Ends the process with the error's sentence alone, status 2."""
+    print(error, file=sys.stderr)
+    raise SystemExit(2)

@@ -1,0 +1,205 @@
+"""The model section: how items are represented, and which backbone ranks them. Every default cites its source."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+
+from sidrec.config.section import section
+
+Granularity = Literal["s1", "s2", "s3", "s12", "s23"]
+
+
+@section
+class AdditiveFusion:
+    """softmax_k(v . tanh(W e_k + b_k)): depends on the item alone, so that e_sid can be cached and compared by cosine."""
+
+    kind: Literal["additive"] = "additive"
+    hidden: PositiveInt = 16
+    """Width of the scorer's hidden layer."""
+
+
+@section
+class QueryFusion:
+    """softmax_k(q . W e_k / sqrt(D)) with one learned query q."""
+
+    kind: Literal["query"] = "query"
+
+
+@section
+class ConcatMlpFusion:
+    """softmax(MLP([e_1; ...; e_G]))."""
+
+    kind: Literal["concat_mlp"] = "concat_mlp"
+    hidden: PositiveInt = 64
+    """Width of the hidden layer."""
+
+
+@section
+class MeanFusion:
+    """The same weight for every granularity: the control that attention must beat."""
+
+    kind: Literal["mean"] = "mean"
+
+
+Fusion = Annotated[AdditiveFusion | QueryFusion | ConcatMlpFusion | MeanFusion, Field(discriminator="kind")]
+
+
+@section
+class StandardizedStats:
+    """log1p of each count, then standardisation with running moments of the training rows."""
+
+    kind: Literal["standardize"] = "standardize"
+
+
+@section
+class BucketizedStats:
+    """Each count's power-of-two bucket, embedded."""
+
+    kind: Literal["bucketize"] = "bucketize"
+    buckets: PositiveInt = 20
+    """Buckets per statistic; bucket k holds counts in [2^(k-1), 2^k)."""
+    width: PositiveInt = 4
+    """Width of a bucket's embedding."""
+
+
+Stats = Annotated[StandardizedStats | BucketizedStats, Field(discriminator="kind")]
+
+
+@section
+class StatsGate:
+    """g = sigmoid(MLP(stats)), e = g * e_hid + (1 - g) * e_sid (SID-Coord, module II)."""
+
+    kind: Literal["stats"] = "stats"
+    stats: Stats = StandardizedStats()
+    hidden: PositiveInt = 64
+    """Width of the hidden layer."""
+    output_bias: float = 0.0
+    """Bias of the output layer: 0 starts at g = 0.5, negative values start nearer to the SID."""
+    per_dimension: bool = False
+    """One gate value per embedding dimension instead of one per candidate."""
+
+
+@section
+class SumGate:
+    """No gate: e = e_hid + e_sid (the ablation "w/o gate")."""
+
+    kind: Literal["sum"] = "sum"
+
+
+Gate = Annotated[StatsGate | SumGate, Field(discriminator="kind")]
+
+
+@section
+class AutoDisAlignment:
+    """[max; mean] over the history of AutoDis(cos(e_sid(target), e_sid(history item))) (SID-Coord, module III)."""
+
+    kind: Literal["autodis"] = "autodis"
+    buckets: PositiveInt = 20
+    """Soft buckets H."""
+    width: PositiveInt = 16
+    """Width d_a of a meta-embedding."""
+    skip: float = 0.8
+    """Weight kappa of the skip connection."""
+    temperature: PositiveFloat = 0.1
+    """Softmax temperature tau."""
+    stop_gradient: bool = False
+    """Keep the alignment's gradient out of the SID tables."""
+
+
+@section
+class HistogramAlignment:
+    """[max; mean] over the history of fixed Gaussian bins on [-1, 1]."""
+
+    kind: Literal["histogram"] = "histogram"
+    bins: PositiveInt = 20
+    """Number of bins."""
+    stop_gradient: bool = False
+    """Keep the alignment's gradient out of the SID tables."""
+
+
+@section
+class RawStatsAlignment:
+    """max, mean and standard deviation of the similarities: the control that AutoDis must beat."""
+
+    kind: Literal["raw_stats"] = "raw_stats"
+    stop_gradient: bool = False
+    """Keep the alignment's gradient out of the SID tables."""
+
+
+@section
+class NoAlignment:
+    """No alignment features (the ablation "w/o alignment")."""
+
+    kind: Literal["none"] = "none"
+
+
+Alignment = Annotated[
+    AutoDisAlignment | HistogramAlignment | RawStatsAlignment | NoAlignment, Field(discriminator="kind")
+]
+
+
+@section
+class HidItem:
+    """Items are their hashed ids: the twin that SID-Coord is compared with."""
+
+    kind: Literal["hid"] = "hid"
+
+
+@section
+class SidItem:
+    """Items are their semantic ids; there is no HID table."""
+
+    kind: Literal["sid"] = "sid"
+    granularities: tuple[Granularity, ...] = ("s1", "s2", "s3", "s12", "s23")
+    """SID features, each with its own table."""
+    fusion: Fusion = AdditiveFusion()
+    alignment: Alignment = AutoDisAlignment()
+
+
+@section
+class SidCoordItem:
+    """HID and SID, coordinated (SID-Coord, arXiv 2604.10471)."""
+
+    kind: Literal["sid_coord"] = "sid_coord"
+    granularities: tuple[Granularity, ...] = ("s1", "s2", "s3", "s12", "s23")
+    """SID features, each with its own table."""
+    fusion: Fusion = AdditiveFusion()
+    gate: Gate = StatsGate()
+    alignment: Alignment = AutoDisAlignment()
+
+
+Item = Annotated[HidItem | SidItem | SidCoordItem, Field(discriminator="kind")]
+
+
+@section
+class DlrmBackbone:
+    """TorchRec's DLRM."""
+
+    kind: Literal["dlrm"] = "dlrm"
+    dense_layers: tuple[PositiveInt, ...] = (64,)
+    """Hidden widths of the dense arch; its last layer has the embedding's width and is added."""
+    over_layers: tuple[PositiveInt, ...] = (128, 64)
+    """Hidden widths of the over arch; its last layer has width 1 and is added."""
+
+
+Backbone = Annotated[DlrmBackbone, Field(discriminator="kind")]
+
+
+@section
+class ModelConfig:
+    """The ranker."""
+
+    embedding_dim: PositiveInt = 16
+    """Width D of every table (FBGEMM wants a multiple of 4)."""
+    item: Item = SidCoordItem()
+    context: tuple[str, ...] = ("user_id",)
+    """Id columns of the log that get a table of their own, beside the item."""
+    dense: tuple[str, ...] | None = None
+    """int_* columns to use; left out, all that the log has."""
+    stats_as_dense: bool = True
+    """Give log1p of the stat_* columns to the backbone as dense features too, whatever the item kind: equal knowledge for all."""
+    hid_init: NonNegativeFloat | None = None
+    """HID rows start uniform in [-hid_init, hid_init]; left out, TorchRec's default 1/sqrt(rows)."""
+    sid_init: NonNegativeFloat | None = None
+    """The same for SID rows."""
+    backbone: Backbone = DlrmBackbone()

@@ -1,0 +1,16 @@
+"""What every section of the recipe is: a frozen dataclass that pydantic checks and that refuses unknown keys."""
+
+from dataclasses import dataclass
+from typing import TypeVar, dataclass_transform
+
+from pydantic import ConfigDict
+
+T = TypeVar("T")
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def section(cls: type[T]) -> type[T]:
+    """Marks a class as a section of the recipe."""
+    frozen = dataclass(frozen=True, kw_only=True)(cls)
+    frozen.__pydantic_config__ = ConfigDict(extra="forbid", strict=False)  # type: ignore[attr-defined]
+    return frozen

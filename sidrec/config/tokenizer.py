@@ -1,0 +1,51 @@
+"""The tokenizer section: from item vectors to semantic ids."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveInt
+
+from sidrec.config.section import section
+
+
+@section
+class ResidualKMeansConfig:
+    """Residual k-means (RQ-KMeans; QARM, OneRec) with faiss."""
+
+    kind: Literal["residual_kmeans"] = "residual_kmeans"
+    levels: PositiveInt = 3
+    """Levels L of a SID."""
+    codebook_size: PositiveInt = 256
+    """Codes K per level."""
+    iterations: PositiveInt = 25
+    """Lloyd iterations per level."""
+    points_per_code: PositiveInt = 256
+    """Training vectors per code; more items than this times K are subsampled."""
+    beam: PositiveInt = 1
+    """Beam width of the encoder: how many partial SIDs are kept per level."""
+
+
+@section
+class RandomCodesConfig:
+    """Codes drawn at random: the control that shows whether SIDs carry meaning at all."""
+
+    kind: Literal["random"] = "random"
+    levels: PositiveInt = 3
+    """Levels L of a SID."""
+    codebook_size: PositiveInt = 256
+    """Codes K per level."""
+
+
+Learner = Annotated[ResidualKMeansConfig | RandomCodesConfig, Field(discriminator="kind")]
+
+
+@section
+class TokenizerConfig:
+    """What `sidrec fit` learns and from which vectors."""
+
+    vectors: tuple[Literal["text", "visual", "behavior"], ...] = ("text",)
+    """Vector columns of items.parquet, concatenated in this order."""
+    normalize: bool = True
+    """Scale each vector column to unit length first."""
+    learner: Learner = ResidualKMeansConfig()
+    seed: int = 0
+    """Seed of the learner."""

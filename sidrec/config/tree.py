@@ -1,0 +1,170 @@
+"""The whole recipe and its running parts: data, optimizer, parallel, train."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from sidrec.config.model import ModelConfig
+from sidrec.config.section import section
+from sidrec.config.tokenizer import TokenizerConfig
+
+
+@section
+class DataConfig:
+    """Where rows come from and how they are dealt to the ranks."""
+
+    path: Path
+    """Data folder: holds log/ and items.parquet."""
+    catalog: Path
+    """Catalog folder, made by `sidrec fit`."""
+    batch_size: PositiveInt = 4096
+    """Rows per step over all ranks together: the same recipe trains the same at any world size."""
+    history_length: NonNegativeInt = 20
+    """Latest history items used per row."""
+    lanes: PositiveInt = 8
+    """Parallel streams that the rows of an epoch are split into; the world size must divide it."""
+    shuffle_rows: PositiveInt = 65536
+    """Rows that a lane holds and mixes at a time."""
+    workers: NonNegativeInt = 1
+    """Loader processes per rank; 0 builds batches in the training process."""
+    bad_rows: Literal["refuse", "quarantine"] = "refuse"
+    """What to do with rows that break the contract: stop, or count them and leave them out."""
+
+
+@section
+class AdagradTables:
+    """FBGEMM's element-wise Adagrad."""
+
+    kind: Literal["adagrad"] = "adagrad"
+    lr: PositiveFloat = 0.05
+    """Learning rate."""
+    eps: PositiveFloat = 1e-8
+    """Added to the denominator."""
+    weight_decay: NonNegativeFloat = 0.0
+    """L2 penalty on the rows a batch touches, every table."""
+
+
+@section
+class RowwiseAdagradTables:
+    """FBGEMM's row-wise Adagrad: one state value per row. Saves memory; slower than element-wise on CPU for narrow tables."""
+
+    kind: Literal["rowwise_adagrad"] = "rowwise_adagrad"
+    lr: PositiveFloat = 0.05
+    """Learning rate."""
+    eps: PositiveFloat = 1e-8
+    """Added to the denominator."""
+    weight_decay: NonNegativeFloat = 0.0
+    """L2 penalty on the rows a batch touches, every table."""
+
+
+@section
+class SgdTables:
+    """FBGEMM's SGD."""
+
+    kind: Literal["sgd"] = "sgd"
+    lr: PositiveFloat = 0.1
+    """Learning rate."""
+
+
+TableOptimizer = Annotated[AdagradTables | RowwiseAdagradTables | SgdTables, Field(discriminator="kind")]
+
+
+@section
+class DenseOptimizer:
+    """Optimizer of everything that is not a table."""
+
+    kind: Literal["adam", "adamw", "adagrad"] = "adam"
+    """torch.optim's optimizer of that name."""
+    lr: PositiveFloat = 1e-3
+    """Learning rate."""
+    weight_decay: NonNegativeFloat = 0.0
+    """As the optimizer defines it."""
+
+
+@section
+class Schedule:
+    """Factor on both learning rates: linear warm-up, then constant, linear or cosine decay to `final` at the last step."""
+
+    kind: Literal["constant", "linear", "cosine"] = "constant"
+    """Shape after the warm-up."""
+    warmup_steps: NonNegativeInt = 0
+    """Steps from 0 to the full rate."""
+    final: NonNegativeFloat = 0.0
+    """Factor at the last step (linear, cosine)."""
+
+
+@section
+class OptimizerConfig:
+    """Who updates what."""
+
+    tables: TableOptimizer = AdagradTables()
+    dense: DenseOptimizer = DenseOptimizer()
+    schedule: Schedule = Schedule()
+
+
+ShardingKind = Literal[
+    "data_parallel", "table_wise", "row_wise", "column_wise", "table_row_wise", "table_column_wise", "grid_shard"
+]
+
+
+@section
+class ParallelConfig:
+    """How tables are laid over ranks."""
+
+    sharding: Literal["auto"] | ShardingKind = "auto"
+    """Let TorchRec's planner choose, or force one sharding type for every table."""
+    pipeline: Literal["sparse_dist", "plain"] = "sparse_dist"
+    """TrainPipelineSparseDist, or TrainPipelineBase."""
+
+
+@section
+class TrainConfig:
+    """The training loop."""
+
+    runs: Path = Path("runs")
+    """Folder of run directories; a run lives in RUNS/NAME/seedN."""
+    epochs: PositiveInt = 1
+    """Passes over the train split."""
+    log_every: PositiveInt = 20
+    """Steps between lines of metrics.jsonl and TensorBoard."""
+    checkpoint_every: NonNegativeInt = 0
+    """Steps between checkpoints; 0 keeps only the one at the end of each epoch."""
+    keep_checkpoints: PositiveInt = 2
+    """Newest checkpoints kept."""
+
+
+@section
+class EvaluateConfig:
+    """What is measured after training."""
+
+    splits: tuple[str, ...] = ("test",)
+    """Splits of the log to evaluate."""
+    head_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of items, by train impressions, that make the head."""
+    tail_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share of items, by train impressions, that make the tail; torso is between. Cold: no train impression at all."""
+    save_predictions: bool = True
+    """Write predictions_<split>.parquet into the run directory."""
+
+
+@section
+class Recipe:
+    """Everything a run does."""
+
+    name: str
+    """Names the run directory."""
+    seed: int = 0
+    """Seed of initialisation and row order."""
+    data: DataConfig
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: ModelConfig = ModelConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @property
+    def run(self) -> Path:
+        """The run directory."""
+        return self.train.runs / self.name / f"seed{self.seed}"

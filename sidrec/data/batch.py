@@ -1,0 +1,61 @@
+"""The batch: what one rank trains on in one step.
+
+Items are looked up once: `items` has one single-id bag per *unique* item of the local batch, targets and history together,
+and `target_B`, `history_BT` point into those bags. Bag 0 is always empty: padding points to it and gets a zero vector.
+
+    rows                    unique items (bags of `items`)         target_B   history_BT
+    target 7, history 9 4   0: (empty)  1: 4  2: 7  3: 9           [2,        [[3, 1],
+    target 4, history 7                                             1]         [2, 0]]
+
+Shapes: B rows, U bags, T history positions (latest items, oldest first, padded at the end), X dense and S statistics columns.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.streamable import Pipelineable
+
+
+
+@dataclass
+class Batch(Pipelineable):
+    """One rank's share of a step. Every field is a tensor or a KeyedJaggedTensor.
+
+    items: keys are the item tables (hid, s1, ...), stride U, at most one id per bag.
+    context: keys are the other id columns (user_id, cat_*), stride B, one id per bag.
+    target_B, history_BT: int64 bag numbers; 0 is padding.
+    dense_BX, stats_BS: float32. stats are raw counts as of the row's time.
+    label_B: float32, 0 or 1. weight_B: float32, 0 marks a padding row, which counts nowhere.
+    row_B, user_B, item_B: int64 row number within the split, and the row's ids, for metrics.
+    rows_per_rank: float32 scalar, rows of weight 1 over all ranks, divided by the number of ranks: the loss's denominator.
+    """
+
+    items: KeyedJaggedTensor
+    context: KeyedJaggedTensor
+    target_B: Tensor
+    history_BT: Tensor
+    dense_BX: Tensor
+    stats_BS: Tensor
+    label_B: Tensor
+    weight_B: Tensor
+    row_B: Tensor
+    user_B: Tensor
+    item_B: Tensor
+    rows_per_rank: Tensor
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
+        return Batch(*(getattr(self, f.name).to(device=device, non_blocking=non_blocking) for f in fields(self)))
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        for f in fields(self):
+            getattr(self, f.name).record_stream(stream)
+
+    def pin_memory(self) -> "Batch":
+        return Batch(*(getattr(self, f.name).pin_memory() for f in fields(self)))
+
+    @property
+    def bags(self) -> int:
+        """U, the number of item bags."""
+        return self.items.stride()

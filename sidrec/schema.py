@@ -1,0 +1,243 @@
+"""The contracts between raw data and sidrec: column names, types and their checks.
+
+A data folder holds::
+
+    items.parquet            one row per item: item_id, train_impressions, vector columns, metadata
+    log/manifest.json        what the log holds (Manifest)
+    log/<split>/*.parquet    one row per impression, sorted by time within a split
+
+This file is the one place that spells these names. `data_prep` writes them, `sidrec` reads them.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+SCHEMA_VERSION = 1
+
+LABEL = "label"  # float32, 0 or 1
+TIMESTAMP = "timestamp"  # int64, seconds since 1970
+USER_ID = "user_id"  # int64
+ITEM_ID = "item_id"  # int64
+HISTORY = "history"  # list<int64> of item ids the user liked before `timestamp`, oldest first
+DENSE_PREFIX = "int_"  # float32, finite, ready for a linear layer
+CATEGORICAL_PREFIX = "cat_"  # int64 in [0, ids[column])
+STAT_PREFIX = "stat_"  # float32 counts of the target item, as of `timestamp`, never later
+
+UNKNOWN_ID = 0
+"""In every id column 0 means "not known" (and padding); real ids start at 1."""
+
+TRAIN_IMPRESSIONS = "train_impressions"  # int64, rows of the train split on this item: defines head, torso, tail, cold
+VECTOR_COLUMNS = ("text", "visual", "behavior")  # fixed-size float32 lists; any may be absent
+
+MANIFEST = "manifest.json"
+ITEMS = "items.parquet"
+LOG = "log"
+
+
+class ContractError(ValueError):
+    """Data that breaks the contract. The message says where, what was expected and what was found."""
+
+    def __init__(self, where: object, expected: str, got: object) -> None:
+        super().__init__(f"{where}: expected {expected}, got {got}")
+
+
+@dataclass(frozen=True)
+class LogFile:
+    """One parquet file of a split; `path` is relative to the log folder."""
+
+    path: str
+    rows: int
+    first_timestamp: int
+    last_timestamp: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `log/manifest.json` says.
+
+    ids: id column (user_id, item_id, cat_*) -> number of table rows needed, that is largest id + 1.
+    dense, stats: the int_* and stat_* columns, in order.
+    history_length: the longest history stored.
+    splits: split name -> its files, in time order.
+    protocol: how rows and labels came to be, for people (negatives, windows, thresholds).
+    """
+
+    source: str
+    seed: int
+    ids: Mapping[str, int]
+    dense: tuple[str, ...]
+    stats: tuple[str, ...]
+    history_length: int
+    splits: Mapping[str, tuple[LogFile, ...]]
+    protocol: Mapping[str, object] = field(default_factory=dict)
+    schema_version: int = SCHEMA_VERSION
+
+    def rows(self, split: str) -> int:
+        return sum(file.rows for file in self.files(split))
+
+    def files(self, split: str) -> tuple[LogFile, ...]:
+        """Raises ContractError when the log has no such split."""
+        if split not in self.splits:
+            raise ContractError(MANIFEST, f"one of the splits {sorted(self.splits)}", repr(split))
+        return self.splits[split]
+
+    @property
+    def categorical(self) -> tuple[str, ...]:
+        return tuple(column for column in self.ids if column.startswith(CATEGORICAL_PREFIX))
+
+
+def log_schema(manifest: Manifest) -> pa.Schema:
+    """The arrow schema of every file of this log."""
+    columns = [(LABEL, pa.float32()), (TIMESTAMP, pa.int64()), (USER_ID, pa.int64()), (ITEM_ID, pa.int64())]
+    columns += [(name, pa.float32()) for name in manifest.dense]
+    columns += [(name, pa.int64()) for name in manifest.categorical]
+    columns += [(HISTORY, pa.list_(pa.int64()))]
+    columns += [(name, pa.float32()) for name in manifest.stats]
+    return pa.schema(columns)
+
+
+def save_manifest(manifest: Manifest, log: Path) -> None:
+    """Writes `log/manifest.json` in one step: a reader sees the whole file or none."""
+    partial = log / (MANIFEST + ".partial")
+    partial.write_text(json.dumps(asdict(manifest), indent=1) + "\n")
+    partial.replace(log / MANIFEST)
+
+
+def load_manifest(log: Path) -> Manifest:
+    """Reads and checks `log/manifest.json`. Raises ContractError naming the key that is wrong."""
+    path = log / MANIFEST
+    if not path.is_file():
+        raise ContractError(path, "a log manifest, as data_prep writes it", "no such file")
+    try:
+        raw = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ContractError(path, "valid JSON", error) from None
+    if not isinstance(raw, dict):
+        raise ContractError(path, "a JSON object", type(raw).__name__)
+    return _manifest_from_json(raw, path)
+
+
+def _manifest_from_json(raw: dict[str, object], path: Path) -> Manifest:
+    fields = Manifest.__dataclass_fields__
+    missing = sorted(set(fields) - set(raw) - {"protocol"})
+    unknown = sorted(set(raw) - set(fields))
+    if missing or unknown:
+        raise ContractError(path, f"the keys {sorted(fields)}", f"missing {missing}, unknown {unknown}")
+    if raw["schema_version"] != SCHEMA_VERSION:
+        raise ContractError(f"{path}, schema_version", f"{SCHEMA_VERSION}", raw["schema_version"])
+    try:
+        splits = {
+            str(name): tuple(_log_file(entry, f"{path}, splits.{name}") for entry in entries)
+            for name, entries in raw["splits"].items()  # type: ignore[attr-defined]
+        }
+        ids = {str(column): int(rows) for column, rows in raw["ids"].items()}  # type: ignore[attr-defined]
+        dense = tuple(str(column) for column in raw["dense"])  # type: ignore[attr-defined]
+        stats = tuple(str(column) for column in raw["stats"])  # type: ignore[attr-defined]
+        length, seed = int(raw["history_length"]), int(raw["seed"])  # type: ignore[call-overload]
+        protocol = dict(raw.get("protocol", {}))  # type: ignore[call-overload]
+    except ContractError:
+        raise
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ContractError(path, "the value types of the Manifest contract", error) from None
+    _check_names(path, ids, dense, stats)
+    return Manifest(str(raw["source"]), seed, ids, dense, stats, length, splits, protocol)
+
+
+def _log_file(entry: object, where: str) -> LogFile:
+    keys = set(LogFile.__dataclass_fields__)
+    if not isinstance(entry, dict) or set(entry) != keys:
+        raise ContractError(where, f"entries with the keys {sorted(keys)}", entry)
+    path = str(entry["path"])
+    if Path(path).is_absolute() or ".." in Path(path).parts:
+        raise ContractError(where, "file paths inside the log folder", repr(path))
+    return LogFile(path, int(entry["rows"]), int(entry["first_timestamp"]), int(entry["last_timestamp"]))
+
+
+def _check_names(path: Path, ids: Mapping[str, int], dense: tuple[str, ...], stats: tuple[str, ...]) -> None:
+    for column in (USER_ID, ITEM_ID):
+        if column not in ids:
+            raise ContractError(f"{path}, ids", f"the column {column}", sorted(ids))
+    for column, rows in ids.items():
+        if column not in (USER_ID, ITEM_ID) and not column.startswith(CATEGORICAL_PREFIX):
+            raise ContractError(f"{path}, ids", f"{USER_ID}, {ITEM_ID} or {CATEGORICAL_PREFIX}*", repr(column))
+        if rows < 1:
+            raise ContractError(f"{path}, ids.{column}", "at least one table row", rows)
+    for name, columns, prefix in (("dense", dense, DENSE_PREFIX), ("stats", stats, STAT_PREFIX)):
+        for column in columns:
+            if not column.startswith(prefix):
+                raise ContractError(f"{path}, {name}", f"names that start with {prefix}", repr(column))
+
+
+def check_columns(found: pa.Schema, manifest: Manifest, where: object) -> None:
+    """Every column of the contract is there with its type. Raises ContractError; columns beyond it are allowed."""
+    for expected in log_schema(manifest):
+        index = found.get_field_index(expected.name)
+        if index < 0:
+            raise ContractError(where, f"a column {expected.name}", f"columns {found.names}")
+        if found.field(index).type != expected.type:
+            raise ContractError(f"{where}, column {expected.name}", str(expected.type), found.field(index).type)
+
+
+def broken_rows(table: pa.Table, manifest: Manifest) -> dict[str, np.ndarray]:
+    """Finds the rows that break the contract's value rules.
+
+    Returns: rule -> bool mask over the table's rows, only for rules that some row breaks. A rule reads
+    "column, expectation"; the caller turns it into an error or a quarantine.
+    """
+    rules: dict[str, np.ndarray] = {}
+
+    def add(column: str, expectation: str, bad: np.ndarray) -> None:
+        if bad.any():
+            rules[f"column {column}, expected {expectation}"] = bad
+
+    for column in log_schema(manifest).names:
+        nulls = table[column].is_null().to_numpy()
+        add(column, "no missing value", np.asarray(nulls, dtype=bool))
+    label = _numpy(table, LABEL)
+    add(LABEL, "0 or 1", ~((label == 0) | (label == 1)))
+    for column in manifest.dense:
+        add(column, "finite values", ~np.isfinite(_numpy(table, column)))
+    for column in manifest.stats:
+        values = _numpy(table, column)
+        add(column, "finite counts of at least 0", ~(np.isfinite(values) & (values >= 0)))
+    for column, rows in manifest.ids.items():
+        ids = _numpy(table, column)
+        add(column, f"ids in [0, {rows})", (ids < 0) | (ids >= rows))
+    add(HISTORY, f"item ids in [0, {manifest.ids[ITEM_ID]})", _rows_with_bad_history(table, manifest))
+    return rules
+
+
+def _rows_with_bad_history(table: pa.Table, manifest: Manifest) -> np.ndarray:
+    history = table[HISTORY].combine_chunks()
+    values = pc.list_flatten(history).to_numpy(zero_copy_only=False)
+    parents = pc.list_parent_indices(history).to_numpy(zero_copy_only=False)
+    if values.dtype != np.int64:  # a null inside a list turns the values into floats
+        values = np.where(np.isnan(values), -1, values)
+    bad = np.zeros(table.num_rows, dtype=bool)
+    bad[parents[(values < 0) | (values >= manifest.ids[ITEM_ID])]] = True
+    return bad
+
+
+def _numpy(table: pa.Table, column: str) -> np.ndarray:
+    values = table[column].to_numpy()
+    if values.dtype.kind == "f" and table.schema.field(column).type == pa.int64():
+        values = np.nan_to_num(values, nan=-1)
+    return np.asarray(values)
+
+
+def check_time_order(timestamps: np.ndarray, where: object, after: float = -math.inf) -> None:
+    """Timestamps never go back, and start no earlier than `after`. Raises ContractError with the first row that does."""
+    if len(timestamps) and timestamps[0] < after:
+        raise ContractError(f"{where}, column {TIMESTAMP}", f"times from {after:.0f} on", int(timestamps[0]))
+    back = np.flatnonzero(np.diff(timestamps) < 0)
+    if len(back):
+        row = int(back[0]) + 1
+        got = f"{timestamps[row]} after {timestamps[row - 1]} at row {row}"
+        raise ContractError(f"{where}, column {TIMESTAMP}", "rows sorted by time", got)
