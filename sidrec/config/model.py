@@ -4,9 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
+from sidrec.config.granularity import Granularity
 from sidrec.config.section import section
-
-Granularity = Literal["s1", "s2", "s3", "s12", "s23"]
 
 
 @section
@@ -46,7 +45,7 @@ Fusion = Annotated[AdditiveFusion | QueryFusion | ConcatMlpFusion | MeanFusion, 
 
 @section
 class StandardizedStats:
-    """log1p of each count, then standardisation with running moments of the training rows."""
+    """log1p of each count, then standardisation with the moments of the train split."""
 
     kind: Literal["standardize"] = "standardize"
 
@@ -164,6 +163,8 @@ class SidCoordItem:
     granularities: tuple[Granularity, ...] = ("s1", "s2", "s3", "s12", "s23")
     """SID features, each with its own table."""
     fusion: Fusion = AdditiveFusion()
+    history: tuple[Literal["hid", "sid"], ...] = ("hid",)
+    """Which embeddings of the history are averaged into features of the backbone; "hid" is what the twin has."""
     gate: Gate = StatsGate()
     alignment: Alignment = AutoDisAlignment()
 

@@ -1,0 +1,30 @@
+"""Names of granularities: s1 is level 1 alone, s12 the pair of levels 1 and 2, s123 the first three levels together."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator
+
+MOST_LEVELS = 4  # radix 10,000 to the fourth is the last power that int64 holds with room
+
+
+def granularity_levels(name: str) -> tuple[int, ...]:
+    """The levels (counted from 1) that a granularity joins, as in s23 -> (2, 3).
+
+    Raises ValueError for a name that is not `s` and one to four adjacent, ascending level digits. Non-adjacent levels
+    such as s13 are refused because their composed ids are too sparse (SID-Coord, arXiv 2604.10471).
+    """
+    digits = name[1:]
+    levels = tuple(int(digit) for digit in digits if digit in "123456789")
+    if not name.startswith("s") or len(levels) != len(digits) or not 1 <= len(levels) <= MOST_LEVELS:
+        raise ValueError(f"expected a granularity such as s1, s12 or s123, got {name!r}")
+    if levels != tuple(range(levels[0], levels[0] + len(levels))):
+        raise ValueError(f"expected adjacent, ascending levels in a granularity, such as s12, got {name!r}")
+    return levels
+
+
+def _checked(name: str) -> str:
+    granularity_levels(name)
+    return name
+
+
+Granularity = Annotated[str, AfterValidator(_checked)]

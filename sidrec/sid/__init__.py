@@ -1,0 +1,1 @@
+"""Semantic ids: item vectors in, codes out. Knows nothing of TorchRec, ranks or logs."""

@@ -1,0 +1,194 @@
+"""The catalog: which item has which semantic id.
+
+A catalog folder holds::
+
+    codes.parquet    item_id, sid_1 .. sid_L, and weight_1 .. weight_L where the tokenizer gives weights
+    catalog.json     codebook sizes, number of items, fingerprint
+    tokenizer/       the tokenizer's artifact, for new items        (`sidrec fit` adds this and the rest)
+    report.json      code quality
+    pictures/        code usage and collisions
+
+Shapes: N items, L levels.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sidrec.schema import ITEM_ID, UNKNOWN_ID, ContractError
+from sidrec.sid.atomic_folder import atomic_folder
+from sidrec.sid.tokenizer import Tokenizer
+
+CODES = "codes.parquet"
+CARD = "catalog.json"
+TOKENIZER = "tokenizer"
+REPORT = "report.json"
+PICTURES = "pictures"
+CATALOG_VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Catalog:
+    """SIDs of all items, sorted by item id whatever the order given.
+
+    item_ids_N: int64 from 1 on, no id twice.
+    codes_NL: int64, level l in [0, codebook_sizes[l]).
+    weights_NL: float32 per token, finite, or None.
+
+    Raises ContractError naming the first item that breaks this.
+    """
+
+    item_ids_N: np.ndarray
+    codes_NL: np.ndarray
+    codebook_sizes: tuple[int, ...]
+    weights_NL: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        order = np.argsort(self.item_ids_N, kind="stable")
+        object.__setattr__(self, "item_ids_N", np.asarray(self.item_ids_N, dtype=np.int64)[order])
+        object.__setattr__(self, "codes_NL", np.asarray(self.codes_NL, dtype=np.int64)[order])
+        if self.weights_NL is not None:
+            object.__setattr__(self, "weights_NL", np.asarray(self.weights_NL, dtype=np.float32)[order])
+        _check(self)
+
+    def __len__(self) -> int:
+        return len(self.item_ids_N)
+
+    @property
+    def levels(self) -> int:
+        """L."""
+        return len(self.codebook_sizes)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over item ids, codes, codebook sizes and weights: what a checkpoint remembers of its catalog."""
+        digest = hashlib.sha256(json.dumps([CATALOG_VERSION, *self.codebook_sizes]).encode())
+        digest.update(self.item_ids_N.astype("<i8").tobytes())
+        digest.update(self.codes_NL.astype("<i8").tobytes())
+        if self.weights_NL is not None:
+            digest.update(self.weights_NL.astype("<f4").tobytes())
+        return digest.hexdigest()
+
+    def codes_by_id(self, number_of_ids: int) -> np.ndarray:
+        """Codes indexed by item id: int64 [number_of_ids, L], -1 for ids without a SID, id 0 among them.
+
+        Items whose id is number_of_ids or more are left out: the log does not know them.
+        """
+        codes = np.full((number_of_ids, self.levels), -1, dtype=np.int64)
+        known = self.item_ids_N < number_of_ids
+        codes[self.item_ids_N[known]] = self.codes_NL[known]
+        return codes
+
+    def extend(self, new_item_ids: np.ndarray, vectors: np.ndarray, tokenizer: Tokenizer) -> "Catalog":
+        """A larger catalog: new items get codes from the frozen codebooks, SIDs of old items stay as they are.
+
+        vectors: [new items, V], prepared as for the fit (`read_item_vectors` with the artifact's config).
+        Raises ContractError when an id is in the catalog already, or the tokenizer's codebooks are not the catalog's.
+        """
+        if tokenizer.codebook_sizes != self.codebook_sizes:
+            raise ContractError("tokenizer", f"codebooks of {self.codebook_sizes} codes", tokenizer.codebook_sizes)
+        again = np.intersect1d(new_item_ids, self.item_ids_N)
+        if len(again):
+            raise ContractError(
+                "new items", "ids that the catalog does not hold yet", f"{len(again)}, first {again[0]}"
+            )
+        new = tokenizer.encode(vectors)
+        if (new.weights_NL is None) != (self.weights_NL is None):
+            raise ContractError("tokenizer", "token weights exactly when the catalog has them", new.weights_NL)
+        weights = None
+        if self.weights_NL is not None and new.weights_NL is not None:
+            weights = np.concatenate([self.weights_NL, new.weights_NL])
+        return Catalog(
+            np.concatenate([self.item_ids_N, new_item_ids]),
+            np.concatenate([self.codes_NL, new.codes_NL]),
+            self.codebook_sizes,
+            weights,
+        )
+
+    def save(self, path: Path) -> None:
+        """Writes a folder with the catalog alone, in one step; replaces one that exists."""
+        with atomic_folder(path) as partial:
+            write_catalog(self, partial)
+
+
+def write_catalog(catalog: Catalog, folder: Path) -> None:
+    """Adds codes.parquet and catalog.json to a folder that is being built."""
+    columns = {ITEM_ID: catalog.item_ids_N}
+    columns |= {f"sid_{level + 1}": catalog.codes_NL[:, level].astype(np.int32) for level in range(catalog.levels)}
+    if catalog.weights_NL is not None:
+        columns |= {f"weight_{level + 1}": catalog.weights_NL[:, level] for level in range(catalog.levels)}
+    pq.write_table(pa.table(columns), folder / CODES)
+    card = {
+        "version": CATALOG_VERSION,
+        "items": len(catalog),
+        "codebook_sizes": list(catalog.codebook_sizes),
+        "fingerprint": catalog.fingerprint,
+    }
+    (folder / CARD).write_text(json.dumps(card, indent=1) + "\n")
+
+
+def load_catalog(path: Path) -> Catalog:
+    """Reads a catalog folder. Raises ContractError when it is none, or its codes are not those it was saved with."""
+    codebook_sizes, fingerprint = _read_card(path / CARD)
+    table = _read_codes(path / CODES, len(codebook_sizes))
+    levels = range(1, len(codebook_sizes) + 1)
+    codes = np.stack([table[f"sid_{level}"].to_numpy() for level in levels], axis=1)
+    weights = None
+    if "weight_1" in table.column_names:
+        weights = np.stack([table[f"weight_{level}"].to_numpy() for level in levels], axis=1)
+    catalog = Catalog(table[ITEM_ID].to_numpy(), codes, codebook_sizes, weights)
+    if catalog.fingerprint != fingerprint:
+        raise ContractError(f"{path}, fingerprint", f"{fingerprint} as {CARD} says", catalog.fingerprint)
+    return catalog
+
+
+def _read_card(path: Path) -> tuple[tuple[int, ...], str]:
+    if not path.is_file():
+        raise ContractError(path, "a catalog, as `sidrec fit` makes it", "no such file")
+    try:
+        card = json.loads(path.read_text())
+        version = card["version"]
+        codebook_sizes = tuple(int(size) for size in card["codebook_sizes"])
+        fingerprint = str(card["fingerprint"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ContractError(path, "JSON with version, codebook_sizes and fingerprint", repr(error)) from None
+    if version != CATALOG_VERSION:
+        raise ContractError(f"{path}, version", str(CATALOG_VERSION), version)
+    return codebook_sizes, fingerprint
+
+
+def _read_codes(path: Path, levels: int) -> pa.Table:
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ContractError(path, "a readable parquet file", error) from None
+    sids = [f"sid_{level}" for level in range(1, levels + 1)]
+    weights = [f"weight_{level}" for level in range(1, levels + 1)]
+    if table.column_names not in ([ITEM_ID, *sids], [ITEM_ID, *sids, *weights]):
+        raise ContractError(path, f"the columns {[ITEM_ID, *sids]}", table.column_names)
+    return table
+
+
+def _check(catalog: Catalog) -> None:
+    ids, codes, sizes = catalog.item_ids_N, catalog.codes_NL, np.asarray(catalog.codebook_sizes)
+    if codes.shape != (len(ids), len(sizes)):
+        raise ContractError("catalog, codes", f"shape {(len(ids), len(sizes))}", codes.shape)
+    if len(ids) and ids[0] <= UNKNOWN_ID:
+        raise ContractError("catalog, item ids", f"ids above {UNKNOWN_ID}, which means unknown", int(ids[0]))
+    twice = np.flatnonzero(np.diff(ids) == 0)
+    if len(twice):
+        raise ContractError("catalog, item ids", "every id once", f"{ids[twice[0]]} twice")
+    bad_item, bad_level = np.nonzero((codes < 0) | (codes >= sizes))
+    if len(bad_item):
+        item, level = bad_item[0], bad_level[0]
+        where = f"catalog, item {ids[item]}, level {level + 1}"
+        raise ContractError(where, f"a code in [0, {sizes[level]})", int(codes[item, level]))
+    weights = catalog.weights_NL
+    if weights is not None and (weights.shape != codes.shape or not np.isfinite(weights).all()):
+        raise ContractError("catalog, weights", f"finite values of shape {codes.shape}", weights.shape)

@@ -1,0 +1,77 @@
+"""The contract of every tokenizer: vectors in, codes out. A tokenizer is frozen once fitted.
+
+Shapes: N items, V vector width, L levels, K codes per level (levels may differ in K), P pairs.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+
+class Encoded(NamedTuple):
+    """What a tokenizer says about items.
+
+    codes_NL: int64, level l in [0, codebook_sizes[l]).
+    weights_NL: float32 importance of every token, or None where the learner has no such thing.
+    """
+
+    codes_NL: np.ndarray
+    weights_NL: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class SideInformation:
+    """What learners may use besides the vectors; each says which part it needs.
+
+    columns: (name, width) of the vector columns that were concatenated, in order; widths sum to V.
+    train_impressions_N: int64 rows of the train split per item.
+    pairs_P2: int64 row numbers of items that belong together, such as co-occurring ones. From the train split only.
+    """
+
+    columns: tuple[tuple[str, int], ...] = ()
+    train_impressions_N: np.ndarray | None = None
+    pairs_P2: np.ndarray | None = None
+
+
+class Tokenizer(ABC):
+    """A fitted tokenizer. `arrays` and the learner's config are its whole state."""
+
+    @classmethod
+    @abstractmethod
+    def fit(cls, vectors_NV: np.ndarray, config: Any, seed: int, side: SideInformation) -> Self:
+        """Learns from float32 vectors, which may be a memory map larger than RAM.
+
+        The same arguments give the same tokenizer. Raises ContractError when the vectors cannot support the config.
+        """
+
+    @property
+    @abstractmethod
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """K of every level."""
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """V, the width of the vectors it encodes."""
+
+    @abstractmethod
+    def encode(self, vectors_NV: np.ndarray) -> Encoded:
+        """Codes of any items, seen in fitting or not. A row's codes depend on that row alone.
+
+        Raises ContractError when the width is not V.
+        """
+
+    @abstractmethod
+    def decode(self, codes_NL: np.ndarray) -> np.ndarray | None:
+        """The float32 vectors [N, V] that codes stand for, or None when codes do not stand for vectors."""
+
+    @abstractmethod
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The learned state, for the artifact."""
+
+    @classmethod
+    @abstractmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray], config: Any, seed: int) -> Self:
+        """The tokenizer that `arrays` came from. Raises KeyError when an array is missing."""
