@@ -1,0 +1,147 @@
+"""Do the installed torch, FBGEMM and torchrec belong together? Asked of their metadata, before any of them is imported.
+
+FBGEMM is published twice, as `fbgemm-gpu` (CUDA) and `fbgemm-gpu-cpu`, and both own the folder fbgemm_gpu/: whichever
+lands last wins. torchrec asks for `fbgemm-gpu` of any release, so an ordinary `pip install` can put a CUDA build of
+another release over a working CPU one. What follows is an undefined symbol far from the cause; `require_stack`
+says it at the door.
+"""
+
+import json
+import runpy
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.machinery import PathFinder
+from importlib.metadata import Distribution, distributions
+from pathlib import Path
+
+TESTED = {"torch": "2.13.0", "torchrec": "1.8.0", "fbgemm": "1.8.0"}
+"""The releases sidrec is tested with and that the repair installs."""
+
+FBGEMM_OF_TORCH = {"2.13": "1.8", "2.12": "1.7", "2.11": "1.6"}
+"""FBGEMM is compiled against one torch release (FBGEMM's own compatibility table, fbgemm_gpu/__init__.py of 1.8.0)."""
+
+TORCHREC = ("1.6", "1.7", "1.8")
+"""torchrec is Python only and runs on any of the pairs above."""
+
+
+class StackError(RuntimeError):
+    """torch, FBGEMM and torchrec do not belong together; the message ends with the command that repairs it."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """What is installed. A version is None where the package is missing; builds are "cpu", "cuda" or "unknown".
+
+    owners: distributions that put files into the folder fbgemm_gpu/.
+    """
+
+    torch: str | None
+    torch_build: str
+    torchrec: str | None
+    fbgemm: str | None
+    fbgemm_build: str
+    owners: tuple[str, ...]
+
+    def __str__(self) -> str:
+        torch, torchrec, fbgemm = (version or "missing" for version in (self.torch, self.torchrec, self.fbgemm))
+        return f"torch {torch} ({self.torch_build}), torchrec {torchrec}, FBGEMM {fbgemm} ({self.fbgemm_build})"
+
+
+def find_stack(path: Sequence[str] | None = None) -> Stack:
+    """Reads versions and builds from the folders of `path` (sys.path when left out). Imports none of the three."""
+    folders = list(sys.path if path is None else path)
+    installed: dict[str, Distribution] = {}
+    for found in distributions(path=folders):
+        installed.setdefault(_canonical(found.metadata["Name"]), found)
+    torch, torch_build = _torch(folders)
+    fbgemm, fbgemm_build = _fbgemm(folders)
+    owners = tuple(
+        name for name in ("fbgemm-gpu", "fbgemm-gpu-cpu") if name in installed and _fills_folder(installed[name])
+    )
+    torchrec = installed["torchrec"].version if "torchrec" in installed else None
+    return Stack(torch, torch_build, torchrec, fbgemm, fbgemm_build, owners)
+
+
+def fault(stack: Stack) -> str | None:
+    """What is wrong with the stack, in one sentence without the repair; None if nothing is."""
+    missing = [name for name in ("torch", "torchrec", "fbgemm") if getattr(stack, name) is None]
+    if missing:
+        return f"not installed: {', '.join(missing)}"
+    if len(stack.owners) > 1:
+        return f"{' and '.join(stack.owners)} are installed over one another, and removing either breaks the other"
+    release = _release(stack.torch)
+    if release not in FBGEMM_OF_TORCH:
+        return f"expected torch {' or '.join(FBGEMM_OF_TORCH)}, got {stack.torch}"
+    if _release(stack.fbgemm) != FBGEMM_OF_TORCH[release]:
+        return f"torch {stack.torch} needs FBGEMM {FBGEMM_OF_TORCH[release]}, got {stack.fbgemm}"
+    if _release(stack.torchrec) not in TORCHREC:
+        return f"expected torchrec {', '.join(TORCHREC)}, got {stack.torchrec}"
+    if stack.torch_build == "cpu" and stack.fbgemm_build != "cpu":
+        return f"torch is a CPU build, but FBGEMM is built for {stack.fbgemm_build}"
+    return None
+
+
+def repair(stack: Stack) -> str:
+    """The one shell command that replaces whatever is there by the tested triple, in the build that torch has."""
+    pip = f"{shlex.quote(sys.executable)} -m pip"
+    remove = f"{pip} uninstall -y fbgemm-gpu fbgemm-gpu-cpu"
+    pair = f"torch=={TESTED['torch']} torchrec=={TESTED['torchrec']}"
+    if stack.torch_build == "cuda":
+        return f"{remove}; {pip} install {pair} fbgemm-gpu=={TESTED['fbgemm']}"
+    packages = [f"{pair} fbgemm-gpu-cpu=={TESTED['fbgemm']}"]
+    stand_in = Path(__file__).parents[1] / "requirements" / "fbgemm-gpu"
+    if (
+        stand_in.is_dir()
+    ):  # in a checkout: also meet torchrec's requirement, so that no later pip run fetches the CUDA build
+        packages.append(shlex.quote(str(stand_in)))
+    return f"{remove}; {pip} install --no-deps {' '.join(packages)}"
+
+
+def require_stack() -> None:
+    """Entries call this before they import torchrec. Raises StackError, which names the repair."""
+    stack = find_stack()
+    sentence = fault(stack)
+    if sentence:
+        raise StackError(f"{sentence} ({stack}). Repair: {repair(stack)}")
+
+
+def _torch(folders: list[str]) -> tuple[str | None, str]:
+    package = _package("torch", folders)
+    if package is None or not (package / "version.py").is_file():
+        return None, "unknown"
+    version = runpy.run_path(str(package / "version.py"))
+    return str(version["__version__"]), "cuda" if version.get("cuda") else "cpu"
+
+
+def _fbgemm(folders: list[str]) -> tuple[str | None, str]:
+    """The library that is really in the folder, whatever the metadata of the two distributions claims."""
+    package = _package("fbgemm_gpu", folders)
+    if package is None:
+        return None, "unknown"
+    target = package / "docs" / "target.default.json.py"
+    try:
+        facts = json.loads(target.read_text())
+        return str(facts["version"]), str(facts["variant"])
+    except (OSError, ValueError, KeyError):
+        return "of unknown release", "unknown"
+
+
+def _package(name: str, folders: list[str]) -> Path | None:
+    spec = PathFinder.find_spec(name, folders)
+    if spec is None or spec.origin is None:
+        return None
+    return Path(spec.origin).parent
+
+
+def _fills_folder(found: Distribution) -> bool:
+    return any(file.parts[0] == "fbgemm_gpu" for file in found.files or ())
+
+
+def _canonical(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
+def _release(version: str | None) -> str:
+    return ".".join((version or "").split(".")[:2])
