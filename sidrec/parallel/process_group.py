@@ -1,0 +1,86 @@
+"""The ranks of a run: who I am, on which device, with how many threads, and how all ranks agree on small facts."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import distributed as dist
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among the ranks.
+
+    control: a gloo group beside the training group, for facts that live on the CPU.
+    """
+
+    rank: int
+    world: int
+    device: torch.device
+    threads: int
+    control: dist.ProcessGroup
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank speaks for all: prints, writes, plans."""
+        return self.rank == 0
+
+
+class RankError(RuntimeError):
+    """Another rank failed; the message carries its sentence."""
+
+
+def threads_per_rank() -> int:
+    """Cores this process may use, divided among the ranks of its node; OMP_NUM_THREADS overrides."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return max(1, int(os.environ["OMP_NUM_THREADS"]))
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+@contextmanager
+def joined_ranks() -> Iterator[Ranks]:
+    """Joins the ranks that torchrun started, or makes a world of one where nothing did; leaves them at the end.
+
+    NCCL where each rank has a GPU, gloo on CPU. A rank that fails leaves without waiting for the others.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    threads = threads_per_rank()
+    torch.set_num_threads(threads)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    if "RANK" in os.environ:
+        dist.init_process_group(backend)
+    else:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    control = dist.new_group(backend="gloo") if backend != "gloo" else dist.group.WORLD
+    assert control is not None, "the world group exists once init_process_group has returned"
+    yield Ranks(dist.get_rank(), dist.get_world_size(), device, threads, control)
+    dist.destroy_process_group()
+
+
+def agree(ranks: Ranks, error: Exception | None) -> None:
+    """Every rank calls this with its own outcome; if any has an error, all raise.
+
+    Raises: this rank's own error, or RankError with the sentence of the first rank that failed.
+    """
+    sentence = None if error is None else f"{error}"
+    sentences: list[str | None] = [None] * ranks.world
+    dist.all_gather_object(sentences, sentence, group=ranks.control)
+    if error is not None:
+        raise error
+    for rank, other in enumerate(sentences):
+        if other is not None:
+            raise RankError(f"rank {rank} stopped: {other}")
+
+
+def largest(ranks: Ranks, value: int) -> int:
+    """The largest `value` any rank has."""
+    if ranks.world == 1:
+        return value
+    values = torch.tensor([value], dtype=torch.int64)
+    dist.all_reduce(values, dist.ReduceOp.MAX, group=ranks.control)
+    return int(values)
