@@ -59,8 +59,10 @@ def _run_rank(
     # The variables torchrun would set, for code that reads them.
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(ranks))
     try:
-        store = dist.FileStore(str(Path(folder) / "store"), ranks)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=timeout))
+        store = f"file://{folder}/store"
+        dist.init_process_group(
+            "gloo", init_method=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=timeout)
+        )
         result = function(rank, ranks, *args)
         _write(Path(folder) / f"result-{rank}", pickle.dumps(result))
         dist.barrier()  # no rank leaves while another still talks to it

@@ -1,0 +1,90 @@
+"""Head, torso, tail and cold items: the slices that every metric is also reported on.
+
+Items are ranked by their train impressions, most first, equal counts by ascending item id. Of n items
+`head` is the first round(head_share * n), `tail` the last round(tail_share * n), `torso` what lies between.
+`cold` is the items without any train impression; all of them are tail as well, even where they outnumber its share.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from sidrec.schema import ITEM_ID, TRAIN_IMPRESSIONS, UNKNOWN_ID, ContractError
+
+ALL = "all"
+SLICES = (ALL, "head", "torso", "tail", "cold")
+
+
+@dataclass(frozen=True)
+class ItemSlices:
+    """Which items are head, torso, tail and cold. Shapes: I items, in ascending order of id; N rows.
+
+    item_I: int64 ids. members: slice name -> bool [I].
+    """
+
+    item_I: NDArray[np.int64]
+    members: dict[str, NDArray[np.bool_]]
+
+    def masks(self, item_N: NDArray[np.int64]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+        """Yields (slice, bool mask over rows). Rows of the unknown item (id 0) are in `all` only.
+
+        Raises ContractError for an item that items.parquet does not list.
+        """
+        known_N = item_N != UNKNOWN_ID
+        position_N = np.searchsorted(self.item_I, item_N)
+        inside_N = position_N < len(self.item_I)
+        position_N[~inside_N] = 0
+        listed_N = inside_N & (self.item_I[position_N] == item_N) if len(self.item_I) else inside_N
+        stray = np.flatnonzero(known_N & ~listed_N)
+        if len(stray):
+            raise ContractError("predictions, column item_id", "items of items.parquet", int(item_N[stray[0]]))
+        yield ALL, np.ones(len(item_N), dtype=bool)
+        for name, member_I in self.members.items():
+            mask_N = np.zeros(len(item_N), dtype=bool)
+            mask_N[known_N] = member_I[position_N[known_N]]
+            yield name, mask_N
+
+
+def slice_items(
+    item_I: NDArray[np.int64], impressions_I: NDArray[np.int64], head_share: float, tail_share: float
+) -> ItemSlices:
+    """Ranks the items and cuts the slices.
+
+    Raises ValueError when head and tail overlap, ContractError for an item given twice.
+    """
+    if head_share + tail_share > 1:
+        raise ValueError(f"evaluate: expected head_share + tail_share of at most 1, got {head_share} + {tail_share}")
+    unique, first_I = np.unique(item_I, return_index=True)
+    if len(unique) < len(item_I):
+        repeated = np.delete(item_I, first_I)[0]
+        raise ContractError("items.parquet, column item_id", "each item once", f"{repeated} twice")
+    item_I, impressions_I = item_I[first_I], impressions_I[first_I]
+    rank_I = np.empty(len(item_I), dtype=np.int64)
+    rank_I[np.lexsort((item_I, -impressions_I))] = np.arange(len(item_I))
+    cold_I = impressions_I == 0
+    tail_I = (rank_I >= len(item_I) - round(tail_share * len(item_I))) | cold_I
+    head_I = (rank_I < round(head_share * len(item_I))) & ~tail_I
+    return ItemSlices(item_I, {"head": head_I, "torso": ~head_I & ~tail_I, "tail": tail_I, "cold": cold_I})
+
+
+def load_item_slices(items: Path, head_share: float, tail_share: float) -> ItemSlices:
+    """Reads item_id and train_impressions of items.parquet. Raises ContractError naming the column that is wrong."""
+    try:
+        schema = pq.read_schema(items)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ContractError(items, "a readable parquet file of items", error) from None
+    for column in (ITEM_ID, TRAIN_IMPRESSIONS):
+        if column not in schema.names:
+            raise ContractError(items, f"a column {column}", f"columns {schema.names}")
+        if schema.field(column).type != pa.int64():
+            raise ContractError(f"{items}, column {column}", "int64", schema.field(column).type)
+    table = pq.read_table(items, columns=[ITEM_ID, TRAIN_IMPRESSIONS])
+    for column in (ITEM_ID, TRAIN_IMPRESSIONS):
+        if table[column].null_count:
+            raise ContractError(f"{items}, column {column}", "no missing value", f"{table[column].null_count} missing")
+    return slice_items(table[ITEM_ID].to_numpy(), table[TRAIN_IMPRESSIONS].to_numpy(), head_share, tail_share)
