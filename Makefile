@@ -1,0 +1,55 @@
+# make demo     the whole way on a synthetic world; make test: the whole suite. Both make .venv first.
+# make .venv    BUILD=cuda for NVIDIA GPUs
+# make lint     style, types, import contracts
+# make lock     new lock files; UPGRADE=--upgrade moves every pin, without it only those that pyproject.toml forces
+
+PYTHON ?= python3.11
+BUILD ?= cpu
+PYTEST_ARGS ?=
+UPGRADE ?=
+PIP := .venv/bin/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install -q --root-user-action=ignore --no-deps --no-build-isolation
+NO_WHEEL := "If pip found no torch==2.13.0+cpu: name PyTorch's CPU package index in PIP_EXTRA_INDEX_URL and run make again."
+
+.PHONY: demo test lint lock clean .venv
+
+.venv: .venv/$(BUILD)
+
+# --no-deps: the locks are whole closures, and torchrec's own wish would put a CUDA build of FBGEMM over the CPU one.
+.venv/$(BUILD): requirements/$(BUILD).txt requirements/dev.txt requirements/fbgemm-gpu/pyproject.toml pyproject.toml
+	$(PYTHON) -m venv .venv
+	rm -f .venv/cpu .venv/cuda
+	@echo "installing requirements/$(BUILD).txt and requirements/dev.txt"
+	@$(INSTALL) -r requirements/$(BUILD).txt -r requirements/dev.txt || { echo $(NO_WHEEL); exit 1; }
+	$(if $(filter cpu,$(BUILD)),$(INSTALL) ./requirements/fbgemm-gpu)
+	$(INSTALL) -e .
+	$(PIP) check
+	touch $@
+
+demo: .venv
+	.venv/bin/python -m launch.demo
+
+# Tests start ranks of their own: one thread each keeps them from spinning against one another.
+test: .venv
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: .venv
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy sidrec data_prep launch
+	.venv/bin/lint-imports
+
+# The CPU wheel of torch may lie in a folder that only pip is told about; CUDA must not see it.
+COMPILE := build/uv/bin/uv pip compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+  --no-annotate --custom-compile-command "make lock" $(UPGRADE)
+EXTRAS := --extra launch --extra data
+lock:
+	$(PYTHON) -m venv build/uv
+	build/uv/bin/python -m pip install -q uv
+	UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(COMPILE) pyproject.toml --extra cpu $(EXTRAS) --no-emit-package fbgemm-gpu \
+	  -o requirements/cpu.txt
+	$(COMPILE) pyproject.toml --extra cuda $(EXTRAS) -o requirements/cuda.txt
+	UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(COMPILE) --group dev -c requirements/cpu.txt -o requirements/dev.txt
+
+clean:
+	rm -rf .venv build demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
