@@ -45,7 +45,10 @@ class ContractError(ValueError):
     """Data that breaks the contract. The message says where, what was expected and what was found."""
 
     def __init__(self, where: object, expected: str, got: object) -> None:
-        super().__init__(f"{where}: expected {expected}, got {got}")
+        super().__init__(str(where), expected, str(got))  # the arguments again: so it can leave a worker process
+
+    def __str__(self) -> str:
+        return "{}: expected {}, got {}".format(*self.args)
 
 
 @dataclass(frozen=True)
