@@ -1,0 +1,158 @@
+"""A split as batches: worker processes read and build them ahead of training."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import replace
+from multiprocessing.context import ForkServerContext
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from sidrec.config.model import ModelConfig
+from sidrec.config.tree import DataConfig
+from sidrec.data.batch import Batch
+from sidrec.data.collate import Collate
+from sidrec.data.item_tables import ItemTables
+from sidrec.data.order import Lanes, Mixing
+from sidrec.data.reader import LogReader
+from sidrec.data.rows import Columns
+from sidrec.data.split_index import split_index
+from sidrec.schema import ITEM_ID, LOG, USER_ID, ContractError, Manifest
+
+BATCHES_AHEAD = 4  # per worker: enough to ride over the reading of a buffer
+COMPLAINTS_LOGGED = 5
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class _Built(NamedTuple):
+    """What a worker sends: a batch, or the error that ends the epoch."""
+
+    outcome: Batch | ContractError
+    complaints: tuple[str, ...] = ()
+
+
+class _Steps(IterableDataset[_Built]):
+    """Worker k of K builds steps first + k, first + k + K, ...: DataLoader asks workers in turn, so steps are in order."""
+
+    def __init__(self, reader: LogReader, tables: ItemTables, world: int) -> None:
+        self._reader, self._tables, self._world = reader, tables, world
+        self._position = torch.zeros(2, dtype=torch.int64)
+        self._position.share_memory_()  # type: ignore[no-untyped-call]  # workers outlive an epoch
+
+    def seek(self, epoch: int, step: int) -> None:
+        self._position.copy_(torch.tensor([epoch, step]))
+
+    def __iter__(self) -> Iterator[_Built]:
+        worker = get_worker_info()
+        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        epoch, first = self._position.tolist()
+        return self._build(epoch, range(first + number, self._reader.lanes.steps, workers))
+
+    def _build(self, epoch: int, steps: range) -> Iterator[_Built]:
+        collate = Collate(self._tables, self._reader.columns.context)
+        try:
+            for step in self._reader.steps(epoch, steps):
+                yield _Built(collate(step.rows, step.rows_of_all_ranks / self._world), step.complaints)
+        except ContractError as error:
+            yield _Built(error)
+
+
+class SplitLoader:
+    """This rank's batches of a split.
+
+    steps: batches per epoch, equal on every rank. rows: rows of the split over all ranks.
+    quarantined: broken rows this rank has met so far; each has weight 0 but its row number, padding has row number -1.
+    """
+
+    def __init__(self, reader: LogReader, tables: ItemTables, world: int, workers: int, *, pin_memory: bool) -> None:
+        self.steps = reader.lanes.steps
+        self.rows = reader.lanes.rows
+        self.quarantined = 0
+        self._logged: set[str] = set()
+        self._dataset = _Steps(reader, tables, world)
+        self._loader: DataLoader[_Built] = DataLoader(
+            self._dataset,
+            batch_size=None,
+            collate_fn=_as_is,
+            num_workers=workers,
+            multiprocessing_context=_worker_context() if workers else None,
+            prefetch_factor=BATCHES_AHEAD if workers else None,
+            persistent_workers=workers > 0,
+            pin_memory=pin_memory,
+        )
+
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from `first_step` on; one epoch at a time.
+
+        The same (epoch, step) gives the same batch, whatever came before and however many workers there are.
+        Raises ContractError for data that breaks the contract, unless it is put in quarantine; ValueError for a step
+        outside [0, steps].
+        """
+        if not 0 <= first_step <= self.steps:
+            raise ValueError(f"first_step: expected a step in [0, {self.steps}], got {first_step}")
+        self._dataset.seek(epoch, first_step)
+        for built in self._loader:
+            if isinstance(built.outcome, ContractError):
+                raise built.outcome
+            self._log(built.complaints)
+            self.quarantined += int(((built.outcome.weight_B == 0) & (built.outcome.row_B >= 0)).sum())
+            yield built.outcome
+
+    def _log(self, complaints: tuple[str, ...]) -> None:
+        for complaint in complaints:
+            if len(self._logged) < COMPLAINTS_LOGGED and complaint not in self._logged:
+                self._logged.add(complaint)
+                logger.warning("row in quarantine: %s", complaint)
+
+
+def _as_is(item: T) -> T:
+    return item
+
+
+def _worker_context() -> ForkServerContext:
+    """Workers fork from a server that has imported this module and runs no threads: a fork of the training process
+    could inherit locks that gloo's, OpenMP's or arrow's threads hold, and wait for them for ever."""
+    context = torch.multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def open_split(
+    data: DataConfig,
+    model: ModelConfig,
+    split: str,
+    *,
+    rank: int,
+    world: int,
+    seed: int,
+    shuffle: bool,
+    tables: ItemTables,
+    manifest: Manifest,
+    pin_memory: bool = False,
+) -> SplitLoader:
+    """Checks all files of a split and readies this rank's share of it.
+
+    seed decides the row order; without shuffle rows come in file order, lane by lane. Raises ContractError for files
+    that break the contract or columns that the log lacks, ConfigError for lanes that do not fit batch size or ranks.
+    """
+    columns = columns_of(data, model, manifest)
+    lanes = Lanes(manifest.rows(split), data.lanes, data.batch_size)
+    own_lanes = lanes.of_rank(rank, world)
+    groups = split_index(data.path / LOG, split, manifest)
+    mixing = Mixing(data.shuffle_rows, seed, shuffle)
+    reader = LogReader(groups, columns, lanes, mixing, own_lanes, refuse=data.bad_rows == "refuse")
+    return SplitLoader(reader, tables, world, data.workers, pin_memory=pin_memory)
+
+
+def columns_of(data: DataConfig, model: ModelConfig, manifest: Manifest) -> Columns:
+    """The columns that a model reads. Raises ContractError for one that the log lacks."""
+    dense = manifest.dense if model.dense is None else model.dense
+    for key, wanted, known in (("model.context", model.context, manifest.ids), ("model.dense", dense, manifest.dense)):
+        for column in wanted:
+            if column not in known:
+                raise ContractError(key, f"columns of the log, which has {sorted(known)}", repr(column))
+    ids = {column: rows for column, rows in manifest.ids.items() if column in (USER_ID, ITEM_ID, *model.context)}
+    return Columns(replace(manifest, ids=ids, dense=dense), model.context, data.history_length)

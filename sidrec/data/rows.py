@@ -1,0 +1,185 @@
+"""Columns of some rows as numpy arrays, and their decoding from a parquet row group.
+
+Shapes: N rows, C context columns, T history positions, X dense and S statistics columns, M entries
+of all history lists.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import islice
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sidrec.data.split_index import RowGroup
+from sidrec.schema import (
+    HISTORY,
+    ITEM_ID,
+    LABEL,
+    TIMESTAMP,
+    USER_ID,
+    ContractError,
+    Manifest,
+    broken_rows,
+    check_time_order,
+    log_schema,
+)
+
+COMPLAINTS_KEPT = 5  # sentences kept per row group; the rows themselves are all counted
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What a model reads of the log.
+
+    log: the manifest, reduced to the columns that are read: only they are decoded and checked.
+    context: id columns of the context tables. history_length: T, latest history entries kept per row.
+    """
+
+    log: Manifest
+    context: tuple[str, ...]
+    history_length: int
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Columns of N rows, every array with the rows first.
+
+    row_N: int64 row number within the split, -1 for padding. good_N: bool, False for padding and quarantined rows,
+    which are 0 in all other columns. history_NT: int64 item ids, oldest first, 0 after the end.
+    """
+
+    row_N: np.ndarray
+    good_N: np.ndarray
+    label_N: np.ndarray
+    user_N: np.ndarray
+    item_N: np.ndarray
+    context_NC: np.ndarray
+    dense_NX: np.ndarray
+    stats_NS: np.ndarray
+    history_NT: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.row_N)
+
+    def take(self, index: np.ndarray) -> "Rows":
+        return Rows(*(getattr(self, f.name).take(index, axis=0) for f in fields(self)))
+
+    def cut(self, start: int, stop: int) -> "Rows":
+        return Rows(*(getattr(self, f.name)[start:stop] for f in fields(self)))
+
+
+def concatenate(parts: Sequence[Rows]) -> Rows:
+    """The rows of all parts, one after the other; parts is not empty."""
+    if len(parts) == 1:
+        return parts[0]
+    return Rows(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Rows)))
+
+
+def padding(rows: int, columns: Columns) -> Rows:
+    """Rows that count nowhere."""
+    ids, floats = np.zeros(rows, np.int64), np.zeros(rows, np.float32)
+    context_NC = np.zeros((rows, len(columns.context)), np.int64)
+    dense_NX = np.zeros((rows, len(columns.log.dense)), np.float32)
+    stats_NS = np.zeros((rows, len(columns.log.stats)), np.float32)
+    history_NT = np.zeros((rows, columns.history_length), np.int64)
+    good_N = np.zeros(rows, dtype=bool)
+    return Rows(ids - 1, good_N, floats, ids, ids, context_NC, dense_NX, stats_NS, history_NT)
+
+
+def decode(file: pq.ParquetFile, group: RowGroup, columns: Columns, *, refuse: bool) -> tuple[Rows, list[str]]:
+    """Reads and checks one row group.
+
+    Returns its rows, and for the first few broken ones what is wrong.
+    Raises ContractError for a group that cannot be read or is not sorted by time, and, with `refuse`, for the first
+    row that breaks the contract; without, such rows are not good.
+    """
+    where = f"{group.path}, row group {group.group}"
+    try:
+        table = file.read_row_group(group.group, columns=log_schema(columns.log).names, use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise ContractError(where, "readable column data", " ".join(str(error).split())) from None
+    if len(table) != group.rows:
+        raise ContractError(where, f"{group.rows} rows, as when the split was opened", len(table))
+    table = table.combine_chunks()
+    rules = broken_rows(table, columns.log)
+    complaints = _complaints(table, group, rules)
+    if refuse and complaints:
+        raise complaints[0]
+    bad_N = np.logical_or.reduce(list(rules.values())) if rules else np.zeros(len(table), dtype=bool)
+    _check_times(table, group, where)
+    return _rows(table, group, columns, bad_N), [str(complaint) for complaint in complaints]
+
+
+def _complaints(table: pa.Table, group: RowGroup, rules: dict[str, np.ndarray]) -> list[ContractError]:
+    """What is wrong with the first few broken rows."""
+    if not rules:
+        return []
+    broken_RN = np.stack(list(rules.values()))
+    complaints = []
+    for row in islice(np.flatnonzero(broken_RN.any(axis=0)).tolist(), COMPLAINTS_KEPT):
+        place, expected = list(rules)[int(broken_RN[:, row].argmax())].split(", expected ", 1)
+        where = f"{group.path}, row group {group.group}, row {group.first_row_in_file + row} of the file, {place}"
+        got = table[place.removeprefix("column ")][row].as_py()
+        complaints.append(ContractError(where, expected, "a missing value" if got is None else got))
+    return complaints
+
+
+def _check_times(table: pa.Table, group: RowGroup, where: str) -> None:
+    times = table[TIMESTAMP].drop_null().to_numpy()
+    check_time_order(times, where, after=group.earliest)
+    if len(times) and times[-1] > group.latest:
+        raise ContractError(f"{where}, column {TIMESTAMP}", f"times up to {group.latest}", times[-1])
+
+
+def _rows(table: pa.Table, group: RowGroup, columns: Columns, bad_N: np.ndarray) -> Rows:
+    log = columns.log
+    rows = Rows(
+        row_N=np.arange(group.first_row, group.first_row + group.rows),
+        good_N=~bad_N,
+        label_N=_column(table, LABEL),
+        user_N=_column(table, USER_ID),
+        item_N=_column(table, ITEM_ID),
+        context_NC=_matrix(table, columns.context, np.int64),
+        dense_NX=_matrix(table, log.dense, np.float32),
+        stats_NS=_matrix(table, log.stats, np.float32),
+        history_NT=_history(table, columns.history_length),
+    )
+    if not bad_N.any():
+        return rows
+    blank = {
+        f.name: np.where(bad_N.reshape(-1, *[1] * (getattr(rows, f.name).ndim - 1)), 0, getattr(rows, f.name))
+        for f in fields(Rows)
+        if f.name not in ("row_N", "good_N")
+    }
+    return replace(rows, **{name: values.astype(getattr(rows, name).dtype) for name, values in blank.items()})
+
+
+def _column(table: pa.Table, name: str) -> np.ndarray:
+    column = table[name]
+    return np.asarray((column.fill_null(0) if column.null_count else column).to_numpy())
+
+
+def _matrix(table: pa.Table, names: tuple[str, ...], dtype: type) -> np.ndarray:
+    matrix: np.ndarray = np.empty((len(table), len(names)), dtype)
+    for index, name in enumerate(names):
+        matrix[:, index] = _column(table, name)
+    return matrix
+
+
+def _history(table: pa.Table, length: int) -> np.ndarray:
+    """The latest `length` entries of every list, oldest first, 0 after the end: int64 [N, length]."""
+    lists = table[HISTORY].combine_chunks()
+    values_M = lists.values.fill_null(0).to_numpy() if lists.values.null_count else lists.values.to_numpy()
+    offsets = lists.offsets.to_numpy()
+    stop_N = offsets[1:].astype(np.int64)
+    kept_N = np.minimum(stop_N - offsets[:-1], length)
+    if lists.null_count:
+        kept_N[lists.is_null().to_numpy(zero_copy_only=False)] = 0
+    position_T = np.arange(length)
+    history_NT = np.zeros((len(table), length), np.int64)
+    if len(values_M):
+        index_NT = np.minimum((stop_N - kept_N)[:, None] + position_T, len(values_M) - 1)
+        np.multiply(values_M[index_NT], position_T < kept_N[:, None], out=history_NT)
+    return history_NT
