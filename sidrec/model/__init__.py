@@ -1,1 +1,1 @@
-"""Plain nn.Modules on KeyedTensors: fusion, gate, alignment, item representations, backbone, ranker. No rank, no device, no I/O."""
+"""Plain nn.Modules on KeyedTensors: fusion, gate, alignment, item, backbone, ranker. No rank, no device, no I/O."""

@@ -44,8 +44,8 @@ class AutoDis(SimilarityFeatures):
     """AutoDis (arXiv 2012.08986) of each similarity, then max and mean over the history.
 
     h = LeakyReLU(w x), u = W h + skip * h, p = softmax(u / temperature), a = p ME.
-    As x is a scalar, LeakyReLU(w x) = |x| LeakyReLU(sign(x) w): u is |x| times one of two vectors, so the H x H product is
-    done twice per batch instead of once per position.
+    As x is a scalar, LeakyReLU(w x) = |x| LeakyReLU(sign(x) w): u is |x| times one of two vectors, so the H x H product
+    is done twice per batch instead of once per position.
     """
 
     def __init__(self, buckets: int, width: int, skip: float, temperature: float) -> None:

@@ -1,4 +1,4 @@
-"""Attention over SID granularities: from the G embeddings of an item to one e_sid (SID-Coord, arXiv 2604.10471, module I).
+"""Attention over SID granularities: from an item's G embeddings to one e_sid (SID-Coord, arXiv 2604.10471, module I).
 
 Shapes: U items, G granularities, D width, H hidden.
 """

@@ -12,12 +12,10 @@ from torch.nn import functional
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from sidrec.config.model import HidItem, Item, SidCoordItem, SidItem
+from sidrec.data.item_tables import HID
 from sidrec.model.alignment import build_alignment
 from sidrec.model.fusion import build_fusion
 from sidrec.model.gate import build_gate
-
-HID = "hid"
-"""Name of the HID table; SID tables are named by their granularity."""
 
 
 def mean_of_history(items_UD: Tensor, history_BT: Tensor) -> Tensor:
@@ -26,7 +24,7 @@ def mean_of_history(items_UD: Tensor, history_BT: Tensor) -> Tensor:
 
 
 class ItemRepresentation(nn.Module):
-    """tables: names of the tables it reads. features: names of the F vectors. width: E, the number of dense features."""
+    """tables: names of the tables it reads. features: names of the F vectors. width: number of dense features E."""
 
     tables: tuple[str, ...]
     features: tuple[str, ...]
@@ -99,17 +97,6 @@ class SidCoordRepresentation(ItemRepresentation):
         pooled = [mean_of_history(hid_UD if name == "hid" else sid_UD, history_BT) for name in self.history]
         aligned = self.alignment(sid_UD, target_B, history_BT) if self.alignment else stats_BS[:, :0]
         return torch.stack([target_BD, *pooled], dim=1), aligned
-
-
-def item_table_names(config: Item) -> tuple[str, ...]:
-    """The item tables that `config` reads."""
-    match config:
-        case HidItem():
-            return (HID,)
-        case SidItem():
-            return config.granularities
-        case SidCoordItem():
-            return (HID, *config.granularities)
 
 
 def build_item(config: Item, dim: int, mean_S: Tensor, std_S: Tensor) -> ItemRepresentation:

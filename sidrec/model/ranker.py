@@ -14,9 +14,10 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from sidrec.config.model import ModelConfig
 from sidrec.data.batch import Batch
+from sidrec.data.item_tables import HID
 from sidrec.model.backbone import build_backbone
 from sidrec.model.gate import TargetAwareGate
-from sidrec.model.item import HID, SidCoordRepresentation, build_item
+from sidrec.model.item import SidCoordRepresentation, build_item
 from sidrec.model.statistics import StandardizeStats
 
 
@@ -38,7 +39,8 @@ class Sizes:
 class Ranker(nn.Module):
     """Scores rows. Tables are made on `meta`: whoever shards or materialises the model fills them.
 
-    items: EmbeddingBagCollection over unique items (stride U). context: one over the other id columns (stride B), or None.
+    items: EmbeddingBagCollection over unique items (stride U).
+    context: another over the other id columns (stride B), or None.
     """
 
     def __init__(self, config: ModelConfig, sizes: Sizes) -> None:
@@ -56,15 +58,11 @@ class Ranker(nn.Module):
         self.item = build_item(config.item, dim, mean_S, std_S)
         self.statistics = StandardizeStats(mean_S, std_S) if config.stats_as_dense and sizes.stats_mean else None
         dense_width = sizes.dense + 1 + (len(mean_S) if self.statistics else 0) + self.item.width
-        self.backbone = build_backbone(
-            config.backbone, [*self.item.features, *self.context_columns], dim, dense_width
-        )
+        self.backbone = build_backbone(config.backbone, [*self.item.features, *self.context_columns], dim, dense_width)
 
     def score(self, batch: Batch) -> Tensor:
         """Logits [B]."""
-        embedded_BFD, aligned_BE = self.item(
-            self.items(batch.items), batch.target_B, batch.history_BT, batch.stats_BS
-        )
+        embedded_BFD, aligned_BE = self.item(self.items(batch.items), batch.target_B, batch.history_BT, batch.stats_BS)
         if self.context is not None:
             context = self.context(batch.context)
             context_BFD = torch.stack([context[name] for name in self.context_columns], dim=1)

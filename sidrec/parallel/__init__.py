@@ -1,1 +1,1 @@
-"""Where things live: process group, topology, sharders, plan, DistributedModelParallel. The only room that says world_size."""
+"""Where things live: process group, plan, sharders, DistributedModelParallel. The only room that says world_size."""

@@ -1,4 +1,4 @@
-"""First values of the tables: a function of seed, table, row and column alone, so that no plan and no world size changes them.
+"""First values of the tables: a function of seed, table, row and column alone, whatever the plan and the world size.
 
 Shapes: N rows of a table, D its width.
 """

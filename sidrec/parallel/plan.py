@@ -9,11 +9,12 @@ from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ModuleSharder, ShardingPlan, ShardingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
+from sidrec.config import ConfigError
 from sidrec.config.tree import ParallelConfig
 from sidrec.parallel.process_group import Ranks
 
 
-class PlanError(ValueError):
+class PlanError(ConfigError):
     """No plan satisfies the recipe on these ranks."""
 
 
@@ -45,7 +46,7 @@ def _constraints(ranker: nn.Module, config: ParallelConfig, ranks: Ranks) -> dic
     if config.sharding != "auto":
         allowed = [config.sharding]
     else:
-        # On CPU the dense kernel of data_parallel is many times slower than the fused one, which the planner does not know.
+        # On CPU the dense kernel of data_parallel is many times slower than the fused one; the planner does not know.
         unwanted = {ShardingType.DATA_PARALLEL.value} if ranks.device.type == "cpu" else set()
         allowed = [kind.value for kind in ShardingType if kind.value not in unwanted]
     return {name: ParameterConstraints(sharding_types=allowed) for name in table_names(ranker)}

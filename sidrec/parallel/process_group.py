@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import distributed as dist
 
+from sidrec.config import ConfigError
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -28,7 +30,7 @@ class Ranks:
         return self.rank == 0
 
 
-class RankError(RuntimeError):
+class RankError(ConfigError):
     """Another rank failed; the message carries its sentence."""
 
 
@@ -56,8 +58,7 @@ def joined_ranks() -> Iterator[Ranks]:
         dist.init_process_group(backend)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    control = dist.new_group(backend="gloo") if backend != "gloo" else dist.group.WORLD
-    assert control is not None, "the world group exists once init_process_group has returned"
+    control = dist.new_group(backend="gloo")
     yield Ranks(dist.get_rank(), dist.get_world_size(), device, threads, control)
     dist.destroy_process_group()
 
@@ -75,6 +76,13 @@ def agree(ranks: Ranks, error: Exception | None) -> None:
     for rank, other in enumerate(sentences):
         if other is not None:
             raise RankError(f"rank {rank} stopped: {other}")
+
+
+def total(ranks: Ranks, value: int) -> int:
+    """The sum of every rank's `value`."""
+    values = torch.tensor([value], dtype=torch.int64)
+    dist.all_reduce(values, group=ranks.control)
+    return int(values)
 
 
 def largest(ranks: Ranks, value: int) -> int:

@@ -1,0 +1,1 @@
+"""Training: optimizers, loop, metrics, checkpoint, run directory."""

@@ -87,4 +87,7 @@ def load_item_slices(items: Path, head_share: float, tail_share: float) -> ItemS
     for column in (ITEM_ID, TRAIN_IMPRESSIONS):
         if table[column].null_count:
             raise ContractError(f"{items}, column {column}", "no missing value", f"{table[column].null_count} missing")
-    return slice_items(table[ITEM_ID].to_numpy(), table[TRAIN_IMPRESSIONS].to_numpy(), head_share, tail_share)
+    impressions_I = table[TRAIN_IMPRESSIONS].to_numpy()
+    if (impressions_I < 0).any():
+        raise ContractError(f"{items}, column {TRAIN_IMPRESSIONS}", "counts of at least 0", int(impressions_I.min()))
+    return slice_items(table[ITEM_ID].to_numpy(), impressions_I, head_share, tail_share)

@@ -1,0 +1,45 @@
+"""`sidrec evaluate RUN [SPLIT ...]`: a run's metrics again, from its newest checkpoint alone."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from sidrec.config import ConfigError
+from sidrec.parallel.process_group import agree, joined_ranks
+from sidrec.train import checkpoint
+from sidrec.train.assembly import build_model, open_data
+from sidrec.train.evaluation import evaluate_splits
+from sidrec.train.report import report
+from sidrec.train.run_directory import RunDirectory
+
+
+def main(argv: Sequence[str]) -> None:
+    """Evaluates RUN on the splits given, or on those of its recipe; writes metrics.json and predictions.
+
+    Raises ConfigError when RUN is no run directory or holds no checkpoint, ContractError when the catalog is another.
+    """
+    if not argv or argv[0].startswith("-"):
+        raise ConfigError(f"sidrec evaluate: expected a run directory, got {argv[0] if argv else 'nothing'}")
+    run = RunDirectory(Path(argv[0]))
+    recipe = run.recipe()
+    if argv[1:]:
+        recipe = replace(recipe, evaluate=replace(recipe.evaluate, splits=tuple(argv[1:])))
+    with joined_ranks() as ranks:
+        saved = checkpoint.newest(run.checkpoints)
+        missing = None if saved else ConfigError(f"{run.checkpoints}: expected a checkpoint, got none")
+        agree(ranks, missing)
+        assert saved is not None, "agree raises where there is no checkpoint"
+        data = open_data(recipe, ranks)
+        checkpoint.read_position(saved, data.fingerprint)
+        sharded = build_model(recipe, data, ranks)
+        checkpoint.load(saved, sharded.model, None, ranks)
+        metrics = evaluate_splits(recipe, data, sharded.model, run, ranks)
+        if ranks.first:
+            report(run, metrics)
+
+
+if __name__ == "__main__":
+    from sidrec import cli
+
+    sys.exit(cli.main(["evaluate", *sys.argv[1:]]))

@@ -1,0 +1,61 @@
+"""Scores splits of the log with a trained model and measures the scores."""
+
+import time
+
+import torch
+from torchrec.distributed import DistributedModelParallel
+
+from sidrec.config import Recipe
+from sidrec.model.ranker import Ranker
+from sidrec.parallel.process_group import Ranks, total
+from sidrec.schema import ITEMS
+from sidrec.train.agreed_batches import agreed_batches
+from sidrec.train.assembly import Data, open_loader
+from sidrec.train.predictions import PredictionCollector, Predictions
+from sidrec.train.results import SplitMetrics, measure_slices
+from sidrec.train.run_directory import RunDirectory
+from sidrec.train.slices import load_item_slices
+
+GATE = "gate"
+
+
+def score_split(recipe: Recipe, data: Data, model: DistributedModelParallel, split: str, ranks: Ranks) -> Predictions:
+    """Scores every row of a split once; all ranks get all predictions.
+
+    Beside the score: the statistics as of the row's time and, where the model has a gate, its mean value.
+    """
+    loader = open_loader(recipe, data, split, shuffle=False, ranks=ranks)
+    ranker = model.module
+    assert isinstance(ranker, Ranker), "DistributedModelParallel keeps the ranker it was given"
+    extra = (*data.manifest.stats, *((GATE,) if ranker.gate else ()))
+    collector = PredictionCollector(split, extra)
+    model.eval()
+    started = last = time.monotonic()
+    with torch.no_grad():
+        for step, batch in enumerate(agreed_batches(loader.batches(0), loader.steps, ranks), start=1):
+            on_device = batch.to(ranks.device)
+            _, (_, logits_B) = model(on_device)
+            values = dict(zip(data.manifest.stats, on_device.stats_BS.unbind(1), strict=True))
+            if ranker.gate:
+                values[GATE] = ranker.gate.value(on_device.stats_BS).mean(dim=1)
+            collector.append(on_device, logits_B, **values)
+            if ranks.first and time.monotonic() - last > 5:
+                last = time.monotonic()
+                left = (last - started) / step * (loader.steps - step)
+                print(f"evaluating {split}: step {step}/{loader.steps}  ETA {left:.0f} s", flush=True)
+    return collector.gathered(ranks.control, loader.rows, total(ranks, loader.quarantined))
+
+
+def evaluate_splits(
+    recipe: Recipe, data: Data, model: DistributedModelParallel, run: RunDirectory, ranks: Ranks
+) -> SplitMetrics:
+    """Metrics of every split that the recipe names; rank 0 also writes the predictions, if the recipe wants them."""
+    config = recipe.evaluate
+    slices = load_item_slices(recipe.data.path / ITEMS, config.head_share, config.tail_share)
+    metrics: SplitMetrics = {}
+    for split in config.splits:
+        predictions = score_split(recipe, data, model, split, ranks)
+        metrics[split] = measure_slices(predictions, slices)
+        if ranks.first and config.save_predictions:
+            predictions.save(run.predictions(split))
+    return metrics

@@ -1,0 +1,67 @@
+"""The gate by popularity: mean g per exposure decile, as SID-Coord's authors show it (arXiv 2604.10471, figure 3)."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+from matplotlib import pyplot as plt
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from sidrec.train.predictions import load_predictions
+from sidrec.train.run_directory import RunDirectory, write_json
+
+EXPOSURES = "stat_exposures"
+GATE = "gate"
+DECILES = 10
+
+
+def gate_by_decile(exposures_N: NDArray[np.float32], gate_N: NDArray[np.float32]) -> dict[str, list[float]]:
+    """Mean gate per decile of the rows' exposure counts, lowest first.
+
+    Equal counts stay together, so fewer than ten groups can come out. Each list has one entry per group:
+    exposures (median), gate (mean), half_interval (95% of the mean), rows.
+    """
+    edges = np.unique(np.quantile(exposures_N, np.linspace(0, 1, DECILES + 1)[1:-1]))
+    group_N = np.searchsorted(edges, exposures_N, side="right")
+    groups = [np.flatnonzero(group_N == group) for group in np.unique(group_N)]
+    return {
+        "exposures": [float(np.median(exposures_N[rows])) for rows in groups],
+        "gate": [float(gate_N[rows].mean()) for rows in groups],
+        "half_interval": [float(1.96 * gate_N[rows].std() / np.sqrt(len(rows))) for rows in groups],
+        "rows": [float(len(rows)) for rows in groups],
+    }
+
+
+def gate_report(run: RunDirectory, split: str) -> str | None:
+    """Writes gate_<split>.json and .png. Returns a sentence; None without gate, exposures or predictions."""
+    path = run.predictions(split)
+    extra = load_predictions(path, split).extra if path.exists() else {}
+    if GATE not in extra or EXPOSURES not in extra or not len(extra[GATE]):
+        return None
+    deciles = gate_by_decile(extra[EXPOSURES], extra[GATE])
+    groups = len(deciles["gate"])
+    rank = float(spearmanr(np.arange(groups), deciles["gate"]).statistic) if groups > 1 else 0.0
+    write_json(run.path / f"gate_{split}.json", {"spearman_of_deciles": rank, **deciles})
+    picture = run.path / f"gate_{split}.png"
+    _draw(deciles, rank, f"{run.path}, split {split}", str(picture))
+    least, most = deciles["gate"][0], deciles["gate"][-1]
+    return (
+        f"gate by exposure decile on {split}: Spearman {rank:.2f}, "
+        f"from {least:.3f} (least exposed) to {most:.3f} (most); {picture}"
+    )
+
+
+def _draw(deciles: dict[str, list[float]], rank: float, title: str, path: str) -> None:
+    figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
+    positions = np.arange(len(deciles["gate"]))
+    axes.errorbar(positions, deciles["gate"], yerr=deciles["half_interval"], fmt="o-", color="#0072b2", capsize=3)
+    axes.set_xticks(positions, [f"{value:,.0f}" for value in deciles["exposures"]])
+    axes.set_xlabel("median exposures of the target so far, by decile of rows")
+    axes.set_ylabel("mean gate g (1: HID, 0: SID)")
+    axes.set_ylim(0, 1)
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_title(f"{title}\nSpearman over deciles {rank:.2f}; bars: 95% of the mean", fontsize=9)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

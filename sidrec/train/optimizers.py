@@ -1,0 +1,91 @@
+"""Who updates what: tables by FBGEMM inside backward, everything else by torch, both on one schedule.
+
+Tables that the plan replicates (data_parallel) have ordinary gradients, which FBGEMM's fused optimizer does not see.
+They get torch's optimizer of the same kind and rate: the plan must not decide how a table learns.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torchrec.distributed import DistributedModelParallel
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+
+from sidrec.config.tree import (
+    AdagradTables,
+    DenseOptimizer,
+    OptimizerConfig,
+    RowwiseAdagradTables,
+    Schedule,
+    SgdTables,
+    TableOptimizer,
+)
+
+Factory = Callable[[list[Tensor]], Optimizer]
+
+
+def _dense(config: DenseOptimizer) -> Factory:
+    kinds: Mapping[str, Any] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adagrad": torch.optim.Adagrad}
+    return lambda params: kinds[config.kind](params, lr=config.lr, weight_decay=config.weight_decay)
+
+
+def _replicated(config: TableOptimizer) -> Factory:
+    """torch's counterpart of the fused table optimizer. Weight decay reaches every row here, not only touched ones."""
+    match config:
+        case AdagradTables():
+            return lambda params: torch.optim.Adagrad(
+                params, lr=config.lr, eps=config.eps, weight_decay=config.weight_decay
+            )
+        case RowwiseAdagradTables():
+            return lambda params: RowWiseAdagrad(params, lr=config.lr, eps=config.eps, weight_decay=config.weight_decay)
+        case SgdTables():
+            return lambda params: torch.optim.SGD(params, lr=config.lr)
+
+
+def build_optimizer(model: DistributedModelParallel, config: OptimizerConfig) -> "ScheduledOptimizer":
+    """One optimizer over the whole sharded model."""
+    fused = model.fused_optimizer
+    others = {name: p for name, p in model.named_parameters() if name not in fused.params}
+    tables = {name: p for name, p in others.items() if ".embedding_bags." in name}
+    dense = {name: p for name, p in others.items() if name not in tables}
+    parts: list[tuple[str, KeyedOptimizer]] = [("", fused)]
+    if tables:
+        parts.append(("", KeyedOptimizerWrapper(tables, _replicated(config.tables))))
+    if dense:
+        parts.append(("", KeyedOptimizerWrapper(dense, _dense(config.dense))))
+    return ScheduledOptimizer(parts, fused)
+
+
+class ScheduledOptimizer(CombinedOptimizer):
+    """All parts of the optimizer, with one factor on every learning rate."""
+
+    def __init__(self, parts: list[tuple[str, KeyedOptimizer]], fused: KeyedOptimizer) -> None:
+        super().__init__(parts)
+        self.fused = fused
+        self.base = [group["lr"] for _, part in parts for group in part.param_groups]
+
+    def set_factor(self, factor: float) -> None:
+        """Scales every learning rate, from the next backward on.
+
+        FBGEMM reads its rate when the fused optimizer steps, which is only a copy of the rate into the kernels.
+        """
+        groups = [group for _, part in self._optims for group in part.param_groups]
+        for group, lr in zip(groups, self.base, strict=True):
+            group["lr"] = lr * factor
+        self.fused.step()
+
+
+def schedule_factor(schedule: Schedule, step: int, steps: int) -> float:
+    """Factor on the learning rates at `step` of `steps` (both counted over the whole run)."""
+    if step < schedule.warmup_steps:
+        return (step + 1) / schedule.warmup_steps
+    if schedule.kind == "constant":
+        return 1.0
+    done = (step - schedule.warmup_steps) / max(1, steps - 1 - schedule.warmup_steps)
+    if schedule.kind == "linear":
+        return 1 + (schedule.final - 1) * done
+    return schedule.final + (1 - schedule.final) * (1 + math.cos(math.pi * done)) / 2

@@ -1,0 +1,68 @@
+"""What a person sees of training: a line with speed, loss and ETA, metrics.jsonl and TensorBoard. Rank 0 only."""
+
+import json
+import time
+from datetime import timedelta
+from pathlib import Path
+
+from torch.utils.tensorboard import SummaryWriter
+
+from sidrec.train.run_directory import RunDirectory, write_text
+
+
+class Progress:
+    """Reports one training run."""
+
+    def __init__(self, run: RunDirectory, done: int, steps: int) -> None:
+        """done: steps finished before this process began; lines that a lost process wrote beyond them are dropped."""
+        self.steps = steps
+        self.started = self.last = time.monotonic()
+        self.first = done
+        self.rows = 0.0
+        _drop_after(run.log, done)
+        self.log = run.log.open("a")
+        self.board = SummaryWriter(str(run.tensorboard), purge_step=done)
+
+    def count(self, rows: float) -> None:
+        """Adds the rows of a step, over all ranks."""
+        self.rows += rows
+
+    def report(self, step: int, epoch: int, loss: float, lr_factor: float) -> None:
+        """Reports the steps since the last report. loss: their mean over all rows."""
+        now = time.monotonic()
+        speed = self.rows / max(1e-9, now - self.last)
+        left = (now - self.started) / max(1, step - self.first) * (self.steps - step)
+        eta = timedelta(seconds=round(left))
+        print(
+            f"step {step}/{self.steps}  epoch {epoch + 1}  loss {loss:.5f}  {speed:,.0f} samples/s  ETA {eta}",
+            flush=True,
+        )
+        line = {
+            "step": step,
+            "epoch": epoch,
+            "loss": loss,
+            "lr_factor": lr_factor,
+            "samples_per_second": round(speed, 1),
+        }
+        self.log.write(json.dumps(line) + "\n")
+        self.log.flush()
+        for name in ("loss", "lr_factor", "samples_per_second"):
+            self.board.add_scalar(f"train/{name}", line[name], step)
+        self.last, self.rows = now, 0.0
+
+    def close(self) -> None:
+        self.log.close()
+        self.board.close()
+
+
+def _drop_after(log: Path, step: int) -> None:
+    if log.exists():
+        kept = [line for line in log.read_text().splitlines() if _step_of(line) <= step]
+        write_text(log, "".join(line + "\n" for line in kept))
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (json.JSONDecodeError, KeyError, TypeError):  # the process died in the middle of this line
+        return float("inf")
