@@ -29,7 +29,7 @@ def load_file(path: Path) -> Recipe:
         raise ConfigError(f"{path}: expected valid YAML, got: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected a mapping of sections, got {type(raw).__name__}")
-    return _validate(raw, str(path))
+    return parse(raw, str(path))
 
 
 def load(argv: Sequence[str], prog: str = "sidrec") -> Recipe:
@@ -42,7 +42,7 @@ def load(argv: Sequence[str], prog: str = "sidrec") -> Recipe:
     recipe = load_file(Path(argv[0]))
     if argv[1:]:
         flagged = tyro.cli(tyro.conf.AvoidSubcommands[Recipe], default=recipe, args=list(argv[1:]), prog=prog)
-        recipe = _validate(_plain(asdict(flagged)), " ".join(argv))
+        recipe = parse(_plain(asdict(flagged)), " ".join(argv))
     return recipe
 
 
@@ -51,7 +51,8 @@ def save(recipe: Recipe, path: Path) -> None:
     path.write_text(yaml.safe_dump(_plain(asdict(recipe)), sort_keys=False))
 
 
-def _validate(raw: dict[str, Any], where: str) -> Recipe:
+def parse(raw: dict[str, Any], where: str) -> Recipe:
+    """A recipe from plain data; `where` names its source in errors. Raises ConfigError with one line per mistake."""
     try:
         return _RECIPE.validate_python(raw)
     except ValidationError as error:

@@ -61,6 +61,8 @@ class Trainer:
             self.losses += loss
             self.loss_steps += 1
             self._after_step(step + 1, factor, progress)
+        if isinstance(pipeline, TrainPipelineSparseDist):
+            pipeline.detach()  # gives the collections their ordinary forward back, for evaluation
         if progress:
             progress.close()
 
