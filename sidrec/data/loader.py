@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from typing import NamedTuple, TypeVar
 
@@ -18,6 +19,7 @@ from sidrec.data.order import Lanes, Mixing
 from sidrec.data.reader import LogReader
 from sidrec.data.rows import Columns
 from sidrec.data.split_index import split_index
+from sidrec.data.transport import PackedBatch, pack, unpack
 from sidrec.schema import ITEM_ID, LOG, USER_ID, ContractError, Manifest
 
 BATCHES_AHEAD = 4  # per worker: enough to ride over the reading of a buffer
@@ -30,12 +32,12 @@ T = TypeVar("T")
 class _Built(NamedTuple):
     """What a worker sends: a batch, or the error that ends the epoch."""
 
-    outcome: Batch | ContractError
+    outcome: PackedBatch | ContractError
     complaints: tuple[str, ...] = ()
 
 
 class _Steps(IterableDataset[_Built]):
-    """Worker k of K builds steps first + k, first + k + K, ...: DataLoader asks workers in turn, so steps are in order."""
+    """Worker k of K builds steps first + k, first + k + K, ...: DataLoader asks workers in turn, which keeps order."""
 
     def __init__(self, reader: LogReader, tables: ItemTables, world: int) -> None:
         self._reader, self._tables, self._world = reader, tables, world
@@ -55,7 +57,8 @@ class _Steps(IterableDataset[_Built]):
         collate = Collate(self._tables, self._reader.columns.context)
         try:
             for step in self._reader.steps(epoch, steps):
-                yield _Built(collate(step.rows, step.rows_of_all_ranks / self._world), step.complaints)
+                batch = collate(step.rows, step.rows_of_all_ranks / self._world)
+                yield _Built(pack(batch), step.complaints)
         except ContractError as error:
             yield _Built(error)
 
@@ -98,8 +101,9 @@ class SplitLoader:
             if isinstance(built.outcome, ContractError):
                 raise built.outcome
             self._log(built.complaints)
-            self.quarantined += int(((built.outcome.weight_B == 0) & (built.outcome.row_B >= 0)).sum())
-            yield built.outcome
+            batch = unpack(built.outcome)
+            self.quarantined += int(((batch.weight_B == 0) & (batch.row_B >= 0)).sum())
+            yield batch
 
     def _log(self, complaints: tuple[str, ...]) -> None:
         for complaint in complaints:
@@ -117,6 +121,7 @@ def _worker_context() -> ForkServerContext:
     could inherit locks that gloo's, OpenMP's or arrow's threads hold, and wait for them for ever."""
     context = torch.multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
+    forkserver.ensure_running()  # it imports for seconds: beside whatever the training process prepares next
     return context
 
 

@@ -68,12 +68,16 @@ class Mixing:
     """What the seed decides: the sequence of row groups in an epoch, and the order of rows inside a lane's buffers.
 
     A buffer holds `shuffle_rows` rows. The first buffer of a long lane is shorter, by lane, so that lanes do not all
-    wait for their next buffer in the same step.
+    wait for their next buffer in the same step. Raises ConfigError for a negative seed.
     """
 
     shuffle_rows: int
     seed: int
     shuffle: bool
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ConfigError(f"seed: expected a number of at least 0, got {self.seed}")
 
     def sequence(self, groups: int, epoch: int) -> np.ndarray:
         """The row groups in the epoch's order: a permutation of 0..groups-1, int64."""

@@ -1,0 +1,133 @@
+"""How fast one core feeds batches: rows per second of each stage, on a synthetic log in a temporary folder.
+
+    python -m benchmarks.reader_speed [--rows 400000] [--items 100000] [--workers 1]
+
+Stages are cumulative: decoding and checks, then mixing into steps, then batches in this process, then batches from
+worker processes, where the CPU seconds are those of the consuming process: what feeding takes away from training.
+"""
+
+import argparse
+import os
+import platform
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sidrec.config.model import HidItem, ModelConfig
+from sidrec.config.tree import DataConfig
+from sidrec.data.item_tables import ItemTables, item_tables
+from sidrec.data.loader import columns_of, open_split
+from sidrec.data.order import Lanes, Mixing
+from sidrec.data.reader import LogReader
+from sidrec.data.rows import decode
+from sidrec.data.split_index import split_index
+from sidrec.schema import LOG, LogFile, Manifest, log_schema, save_manifest
+
+GROUP_ROWS = 16_384
+FILES = 4
+HISTORY = 50
+
+
+def write_log(folder: Path, rows: int, items: int) -> Manifest:
+    """13 dense, 26 categorical and 4 statistics columns, Zipf-like items, histories of 0 to 50."""
+    rng = np.random.default_rng(0)
+    ids = {"user_id": 50_000, "item_id": items} | {f"cat_{c}": 10_000 for c in range(26)}
+    dense, stats = tuple(f"int_{x}" for x in range(13)), tuple(f"stat_{s}" for s in range(4))
+    per_file = rows // FILES
+    files = tuple(
+        LogFile(f"train/part-{f}.parquet", per_file, f * per_file, (f + 1) * per_file - 1) for f in range(FILES)
+    )
+    manifest = Manifest("synthetic", 0, ids, dense, stats, HISTORY, {"train": files})
+    (folder / LOG / "train").mkdir(parents=True)
+    for file in files:
+        lengths = rng.integers(0, HISTORY + 1, per_file)
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        columns: dict[str, object] = {"label": rng.integers(0, 2, per_file).astype(np.float32)}
+        columns["timestamp"] = np.arange(file.first_timestamp, file.last_timestamp + 1)
+        columns |= {name: rng.integers(0, size, per_file) for name, size in ids.items()}
+        columns["item_id"] = _popular(rng, items, per_file)
+        columns |= {name: rng.random(per_file, dtype=np.float32) for name in (*dense, *stats)}
+        columns["history"] = pa.ListArray.from_arrays(offsets, _popular(rng, items, int(offsets[-1])))
+        table = pa.table({name: columns[name] for name in log_schema(manifest).names}, schema=log_schema(manifest))
+        pq.write_table(table, folder / LOG / file.path, row_group_size=GROUP_ROWS)
+    save_manifest(manifest, folder / LOG)
+    return manifest
+
+
+def _popular(rng: np.random.Generator, items: int, size: int) -> np.ndarray:
+    return (items ** rng.random(size)).astype(np.int64)  # density 1/id on [1, items)
+
+
+def sid_coord_tables(items: int) -> ItemTables:
+    """Six tables per item, as HID and five granularities have."""
+    rng = np.random.default_rng(1)
+    rows_IG = np.stack([np.arange(items), *(rng.integers(1, 256, items) for _ in range(5))], axis=1)
+    return ItemTables(("hid", "s1", "s2", "s3", "s12", "s23"), (items, *[256] * 5), rows_IG)
+
+
+def report(stage: str, rows: int, work: Iterable[object]) -> None:
+    """Runs a stage once and prints its rate."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    for _ in work:
+        pass
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    print(f"{stage:42s} {rows / cpu:12,.0f} rows per CPU second {rows / wall:12,.0f} rows per second")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=400_000)
+    parser.add_argument("--items", type=int, default=100_000)
+    parser.add_argument("--workers", type=int, default=1)
+    flags = parser.parse_args()
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], check=True, capture_output=True, text=True)
+    print(f"{flags}, commit {git.stdout.strip()}, {platform.machine()}, {os.cpu_count()} cores")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        manifest = write_log(folder, flags.rows, flags.items)
+        measure(folder, manifest, flags.items, flags.workers)
+
+
+def measure(folder: Path, manifest: Manifest, items: int, workers: int) -> None:
+    model = ModelConfig(item=HidItem(), context=tuple(name for name in manifest.ids if name != "item_id"))
+    data = DataConfig(path=folder, catalog=folder)
+    columns = columns_of(data, model, manifest)
+    groups = split_index(folder / LOG, "train", manifest)
+    lanes = Lanes(manifest.rows("train"), data.lanes, data.batch_size)
+    mixing = Mixing(data.shuffle_rows, seed=0, shuffle=True)
+    reader = LogReader(groups, columns, lanes, mixing, range(data.lanes), refuse=True)
+    files = {group.path: pq.ParquetFile(group.path) for group in groups}
+
+    report("parquet alone", lanes.rows, (files[g.path].read_row_group(g.group, use_threads=False) for g in groups))
+    report("decode and check", lanes.rows, (decode(files[g.path], g, columns, refuse=True) for g in groups))
+    report("+ mix into steps", lanes.rows, reader.steps(0, range(lanes.steps)))
+    for name, tables in {
+        "HID": item_tables(model.item, manifest, None),
+        "HID + 5 SID": sid_coord_tables(items),
+    }.items():
+        for count in dict.fromkeys((0, workers)):
+            loader = open_split(
+                replace(data, workers=count),
+                model,
+                "train",
+                rank=0,
+                world=1,
+                seed=0,
+                shuffle=True,
+                tables=tables,
+                manifest=manifest,
+            )
+            if count:
+                next(loader.batches(0))  # starts the workers: once per run, not per row
+            report(f"+ batches, {name}, {count} workers", lanes.rows, loader.batches(0))
+
+
+if __name__ == "__main__":
+    main()
