@@ -9,19 +9,23 @@ from sidrec.config.section import section
 
 @section
 class ResidualKMeansConfig:
-    """Residual k-means (RQ-KMeans; QARM, OneRec) with faiss."""
+    """Residual k-means (RQ-KMeans; QARM, OneRec) with faiss, each level on a growing number of principal axes."""
 
     kind: Literal["residual_kmeans"] = "residual_kmeans"
     levels: PositiveInt = 3
     """Levels L of a SID."""
     codebook_size: PositiveInt = 256
     """Codes K per level."""
-    iterations: PositiveInt = 25
-    """Lloyd iterations per level."""
+    dimension_steps: PositiveInt = 10
+    """Rounds in which a level's k-means goes from one principal axis to all; 1 is plain k-means, which wastes codes."""
+    iterations: PositiveInt = 10
+    """Lloyd iterations per round."""
     points_per_code: PositiveInt = 256
     """Training vectors per code; more items than this times K are subsampled."""
     beam: PositiveInt = 1
     """Beam width of the encoder: how many partial SIDs are kept per level."""
+    threads: PositiveInt = 1
+    """Threads of the fit. The same seed gives the same codebooks only with the same number of threads."""
 
 
 @section
