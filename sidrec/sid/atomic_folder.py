@@ -22,6 +22,10 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         if target.exists():  # a folder that is not empty cannot be renamed onto
             target.rename(former)
         partial.rename(target)
+    except BaseException:
+        if former.exists() and not target.exists():
+            former.rename(target)
+        raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(former, ignore_errors=True)
+    shutil.rmtree(former, ignore_errors=True)

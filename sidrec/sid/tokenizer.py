@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from sidrec.schema import ContractError
+
 
 class Encoded(NamedTuple):
     """What a tokenizer says about items.
@@ -75,3 +77,9 @@ class Tokenizer(ABC):
     @abstractmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], config: Any, seed: int) -> Self:
         """The tokenizer that `arrays` came from. Raises KeyError when an array is missing."""
+
+
+def check_width(vectors_NV: np.ndarray, width: int) -> None:
+    """Raises ContractError when vectors are not as wide as those a tokenizer was fitted on."""
+    if vectors_NV.ndim != 2 or vectors_NV.shape[1] != width:
+        raise ContractError("item vectors", f"shape [items, {width}], as the tokenizer was fitted", vectors_NV.shape)

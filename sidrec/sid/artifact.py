@@ -1,0 +1,80 @@
+"""The artifact of a fitted tokenizer: a folder with `tokenizer.json` (config, sha256) and `arrays.safetensors`.
+
+No pickle: an artifact is data and runs no code. Loading gives a tokenizer that encodes exactly as the saved one.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
+
+from sidrec.config.tokenizer import RandomCodesConfig, ResidualKMeansConfig, TokenizerConfig
+from sidrec.schema import ContractError
+from sidrec.sid.random_codes import RandomCodes
+from sidrec.sid.residual_kmeans import ResidualKMeans
+from sidrec.sid.tokenizer import SideInformation, Tokenizer
+
+CARD = "tokenizer.json"
+ARRAYS = "arrays.safetensors"
+ARTIFACT_VERSION = 1
+
+LEARNERS: dict[type, type[Tokenizer]] = {ResidualKMeansConfig: ResidualKMeans, RandomCodesConfig: RandomCodes}
+_CONFIG: TypeAdapter[TokenizerConfig] = TypeAdapter(TokenizerConfig)
+
+
+def fit_tokenizer(vectors_NV: np.ndarray, config: TokenizerConfig, side: SideInformation) -> Tokenizer:
+    """Fits the learner that the config names. Raises ContractError when the vectors cannot support it.
+
+    vectors_NV: float32, prepared by `read_item_vectors`; may be a memory map.
+    """
+    return LEARNERS[type(config.learner)].fit(vectors_NV, config.learner, config.seed, side)
+
+
+def save_tokenizer(tokenizer: Tokenizer, config: TokenizerConfig, folder: Path) -> None:
+    """Writes the artifact into a new folder; part of a catalog that is being built, so the caller makes it atomic."""
+    content = save_arrays(tokenizer.arrays())
+    card = {
+        "version": ARTIFACT_VERSION,
+        "config": asdict(config),
+        "codebook_sizes": list(tokenizer.codebook_sizes),
+        "width": tokenizer.width,
+        "arrays_sha256": hashlib.sha256(content).hexdigest(),
+    }
+    folder.mkdir()
+    (folder / ARRAYS).write_bytes(content)
+    (folder / CARD).write_text(json.dumps(card, indent=1) + "\n")
+
+
+def load_tokenizer(folder: Path) -> tuple[Tokenizer, TokenizerConfig]:
+    """The tokenizer, and the config that says which vectors it wants. Raises ContractError for a damaged artifact."""
+    path = folder / CARD
+    if not path.is_file():
+        raise ContractError(path, "a tokenizer artifact, as `sidrec fit` makes it", "no such file")
+    try:
+        card = json.loads(path.read_text())
+        config = _CONFIG.validate_python(card["config"])
+        version, expected = card["version"], card["arrays_sha256"]
+    except (ValueError, TypeError, KeyError, ValidationError) as error:
+        raise ContractError(path, "JSON with version, config and arrays_sha256", " ".join(str(error).split())) from None
+    if version != ARTIFACT_VERSION:
+        raise ContractError(f"{path}, version", str(ARTIFACT_VERSION), version)
+    arrays = _read_arrays(folder / ARRAYS, expected)
+    return LEARNERS[type(config.learner)].from_arrays(arrays, config.learner, config.seed), config
+
+
+def _read_arrays(path: Path, expected: str) -> dict[str, np.ndarray]:
+    try:
+        content = path.read_bytes()
+        arrays = load_arrays(content)
+    except (OSError, SafetensorError) as error:
+        raise ContractError(path, "a readable safetensors file", error) from None
+    found = hashlib.sha256(content).hexdigest()
+    if found != expected:
+        raise ContractError(f"{path}, sha256", f"{expected} as {CARD} says", found)
+    return arrays

@@ -1,0 +1,150 @@
+"""Item vectors from items.parquet: read in bounded memory, checked row by row, ready for a tokenizer.
+
+Shapes: N items, V width of all columns together, D width of one column, R rows of a batch.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from sidrec.schema import ITEM_ID, TRAIN_IMPRESSIONS, UNKNOWN_ID, VECTOR_COLUMNS, ContractError
+from sidrec.sid.tokenizer import SideInformation
+
+ROWS = 16_384  # rows in memory at a time
+
+
+@dataclass(frozen=True)
+class ItemVectors:
+    """item_ids_N: int64. vectors_NV: float32, a memory map when read with a scratch file. side: for learners."""
+
+    item_ids_N: np.ndarray
+    vectors_NV: np.ndarray
+    side: SideInformation
+
+
+def read_item_vectors(
+    path: Path, columns: tuple[str, ...], normalize: bool, scratch: Path | None = None
+) -> ItemVectors:
+    """Reads and concatenates vector columns, each scaled to unit length first if `normalize`.
+
+    scratch: where to put the vectors as a .npy that is memory-mapped, so that items larger than RAM fit; the caller
+        removes it. None keeps them in memory.
+    Raises ContractError naming file, row and column for: a missing or truncated file, no rows, a missing column (and
+    which vector columns there are), a type that is no fixed-size float32 list, missing, NaN, infinite or all-zero
+    vectors, item ids below 1 or given twice.
+    """
+    file = _open(path)
+    widths = [_vector_width(file.schema_arrow, column, path) for column in columns]
+    rows = file.metadata.num_rows
+    if not rows:
+        raise ContractError(path, "at least one item", "no rows")
+    shape = (rows, sum(widths))
+    ids = np.empty(rows, dtype=np.int64)
+    vectors = np.empty(shape, np.float32)
+    if scratch is not None:
+        vectors = np.lib.format.open_memmap(scratch, mode="w+", dtype=np.float32, shape=shape)
+    for start, batch in _batches(file, [ITEM_ID, *columns], path):
+        part = slice(start, start + batch.num_rows)
+        ids[part] = _ids(batch, path, start)
+        checked = [_vectors(batch, column, path, start, ids[part]) for column in columns]
+        vectors[part] = np.concatenate([_unit(v) if normalize else v for v in checked], axis=1)
+    _check_ids(ids, path)
+    side = SideInformation(tuple(zip(columns, widths, strict=True)), _train_impressions(file, path))
+    return ItemVectors(ids, vectors, side)
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    if not path.is_file():
+        raise ContractError(path, "item vectors, as data_prep writes them", "no such file")
+    try:
+        file = pq.ParquetFile(path)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise ContractError(path, "a readable parquet file", error) from None
+    if ITEM_ID not in file.schema_arrow.names:
+        raise ContractError(path, f"a column {ITEM_ID}", f"columns {file.schema_arrow.names}")
+    if file.schema_arrow.field(ITEM_ID).type != pa.int64():
+        raise ContractError(f"{path}, column {ITEM_ID}", "int64", file.schema_arrow.field(ITEM_ID).type)
+    return file
+
+
+def _vector_width(schema: pa.Schema, column: str, path: Path) -> int:
+    if column not in schema.names:
+        there = [name for name in VECTOR_COLUMNS if name in schema.names]
+        raise ContractError(path, f"a vector column {column}", f"vector columns {there} among {schema.names}")
+    kind = schema.field(column).type
+    if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32():
+        raise ContractError(f"{path}, column {column}", "fixed-size lists of float32", kind)
+    return int(kind.list_size)
+
+
+def _batches(file: pq.ParquetFile, columns: list[str], path: Path) -> Iterator[tuple[int, pa.RecordBatch]]:
+    start = 0
+    with tqdm(total=file.metadata.num_rows, desc="read item vectors", unit=" items", disable=None) as bar:
+        try:
+            for batch in file.iter_batches(batch_size=ROWS, columns=columns):
+                yield start, batch
+                start += batch.num_rows
+                bar.update(batch.num_rows)
+        except OSError as error:
+            raise ContractError(f"{path}, row {start}", "readable column data", error) from None
+
+
+def _ids(batch: pa.RecordBatch, path: Path, start: int) -> np.ndarray:
+    column = batch.column(ITEM_ID)
+    if column.null_count:
+        row = start + int(np.flatnonzero(column.is_null())[0])
+        raise ContractError(f"{path}, row {row}, column {ITEM_ID}", "an item id", "no value")
+    return column.to_numpy()
+
+
+def _vectors(batch: pa.RecordBatch, name: str, path: Path, start: int, ids_R: np.ndarray) -> np.ndarray:
+    """Checked float32 [R, D] of one column."""
+    column = batch.column(name)
+    values = column.flatten() if not column.null_count else None
+    if values is None or values.null_count:
+        lacking = column.is_null() if values is None else values.is_null()
+        first = int(np.flatnonzero(lacking)[0]) // (1 if values is None else column.type.list_size)
+        raise ContractError(_where(path, start, first, name, ids_R), "a whole vector", "missing values")
+    vectors_RD = values.to_numpy().reshape(len(column), column.type.list_size)
+    for expected, got, bad_R in (
+        ("finite values", "NaN or infinity", ~np.isfinite(vectors_RD).all(axis=1)),
+        ("a vector with some content", "all zeros", ~vectors_RD.any(axis=1)),
+    ):
+        if bad_R.any():
+            first = int(np.flatnonzero(bad_R)[0])
+            raise ContractError(_where(path, start, first, name, ids_R), expected, f"{got} ({bad_R.sum()} such rows)")
+    return vectors_RD
+
+
+def _where(path: Path, start: int, row: int, column: str, ids_R: np.ndarray) -> str:
+    return f"{path}, row {start + row} (item {ids_R[row]}), column {column}"
+
+
+def _unit(vectors_RD: np.ndarray) -> np.ndarray:
+    return vectors_RD / np.linalg.norm(vectors_RD, axis=1, keepdims=True)
+
+
+def _check_ids(ids_N: np.ndarray, path: Path) -> None:
+    if ids_N.min() <= UNKNOWN_ID:
+        row = int(np.flatnonzero(ids_N <= UNKNOWN_ID)[0])
+        raise ContractError(f"{path}, row {row}, column {ITEM_ID}", f"ids above {UNKNOWN_ID}", int(ids_N[row]))
+    order = np.argsort(ids_N, kind="stable")
+    twice = np.flatnonzero(np.diff(ids_N[order]) == 0)
+    if len(twice):
+        first, second = order[twice[0]], order[twice[0] + 1]
+        where = f"{path}, row {second}, column {ITEM_ID}"
+        raise ContractError(where, "every item once", f"{ids_N[second]}, already in row {first}")
+
+
+def _train_impressions(file: pq.ParquetFile, path: Path) -> np.ndarray | None:
+    if TRAIN_IMPRESSIONS not in file.schema_arrow.names:
+        return None
+    counts = file.read([TRAIN_IMPRESSIONS]).column(0)
+    if counts.type != pa.int64() or counts.null_count:
+        raise ContractError(f"{path}, column {TRAIN_IMPRESSIONS}", "int64 without missing values", counts.type)
+    return counts.to_numpy()

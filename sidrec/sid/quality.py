@@ -1,0 +1,174 @@
+"""How good a set of codes is: usage of the codebooks, collisions of whole SIDs, reconstruction, neighbourhoods.
+
+Names that sound alike differ here on purpose (a "collision rate" of one paper is not that of another): every metric is
+its own field, with its definition.
+
+Shapes: N items, L levels, K codes, G occupied SIDs, V vector width, P pairs, Q distinct query items.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import faiss
+import numpy as np
+
+from sidrec.schema import ContractError
+from sidrec.sid.tokenizer import Tokenizer
+
+ROWS = 65_536  # vectors decoded at a time
+
+
+@dataclass(frozen=True)
+class CodeQuality:
+    """Code metrics over items, each item counted once. Lists have one entry per level. Entropies use log 0 = 0."""
+
+    items: int
+    token_entropy_nats: list[float]
+    """H_l = -sum_k p_lk ln p_lk, p_lk the share of items with code k at level l; at most ln K."""
+    token_entropy_bits: list[float]
+    """The same in bits; at most log2 K."""
+    mean_token_entropy_nats: float
+    """Mean of H_l over levels (ADC-SID's "token distribution entropy", arXiv 2510.25622)."""
+    utilisation: list[float]
+    """Codes used by some item, divided by K."""
+    dead_codes: list[int]
+    """Codes used by no item."""
+    perplexity: list[float]
+    """exp(H_l): how many codes, used evenly, would have this entropy."""
+    mean_perplexity: float
+    min_perplexity: float
+    top1_load: list[float]
+    """Share of items on the most used code."""
+    sid_entropy_nats: float
+    """Entropy of whole SIDs; at most ln N (QuaSID, AdaSID)."""
+    unique_prefixes: list[int]
+    """Distinct SIDs cut after level 1, 2, ..; the last is the number of unique SIDs."""
+    collision_rate: float
+    """(N - unique SIDs) / N (LETTER, MiniOneRec)."""
+    collided_item_rate: float
+    """Items whose SID some other item has, divided by N (arXiv 2605.25330)."""
+    max_group_size: int
+    """Items on the most shared SID."""
+    mean_group_size: float
+    """Items per occupied SID."""
+    gini: float
+    """Gini coefficient of the sizes of occupied SIDs, 0 when all are equal (FORGE)."""
+
+
+@dataclass(frozen=True)
+class ReconstructionError:
+    """Distance of item vectors from what their codes stand for; vectors as the tokenizer saw them."""
+
+    squared_error: float
+    """Mean over items of the squared L2 error (summed over dimensions)."""
+    variance: float
+    """Mean over items of the squared L2 distance from the mean vector."""
+    unexplained_variance: float
+    """squared_error / variance: 0 is perfect, 1 no better than the mean vector."""
+
+
+def code_quality(codes_NL: np.ndarray, codebook_sizes: tuple[int, ...]) -> CodeQuality:
+    """Every metric that needs the codes alone. Raises ContractError when there is no item."""
+    items = len(codes_NL)
+    if not items:
+        raise ContractError("codes", "at least one item", items)
+    loads = [np.bincount(codes, minlength=size) / items for codes, size in zip(codes_NL.T, codebook_sizes, strict=True)]
+    entropies = [_entropy_nats(load) for load in loads]
+    perplexities = [float(np.exp(entropy)) for entropy in entropies]
+    prefixes = [np.bincount(prefix_N) for prefix_N in _prefixes(codes_NL, codebook_sizes)]
+    groups_G = prefixes[-1]
+    return CodeQuality(
+        items=items,
+        token_entropy_nats=entropies,
+        token_entropy_bits=[float(entropy / np.log(2)) for entropy in entropies],
+        mean_token_entropy_nats=float(np.mean(entropies)),
+        utilisation=[float((load > 0).mean()) for load in loads],
+        dead_codes=[int((load == 0).sum()) for load in loads],
+        perplexity=perplexities,
+        mean_perplexity=float(np.mean(perplexities)),
+        min_perplexity=min(perplexities),
+        top1_load=[float(load.max()) for load in loads],
+        sid_entropy_nats=_entropy_nats(groups_G / items),
+        unique_prefixes=[len(groups) for groups in prefixes],
+        collision_rate=(items - len(groups_G)) / items,
+        collided_item_rate=float(groups_G[groups_G > 1].sum() / items),
+        max_group_size=int(groups_G.max()),
+        mean_group_size=items / len(groups_G),
+        gini=gini(groups_G),
+    )
+
+
+def group_sizes(codes_NL: np.ndarray, codebook_sizes: tuple[int, ...]) -> np.ndarray:
+    """int64 [G]: how many items each occupied SID has."""
+    *_, last = _prefixes(codes_NL, codebook_sizes)
+    return np.bincount(last)
+
+
+def gini(sizes_G: np.ndarray) -> float:
+    """Gini coefficient of positive sizes: (n+1)/n - 2 sum_r (n+1-r) c_(r) / (n sum c), c ascending (FORGE)."""
+    ascending = np.sort(sizes_G)
+    n = len(ascending)
+    return float((n + 1) / n - 2 * (np.arange(n, 0, -1) @ ascending) / (n * ascending.sum()))
+
+
+def _entropy_nats(shares: np.ndarray) -> float:
+    positive = shares[shares > 0]
+    return float(-(positive * np.log(positive)).sum()) + 0.0  # -0.0 reads badly
+
+
+def _prefixes(codes_NL: np.ndarray, codebook_sizes: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """For each depth, the dense number of every item's prefix. Numbered anew at each level, so that no product of K
+    overflows."""
+    prefix_N = np.zeros(len(codes_NL), dtype=np.int64)
+    for codes, size in zip(codes_NL.T, codebook_sizes, strict=True):
+        _, prefix_N = np.unique(prefix_N * size + codes, return_inverse=True)
+        yield prefix_N
+
+
+def reconstruction_error(
+    vectors_NV: np.ndarray, codes_NL: np.ndarray, tokenizer: Tokenizer
+) -> ReconstructionError | None:
+    """Error of decoded codes, in bounded memory. None when the tokenizer's codes stand for no vectors."""
+    squared = deviation = 0.0
+    mean_V = vectors_NV.mean(axis=0, dtype=np.float64).astype(np.float32)
+    for start in range(0, len(vectors_NV), ROWS):
+        part = vectors_NV[start : start + ROWS]
+        decoded = tokenizer.decode(codes_NL[start : start + ROWS])
+        if decoded is None:
+            return None
+        squared += float(np.square(part - decoded).sum(dtype=np.float64))
+        deviation += float(np.square(part - mean_V).sum(dtype=np.float64))
+    items = len(vectors_NV)
+    unexplained = squared / deviation if deviation else float(squared > 0)
+    return ReconstructionError(squared / items, deviation / items, unexplained)
+
+
+def embedding_hit_rate(vectors_NV: np.ndarray, pairs_P2: np.ndarray, k: int) -> float:
+    """Mean over query items of |neighbours among the k items nearest by cosine| / |neighbours|.
+
+    pairs_P2: int64 row numbers (query, neighbour); give both directions for symmetric pairs. An item is not its own
+        neighbour. Pass decoded vectors to measure the SIDs instead of the embeddings.
+    Raises ContractError when there is no pair of two different items.
+    """
+    pairs = np.unique(pairs_P2[pairs_P2[:, 0] != pairs_P2[:, 1]], axis=0)
+    if not len(pairs):
+        raise ContractError("item pairs", "at least one pair of different items", len(pairs))
+    queries_Q, query_P, neighbours_Q = np.unique(pairs[:, 0], return_inverse=True, return_counts=True)
+    unit = vectors_NV / np.maximum(np.linalg.norm(vectors_NV, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    unit = unit.astype(np.float32)
+    _, near = faiss.knn(unit[queries_Q], unit, min(k + 1, len(unit)), metric=faiss.METRIC_INNER_PRODUCT)
+    itself_last = np.argsort(near == queries_Q[:, None], axis=1, kind="stable")
+    near = np.take_along_axis(near, itself_last, axis=1)[:, :k]
+    near[near == queries_Q[:, None]] = -1  # fewer than k other items
+    hits_P = (near[query_P] == pairs[:, 1:]).any(axis=1)
+    return float((np.bincount(query_P, weights=hits_P) / neighbours_Q).mean())
+
+
+def quality_table(report: Mapping[str, object]) -> str:
+    """The metrics as aligned plain text, one per line; levels side by side."""
+    lines = []
+    for name, value in report.items():
+        values = value if isinstance(value, list) else [value]
+        cells = [f"{cell:>10.4f}" if isinstance(cell, float) else f"{cell!s:>10}" for cell in values]
+        lines.append(f"{name:<26}" + "".join(cells))
+    return "\n".join(lines)

@@ -1,0 +1,54 @@
+"""Random codes: the control that shows whether SIDs carry meaning at all.
+
+An item's codes are a hash of its vector's bytes and the seed: new items get codes too, items with the same vector share
+a SID as with every tokenizer, and similar items do not. Shapes as in `tokenizer`.
+"""
+
+import hashlib
+from typing import Self
+
+import numpy as np
+
+from sidrec.config.tokenizer import RandomCodesConfig
+from sidrec.sid.tokenizer import Encoded, SideInformation, Tokenizer, check_width
+
+
+class RandomCodes(Tokenizer):
+    """Codes uniform on [0, K) per level, a pure function of (vector, seed)."""
+
+    def __init__(self, width: int, config: RandomCodesConfig, seed: int) -> None:
+        self._width = width
+        self._config = config
+        self._seed = seed
+
+    @classmethod
+    def fit(cls, vectors_NV: np.ndarray, config: RandomCodesConfig, seed: int, side: SideInformation) -> Self:
+        return cls(vectors_NV.shape[1], config, seed)
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        return (self._config.codebook_size,) * self._config.levels
+
+    @property
+    def width(self) -> int:
+        return self._width
+
+    def encode(self, vectors_NV: np.ndarray) -> Encoded:
+        check_width(vectors_NV, self._width)
+        levels = self._config.levels
+        key = str(self._seed).encode()
+        words = np.empty((len(vectors_NV), levels), dtype="<u8")
+        for row, vector in enumerate(np.ascontiguousarray(vectors_NV, dtype="<f4")):
+            digest = hashlib.shake_128(key + b":" + vector.tobytes()).digest(8 * levels)
+            words[row] = np.frombuffer(digest, dtype="<u8")
+        return Encoded((words % self._config.codebook_size).astype(np.int64))
+
+    def decode(self, codes_NL: np.ndarray) -> None:
+        return None
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {"width": np.array([self._width], dtype=np.int64)}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray], config: RandomCodesConfig, seed: int) -> Self:
+        return cls(int(arrays["width"][0]), config, seed)

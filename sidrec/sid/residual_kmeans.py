@@ -1,0 +1,134 @@
+"""Residual k-means: cluster the vectors, subtract the nearest centroid, cluster what remains (RQ-KMeans; QARM, OneRec).
+
+Each level's k-means is faiss's ProgressiveDimClustering: it starts on the first principal axis and goes on with more of
+them, which spreads codes more evenly than a start in all dimensions (`benchmarks/residual_kmeans_choice.md`).
+
+Shapes: N items, V vector width, L levels, K codes per level, R rows at a time, W partial SIDs kept (beam).
+"""
+
+import logging
+from typing import Self
+
+import faiss
+import numpy as np
+from tqdm import tqdm, trange
+
+from sidrec.config.tokenizer import ResidualKMeansConfig
+from sidrec.schema import ContractError
+from sidrec.sid.tokenizer import Encoded, SideInformation, Tokenizer, check_width
+
+FEW_POINTS = 39  # training vectors per code under which faiss, too, calls centroids unreliable
+DISTANCES = 1 << 22  # held at a time while encoding
+
+_log = logging.getLogger(__name__)
+
+
+class ResidualKMeans(Tokenizer):
+    """Codebooks [L, K, V]; a SID stands for the sum of its codes' centroids."""
+
+    def __init__(self, codebooks_LKV: np.ndarray, beam: int) -> None:
+        self._codebooks_LKV = codebooks_LKV
+        self._beam = beam
+
+    @classmethod
+    def fit(cls, vectors_NV: np.ndarray, config: ResidualKMeansConfig, seed: int, side: SideInformation) -> Self:
+        residual = _sample(vectors_NV, config, seed)
+        codebooks = []
+        threads = faiss.omp_get_max_threads()
+        faiss.omp_set_num_threads(config.threads)
+        try:
+            for level in tqdm(range(config.levels), desc="fit levels", unit=" level", disable=None):
+                centroids_KV = _cluster(residual, config, seed, level)
+                codebooks.append(centroids_KV)
+                residual -= centroids_KV[faiss.knn(residual, centroids_KV, 1)[1][:, 0]]
+        finally:
+            faiss.omp_set_num_threads(threads)
+        return cls(np.stack(codebooks), config.beam)
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        levels, size, _ = self._codebooks_LKV.shape
+        return (size,) * levels
+
+    @property
+    def width(self) -> int:
+        return int(self._codebooks_LKV.shape[2])
+
+    def encode(self, vectors_NV: np.ndarray) -> Encoded:
+        check_width(vectors_NV, self.width)
+        levels, size, _ = self._codebooks_LKV.shape
+        codes_NL = np.empty((len(vectors_NV), levels), dtype=np.int64)
+        rows = max(1, DISTANCES // (self._beam * size))
+        for start in trange(0, len(vectors_NV), rows, desc="encode", unit_scale=rows, unit=" items", disable=None):
+            part = slice(start, start + rows)
+            codes_NL[part] = _beam_search(np.asarray(vectors_NV[part], np.float32), self._codebooks_LKV, self._beam)
+        return Encoded(codes_NL)
+
+    def decode(self, codes_NL: np.ndarray) -> np.ndarray:
+        vectors_NV = np.zeros((len(codes_NL), self.width), dtype=np.float32)
+        for codebook_KV, codes in zip(self._codebooks_LKV, codes_NL.T, strict=True):
+            vectors_NV += codebook_KV[codes]
+        return vectors_NV
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return {"codebooks": self._codebooks_LKV}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray], config: ResidualKMeansConfig, seed: int) -> Self:
+        return cls(arrays["codebooks"], config.beam)
+
+
+def _sample(vectors_NV: np.ndarray, config: ResidualKMeansConfig, seed: int) -> np.ndarray:
+    """A float32 copy of the training vectors, all or a seeded choice."""
+    items, size = len(vectors_NV), config.codebook_size
+    if items < size:
+        raise ContractError("item vectors", f"at least {size} items for codebook_size {size}", f"{items} items")
+    if items < FEW_POINTS * size:
+        _log.warning(
+            "%d items for %d codes per level: fewer than %d items per code, centroids follow single items",
+            items, size, FEW_POINTS,
+        )  # fmt: skip
+    most = config.points_per_code * size
+    if items <= most:
+        return np.array(vectors_NV, dtype=np.float32, order="C")
+    chosen = np.sort(np.random.default_rng(seed).choice(items, most, replace=False))
+    return np.ascontiguousarray(vectors_NV[chosen], dtype=np.float32)
+
+
+def _cluster(residual_NV: np.ndarray, config: ResidualKMeansConfig, seed: int, level: int) -> np.ndarray:
+    """float32 centroids [K, V]. faiss refills an empty cluster by splitting a large one."""
+    learner = faiss.ProgressiveDimClustering(residual_NV.shape[1], config.codebook_size)
+    learner.progressive_dim_steps = config.dimension_steps
+    learner.niter = config.iterations
+    learner.seed = int(np.random.SeedSequence([seed, level]).generate_state(1)[0] >> 1)  # a C int
+    learner.min_points_per_centroid, learner.max_points_per_centroid = 1, len(residual_NV)  # sampled already
+    factory = faiss.ProgressiveDimIndexFactory()
+    learner.train(len(residual_NV), faiss.swig_ptr(residual_NV), factory)  # type: ignore[call-overload]  # stub forgets n
+    return faiss.vector_to_array(learner.centroids).reshape(config.codebook_size, -1)
+
+
+def _beam_search(vectors_RV: np.ndarray, codebooks_LKV: np.ndarray, beam: int) -> np.ndarray:
+    """Codes [R, L] of the best of `beam` partial SIDs per level, by squared error; beam 1 takes the nearest code."""
+    _, size, width = codebooks_LKV.shape
+    rows = np.arange(len(vectors_RV))[:, None]
+    residual_RWV = vectors_RV[:, None, :]
+    codes_RWL = np.empty((len(vectors_RV), 1, 0), dtype=np.int64)
+    for codebook_KV in codebooks_LKV:
+        cross_RWK = (residual_RWV.reshape(-1, width) @ codebook_KV.T).reshape(len(vectors_RV), -1, size)
+        error_RWK = np.square(codebook_KV).sum(axis=1) - 2 * cross_RWK
+        error_RWK += np.square(residual_RWV).sum(axis=2)[:, :, None]  # matters only between beams
+        best_RW = _smallest(error_RWK.reshape(len(vectors_RV), -1), beam)
+        kept_RW, code_RW = np.divmod(best_RW, size)
+        residual_RWV = residual_RWV[rows, kept_RW] - codebook_KV[code_RW]
+        codes_RWL = np.concatenate([codes_RWL[rows, kept_RW], code_RW[:, :, None]], axis=2)
+    return codes_RWL[:, 0]
+
+
+def _smallest(values: np.ndarray, count: int) -> np.ndarray:
+    """Positions of the `count` smallest values of each row, smallest first."""
+    if count == 1:
+        return values.argmin(axis=1)[:, None]
+    count = min(count, values.shape[1])
+    some = np.argpartition(values, count - 1, axis=1)[:, :count]
+    order = np.argsort(np.take_along_axis(values, some, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(some, order, axis=1)
