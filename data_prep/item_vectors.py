@@ -1,0 +1,147 @@
+"""Adds a vector column to items.parquet: `python -m data_prep.item_vectors DATA --source wordllama`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tyro
+
+from data_prep.command import run
+from data_prep.events import CATALOG_TEXT
+from data_prep.item_table import vector_column
+from data_prep.progress import rows_bar
+from sidrec import schema
+from sidrec.schema import ContractError
+
+Embed = Callable[[list[str]], np.ndarray]
+NONE = "none"
+SENTENCE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+@dataclass(frozen=True)
+class ItemVectors:
+    """Adds or replaces a vector column of items.parquet."""
+
+    data: tyro.conf.Positional[Path]
+    """Data folder that holds items.parquet."""
+    source: Annotated[str, tyro.conf.arg(name="from", metavar="wordllama|sentence-transformers|FILE.npy")] = "wordllama"
+    """Where vectors come from. FILE.npy: one row per item, row = item_id - 1."""
+    column: Literal["text", "visual", "behavior"] = "text"
+    """Vector column to write."""
+    model: str = SENTENCE_MODEL
+    """Model name or folder for sentence-transformers."""
+
+    def run(self) -> None:
+        print(add_vectors(self.data / schema.ITEMS, self.source, self.column, self.model))
+
+
+def add_vectors(items: Path, source: str, column: str = "text", model: str = SENTENCE_MODEL) -> str:
+    """Rewrites items.parquet with the column, in one step, a row group at a time.
+
+    source: "wordllama", "sentence-transformers", or the path of a float .npy [items, width]. Returns a sentence on what
+    was done. Items without text get the zero vector. Raises ContractError when source and items do not fit.
+    """
+    if not items.is_file():
+        raise ContractError(items, "an items.parquet, as data_prep writes it", "no such file")
+    file = pq.ParquetFile(items)
+    if source.endswith(".npy"):
+        vectors_of = _from_file(Path(source), file)
+    elif source in ("wordllama", "sentence-transformers"):
+        vectors_of = _from_text(source, model, file, items)
+    else:
+        raise ContractError("--from / --vectors", "wordllama, sentence-transformers or a file FILE.npy", repr(source))
+    partial = items.with_name(items.name + ".partial")
+    without, width = _rewrite(file, partial, column, vectors_of)
+    partial.replace(items)
+    rows = file.metadata.num_rows
+    return f"column {column}: {rows} vectors of width {width} from {source}; {without} of the items have a zero vector"
+
+
+def _rewrite(
+    file: pq.ParquetFile, partial: Path, column: str, vectors_of: Callable[[pa.Table], np.ndarray]
+) -> tuple[int, int]:
+    without, width = 0, 0
+    writer: pq.ParquetWriter | None = None
+    try:
+        with rows_bar(f"vectors: {column}", file.metadata.num_rows) as bar:
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group)
+                vectors = vectors_of(table)
+                without += int((~vectors.any(axis=1)).sum())
+                width = vectors.shape[1]
+                if column in table.column_names:
+                    table = table.drop_columns([column])
+                table = table.append_column(column, vector_column(vectors))
+                writer = writer or pq.ParquetWriter(partial, table.schema)
+                writer.write_table(table)
+                bar.update(table.num_rows)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    finally:
+        if writer is not None:
+            writer.close()
+    return without, width
+
+
+def _from_file(path: Path, file: pq.ParquetFile) -> Callable[[pa.Table], np.ndarray]:
+    if not path.is_file():
+        raise ContractError(path, "a .npy file of item vectors", "no such file")
+    vectors = np.load(path, mmap_mode="r")
+    if vectors.ndim != 2 or vectors.dtype.kind != "f" or len(vectors) != file.metadata.num_rows:
+        expected = f"floats of shape [{file.metadata.num_rows}, width], one row per item"
+        raise ContractError(path, expected, f"{vectors.dtype} of shape {list(vectors.shape)}")
+
+    def rows(table: pa.Table) -> np.ndarray:
+        ids = table[schema.ITEM_ID].to_numpy()
+        values = np.asarray(vectors[ids - 1], dtype=np.float32)
+        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+        if len(bad):
+            raise ContractError(f"{path}, row {ids[bad[0]] - 1}", "finite numbers", "NaN or infinity")
+        return values
+
+    return rows
+
+
+def _from_text(source: str, model: str, file: pq.ParquetFile, items: Path) -> Callable[[pa.Table], np.ndarray]:
+    if CATALOG_TEXT not in file.schema_arrow.names:
+        raise ContractError(items, f"a text column {CATALOG_TEXT}", f"columns {file.schema_arrow.names}")
+    embed = _wordllama() if source == "wordllama" else _sentence_transformers(model)
+
+    def rows(table: pa.Table) -> np.ndarray:
+        texts = [text or "" for text in table[CATALOG_TEXT].to_pylist()]
+        vectors = embed([text or " " for text in texts]).astype(np.float32)
+        vectors[[not text.strip() for text in texts]] = 0.0
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return np.where(np.isfinite(norms) & (norms > 0), vectors / np.maximum(norms, 1e-12), 0.0).astype(np.float32)
+
+    return rows
+
+
+def _wordllama() -> Embed:
+    try:
+        import wordllama
+    except ImportError:
+        raise ContractError("--from wordllama", "the package wordllama", "it is not installed") from None
+    folder = Path(wordllama.__file__).parent
+    model = wordllama.WordLlama.load(cache_dir=folder, disable_download=True)
+    return lambda texts: np.asarray(model.embed(texts))
+
+
+def _sentence_transformers(model: str) -> Embed:
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError:
+        raise ContractError(
+            "--from sentence-transformers", "the package sentence-transformers", "it is not installed"
+        ) from None
+    encoder = SentenceTransformer(model)
+    return lambda texts: np.asarray(encoder.encode(texts, show_progress_bar=False))
+
+
+if __name__ == "__main__":
+    run(ItemVectors)

@@ -1,0 +1,84 @@
+"""Partition files of every split, and what they hold."""
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_prep.log_pass import PartitionRows
+from data_prep.splits import SPLITS
+from sidrec import schema
+
+ROW_GROUP = 16_384
+
+
+@dataclass
+class LogWriter:
+    """Writes partitions under the folder `log` and keeps count.
+
+    arrow: columns of every file. files: split -> files so far.
+    counts: rows and positives per split ("train rows", ...), and of rows on items never shown before ("first rows", ...).
+    """
+
+    log: Path
+    arrow: pa.Schema
+    files: dict[str, list[schema.LogFile]] = field(default_factory=lambda: {split: [] for split in SPLITS})
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def write(self, partition: int, rows: PartitionRows) -> None:
+        """One file per split that the partition has rows of; each appears whole or not at all."""
+        for place, split in enumerate(SPLITS):
+            row_M = np.flatnonzero(rows.split_N == place)
+            if len(row_M):
+                path = Path(split) / f"part-{partition:05d}.parquet"
+                self._write_file(self.log / path, rows, row_M)
+                times = rows.columns[schema.TIMESTAMP][row_M]
+                self.files[split].append(schema.LogFile(str(path), len(row_M), int(times[0]), int(times[-1])))
+            self._count(split, rows.columns[schema.LABEL][row_M] > 0, rows.columns["stat_exposures"][row_M] == 0)
+
+    def _count(self, split: str, positive_M: np.ndarray, first_M: np.ndarray) -> None:
+        self.counts[f"{split} rows"] += len(positive_M)
+        self.counts[f"{split} positives"] += int(positive_M.sum())
+        self.counts["first rows"] += int(first_M.sum())
+        self.counts["first positives"] += int((positive_M & first_M).sum())
+
+    def _write_file(self, path: Path, rows: PartitionRows, row_M: np.ndarray) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(path.name + ".partial")
+        with pq.ParquetWriter(partial, self.arrow, compression="zstd") as writer:
+            for begin in range(0, len(row_M), ROW_GROUP):
+                writer.write_table(self._table(rows, row_M[begin : begin + ROW_GROUP]))
+        partial.replace(path)
+
+    def _table(self, rows: PartitionRows, row_M: np.ndarray) -> pa.Table:
+        columns = []
+        for name in self.arrow.names:
+            if name == schema.HISTORY:
+                columns.append(pa.ListArray.from_arrays(*rows.histories.rows(row_M)))
+            else:
+                columns.append(pa.array(rows.columns[name][row_M]))
+        return pa.Table.from_arrays(columns, schema=self.arrow)
+
+    def facts(self) -> str:
+        """Files and counts as JSON, for a snapshot."""
+        files = {split: [asdict(file) for file in files] for split, files in self.files.items()}
+        return json.dumps({"files": files, "counts": self.counts})
+
+    def resume(self, facts: str) -> None:
+        """Back to what `facts` said; later files are written again."""
+        raw = json.loads(facts)
+        self.files = {split: [schema.LogFile(**file) for file in files] for split, files in raw["files"].items()}
+        self.counts = Counter(raw["counts"])
+
+
+def rows_on_items(log: Path, files: tuple[schema.LogFile, ...], wanted: np.ndarray) -> int:
+    """Counts rows whose item is `wanted` (bool per item id), reading one row group at a time."""
+    total = 0
+    for entry in files:
+        for batch in pq.ParquetFile(log / entry.path).iter_batches(batch_size=ROW_GROUP, columns=[schema.ITEM_ID]):
+            total += int(wanted[batch.column(0).to_numpy()].sum())
+    return total

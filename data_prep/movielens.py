@@ -1,0 +1,138 @@
+"""MovieLens: `python -m data_prep.movielens SRC OUT`, for latest-small, 20M, 25M, 32M (CSV) and 1M (`::` files)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import tyro
+
+from data_prep import text_tables
+from data_prep.command import run
+from data_prep.events import (
+    CATALOG_TEXT,
+    CATALOG_TITLE,
+    ITEM,
+    LABEL,
+    TIMESTAMP,
+    USER,
+    Items,
+    check_events,
+    check_unique,
+    numbers,
+)
+from data_prep.id_map import IdMap
+from data_prep.prepare import prepare
+from data_prep.settings import LogSettings
+
+MOVIE, TITLE, GENRES = "movieId", "title", "genres"
+RATING_COLUMNS = ("userId", MOVIE, "rating", "timestamp")
+NO_GENRE = "(no genres listed)"
+
+
+@dataclass(frozen=True)
+class MovieLens:
+    """A MovieLens folder as a source of events."""
+
+    folder: Path
+    threshold: float
+
+    @property
+    def name(self) -> str:
+        return f"movielens {self.folder.resolve().name}"
+
+    @property
+    def _is_dat(self) -> bool:
+        return (self.folder / "ratings.dat").is_file()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        suffix = "dat" if self._is_dat else "csv"
+        return (self.folder / f"ratings.{suffix}", self.folder / f"movies.{suffix}")
+
+    dense: tuple[str, ...] = field(default=(), init=False)
+    categorical: tuple[str, ...] = field(default=(), init=False)
+    extra: tuple[str, ...] = field(default=(), init=False)
+
+    @property
+    def labels(self) -> str:
+        return f"1 where the rating is at least {self.threshold:g} stars; every rating is a row"
+
+    @cached_property
+    def _movies(self) -> pa.Table:
+        columns = (MOVIE, TITLE, GENRES)
+        path = self.files[1]
+        if self._is_dat:
+            movies = pa.concat_tables([table for _, table in text_tables.dat_blocks(path, columns)])
+        else:
+            movies = text_tables.whole(path, columns)
+        check_unique(movies[MOVIE], f"{path}, column {MOVIE}", 1 if self._is_dat else 2)
+        return movies
+
+    def catalog(self) -> list[str]:
+        return list(self._movies[MOVIE].to_pylist())
+
+    def events(self) -> Iterator[pa.Table]:
+        path = self.files[0]
+        blocks = text_tables.dat_blocks if self._is_dat else text_tables.blocks
+        for line, table in blocks(path, RATING_COLUMNS):
+            rating = numbers(table["rating"], pa.float64(), f"{path}, column rating", line)
+            events = pa.table(
+                {
+                    USER: table["userId"],
+                    ITEM: table[MOVIE],
+                    TIMESTAMP: numbers(table["timestamp"], pa.int64(), f"{path}, column timestamp", line),
+                    LABEL: pc.cast(pc.greater_equal(rating, self.threshold), pa.float32()),
+                }
+            )
+            yield check_events(events, path, line)
+
+    def items(self, ids: IdMap) -> Items:
+        movies = self._movies
+        title = pc.utf8_trim_whitespace(pc.fill_null(movies[TITLE], ""))
+        genres = pc.fill_null(movies[GENRES], "")
+        genres = pc.if_else(pc.equal(genres, NO_GENRE), "", genres)
+        year = pc.struct_field(pc.extract_regex(title, r"\((?P<year>\d{4})\)\s*$"), "year")
+        decade = pc.fill_null(pc.binary_join_element_wise(pc.utf8_slice_codeunits(year, 0, 3), "0s", ""), "")
+        text = pc.utf8_trim_whitespace(pc.binary_join_element_wise(title, pc.replace_substring(genres, "|", " "), " "))
+        first_genre = pc.list_element(pc.split_pattern(genres, "|"), 0)
+        unlisted = len(ids) - movies.num_rows
+
+        def padded(column: pa.ChunkedArray) -> pa.Array:
+            return pa.concat_arrays([*column.chunks, pa.array([""] * unlisted, pa.string())])
+
+        table = pa.table(
+            {
+                "source_id": pa.array(ids.source_ids(), pa.string()),
+                CATALOG_TITLE: padded(title),
+                "genres": padded(genres),
+                CATALOG_TEXT: padded(text),
+            }
+        )
+        categories = {"cat_genre": padded(first_genre), "cat_decade": padded(decade)}
+        return Items(table, categories, {}, {"items": len(ids), "rated_but_not_in_movies_file": unlisted})
+
+
+@dataclass(frozen=True)
+class MovieLensCommand:
+    """MovieLens (latest-small, 1M, 20M, 25M, 32M) to log/ and items.parquet."""
+
+    src: tyro.conf.Positional[Path]
+    """Folder with ratings and movies, as published (unzipped)."""
+    out: tyro.conf.Positional[Path]
+    """Data folder to write."""
+    log: Annotated[LogSettings, tyro.conf.arg(name="")] = field(default_factory=LogSettings)
+    threshold: float = 4.0
+    """Ratings from this on are positive."""
+    vectors: str = "wordllama"
+    """Item vectors: wordllama, sentence-transformers, none, or FILE.npy (row = item_id - 1)."""
+
+    def run(self) -> None:
+        prepare(MovieLens(self.src, self.threshold), self.out, self.log, implicit=False, vectors=self.vectors)
+
+
+if __name__ == "__main__":
+    run(MovieLensCommand)

@@ -1,0 +1,55 @@
+"""The flags that every raw log shares."""
+
+from dataclasses import dataclass
+
+from data_prep.splits import SplitKind
+from sidrec.schema import ContractError
+
+
+@dataclass(frozen=True)
+class LogSettings:
+    """How events become rows."""
+
+    history: int = 50
+    """Latest positives of the user kept in `history`."""
+    recent_days: int = 30
+    """Days that the stat_*_recent columns look back (whole UTC days before the row's own day)."""
+    split: SplitKind = "global"
+    """One cut in time for everybody, or each user's last events as test."""
+    test_share: float = 0.1
+    """Share of the events in the split `test`."""
+    validation_share: float = 0.1
+    """Share of the events in the split `validation`, directly before test; 0 leaves it out."""
+    negatives: int = 1
+    """Sampled negatives per positive; only for logs that hold nothing but positives."""
+    window_days: int = 30
+    """Days before a positive from which its negatives are drawn."""
+    launch_weight: float = 1.0
+    """Weight of a newly launched item in that draw; a positive in the window weighs 1."""
+    seed: int = 0
+    """Seed of everything random."""
+    partition_rows: int = 1_000_000
+    """Events held in memory at a time (one day's events if that is more)."""
+    overwrite: bool = False
+    """Replace OUT if it exists."""
+
+    def check(self) -> None:
+        """Raises ContractError naming the flag whose value makes no sense."""
+        rules = {
+            "--history": (self.history >= 0, "a length of at least 0", self.history),
+            "--recent-days": (self.recent_days >= 1, "at least 1 day", self.recent_days),
+            "--window-days": (self.window_days >= 1, "at least 1 day", self.window_days),
+            "--negatives": (self.negatives >= 1, "at least 1", self.negatives),
+            "--launch-weight": (self.launch_weight >= 0, "at least 0", self.launch_weight),
+            "--seed": (self.seed >= 0, "at least 0", self.seed),
+            "--partition-rows": (self.partition_rows >= 1, "at least 1", self.partition_rows),
+            "--test-share": (0 < self.test_share < 1, "a share between 0 and 1", self.test_share),
+            "--validation-share": (
+                0 <= self.validation_share < 1 - self.test_share,
+                "a share that leaves something to train on",
+                self.validation_share,
+            ),
+        }
+        for flag, (fine, expected, got) in rules.items():
+            if not fine:
+                raise ContractError(flag, expected, got)
