@@ -1,0 +1,46 @@
+"""What this process may use of the machine: cores and memory, container limits included."""
+
+import os
+from pathlib import Path
+
+import psutil
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def cores(cgroup: Path = CGROUP) -> float:
+    """Cores this process may run on: its CPU affinity, or the container's share of CPU time where that is less."""
+    allowed = float(len(os.sched_getaffinity(0)))
+    quota = _quota(cgroup)
+    return min(allowed, quota) if quota else allowed
+
+
+def memory(cgroup: Path = CGROUP) -> tuple[int, int]:
+    """Memory in bytes that this process may still take, and the limit: the container's, or else the machine's."""
+    machine = psutil.virtual_memory()
+    limit = _number(cgroup / "memory.max") or _number(cgroup / "memory" / "memory.limit_in_bytes")
+    used = _number(cgroup / "memory.current") or _number(cgroup / "memory" / "memory.usage_in_bytes")
+    if limit is None or used is None or limit >= machine.total:
+        return machine.available, machine.total
+    return min(machine.available, limit - used), limit
+
+
+def _quota(cgroup: Path) -> float | None:
+    """cgroup v2 says "QUOTA PERIOD" or "max PERIOD"; v1 says it in two files, -1 for no limit."""
+    words = _text(cgroup / "cpu.max").split()
+    if not words:
+        words = [_text(cgroup / "cpu" / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
+    quota, period = words
+    return int(quota) / int(period) if quota.isdigit() and period.isdigit() else None
+
+
+def _number(path: Path) -> int | None:
+    text = _text(path)
+    return int(text) if text.isdigit() else None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

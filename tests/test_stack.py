@@ -1,0 +1,110 @@
+"""torch, FBGEMM and torchrec as pip leaves them in a folder: the files that `find_stack` reads, laid out by hand."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from sidrec import stack as stack_module
+from sidrec.stack import Stack, StackError, fault, find_stack, repair, require_stack
+
+
+def _distribution(site: Path, name: str, version: str, files: tuple[str, ...] = ()) -> None:
+    folder = site / f"{name.replace('-', '_')}-{version}.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (folder / "RECORD").write_text("".join(f"{file},,\n" for file in files))
+
+
+def _torch(site: Path, version: str, cuda: str | None) -> None:
+    (site / "torch").mkdir()
+    (site / "torch" / "__init__.py").write_text("raise AssertionError('torch was imported')\n")
+    (site / "torch" / "version.py").write_text(f"__version__ = {version!r}\ncuda = {cuda!r}\n")
+
+
+def _fbgemm_folder(site: Path, version: str, variant: str) -> None:
+    (site / "fbgemm_gpu" / "docs").mkdir(parents=True, exist_ok=True)
+    (site / "fbgemm_gpu" / "__init__.py").write_text("raise AssertionError('fbgemm_gpu was imported')\n")
+    target = {"version": version, "target": "default", "variant": variant}
+    (site / "fbgemm_gpu" / "docs" / "target.default.json.py").write_text(json.dumps(target))
+
+
+def _find(site: Path) -> Stack:
+    importlib.invalidate_caches()
+    return find_stack([str(site)])
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """A CPU installation as the Makefile leaves it: the stand-in owns no file."""
+    _torch(tmp_path, "2.13.0+cpu", None)
+    _distribution(tmp_path, "torchrec", "1.8.0")
+    _distribution(tmp_path, "fbgemm_gpu-cpu", "1.8.0", ("fbgemm_gpu/__init__.py",))
+    _distribution(tmp_path, "fbgemm-gpu", "1.8.0", ("fbgemm_gpu-1.8.0.dist-info/METADATA",))
+    _fbgemm_folder(tmp_path, "1.8.0", "cpu")
+    return tmp_path
+
+
+def test_the_cpu_lock_is_sound(site: Path) -> None:
+    found = _find(site)
+    assert found == Stack("2.13.0+cpu", "cpu", "1.8.0", "1.8.0", "cpu", ("fbgemm-gpu-cpu",))
+    assert fault(found) is None
+
+
+def test_the_cuda_lock_is_sound(tmp_path: Path) -> None:
+    _torch(tmp_path, "2.13.0", "13.0")
+    _distribution(tmp_path, "torchrec", "1.8.0")
+    _distribution(tmp_path, "fbgemm-gpu", "1.8.0", ("fbgemm_gpu/__init__.py",))
+    _fbgemm_folder(tmp_path, "1.8.0", "cuda")
+    found = _find(tmp_path)
+    assert fault(found) is None
+    assert repair(found).endswith("-m pip install torch==2.13.0 torchrec==1.8.0 fbgemm-gpu==1.8.0")
+
+
+def test_another_release_of_the_cpu_build(site: Path) -> None:
+    _fbgemm_folder(site, "1.9.0", "cpu")
+    assert fault(_find(site)) == "torch 2.13.0+cpu needs FBGEMM 1.8, got 1.9.0"
+
+
+def test_the_cuda_build_in_the_folder_of_the_cpu_build(site: Path) -> None:
+    """What lies in the folder counts, not what the metadata of the build under it says."""
+    _fbgemm_folder(site, "1.8.0", "cuda")
+    assert fault(_find(site)) == "torch is a CPU build, but FBGEMM is built for cuda"
+
+
+def test_two_builds_over_one_another(site: Path) -> None:
+    (site / "fbgemm_gpu-1.8.0.dist-info" / "RECORD").write_text("fbgemm_gpu/__init__.py,,\n")
+    found = _find(site)
+    assert found.owners == ("fbgemm-gpu", "fbgemm-gpu-cpu")
+    assert "installed over one another" in (fault(found) or "")
+
+
+def test_a_folder_emptied_by_uninstalling_the_other_build(site: Path) -> None:
+    (site / "fbgemm_gpu" / "__init__.py").unlink()
+    assert fault(_find(site)) == "not installed: fbgemm"
+
+
+def test_nothing_is_installed(tmp_path: Path) -> None:
+    assert fault(_find(tmp_path)) == "not installed: torch, torchrec, fbgemm"
+
+
+@pytest.mark.parametrize(
+    ("torch", "torchrec", "fbgemm", "expected"),
+    [
+        ("2.12.1", "1.7.0", "1.7.0", None),
+        ("2.11.0", "1.8.0", "1.6.0", None),
+        ("2.14.0", "1.8.0", "1.8.0", "expected torch 2.13 or 2.12 or 2.11, got 2.14.0"),
+        ("2.13.0", "1.9.2", "1.8.0", "expected torchrec 1.6, 1.7, 1.8, got 1.9.2"),
+    ],
+)
+def test_releases(torch: str, torchrec: str, fbgemm: str, expected: str | None) -> None:
+    assert fault(Stack(torch, "cpu", torchrec, fbgemm, "cpu", ("fbgemm-gpu-cpu",))) == expected
+
+
+def test_the_refusal_names_fault_and_repair(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _fbgemm_folder(site, "1.9.0", "cpu")
+    found = _find(site)
+    monkeypatch.setattr(stack_module, "find_stack", lambda: found)
+    with pytest.raises(StackError, match=r"needs FBGEMM 1\.8, got 1\.9\.0 .* Repair: .*fbgemm-gpu-cpu==1\.8\.0"):
+        require_stack()
