@@ -1,0 +1,146 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from sidrec.data.batch import Batch
+from sidrec.data.collate import Collate, pad_items
+from sidrec.data.item_tables import ItemTables
+from sidrec.data.rows import Rows
+from sidrec.data.transport import pack, unpack
+
+HID_ONLY = ItemTables(("hid",), (30,), np.arange(30)[:, None])
+
+
+def rows_of(items: list[int], histories: list[list[int]], context: list[list[int]] | None = None) -> Rows:
+    size = len(items)
+    width = max(map(len, histories))
+    floats = np.arange(size, dtype=np.float32)
+    return Rows(
+        row_N=np.arange(size),
+        good_N=np.array([item > 0 for item in items]),
+        label_N=floats % 2,
+        user_N=np.arange(size) + 100,
+        item_N=np.array(items),
+        context_NC=np.array(context or [[]] * size, dtype=np.int64),
+        dense_NX=np.stack([floats, -floats], axis=1),
+        stats_NS=floats[:, None] * 10,
+        history_NT=np.array([history + [0] * (width - len(history)) for history in histories]),
+    )
+
+
+def bags(jagged: KeyedJaggedTensor) -> dict[str, list[list[int]]]:
+    """Key -> the ids of every bag, read off values and lengths one by one."""
+    values, lengths = iter(jagged.values().tolist()), iter(jagged.lengths().tolist())
+    return {
+        key: [[next(values) for _ in range(next(lengths))] for _ in range(jagged.stride())]
+        for key in list(jagged.keys())
+    }
+
+
+def test_the_picture_in_the_batch_docstring() -> None:
+    batch = Collate(HID_ONLY, ())(rows_of([7, 4], [[9, 4], [7]]), rows_per_rank=2)
+    assert bags(batch.items) == {"hid": [[], [4], [7], [9]]}
+    assert batch.bags == 4
+    assert batch.target_B.tolist() == [2, 1]
+    assert batch.history_BT.tolist() == [[3, 1], [2, 0]]
+
+
+def test_fields_and_dtypes() -> None:
+    batch = Collate(HID_ONLY, ("user_id", "cat_a"))(rows_of([7, 4, 0], [[1], [], []], [[5, 1], [6, 2], [0, 0]]), 2.5)
+    assert bags(batch.context) == {"user_id": [[5], [6], [0]], "cat_a": [[1], [2], [0]]}
+    assert (batch.items.values().dtype, batch.items.lengths().dtype) == (torch.int64, torch.int32)
+    assert (batch.context.values().dtype, batch.context.lengths().dtype) == (torch.int64, torch.int32)
+    assert batch.dense_BX.tolist() == [[0, 0], [1, -1], [2, -2]]
+    assert batch.stats_BS.tolist() == [[0], [10], [20]]
+    assert batch.label_B.tolist() == [0, 1, 0]
+    assert batch.weight_B.tolist() == [1, 1, 0]
+    assert (batch.row_B.tolist(), batch.user_B.tolist(), batch.item_B.tolist()) == (
+        [0, 1, 2],
+        [100, 101, 102],
+        [7, 4, 0],
+    )
+    assert float(batch.rows_per_rank) == 2.5
+    for name in ("dense_BX", "stats_BS", "label_B", "weight_B", "rows_per_rank"):
+        assert getattr(batch, name).dtype == torch.float32
+    for name in ("target_B", "history_BT", "row_B", "user_B", "item_B"):
+        assert getattr(batch, name).dtype == torch.int64
+
+
+def test_an_unknown_item_is_bag_0_and_a_missing_sid_gets_no_lookup() -> None:
+    # Items 0..3; item 2 has no SID.
+    tables = ItemTables(("hid", "s1"), (4, 3), np.array([[0, 0], [1, 2], [2, 0], [3, 1]]))
+    batch = Collate(tables, ())(rows_of([2, 0, 3], [[1], [0, 1], []]), 2)
+    assert bags(batch.items) == {"hid": [[], [1], [2], [3]], "s1": [[], [2], [], [1]]}
+    assert batch.target_B.tolist() == [2, 0, 3]
+    assert batch.history_BT.tolist() == [[1, 0], [0, 1], [0, 0]]
+
+
+def test_padding_alone_has_one_empty_bag() -> None:
+    batch = Collate(HID_ONLY, ())(rows_of([0, 0], [[0], [0]]), 0)
+    assert bags(batch.items) == {"hid": [[]]}
+    assert batch.weight_B.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_collate_equals_a_slow_reference(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    ids, size = int(rng.choice([5, 40, 1000])), int(rng.integers(1, 60))
+    rows_IG = np.stack([np.arange(ids), rng.integers(0, 4, ids), rng.integers(0, 9, ids)], axis=1)
+    rows_IG[0] = 0
+    tables = ItemTables(("hid", "s1", "s12"), (ids, 4, 9), rows_IG)
+    histories = [rng.integers(0, ids, n).tolist() for n in rng.integers(0, 7, size)]
+    rows = rows_of(rng.integers(0, ids, size).tolist(), histories)
+    collate = Collate(tables, ())
+    for _ in range(2):  # nothing of one batch may leak into the next
+        check_against_dicts(collate(rows, 1.0), rows, histories, rows_IG)
+
+
+def check_against_dicts(batch: Batch, rows: Rows, histories: list[list[int]], rows_IG: np.ndarray) -> None:
+    known = sorted({id_ for ids in [rows.item_N.tolist(), *histories] for id_ in ids} - {0})
+    bag = {0: 0} | {item: number for number, item in enumerate(known, start=1)}
+    expected: dict[str, list[list[int]]] = {
+        name: [[]] + [[int(rows_IG[item, g])] if rows_IG[item, g] else [] for item in known]
+        for g, name in enumerate(("hid", "s1", "s12"))
+    }
+    assert bags(batch.items) == expected
+    assert batch.target_B.tolist() == [bag[item] for item in rows.item_N.tolist()]
+    width = rows.history_NT.shape[1]
+    assert batch.history_BT.tolist() == [[bag[i] for i in h] + [0] * (width - len(h)) for h in histories]
+
+
+def test_pad_items_appends_empty_bags_and_nothing_else() -> None:
+    tables = ItemTables(("hid", "s1"), (30, 30), np.stack([np.arange(30), np.arange(30)], axis=1))
+    batch = Collate(tables, ())(rows_of([7, 4], [[9, 4], [7]]), 2)
+    padded = pad_items(batch, 6)
+    assert bags(padded.items) == {key: [[], [4], [7], [9], [], []] for key in ("hid", "s1")}
+    assert padded.bags == 6
+    assert padded.items.lengths().dtype == torch.int32
+    assert bags(pad_items(batch, 4).items) == bags(batch.items)
+    for name in ("target_B", "history_BT", "dense_BX", "label_B"):
+        assert getattr(padded, name) is getattr(batch, name)
+    with pytest.raises(ValueError, match=r"^items: expected at most 3 bags, got 4$"):
+        pad_items(batch, 3)
+
+
+def test_a_packed_batch_comes_out_equal_and_in_one_block() -> None:
+    batch = Collate(HID_ONLY, ("user_id",))(rows_of([7, 4, 9], [[9, 4], [7], []], [[5], [6], [7]]), 2)
+    found = unpack(pack(batch))
+    for name in batch.__dataclass_fields__:
+        expected, value = getattr(batch, name), getattr(found, name)
+        if isinstance(expected, Tensor):
+            torch.testing.assert_close(value, expected, rtol=0, atol=0)
+        else:
+            assert (bags(value), value.stride()) == (bags(expected), expected.stride())
+    assert found.target_B.untyped_storage().data_ptr() == found.items.values().untyped_storage().data_ptr()
+
+
+def test_a_batch_without_history_or_statistics_packs_too() -> None:
+    rows = rows_of([7, 4], [[1], [2]])
+    rows = replace(rows, history_NT=np.empty((2, 0), np.int64), stats_NS=np.empty((2, 0), np.float32))
+    found = unpack(pack(Collate(HID_ONLY, ())(rows, 2)))
+    assert (found.history_BT.shape, found.stats_BS.shape) == ((2, 0), (2, 0))
+    assert found.target_B.tolist() == [2, 1]
