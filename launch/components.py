@@ -118,7 +118,7 @@ def fit(
 
 
 class _Shell(str):
-    """A word of the command that the shell on the machine is to expand."""
+    """A word of the command that torchx and the shell on the machine are to expand."""
 
 
 def _torchrun(image: str, nodes: int, ranks: int, max_restarts: int) -> list[str]:
@@ -131,7 +131,7 @@ def _torchrun(image: str, nodes: int, ranks: int, max_restarts: int) -> list[str
     return [
         *(_python(image), "-m", "torch.distributed.run"),
         *("--nnodes", str(nodes), "--nproc-per-node", str(ranks), "--max-restarts", str(max_restarts)),
-        *("--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", macros.app_id),
+        *("--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", _Shell(macros.app_id)),
         *("--tee", "3", "--role", ""),
     ]
 
@@ -142,7 +142,7 @@ def _python(image: str) -> str:
 
 
 def _threads(threads: int) -> dict[str, str]:
-    return {"OMP_NUM_THREADS": str(threads)} if threads else {}
+    return {"SIDREC_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)} if threads else {}
 
 
 def _app(
@@ -171,6 +171,6 @@ def _app(
 
 def _word(word: str) -> str:
     """Quoted for the shell, and for torchx, which fills in ${...} and reads $$ as $."""
-    if isinstance(word, _Shell) or word == macros.app_id:
+    if isinstance(word, _Shell):
         return word
     return shlex.quote(word).replace("$", "$$")

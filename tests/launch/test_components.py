@@ -1,0 +1,105 @@
+"""What the components turn into on each scheduler, and that the shell reads the command as it was meant."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torchx.runner import get_runner
+from torchx.specs import AppDef
+
+from launch import components
+
+FILE = f"{components.__file__}"
+
+
+def _dry_run(scheduler: str, component: str, *words: str, **config: str | bool) -> str:
+    """The scheduler's own request, as text, for a component called as the command line calls it."""
+    with get_runner() as runner:
+        return str(runner.dryrun_component(f"{FILE}:{component}", list(words), scheduler, config))
+
+
+def _command(app: AppDef) -> str:
+    assert app.roles[0].args[0] == "-c"
+    return app.roles[0].args[1]
+
+
+def test_one_machine_is_a_torchrun_that_one_can_type() -> None:
+    app = components.train("beauty.yaml", "--seed", "3", ranks=2, max_restarts=1)
+    assert _command(app) == (
+        f"exec {sys.executable} -m torch.distributed.run --nnodes 1 --nproc-per-node 2 --max-restarts 1 "
+        "--rdzv-backend c10d --rdzv-endpoint localhost:0 --rdzv-id ${app_id} --tee 3 --role '' "
+        "-m sidrec.train beauty.yaml --seed 3"
+    )
+    assert app.roles[0].env["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
+    assert "OMP_NUM_THREADS" not in app.roles[0].env
+
+
+def test_threads_resources_mounts_and_environment() -> None:
+    app = components.train(
+        "r.yaml", threads=3, cpu=8, gpu=2, memMB=100, env={"A": "1"}, mounts=["type=bind", "src=/d", "dst=/e"]
+    )
+    (role,) = app.roles
+    assert (role.resource.cpu, role.resource.gpu, role.resource.memMB) == (8, 2, 100)
+    assert role.env["SIDREC_THREADS"] == role.env["OMP_NUM_THREADS"] == "3"
+    assert role.env["A"] == "1"
+    assert [(mount.src_path, mount.dst_path) for mount in role.mounts] == [("/d", "/e")]
+
+
+def test_evaluate_and_fit() -> None:
+    assert _command(components.evaluate("runs/x/seed0", "--split", "test", ranks=2)).endswith(
+        " -m sidrec evaluate runs/x/seed0 --split test"
+    )
+    assert _command(components.fit("r.yaml")) == f"exec {sys.executable} -m sidrec fit r.yaml"
+
+
+@pytest.mark.parametrize(("nodes", "ranks"), [(0, 1), (1, 0)])
+def test_no_ranks(nodes: int, ranks: int) -> None:
+    with pytest.raises(ValueError, match=f"at least one node and one rank, got --nodes {nodes} --ranks {ranks}"):
+        components.train("r.yaml", nodes=nodes, ranks=ranks)
+
+
+def test_slurm() -> None:
+    words = ("--recipe", "r.yaml", "--nodes", "2", "--ranks", "8", "--gpu", "8", "--cpu", "64", "--memMB", "1000")
+    script = _dry_run("slurm", "train", *words, "--", "--seed", "3")
+    assert script.count("-m sidrec.train r.yaml --seed 3") == 2  # one agent per machine
+    assert script.count("--nnodes 2 --nproc-per-node 8") == 2
+    assert script.count("--rdzv-endpoint ${SLURM_JOB_NODELIST_HET_GROUP_0:?") == 2
+    assert script.count("--cpus-per-task=64 --mem=1000 --gpus-per-task=8") == 2
+
+
+def test_kubernetes() -> None:
+    words = ("--recipe", "/d/r.yaml", "--nodes", "2", "--image", "me/sidrec:1", "--mounts", "type=bind,src=/d,dst=/d")
+    job = " ".join(_dry_run("kubernetes", "train", *words, queue="default").split())
+    assert job.count("exec python -m torch.distributed.run --nnodes 2") == 2
+    assert "--rdzv-endpoint ${TORCHX_RANK0_HOST:?" in job  # the first machine; torchx sets it to localhost there
+    assert "--rdzv-endpoint ${VC_TRAIN_0_HOSTS:?" in job
+    assert job.count("image: me/sidrec:1") == 2
+    assert job.count("mountPath: /d ") == 2
+
+
+def _run_shell(app: AppDef, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command with a `python` that prints its words, after filling torchx's macros in."""
+    python = folder / "python"
+    python.write_text('#!/bin/sh\nfor word in "$@"; do echo "<$word>"; done\n')
+    python.chmod(0o755)
+    with get_runner() as runner:
+        request = runner.dryrun(app, "local_cwd", {"log_dir": str(folder)}).request
+    command = request.role_params[app.roles[0].name][0].args
+    environment["PATH"] = f"{folder}:{os.environ['PATH']}"
+    return subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
+
+
+@pytest.mark.parametrize("word", ["a b", "it's", "$HOME", "${app_id}", "$$", "*", 'say "x"; exit 3', ""])
+def test_words_arrive_as_they_were_given(word: str, tmp_path: Path) -> None:
+    done = _run_shell(components.fit("r.yaml", word, image="any"), tmp_path)
+    assert done.stdout == f"<-m>\n<sidrec>\n<fit>\n<r.yaml>\n<{word}>\n"
+
+
+def test_a_machine_that_is_not_told_the_first_one_fails(tmp_path: Path) -> None:
+    app = components.train("r.yaml", nodes=2, image="any")
+    assert "<localhost:29500>" in _run_shell(app, tmp_path, TORCHX_RANK0_HOST="localhost").stdout
+    alone = _run_shell(app, tmp_path)
+    assert alone.returncode != 0
+    assert "the scheduler did not name the first machine" in alone.stderr
