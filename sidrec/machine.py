@@ -1,4 +1,4 @@
-"""What this process may use of the machine: cores and memory, container limits included."""
+"""What this process may use of the machine: cores, threads and memory, container limits included."""
 
 import os
 from pathlib import Path
@@ -13,6 +13,21 @@ def cores(cgroup: Path = CGROUP) -> float:
     allowed = float(len(os.sched_getaffinity(0)))
     quota = _quota(cgroup)
     return min(allowed, quota) if quota else allowed
+
+
+def threads_per_rank() -> int:
+    """Threads for each rank of this machine: SIDREC_THREADS, else OMP_NUM_THREADS, else cores / ranks.
+
+    torchrun sets OMP_NUM_THREADS=1 by itself where it starts several ranks and finds it unset. That is nobody's wish
+    and cannot be told from one, so under torchrun a 1 counts as unset; SIDREC_THREADS=1 says it for certain.
+    """
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    wish = os.environ.get("SIDREC_THREADS")
+    if wish is None:
+        wish = os.environ.get("OMP_NUM_THREADS")
+        if wish == "1" and ranks > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
+            wish = None
+    return max(1, int(cores() / ranks) if wish is None else int(wish))
 
 
 def memory(cgroup: Path = CGROUP) -> tuple[int, int]:

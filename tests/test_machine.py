@@ -53,3 +53,25 @@ def test_version_1_without_limits(tmp_path: Path) -> None:
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
     (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
     assert machine.cores(tmp_path) == 8
+
+
+@pytest.mark.parametrize(
+    ("environment", "threads"),
+    [
+        ({}, 8),
+        ({"LOCAL_WORLD_SIZE": "2"}, 4),
+        ({"LOCAL_WORLD_SIZE": "3"}, 2),
+        ({"LOCAL_WORLD_SIZE": "99"}, 1),
+        ({"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "3"}, 3),
+        ({"OMP_NUM_THREADS": "1"}, 1),
+        ({"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "x"}, 4),  # torchrun's own default
+        ({"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "x", "SIDREC_THREADS": "1"}, 1),
+    ],
+)
+def test_threads_per_rank(environment: dict[str, str], threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOCAL_WORLD_SIZE", "OMP_NUM_THREADS", "TORCHELASTIC_RUN_ID", "SIDREC_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(machine, "_quota", lambda cgroup: None)
+    assert machine.threads_per_rank() == threads
