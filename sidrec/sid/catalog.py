@@ -68,7 +68,8 @@ class Catalog:
     @cached_property
     def fingerprint(self) -> str:
         """sha256 over item ids, codes, codebook sizes and weights: what a checkpoint remembers of its catalog."""
-        digest = hashlib.sha256(json.dumps([CATALOG_VERSION, *self.codebook_sizes]).encode())
+        shape = [CATALOG_VERSION, len(self), self.weights_NL is not None, *self.codebook_sizes]
+        digest = hashlib.sha256(json.dumps(shape).encode())
         digest.update(self.item_ids_N.astype("<i8").tobytes())
         digest.update(self.codes_NL.astype("<i8").tobytes())
         if self.weights_NL is not None:

@@ -90,8 +90,8 @@ def _batches(file: pq.ParquetFile, columns: list[str], path: Path) -> Iterator[t
                 yield start, batch
                 start += batch.num_rows
                 bar.update(batch.num_rows)
-        except OSError as error:
-            raise ContractError(f"{path}, row {start}", "readable column data", error) from None
+        except (OSError, pa.ArrowException) as error:
+            raise ContractError(f"{path}, from row {start} on", "readable column data", error) from None
 
 
 def _ids(batch: pa.RecordBatch, path: Path, start: int) -> np.ndarray:

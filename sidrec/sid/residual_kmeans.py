@@ -100,6 +100,7 @@ def _cluster(residual_NV: np.ndarray, config: ResidualKMeansConfig, seed: int, l
     learner = faiss.ProgressiveDimClustering(residual_NV.shape[1], config.codebook_size)
     learner.progressive_dim_steps = config.dimension_steps
     learner.niter = config.iterations
+    learner.init_method = faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS  # a random start loses well-separated clusters
     learner.seed = int(np.random.SeedSequence([seed, level]).generate_state(1)[0] >> 1)  # a C int
     learner.min_points_per_centroid, learner.max_points_per_centroid = 1, len(residual_NV)  # sampled already
     factory = faiss.ProgressiveDimIndexFactory()

@@ -1,0 +1,128 @@
+"""Item vectors from real files: what is right comes out ready, what is wrong is one sentence saying where."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sidrec.schema import ContractError
+from sidrec.sid.item_vectors import read_item_vectors
+from tests.sid.item_files import clustered_vectors, vector_column, write_items
+
+TEXT = np.array([[3, 4], [0, 2], [1, 0]])
+VISUAL = np.array([[1], [-2], [5]])
+
+
+def items(tmp_path: Path) -> Path:
+    return tmp_path / "items.parquet"
+
+
+def refusal(path: Path, columns: tuple[str, ...] = ("text",), normalize: bool = True) -> str:
+    with pytest.raises(ContractError) as error:
+        read_item_vectors(path, columns, normalize)
+    sentence = str(error.value)
+    assert str(path) in sentence
+    assert "\n" not in sentence
+    return sentence
+
+
+def test_columns_are_normalized_each_and_concatenated_in_order(tmp_path: Path) -> None:
+    path = write_items(items(tmp_path), [5, 2, 9], text=TEXT, visual=VISUAL)
+    found = read_item_vectors(path, ("visual", "text"), normalize=True)
+    assert found.item_ids_N.tolist() == [5, 2, 9]
+    assert found.vectors_NV.dtype == np.float32
+    assert found.vectors_NV == pytest.approx(np.array([[1, 0.6, 0.8], [-1, 0, 1], [1, 1, 0]]))
+    assert found.side.columns == (("visual", 1), ("text", 2))
+    assert found.side.train_impressions_N is None
+    raw = read_item_vectors(path, ("text",), normalize=False)
+    assert raw.vectors_NV.tolist() == TEXT.tolist()
+
+
+def test_batches_and_a_scratch_file_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = clustered_vectors(100)
+    path = write_items(items(tmp_path), np.arange(1, 101), row_group_size=7, text=vectors)
+    monkeypatch.setattr("sidrec.sid.item_vectors.ROWS", 10)
+    mapped = read_item_vectors(path, ("text",), False, scratch=tmp_path / "vectors.npy").vectors_NV
+    assert isinstance(mapped, np.memmap)
+    assert np.array_equal(mapped, vectors)
+
+
+def test_train_impressions_reach_the_learners(tmp_path: Path) -> None:
+    table = pa.table({"item_id": [1, 2], "text": vector_column(TEXT[:2]), "train_impressions": [7, 0]})
+    pq.write_table(table, items(tmp_path))
+    side = read_item_vectors(items(tmp_path), ("text",), True).side
+    assert side.train_impressions_N is not None
+    assert side.train_impressions_N.tolist() == [7, 0]
+
+
+def test_files_that_are_no_items(tmp_path: Path) -> None:
+    path = items(tmp_path)
+    assert "expected item vectors, as data_prep writes them, got no such file" in refusal(path)
+    path.write_bytes(b"")
+    assert "expected a readable parquet file" in refusal(path)
+    write_items(path, np.arange(1, 101), text=clustered_vectors(100))
+    path.write_bytes(path.read_bytes()[:-100])
+    assert "expected a readable parquet file" in refusal(path)
+    write_items(path, [], text=np.zeros((0, 2)))
+    assert "expected at least one item, got no rows" in refusal(path)
+
+
+def test_damage_inside_the_file_is_refused_too(tmp_path: Path) -> None:
+    path = write_items(items(tmp_path), np.arange(1, 5001), text=clustered_vectors(5000))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3 : len(content) // 3 + 2000] = bytes(2000)
+    path.write_bytes(content)
+    assert "expected" in refusal(path)
+
+
+def test_columns_that_are_not_there_or_not_vectors(tmp_path: Path) -> None:
+    path = write_items(items(tmp_path), [1, 2, 3], text=TEXT)
+    sentence = refusal(path, ("visual",))
+    assert "expected a vector column visual, got vector columns ['text'] among ['item_id', 'text']" in sentence
+    pq.write_table(pa.table({"text": vector_column(TEXT)}), path)
+    assert "expected a column item_id, got columns ['text']" in refusal(path)
+    pq.write_table(pa.table({"item_id": ["a", "b", "c"], "text": vector_column(TEXT)}), path)
+    assert "column item_id: expected int64, got string" in refusal(path)
+    lists = pa.array([[1.0, 2.0], [3.0], [4.0, 5.0]])
+    for wrong, kind in ((lists, "list<element: double>"), (pa.array([1.0, 2.0, 3.0]), "double")):
+        pq.write_table(pa.table({"item_id": [1, 2, 3], "text": wrong}), path)
+        assert f"column text: expected fixed-size lists of float32, got {kind}" in refusal(path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite(tmp_path: Path, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sidrec.sid.item_vectors.ROWS", 4)
+    vectors = clustered_vectors(10)
+    vectors[6, 2] = vectors[7, 0] = value
+    path = write_items(items(tmp_path), np.arange(101, 111), text=vectors)
+    sentence = "row 6 (item 107), column text: expected finite values, got NaN or infinity (2 such rows)"
+    assert sentence in refusal(path)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_vectors_without_content(tmp_path: Path, normalize: bool) -> None:
+    vectors = TEXT * [[1], [0], [1]]
+    path = write_items(items(tmp_path), [1, 2, 3], text=vectors, visual=VISUAL)
+    sentence = refusal(path, ("visual", "text"), normalize)
+    assert "row 1 (item 2), column text: expected a vector with some content, got all zeros" in sentence
+
+
+def test_missing_vectors_and_values(tmp_path: Path) -> None:
+    kind = pa.list_(pa.float32(), 2)
+    for lists in ([[1, 2], None, [3, 4]], [[1, 2], [1, None], [3, 4]]):
+        pq.write_table(pa.table({"item_id": [1, 2, 3], "text": pa.array(lists, kind)}), items(tmp_path))
+        assert "row 1 (item 2), column text: expected a whole vector, got missing values" in refusal(items(tmp_path))
+
+
+def test_item_ids_must_be_there_positive_and_once(tmp_path: Path) -> None:
+    path = items(tmp_path)
+    for ids, sentence in (
+        ([4, None, 6], "row 1, column item_id: expected an item id, got no value"),
+        ([4, 5, 0], "row 2, column item_id: expected ids above 0, got 0"),
+        ([4, -5, 6], "row 1, column item_id: expected ids above 0, got -5"),
+        ([4, 6, 4], "row 2, column item_id: expected every item once, got 4, already in row 0"),
+    ):
+        write_items(path, ids, text=TEXT)
+        assert sentence in refusal(path)
