@@ -1,6 +1,8 @@
 """The ranks of a run: who I am, on which device, with how many threads, and how all ranks agree on small facts."""
 
+import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -41,12 +43,20 @@ def threads_per_rank() -> int:
     return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
+def _quiet() -> None:
+    """Silences what TorchRec says of its own insides on every start: nothing to be done about it."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+    for name in ("planner.types", "planner.storage_reservations", "comm", "utils"):
+        logging.getLogger(f"torchrec.distributed.{name}").setLevel(logging.ERROR)
+
+
 @contextmanager
 def joined_ranks() -> Iterator[Ranks]:
     """Joins the ranks that torchrun started, or makes a world of one where nothing did; leaves them at the end.
 
     NCCL where each rank has a GPU, gloo on CPU. A rank that fails leaves without waiting for the others.
     """
+    _quiet()
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":

@@ -34,7 +34,7 @@ def train(recipe: Recipe, ranks: Ranks) -> None:
     _begin(run, recipe, data, ranks)
 
     sharded = build_model(recipe, data, ranks)
-    optimizer = build_optimizer(sharded.model, recipe.optimizer)
+    optimizer = build_optimizer(sharded.model, recipe.optimizer, recipe.model.embedding_dim)
     position = Position(step=0, epoch=0, epoch_step=0, catalog=data.fingerprint)
     saved = checkpoint.newest(run.checkpoints)
     if saved is not None:

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torchrec.distributed import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
-from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from sidrec.config.tree import (
     AdagradTables,
@@ -24,6 +23,7 @@ from sidrec.config.tree import (
     SgdTables,
     TableOptimizer,
 )
+from sidrec.train.rowwise_adagrad import FlatRowwiseAdagrad
 
 Factory = Callable[[list[Tensor]], Optimizer]
 
@@ -33,7 +33,7 @@ def _dense(config: DenseOptimizer) -> Factory:
     return lambda params: kinds[config.kind](params, lr=config.lr, weight_decay=config.weight_decay)
 
 
-def _replicated(config: TableOptimizer) -> Factory:
+def _replicated(config: TableOptimizer, dim: int) -> Factory:
     """torch's counterpart of the fused table optimizer. Weight decay reaches every row here, not only touched ones."""
     match config:
         case AdagradTables():
@@ -41,20 +41,20 @@ def _replicated(config: TableOptimizer) -> Factory:
                 params, lr=config.lr, eps=config.eps, weight_decay=config.weight_decay
             )
         case RowwiseAdagradTables():
-            return lambda params: RowWiseAdagrad(params, lr=config.lr, eps=config.eps, weight_decay=config.weight_decay)
+            return lambda params: FlatRowwiseAdagrad(params, dim, config.lr, config.eps, config.weight_decay)
         case SgdTables():
             return lambda params: torch.optim.SGD(params, lr=config.lr)
 
 
-def build_optimizer(model: DistributedModelParallel, config: OptimizerConfig) -> "ScheduledOptimizer":
-    """One optimizer over the whole sharded model."""
+def build_optimizer(model: DistributedModelParallel, config: OptimizerConfig, dim: int) -> "ScheduledOptimizer":
+    """One optimizer over the whole sharded model. dim: width of the tables."""
     fused = model.fused_optimizer
     others = {name: p for name, p in model.named_parameters() if name not in fused.params}
     tables = {name: p for name, p in others.items() if ".embedding_bags." in name}
     dense = {name: p for name, p in others.items() if name not in tables}
     parts: list[tuple[str, KeyedOptimizer]] = [("", fused)]
     if tables:
-        parts.append(("", KeyedOptimizerWrapper(tables, _replicated(config.tables))))
+        parts.append(("", KeyedOptimizerWrapper(tables, _replicated(config.tables, dim))))
     if dense:
         parts.append(("", KeyedOptimizerWrapper(dense, _dense(config.dense))))
     return ScheduledOptimizer(parts, fused)

@@ -7,6 +7,7 @@ at any world size that scores rows equally. Shapes: B rows of a batch, N rows; E
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -16,8 +17,10 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sidrec.data.batch import Batch
 from sidrec.schema import ITEM_ID, LABEL, USER_ID, ContractError
+
+if TYPE_CHECKING:  # reading predictions must not wait for TorchRec
+    from sidrec.data.batch import Batch
 
 ROW = "row"
 SCORE = "score"
@@ -86,7 +89,7 @@ class PredictionCollector:
         self._ids_3B: list[Tensor] = []
         self._values_EB: list[Tensor] = []
 
-    def append(self, batch: Batch, score_B: Tensor, **extra_B: Tensor) -> None:
+    def append(self, batch: "Batch", score_B: Tensor, **extra_B: Tensor) -> None:
         """Adds a batch; rows of weight 0 are left out. score_B: logits, [B] or [B, 1]; each extra [B] or [B, 1]."""
         assert tuple(extra_B) == self.extra, f"expected the extra values {self.extra}, got {tuple(extra_B)}"
         kept_B = batch.weight_B > 0

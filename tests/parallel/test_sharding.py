@@ -1,0 +1,73 @@
+"""Two ranks learn what one process learns, whatever the sharding type and the table optimizer."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import distributed as dist
+
+from sidrec.config import Recipe
+from sidrec.config.tree import ParallelConfig
+from sidrec.parallel.process_group import Ranks
+from sidrec.train.assembly import build_model, open_data, open_loader
+from sidrec.train.checkpoint import Position
+from sidrec.train.evaluation import score_split
+from sidrec.train.loop import Trainer
+from sidrec.train.optimizers import build_optimizer
+from sidrec.train.run_directory import RunDirectory
+from tests.ranks import run_on_ranks
+from tests.small_log import small_recipe, write_small_log
+
+EVERY_TYPE = (
+    "data_parallel",
+    "table_wise",
+    "row_wise",
+    "column_wise",
+    "table_row_wise",
+    "table_column_wise",
+    "grid_shard",
+)
+BY_ROW_ONLY = ("data_parallel", "table_wise", "row_wise", "table_row_wise")
+TABLES = {
+    "sgd": ({"kind": "sgd", "lr": 0.5}, EVERY_TYPE),
+    "adagrad": ({"kind": "adagrad", "lr": 0.1}, EVERY_TYPE),
+    # A column shard of row-wise Adagrad keeps a state of its own per row: another optimizer, not another layout.
+    "rowwise_adagrad": ({"kind": "rowwise_adagrad", "lr": 0.1}, BY_ROW_ONLY),
+}
+
+
+def scores_after_training(recipe: Recipe, sharding: str, rank: int, world: int) -> torch.Tensor:
+    """Test scores in row order, after training with one sharding type."""
+    recipe = replace(recipe, parallel=ParallelConfig(sharding=sharding))  # type: ignore[arg-type]
+    ranks = Ranks(rank, world, torch.device("cpu"), 1, dist.new_group(backend="gloo"))
+    data = open_data(recipe, ranks)
+    loader = open_loader(recipe, data, "train", shuffle=True, ranks=ranks)
+    sharded = build_model(recipe, data, ranks)
+    kinds = {table.sharding_type for tables in sharded.plan.plan.values() for table in tables.values()}  # type: ignore[attr-defined]
+    assert kinds == {sharding}
+    optimizer = build_optimizer(sharded.model, recipe.optimizer, recipe.model.embedding_dim)
+    run = RunDirectory(recipe.train.runs / f"{sharding}-{world}-{recipe.optimizer.tables.kind}")
+    if rank == 0:
+        run.begin(recipe)
+    dist.barrier()
+    Trainer(recipe, run, loader, sharded.model, optimizer, Position(0, 0, 0, None), ranks).train()
+    return torch.from_numpy(score_split(recipe, data, sharded.model, "test", ranks).score_N)
+
+
+def train_every_type(rank: int, world: int, recipe: Recipe, types: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    return {sharding: scores_after_training(recipe, sharding, rank, world) for sharding in types}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+def test_two_ranks_equal_one_process(kind: str, tmp_path: Path) -> None:
+    write_small_log(tmp_path, rows=500)
+    tables, types = TABLES[kind]
+    schedule = {"kind": "cosine", "warmup_steps": 3}
+    recipe = small_recipe(tmp_path, optimizer={"tables": tables, "dense": {"lr": 0.02}, "schedule": schedule})
+    alone = run_on_ranks(1, train_every_type, recipe, ("table_wise",))[0]["table_wise"]
+    first, second = run_on_ranks(2, train_every_type, recipe, types)
+    assert alone.std() > 0.05, "an untrained model would make this test pass for nothing"
+    for sharding in types:
+        torch.testing.assert_close(first[sharding], second[sharding], rtol=0, atol=0)
+        torch.testing.assert_close(first[sharding], alone, rtol=0, atol=2e-5)

@@ -1,0 +1,81 @@
+"""A run that was killed and started again ends as one that was not; evaluation repeats itself from the checkpoint alone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sidrec.config import Recipe, save
+from tests.small_log import small_recipe, write_small_log
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(recipe: Recipe, folder: Path, ranks: int) -> subprocess.Popen[str]:
+    """`torchrun -m sidrec.train` in a process group of its own."""
+    path = folder / f"{recipe.name}.yaml"
+    save(recipe, path)
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--rdzv-backend=c10d"]
+    command += ["--rdzv-endpoint=localhost:0", "-m", "sidrec.train", str(path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, output
+    return output
+
+
+def losses(recipe: Recipe) -> list[tuple[int, float]]:
+    lines = (recipe.run / "metrics.jsonl").read_text().splitlines()
+    return [(entry["step"], entry["loss"]) for entry in map(json.loads, lines)]
+
+
+@pytest.mark.parametrize("resumed_ranks", [2])
+def test_killed_and_resumed_equals_uninterrupted(resumed_ranks: int, tmp_path: Path) -> None:
+    write_small_log(tmp_path, rows=2400)
+    sections = {"train": {"epochs": 3, "checkpoint_every": 7, "log_every": 1}, "data": {"workers": 1}}
+    whole = small_recipe(tmp_path, name="whole", **sections)
+    killed = small_recipe(tmp_path, name="killed", **sections)
+    finish(start(whole, tmp_path, 2))
+
+    process = start(killed, tmp_path, 2)
+    checkpoints = killed.run / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not any(checkpoints.glob("step-*[0-9]")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (killed.run / "metrics.json").exists(), "the run was over before it could be killed"
+
+    output = finish(start(killed, tmp_path, resumed_ranks))
+    assert "resuming after step" in output
+    assert losses(killed) == losses(whole)
+    assert (killed.run / "metrics.json").read_text() == (whole.run / "metrics.json").read_text()
+
+
+def test_evaluate_reproduces_metrics_from_the_checkpoint_alone(tmp_path: Path) -> None:
+    write_small_log(tmp_path, rows=600)
+    recipe = small_recipe(tmp_path)
+    finish(start(recipe, tmp_path, 1))
+    metrics = recipe.run / "metrics.json"
+    before = json.loads(metrics.read_text())
+    for name in ("metrics.json", "predictions_test.parquet", "plan.json", "run.json", "metrics.jsonl"):
+        (recipe.run / name).unlink()
+    command = [sys.executable, "-m", "sidrec", "evaluate", str(recipe.run)]
+    subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert json.loads(metrics.read_text()) == before
