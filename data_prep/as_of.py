@@ -85,7 +85,10 @@ class Totals:
 
 @dataclass
 class Histories:
-    """The latest `length` positives of every user so far: user u's are items[offsets[u] : offsets[u + 1]], oldest first."""
+    """The latest `length` positives of every user so far.
+
+    User u's are items[offsets[u] : offsets[u + 1]], oldest first.
+    """
 
     offsets: np.ndarray
     items: np.ndarray
@@ -139,7 +142,7 @@ class PartitionHistories:
     length_N: np.ndarray
 
     def rows(self, row_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Offsets int32 [M + 1] and item ids int64 of the rows with these numbers, as an arrow list array wants them."""
+        """Offsets int32 [M + 1] and item ids int64 of these rows, as an arrow list array wants them."""
         lengths = self.length_N[row_M]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
         return offsets, gather_ranges(self.items, self.start_N[row_M], lengths).astype(np.int64)

@@ -16,7 +16,8 @@ BINS = 100_000  # probabilities are compared to five digits, so that memory does
 def bayes_auc(data: Path, manifest: Manifest) -> dict[str, object]:
     """AUC and number of rows of the test split and of its rows on head, torso, tail and cold items.
 
-    Items by train impressions: head the first 10%, tail the last half (cold ones included), torso between, cold without any.
+    Items by train impressions: head the first 10%, tail the last half (with the cold ones), torso between, cold without
+    any.
     AUC is None where only one label is there. It is the sample's: the same rows that a model is measured on.
     """
     slices_SI = item_slices(pq.read_table(data / schema.ITEMS, columns=[schema.TRAIN_IMPRESSIONS]))
@@ -40,8 +41,8 @@ def item_slices(items: "pq.Table") -> dict[str, np.ndarray]:
     rank_I = np.empty(number, dtype=np.int64)
     rank_I[np.lexsort((np.arange(number), -impressions_I))] = np.arange(number)
     cold_I = impressions_I == 0
-    head_I = (rank_I < round(HEAD_SHARE * number)) & ~cold_I
     tail_I = (rank_I >= number - round(TAIL_SHARE * number)) | cold_I
+    head_I = (rank_I < round(HEAD_SHARE * number)) & ~tail_I
     everything = np.ones(number, dtype=bool)
     return {"all": everything, "head": head_I, "torso": ~head_I & ~tail_I, "tail": tail_I, "cold": cold_I}
 

@@ -29,7 +29,8 @@ from sidrec.schema import ContractError, Manifest
 def build(source: Source, out: Path, settings: LogSettings, implicit: bool) -> WorkFolder:
     """Everything but the publishing, so that callers can add to `data` first.
 
-    implicit: the log holds only positives, negatives are sampled. Raises ContractError for anything wrong with the input.
+    implicit: the log holds only positives, negatives are sampled. Raises ContractError for whatever is wrong with the
+    input.
     """
     settings.check()
     configuration = {
@@ -73,7 +74,8 @@ def _sampler(log: OrderedLog, settings: LogSettings, scratch: Path) -> Sampler:
     items = len(log.items) + 1
     launches = Launches.of(log.first_click, NEVER, settings.window_days, settings.seed)
     window = DayWindow.empty(items, settings.window_days)
-    return Sampler(settings.negatives, settings.launch_weight, settings.seed, window, launches, Taken(folder, items))
+    weights = (settings.floor_weight, settings.launch_draws)
+    return Sampler(settings.negatives, *weights, settings.seed, window, launches, Taken(folder, items))
 
 
 def _pass_over(log: OrderedLog, log_pass: LogPass, writer: LogWriter, scratch: Path) -> None:

@@ -1,7 +1,7 @@
-"""Sorts a log by time in bounded memory: ids become dense and events are spooled, then dealt into buckets of whole days.
+"""Sorts a log by time in bounded memory: ids become dense, events are spooled, then dealt into buckets of whole days.
 
-A bucket holds consecutive days and at most `partition_rows` events, or one single busier day. Bounded by the bucket and by
-arrays with one number per user, per item and per day; the log itself is never held.
+A bucket holds consecutive days and at most `partition_rows` events, or one single busier day. Held in memory are one
+bucket, the source's ids, and arrays with one number per user, per item and per day; never the log.
 """
 
 import json

@@ -96,7 +96,7 @@ def _words(kind: pa.DataType) -> str:
 
 
 def check_events(events: pa.Table, where: object, first_line: int) -> pa.Table:
-    """Ids are there, times lie in [1970, 2100), labels are 0 or 1. Raises ContractError with the first line at fault."""
+    """Ids are there, times lie in [1970, 2100), labels are 0 or 1. Raises ContractError with the first bad line."""
     rules = {
         USER: ("a user id", pc.equal(pc.utf8_length(pc.fill_null(events[USER], "")), 0)),
         ITEM: ("an item id", pc.equal(pc.utf8_length(pc.fill_null(events[ITEM], "")), 0)),

@@ -21,7 +21,8 @@ class LogWriter:
     """Writes partitions under the folder `log` and keeps count.
 
     arrow: columns of every file. files: split -> files so far.
-    counts: rows and positives per split ("train rows", ...), and of rows on items never shown before ("first rows", ...).
+    counts: "X rows" and "X positives", X being a split, "new" (the item was never shown before) or "idle" (the item had
+    positives, but none lately).
     """
 
     log: Path
@@ -38,13 +39,15 @@ class LogWriter:
                 self._write_file(self.log / path, rows, row_M)
                 times = rows.columns[schema.TIMESTAMP][row_M]
                 self.files[split].append(schema.LogFile(str(path), len(row_M), int(times[0]), int(times[-1])))
-            self._count(split, rows.columns[schema.LABEL][row_M] > 0, rows.columns["stat_exposures"][row_M] == 0)
+            self._count(split, rows, row_M)
 
-    def _count(self, split: str, positive_M: np.ndarray, first_M: np.ndarray) -> None:
-        self.counts[f"{split} rows"] += len(positive_M)
-        self.counts[f"{split} positives"] += int(positive_M.sum())
-        self.counts["first rows"] += int(first_M.sum())
-        self.counts["first positives"] += int((positive_M & first_M).sum())
+    def _count(self, split: str, rows: PartitionRows, row_M: np.ndarray) -> None:
+        positive_M = rows.columns[schema.LABEL][row_M] > 0
+        shown_M = rows.columns["stat_exposures"][row_M] > 0
+        idle_M = (rows.columns["stat_clicks"][row_M] > 0) & (rows.columns["stat_clicks_recent"][row_M] == 0)
+        for name, chosen_M in ((split, np.ones_like(shown_M)), ("new", ~shown_M), ("idle", idle_M)):
+            self.counts[f"{name} rows"] += int(chosen_M.sum())
+            self.counts[f"{name} positives"] += int((positive_M & chosen_M).sum())
 
     def _write_file(self, path: Path, rows: PartitionRows, row_M: np.ndarray) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,16 @@
 """Negatives for logs that hold only positives: sampled from what was popular in the preceding days.
 
-For every positive, N rows of the same user and timestamp with other items. Items are drawn in proportion to their positives
-in the preceding `window_days` whole days, plus a launch weight: an item is launched at its first positive's time minus a
-seeded uniform(0, window) of days and keeps that weight for the window. Without it, an item's first row would always be a
-positive, and "never shown before" would give the label away.
+For every positive, N rows of the same user and timestamp with other items. An item is launched at its first
+positive's time minus a seeded uniform(0, W) of days, W being the window. A negative's item is either one of those
+launched in the window, all alike, or any launched item, in proportion to its positives in the W preceding days plus
+a floor.
+
+Why both: without launches an item's first row would always be a positive, and without the floor so would the row of
+an item that has had no positive for W days. "Never shown" or "not taken lately" would then give the label away.
+
 Never an item that the user took at or before that time. What the user takes later may be drawn: nothing looks ahead.
 
-Every random number is a hash of (seed, event, which negative, attempt), so results do not depend on partition sizes or restarts.
+Every random number is a hash of (seed, event, which negative, attempt): partition sizes and restarts change nothing.
 """
 
 from dataclasses import dataclass, field
@@ -80,18 +84,69 @@ class Launches:
         order = np.argsort(days, kind="stable")
         return cls(items[order].astype(np.int32), days[order])
 
-    def live(self, day: int, window_days: int) -> np.ndarray:
-        """Items launched in the `window_days` days up to and including `day`."""
-        begin = np.searchsorted(self.days, day - window_days)
-        return self.items[begin : np.searchsorted(self.days, day, side="right")]
+    def until(self, day: int) -> np.ndarray:
+        """Items launched up to and including `day`."""
+        return self.items[: np.searchsorted(self.days, day, side="right")]
+
+    def since(self, begin: int, end: int) -> np.ndarray:
+        """Items launched from day `begin` up to and including `end`."""
+        return self.items[np.searchsorted(self.days, begin) : np.searchsorted(self.days, end, side="right")]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What negatives of one day are drawn from. fresh: launched in the window; popular: one entry per positive in it.
+
+    launch_draws: draws that a launched item gets in its window, per negative per positive.
+    """
+
+    fresh: np.ndarray
+    popular: np.ndarray
+    launched: np.ndarray
+    floor_weight: float
+    launch_draws: float
+
+    @property
+    def empty(self) -> bool:
+        return not len(self.fresh) and not self._weight
+
+    @property
+    def _weight(self) -> float:
+        return len(self.popular) + self.floor_weight * len(self.launched)
+
+    @property
+    def _fresh_share(self) -> float:
+        """Of all draws; at most half, and all of them only when there is nothing else."""
+        if not self._weight:
+            return 1.0
+        return min(0.5, self.launch_draws * len(self.fresh) / max(len(self.popular), 1))
+
+    def pick(self, uniform_M: np.ndarray) -> np.ndarray:
+        """int64 [M]: an item per number in [0, 1)."""
+        share = self._fresh_share
+        items = np.empty(len(uniform_M), dtype=np.int64)
+        is_fresh = uniform_M < share
+        items[is_fresh] = _at(self.fresh, uniform_M[is_fresh] / share) if is_fresh.any() else 0
+        point = (uniform_M - share) / (1 - share) * self._weight if share < 1 else uniform_M
+        is_popular = ~is_fresh & (point < len(self.popular))
+        items[is_popular] = self.popular[point[is_popular].astype(np.int64)]
+        rest = ~is_fresh & ~is_popular
+        if rest.any():
+            items[rest] = _at(self.launched, (point[rest] - len(self.popular)) / (self._weight - len(self.popular)))
+        return items
+
+
+def _at(items: np.ndarray, share: np.ndarray) -> np.ndarray:
+    return items[np.minimum((share * len(items)).astype(np.int64), len(items) - 1)]
 
 
 @dataclass
 class Sampler:
-    """Draws negatives, partition after partition in time order. per_positive: N. launch_weight: in positives."""
+    """Draws negatives, partition after partition in time order. per_positive: N. The weights are Pool's."""
 
     per_positive: int
-    launch_weight: float
+    floor_weight: float
+    launch_draws: float
     seed: int
     window: DayWindow
     launches: Launches
@@ -109,11 +164,11 @@ class Sampler:
         places, items = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
         for day, begin, end in day_slices(timestamp_N):
             self.window.move_to(day)
-            launched = self.launches.live(day, self.window.days)
+            pool = self._pool(day)
             place = np.repeat(np.arange(begin, end), self.per_positive)
             which = np.tile(np.arange(self.per_positive), end - begin)
-            for attempt in range(ATTEMPTS if len(self.window.items) + len(launched) else 0):
-                drawn = self._pick(launched, uniforms(self.seed, event_N[place], which, attempt))
+            for attempt in range(0 if pool.empty else ATTEMPTS):
+                drawn = pool.pick(uniforms(self.seed, event_N[place], which, attempt))
                 key = self.taken.keys(user_N[place], drawn)
                 has = self.taken.holds(key) | here.at_or_before(key, timestamp_N[place])
                 places.append(place[~has])
@@ -124,17 +179,9 @@ class Sampler:
             self.window.add(item_N[begin:end])
         return np.concatenate(places), np.concatenate(items)
 
-    def _pick(self, launched: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-        popular = self.window.items
-        weight = self.launch_weight * len(launched)
-        point = uniform * (len(popular) + weight)
-        items = np.empty(len(point), dtype=np.int64)
-        is_popular = point < len(popular)
-        items[is_popular] = popular[point[is_popular].astype(np.int64)]
-        if not is_popular.all():
-            share = (point[~is_popular] - len(popular)) / weight
-            items[~is_popular] = launched[np.minimum((share * len(launched)).astype(np.int64), len(launched) - 1)]
-        return items
+    def _pool(self, day: int) -> Pool:
+        fresh, launched = self.launches.since(day - self.window.days, day), self.launches.until(day)
+        return Pool(fresh, self.window.items, launched, self.floor_weight, self.launch_draws)
 
 
 @dataclass(frozen=True)

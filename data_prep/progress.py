@@ -3,12 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Never, cast
 
 from tqdm import tqdm
 
 
-def rows_bar(what: str, rows: int) -> "tqdm[None]":
+def rows_bar(what: str, rows: int) -> "tqdm[Never]":
     """A bar over rows; silent where stderr is no terminal."""
     return tqdm(total=rows, desc=what, unit="row", unit_scale=True, disable=None)
 

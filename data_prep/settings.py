@@ -24,8 +24,10 @@ class LogSettings:
     """Sampled negatives per positive; only for logs that hold nothing but positives."""
     window_days: int = 30
     """Days before a positive from which its negatives are drawn."""
-    launch_weight: float = 1.0
-    """Weight of a newly launched item in that draw; a positive in the window weighs 1."""
+    floor_weight: float = 0.5
+    """Weight that every launched item keeps in that draw; a positive in the window weighs 1."""
+    launch_draws: float = 1.4
+    """Draws that a newly launched item gets in its first window, per negative per positive."""
     seed: int = 0
     """Seed of everything random."""
     partition_rows: int = 1_000_000
@@ -40,7 +42,8 @@ class LogSettings:
             "--recent-days": (self.recent_days >= 1, "at least 1 day", self.recent_days),
             "--window-days": (self.window_days >= 1, "at least 1 day", self.window_days),
             "--negatives": (self.negatives >= 1, "at least 1", self.negatives),
-            "--launch-weight": (self.launch_weight >= 0, "at least 0", self.launch_weight),
+            "--floor-weight": (self.floor_weight >= 0, "at least 0", self.floor_weight),
+            "--launch-draws": (self.launch_draws >= 0, "at least 0", self.launch_draws),
             "--seed": (self.seed >= 0, "at least 0", self.seed),
             "--partition-rows": (self.partition_rows >= 1, "at least 1", self.partition_rows),
             "--test-share": (0 < self.test_share < 1, "a share between 0 and 1", self.test_share),

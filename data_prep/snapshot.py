@@ -32,7 +32,8 @@ def restore(template: T, name: str, arrays: dict[str, np.ndarray]) -> T:
         leaf: Any = arrays[name]
         return leaf if isinstance(template, np.ndarray) else leaf.item()
     parts = {f.name: restore(getattr(template, f.name), f"{name}.{f.name}", arrays) for f in fields(template)}
-    return type(template)(**parts)
+    tree: Any = type(template)
+    return tree(**parts)
 
 
 def _flatten(name: str, node: object, arrays: dict[str, np.ndarray]) -> None:

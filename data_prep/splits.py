@@ -14,7 +14,7 @@ SplitKind = Literal["global", "per-user-last"]
 
 @dataclass(frozen=True)
 class GlobalSplit:
-    """Rows from `validation_from` (seconds) on are validation, from `test_from` on test. A timestamp is never divided."""
+    """Events from `validation_from` (seconds) on are validation, from `test_from` on test."""
 
     validation_from: int
     test_from: int
@@ -23,7 +23,8 @@ class GlobalSplit:
     def of(cls, log: OrderedLog, validation_share: float, test_share: float) -> "GlobalSplit":
         """Cuts so that the last `test_share` of the events is test and `validation_share` before it validation.
 
-        Events that share the timestamp at a cut all go to the later split. Raises ContractError when no train row is left.
+        Events that share the timestamp at a cut all go to the later split. Raises ContractError when no train row is
+        left.
         """
         test_row = int(log.rows * (1 - test_share))
         validation_row = int(log.rows * (1 - test_share - validation_share))
@@ -71,8 +72,9 @@ class PerUserSplit:
     def protocol(self) -> dict[str, object]:
         return {
             "kind": "per-user-last",
-            "words": "each user's last events are test; the splits overlap in time, so training sees other users' events that are "
-            "later than a test row. Statistics and histories are strictly as-of all the same: they count earlier rows of all splits",
+            "words": "each user's last events are test; the splits overlap in time, so training sees other users' "
+            "events that are later than a test row. Statistics and histories are strictly as-of all the same: they "
+            "count earlier rows of all splits",
         }
 
 

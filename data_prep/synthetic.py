@@ -1,4 +1,4 @@
-"""The known-answer world as a data folder: `python -m data_prep.synthetic OUT`. See data_prep/world.py for its rules."""
+"""The known-answer world as a data folder: `python -m data_prep.synthetic OUT`. Its rules are in data_prep/world.py."""
 
 import json
 from collections.abc import Iterator
@@ -41,8 +41,9 @@ class SyntheticLog:
     @property
     def labels(self) -> str:
         return (
-            "drawn with a known probability that depends on the item's clusters, the stored history and stat_exposures alone; "
-            f"every exposure is a row. The column {BAYES_PROBABILITY} holds the probability: no model may read it"
+            "drawn with a known probability that depends on the item's clusters, the stored history and "
+            f"stat_exposures alone; every exposure is a row. The column {BAYES_PROBABILITY} holds the probability:"
+            " no model may read it"
         )
 
     @property

@@ -1,4 +1,4 @@
-"""Reads the columns that are asked for from CSV (also gzipped), `::`-separated .dat and Parquet files, block by block, as text."""
+"""Reads columns of CSV (also gzipped), Parquet and `::`-separated .dat files, block by block, as text."""
 
 import gzip
 import io

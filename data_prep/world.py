@@ -4,9 +4,9 @@ A row is an exposure of an item to a user. Its label is drawn with a probability
 
     p = sigmoid(bias + sum_l affinity_l * m_l + popularity * log1p(exposures of the item before))
 
-m_l is the share of the user's history (latest positives before the row) that lies in the item's cluster of level l; with an
-empty history it is 0. So the AUC of p itself is the best that any model can reach, and a model that knows the clusters and
-the history can reach it. What users are shown drifts with interests that only steer exposures.
+m_l is the share of the user's history (latest positives before the row) that lies in the item's cluster of level l;
+with an empty history it is 0. So the AUC of p itself is the best that any model can reach, and a model that knows
+the clusters and the history can reach it. What users are shown drifts with interests that only steer exposures.
 
 A rows of one tick, H history length, I items.
 """
@@ -38,7 +38,7 @@ class WorldSettings:
     days: int = 120
     """Length of the log."""
     branching: int = 8
-    """Clusters per level within a cluster of the level above; levels share their offsets, so residual codes recover them."""
+    """Clusters per level within one of the level above. Levels share their offsets: residual codes recover them."""
     width: int = 64
     """Width of the items' content vectors."""
     vector_noise: float = 0.15

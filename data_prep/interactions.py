@@ -1,0 +1,203 @@
+"""Any CSV or Parquet log: `python -m data_prep.interactions LOG OUT --user-column ... --item-column ...`."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import tyro
+
+from data_prep import text_tables
+from data_prep.command import run
+from data_prep.events import (
+    CATALOG_TEXT,
+    CATALOG_TITLE,
+    ITEM,
+    LABEL,
+    TIMESTAMP,
+    USER,
+    Items,
+    check_events,
+    check_unique,
+    numbers,
+)
+from data_prep.id_map import IdMap
+from data_prep.item_vectors import NONE
+from data_prep.prepare import prepare
+from data_prep.settings import LogSettings
+from sidrec import schema
+from sidrec.schema import ContractError
+
+PER_SECOND = {"s": 1, "ms": 1000, "us": 1_000_000}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column holds what. Without a label or rating column every row is a positive and negatives are sampled."""
+
+    user_column: str = "user_id"
+    """Column of the interactions with the user."""
+    item_column: str = "item_id"
+    """Column of the interactions with the item."""
+    timestamp_column: str = "timestamp"
+    """Column of the interactions with the time since 1970, a whole number."""
+    timestamp_unit: Literal["s", "ms", "us"] = "s"
+    """Unit of the timestamps."""
+    label_column: str | None = None
+    """Column of the interactions with labels 0 and 1."""
+    rating_column: str | None = None
+    """Column of the interactions with a rating."""
+    threshold: float = 4.0
+    """Ratings from this on are positive."""
+    cat_columns: tuple[str, ...] = ()
+    """Columns of the interactions that become cat_<name> of the log."""
+    items_file: Path | None = None
+    """CSV or Parquet file with one row per item."""
+    items_id_column: str = "item_id"
+    """Its column with the item."""
+    text_columns: tuple[str, ...] = ()
+    """Its columns that make up the item's text; the first one is the title."""
+    item_cat_columns: tuple[str, ...] = ()
+    """Its columns that become cat_<name> of the log."""
+
+    def check(self) -> None:
+        """Raises ContractError naming the flags that contradict each other."""
+        if self.label_column and self.rating_column:
+            raise ContractError("--label-column, --rating-column", "at most one of them", "both")
+        if self.items_file is None and (self.text_columns or self.item_cat_columns):
+            raise ContractError("--text-columns, --item-cat-columns", "an --items-file that has them", "none")
+        names = (*self.cat_columns, *self.item_cat_columns)
+        if len(set(names)) < len(names):
+            raise ContractError("--cat-columns, --item-cat-columns", "different names", list(names))
+
+    @property
+    def implicit(self) -> bool:
+        return self.label_column is None and self.rating_column is None
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """One file of interactions, with or without a file of items, as a source of events."""
+
+    log: Path
+    columns: Columns
+    dense: tuple[str, ...] = field(default=(), init=False)
+    extra: tuple[str, ...] = field(default=(), init=False)
+
+    @property
+    def name(self) -> str:
+        return f"interactions {self.log.name}"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        items = self.columns.items_file
+        return (self.log,) if items is None else (self.log, items)
+
+    @property
+    def categorical(self) -> tuple[str, ...]:
+        return tuple(schema.CATEGORICAL_PREFIX + column for column in self.columns.cat_columns)
+
+    @property
+    def labels(self) -> str:
+        if self.columns.label_column:
+            return f"the column {self.columns.label_column}"
+        if self.columns.rating_column:
+            return f"1 where {self.columns.rating_column} is at least {self.columns.threshold:g}; every rating is a row"
+        return "1 for every interaction; rows with 0 are sampled"
+
+    @cached_property
+    def _items(self) -> pa.Table | None:
+        columns = self.columns
+        if columns.items_file is None:
+            return None
+        wanted = (columns.items_id_column, *columns.text_columns, *columns.item_cat_columns)
+        items = text_tables.whole(columns.items_file, tuple(dict.fromkeys(wanted)))
+        first = 1 if columns.items_file.suffix == ".parquet" else 2
+        check_unique(items[columns.items_id_column], f"{columns.items_file}, column {columns.items_id_column}", first)
+        return items
+
+    def catalog(self) -> list[str]:
+        items = self._items
+        return [] if items is None else list(items[self.columns.items_id_column].to_pylist())
+
+    def events(self) -> Iterator[pa.Table]:
+        columns = self.columns
+        own = (columns.user_column, columns.item_column, columns.timestamp_column)
+        target = [column for column in (columns.label_column, columns.rating_column) if column]
+        wanted = tuple(dict.fromkeys((*own, *target, *columns.cat_columns)))
+        for line, table in text_tables.blocks(self.log, wanted):
+            user, item, timestamp = (table[column] for column in own)
+            seconds = numbers(timestamp, pa.int64(), f"{self.log}, column {columns.timestamp_column}", line)
+            events = pa.table(
+                {
+                    USER: user,
+                    ITEM: item,
+                    TIMESTAMP: pc.divide(seconds, PER_SECOND[columns.timestamp_unit]),
+                    LABEL: self._label(table, line),
+                }
+            )
+            for name, column in zip(self.categorical, columns.cat_columns, strict=True):
+                events = events.append_column(name, table[column])
+            yield check_events(events, self.log, line)
+
+    def _label(self, table: pa.Table, line: int) -> pa.ChunkedArray:
+        columns = self.columns
+        target = columns.label_column or columns.rating_column
+        if target is None:
+            return pa.chunked_array([pa.array([1.0] * table.num_rows, pa.float32())])
+        values = numbers(table[target], pa.float64(), f"{self.log}, column {target}", line)
+        if columns.rating_column:
+            values = pc.greater_equal(values, columns.threshold)
+        return pc.cast(values, pa.float32())
+
+    def items(self, ids: IdMap) -> Items:
+        listed, columns = self._items, self.columns
+        unlisted = len(ids) - (0 if listed is None else listed.num_rows)
+
+        def text(column: str) -> list[str]:
+            values = [] if listed is None else pc.fill_null(listed[column], "").to_pylist()
+            return [*values, *[""] * unlisted]
+
+        texts = [text(column) for column in columns.text_columns]
+        title = texts[0] if texts else [""] * len(ids)
+        content = [" ".join(parts).strip() for parts in zip(*texts, strict=True)] if texts else title
+        table = pa.table(
+            {
+                "source_id": pa.array(ids.source_ids(), pa.string()),
+                CATALOG_TITLE: pa.array(title, pa.string()),
+                CATALOG_TEXT: pa.array(content, pa.string()),
+            }
+        )
+        categories = {
+            schema.CATEGORICAL_PREFIX + column: pa.array(text(column), pa.string())
+            for column in columns.item_cat_columns
+        }
+        notes = {"items": len(ids), "not_in_items_file": unlisted, "without_text": content.count("")}
+        return Items(table, categories, {}, notes)
+
+
+@dataclass(frozen=True)
+class InteractionsCommand:
+    """A log of interactions (CSV, CSV.gz or Parquet) to log/ and items.parquet."""
+
+    src: tyro.conf.Positional[Path]
+    """File with one interaction a row."""
+    out: tyro.conf.Positional[Path]
+    """Data folder to write."""
+    columns: Annotated[Columns, tyro.conf.arg(name="")] = field(default_factory=Columns)
+    log: Annotated[LogSettings, tyro.conf.arg(name="")] = field(default_factory=LogSettings)
+    vectors: str | None = None
+    """Item vectors: wordllama, sentence-transformers, none, or FILE.npy (row = item_id - 1).
+    Left out: wordllama where there are text columns, otherwise none."""
+
+    def run(self) -> None:
+        self.columns.check()
+        vectors = self.vectors or ("wordllama" if self.columns.text_columns else NONE)
+        prepare(Interactions(self.src, self.columns), self.out, self.log, self.columns.implicit, vectors)
+
+
+if __name__ == "__main__":
+    run(InteractionsCommand)
