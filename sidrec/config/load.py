@@ -1,6 +1,5 @@
-"""Recipes from YAML and flags, and back. A wrong recipe is refused whole, with every mistake named by its dotted path."""
+"""Recipes from YAML and flags, and back. A wrong recipe is refused whole, every mistake named by its dotted path."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,10 +18,24 @@ class ConfigError(ValueError):
     """A recipe that cannot be used; the message lists every mistake."""
 
 
+class _RecipeLoader(yaml.SafeLoader):
+    """YAML's safe loader, less its habit of keeping the last of two equal keys without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value} is there twice", key.start_mark
+                )
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
 def load_file(path: Path) -> Recipe:
     """Reads a recipe. Raises ConfigError with one line per mistake."""
     try:
-        raw = yaml.safe_load(path.read_text())
+        raw = yaml.load(path.read_text(), Loader=_RecipeLoader)
     except OSError as error:
         raise ConfigError(f"{path}: expected a readable recipe, got {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -70,9 +83,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
-
-
-def refuse(error: Exception) -> None:
-    """Ends the process with the error's sentence alone, status 2."""
-    print(error, file=sys.stderr)
-    raise SystemExit(2)

@@ -1,0 +1,171 @@
+"""Recipes: what is refused, what flags change, and that a saved recipe reloads equal."""
+
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import pytest
+
+from sidrec.config import ConfigError, Recipe, load, load_file, save
+
+RECIPES = sorted((Path(__file__).parents[1] / "launch" / "recipes").glob("*.yaml"))
+SMALLEST = "name: a\ndata: {path: d, catalog: c}\n"
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(SMALLEST)
+    return path
+
+
+def _mistakes(path: Path, text: str) -> list[str]:
+    path.write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        load_file(path)
+    first, *mistakes = str(refused.value).splitlines()
+    assert first == f"{path}: {len(mistakes)} mistake(s) in the recipe"
+    return [mistake.strip() for mistake in mistakes]
+
+
+def test_defaults_are_the_published_model(recipe: Path) -> None:
+    loaded = load_file(recipe)
+    item = loaded.model.item
+    assert item.kind == "sid_coord"
+    assert (item.fusion.kind, item.gate.kind, item.alignment.kind) == ("additive", "stats", "autodis")
+    assert item.granularities == ("s1", "s2", "s3", "s12", "s23")
+    assert loaded.run == Path("runs/a/seed0")
+
+
+def test_sections_are_frozen(recipe: Path) -> None:
+    with pytest.raises(FrozenInstanceError):
+        load_file(recipe).seed = 1  # type: ignore[misc]
+
+
+def test_all_unknown_keys_at_once(recipe: Path) -> None:
+    assert _mistakes(recipe, "name: a\ndata: {path: d, catalog: c, btch_size: 3}\nmodle: {}\n") == [
+        "data.btch_size: Unexpected keyword argument",
+        "modle: Unexpected keyword argument",
+    ]
+
+
+def test_missing_keys(recipe: Path) -> None:
+    assert {line.split(":")[0] for line in _mistakes(recipe, "data: {path: d}\n")} == {"name", "data.catalog"}
+
+
+def test_wrong_types_and_values(recipe: Path) -> None:
+    broken = "name: a\nseed: 3.5\ndata: {path: d, catalog: c, batch_size: many}\ntrain: {epochs: 0}\n"
+    assert _mistakes(recipe, broken) == [
+        "seed: Input should be a valid integer, got a number with a fractional part, got 3.5",
+        "data.batch_size: Input should be a valid integer, unable to parse string as an integer, got 'many'",
+        "train.epochs: Input should be greater than 0, got 0",
+    ]
+
+
+def test_wrong_tag(recipe: Path) -> None:
+    (mistake,) = _mistakes(recipe, SMALLEST + "model: {item: {kind: sidcoord}}\n")
+    assert mistake.startswith("model.item: Input tag 'sidcoord'")
+    assert "'hid', 'sid', 'sid_coord'" in mistake
+
+
+def test_a_key_of_another_variant(recipe: Path) -> None:
+    """The HID-only twin has no gate: a gate left in its recipe would silently do nothing."""
+    (mistake,) = _mistakes(recipe, SMALLEST + "model: {item: {kind: hid, gate: {kind: stats}}}\n")
+    assert mistake == "model.item.hid.gate: Unexpected keyword argument"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", "expected a mapping of sections, got NoneType"),
+        ("- a\n", "expected a mapping of sections, got list"),
+        ("a: [\n", "expected valid YAML, got: "),
+        ("name: a\nname: b\n", "the key name is there twice"),
+        ("data:\n  path: d\n  path: e\n", "the key path is there twice"),
+    ],
+)
+def test_what_is_no_recipe(text: str, expected: str, recipe: Path) -> None:
+    recipe.write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        load_file(recipe)
+    assert str(refused.value).startswith(f"{recipe}: ")
+    assert expected in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_merged_section_may_be_overridden(recipe: Path) -> None:
+    gate = "{<<: {kind: stats, hidden: 8}, hidden: 9}"
+    recipe.write_text(SMALLEST + f"model: {{item: {{kind: sid_coord, gate: {gate}}}}}\n")
+    assert load_file(recipe).model.item.gate.hidden == 9  # type: ignore[union-attr]
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected a readable recipe, got No such file or directory"):
+        load_file(tmp_path / "absent.yaml")
+
+
+@pytest.mark.parametrize("argv", [[], ["--seed", "3"]])
+def test_the_recipe_comes_first(argv: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"^sidrec train: expected a recipe file first, got (nothing|--seed)$"):
+        load(argv, prog="sidrec train")
+
+
+def test_flags_change_scalars_only_where_they_say(recipe: Path) -> None:
+    recipe.write_text(SMALLEST + "model: {item: {kind: hid}}\noptimizer: {tables: {kind: sgd, lr: 0.2}}\n")
+    changed = load([str(recipe), "--seed", "3", "--train.epochs", "2", "--parallel.sharding", "row_wise"])
+    assert (changed.seed, changed.train.epochs, changed.parallel.sharding) == (3, 2, "row_wise")
+    plain = load_file(recipe)
+    assert (changed.model, changed.optimizer, changed.data) == (plain.model, plain.optimizer, plain.data)
+    assert changed.optimizer.tables.lr == 0.2
+
+
+def test_flags_are_checked_like_the_file(recipe: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train\.epochs: Input should be greater than 0, got 0"):
+        load([str(recipe), "--train.epochs", "0"])
+
+
+def test_an_unknown_flag_stops_and_suggests(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        load([str(recipe), "--train.epoch", "2"])
+    assert stopped.value.code == 2
+    assert "--train.epochs" in capsys.readouterr().err
+
+
+EVERYTHING = """
+name: everything
+seed: 7
+data: {path: some/where, catalog: cat, batch_size: 64, bad_rows: quarantine}
+tokenizer: {vectors: [text, visual], normalize: false, learner: {kind: random, levels: 2}}
+model:
+  item:
+    kind: sid_coord
+    granularities: [s1, s12]
+    fusion: {kind: concat_mlp, hidden: 8}
+    gate: {kind: stats, stats: {kind: bucketize, buckets: 5}, per_dimension: true}
+    alignment: {kind: histogram, bins: 4}
+  context: [user_id, cat_day]
+  dense: [int_age]
+  hid_init: 1e-3
+  backbone: {kind: dlrm, over_layers: [32]}
+optimizer:
+  tables: {kind: rowwise_adagrad, eps: 1e-6}
+  dense: {kind: adamw, weight_decay: 0.01}
+  schedule: {kind: cosine, warmup_steps: 10}
+"""
+
+
+def test_saved_and_loaded_is_equal(recipe: Path, tmp_path: Path) -> None:
+    recipe.write_text(EVERYTHING)
+    first = load([str(recipe), "--train.runs", str(tmp_path / "runs")])
+    save(first, tmp_path / "saved.yaml")
+    second = load_file(tmp_path / "saved.yaml")
+    assert second == first
+    assert isinstance(second, Recipe)
+    assert second.model.hid_init == 0.001
+    assert second.model.item.gate.stats.buckets == 5  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_shipped_recipes(path: Path, tmp_path: Path) -> None:
+    recipe = load_file(path)
+    save(recipe, tmp_path / "saved.yaml")
+    assert load_file(tmp_path / "saved.yaml") == recipe
