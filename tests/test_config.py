@@ -130,6 +130,16 @@ def test_an_unknown_flag_stops_and_suggests(recipe: Path, capsys: pytest.Capture
     assert "--train.epochs" in capsys.readouterr().err
 
 
+def test_help_needs_no_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        load(["--help"], prog="sidrec train")
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: sidrec train RECIPE ")
+    assert "--data.batch-size INT" in shown
+    assert "Rows per step over all ranks together" in shown
+
+
 EVERYTHING = """
 name: everything
 seed: 7

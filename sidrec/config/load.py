@@ -50,6 +50,8 @@ def load(argv: Sequence[str], prog: str = "sidrec") -> Recipe:
 
     Raises ConfigError; prints help and exits on --help, as tyro does for a flag it does not know.
     """
+    if argv and argv[0] in ("-h", "--help"):
+        tyro.cli(tyro.conf.AvoidSubcommands[Recipe], args=["--help"], prog=f"{prog} RECIPE")
     if not argv or argv[0].startswith("-"):
         raise ConfigError(f"{prog}: expected a recipe file first, got {argv[0] if argv else 'nothing'}")
     recipe = load_file(Path(argv[0]))
