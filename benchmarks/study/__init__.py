@@ -1,0 +1,1 @@
+"""Studies: variants of recipes, trained over several seeds, compared with intervals."""

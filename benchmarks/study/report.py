@@ -1,0 +1,154 @@
+"""A study's tables, rebuilt from its JSONs alone: summary.json, report.md and a picture per data set."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+
+from benchmarks.study.bootstrap_file import Bootstrap, load_bootstrap
+from benchmarks.study.definition import Study
+from benchmarks.study.differences import LEVEL, Difference
+from benchmarks.study.picture import draw_differences
+from benchmarks.study.runs import study_runs
+from benchmarks.study.store import RunResult, finished
+from sidrec.train.run_directory import write_json, write_text
+
+HEADLINE = {"AUC": ("all", "auc"), "GAUC": ("all", "gauc"), "tail AUC": ("tail", "auc"), "cold AUC": ("cold", "auc")}
+
+
+class Spread(TypedDict):
+    """Mean and sample standard deviation over seeds (sd null for one seed), and each seed's value."""
+
+    mean: float
+    sd: float | None
+    values: list[float]
+
+
+class VariantSummary(TypedDict):
+    seeds: list[int]
+    cpu_seconds: float
+    metrics: dict[str, Spread | None]
+    differences: dict[str, dict[str, Difference | None]]
+
+
+Summary = dict[str, dict[str, VariantSummary]]  # data set -> variant
+
+
+def report(study: Study, results: Path) -> str:
+    """Writes summary.json, report.md and DATASET.png into RESULTS/STUDY. Returns the text of report.md."""
+    folder = results / study.name
+    found = finished(results, study_runs(study))
+    summary: Summary = {}
+    sections = [f"# {study.name}"]
+    for dataset, variants in found.items():
+        bootstrap = load_bootstrap(study, folder / dataset, variants)
+        summary[dataset] = {name: summarize(runs, study.split, bootstrap) for name, runs in variants.items()}
+        sections.append(_section(study, dataset, variants, summary[dataset], bootstrap))
+        if _compared(summary[dataset]):
+            draw_differences(folder / f"{dataset}.png", dataset, study.references, summary[dataset])
+    text = "\n\n".join(sections if found else [*sections, "No run has finished."]) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "summary.json", summary)
+    write_text(folder / "report.md", text)
+    return text
+
+
+def summarize(runs: Sequence[RunResult], split: str, bootstrap: Bootstrap | None) -> VariantSummary:
+    """One variant's headline metrics over its seeds, and its differences to the references."""
+    variant = runs[0]["variant"]
+    differences = bootstrap["differences"] if bootstrap else {}
+    return VariantSummary(
+        seeds=[run["seed"] for run in runs],
+        cpu_seconds=round(float(np.mean([run["cpu_seconds"] for run in runs])), 1),
+        metrics={
+            title: spread([run["metrics"][split][items][metric] for run in runs])
+            for title, (items, metric) in HEADLINE.items()
+        },
+        differences={
+            reference: {title: variants[variant][items][metric] for title, (items, metric) in HEADLINE.items()}
+            for reference, variants in differences.items()
+            if variant in variants
+        },
+    )
+
+
+def spread(values: Sequence[float | int | None]) -> Spread | None:
+    """None when a seed left the metric undefined."""
+    known = [float(value) for value in values if value is not None]
+    if len(known) < len(values):
+        return None
+    return Spread(mean=float(np.mean(known)), sd=float(np.std(known, ddof=1)) if len(known) > 1 else None, values=known)
+
+
+def _section(
+    study: Study,
+    dataset: str,
+    variants: Mapping[str, Sequence[RunResult]],
+    summary: Mapping[str, VariantSummary],
+    bootstrap: Bootstrap | None,
+) -> str:
+    parts = [f"## {dataset}", conditions_text(study, variants), "Mean ± standard deviation over seeds:"]
+    rows = [
+        [
+            name,
+            len(of["seeds"]),
+            *(spread_text(of["metrics"][title]) for title in HEADLINE),
+            of["cpu_seconds"],
+        ]
+        for name, of in summary.items()
+    ]
+    parts.append(markdown_table(["variant", "seeds", *HEADLINE, "CPU s"], rows))
+    if bootstrap is None and study.references:
+        parts.append("No bootstrap of these runs yet: intervals are missing.")
+    for reference in bootstrap["differences"] if bootstrap else ():
+        parts.append(
+            f"Difference to {reference}: mean over seeds, {LEVEL:.0%} interval of a paired bootstrap over users:"
+        )
+        rows = [
+            [name, *(difference_text(of["differences"][reference][title]) for title in HEADLINE)]
+            for name, of in summary.items()
+            if reference in of["differences"]
+        ]
+        parts.append(markdown_table(["variant", *HEADLINE], rows))
+    if _compared(summary):
+        parts.append(f"![Differences on {dataset}]({dataset}.png)")
+    return "\n\n".join(parts)
+
+
+def _compared(summary: Mapping[str, VariantSummary]) -> bool:
+    return any(of["differences"] for of in summary.values())
+
+
+def conditions_text(study: Study, variants: Mapping[str, Sequence[RunResult]]) -> str:
+    """Rows, users, seeds, commits and hardware of a data set's runs."""
+    runs = [run for of_variant in variants.values() for run in of_variant]
+    metrics = runs[0]["metrics"][study.split]
+    counts = ", ".join(f"{items} {metrics[items]['rows']:,}" for items in metrics)
+    everything = metrics["all"]
+    return (
+        f"Recipe `{study.datasets[runs[0]['dataset']]}`, split {study.split}. Rows: {counts}. "
+        f"GAUC is over {everything['covered_users']:,} of {everything['users']:,} users, "
+        f"those with both classes, and their {everything['covered_rows']:,} rows. "
+        f"{study.ranks} ranks; cores {_distinct(runs, 'cores')}; CPU {_distinct(runs, 'cpu')}; "
+        f"commit {_distinct(runs, 'commit')}."
+    )
+
+
+def _distinct(runs: Sequence[RunResult], key: str) -> str:
+    return ", ".join(dict.fromkeys(str(run["conditions"][key]) for run in runs))
+
+
+def spread_text(of: Spread | None) -> str:
+    if of is None:
+        return "-"
+    return f"{of['mean']:.4f}" if of["sd"] is None else f"{of['mean']:.4f} ± {of['sd']:.4f}"
+
+
+def difference_text(of: Difference | None) -> str:
+    return "-" if of is None else f"{of['difference']:+.4f} [{of['low']:+.4f}, {of['high']:+.4f}]"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)

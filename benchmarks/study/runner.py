@@ -1,0 +1,122 @@
+"""Trains the runs of a study one after the other: finished runs are skipped, a failed one does not stop the rest."""
+
+import json
+import logging
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import yaml
+
+from benchmarks.study.conditions import conditions
+from benchmarks.study.definition import Study
+from benchmarks.study.runs import Run, study_runs
+from benchmarks.study.store import RunResult, load_result, save_result
+from sidrec.train.results import METRICS_FILE, load_metrics
+from sidrec.train.run_directory import RunDirectory, write_text
+
+log = logging.getLogger(__name__)
+
+
+class RunError(RuntimeError):
+    """A run that left no metrics; the message says how it ended and where its output is."""
+
+
+def run_study(study: Study, results: Path) -> list[Run]:
+    """Trains what is not finished yet. Returns the runs that failed.
+
+    A run is finished when its JSON is under `results` and its recipe is still the same. Raises ConfigError before the
+    first training when any recipe has a mistake.
+    """
+    runs = study_runs(study)
+    for run in runs:
+        run.checked()
+    waiting = [run for run in runs if not _is_finished(results, run)]
+    log.info("%s: %d runs, %d of them finished", study.name, len(runs), len(runs) - len(waiting))
+    failed: list[Run] = []
+    started = time.monotonic()
+    for done, run in enumerate(waiting):
+        eta = f", ETA {_minutes((time.monotonic() - started) / done * (len(waiting) - done))}" if done else ""
+        log.info("%d/%d %s%s", done + 1, len(waiting), run, eta)
+        try:
+            result = _train(study, run)
+        except (OSError, ValueError, RunError) as error:
+            failed.append(run)
+            log.error("%s failed: %s", run, error)
+            continue
+        save_result(results, run, result)
+        log.info("%s finished after %s", run, _minutes(result["wall_seconds"]))
+    if failed:
+        log.error("%d of %d runs failed: %s", len(failed), len(waiting), ", ".join(map(str, failed)))
+    return failed
+
+
+def _is_finished(results: Path, run: Run) -> bool:
+    result = load_result(results, run)
+    if result is None:
+        return False
+    if result["recipe_hash"] != run.recipe_hash:
+        log.info("%s: the recipe has changed since it was trained, training again", run)
+        return False
+    return True
+
+
+def _train(study: Study, run: Run) -> RunResult:
+    recipe, output = run.directory.with_suffix(".yaml"), run.directory.with_suffix(".log")
+    _prepare(run, recipe)
+    facts = conditions()  # before training: the commit may move on meanwhile
+    command = [word.replace("{recipe}", str(recipe)).replace("{ranks}", str(study.ranks)) for word in study.command]
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    with output.open("w") as stream:
+        status = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=_environment(), check=False)
+    wall, after = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if status.returncode or not (run.directory / METRICS_FILE).exists():
+        tail = "\n".join(output.read_text(errors="replace").splitlines()[-5:])
+        raise RunError(f"exit status {status.returncode}, output in {output}, which ends\n{tail}")
+    return RunResult(
+        study=study.name,
+        dataset=run.dataset,
+        variant=run.variant,
+        seed=run.seed,
+        recipe_hash=run.recipe_hash,
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        recipe=run.recipe,
+        conditions=facts | {"ranks": study.ranks, "command": " ".join(study.command)},
+        run=_trainer_facts(run),
+        wall_seconds=round(wall, 2),
+        cpu_seconds=round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 2),
+        metrics=load_metrics(run.directory / METRICS_FILE),
+    )
+
+
+def _prepare(run: Run, recipe: Path) -> None:
+    """Writes the recipe. An interrupted run of this recipe is left to go on, any other run directory is removed."""
+    text = yaml.safe_dump(run.recipe, sort_keys=False)
+    interrupted = recipe.exists() and recipe.read_text() == text and not (run.directory / METRICS_FILE).exists()
+    if run.directory.exists() and not interrupted:
+        log.info("%s: removing %s, which is of another recipe or has no result on record", run, run.directory)
+        shutil.rmtree(run.directory)
+    recipe.parent.mkdir(parents=True, exist_ok=True)
+    write_text(recipe, text)
+
+
+def _trainer_facts(run: Run) -> dict[str, object]:
+    """What the trainer noted about itself, and the catalog it used."""
+    directory = RunDirectory(run.directory)
+    facts = json.loads(directory.facts.read_text()) if directory.facts.exists() else {}
+    catalog = {"catalog": directory.fingerprint.read_text().strip()} if directory.fingerprint.exists() else {}
+    return {**facts, **catalog}
+
+
+def _environment() -> dict[str, str]:
+    """This environment, with the programs beside this Python interpreter found first (torchx, torchrun)."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
