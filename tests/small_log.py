@@ -1,6 +1,6 @@
 """A small data folder with a catalog, and a recipe for it, for tests of training.
 
-Labels follow the items' clusters: a row is positive where the target's first code is the first code of the row's history.
+Labels follow clusters: a row is positive where the target and the oldest history item share their first code.
 """
 
 from pathlib import Path

@@ -57,17 +57,15 @@ class AutoDis(SimilarityFeatures):
         self.temperature = temperature
         self.width = 2 * width
 
-    def soft_buckets(self, x_N: Tensor) -> Tensor:
-        """p [N, H]: how much each scalar belongs to each soft bucket."""
+    def soft_buckets(self, x: Tensor) -> Tensor:
+        """p [..., H]: how much each scalar of x [...] belongs to each soft bucket."""
         h_2H = functional.leaky_relu(torch.stack([self.weight_H, -self.weight_H]))
         slope_2H = (self.mix(h_2H) + self.skip * h_2H) / self.temperature
-        x_N1 = x_N.unsqueeze(1)
-        return torch.softmax(torch.where(x_N1 >= 0, x_N1 * slope_2H[0], -x_N1 * slope_2H[1]), dim=1)
+        x = x.unsqueeze(-1)
+        return torch.softmax(torch.where(x >= 0, x * slope_2H[0], -x * slope_2H[1]), dim=-1)
 
     def forward(self, similarity_BT: Tensor, valid_BT: Tensor) -> Tensor:
-        p_NH = self.soft_buckets(similarity_BT.flatten())
-        features_BTA = torch.matmul(p_NH, self.meta_HA).view(*similarity_BT.shape, -1)
-        return masked_max_and_mean(features_BTA, valid_BT)
+        return masked_max_and_mean(torch.matmul(self.soft_buckets(similarity_BT), self.meta_HA), valid_BT)
 
 
 class Histogram(SimilarityFeatures):

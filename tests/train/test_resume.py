@@ -1,4 +1,4 @@
-"""A run that was killed and started again ends as one that was not; evaluation repeats itself from the checkpoint alone."""
+"""A killed and resumed run ends as one that was not; evaluation repeats itself from the checkpoint alone."""
 
 import json
 import os

@@ -1,0 +1,167 @@
+"""The whole ranker: its backbone is TorchRec's, its loss counts real rows, every alternative of the recipe builds."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+from torchrec.distributed.train_pipeline.tracing import Tracer
+from torchrec.models.dlrm import DLRM, SparseArch
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from sidrec.config.model import ModelConfig
+from sidrec.data.batch import Batch
+from sidrec.model.ranker import Ranker, Sizes
+
+B, U, T, ROWS = 6, 9, 4, 20
+GRANULARITIES = ("s1", "s2", "s3", "s12", "s23")
+_MODEL: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
+
+
+def ranker_for(**model: Any) -> Ranker:
+    """A ranker with real tables in this process."""
+    config = _MODEL.validate_python({"embedding_dim": 8, **model})
+    kind = config.item.kind
+    names = {"hid": ("hid",), "sid": GRANULARITIES, "sid_coord": ("hid", *GRANULARITIES)}[kind]
+    names = tuple(n for n in names if n == "hid" or n in config.item.granularities)  # type: ignore[union-attr]
+    torch.manual_seed(0)
+    context = dict.fromkeys(config.context, ROWS)
+    ranker = Ranker(config, Sizes(dict.fromkeys(names, ROWS), context, 2, (1.0, 2.0), (1.0, 0.5)))
+    for tables in (ranker.items, ranker.context):
+        if tables is not None:
+            tables.to_empty(device="cpu")
+            for table in tables.parameters():
+                torch.nn.init.normal_(table, std=0.3)
+    return ranker
+
+
+def batch_for(ranker: Ranker, weight_B: torch.Tensor | None = None) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+
+    def ids(high: int, *shape: int) -> torch.Tensor:
+        return torch.randint(0, high, shape, generator=generator)
+
+    keys = [config.name for config in ranker.items.embedding_bag_configs()]
+    lengths = torch.tensor([0] + [1] * (U - 1), dtype=torch.int32).repeat(len(keys))
+    items = KeyedJaggedTensor(keys=keys, values=ids(ROWS, (U - 1) * len(keys)), lengths=lengths)
+    columns = list(ranker.context_columns)
+    context = KeyedJaggedTensor(
+        keys=columns, values=ids(ROWS, B * len(columns)), lengths=torch.ones(B * len(columns), dtype=torch.int32)
+    )
+    weights = torch.ones(B) if weight_B is None else weight_B
+    return Batch(
+        items=items,
+        context=context,
+        target_B=ids(U - 1, B) + 1,
+        history_BT=ids(U, B, T),
+        dense_BX=torch.randn(B, 2, generator=generator),
+        stats_BS=torch.rand(B, 2, generator=generator) * 100,
+        label_B=ids(2, B).float(),
+        weight_B=weights,
+        row_B=torch.arange(B),
+        user_B=ids(ROWS, B),
+        item_B=ids(ROWS, B),
+        rows_per_rank=weights.sum(),
+    )
+
+
+ALTERNATIVES: dict[str, dict[str, Any]] = {
+    "SID-Coord": {},
+    "HID only": {"item": {"kind": "hid"}},
+    "SID only": {"item": {"kind": "sid"}},
+    "without multi-resolution": {
+        "item": {"kind": "sid_coord", "granularities": ["s1", "s2", "s3"], "fusion": {"kind": "mean"}}
+    },
+    "without gate": {"item": {"kind": "sid_coord", "gate": {"kind": "sum"}}},
+    "without alignment": {"item": {"kind": "sid_coord", "alignment": {"kind": "none"}}},
+    "query attention": {"item": {"kind": "sid_coord", "fusion": {"kind": "query"}}},
+    "MLP attention": {"item": {"kind": "sid_coord", "fusion": {"kind": "concat_mlp"}}},
+    "bucketised statistics": {"item": {"kind": "sid_coord", "gate": {"kind": "stats", "stats": {"kind": "bucketize"}}}},
+    "vector gate": {"item": {"kind": "sid_coord", "gate": {"kind": "stats", "per_dimension": True}}},
+    "histogram": {"item": {"kind": "sid_coord", "alignment": {"kind": "histogram"}}},
+    "raw statistics": {"item": {"kind": "sid_coord", "alignment": {"kind": "raw_stats"}}},
+    "both histories": {"item": {"kind": "sid_coord", "history": ["hid", "sid"]}},
+    "no context": {"context": []},
+    "statistics for the gate alone": {"stats_as_dense": False},
+}
+
+
+@pytest.mark.parametrize("name", ALTERNATIVES)
+def test_every_alternative_learns_in_all_its_parameters(name: str) -> None:
+    ranker = ranker_for(**ALTERNATIVES[name])
+    loss, (detached, logits_B) = ranker(batch_for(ranker))
+    assert logits_B.shape == (B,)
+    assert not detached.requires_grad
+    loss.backward()
+    still = [name for name, p in ranker.named_parameters() if p.grad is None or not p.grad.any()]
+    assert still == [], "parameters that the loss does not reach"
+
+
+@pytest.mark.parametrize("name", ALTERNATIVES)
+def test_the_pipeline_sees_every_collection(name: str) -> None:
+    ranker = ranker_for(**ALTERNATIVES[name])
+    graph = Tracer(leaf_modules=["items", "context"]).trace(ranker)
+    called = {node.target for node in graph.nodes if node.op == "call_module"}
+    assert {"items"} | ({"context"} if ranker.context is not None else set()) <= called
+
+
+def test_backbone_is_torchrec_s_dlrm_to_the_last_bit() -> None:
+    ranker = ranker_for(item={"kind": "hid"}, context=["user_id", "cat_a"])
+    features = ["item", "history_hid", "user_id", "cat_a"]
+    tables = [
+        EmbeddingBagConfig(name=name, embedding_dim=8, num_embeddings=ROWS, feature_names=[name]) for name in features
+    ]
+    original = DLRM(EmbeddingBagCollection(tables=tables), 5, [64, 8], [128, 64, 1])
+    weights = {name: value for name, value in ranker.backbone.state_dict().items()}
+    original.load_state_dict(weights, strict=False)
+    assert isinstance(original.sparse_arch, SparseArch)
+    ids = torch.randint(0, ROWS, (len(features) * B,))
+    sparse = KeyedJaggedTensor(keys=features, values=ids, lengths=torch.ones(len(features) * B, dtype=torch.int32))
+    dense = torch.randn(B, 5)
+    embedded_BFD = original.sparse_arch(sparse)
+    assert torch.equal(ranker.backbone(dense, embedded_BFD), original(dense, sparse))
+
+
+def test_loss_is_the_mean_over_real_rows() -> None:
+    ranker = ranker_for()
+    batch = batch_for(ranker, torch.tensor([1.0, 1, 1, 1, 0, 0]))
+    loss, (_, logits_B) = ranker(batch)
+    probability = torch.sigmoid(logits_B)
+    slow = [
+        -math.log(p if y == 1 else 1 - p) for p, y in zip(probability.tolist(), batch.label_B.tolist(), strict=True)
+    ]
+    assert loss.item() == pytest.approx(sum(slow[:4]) / 4, rel=1e-5)
+
+
+def test_padding_rows_move_nothing() -> None:
+    ranker = ranker_for()
+    gradients = []
+    for label in (0.0, 1.0):
+        batch = batch_for(ranker, torch.tensor([1.0, 1, 1, 1, 1, 0]))
+        label_B = batch.label_B.clone()
+        label_B[5] = label
+        ranker.zero_grad()
+        ranker(replace(batch, label_B=label_B))[0].backward()
+        gradients.append([p.grad.clone() for p in ranker.parameters() if p.grad is not None])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_the_gate_moves_the_target_between_hid_and_sid() -> None:
+    ranker = ranker_for()
+    assert ranker.gate is not None
+    batch = batch_for(ranker)
+    scores = []
+    for bias in (-50.0, 50.0):
+        torch.nn.init.constant_(ranker.gate.mlp[2].bias, bias)
+        before = ranker.score(batch)
+        with torch.no_grad():
+            ranker.items.embedding_bags["hid"].weight.mul_(3)
+        scores.append((before - ranker.score(batch)).abs().max().item())
+        with torch.no_grad():
+            ranker.items.embedding_bags["hid"].weight.div_(3)
+    only_history, with_target = scores
+    assert with_target > only_history
