@@ -5,21 +5,22 @@ from collections.abc import Iterator
 from dataclasses import replace
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader
 
 from sidrec.config.model import ModelConfig
 from sidrec.config.tree import DataConfig
+from sidrec.data import worker
 from sidrec.data.batch import Batch
-from sidrec.data.collate import Collate
+from sidrec.data.collate import collate
 from sidrec.data.item_tables import ItemTables
 from sidrec.data.order import Lanes, Mixing
 from sidrec.data.reader import LogReader
 from sidrec.data.rows import Columns
 from sidrec.data.split_index import split_index
-from sidrec.data.transport import PackedBatch, pack, unpack
+from sidrec.data.worker import Built, Steps
 from sidrec.schema import ITEM_ID, LOG, USER_ID, ContractError, Manifest
 
 BATCHES_AHEAD = 4  # per worker: enough to ride over the reading of a buffer
@@ -27,40 +28,6 @@ COMPLAINTS_LOGGED = 5
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-class _Built(NamedTuple):
-    """What a worker sends: a batch, or the error that ends the epoch."""
-
-    outcome: PackedBatch | ContractError
-    complaints: tuple[str, ...] = ()
-
-
-class _Steps(IterableDataset[_Built]):
-    """Worker k of K builds steps first + k, first + k + K, ...: DataLoader asks workers in turn, which keeps order."""
-
-    def __init__(self, reader: LogReader, tables: ItemTables, world: int) -> None:
-        self._reader, self._tables, self._world = reader, tables, world
-        self._position = torch.zeros(2, dtype=torch.int64)
-        self._position.share_memory_()  # type: ignore[no-untyped-call]  # workers outlive an epoch
-
-    def seek(self, epoch: int, step: int) -> None:
-        self._position.copy_(torch.tensor([epoch, step]))
-
-    def __iter__(self) -> Iterator[_Built]:
-        worker = get_worker_info()
-        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        epoch, first = self._position.tolist()
-        return self._build(epoch, range(first + number, self._reader.lanes.steps, workers))
-
-    def _build(self, epoch: int, steps: range) -> Iterator[_Built]:
-        collate = Collate(self._tables, self._reader.columns.context)
-        try:
-            for step in self._reader.steps(epoch, steps):
-                batch = collate(step.rows, step.rows_of_all_ranks / self._world)
-                yield _Built(pack(batch), step.complaints)
-        except ContractError as error:
-            yield _Built(error)
 
 
 class SplitLoader:
@@ -75,8 +42,8 @@ class SplitLoader:
         self.rows = reader.lanes.rows
         self.quarantined = 0
         self._logged: set[str] = set()
-        self._dataset = _Steps(reader, tables, world)
-        self._loader: DataLoader[_Built] = DataLoader(
+        self._dataset = Steps(reader, tables.names, tables.rows_IG, world)
+        self._loader: DataLoader[Built] = DataLoader(
             self._dataset,
             batch_size=None,
             collate_fn=_as_is,
@@ -101,7 +68,7 @@ class SplitLoader:
             if isinstance(built.outcome, ContractError):
                 raise built.outcome
             self._log(built.complaints)
-            batch = unpack(built.outcome)
+            batch = collate(built.outcome)
             self.quarantined += int(((batch.weight_B == 0) & (batch.row_B >= 0)).sum())
             yield batch
 
@@ -117,10 +84,10 @@ def _as_is(item: T) -> T:
 
 
 def _worker_context() -> ForkServerContext:
-    """Workers fork from a server that has imported this module and runs no threads: a fork of the training process
-    could inherit locks that gloo's, OpenMP's or arrow's threads hold, and wait for them for ever."""
+    """Workers fork from a server that has imported the worker's module and done nothing else: a fork of the training
+    process could inherit locks that gloo's, OpenMP's or arrow's threads hold, and wait for them for ever."""
     context = torch.multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context.set_forkserver_preload([worker.__name__])
     forkserver.ensure_running()  # it imports for seconds: beside whatever the training process prepares next
     return context
 

@@ -7,12 +7,23 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec.data.batch import Batch
-from sidrec.data.collate import Collate, pad_items
+from sidrec.data.batch_arrays import BatchArrays
+from sidrec.data.batch_block import block_of
+from sidrec.data.collate import collate, pad_items
 from sidrec.data.item_tables import ItemTables
 from sidrec.data.rows import Rows
-from sidrec.data.transport import pack, unpack
 
 HID_ONLY = ItemTables(("hid",), (30,), np.arange(30)[:, None])
+
+
+class Builder:
+    """Rows to batch, all the way."""
+
+    def __init__(self, tables: ItemTables, context: tuple[str, ...]) -> None:
+        self._arrays = BatchArrays(tables.names, tables.rows_IG, context)
+
+    def __call__(self, rows: Rows, rows_per_rank: float) -> Batch:
+        return collate(block_of(self._arrays(rows, rows_per_rank)))
 
 
 def rows_of(items: list[int], histories: list[list[int]], context: list[list[int]] | None = None) -> Rows:
@@ -42,7 +53,7 @@ def bags(jagged: KeyedJaggedTensor) -> dict[str, list[list[int]]]:
 
 
 def test_the_picture_in_the_batch_docstring() -> None:
-    batch = Collate(HID_ONLY, ())(rows_of([7, 4], [[9, 4], [7]]), rows_per_rank=2)
+    batch = Builder(HID_ONLY, ())(rows_of([7, 4], [[9, 4], [7]]), rows_per_rank=2)
     assert bags(batch.items) == {"hid": [[], [4], [7], [9]]}
     assert batch.bags == 4
     assert batch.target_B.tolist() == [2, 1]
@@ -50,7 +61,7 @@ def test_the_picture_in_the_batch_docstring() -> None:
 
 
 def test_fields_and_dtypes() -> None:
-    batch = Collate(HID_ONLY, ("user_id", "cat_a"))(rows_of([7, 4, 0], [[1], [], []], [[5, 1], [6, 2], [0, 0]]), 2.5)
+    batch = Builder(HID_ONLY, ("user_id", "cat_a"))(rows_of([7, 4, 0], [[1], [], []], [[5, 1], [6, 2], [0, 0]]), 2.5)
     assert bags(batch.context) == {"user_id": [[5], [6], [0]], "cat_a": [[1], [2], [0]]}
     assert (batch.items.values().dtype, batch.items.lengths().dtype) == (torch.int64, torch.int32)
     assert (batch.context.values().dtype, batch.context.lengths().dtype) == (torch.int64, torch.int32)
@@ -73,14 +84,14 @@ def test_fields_and_dtypes() -> None:
 def test_an_unknown_item_is_bag_0_and_a_missing_sid_gets_no_lookup() -> None:
     # Items 0..3; item 2 has no SID.
     tables = ItemTables(("hid", "s1"), (4, 3), np.array([[0, 0], [1, 2], [2, 0], [3, 1]]))
-    batch = Collate(tables, ())(rows_of([2, 0, 3], [[1], [0, 1], []]), 2)
+    batch = Builder(tables, ())(rows_of([2, 0, 3], [[1], [0, 1], []]), 2)
     assert bags(batch.items) == {"hid": [[], [1], [2], [3]], "s1": [[], [2], [], [1]]}
     assert batch.target_B.tolist() == [2, 0, 3]
     assert batch.history_BT.tolist() == [[1, 0], [0, 1], [0, 0]]
 
 
 def test_padding_alone_has_one_empty_bag() -> None:
-    batch = Collate(HID_ONLY, ())(rows_of([0, 0], [[0], [0]]), 0)
+    batch = Builder(HID_ONLY, ())(rows_of([0, 0], [[0], [0]]), 0)
     assert bags(batch.items) == {"hid": [[]]}
     assert batch.weight_B.tolist() == [0, 0]
 
@@ -94,9 +105,9 @@ def test_collate_equals_a_slow_reference(seed: int) -> None:
     tables = ItemTables(("hid", "s1", "s12"), (ids, 4, 9), rows_IG)
     histories = [rng.integers(0, ids, n).tolist() for n in rng.integers(0, 7, size)]
     rows = rows_of(rng.integers(0, ids, size).tolist(), histories)
-    collate = Collate(tables, ())
+    build = Builder(tables, ())
     for _ in range(2):  # nothing of one batch may leak into the next
-        check_against_dicts(collate(rows, 1.0), rows, histories, rows_IG)
+        check_against_dicts(build(rows, 1.0), rows, histories, rows_IG)
 
 
 def check_against_dicts(batch: Batch, rows: Rows, histories: list[list[int]], rows_IG: np.ndarray) -> None:
@@ -114,7 +125,7 @@ def check_against_dicts(batch: Batch, rows: Rows, histories: list[list[int]], ro
 
 def test_pad_items_appends_empty_bags_and_nothing_else() -> None:
     tables = ItemTables(("hid", "s1"), (30, 30), np.stack([np.arange(30), np.arange(30)], axis=1))
-    batch = Collate(tables, ())(rows_of([7, 4], [[9, 4], [7]]), 2)
+    batch = Builder(tables, ())(rows_of([7, 4], [[9, 4], [7]]), 2)
     padded = pad_items(batch, 6)
     assert bags(padded.items) == {key: [[], [4], [7], [9], [], []] for key in ("hid", "s1")}
     assert padded.bags == 6
@@ -126,21 +137,18 @@ def test_pad_items_appends_empty_bags_and_nothing_else() -> None:
         pad_items(batch, 3)
 
 
-def test_a_packed_batch_comes_out_equal_and_in_one_block() -> None:
-    batch = Collate(HID_ONLY, ("user_id",))(rows_of([7, 4, 9], [[9, 4], [7], []], [[5], [6], [7]]), 2)
-    found = unpack(pack(batch))
-    for name in batch.__dataclass_fields__:
-        expected, value = getattr(batch, name), getattr(found, name)
-        if isinstance(expected, Tensor):
-            torch.testing.assert_close(value, expected, rtol=0, atol=0)
-        else:
-            assert (bags(value), value.stride()) == (bags(expected), expected.stride())
-    assert found.target_B.untyped_storage().data_ptr() == found.items.values().untyped_storage().data_ptr()
+def test_all_of_a_batch_lies_in_one_aligned_block() -> None:
+    batch = Builder(HID_ONLY, ("user_id",))(rows_of([7, 4, 9], [[9, 4], [7], []], [[5], [6], [7]]), 2)
+    tensors = [batch.items.values(), batch.items.lengths(), batch.context.values(), batch.context.lengths()]
+    tensors += [value for value in vars(batch).values() if isinstance(value, Tensor)]
+    assert len(tensors) == 14
+    assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1
+    assert {tensor.storage_offset() * tensor.element_size() % 64 for tensor in tensors} == {0}
 
 
-def test_a_batch_without_history_or_statistics_packs_too() -> None:
+def test_a_batch_without_history_or_statistics_is_whole_too() -> None:
     rows = rows_of([7, 4], [[1], [2]])
     rows = replace(rows, history_NT=np.empty((2, 0), np.int64), stats_NS=np.empty((2, 0), np.float32))
-    found = unpack(pack(Collate(HID_ONLY, ())(rows, 2)))
-    assert (found.history_BT.shape, found.stats_BS.shape) == ((2, 0), (2, 0))
-    assert found.target_B.tolist() == [2, 1]
+    batch = Builder(HID_ONLY, ())(rows, 2)
+    assert (batch.history_BT.shape, batch.stats_BS.shape) == ((2, 0), (2, 0))
+    assert batch.target_B.tolist() == [2, 1]
