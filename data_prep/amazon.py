@@ -183,4 +183,4 @@ class AmazonCommand:
 
 
 if __name__ == "__main__":
-    run(AmazonCommand)
+    run(AmazonCommand, "data_prep.amazon")

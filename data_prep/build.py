@@ -27,7 +27,7 @@ from sidrec.schema import ContractError, Manifest
 
 
 def build(source: Source, out: Path, settings: LogSettings, implicit: bool) -> WorkFolder:
-    """Everything but the publishing, so that callers can add to `data` first.
+    """Everything but the publishing, so that callers can add to `data` first. Bad input leaves nothing behind.
 
     implicit: the log holds only positives, negatives are sampled. Raises ContractError for whatever is wrong with the
     input.
@@ -42,6 +42,15 @@ def build(source: Source, out: Path, settings: LogSettings, implicit: bool) -> W
         "details": repr(source),
     }
     work = WorkFolder.open(out, configuration, settings.overwrite)
+    try:
+        _fill(work, source, settings, implicit)
+    except ContractError:
+        work.discard()
+        raise
+    return work
+
+
+def _fill(work: WorkFolder, source: Source, settings: LogSettings, implicit: bool) -> None:
     log = order_events(source, work.scratch / "order", settings.partition_rows)
     items = source.items(log.items)
     categories, ids = category_ids(items)
@@ -65,7 +74,6 @@ def build(source: Source, out: Path, settings: LogSettings, implicit: bool) -> W
     writer = LogWriter(work.data / schema.LOG, pa.schema([*schema.log_schema(manifest), *extra]))
     _pass_over(log, log_pass, writer, work.scratch)
     _finish(work, source, settings, manifest, items, log_pass, writer)
-    return work
 
 
 def _sampler(log: OrderedLog, settings: LogSettings, scratch: Path) -> Sampler:

@@ -12,9 +12,12 @@ class Command(Protocol):
     def run(self) -> None: ...
 
 
-def run(command: type[Command]) -> None:
-    """Parses sys.argv and runs. Bad input ends with exit status 2 and its sentence on stderr."""
-    parsed = tyro.cli(command)
+def run(command: type[Command], module: str) -> None:
+    """Parses sys.argv and runs; `module` is what follows `python -m`.
+
+    Bad input ends with exit status 2 and its sentence on stderr.
+    """
+    parsed = tyro.cli(command, prog=f"python -m {module}")
     try:
         parsed.run()
     except ContractError as error:

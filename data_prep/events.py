@@ -74,11 +74,14 @@ class Source(Protocol):
 
 
 def numbers(text: pa.ChunkedArray, kind: pa.DataType, where: str, first_line: int) -> pa.ChunkedArray:
-    """Parses a text column as `kind`, where the first value stands on line `first_line`. NaN is refused."""
+    """Parses a text column as `kind`, where the first value stands on line `first_line`.
+
+    Raises ContractError with the first line that is missing, NaN, infinite or no number at all.
+    """
     text = pc.utf8_trim_whitespace(text)
     try:
         values = pc.cast(text, pa.float64() if pa.types.is_floating(kind) else kind)
-        bad = pc.fill_null(pc.is_null(values, nan_is_null=True), True)
+        bad = pc.invert(pc.fill_null(pc.is_finite(values), False))
         if not pc.any(bad).as_py():
             return pc.cast(values, kind, safe=False)
     except pa.ArrowInvalid:

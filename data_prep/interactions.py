@@ -200,4 +200,4 @@ class InteractionsCommand:
 
 
 if __name__ == "__main__":
-    run(InteractionsCommand)
+    run(InteractionsCommand, "data_prep.interactions")

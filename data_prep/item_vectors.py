@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,6 +20,7 @@ from sidrec.schema import ContractError
 
 Embed = Callable[[list[str]], np.ndarray]
 NONE = "none"
+TEXT_SOURCES = {"wordllama": "wordllama", "sentence-transformers": "sentence_transformers"}
 SENTENCE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 
@@ -45,20 +47,27 @@ def add_vectors(items: Path, source: str, column: str = "text", model: str = SEN
     source: "wordllama", "sentence-transformers", or the path of a float .npy [items, width]. Returns a sentence on what
     was done. Items without text get the zero vector. Raises ContractError when source and items do not fit.
     """
+    check_vector_source(source)
     if not items.is_file():
         raise ContractError(items, "an items.parquet, as data_prep writes it", "no such file")
     file = pq.ParquetFile(items)
-    if source.endswith(".npy"):
-        vectors_of = _from_file(Path(source), file)
-    elif source in ("wordllama", "sentence-transformers"):
-        vectors_of = _from_text(source, model, file, items)
-    else:
-        raise ContractError("--from / --vectors", "wordllama, sentence-transformers or a file FILE.npy", repr(source))
+    vectors_of = _from_text(source, model, file, items) if source in TEXT_SOURCES else _from_file(Path(source), file)
     partial = items.with_name(items.name + ".partial")
     without, width = _rewrite(file, partial, column, vectors_of)
     partial.replace(items)
     rows = file.metadata.num_rows
     return f"column {column}: {rows} vectors of width {width} from {source}; {without} of the items have a zero vector"
+
+
+def check_vector_source(source: str) -> None:
+    """Raises ContractError when vectors cannot come from there: an unknown name, a missing file or package."""
+    if source in TEXT_SOURCES:
+        if find_spec(TEXT_SOURCES[source]) is None:
+            raise ContractError(f"vectors from {source}", f"the package {source}", "it is not installed")
+    elif not source.endswith(".npy"):
+        raise ContractError("--from, --vectors", f"{', '.join(TEXT_SOURCES)} or a file FILE.npy", repr(source))
+    elif not Path(source).is_file():
+        raise ContractError(source, "a .npy file of item vectors", "no such file")
 
 
 def _rewrite(
@@ -89,8 +98,6 @@ def _rewrite(
 
 
 def _from_file(path: Path, file: pq.ParquetFile) -> Callable[[pa.Table], np.ndarray]:
-    if not path.is_file():
-        raise ContractError(path, "a .npy file of item vectors", "no such file")
     vectors = np.load(path, mmap_mode="r")
     if vectors.ndim != 2 or vectors.dtype.kind != "f" or len(vectors) != file.metadata.num_rows:
         expected = f"floats of shape [{file.metadata.num_rows}, width], one row per item"
@@ -123,25 +130,19 @@ def _from_text(source: str, model: str, file: pq.ParquetFile, items: Path) -> Ca
 
 
 def _wordllama() -> Embed:
-    try:
-        import wordllama
-    except ImportError:
-        raise ContractError("--from wordllama", "the package wordllama", "it is not installed") from None
+    import wordllama  # optional, like sentence_transformers below
+
     folder = Path(wordllama.__file__).parent
     model = wordllama.WordLlama.load(cache_dir=folder, disable_download=True)
     return lambda texts: np.asarray(model.embed(texts))
 
 
 def _sentence_transformers(model: str) -> Embed:
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError:
-        raise ContractError(
-            "--from sentence-transformers", "the package sentence-transformers", "it is not installed"
-        ) from None
+    from sentence_transformers import SentenceTransformer
+
     encoder = SentenceTransformer(model)
     return lambda texts: np.asarray(encoder.encode(texts, show_progress_bar=False))
 
 
 if __name__ == "__main__":
-    run(ItemVectors)
+    run(ItemVectors, "data_prep.item_vectors")

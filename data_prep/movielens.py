@@ -135,4 +135,4 @@ class MovieLensCommand:
 
 
 if __name__ == "__main__":
-    run(MovieLensCommand)
+    run(MovieLensCommand, "data_prep.movielens")

@@ -5,13 +5,15 @@ from pathlib import Path
 
 from data_prep.build import build
 from data_prep.events import Source
-from data_prep.item_vectors import NONE, add_vectors
+from data_prep.item_vectors import NONE, add_vectors, check_vector_source
 from data_prep.settings import LogSettings
 from sidrec import schema
 
 
 def prepare(source: Source, out: Path, settings: LogSettings, implicit: bool, vectors: str) -> None:
     """Writes the data folder `out`. vectors: "none" or what `add_vectors` takes. Raises ContractError for bad input."""
+    if vectors != NONE:
+        check_vector_source(vectors)
     work = build(source, out, settings, implicit)
     if vectors != NONE:
         print(add_vectors(work.data / schema.ITEMS, vectors))

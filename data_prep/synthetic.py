@@ -111,4 +111,4 @@ class SyntheticCommand:
 
 
 if __name__ == "__main__":
-    run(SyntheticCommand)
+    run(SyntheticCommand, "data_prep.synthetic")

@@ -50,6 +50,10 @@ class WorkFolder:
         work.scratch.mkdir(exist_ok=True)
         return work
 
+    def discard(self) -> None:
+        """Gives the unfinished work up."""
+        shutil.rmtree(self.partial)
+
     def publish(self) -> None:
         """Puts the finished data folder in OUT's place and removes everything else."""
         replaced = self.partial / "replaced"
