@@ -2,14 +2,14 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from sidrec.config.section import section
 
 
 @section
 class ResidualKMeansConfig:
-    """Residual k-means (RQ-KMeans; QARM, OneRec) with faiss, each level on a growing number of principal axes."""
+    """Residual k-means (RQ-KMeans; QARM, OneRec) with faiss: per level, the best of a growing and of plain k-means."""
 
     kind: Literal["residual_kmeans"] = "residual_kmeans"
     levels: PositiveInt = 3
@@ -17,9 +17,11 @@ class ResidualKMeansConfig:
     codebook_size: PositiveInt = 256
     """Codes K per level."""
     dimension_steps: PositiveInt = 10
-    """Rounds in which a level's k-means goes from one principal axis to all; 1 is plain k-means, which wastes codes."""
+    """Rounds in which the growing k-means goes from one principal axis to all."""
+    restarts: NonNegativeInt = 2
+    """Plain k-means beside the growing one, each from a k-means++ start; the lowest squared error is kept."""
     iterations: PositiveInt = 10
-    """Lloyd iterations per round."""
+    """Lloyd iterations per round, and per plain k-means."""
     points_per_code: PositiveInt = 256
     """Training vectors per code; more items than this times K are subsampled."""
     beam: PositiveInt = 1
