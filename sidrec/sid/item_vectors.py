@@ -45,8 +45,9 @@ def read_item_vectors(
         raise ContractError(path, "at least one item", "no rows")
     shape = (rows, sum(widths))
     ids = np.empty(rows, dtype=np.int64)
-    vectors = np.empty(shape, np.float32)
-    if scratch is not None:
+    if scratch is None:
+        vectors = np.empty(shape, np.float32)
+    else:
         vectors = np.lib.format.open_memmap(scratch, mode="w+", dtype=np.float32, shape=shape)
     for start, batch in _batches(file, [ITEM_ID, *columns], path):
         part = slice(start, start + batch.num_rows)

@@ -1,7 +1,8 @@
 """Residual k-means: cluster the vectors, subtract the nearest centroid, cluster what remains (RQ-KMeans; QARM, OneRec).
 
-Each level's k-means is faiss's ProgressiveDimClustering: it starts on the first principal axis and goes on with more of
-them, which spreads codes more evenly than a start in all dimensions (`benchmarks/residual_kmeans_choice.md`).
+Each level keeps the better of two searches (`benchmarks/residual_kmeans_choice.md`). On real items it is k-means that
+starts on the first principal axis and goes on with more of them (faiss ProgressiveDimClustering): less error and evener
+codes. Where a few clusters lie far apart, one axis cannot tell them apart, and plain k-means with k-means++ wins.
 
 Shapes: N items, V vector width, L levels, K codes per level, R rows at a time, W partial SIDs kept (beam).
 """
@@ -84,10 +85,8 @@ def _sample(vectors_NV: np.ndarray, config: ResidualKMeansConfig, seed: int) -> 
     if items < size:
         raise ContractError("item vectors", f"at least {size} items for codebook_size {size}", f"{items} items")
     if items < FEW_POINTS * size:
-        _log.warning(
-            "%d items for %d codes per level: fewer than %d items per code, centroids follow single items",
-            items, size, FEW_POINTS,
-        )  # fmt: skip
+        advice = "centroids follow chance, a smaller codebook_size would be steadier"
+        _log.warning("%d items for %d codes per level, fewer than %d each: %s", items, size, FEW_POINTS, advice)
     most = config.points_per_code * size
     if items <= most:
         return np.array(vectors_NV, dtype=np.float32, order="C")
@@ -96,16 +95,34 @@ def _sample(vectors_NV: np.ndarray, config: ResidualKMeansConfig, seed: int) -> 
 
 
 def _cluster(residual_NV: np.ndarray, config: ResidualKMeansConfig, seed: int, level: int) -> np.ndarray:
-    """float32 centroids [K, V]. faiss refills an empty cluster by splitting a large one."""
+    """float32 centroids [K, V], of all starts those with the lowest squared error."""
+    seeds = np.random.SeedSequence([seed, level]).generate_state(1 + config.restarts) >> 1  # C ints
+    candidates = [_growing_kmeans(residual_NV, config, int(seeds[0]))]
+    candidates += [_plain_kmeans(residual_NV, config, int(start)) for start in seeds[1:]]
+    return min(candidates, key=lambda centroids_KV: faiss.knn(residual_NV, centroids_KV, 1)[0].sum(dtype=np.float64))
+
+
+def _growing_kmeans(residual_NV: np.ndarray, config: ResidualKMeansConfig, seed: int) -> np.ndarray:
     learner = faiss.ProgressiveDimClustering(residual_NV.shape[1], config.codebook_size)
     learner.progressive_dim_steps = config.dimension_steps
-    learner.niter = config.iterations
-    learner.init_method = faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS  # a random start loses well-separated clusters
-    learner.seed = int(np.random.SeedSequence([seed, level]).generate_state(1)[0] >> 1)  # a C int
-    learner.min_points_per_centroid, learner.max_points_per_centroid = 1, len(residual_NV)  # sampled already
+    _set(learner, config, len(residual_NV), seed)
     factory = faiss.ProgressiveDimIndexFactory()
     learner.train(len(residual_NV), faiss.swig_ptr(residual_NV), factory)  # type: ignore[call-overload]  # stub forgets n
     return faiss.vector_to_array(learner.centroids).reshape(config.codebook_size, -1)
+
+
+def _plain_kmeans(residual_NV: np.ndarray, config: ResidualKMeansConfig, seed: int) -> np.ndarray:
+    learner = faiss.Clustering(residual_NV.shape[1], config.codebook_size)
+    _set(learner, config, len(residual_NV), seed)
+    learner.train(residual_NV, faiss.IndexFlatL2(residual_NV.shape[1]))
+    return faiss.vector_to_array(learner.centroids).reshape(config.codebook_size, -1)
+
+
+def _set(parameters: faiss.ClusteringParameters, config: ResidualKMeansConfig, items: int, seed: int) -> None:
+    """faiss refills an empty cluster by splitting a large one, so there is nothing to set for that."""
+    parameters.niter, parameters.seed = config.iterations, seed
+    parameters.init_method = faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS
+    parameters.min_points_per_centroid, parameters.max_points_per_centroid = 1, items  # sampled already
 
 
 def _beam_search(vectors_RV: np.ndarray, codebooks_LKV: np.ndarray, beam: int) -> np.ndarray:

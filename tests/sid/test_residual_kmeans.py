@@ -80,6 +80,26 @@ def test_fit_finds_clusters_within_clusters() -> None:
     assert error.unexplained_variance < 1e-5
 
 
+def far_clusters() -> np.ndarray:
+    """Eight far points on the corners of a cube, 30 items around each: no one axis tells them apart."""
+    corners = 10.0 * np.array([[x, y, z] for x in (0, 1) for y in (0, 1) for z in (0, 1)])
+    noise = np.random.default_rng(4).standard_normal((240, 3))
+    return (np.repeat(corners, 30, axis=0) + 0.1 * noise).astype(np.float32)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_of_all_starts_the_lowest_error_is_kept(seed: int) -> None:
+    vectors, errors = far_clusters(), []
+    for restarts in (0, 1, 3, 8):
+        config = ResidualKMeansConfig(levels=1, codebook_size=8, restarts=restarts)
+        tokenizer = ResidualKMeans.fit(vectors, config, seed, SIDE)
+        error = reconstruction_error(vectors, tokenizer.encode(vectors).codes_NL, tokenizer)
+        assert error is not None
+        errors.append(error.squared_error)
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.04  # three dimensions of variance 0.01
+
+
 def test_fit_is_a_function_of_its_seed() -> None:
     vectors = np.random.default_rng(1).standard_normal((400, 16)).astype(np.float32)
     config = ResidualKMeansConfig(levels=2, codebook_size=8)
@@ -130,7 +150,7 @@ def test_growing_dimensions_beat_plain_kmeans_on_real_items(real_data: Path) -> 
     """Why it is the default (benchmarks/residual_kmeans_choice.md): less error, fewer collisions, evener levels."""
     vectors = np.load(real_data / "amazon-beauty" / "minilm_l6_v2_title_brand_cat_f16.npy")[:4000].astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    grown = ResidualKMeansConfig(codebook_size=64)
+    grown = ResidualKMeansConfig(codebook_size=64, restarts=0)
     plain = replace(grown, dimension_steps=1, iterations=100)
     error, collisions, perplexity = [], [], []
     for config in (grown, plain):
