@@ -1,11 +1,13 @@
 """A trainer for tests of studies: reads a recipe, writes a run directory as sidrec.train does, at once.
 
 Its ranker is as good as the recipe's learning rate; a recipe with `optimizer.schedule.warmup_steps: 13` fails.
-Arguments: recipe, ranks, and `predictions` to write those too.
+Arguments: recipe, ranks, and `predictions` to write those too or `hang` to hang, with its pid in the run directory.
 """
 
 import json
+import os
 import sys
+import time
 from pathlib import Path
 
 import yaml
@@ -36,6 +38,10 @@ def main(recipe_path: str, ranks: str, *wanted: str) -> None:
     (run / "checkpoint").touch()
     if recipe.get("optimizer", {}).get("schedule", {}).get("warmup_steps") == 13:
         sys.exit("unlucky warm-up")
+
+    if "hang" in wanted:
+        (run / "pid").write_text(str(os.getpid()))
+        time.sleep(600)
 
     skill = recipe.get("optimizer", {}).get("tables", {}).get("lr", 0.5)
     split = recipe["evaluate"]["splits"][0]

@@ -1,11 +1,16 @@
 """Studies: what is trained, what is skipped, what survives a failure, and the tables that come out."""
 
 import json
+import os
 import shutil
+import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,6 +23,7 @@ from benchmarks.study.runs import merge, study_runs
 from sidrec.config import ConfigError
 from tests import fake_trainer
 
+ROOT = Path(__file__).parents[1]
 SMALL: dict[str, Any] = {
     "seeds": [0],
     "command": [sys.executable, fake_trainer.__file__, "{recipe}", "{ranks}"],
@@ -126,6 +132,27 @@ def test_a_run_directory_of_another_recipe_is_not_resumed() -> None:
     assert _trained() == ["world/weak/seed0"]
 
 
+def test_a_stopped_study_stops_its_training() -> None:
+    command = [sys.executable, "-m", "benchmarks.study", "run", _write_study(command=[*SMALL["command"], "hang"])]
+    study = subprocess.Popen([*command, "--results", "results"], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    pid = Path("runs/studies/small/world/weak/seed0/pid")
+    try:
+        _wait_until(lambda: pid.exists() and pid.read_text() != "")
+        study.terminate()
+        assert study.wait(timeout=60) == 128 + 15
+    finally:
+        study.kill()
+    _wait_until(lambda: not psutil.pid_exists(int(pid.read_text())))
+    assert not Path("results").exists()
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "waited for 60 s"
+        time.sleep(0.05)
+
+
 def test_a_mistake_in_any_recipe_is_found_before_training(capsys: pytest.CaptureFixture[str]) -> None:
     assert _study("run", variants={"weak": {}, "typo": {"optimizer": {"tables": {"rate": 1}}}}) == 2
     assert _trained() == []
@@ -163,6 +190,13 @@ def test_tuned_values_are_merged_last() -> None:
     tuned = {"world": {"strong": {"optimizer": {"tables": {"lr": 3.0}}}}}
     runs = study_runs(load_study(Path(_write_study(tuned=tuned))))
     assert {run.variant: run.recipe["optimizer"]["tables"]["lr"] for run in runs} == {"weak": 0.1, "strong": 3.0}
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("benchmarks/studies/*.yaml")), ids=lambda path: path.stem)
+def test_shipped_studies_lead_to_recipes_without_mistakes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for run in study_runs(load_study(path)):
+        assert run.checked().seed == run.seed
 
 
 def test_where_runs_are_put_does_not_change_the_recipe_hash() -> None:

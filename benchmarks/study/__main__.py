@@ -10,6 +10,7 @@ Exit status 1 when a run failed, 2 for a mistake in the study, its recipes or it
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("study", type=Path)
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the JSONs, tables and pictures go")
     arguments = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that a training is stopped as well
     try:
         study = load_study(arguments.study)
         _log_to(study.runs / study.name)

@@ -35,12 +35,15 @@ def draw_differences(
         for index, reference in enumerate(name for name in references if name in summary):
             shift = 0.15 * (2 * index - len(references) + 1)
             _draw_reference(axis, title, reference, COLORS[index % len(COLORS)], shift, summary)
+        if not axis.containers:
+            axis.text(0.5, 0.5, "undefined", transform=axis.transAxes, ha="center")
         axis.set_title(title)
         axis.grid(axis="x", alpha=0.3)
     axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()
     axes[0].set_ylim(len(names) - 0.5, -0.5)
-    axes[-1].legend(fontsize="small", title="difference to", loc="best")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, title="difference to", loc="outside right upper", fontsize="small")
     title = f"{dataset}: mean over seeds, {LEVEL:.0%} paired bootstrap over users; pale: single seeds"
     figure.suptitle(title, fontsize="medium")
     partial = path.with_suffix(".partial")

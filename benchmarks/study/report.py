@@ -103,7 +103,8 @@ def _section(
         parts.append("No bootstrap of these runs yet: intervals are missing.")
     for reference in bootstrap["differences"] if bootstrap else ():
         parts.append(
-            f"Difference to {reference}: mean over seeds, {LEVEL:.0%} interval of a paired bootstrap over users:"
+            f"Difference to {reference}: mean over seeds, {LEVEL:.0%} interval of a paired bootstrap over users "
+            "(it does not include the spread over seeds):"
         )
         rows = [
             [name, *(difference_text(of["differences"][reference][title]) for title in HEADLINE)]

@@ -5,9 +5,11 @@ import logging
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,6 +21,8 @@ from benchmarks.study.runs import Run, study_runs
 from benchmarks.study.store import RunResult, load_result, save_result
 from sidrec.train.results import METRICS_FILE, load_metrics
 from sidrec.train.run_directory import RunDirectory, write_text
+
+GRACE = 30.0  # seconds for a launcher to stop its ranks
 
 log = logging.getLogger(__name__)
 
@@ -72,12 +76,11 @@ def _train(study: Study, run: Run) -> RunResult:
     facts = conditions()  # before training: the commit may move on meanwhile
     command = [word.replace("{recipe}", str(recipe)).replace("{ranks}", str(study.ranks)) for word in study.command]
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    with output.open("w") as stream:
-        status = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=_environment(), check=False)
+    status = _call(command, output)
     wall, after = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
-    if status.returncode or not (run.directory / METRICS_FILE).exists():
+    if status or not (run.directory / METRICS_FILE).exists():
         tail = "\n".join(output.read_text(errors="replace").splitlines()[-5:])
-        raise RunError(f"exit status {status.returncode}, output in {output}, which ends\n{tail}")
+        raise RunError(f"exit status {status}, output in {output}, which ends\n{tail}")
     return RunResult(
         study=study.name,
         dataset=run.dataset,
@@ -92,6 +95,24 @@ def _train(study: Study, run: Run) -> RunResult:
         cpu_seconds=round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 2),
         metrics=load_metrics(run.directory / METRICS_FILE),
     )
+
+
+def _call(command: list[str], output: Path) -> int:
+    """Runs the command to its end and returns its exit status; when this process is stopped, the command is too."""
+    with output.open("w") as stream:
+        process = subprocess.Popen(
+            command, stdout=stream, stderr=subprocess.STDOUT, env=_environment(), start_new_session=True
+        )
+    try:
+        return process.wait()
+    except BaseException:
+        # The launcher gets time to stop its ranks, which may be sessions of their own: no kill from here reaches those.
+        os.killpg(process.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=GRACE)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        raise
 
 
 def _prepare(run: Run, recipe: Path) -> None:
