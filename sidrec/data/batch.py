@@ -18,7 +18,6 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
 
-
 @dataclass
 class Batch(Pipelineable):
     """One rank's share of a step. Every field is a tensor or a KeyedJaggedTensor.

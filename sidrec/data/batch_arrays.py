@@ -1,7 +1,7 @@
 """A step's rows -> the arrays of a Batch: finds the unique items and looks up their table rows.
 
-Shapes: B rows, T history positions, U item bags (bag 0 empty), M = B (1 + T) ids of targets and histories, G item tables,
-I item ids, C context columns.
+Shapes: B rows, T history positions, U item bags (bag 0 empty), M = B (1 + T) ids of targets and histories, G item
+tables, I item ids, C context columns.
 """
 
 import numpy as np

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
-from typing import TypeVar
 
 import torch
 from torch.utils.data import DataLoader
@@ -20,14 +19,13 @@ from sidrec.data.order import Lanes, Mixing
 from sidrec.data.reader import LogReader
 from sidrec.data.rows import Columns
 from sidrec.data.split_index import split_index
-from sidrec.data.worker import Built, Steps
+from sidrec.data.worker import Built, Steps, as_is
 from sidrec.schema import ITEM_ID, LOG, USER_ID, ContractError, Manifest
 
 BATCHES_AHEAD = 4  # per worker: enough to ride over the reading of a buffer
 COMPLAINTS_LOGGED = 5
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 class SplitLoader:
@@ -46,7 +44,7 @@ class SplitLoader:
         self._loader: DataLoader[Built] = DataLoader(
             self._dataset,
             batch_size=None,
-            collate_fn=_as_is,
+            collate_fn=as_is,
             num_workers=workers,
             multiprocessing_context=_worker_context() if workers else None,
             prefetch_factor=BATCHES_AHEAD if workers else None,
@@ -77,10 +75,6 @@ class SplitLoader:
             if len(self._logged) < COMPLAINTS_LOGGED and complaint not in self._logged:
                 self._logged.add(complaint)
                 logger.warning("row in quarantine: %s", complaint)
-
-
-def _as_is(item: T) -> T:
-    return item
 
 
 def _worker_context() -> ForkServerContext:

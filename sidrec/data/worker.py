@@ -4,7 +4,7 @@ Imports no torchrec: it costs a worker's start seconds and hundreds of megabytes
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from sidrec.data.batch_arrays import BatchArrays
 from sidrec.data.batch_block import BatchBlock, block_of
 from sidrec.data.reader import LogReader
 from sidrec.schema import ContractError
+
+T = TypeVar("T")
 
 
 class Built(NamedTuple):
@@ -51,3 +53,8 @@ class Steps(IterableDataset[Built]):
                 yield Built(block_of(arrays(step.rows, step.rows_of_all_ranks / self._world)), step.complaints)
         except ContractError as error:
             yield Built(error)
+
+
+def as_is(item: T) -> T:
+    """For DataLoader, which would otherwise convert what it is given. Here because workers import where it lives."""
+    return item

@@ -81,6 +81,15 @@ def test_workers_inherit_nothing_from_the_training_process(tmp_path: Path, monke
     assert sorted(flat(row_numbers(log.loader(workers=2).batches(0)))) == list(range(40))
 
 
+def test_workers_import_no_torchrec(tmp_path: Path) -> None:
+    loader = log_of(tmp_path, 40).loader(workers=1)
+    next(loader.batches(0))
+    (worker,) = loader._loader._iterator._workers  # type: ignore[union-attr]
+    mapped = Path(f"/proc/{worker.pid}/maps").read_text()
+    assert "libtorch_cpu" in mapped
+    assert "fbgemm_gpu" not in mapped
+
+
 def test_a_batch_from_a_worker_holds_one_file_descriptor(tmp_path: Path) -> None:
     def open_files() -> int:
         return len(list(Path("/proc/self/fd").iterdir()))
