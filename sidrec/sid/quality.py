@@ -159,7 +159,6 @@ def embedding_hit_rate(vectors_NV: np.ndarray, pairs_P2: np.ndarray, k: int) -> 
     _, near = faiss.knn(unit[queries_Q], unit, min(k + 1, len(unit)), metric=faiss.METRIC_INNER_PRODUCT)
     itself_last = np.argsort(near == queries_Q[:, None], axis=1, kind="stable")
     near = np.take_along_axis(near, itself_last, axis=1)[:, :k]
-    near[near == queries_Q[:, None]] = -1  # fewer than k other items
     hits_P = (near[query_P] == pairs[:, 1:]).any(axis=1)
     return float((np.bincount(query_P, weights=hits_P) / neighbours_Q).mean())
 

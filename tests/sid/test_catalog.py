@@ -70,8 +70,9 @@ def test_fingerprint_knows_content_not_order() -> None:
         catalog(codes_NL=np.array([[1, 2], [0, 0], [1, 0]])),
         catalog(codebook_sizes=(2, 4)),
         catalog(weights_NL=np.ones((3, 2))),
+        catalog(weights_NL=np.zeros((3, 2))),
     ]
-    assert len({catalog().fingerprint, *(other.fingerprint for other in others)}) == 5
+    assert len({catalog().fingerprint, *(other.fingerprint for other in others)}) == 6
 
 
 def test_changed_codes_are_refused_with_both_fingerprints(tmp_path: Path) -> None:

@@ -123,6 +123,21 @@ def test_embedding_hit_rate_by_hand() -> None:
     assert embedding_hit_rate(vectors, pairs, k=50) == 1
 
 
+@pytest.mark.parametrize("k", [1, 7, 40])
+def test_embedding_hit_rate_equals_a_plain_loop(k: int) -> None:
+    rng = np.random.default_rng(5)
+    vectors = rng.standard_normal((60, 4)).astype(np.float32)
+    pairs = rng.integers(60, size=(300, 2))
+    rates = []
+    for query in np.unique(pairs[:, 0]):
+        neighbours = set(pairs[pairs[:, 0] == query, 1].tolist()) - {int(query)}
+        cosines = vectors @ vectors[query] / np.linalg.norm(vectors, axis=1)
+        cosines[query] = -np.inf
+        nearest = set(np.argsort(-cosines)[:k].tolist())
+        rates += [len(neighbours & nearest) / len(neighbours)] if neighbours else []
+    assert embedding_hit_rate(vectors, pairs, k) == pytest.approx(np.mean(rates))
+
+
 def test_an_item_is_not_its_own_neighbour_even_among_duplicates() -> None:
     vectors = np.array([[1, 0], [1, 0], [0, 1]], dtype=np.float32)
     assert embedding_hit_rate(vectors, np.array([[0, 1], [1, 0]]), k=1) == 1
