@@ -130,7 +130,7 @@ def product_items(ids: IdMap, known: dict[int, tuple[str, str, list[str]]], repe
     """known: item id -> title, brand, category path. Items without metadata get empty text."""
     rows = [known.get(item, ("", "", [])) for item in range(1, len(ids) + 1)]
     brands = ["" if brand == NO_BRAND else brand for _, brand, _ in rows]
-    text = [" ".join((title, brand, *path)).strip() for (title, _, path), brand in zip(rows, brands, strict=True)]
+    text = [" ".join(filter(None, (title, brand, *path))) for (title, _, path), brand in zip(rows, brands, strict=True)]
     table = pa.table(
         {
             "source_id": pa.array(ids.source_ids(), pa.string()),

@@ -163,7 +163,7 @@ class Interactions:
 
         texts = [text(column) for column in columns.text_columns]
         title = texts[0] if texts else [""] * len(ids)
-        content = [" ".join(parts).strip() for parts in zip(*texts, strict=True)] if texts else title
+        content = [" ".join(filter(None, parts)) for parts in zip(*texts, strict=True)] if texts else title
         table = pa.table(
             {
                 "source_id": pa.array(ids.source_ids(), pa.string()),

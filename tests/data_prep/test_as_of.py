@@ -2,6 +2,7 @@
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.data_prep.event_lists import DAY, Event, make_log, oracle
 
-QUICK = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+QUICK = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 times = st.one_of(st.integers(0, 6 * DAY), st.integers(0, 6).map(lambda day: day * DAY))
 event = st.builds(Event, st.integers(1, 4), st.integers(1, 5), times, st.integers(0, 1))
 logs = st.lists(event, min_size=8, max_size=40).filter(
@@ -18,7 +19,7 @@ logs = st.lists(event, min_size=8, max_size=40).filter(
 )
 
 
-def rows_of(log: list[Event], **flags: object) -> list[dict]:
+def rows_of(log: list[Event], **flags: Any) -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
         return make_log(log, Path(folder) / "out", test_share=0.3, validation_share=0.0, **flags)
 

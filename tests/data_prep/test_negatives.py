@@ -79,7 +79,7 @@ def test_rows_of_one_moment_lie_in_an_order_without_labels(tmp_path: Path) -> No
 
 
 def test_pool_draws_by_weight() -> None:
-    """2 fresh items share min(1/2, 0.5 * 2 / 4) = 1/4 of the draws; the rest goes by positives 3, 1 plus floor 1 each."""
+    """2 fresh items share 0.5 * 2 / 4 = 1/4 of the draws; the rest goes by positives (3, 1, 0, 0) plus a floor of 1."""
     pool = Pool(
         fresh=np.array([8, 9]),
         popular=np.array([5, 5, 5, 6]),

@@ -11,7 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-ROWS = 6_000
+from data_prep.interactions import Columns, InteractionsCommand
+from data_prep.settings import LogSettings
+
+ROWS = 3_000
+PARTITION_ROWS = 30
+REPOSITORY = Path(__file__).parents[2]
 
 
 def log_file(folder: Path, extra_row: bool = False) -> Path:
@@ -25,9 +30,8 @@ def log_file(folder: Path, extra_row: bool = False) -> Path:
     return path
 
 
-def command(log: Path, out: Path, *flags: str) -> list[str]:
-    base = [sys.executable, "-m", "data_prep.interactions", str(log), str(out), "--partition-rows", "30"]
-    return [*base, *flags]
+def finish(log: Path, out: Path, seed: int = 0) -> None:
+    InteractionsCommand(log, out, Columns(), LogSettings(partition_rows=PARTITION_ROWS, seed=seed)).run()
 
 
 def digest(folder: Path) -> dict[str, str]:
@@ -38,7 +42,9 @@ def digest(folder: Path) -> dict[str, str]:
 def kill_in_the_middle(log: Path, out: Path) -> int:
     """Kills the command once some partitions are done. Returns how many files were there."""
     snapshot = out.with_name(out.name + ".partial") / "scratch" / "snapshot.npz"
-    process = subprocess.Popen(command(log, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "data_prep.interactions", str(log), str(out)]
+    command += ["--partition-rows", str(PARTITION_ROWS)]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         while not snapshot.exists():
             assert process.poll() is None, "finished before it could be killed"
@@ -52,12 +58,12 @@ def kill_in_the_middle(log: Path, out: Path) -> int:
 
 def test_killed_and_continued_equals_uninterrupted(tmp_path: Path) -> None:
     log = log_file(tmp_path)
-    subprocess.run(command(log, tmp_path / "straight"), check=True, stdout=subprocess.DEVNULL)
+    finish(log, tmp_path / "straight")
     expected = digest(tmp_path / "straight")
     done = kill_in_the_middle(log, tmp_path / "killed")
     first = next((tmp_path / "killed.partial").rglob("part-00000.parquet"))
     written = first.stat().st_mtime_ns
-    subprocess.run(command(log, tmp_path / "killed"), check=True, stdout=subprocess.DEVNULL)
+    finish(log, tmp_path / "killed")
     assert 0 < done < len(expected) - 2
     assert digest(tmp_path / "killed") == expected
     kept = next((tmp_path / "killed").rglob("part-00000.parquet"))
@@ -69,9 +75,9 @@ def test_killed_and_continued_equals_uninterrupted(tmp_path: Path) -> None:
 def test_another_configuration_does_not_reuse_unfinished_work(tmp_path: Path, change: str) -> None:
     log = log_file(tmp_path)
     kill_in_the_middle(log, tmp_path / "out")
-    flags = ["--seed", "7"] if change == "flag" else []
+    seed = 7 if change == "flag" else 0
     if change == "input":
         log = log_file(tmp_path, extra_row=True)
     for out in ("out", "fresh"):
-        subprocess.run(command(log, tmp_path / out, *flags), check=True, stdout=subprocess.DEVNULL)
+        finish(log, tmp_path / out, seed)
     assert digest(tmp_path / "out") == digest(tmp_path / "fresh")
