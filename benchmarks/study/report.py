@@ -45,7 +45,7 @@ def report(study: Study, results: Path) -> str:
         bootstrap = load_bootstrap(study, folder / dataset, variants)
         summary[dataset] = {name: summarize(runs, study.split, bootstrap) for name, runs in variants.items()}
         sections.append(_section(study, dataset, variants, summary[dataset], bootstrap))
-        if _compared(summary[dataset]):
+        if any(_compared(summary[dataset], reference) for reference in study.references):
             draw_differences(folder / f"{dataset}.png", dataset, study.references, summary[dataset])
     text = "\n\n".join(sections if found else [*sections, "No run has finished."]) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,24 +101,26 @@ def _section(
     parts.append(markdown_table(["variant", "seeds", *HEADLINE, "CPU s"], rows))
     if bootstrap is None and study.references:
         parts.append("No bootstrap of these runs yet: intervals are missing.")
-    for reference in bootstrap["differences"] if bootstrap else ():
-        parts.append(
-            f"Difference to {reference}: mean over seeds, {LEVEL:.0%} interval of a paired bootstrap over users "
-            "(it does not include the spread over seeds):"
-        )
-        rows = [
-            [name, *(difference_text(of["differences"][reference][title]) for title in HEADLINE)]
-            for name, of in summary.items()
-            if reference in of["differences"]
-        ]
-        parts.append(markdown_table(["variant", *HEADLINE], rows))
-    if _compared(summary):
+    parts += [_difference_table(reference, summary) for reference in study.references if _compared(summary, reference)]
+    if any(_compared(summary, reference) for reference in study.references):
         parts.append(f"![Differences on {dataset}]({dataset}.png)")
     return "\n\n".join(parts)
 
 
-def _compared(summary: Mapping[str, VariantSummary]) -> bool:
-    return any(of["differences"] for of in summary.values())
+def _compared(summary: Mapping[str, VariantSummary], reference: str) -> bool:
+    return any(reference in of["differences"] for of in summary.values())
+
+
+def _difference_table(reference: str, summary: Mapping[str, VariantSummary]) -> str:
+    rows = [
+        [name, *(difference_text(of["differences"][reference][title]) for title in HEADLINE)]
+        for name, of in summary.items()
+        if reference in of["differences"]
+    ]
+    return (
+        f"Difference to {reference}: mean over seeds, {LEVEL:.0%} interval of a paired bootstrap over users "
+        f"(it does not include the spread over seeds):\n\n{markdown_table(['variant', *HEADLINE], rows)}"
+    )
 
 
 def conditions_text(study: Study, variants: Mapping[str, Sequence[RunResult]]) -> str:

@@ -79,7 +79,7 @@ def _train(study: Study, run: Run) -> RunResult:
     status = _call(command, output)
     wall, after = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     if status or not (run.directory / METRICS_FILE).exists():
-        tail = "\n".join(output.read_text(errors="replace").splitlines()[-5:])
+        tail = "\n".join(output.read_text(errors="replace").splitlines()[-25:])
         raise RunError(f"exit status {status}, output in {output}, which ends\n{tail}")
     return RunResult(
         study=study.name,
