@@ -41,16 +41,9 @@ class SplitLoader:
         self.quarantined = 0
         self._logged: set[str] = set()
         self._dataset = Steps(reader, tables.names, tables.rows_IG, world)
-        self._loader: DataLoader[Built] = DataLoader(
-            self._dataset,
-            batch_size=None,
-            collate_fn=as_is,
-            num_workers=workers,
-            multiprocessing_context=_worker_context() if workers else None,
-            prefetch_factor=BATCHES_AHEAD if workers else None,
-            persistent_workers=workers > 0,
-            pin_memory=pin_memory,
-        )
+        self._workers, self._pin_memory = workers, pin_memory
+        self._context = _worker_context() if workers else None
+        self._loader: DataLoader[Built] | None = None
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from `first_step` on; one epoch at a time.
@@ -62,13 +55,36 @@ class SplitLoader:
         if not 0 <= first_step <= self.steps:
             raise ValueError(f"first_step: expected a step in [0, {self.steps}], got {first_step}")
         self._dataset.seek(epoch, first_step)
+        if self._loader is None:
+            self._loader = self._start()
+        refusal: ContractError | None = None
         for built in self._loader:
             if isinstance(built.outcome, ContractError):
-                raise built.outcome
-            self._log(built.complaints)
+                refusal = built.outcome
+                break  # out of the loop first: a traceback through it would keep the workers alive
             batch = collate(built.outcome)
+            self._log(built.complaints)
             self.quarantined += int(((batch.weight_B == 0) & (batch.row_B >= 0)).sum())
             yield batch
+        if refusal is not None:
+            self.close()
+            raise refusal
+
+    def close(self) -> None:
+        """Ends the worker processes and frees what they hold; another epoch starts new ones."""
+        self._loader = None
+
+    def _start(self) -> "DataLoader[Built]":
+        return DataLoader(
+            self._dataset,
+            batch_size=None,
+            collate_fn=as_is,
+            num_workers=self._workers,
+            multiprocessing_context=self._context,
+            prefetch_factor=BATCHES_AHEAD if self._workers else None,
+            persistent_workers=self._workers > 0,
+            pin_memory=self._pin_memory,
+        )
 
     def _log(self, complaints: tuple[str, ...]) -> None:
         for complaint in complaints:

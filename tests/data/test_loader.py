@@ -1,5 +1,6 @@
 """Worker processes: the same batches in the same order, the same errors, and nothing inherited or leaked."""
 
+import multiprocessing
 import threading
 from pathlib import Path
 
@@ -81,13 +82,37 @@ def test_workers_inherit_nothing_from_the_training_process(tmp_path: Path, monke
     assert sorted(flat(row_numbers(log.loader(workers=2).batches(0)))) == list(range(40))
 
 
+def children() -> list[int]:
+    """Worker processes of this process, which the fork server begot."""
+    return [process.pid for process in multiprocessing.active_children() if process.pid]
+
+
 def test_workers_import_no_torchrec(tmp_path: Path) -> None:
     loader = log_of(tmp_path, 40).loader(workers=1)
+    others = children()
     next(loader.batches(0))
-    (worker,) = loader._loader._iterator._workers  # type: ignore[union-attr]
-    mapped = Path(f"/proc/{worker.pid}/maps").read_text()
+    (worker,) = set(children()) - set(others)
+    mapped = Path(f"/proc/{worker}/maps").read_text()
     assert "libtorch_cpu" in mapped
     assert "fbgemm_gpu" not in mapped
+
+
+def test_a_closed_loader_has_no_workers_and_can_go_on(tmp_path: Path) -> None:
+    loader = log_of(tmp_path, 129).loader(workers=2)
+    others = set(children())
+    whole = row_numbers(loader.batches(0))
+    assert len(set(children()) - others) == 2
+    loader.close()
+    assert not set(children()) - others
+    assert row_numbers(loader.batches(0, 4)) == whole[4:]
+
+
+def test_a_refusal_ends_the_workers(tmp_path: Path) -> None:
+    loader = write_log(tmp_path, [with_value(table_of(40), "label", 21, 2.0)]).loader(workers=2)
+    others = set(children())
+    with pytest.raises(ContractError):
+        list(loader.batches(0))
+    assert not set(children()) - others
 
 
 def test_a_batch_from_a_worker_holds_one_file_descriptor(tmp_path: Path) -> None:
