@@ -22,7 +22,7 @@ class Command:
 
 COMMANDS = {
     "fit": Command("sidrec.fit", "learn semantic IDs from item vectors, write the catalog", False),
-    "train": Command("sidrec.train.__main__", "train a recipe, in this process or under torchrun", True),
+    "train": Command("sidrec.train.entry", "train a recipe, in this process or under torchrun", True),
     "evaluate": Command("sidrec.evaluate", "compute a run's metrics again from its checkpoint", True),
     "doctor": Command("sidrec.doctor", "check this machine and say how to repair what is wrong", False),
 }

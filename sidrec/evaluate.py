@@ -1,6 +1,6 @@
 """`sidrec evaluate RUN [SPLIT ...]`: a run's metrics again, from its newest checkpoint alone."""
 
-import sys
+import inspect
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,9 @@ def main(argv: Sequence[str]) -> None:
 
     Raises ConfigError when RUN is no run directory or holds no checkpoint, ContractError when the catalog is another.
     """
+    if argv and argv[0] in ("-h", "--help"):
+        print(f"{__doc__}\n\n{inspect.cleandoc(main.__doc__ or '')}")
+        return
     if not argv or argv[0].startswith("-"):
         raise ConfigError(f"sidrec evaluate: expected a run directory, got {argv[0] if argv else 'nothing'}")
     run = RunDirectory(Path(argv[0]))
@@ -37,9 +40,3 @@ def main(argv: Sequence[str]) -> None:
         metrics = evaluate_splits(recipe, data, sharded.model, run, ranks)
         if ranks.first:
             report(run, metrics)
-
-
-if __name__ == "__main__":
-    from sidrec import cli
-
-    sys.exit(cli.main(["evaluate", *sys.argv[1:]]))

@@ -11,6 +11,7 @@ import torch
 from torch import distributed as dist
 
 from sidrec.config import ConfigError
+from sidrec.machine import threads_per_rank
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,10 @@ class RankError(ConfigError):
     """Another rank failed; the message carries its sentence."""
 
 
-def threads_per_rank() -> int:
-    """Cores this process may use, divided among the ranks of its node; OMP_NUM_THREADS overrides."""
-    if "OMP_NUM_THREADS" in os.environ:
-        return max(1, int(os.environ["OMP_NUM_THREADS"]))
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-
-
 def _quiet() -> None:
     """Silences what TorchRec says of its own insides on every start: nothing to be done about it."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     for name in ("planner.types", "planner.storage_reservations", "comm", "utils"):
         logging.getLogger(f"torchrec.distributed.{name}").setLevel(logging.ERROR)
 
