@@ -236,7 +236,7 @@ def _numpy(table: pa.Table, column: str) -> np.ndarray:
 
 
 def check_time_order(timestamps: np.ndarray, where: object, after: float = -math.inf) -> None:
-    """Timestamps never go back, and start no earlier than `after`. Raises ContractError with the first row that does."""
+    """Timestamps never go back, and start no earlier than `after`. Raises ContractError with the first that does."""
     if len(timestamps) and timestamps[0] < after:
         raise ContractError(f"{where}, column {TIMESTAMP}", f"times from {after:.0f} on", int(timestamps[0]))
     back = np.flatnonzero(np.diff(timestamps) < 0)

@@ -10,7 +10,7 @@ from sidrec.config.section import section
 
 @section
 class AdditiveFusion:
-    """softmax_k(v . tanh(W e_k + b_k)): depends on the item alone, so that e_sid can be cached and compared by cosine."""
+    """softmax_k(v . tanh(W e_k + b_k)): of the item alone, so that e_sid can be cached and compared by cosine."""
 
     kind: Literal["additive"] = "additive"
     hidden: PositiveInt = 16
@@ -198,7 +198,7 @@ class ModelConfig:
     dense: tuple[str, ...] | None = None
     """int_* columns to use; left out, all that the log has."""
     stats_as_dense: bool = True
-    """Give log1p of the stat_* columns to the backbone as dense features too, whatever the item kind: equal knowledge for all."""
+    """Give log1p of the stat_* columns to the backbone too, whatever the item kind: equal knowledge for all."""
     hid_init: NonNegativeFloat | None = None
     """HID rows start uniform in [-hid_init, hid_init]; left out, TorchRec's default 1/sqrt(rows)."""
     sid_init: NonNegativeFloat | None = None

@@ -47,7 +47,7 @@ class AdagradTables:
 
 @section
 class RowwiseAdagradTables:
-    """FBGEMM's row-wise Adagrad: one state value per row. Saves memory; slower than element-wise on CPU for narrow tables."""
+    """FBGEMM's row-wise Adagrad: one state value per row. Saves memory, and time only on GPUs."""
 
     kind: Literal["rowwise_adagrad"] = "rowwise_adagrad"
     lr: PositiveFloat = 0.05
@@ -84,7 +84,7 @@ class DenseOptimizer:
 
 @section
 class Schedule:
-    """Factor on both learning rates: linear warm-up, then constant, linear or cosine decay to `final` at the last step."""
+    """Factor on both learning rates: linear warm-up, then constant, linear or cosine to `final` at the last step."""
 
     kind: Literal["constant", "linear", "cosine"] = "constant"
     """Shape after the warm-up."""

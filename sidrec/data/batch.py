@@ -1,13 +1,15 @@
 """The batch: what one rank trains on in one step.
 
-Items are looked up once: `items` has one single-id bag per *unique* item of the local batch, targets and history together,
-and `target_B`, `history_BT` point into those bags. Bag 0 is always empty: padding points to it and gets a zero vector.
+Items are looked up once: `items` has one single-id bag per *unique* item of the local batch, targets and history
+together, and `target_B`, `history_BT` point into those bags. Bag 0 is always empty: padding points to it and gets a
+zero vector.
 
     rows                    unique items (bags of `items`)         target_B   history_BT
     target 7, history 9 4   0: (empty)  1: 4  2: 7  3: 9           [2,        [[3, 1],
     target 4, history 7                                             1]         [2, 0]]
 
-Shapes: B rows, U bags, T history positions (latest items, oldest first, padded at the end), X dense and S statistics columns.
+Shapes: B rows, U bags, T history positions (latest items, oldest first, padded at the end), X dense and S statistics
+columns.
 """
 
 from dataclasses import dataclass, fields
@@ -28,7 +30,7 @@ class Batch(Pipelineable):
     dense_BX, stats_BS: float32. stats are raw counts as of the row's time.
     label_B: float32, 0 or 1. weight_B: float32, 0 marks a padding row, which counts nowhere.
     row_B, user_B, item_B: int64 row number within the split, and the row's ids, for metrics.
-    rows_per_rank: float32 scalar, rows of weight 1 over all ranks, divided by the number of ranks: the loss's denominator.
+    rows_per_rank: float32 scalar, the loss's denominator: rows of weight 1 over all ranks, divided by the ranks.
     """
 
     items: KeyedJaggedTensor
