@@ -66,9 +66,11 @@ Stats = Annotated[StandardizedStats | BucketizedStats, Field(discriminator="kind
 
 @section
 class StatsGate:
-    """g = sigmoid(MLP(stats)), e = g * e_hid + (1 - g) * e_sid (SID-Coord, module II)."""
+    """g = sigmoid(MLP(stats)) decides between HID and SID (SID-Coord, module II)."""
 
     kind: Literal["stats"] = "stats"
+    form: Literal["mix", "residual"] = "mix"
+    """mix: e = g * e_hid + (1 - g) * e_sid, as published. residual: e = e_sid + g * e_hid, the HID corrects the SID."""
     stats: Stats = StandardizedStats()
     hidden: PositiveInt = 64
     """Width of the hidden layer."""

@@ -11,11 +11,15 @@ from sidrec.model.statistics import build_statistics
 
 
 class TargetAwareGate(nn.Module):
-    """e = g * e_hid + (1 - g) * e_sid, g = sigmoid(MLP(stats)): popular items trust their HID, rare ones their SID."""
+    """e = g * e_hid + (1 - g) * e_sid, g = sigmoid(MLP(stats)): popular items trust their HID, rare ones their SID.
+
+    In the residual form, which is not in the paper, e = e_sid + g * e_hid.
+    """
 
     def __init__(self, config: StatsGate, dim: int, mean_S: Tensor, std_S: Tensor) -> None:
         super().__init__()
         self.statistics = build_statistics(config.stats, mean_S, std_S)
+        self.residual = config.form == "residual"
         output = nn.Linear(config.hidden, dim if config.per_dimension else 1)
         nn.init.constant_(output.bias, config.output_bias)
         self.mlp = nn.Sequential(nn.Linear(self.statistics.width, config.hidden), nn.ReLU(), output)
@@ -26,7 +30,8 @@ class TargetAwareGate(nn.Module):
 
     def forward(self, hid_BD: Tensor, sid_BD: Tensor, stats_BS: Tensor) -> Tensor:
         """Returns e [B, D]."""
-        return torch.lerp(sid_BD, hid_BD, self.value(stats_BS))
+        gate = self.value(stats_BS)
+        return sid_BD + gate * hid_BD if self.residual else torch.lerp(sid_BD, hid_BD, gate)
 
 
 class PlainSum(nn.Module):

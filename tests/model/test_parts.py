@@ -61,7 +61,7 @@ def test_a_dominant_score_picks_its_granularity() -> None:
     torch.testing.assert_close(fusion(granules_UGD), granules_UGD[:, 3])
 
 
-def gate_with(bias: float, **options: bool) -> TargetAwareGate:
+def gate_with(bias: float, **options: object) -> TargetAwareGate:
     gate = build_gate(StatsGate(output_bias=bias, **options), D, torch.zeros(2), torch.ones(2))  # type: ignore[arg-type]
     assert isinstance(gate, TargetAwareGate)
     torch.nn.init.zeros_(gate.mlp[2].weight)
@@ -72,6 +72,13 @@ def test_gate_multiplies_the_hid() -> None:
     hid_BD, sid_BD = torch.full((3, D), 10.0), torch.full((3, D), 2.0)
     # g = sigmoid(ln 3) = 3/4, so e = 3/4 * 10 + 1/4 * 2 = 8
     torch.testing.assert_close(gate_with(math.log(3))(hid_BD, sid_BD, torch.rand(3, 2)), torch.full((3, D), 8.0))
+
+
+def test_residual_gate_corrects_the_sid() -> None:
+    hid_BD, sid_BD = torch.full((3, D), 10.0), torch.full((3, D), 2.0)
+    # g = 3/4, so e = 2 + 3/4 * 10 = 9.5
+    gate = gate_with(math.log(3), form="residual")
+    torch.testing.assert_close(gate(hid_BD, sid_BD, torch.rand(3, 2)), torch.full((3, D), 9.5))
 
 
 def test_gate_starts_in_the_middle_and_can_be_a_vector() -> None:
