@@ -31,7 +31,8 @@ class StepRows(NamedTuple):
 
 @dataclass(frozen=True)
 class LogReader:
-    """Streams a rank's lanes (order.py). Holds at most `shuffle_rows` rows and one row group per lane in memory.
+    """Streams a rank's lanes (order.py). Holds `shuffle_rows` rows and one row group per lane in memory, and twice that
+    for the one lane that fills its buffer; a row group is decoded whole, so its size is the writer's choice.
 
     groups: the split's row groups, as `split_index` gives them. refuse: broken rows are errors; else quarantined.
     """

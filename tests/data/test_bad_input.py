@@ -187,10 +187,15 @@ def test_rows_out_of_order_inside_a_row_group_are_refused_when_they_are_read(tmp
     )
 
 
-def test_times_are_held_against_the_manifest_where_a_file_has_no_statistics(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("row", "time", "expected"), [(39, 2000, "times up to 1013, got 2000"), (0, 900, "times from 1000 on, got 900")]
+)
+def test_times_are_held_against_the_manifest_where_a_file_has_no_statistics(
+    tmp_path: Path, row: int, time: int, expected: str
+) -> None:
     log = log_of(tmp_path, 40)
-    pq.write_table(with_value(table_of(40), "timestamp", 39, 2000), log.file(), write_statistics=False)
-    with pytest.raises(ContractError, match=r"column timestamp: expected times up to 1013, got 2000$"):
+    pq.write_table(with_value(table_of(40), "timestamp", row, time), log.file(), write_statistics=False)
+    with pytest.raises(ContractError, match=f"row group 0, column timestamp: expected {expected}$"):
         list(log.loader().batches(0))
 
 
