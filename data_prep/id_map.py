@@ -19,9 +19,6 @@ class IdMap:
     def __len__(self) -> int:
         return len(self._dense)
 
-    def __contains__(self, source_id: str) -> bool:
-        return source_id in self._dense
-
     def source_ids(self) -> list[str]:
         """Source ids in order of their dense ids, starting with id 1."""
         return list(self._dense)

@@ -5,7 +5,7 @@ Carried from partition to partition is `PassState`: numbers per item, per user a
 N rows of a partition (events, and negatives if the log needs them), E events of a partition.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -65,7 +65,7 @@ class LogPass:
     item_categories: dict[str, np.ndarray]
     sampler: Sampler | None
     events_seen: int = 0
-    given_up: int = field(default=0)  # negatives that found no item
+    given_up: int = 0  # negatives that found no item
 
     def rows_of(self, partition: int, events: pa.Table) -> PartitionRows:
         """Rows of the next partition, time-sorted; the state takes them in."""
