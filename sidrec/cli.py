@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sidrec import __version__
+from sidrec.failure import say
 from sidrec.stack import StackError, require_stack
 
 
@@ -31,8 +32,8 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
-    Returns: its exit status; 2 for a command, recipe, data or installation that cannot be used, after one sentence on
-    stderr. SIDREC_TRACEBACK=1 shows where that sentence came from.
+    Returns: its exit status; 2 for a command, recipe, data, installation or folder that cannot be used, after one
+    sentence on stderr. SIDREC_TRACEBACK=1 shows where that sentence came from.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
@@ -55,10 +56,10 @@ def _run(command: Command, argv: Sequence[str]) -> int:
         if command.imports_torchrec:
             require_stack()
         return importlib.import_module(command.module).main(argv) or 0
-    except (ConfigError, ContractError, StackError) as error:
+    except (ConfigError, ContractError, StackError, OSError) as error:
         if os.environ.get("SIDREC_TRACEBACK") == "1":
             raise
-        print(f"sidrec: {error}", file=sys.stderr)
+        say(error)
         return 2
     except KeyboardInterrupt:
         return 130

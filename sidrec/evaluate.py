@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from sidrec.config import ConfigError
-from sidrec.parallel.process_group import agree, joined_ranks
+from sidrec.parallel.process_group import joined_ranks, together
 from sidrec.train import checkpoint
-from sidrec.train.assembly import build_model, open_data
-from sidrec.train.evaluation import evaluate_splits
+from sidrec.train.assembly import Data, build_model, open_data
+from sidrec.train.evaluation import check_splits, evaluate_splits
 from sidrec.train.report import report
 from sidrec.train.run_directory import RunDirectory
 
@@ -25,18 +25,23 @@ def main(argv: Sequence[str]) -> None:
     if not argv or argv[0].startswith("-"):
         raise ConfigError(f"sidrec evaluate: expected a run directory, got {argv[0] if argv else 'nothing'}")
     run = RunDirectory(Path(argv[0]))
-    recipe = run.recipe()
-    if argv[1:]:
-        recipe = replace(recipe, evaluate=replace(recipe.evaluate, splits=tuple(argv[1:])))
     with joined_ranks() as ranks:
-        saved = checkpoint.newest(run.checkpoints)
-        missing = None if saved else ConfigError(f"{run.checkpoints}: expected a checkpoint, got none")
-        agree(ranks, missing)
-        assert saved is not None, "agree raises where there is no checkpoint"
+        recipe = together(ranks, run.recipe)
+        if argv[1:]:
+            recipe = replace(recipe, evaluate=replace(recipe.evaluate, splits=tuple(argv[1:])))
         data = open_data(recipe, ranks)
-        checkpoint.read_position(saved, data.fingerprint)
+        check_splits(recipe, data, ranks)
+        saved = together(ranks, lambda: _trained(run, data))
         sharded = build_model(recipe, data, ranks)
         checkpoint.load(saved, sharded.model, None, ranks)
         metrics = evaluate_splits(recipe, data, sharded.model, run, ranks)
         if ranks.first:
             report(run, metrics)
+
+
+def _trained(run: RunDirectory, data: Data) -> Path:
+    saved = checkpoint.newest(run.checkpoints)
+    if saved is None:
+        raise ConfigError(f"{run.checkpoints}: expected a checkpoint, got none")
+    checkpoint.read_position(saved, data.fingerprint)
+    return saved

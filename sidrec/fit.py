@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from sidrec.config import Recipe, load
+from sidrec.machine import unwritable
 from sidrec.schema import ITEMS, ContractError
 from sidrec.sid.artifact import fit_tokenizer, save_tokenizer
 from sidrec.sid.atomic_folder import atomic_folder
@@ -62,9 +63,12 @@ def fit(recipe: Recipe, overwrite: bool = False) -> Catalog:
 
 
 def _check_target(target: Path) -> None:
-    """What is no catalog is never replaced, whatever the flags."""
+    """What is no catalog is never replaced, whatever the flags; and a fit for nothing is not begun."""
     if target.exists() and not (target / CARD).is_file():
         raise ContractError(target, "nothing there yet, or a catalog", f"something without {CARD}")
+    obstacle = unwritable(target.parent)
+    if obstacle:
+        raise ContractError("data.catalog", "a folder that can be written", obstacle)
 
 
 def _may_write(catalog: Catalog, target: Path, overwrite: bool) -> bool:

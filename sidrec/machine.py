@@ -1,4 +1,4 @@
-"""What this process may use of the machine: cores, threads and memory, container limits included."""
+"""What this process may use of the machine: cores, threads, memory and folders, container limits included."""
 
 import os
 from pathlib import Path
@@ -38,6 +38,17 @@ def memory(cgroup: Path = CGROUP) -> tuple[int, int]:
     if limit is None or used is None or limit >= machine.total:
         return machine.available, machine.total
     return min(machine.available, limit - used), limit
+
+
+def unwritable(folder: Path) -> str | None:
+    """Why `folder` cannot be made or written into, naming the folder that is in the way; None where it can. Makes
+    nothing."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        return f"{there}, which is a file"
+    if not os.access(there, os.W_OK | os.X_OK) or os.statvfs(there).f_flag & os.ST_RDONLY:
+        return f"{there}, where this process may not write"
+    return None
 
 
 def _quota(cgroup: Path) -> float | None:

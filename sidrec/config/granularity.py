@@ -4,6 +4,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
+from sidrec.config.section import without_repeats
+
 MOST_LEVELS = 4  # radix 10,000 to the fourth is the last power that int64 holds with room
 
 
@@ -28,3 +30,12 @@ def _checked(name: str) -> str:
 
 
 Granularity = Annotated[str, AfterValidator(_checked)]
+
+
+def _some(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names:
+        raise ValueError("expected at least one granularity, got none")
+    return names
+
+
+Granularities = Annotated[tuple[Granularity, ...], AfterValidator(_some), AfterValidator(without_repeats)]

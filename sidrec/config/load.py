@@ -1,5 +1,6 @@
 """Recipes from YAML and flags, and back. A wrong recipe is refused whole, every mistake named by its dotted path."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import tyro
 import yaml
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from sidrec.config.tree import Recipe
 
@@ -56,7 +58,9 @@ def load(argv: Sequence[str], prog: str = "sidrec") -> Recipe:
         raise ConfigError(f"{prog}: expected a recipe file first, got {argv[0] if argv else 'nothing'}")
     recipe = load_file(Path(argv[0]))
     if argv[1:]:
-        flagged = tyro.cli(tyro.conf.AvoidSubcommands[Recipe], default=recipe, args=list(argv[1:]), prog=prog)
+        one_speaks = os.environ.get("RANK", "0") == "0"  # every rank reads the same flags
+        kind = tyro.conf.AvoidSubcommands[Recipe]
+        flagged = tyro.cli(kind, default=recipe, args=list(argv[1:]), prog=prog, console_outputs=one_speaks)
         recipe = parse(_plain(asdict(flagged)), " ".join(argv))
     return recipe
 
@@ -72,10 +76,20 @@ def parse(raw: dict[str, Any], where: str) -> Recipe:
         return _RECIPE.validate_python(raw)
     except ValidationError as error:
         lines = [f"{where}: {len(error.errors())} mistake(s) in the recipe"]
-        for mistake in error.errors():
-            got = "" if mistake["type"] in ("missing", "unexpected_keyword_argument") else f", got {mistake['input']!r}"
-            lines.append(f"  {'.'.join(map(str, mistake['loc']))}: {mistake['msg']}{got}")
+        lines += [f"  {'.'.join(map(str, mistake['loc']))}: {_sentence(mistake)}" for mistake in error.errors()]
         raise ConfigError("\n".join(lines)) from None
+
+
+def _sentence(mistake: ErrorDetails) -> str:
+    """pydantic's sentence with the value found, unless the sentence names it or there is none."""
+    match mistake["type"]:
+        case "value_error":  # a check of ours
+            return mistake["msg"].removeprefix("Value error, ")
+        case "union_tag_not_found":
+            return f"expected a section with the key kind, got {mistake['input']!r}"
+        case "missing" | "unexpected_keyword_argument" | "union_tag_invalid":
+            return mistake["msg"]
+    return f"{mistake['msg']}, got {mistake['input']!r}"
 
 
 def _plain(value: Any) -> Any:

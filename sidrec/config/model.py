@@ -2,10 +2,12 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from sidrec.config.granularity import Granularity
-from sidrec.config.section import section
+from sidrec.config.granularity import Granularities
+from sidrec.config.section import section, without_repeats
+
+Columns = Annotated[tuple[str, ...], AfterValidator(without_repeats)]
 
 
 @section
@@ -151,7 +153,7 @@ class SidItem:
     """Items are their semantic ids; there is no HID table."""
 
     kind: Literal["sid"] = "sid"
-    granularities: tuple[Granularity, ...] = ("s1", "s2", "s3", "s12", "s23")
+    granularities: Granularities = ("s1", "s2", "s3", "s12", "s23")
     """SID features, each with its own table."""
     fusion: Fusion = AdditiveFusion()
     alignment: Alignment = AutoDisAlignment()
@@ -162,7 +164,7 @@ class SidCoordItem:
     """HID and SID, coordinated (SID-Coord, arXiv 2604.10471)."""
 
     kind: Literal["sid_coord"] = "sid_coord"
-    granularities: tuple[Granularity, ...] = ("s1", "s2", "s3", "s12", "s23")
+    granularities: Granularities = ("s1", "s2", "s3", "s12", "s23")
     """SID features, each with its own table."""
     fusion: Fusion = AdditiveFusion()
     history: tuple[Literal["hid", "sid"], ...] = ("hid",)
@@ -192,12 +194,12 @@ Backbone = Annotated[DlrmBackbone, Field(discriminator="kind")]
 class ModelConfig:
     """The ranker."""
 
-    embedding_dim: PositiveInt = 16
-    """Width D of every table (FBGEMM wants a multiple of 4)."""
+    embedding_dim: Annotated[PositiveInt, Field(multiple_of=4)] = 16
+    """Width D of every table, a multiple of 4 as FBGEMM wants it."""
     item: Item = SidCoordItem()
-    context: tuple[str, ...] = ("user_id",)
+    context: Columns = ("user_id",)
     """Id columns of the log that get a table of their own, beside the item."""
-    dense: tuple[str, ...] | None = None
+    dense: Columns | None = None
     """int_* columns to use; left out, all that the log has."""
     stats_as_dense: bool = True
     """Give log1p of the stat_* columns to the backbone too, whatever the item kind: equal knowledge for all."""

@@ -8,6 +8,14 @@ from pydantic import ConfigDict
 T = TypeVar("T")
 
 
+def without_repeats(values: tuple[T, ...]) -> tuple[T, ...]:
+    """For lists of names in which a second time would mean nothing. Raises ValueError naming what is there twice."""
+    twice = [value for place, value in enumerate(values) if value in values[:place]]
+    if twice:
+        raise ValueError(f"expected every name once, got {twice[0]!r} twice")
+    return values
+
+
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def section(cls: type[T]) -> type[T]:
     """Marks a class as a section of the recipe."""

@@ -3,10 +3,10 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from sidrec.config.model import ModelConfig
-from sidrec.config.section import section
+from sidrec.config.section import section, without_repeats
 from sidrec.config.tokenizer import TokenizerConfig
 
 
@@ -20,7 +20,7 @@ class DataConfig:
     """Catalog folder, made by `sidrec fit`."""
     batch_size: PositiveInt = 4096
     """Rows per step over all ranks together: the same recipe trains the same at any world size."""
-    history_length: NonNegativeInt = 20
+    history_length: PositiveInt = 20
     """Latest history items used per row."""
     lanes: PositiveInt = 8
     """Parallel streams that the rows of an epoch are split into; the world size must divide it."""
@@ -138,7 +138,7 @@ class TrainConfig:
 class EvaluateConfig:
     """What is measured after training."""
 
-    splits: tuple[str, ...] = ("test",)
+    splits: Annotated[tuple[str, ...], AfterValidator(without_repeats)] = ("test",)
     """Splits of the log to evaluate."""
     head_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of items, by train impressions, that make the head."""
@@ -146,6 +146,12 @@ class EvaluateConfig:
     """Share of items, by train impressions, that make the tail; torso is between. Cold: no train impression at all."""
     save_predictions: bool = True
     """Write predictions_<split>.parquet into the run directory."""
+
+    def __post_init__(self) -> None:
+        if self.head_share + self.tail_share > 1:
+            raise ValueError(
+                f"expected head_share + tail_share of at most 1, got {self.head_share} + {self.tail_share}"
+            )
 
 
 @section

@@ -58,7 +58,7 @@ class SplitLoader:
         if self._loader is None:
             self._loader = self._start()
         refusal: ContractError | None = None
-        for built in self._loader:
+        for built in _until_a_worker_dies(self._loader):
             if isinstance(built.outcome, ContractError):
                 refusal = built.outcome
                 break  # out of the loop first: a traceback through it would keep the workers alive
@@ -91,6 +91,17 @@ class SplitLoader:
             if len(self._logged) < COMPLAINTS_LOGGED and complaint not in self._logged:
                 self._logged.add(complaint)
                 logger.warning("row in quarantine: %s", complaint)
+
+
+def _until_a_worker_dies(loader: "DataLoader[Built]") -> Iterator[Built]:
+    """What the workers send, and an error in its place when one of them is killed."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        got = f"{str(error).splitlines()[0]} (less memory: smaller data.shuffle_rows or data.workers)"
+        yield Built(ContractError("data.workers", "loader processes that live as long as training", got))
 
 
 def _worker_context() -> ForkServerContext:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from torch import distributed as dist
 from torch import nn
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.types import PlannerError
@@ -11,7 +12,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from sidrec.config import ConfigError
 from sidrec.config.tree import ParallelConfig
-from sidrec.parallel.process_group import Ranks
+from sidrec.parallel.process_group import Ranks, together
 
 
 class PlanError(ConfigError):
@@ -35,8 +36,22 @@ def make_plan(
         constraints=_constraints(ranker, config, ranks),
         debug=False,
     )
+    plan = together(ranks, lambda: _plan(planner, ranker, sharders, config) if ranks.first else None)
+    planned = [plan]
+    if ranks.world > 1:
+        dist.broadcast_object_list(planned, src=0, group=ranks.control)
+    assert planned[0] is not None, "together raises where rank 0 found no plan"
+    return planned[0]
+
+
+def _plan(
+    planner: EmbeddingShardingPlanner,
+    ranker: nn.Module,
+    sharders: Sequence[ModuleSharder[nn.Module]],
+    config: ParallelConfig,
+) -> ShardingPlan:
     try:
-        return planner.collective_plan(ranker, list(sharders))
+        return planner.plan(ranker, list(sharders))
     except (PlannerError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:400]
         raise PlanError(f"no sharding plan for parallel.sharding={config.sharding}: {reason}") from error

@@ -3,15 +3,19 @@
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import distributed as dist
 
 from sidrec.config import ConfigError
+from sidrec.failure import SaidElsewhereError
 from sidrec.machine import threads_per_rank
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -33,13 +37,14 @@ class Ranks:
         return self.rank == 0
 
 
-class RankError(ConfigError):
-    """Another rank failed; the message carries its sentence."""
+class RankError(SaidElsewhereError, ConfigError):
+    """Another rank failed and says why; the message carries its sentence."""
 
 
 def _quiet() -> None:
     """Silences what TorchRec says of its own insides on every start: nothing to be done about it."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+    warnings.filterwarnings("ignore", message="fbgemm::dense_embedding_codegen_lookup_function", category=UserWarning)
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     for name in ("planner.types", "planner.storage_reservations", "comm", "utils"):
         logging.getLogger(f"torchrec.distributed.{name}").setLevel(logging.ERROR)
@@ -52,6 +57,7 @@ def joined_ranks() -> Iterator[Ranks]:
     NCCL where each rank has a GPU, gloo on CPU. A rank that fails leaves without waiting for the others.
     """
     _quiet()
+    alone = "RANK" not in os.environ
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
@@ -59,28 +65,48 @@ def joined_ranks() -> Iterator[Ranks]:
     threads = threads_per_rank()
     torch.set_num_threads(threads)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    if "RANK" in os.environ:
-        dist.init_process_group(backend)
-    else:
+    if alone:
+        os.environ.setdefault("LOCAL_WORLD_SIZE", "1")  # TorchRec asks for it, and warns where it is not set
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    else:
+        dist.init_process_group(backend)
     control = dist.new_group(backend="gloo")
-    yield Ranks(dist.get_rank(), dist.get_world_size(), device, threads, control)
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size(), device, threads, control)
+    except BaseException:
+        if alone:
+            dist.destroy_process_group()
+        raise
     dist.destroy_process_group()
+
+
+def together(ranks: Ranks, action: Callable[[], T]) -> T:
+    """Runs `action` on every rank and returns its result; where it fails on any rank, all raise as `agree` says."""
+    result: list[T] = []
+    error: Exception | None = None
+    try:
+        result.append(action())
+    except Exception as problem:
+        error = problem
+    agree(ranks, error)
+    return result[0]
 
 
 def agree(ranks: Ranks, error: Exception | None) -> None:
     """Every rank calls this with its own outcome; if any has an error, all raise.
 
-    Raises: this rank's own error, or RankError with the sentence of the first rank that failed.
+    Raises: this rank's own error, or RankError where it has none or the same as a rank before it, so that a sentence
+    is said once.
     """
     sentence = None if error is None else f"{error}"
     sentences: list[str | None] = [None] * ranks.world
     dist.all_gather_object(sentences, sentence, group=ranks.control)
-    if error is not None:
+    failed = {said: rank for rank, said in reversed(list(enumerate(sentences))) if said is not None}
+    if error is not None and failed[f"{error}"] == ranks.rank:
         raise error
-    for rank, other in enumerate(sentences):
-        if other is not None:
-            raise RankError(f"rank {rank} stopped: {other}")
+    if failed:
+        rank, said = min((rank, said) for said, rank in failed.items())
+        raise RankError(f"rank {rank} stopped: {said}") from error
 
 
 def total(ranks: Ranks, value: int) -> int:

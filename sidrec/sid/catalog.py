@@ -165,6 +165,8 @@ def _read_card(path: Path) -> tuple[tuple[int, ...], str]:
 
 
 def _read_codes(path: Path, levels: int) -> pa.Table:
+    if not path.is_file():
+        raise ContractError(path, "the catalog's codes", "no such file")
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowInvalid) as error:
@@ -173,6 +175,14 @@ def _read_codes(path: Path, levels: int) -> pa.Table:
     weights = [f"weight_{level}" for level in range(1, levels + 1)]
     if table.column_names not in ([ITEM_ID, *sids], [ITEM_ID, *sids, *weights]):
         raise ContractError(path, f"the columns {[ITEM_ID, *sids]}", table.column_names)
+    for name in table.column_names:
+        kind, right = table.schema.field(name).type, pa.types.is_integer
+        if name in weights:
+            right = pa.types.is_floating
+        if not right(kind) or table[name].null_count:
+            number = "floats" if name in weights else "integers"
+            missing = f"{kind} with {table[name].null_count} missing"
+            raise ContractError(f"{path}, column {name}", f"{number} without missing values", missing)
     return table
 
 

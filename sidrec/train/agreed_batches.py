@@ -20,7 +20,7 @@ def agreed_batches(batches: Iterator[Batch], steps: int, ranks: Ranks) -> Iterat
         error: Exception | None = None
         try:
             batch = next(batches)
-        except (OSError, ValueError, RuntimeError, StopIteration) as problem:
+        except Exception as problem:
             error = problem if not isinstance(problem, StopIteration) else RuntimeError("the reader ended too early")
         bags = largest(ranks, FAILED if batch is None else batch.bags)
         if bags == FAILED:

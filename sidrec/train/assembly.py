@@ -11,7 +11,7 @@ from sidrec.data.item_tables import ItemTables, item_tables
 from sidrec.data.loader import SplitLoader, columns_of, open_split
 from sidrec.data.moments import stat_moments
 from sidrec.model.ranker import Ranker, Sizes
-from sidrec.parallel.process_group import Ranks, agree
+from sidrec.parallel.process_group import Ranks, together
 from sidrec.parallel.shard import ShardedRanker, shard
 from sidrec.schema import LOG, Manifest, load_manifest
 from sidrec.sid.catalog import load_catalog
@@ -32,15 +32,7 @@ def open_data(recipe: Recipe, ranks: Ranks) -> Data:
 
     Raises ConfigError or ContractError, before anything is allocated.
     """
-    data: Data | None = None
-    error: Exception | None = None
-    try:
-        data = _read(recipe)
-    except (OSError, ValueError) as problem:
-        error = problem
-    agree(ranks, error)
-    assert data is not None, "agree raises where reading failed"
-    return data
+    return together(ranks, lambda: _read(recipe))
 
 
 def _read(recipe: Recipe) -> Data:
@@ -60,11 +52,10 @@ def _read(recipe: Recipe) -> Data:
 
 
 def open_loader(recipe: Recipe, data: Data, split: str, shuffle: bool, ranks: Ranks) -> SplitLoader:
-    """This rank's batches of a split. Raises ContractError on all ranks together."""
-    loader: SplitLoader | None = None
-    error: Exception | None = None
-    try:
-        loader = open_split(
+    """This rank's batches of a split. Raises ConfigError or ContractError on all ranks together."""
+    return together(
+        ranks,
+        lambda: open_split(
             recipe.data,
             recipe.model,
             split,
@@ -74,12 +65,8 @@ def open_loader(recipe: Recipe, data: Data, split: str, shuffle: bool, ranks: Ra
             shuffle=shuffle,
             tables=data.tables,
             manifest=data.manifest,
-        )
-    except (OSError, ValueError) as problem:
-        error = problem
-    agree(ranks, error)
-    assert loader is not None, "agree raises where opening failed"
-    return loader
+        ),
+    )
 
 
 def build_model(recipe: Recipe, data: Data, ranks: Ranks) -> ShardedRanker:

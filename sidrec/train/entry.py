@@ -1,17 +1,19 @@
 """`sidrec train RECIPE [flags]`: trains a recipe and evaluates it, in this process or on the ranks of torchrun."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torchrec
 
 from sidrec.config import Recipe, load
 from sidrec.parallel.plan import plan_as_json
-from sidrec.parallel.process_group import Ranks, agree, joined_ranks
+from sidrec.parallel.process_group import Ranks, joined_ranks, together
+from sidrec.parallel.shard import ShardedRanker
 from sidrec.train import checkpoint
 from sidrec.train.assembly import Data, build_model, open_data, open_loader
 from sidrec.train.checkpoint import Position
-from sidrec.train.evaluation import evaluate_splits
+from sidrec.train.evaluation import check_splits, evaluate_splits
 from sidrec.train.loop import Trainer
 from sidrec.train.optimizers import build_optimizer
 from sidrec.train.report import report
@@ -20,47 +22,52 @@ from sidrec.train.run_directory import RunDirectory, write_json, write_text
 
 def main(argv: Sequence[str]) -> None:
     """Trains. Raises ConfigError, ContractError or PlanError, on all ranks together."""
-    recipe = load(argv, prog="sidrec train")
     with joined_ranks() as ranks:
-        train(recipe, ranks)
+        train(together(ranks, lambda: load(argv, prog="sidrec train")), ranks)
 
 
 def train(recipe: Recipe, ranks: Ranks) -> None:
-    """A recipe from its newest checkpoint, or from the start, to metrics.json."""
+    """A recipe from its newest checkpoint, or from the start, to metrics.json. What it refuses leaves no run behind."""
     run = RunDirectory(recipe.run)
+    together(ranks, lambda: run.check(recipe))
     data = open_data(recipe, ranks)
     loader = open_loader(recipe, data, "train", shuffle=True, ranks=ranks)
-    _begin(run, recipe, data, ranks)
+    check_splits(recipe, data, ranks)
+    saved, position = together(ranks, lambda: _position(run, data))
 
     sharded = build_model(recipe, data, ranks)
     optimizer = build_optimizer(sharded.model, recipe.optimizer, recipe.model.embedding_dim)
-    position = Position(step=0, epoch=0, epoch_step=0, catalog=data.fingerprint)
-    saved = checkpoint.newest(run.checkpoints)
     if saved is not None:
-        position = checkpoint.read_position(saved, data.fingerprint)
         checkpoint.load(saved, sharded.model, optimizer, ranks)
-    if ranks.first:
-        write_json(run.plan, plan_as_json(sharded.plan))
-        _say_what_runs(recipe, data, position, ranks)
-
-    Trainer(recipe, run, loader, sharded.model, optimizer, position, ranks).train()
+    together(ranks, lambda: _begin(run, recipe, data, sharded, ranks))
+    try:
+        if ranks.first:
+            _say_what_runs(recipe, data, position, ranks)
+        Trainer(recipe, run, loader, sharded.model, optimizer, position, ranks).train()
+    except Exception:
+        if ranks.first:
+            run.give_up()
+        raise
 
     metrics = evaluate_splits(recipe, data, sharded.model, run, ranks)
     if ranks.first:
         report(run, metrics)
 
 
-def _begin(run: RunDirectory, recipe: Recipe, data: Data, ranks: Ranks) -> None:
-    """Makes the run directory; a directory of another recipe stops all ranks."""
-    error: Exception | None = None
+def _position(run: RunDirectory, data: Data) -> tuple[Path | None, Position]:
+    """The newest checkpoint, if any, and where training goes on."""
+    saved = checkpoint.newest(run.checkpoints)
+    if saved is None:
+        return None, Position(step=0, epoch=0, epoch_step=0, catalog=data.fingerprint)
+    return saved, checkpoint.read_position(saved, data.fingerprint)
+
+
+def _begin(run: RunDirectory, recipe: Recipe, data: Data, sharded: ShardedRanker, ranks: Ranks) -> None:
     if ranks.first:
-        try:
-            run.begin(recipe)
-            write_text(run.fingerprint, f"{data.fingerprint}\n")
-            write_json(run.facts, _facts(ranks))
-        except (OSError, ValueError) as problem:
-            error = problem
-    agree(ranks, error)
+        run.begin(recipe)
+        write_text(run.fingerprint, f"{data.fingerprint}\n")
+        write_json(run.facts, _facts(ranks))
+        write_json(run.plan, plan_as_json(sharded.plan))
 
 
 def _facts(ranks: Ranks) -> dict[str, object]:

@@ -7,7 +7,7 @@ from torchrec.distributed import DistributedModelParallel
 
 from sidrec.config import Recipe
 from sidrec.model.ranker import Ranker
-from sidrec.parallel.process_group import Ranks, total
+from sidrec.parallel.process_group import Ranks, together, total
 from sidrec.schema import ITEMS
 from sidrec.train.agreed_batches import agreed_batches
 from sidrec.train.assembly import Data, open_loader
@@ -17,6 +17,17 @@ from sidrec.train.run_directory import RunDirectory
 from sidrec.train.slices import load_item_slices
 
 GATE = "gate"
+
+
+def check_splits(recipe: Recipe, data: Data, ranks: Ranks) -> None:
+    """Refuses, before hours of training, what evaluation would refuse after them: a split or its files, the items.
+
+    Raises ContractError on all ranks together.
+    """
+    config = recipe.evaluate
+    together(ranks, lambda: load_item_slices(recipe.data.path / ITEMS, config.head_share, config.tail_share))
+    for split in config.splits:
+        open_loader(recipe, data, split, shuffle=False, ranks=ranks)
 
 
 def score_split(recipe: Recipe, data: Data, model: DistributedModelParallel, split: str, ranks: Ranks) -> Predictions:
@@ -51,7 +62,8 @@ def evaluate_splits(
 ) -> SplitMetrics:
     """Metrics of every split that the recipe names; rank 0 also writes the predictions, if the recipe wants them."""
     config = recipe.evaluate
-    slices = load_item_slices(recipe.data.path / ITEMS, config.head_share, config.tail_share)
+    items = recipe.data.path / ITEMS
+    slices = together(ranks, lambda: load_item_slices(items, config.head_share, config.tail_share))
     metrics: SplitMetrics = {}
     for split in config.splits:
         predictions = score_split(recipe, data, model, split, ranks)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sidrec.config import ConfigError, Recipe, load_file, save
+from sidrec.machine import unwritable
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -43,10 +44,11 @@ class RunDirectory:
     def predictions(self, split: str) -> Path:
         return self.path / f"predictions_{split}.parquet"
 
-    def begin(self, recipe: Recipe) -> None:
-        """Makes the directory, or checks that the one there belongs to this recipe.
+    def check(self, recipe: Recipe) -> None:
+        """Whether this recipe may run here; writes nothing.
 
-        Raises ConfigError when it holds a run of another recipe, naming the first sections that differ.
+        Raises ConfigError when the directory holds a run of another recipe, naming the sections that differ, or when
+        it cannot be written.
         """
         if self.config.exists():
             before = load_file(self.config)
@@ -56,11 +58,23 @@ class RunDirectory:
                     f"{self.path}: expected a run of this recipe, got one that differs in {', '.join(differing)}; "
                     "give this one another name or seed, or remove that directory"
                 )
-            return
+        obstacle = unwritable(self.path)
+        if obstacle:
+            raise ConfigError(f"train.runs: expected a folder that can be written, got {obstacle}")
+
+    def begin(self, recipe: Recipe) -> None:
+        """Makes the directory and claims it for this recipe. Raises ConfigError as `check` does."""
+        self.check(recipe)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        partial = self.config.with_suffix(".partial")
-        save(recipe, partial)
-        partial.replace(self.config)
+        if not self.config.exists():
+            partial = self.config.with_suffix(".partial")
+            save(recipe, partial)
+            partial.replace(self.config)
+
+    def give_up(self) -> None:
+        """Takes the claim back where no checkpoint is lost by it, so that a corrected recipe can run here."""
+        if not any(self.checkpoints.glob("step-*")):
+            self.config.unlink(missing_ok=True)
 
     def recipe(self) -> Recipe:
         """The recipe of a run that was begun. Raises ConfigError when there is none."""

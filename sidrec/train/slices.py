@@ -74,6 +74,8 @@ def slice_items(
 
 def load_item_slices(items: Path, head_share: float, tail_share: float) -> ItemSlices:
     """Reads item_id and train_impressions of items.parquet. Raises ContractError naming the column that is wrong."""
+    if not items.is_file():
+        raise ContractError(items, "the items, as data_prep writes them", "no such file")
     try:
         schema = pq.read_schema(items)
     except (OSError, pa.ArrowInvalid) as error:
