@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import multiprocessing
 
+from sidrec.parallel.process_group import Ranks
 
 PRELOADED = ["torchrec.distributed", "sidrec.train.entry"]
 """Imported once by the process that ranks are forked from: seconds less for every rank of every test."""
@@ -55,6 +56,11 @@ def run_on_ranks(ranks: int, function: Callable[..., Any], *args: Any, timeout: 
                     process.kill()
                     process.join()
         return [pickle.loads((Path(folder) / f"result-{rank}").read_bytes()) for rank in range(ranks)]
+
+
+def joined(rank: int, world: int) -> Ranks:
+    """What the product calls its ranks, for a function that `run_on_ranks` has started."""
+    return Ranks(rank, world, torch.device("cpu"), 1, dist.new_group(backend="gloo"))
 
 
 def _run_rank(

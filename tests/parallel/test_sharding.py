@@ -9,14 +9,13 @@ from torch import distributed as dist
 
 from sidrec.config import Recipe
 from sidrec.config.tree import ParallelConfig
-from sidrec.parallel.process_group import Ranks
 from sidrec.train.assembly import build_model, open_data, open_loader
 from sidrec.train.checkpoint import Position
 from sidrec.train.evaluation import score_split
 from sidrec.train.loop import Trainer
 from sidrec.train.optimizers import build_optimizer
 from sidrec.train.run_directory import RunDirectory
-from tests.ranks import run_on_ranks
+from tests.ranks import joined, run_on_ranks
 from tests.small_log import small_recipe, write_small_log
 
 EVERY_TYPE = (
@@ -40,7 +39,7 @@ TABLES = {
 def scores_after_training(recipe: Recipe, sharding: str, rank: int, world: int) -> torch.Tensor:
     """Test scores in row order, after training with one sharding type."""
     recipe = replace(recipe, parallel=ParallelConfig(sharding=sharding))  # type: ignore[arg-type]
-    ranks = Ranks(rank, world, torch.device("cpu"), 1, dist.new_group(backend="gloo"))
+    ranks = joined(rank, world)
     data = open_data(recipe, ranks)
     loader = open_loader(recipe, data, "train", shuffle=True, ranks=ranks)
     sharded = build_model(recipe, data, ranks)
