@@ -9,17 +9,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sidrec.config.model import Alignment, AutoDisAlignment, HistogramAlignment, NoAlignment, RawStatsAlignment
+from sidrec.model.autodis import autodis_max_and_mean
+from sidrec.model.history import HistoryIndex, products_with_history
 
 
-def similarities(sid_UD: Tensor, target_B: Tensor, history_BT: Tensor) -> Tensor:
+def similarities(sid_UD: Tensor, target_B: Tensor, history: HistoryIndex) -> Tensor:
     """S_t = cos(e_sid(target), e_sid(history item t)), [B, T]; 0 at padding, whose vector is zero.
 
     Rows are scaled to unit length once per unique item, before they are gathered.
     """
     unit_UD = functional.normalize(sid_UD, dim=1, eps=1e-6)
-    target_BD = functional.embedding(target_B, unit_UD)
-    history_BTD = functional.embedding(history_BT, unit_UD)
-    return torch.bmm(history_BTD, target_BD.unsqueeze(2)).squeeze(2)
+    return products_with_history(unit_UD, functional.embedding(target_B, unit_UD), history)
 
 
 def masked_max_and_mean(values_BTA: Tensor, valid_BT: Tensor) -> Tensor:
@@ -57,15 +57,10 @@ class AutoDis(SimilarityFeatures):
         self.temperature = temperature
         self.width = 2 * width
 
-    def soft_buckets(self, x: Tensor) -> Tensor:
-        """p [..., H]: how much each scalar of x [...] belongs to each soft bucket."""
+    def forward(self, similarity_BT: Tensor, valid_BT: Tensor) -> Tensor:
         h_2H = functional.leaky_relu(torch.stack([self.weight_H, -self.weight_H]))
         slope_2H = (self.mix(h_2H) + self.skip * h_2H) / self.temperature
-        x = x.unsqueeze(-1)
-        return torch.softmax(torch.where(x >= 0, x * slope_2H[0], -x * slope_2H[1]), dim=-1)
-
-    def forward(self, similarity_BT: Tensor, valid_BT: Tensor) -> Tensor:
-        return masked_max_and_mean(torch.matmul(self.soft_buckets(similarity_BT), self.meta_HA), valid_BT)
+        return autodis_max_and_mean(similarity_BT, valid_BT, slope_2H, self.meta_HA)
 
 
 class Histogram(SimilarityFeatures):
@@ -105,13 +100,12 @@ class InterestAlignment(nn.Module):
         self.stop_gradient = stop_gradient
         self.width = features.width + 1
 
-    def forward(self, sid_UD: Tensor, target_B: Tensor, history_BT: Tensor) -> Tensor:
-        """Returns [B, width]. history_BT: item bags, 0 is padding."""
+    def forward(self, sid_UD: Tensor, target_B: Tensor, history: HistoryIndex) -> Tensor:
+        """Returns [B, width]. target_B: item bags."""
         if self.stop_gradient:
             sid_UD = sid_UD.detach()
-        valid_BT = history_BT > 0
-        pooled = self.features(similarities(sid_UD, target_B, history_BT), valid_BT)
-        empty_B1 = (~valid_BT.any(dim=1, keepdim=True)).to(pooled.dtype)
+        pooled = self.features(similarities(sid_UD, target_B, history), history.valid_BT)
+        empty_B1 = (~history.valid_BT.any(dim=1, keepdim=True)).to(pooled.dtype)
         return torch.cat([pooled, empty_B1], dim=1)
 
 

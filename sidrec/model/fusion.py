@@ -27,7 +27,7 @@ class GranularityFusion(nn.Module):
 
     def forward(self, granules_UGD: Tensor) -> Tensor:
         """Returns e_sid [U, D]."""
-        return torch.bmm(self.weights(granules_UGD).unsqueeze(1), granules_UGD).squeeze(1)
+        return (self.weights(granules_UGD).unsqueeze(2) * granules_UGD).sum(dim=1)
 
 
 class AdditiveAttention(GranularityFusion):

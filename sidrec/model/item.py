@@ -16,11 +16,7 @@ from sidrec.data.item_tables import HID
 from sidrec.model.alignment import build_alignment
 from sidrec.model.fusion import build_fusion
 from sidrec.model.gate import build_gate
-
-
-def mean_of_history(items_UD: Tensor, history_BT: Tensor) -> Tensor:
-    """Mean over the valid positions [B, D]; zeros for an empty history."""
-    return functional.embedding_bag(history_BT, items_UD, mode="mean", padding_idx=0)
+from sidrec.model.history import index_history, mean_of_history
 
 
 class ItemRepresentation(nn.Module):
@@ -47,9 +43,9 @@ class HidRepresentation(ItemRepresentation):
     def forward(
         self, items: KeyedTensor, target_B: Tensor, history_BT: Tensor, stats_BS: Tensor
     ) -> tuple[Tensor, Tensor]:
-        hid_UD = items[HID]
+        hid_UD = items.to_dict()[HID]
         target_BD = functional.embedding(target_B, hid_UD)
-        embedded = torch.stack([target_BD, mean_of_history(hid_UD, history_BT)], dim=1)
+        embedded = torch.stack([target_BD, mean_of_history(hid_UD, index_history(history_BT))], dim=1)
         return embedded, stats_BS[:, :0]
 
 
@@ -67,10 +63,12 @@ class SidRepresentation(ItemRepresentation):
     def forward(
         self, items: KeyedTensor, target_B: Tensor, history_BT: Tensor, stats_BS: Tensor
     ) -> tuple[Tensor, Tensor]:
-        sid_UD = self.fusion(torch.stack([items[name] for name in self.tables], dim=1))
+        tables = items.to_dict()
+        sid_UD = self.fusion(torch.stack([tables[name] for name in self.tables], dim=1))
         target_BD = functional.embedding(target_B, sid_UD)
-        embedded = torch.stack([target_BD, mean_of_history(sid_UD, history_BT)], dim=1)
-        aligned = self.alignment(sid_UD, target_B, history_BT) if self.alignment else stats_BS[:, :0]
+        history = index_history(history_BT)
+        embedded = torch.stack([target_BD, mean_of_history(sid_UD, history)], dim=1)
+        aligned = self.alignment(sid_UD, target_B, history) if self.alignment else stats_BS[:, :0]
         return embedded, aligned
 
 
@@ -91,11 +89,13 @@ class SidCoordRepresentation(ItemRepresentation):
     def forward(
         self, items: KeyedTensor, target_B: Tensor, history_BT: Tensor, stats_BS: Tensor
     ) -> tuple[Tensor, Tensor]:
-        hid_UD = items[HID]
-        sid_UD = self.fusion(torch.stack([items[name] for name in self.granularities], dim=1))
+        tables = items.to_dict()  # one split: items[name] slices, and each slice's gradient is as wide as all tables
+        hid_UD = tables[HID]
+        sid_UD = self.fusion(torch.stack([tables[name] for name in self.granularities], dim=1))
         target_BD = self.gate(functional.embedding(target_B, hid_UD), functional.embedding(target_B, sid_UD), stats_BS)
-        pooled = [mean_of_history(hid_UD if name == "hid" else sid_UD, history_BT) for name in self.history]
-        aligned = self.alignment(sid_UD, target_B, history_BT) if self.alignment else stats_BS[:, :0]
+        history = index_history(history_BT)
+        pooled = [mean_of_history(hid_UD if name == "hid" else sid_UD, history) for name in self.history]
+        aligned = self.alignment(sid_UD, target_B, history) if self.alignment else stats_BS[:, :0]
         return torch.stack([target_BD, *pooled], dim=1), aligned
 
 

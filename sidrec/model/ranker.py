@@ -64,7 +64,7 @@ class Ranker(nn.Module):
         """Logits [B]."""
         embedded_BFD, aligned_BE = self.item(self.items(batch.items), batch.target_B, batch.history_BT, batch.stats_BS)
         if self.context is not None:
-            context = self.context(batch.context)
+            context = self.context(batch.context).to_dict()
             context_BFD = torch.stack([context[name] for name in self.context_columns], dim=1)
             embedded_BFD = torch.cat([embedded_BFD, context_BFD], dim=1)
         length_B1 = torch.log1p((batch.history_BT > 0).sum(dim=1, keepdim=True).float())

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from torch.nn import functional
 
 from sidrec.config.model import (
     AdditiveFusion,
@@ -19,9 +18,10 @@ from sidrec.config.model import (
     StatsGate,
     SumGate,
 )
-from sidrec.model.alignment import AutoDis, build_alignment, masked_max_and_mean, similarities
+from sidrec.model.alignment import build_alignment, masked_max_and_mean, similarities
 from sidrec.model.fusion import build_fusion
 from sidrec.model.gate import TargetAwareGate, build_gate
+from sidrec.model.history import index_history
 from sidrec.model.statistics import build_statistics
 
 U, G, D = 6, 5, 8
@@ -104,7 +104,7 @@ def test_bucketized_counts_double_from_bucket_to_bucket() -> None:
 
 def test_similarities_are_cosines_and_zero_at_padding() -> None:
     sid_UD = torch.tensor([[0.0, 0], [3, 4], [6, 8], [-4, 3], [-3, -4]])
-    found = similarities(sid_UD, torch.tensor([1, 1]), torch.tensor([[2, 3, 4], [1, 0, 0]]))
+    found = similarities(sid_UD, torch.tensor([1, 1]), index_history(torch.tensor([[2, 3, 4], [1, 0, 0]])))
     torch.testing.assert_close(found, torch.tensor([[1.0, 0, -1], [1, 0, 0]]))
 
 
@@ -114,22 +114,15 @@ def test_max_and_mean_see_valid_positions_only() -> None:
     assert masked_max_and_mean(values, valid).tolist() == [[-1, -3], [0, 0]]
 
 
-def test_autodis_equals_its_formula_position_by_position() -> None:
-    autodis = AutoDis(buckets=7, width=3, skip=0.8, temperature=0.3)
-    x_N = torch.tensor([-1.0, -0.3, 0.0, 0.2, 1.0])
-    for x, found in zip(x_N, autodis.soft_buckets(x_N), strict=True):
-        h = functional.leaky_relu(autodis.weight_H * x)
-        expected = torch.softmax((autodis.mix.weight @ h + 0.8 * h) / 0.3, dim=0)
-        torch.testing.assert_close(found, expected)
-
-
 @pytest.mark.parametrize("config", [AutoDisAlignment(), HistogramAlignment(), RawStatsAlignment()])
 def test_empty_history_gives_zeros_and_its_bit(
     config: AutoDisAlignment | HistogramAlignment | RawStatsAlignment,
 ) -> None:
     alignment = build_alignment(config)
     assert alignment is not None
-    features = alignment(torch.randn(4, D), torch.tensor([1, 2]), torch.tensor([[3, 1], [0, 0]]))
+    sid_UD = torch.randn(4, D)
+    sid_UD[0] = 0
+    features = alignment(sid_UD, torch.tensor([1, 2]), index_history(torch.tensor([[3, 1], [0, 0]])))
     assert features.shape == (2, alignment.width)
     assert features[:, -1].tolist() == [0, 1]
     assert features[1, :-1].abs().max() < 1e-3
@@ -141,7 +134,7 @@ def test_gradient_reaches_target_and_history_unless_stopped() -> None:
         sid_UD = torch.randn(4, D, requires_grad=True)
         alignment = build_alignment(AutoDisAlignment(stop_gradient=stopped))
         assert alignment is not None
-        alignment(sid_UD, torch.tensor([1]), torch.tensor([[2, 0]])).sum().backward()
+        alignment(sid_UD, torch.tensor([1]), index_history(torch.tensor([[2, 0]]))).sum().backward()
         moved = [False] * 4 if sid_UD.grad is None else (sid_UD.grad.abs().sum(dim=1) > 0).tolist()
         assert moved == ([False] * 4 if stopped else [False, True, True, False])
 

@@ -1,0 +1,106 @@
+"""Histories as a sparse matrix over item bags: sums and products with it, so that backward makes no [B, T, D] tensor.
+
+Sums are `embedding_bag`s without a padding index, which is FBGEMM's fast path on CPU. That is right because bag 0,
+where padding points, holds a zero vector and passes no gradient on: nothing was looked up for it (see Batch).
+
+The functions that fx cannot look into are wrapped: the pipelines trace the ranker to find its embedding collections.
+
+Shapes: B rows, U item bags, T history positions, P = B T positions in one line, D width.
+"""
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+
+class HistoryIndex:
+    """Which item bags the histories of a batch hold.
+
+    bag_BT: item bags, 0 is padding. valid_BT: what is not padding. count_B1: valid positions of a row, at least 1.
+    """
+
+    def __init__(self, bag_BT: Tensor) -> None:
+        self.bag_BT = bag_BT
+        self.valid_BT = bag_BT > 0
+        self.count_B1 = self.valid_BT.sum(dim=1, keepdim=True).clamp_min(1)
+
+    @cached_property
+    def _sorted(self) -> tuple[Tensor, Tensor]:
+        """Bags in order, and the positions they come from; for backward only, where all sums share them."""
+        return self.bag_BT.flatten().int().sort()  # half the time of int64
+
+    def sum(self, items_UD: Tensor, weight_BT: Tensor | None = None) -> Tensor:
+        """sum_t weight[b, t] * items[bag[b, t]]: [B, D]."""
+        return functional.embedding_bag(self.bag_BT, items_UD, mode="sum", per_sample_weights=weight_BT)
+
+    def transposed_sum(self, rows_BD: Tensor, bags: int, weight_BT: Tensor | None = None) -> Tensor:
+        """For each bag, the sum of weight[b, t] * rows[b] over the positions that hold it: [U, D]."""
+        bag_P, position_P = self._sorted
+        row_P = position_P.div(self.bag_BT.shape[1], rounding_mode="floor")
+        first_U = torch.searchsorted(bag_P, torch.arange(bags, dtype=bag_P.dtype, device=bag_P.device))
+        weight_P = None if weight_BT is None else weight_BT.flatten().index_select(0, position_P)
+        return functional.embedding_bag(row_P, rows_BD, first_U, mode="sum", per_sample_weights=weight_P)
+
+
+class _Mean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, items_UD: Tensor, history: HistoryIndex) -> Tensor:
+        ctx.history, ctx.bags = history, len(items_UD)
+        return history.sum(items_UD) / history.count_B1
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BD: Tensor) -> tuple[Tensor, None]:
+        return ctx.history.transposed_sum(grad_BD / ctx.history.count_B1, ctx.bags), None
+
+
+class _Products(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, items_UD: Tensor, target_BD: Tensor, history: HistoryIndex) -> Tensor:
+        ctx.save_for_backward(items_UD, target_BD)
+        ctx.history = history
+        history_BTD = functional.embedding(history.bag_BT, items_UD)
+        return torch.bmm(history_BTD, target_BD.unsqueeze(2)).squeeze(2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BT: Tensor) -> tuple[Tensor, Tensor, None]:
+        items_UD, target_BD = ctx.saved_tensors
+        history: HistoryIndex = ctx.history
+        return history.transposed_sum(target_BD, len(items_UD), grad_BT), history.sum(items_UD, grad_BT), None
+
+
+def index_history(history_BT: Tensor) -> HistoryIndex:
+    """The index that the other functions take; one per batch, so that they share its sorting."""
+    return _index(history_BT)
+
+
+def mean_of_history(items_UD: Tensor, history: HistoryIndex) -> Tensor:
+    """Mean over the valid positions [B, D]; zeros for an empty history. items_UD: row 0 is zero."""
+    return _mean(items_UD, history)
+
+
+def products_with_history(items_UD: Tensor, target_BD: Tensor, history: HistoryIndex) -> Tensor:
+    """target[b] . items[bag[b, t]], [B, T]. items_UD: row 0 is zero, so that padding gives 0."""
+    return _products(items_UD, target_BD, history)
+
+
+@fx.wrap
+def _index(history_BT: Tensor) -> HistoryIndex:
+    return HistoryIndex(history_BT)
+
+
+@fx.wrap
+def _mean(items_UD: Tensor, history: HistoryIndex) -> Tensor:
+    mean_BD: Tensor = _Mean.apply(items_UD, history)  # type: ignore[no-untyped-call]
+    return mean_BD
+
+
+@fx.wrap
+def _products(items_UD: Tensor, target_BD: Tensor, history: HistoryIndex) -> Tensor:
+    products_BT: Tensor = _Products.apply(items_UD, target_BD, history)  # type: ignore[no-untyped-call]
+    return products_BT

@@ -1,0 +1,132 @@
+"""The hand-written gradients: each fast path against a slow reference that autograd differentiates."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sidrec.model import autodis
+from sidrec.model.alignment import AutoDis
+from sidrec.model.autodis import autodis_max_and_mean
+from sidrec.model.history import index_history, mean_of_history, products_with_history
+
+B, U, T, D, H, A = 7, 9, 5, 4, 6, 3
+
+
+def histories() -> Tensor:
+    """A full, an empty and a one-item history, items that come twice in a row, padding; bag 8 is in none."""
+    history_BT = torch.randint(1, 8, (B, T), generator=torch.Generator().manual_seed(0))
+    history_BT[1] = 0
+    history_BT[2, 1:] = 0
+    history_BT[3] = torch.tensor([4, 4, 2, 0, 0])
+    return history_BT
+
+
+def items() -> Tensor:
+    items_UD = torch.randn(U, D, dtype=torch.double, generator=torch.Generator().manual_seed(1))
+    items_UD[0] = 0
+    return items_UD
+
+
+def assert_same(fast: Callable[..., Tensor], slow: Callable[..., Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Equal values and gradients, in double precision. Returns the fast path's gradients."""
+    outcomes = []
+    for function in (fast, slow):
+        leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+        output = function(*leaves)
+        output.backward(torch.randn(output.shape, dtype=output.dtype, generator=torch.Generator().manual_seed(2)))
+        gradients = [leaf.grad for leaf in leaves if leaf.grad is not None]
+        assert len(gradients) == len(leaves)
+        outcomes.append((output.detach(), gradients))
+    (output, gradients), (expected, expected_gradients) = outcomes
+    torch.testing.assert_close(output, expected)
+    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient)
+    return gradients
+
+
+def but_padding(gradient_UD: Tensor) -> Tensor:
+    return gradient_UD * (torch.arange(U) > 0).unsqueeze(1)
+
+
+def test_mean_of_history() -> None:
+    history_BT = histories()
+
+    def slow(items_UD: Tensor) -> Tensor:
+        return torch.stack(
+            [items_UD[row[row > 0]].mean(dim=0) if (row > 0).any() else items_UD.new_zeros(D) for row in history_BT]
+        )
+
+    def fast(items_UD: Tensor) -> Tensor:
+        items_UD.register_hook(but_padding)  # bag 0 is never looked up: its gradient is nobody's
+        return mean_of_history(items_UD, index_history(history_BT))
+
+    assert_same(fast, slow, [items()])
+
+
+def test_products_with_history() -> None:
+    history_BT = histories()
+    target_BD = torch.randn(B, D, dtype=torch.double)
+
+    def slow(items_UD: Tensor, target_BD: Tensor) -> Tensor:
+        return torch.einsum("btd,bd->bt", items_UD[history_BT], target_BD)
+
+    assert_same(
+        lambda items_UD, target_BD: products_with_history(items_UD, target_BD, index_history(history_BT)),
+        slow,
+        [items(), target_BD],
+    )
+
+
+def slow_autodis(x_BT: Tensor, valid_BT: Tensor, slope_2H: Tensor, meta_HA: Tensor) -> Tensor:
+    """Position by position."""
+    pooled = []
+    for x_T, valid_T in zip(x_BT, valid_BT, strict=True):
+        embedded = [
+            torch.softmax(x * slope_2H[0] if x >= 0 else -x * slope_2H[1], dim=0) @ meta_HA
+            for x, valid in zip(x_T, valid_T, strict=True)
+            if valid
+        ]
+        if not embedded:
+            pooled.append(x_BT.new_zeros(2 * A))
+            continue
+        embedded_TA = torch.stack(embedded)
+        pooled.append(torch.cat([embedded_TA.amax(dim=0), embedded_TA.mean(dim=0)]))  # amax shares among equals
+    return torch.stack(pooled)
+
+
+@pytest.mark.parametrize("rows", [2, 3, 100])
+def test_autodis_in_pieces(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autodis, "ROWS", rows)
+    valid_BT = histories() > 0
+    x_BT = (torch.rand(B, T, dtype=torch.double) * 2 - 1) * valid_BT
+    x_BT[0, 1] = x_BT[0, 0]  # the same item twice: equal maxima
+    x_BT[0, 2] = 0.0
+    slope_2H = torch.randn(2, H, dtype=torch.double) * 5
+    meta_HA = torch.randn(H, A, dtype=torch.double)
+    x_grad_BT, _, _ = assert_same(
+        lambda x_BT, slope_2H, meta_HA: autodis_max_and_mean(x_BT, valid_BT, slope_2H, meta_HA),
+        lambda x_BT, slope_2H, meta_HA: slow_autodis(x_BT, valid_BT, slope_2H, meta_HA),
+        [x_BT, slope_2H, meta_HA],
+    )
+    assert not x_grad_BT[~valid_BT].any()
+
+
+def test_large_slopes_do_not_overflow() -> None:
+    slope_2H = torch.tensor([[5e4, -5e4, 0.0], [0.0, 5e4, -5e4]])
+    pooled = autodis_max_and_mean(
+        torch.tensor([[1.0], [-1.0]]), torch.ones(2, 1, dtype=torch.bool), slope_2H, torch.tensor([[1.0], [2], [3]])
+    )
+    assert pooled.tolist() == [[1, 1], [2, 2]]
+
+
+def test_autodis_equals_its_formula() -> None:
+    module = AutoDis(buckets=7, width=3, skip=0.8, temperature=0.3)
+    x_N = torch.tensor([-1.0, -0.3, 0.0, 0.2, 1.0])
+    found = module(x_N.unsqueeze(1), torch.ones(5, 1, dtype=torch.bool))
+    for x, pooled in zip(x_N, found, strict=True):
+        h = functional.leaky_relu(module.weight_H * x)
+        embedded = torch.softmax((module.mix.weight @ h + 0.8 * h) / 0.3, dim=0) @ module.meta_HA
+        torch.testing.assert_close(pooled, torch.cat([embedded, embedded]))
