@@ -36,7 +36,7 @@ test: .venv
 lint: .venv
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/mypy sidrec data_prep launch
+	.venv/bin/mypy sidrec data_prep launch benchmarks
 	.venv/bin/lint-imports
 
 # The CPU wheel of torch may lie in a folder that only pip is told about; CUDA must not see it.

@@ -18,8 +18,9 @@ import yaml
 
 from benchmarks.study.__main__ import main
 from benchmarks.study.definition import load_study
-from benchmarks.study.report import difference_text, spread, spread_text
+from benchmarks.study.report import difference_text, spread_text
 from benchmarks.study.runs import merge, study_runs
+from benchmarks.study.summary import spread
 from sidrec.config import ConfigError
 from tests import fake_trainer
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import matplotlib
 
@@ -12,15 +11,13 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from benchmarks.study.differences import LEVEL
-
-if TYPE_CHECKING:
-    from benchmarks.study.report import VariantSummary
+from benchmarks.study.summary import VariantSummary
 
 COLORS = ("#1f77b4", "#d95f02", "#6a3d9a", "#33a02c")
 
 
 def draw_differences(
-    path: Path, dataset: str, references: Sequence[str], summary: Mapping[str, "VariantSummary"]
+    path: Path, dataset: str, references: Sequence[str], summary: Mapping[str, VariantSummary]
 ) -> None:
     """One panel per metric, one line per variant: the difference with its interval, in a colour per reference.
 
@@ -53,7 +50,7 @@ def draw_differences(
 
 
 def _draw_reference(
-    axis: Axes, title: str, reference: str, color: str, shift: float, summary: Mapping[str, "VariantSummary"]
+    axis: Axes, title: str, reference: str, color: str, shift: float, summary: Mapping[str, VariantSummary]
 ) -> None:
     base = summary[reference]
     label: str | None = reference

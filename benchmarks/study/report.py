@@ -2,9 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
-
-import numpy as np
 
 from benchmarks.study.bootstrap_file import Bootstrap, load_bootstrap
 from benchmarks.study.definition import Study
@@ -12,25 +9,8 @@ from benchmarks.study.differences import LEVEL, Difference
 from benchmarks.study.picture import draw_differences
 from benchmarks.study.runs import study_runs
 from benchmarks.study.store import RunResult, finished
+from benchmarks.study.summary import HEADLINE, Spread, VariantSummary, summarize
 from sidrec.train.run_directory import write_json, write_text
-
-HEADLINE = {"AUC": ("all", "auc"), "GAUC": ("all", "gauc"), "tail AUC": ("tail", "auc"), "cold AUC": ("cold", "auc")}
-
-
-class Spread(TypedDict):
-    """Mean and sample standard deviation over seeds (sd null for one seed), and each seed's value."""
-
-    mean: float
-    sd: float | None
-    values: list[float]
-
-
-class VariantSummary(TypedDict):
-    seeds: list[int]
-    cpu_seconds: float
-    metrics: dict[str, Spread | None]
-    differences: dict[str, dict[str, Difference | None]]
-
 
 Summary = dict[str, dict[str, VariantSummary]]  # data set -> variant
 
@@ -52,33 +32,6 @@ def report(study: Study, results: Path) -> str:
     write_json(folder / "summary.json", summary)
     write_text(folder / "report.md", text)
     return text
-
-
-def summarize(runs: Sequence[RunResult], split: str, bootstrap: Bootstrap | None) -> VariantSummary:
-    """One variant's headline metrics over its seeds, and its differences to the references."""
-    variant = runs[0]["variant"]
-    differences = bootstrap["differences"] if bootstrap else {}
-    return VariantSummary(
-        seeds=[run["seed"] for run in runs],
-        cpu_seconds=round(float(np.mean([run["cpu_seconds"] for run in runs])), 1),
-        metrics={
-            title: spread([run["metrics"][split][items][metric] for run in runs])
-            for title, (items, metric) in HEADLINE.items()
-        },
-        differences={
-            reference: {title: variants[variant][items][metric] for title, (items, metric) in HEADLINE.items()}
-            for reference, variants in differences.items()
-            if variant in variants
-        },
-    )
-
-
-def spread(values: Sequence[float | int | None]) -> Spread | None:
-    """None when a seed left the metric undefined."""
-    known = [float(value) for value in values if value is not None]
-    if len(known) < len(values):
-        return None
-    return Spread(mean=float(np.mean(known)), sd=float(np.std(known, ddof=1)) if len(known) > 1 else None, values=known)
 
 
 def _section(

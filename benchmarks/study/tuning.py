@@ -6,17 +6,10 @@ from pathlib import Path
 import yaml
 
 from benchmarks.study.definition import Overrides, Study
-from benchmarks.study.report import (
-    HEADLINE,
-    VariantSummary,
-    conditions_text,
-    markdown_table,
-    spread,
-    spread_text,
-    summarize,
-)
+from benchmarks.study.report import conditions_text, markdown_table, spread_text
 from benchmarks.study.runs import TRIAL, study_runs
 from benchmarks.study.store import RunResult, finished
+from benchmarks.study.summary import HEADLINE, VariantSummary, spread, summarize
 from sidrec.train.run_directory import write_json, write_text
 
 BEST_FILE = "best.yaml"
