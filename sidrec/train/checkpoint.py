@@ -89,9 +89,9 @@ def read_position(path: Path, catalog: str | None) -> Position:
     try:
         position = _POSITION.validate_json((path / POSITION).read_bytes())
     except ValidationError as error:
-        raise CheckpointError(
-            f"{path / POSITION}: expected {', '.join(Position.__dataclass_fields__)}, got {_words(error)}"
-        ) from None
+        mistakes = ", ".join(".".join(map(str, (*found["loc"], found["msg"]))) for found in error.errors())
+        keys = ", ".join(Position.__dataclass_fields__)
+        raise CheckpointError(f"{path / POSITION}: expected JSON with {keys}, got {mistakes}") from None
     if position.catalog != catalog:
         raise CheckpointError(f"{path}: expected the catalog {position.catalog} it was trained with, got {catalog}")
     _check_files(path)
