@@ -19,7 +19,7 @@ from sidrec.data.order import Lanes, Mixing
 from sidrec.data.reader import LogReader
 from sidrec.data.rows import Columns
 from sidrec.data.split_index import split_index
-from sidrec.data.worker import Built, Steps, as_is
+from sidrec.data.worker import Built, Steps, as_is, end_with_training
 from sidrec.schema import ITEM_ID, LOG, USER_ID, ContractError, Manifest
 
 BATCHES_AHEAD = 4  # per worker: enough to ride over the reading of a buffer
@@ -81,6 +81,7 @@ class SplitLoader:
             collate_fn=as_is,
             num_workers=self._workers,
             multiprocessing_context=self._context,
+            worker_init_fn=end_with_training if self._workers else None,
             prefetch_factor=BATCHES_AHEAD if self._workers else None,
             persistent_workers=self._workers > 0,
             pin_memory=self._pin_memory,

@@ -3,6 +3,9 @@
 Imports no torchrec: it costs a worker's start seconds and hundreds of megabytes, and workers only fill blocks.
 """
 
+import multiprocessing
+import os
+import threading
 from collections.abc import Iterator
 from typing import NamedTuple, TypeVar
 
@@ -53,6 +56,22 @@ class Steps(IterableDataset[Built]):
                 yield Built(block_of(arrays(step.rows, step.rows_of_all_ranks / self._world)), step.complaints)
         except ContractError as error:
             yield Built(error)
+
+
+def end_with_training(_: int) -> None:
+    """Lets a worker end when the training process is gone, however it went.
+
+    A worker's parent is the fork server, which in turn lives as long as it has workers: a killed training process would
+    leave both behind for ever.
+    """
+    training = multiprocessing.parent_process()
+    assert training is not None, "a loader's worker is started by multiprocessing"
+
+    def wait() -> None:
+        training.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True, name="end with training").start()
 
 
 def as_is(item: T) -> T:
