@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sidrec import cli
+from sidrec.config import save
 from tests.small_log import ITEMS_COUNT, write_small_log
 from tests.train.refusals import CODES, ITEMS, TEST, TRAIN, cast, drop, edit, put, recipe_of, refusal, start, truncate
 
@@ -122,6 +124,52 @@ def test_a_recipe_that_does_not_fit_the_data(fault: str, folder: Path, capsys: p
     sections, expected = RECIPES[fault]
     assert refusal(capsys, start(recipe_of(folder, **sections))) == expected
     assert not (folder / "runs").exists()
+
+
+MISTAKES: dict[str, tuple[tuple[str, str], str]] = {
+    "key": (("batch_size:", "batchsize:"), "data.batchsize: Unexpected keyword argument"),
+    "tag": (("kind: sid_coord", "kind: sidcoord"), "model.item: Input tag 'sidcoord' found using 'kind' does not .*"),
+    "granularity": (
+        ("- s23", "- s13"),
+        r"model.item.sid_coord.granularities.4: expected adjacent, ascending levels .*, got 's13'",
+    ),
+    "granularity twice": (
+        ("- s23", "- s1"),
+        "model.item.sid_coord.granularities: expected every name once, got 's1' twice",
+    ),
+    "context twice": (("- cat_a", "- user_id"), "model.context: expected every name once, got 'user_id' twice"),
+    "width": (("embedding_dim: 8", "embedding_dim: 6"), "model.embedding_dim: Input should be a multiple of 4, got 6"),
+    "history": (("history_length: 4", "history_length: 0"), "data.history_length: .* greater than 0, got 0"),
+    "shares": (
+        ("head_share: 0.1", "head_share: 0.7"),
+        "evaluate: expected head_share [+] tail_share of at most 1, got 0.7 [+] 0.5",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", MISTAKES)
+def test_a_mistake_in_the_recipe(fault: str, sound: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (right, wrong), expected = MISTAKES[fault]
+    path = tmp_path / "recipe.yaml"
+    save(recipe_of(sound), path)
+    assert path.read_text().count(right) == 1
+    path.write_text(path.read_text().replace(right, wrong))
+    first, mistake = refusal(capsys, cli.main(["train", str(path)])).splitlines()
+    assert first == f"{path}: 1 mistake(s) in the recipe"
+    assert re.fullmatch(expected, mistake.strip()), mistake
+
+
+@pytest.mark.parametrize("target", ["a file/catalog", "a file"])
+def test_a_catalog_that_cannot_be_written(target: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Refused before the fit, not after it."""
+    (folder / "a file").write_text("")
+    (folder / ITEMS).unlink()
+    recipe = recipe_of(folder)
+    recipe = replace(recipe, data=replace(recipe.data, catalog=folder / target))
+    save(recipe, folder / "recipe.yaml")
+    sentence = refusal(capsys, cli.main(["fit", str(folder / "recipe.yaml")]))
+    assert str(folder / "a file") in sentence
+    assert sentence.endswith(("which is a file", "something without catalog.json"))
 
 
 BAD_ROWS = [
