@@ -56,6 +56,9 @@ def _run(command: Command, argv: Sequence[str]) -> int:
         if command.imports_torchrec:
             require_stack()
         return importlib.import_module(command.module).main(argv) or 0
+    except BrokenPipeError:  # as in `sidrec train --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
+        return 1
     except (ConfigError, ContractError, StackError, OSError) as error:
         if os.environ.get("SIDREC_TRACEBACK") == "1":
             raise

@@ -1,6 +1,5 @@
 """`sidrec evaluate RUN [SPLIT ...]`: a run's metrics again, from its newest checkpoint alone."""
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,13 @@ from sidrec.train.evaluation import check_splits, evaluate_splits
 from sidrec.train.report import report
 from sidrec.train.run_directory import RunDirectory
 
+HELP = """usage: sidrec evaluate RUN [SPLIT ...]
+
+Computes the metrics of a run again, from its newest checkpoint alone, and writes metrics.json and the predictions.
+
+  RUN      a run directory, as `sidrec train` makes it: RUNS/NAME/seedN
+  SPLIT    splits of the log; those of the run's recipe where none is given"""
+
 
 def main(argv: Sequence[str]) -> None:
     """Evaluates RUN on the splits given, or on those of its recipe; writes metrics.json and predictions.
@@ -20,7 +26,7 @@ def main(argv: Sequence[str]) -> None:
     Raises ConfigError when RUN is no run directory or holds no checkpoint, ContractError when the catalog is another.
     """
     if argv and argv[0] in ("-h", "--help"):
-        print(f"{__doc__}\n\n{inspect.cleandoc(main.__doc__ or '')}")
+        print(HELP)
         return
     if not argv or argv[0].startswith("-"):
         raise ConfigError(f"sidrec evaluate: expected a run directory, got {argv[0] if argv else 'nothing'}")

@@ -22,6 +22,10 @@ from sidrec.sid.quality import code_quality, quality_table, reconstruction_error
 from sidrec.sid.tokenizer import Tokenizer
 
 OVERWRITE = "--overwrite"
+ABOUT = (
+    "Learns semantic ids from the vector columns of items.parquet, writes the catalog and prints its quality.\n"
+    f"{OVERWRITE} replaces a catalog that holds other codes."
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -30,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
     argv: the recipe, flags for its scalars, and --overwrite to replace a catalog that holds other codes.
     Raises ConfigError or ContractError when the recipe or the items are wrong; no catalog is left behind then.
     """
-    fit(load([word for word in argv if word != OVERWRITE], prog="sidrec fit"), OVERWRITE in argv)
+    fit(load([word for word in argv if word != OVERWRITE], "sidrec fit", ABOUT), OVERWRITE in argv)
 
 
 def fit(recipe: Recipe, overwrite: bool = False) -> Catalog:

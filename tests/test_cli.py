@@ -32,6 +32,12 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.endswith("\nset()\n")
 
 
+def test_a_reader_that_has_seen_enough_ends_the_command_quietly() -> None:
+    script = Path(sys.executable).with_name("sidrec")
+    done = subprocess.run(f"{script} train --help | true", check=False, capture_output=True, text=True, shell=True)
+    assert done.stderr == ""
+
+
 def test_unknown_command() -> None:
     done = _script("trian")
     assert done.returncode == 2

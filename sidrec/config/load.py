@@ -15,6 +15,12 @@ from sidrec.config.tree import Recipe
 
 _RECIPE: TypeAdapter[Recipe] = TypeAdapter(Recipe)
 
+FLAGS = """
+
+RECIPE is a YAML file. Each option below is one of its values, under the same name; given as a flag, it replaces the
+recipe's for this run. What is marked (required) must stand in the recipe. A variant (kind) is chosen in the recipe
+only."""
+
 
 class ConfigError(ValueError):
     """A recipe that cannot be used; the message lists every mistake."""
@@ -47,20 +53,28 @@ def load_file(path: Path) -> Recipe:
     return parse(raw, str(path))
 
 
-def load(argv: Sequence[str], prog: str = "sidrec") -> Recipe:
+def load(argv: Sequence[str], prog: str = "sidrec", about: str = "") -> Recipe:
     """A recipe file followed by flags for its scalars, as in `beauty.yaml --seed 3 --train.epochs 2`.
 
-    Raises ConfigError; prints help and exits on --help, as tyro does for a flag it does not know.
+    about: what the command does, for its help. Raises ConfigError; prints help and exits on --help, as tyro does for a
+    flag it does not know.
     """
+    kind = tyro.conf.AvoidSubcommands[Recipe]
     if argv and argv[0] in ("-h", "--help"):
-        tyro.cli(tyro.conf.AvoidSubcommands[Recipe], args=["--help"], prog=f"{prog} RECIPE")
+        tyro.cli(kind, args=["--help"], prog=f"{prog} RECIPE", description=f"{about}{FLAGS}")
     if not argv or argv[0].startswith("-"):
         raise ConfigError(f"{prog}: expected a recipe file first, got {argv[0] if argv else 'nothing'}")
     recipe = load_file(Path(argv[0]))
     if argv[1:]:
         one_speaks = os.environ.get("RANK", "0") == "0"  # every rank reads the same flags
-        kind = tyro.conf.AvoidSubcommands[Recipe]
-        flagged = tyro.cli(kind, default=recipe, args=list(argv[1:]), prog=prog, console_outputs=one_speaks)
+        flagged = tyro.cli(
+            kind,
+            default=recipe,
+            args=list(argv[1:]),
+            prog=f"{prog} {argv[0]}",
+            description=f"{about}{FLAGS}",
+            console_outputs=one_speaks,
+        )
         recipe = parse(_plain(asdict(flagged)), " ".join(argv))
     return recipe
 

@@ -19,11 +19,13 @@ from sidrec.train.optimizers import build_optimizer
 from sidrec.train.report import report
 from sidrec.train.run_directory import RunDirectory, write_json, write_text
 
+ABOUT = "Trains RECIPE from its newest checkpoint, or from the start, and evaluates it."
+
 
 def main(argv: Sequence[str]) -> None:
     """Trains. Raises ConfigError, ContractError or PlanError, on all ranks together."""
     with joined_ranks() as ranks:
-        train(together(ranks, lambda: load(argv, prog="sidrec train")), ranks)
+        train(together(ranks, lambda: load(argv, "sidrec train", ABOUT)), ranks)
 
 
 def train(recipe: Recipe, ranks: Ranks) -> None:
