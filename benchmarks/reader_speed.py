@@ -101,7 +101,7 @@ def measure(folder: Path, manifest: Manifest, items: int, workers: int) -> None:
     columns = columns_of(data, model, manifest)
     groups = split_index(folder / LOG, "train", manifest)
     lanes = Lanes(manifest.rows("train"), data.lanes, data.batch_size)
-    mixing = Mixing(data.shuffle_rows, seed=0, shuffle=True)
+    mixing = Mixing(data.shuffle_rows, seed=0, order=data.order, lanes=data.lanes)
     reader = LogReader(groups, columns, lanes, mixing, range(data.lanes), refuse=True)
     files = {group.path: pq.ParquetFile(group.path) for group in groups}
 

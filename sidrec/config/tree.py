@@ -24,6 +24,8 @@ class DataConfig:
     """Latest history items used per row."""
     lanes: PositiveInt = 8
     """Parallel streams that the rows of an epoch are split into; the world size must divide it."""
+    order: Literal["shuffled", "time"] = "shuffled"
+    """Order of training rows. In time order a HID has only seen its past, as in a production stream."""
     shuffle_rows: PositiveInt = 65536
     """Rows that a lane holds and mixes at a time."""
     workers: NonNegativeInt = 1

@@ -129,14 +129,14 @@ def open_split(
 ) -> SplitLoader:
     """Checks all files of a split and readies this rank's share of it.
 
-    seed decides the row order; without shuffle rows come in file order, lane by lane. Raises ContractError for files
+    shuffle: in the order that the recipe names, drawn with `seed`; else in file order, lane by lane. Raises ContractError for files
     that break the contract or columns that the log lacks, ConfigError for lanes that do not fit batch size or ranks.
     """
     columns = columns_of(data, model, manifest)
     lanes = Lanes(manifest.rows(split), data.lanes, data.batch_size)
     own_lanes = lanes.of_rank(rank, world)
     groups = split_index(data.path / LOG, split, manifest)
-    mixing = Mixing(data.shuffle_rows, seed, shuffle)
+    mixing = Mixing(data.shuffle_rows, seed, data.order if shuffle else "file", data.lanes)
     reader = LogReader(groups, columns, lanes, mixing, own_lanes, refuse=data.bad_rows == "refuse")
     return SplitLoader(reader, tables, world, data.workers, pin_memory=pin_memory)
 

@@ -8,10 +8,14 @@ of every lane, lanes in order; rank r of W gets the part of lanes [r V/W, (r+1) 
     step 0      0 1   | 3 4          rank 0 of 2 reads lane 0, rank 1 reads lane 1
     step 1      2 .   | 5 6          "." is padding, so that every step has batch_size rows
 
-Without shuffle positions are row numbers, and lanes and steps stay the same.
+Other sequences leave lanes and steps as they are. In file order positions are row numbers: lane 0 holds the oldest rows.
+In time order row groups are dealt to the lanes like cards, oldest first, so that all lanes walk through time together::
+
+    groups      A B C D E            V = 2: lane 0 holds A C E, lane 1 holds B D
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -63,17 +67,22 @@ class Lanes:
         return sum(min(max(length - step * self.rows_per_step, 0), self.rows_per_step) for length in lengths)
 
 
+Order = Literal["file", "time", "shuffled"]
+
+
 @dataclass(frozen=True)
 class Mixing:
-    """What the seed decides: the sequence of row groups in an epoch, and the order of rows inside a lane's buffers.
+    """The sequence of row groups in an epoch, and the order of rows inside a lane's buffers: what the seed decides.
 
-    A buffer holds `shuffle_rows` rows. The first buffer of a long lane is shorter, by lane, so that lanes do not all
+    order: "shuffled" draws the sequence anew each epoch and mixes buffers; "time" deals groups to `lanes` and mixes
+    buffers; "file" leaves everything as it is. A buffer holds `shuffle_rows` rows. The first buffer of a long lane is shorter, by lane, so that lanes do not all
     wait for their next buffer in the same step. Raises ConfigError for a negative seed.
     """
 
     shuffle_rows: int
     seed: int
-    shuffle: bool
+    order: Order
+    lanes: int
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -81,19 +90,21 @@ class Mixing:
 
     def sequence(self, groups: int, epoch: int) -> np.ndarray:
         """The row groups in the epoch's order: a permutation of 0..groups-1, int64."""
-        if not self.shuffle:
-            return np.arange(groups)
-        return np.random.default_rng([self.seed, epoch, 0, 0]).permutation(groups)
+        if self.order == "shuffled":
+            return np.random.default_rng([self.seed, epoch, 0, 0]).permutation(groups)
+        if self.order == "time":
+            return np.concatenate([np.arange(lane, groups, self.lanes) for lane in range(self.lanes)])
+        return np.arange(groups)
 
-    def buffers(self, lane: int, lanes: int, rows: int) -> np.ndarray:
+    def buffers(self, lane: int, rows: int) -> np.ndarray:
         """Where the buffers of a lane of `rows` rows begin, and its end: offsets into the lane, int64 [buffers + 1]."""
         if rows <= self.shuffle_rows:
             return np.array([0, rows])
-        first = -(-self.shuffle_rows * (lane + 1) // lanes)
+        first = -(-self.shuffle_rows * (lane + 1) // self.lanes)
         return np.concatenate([[0], np.arange(first, rows, self.shuffle_rows), [rows]])
 
     def permutation(self, epoch: int, lane: int, buffer: int, rows: int) -> np.ndarray:
         """The order in which a buffer's rows are given out: a permutation of 0..rows-1, int64."""
-        if not self.shuffle:
+        if self.order == "file":
             return np.arange(rows)
         return np.random.default_rng([self.seed, epoch, lane + 1, buffer]).permutation(rows)

@@ -98,7 +98,7 @@ class _Lane:
     def __init__(self, reader: LogReader, groups: _EpochGroups, epoch: int, lane: int) -> None:
         self._groups, self._mixing, self._epoch, self._lane = groups, reader.mixing, epoch, lane
         self._interval = reader.lanes.interval(lane)
-        self._bounds = reader.mixing.buffers(lane, reader.lanes.lanes, len(self._interval))
+        self._bounds = reader.mixing.buffers(lane, len(self._interval))
         self._buffer: tuple[int, Rows, np.ndarray] | None = None
         self._decoded: tuple[int, Rows] | None = None
 

@@ -16,8 +16,9 @@ from sidrec.config.model import ModelConfig
 from sidrec.data.batch import Batch
 from sidrec.data.item_tables import HID
 from sidrec.model.backbone import build_backbone
+from sidrec.model.fusion import GranularityFusion
 from sidrec.model.gate import TargetAwareGate
-from sidrec.model.item import SidCoordRepresentation, build_item
+from sidrec.model.item import SidCoordRepresentation, SidRepresentation, build_item
 from sidrec.model.statistics import StandardizeStats
 
 
@@ -83,6 +84,11 @@ class Ranker(nn.Module):
         loss_B = functional.binary_cross_entropy_with_logits(logits_B, batch.label_B, reduction="none")
         loss = (loss_B * batch.weight_B).sum() / batch.rows_per_rank
         return loss, (loss.detach(), logits_B.detach())
+
+    @property
+    def fusion(self) -> GranularityFusion | None:
+        """The attention over SID granularities, where the item representation has SIDs."""
+        return self.item.fusion if isinstance(self.item, (SidRepresentation, SidCoordRepresentation)) else None
 
     @property
     def gate(self) -> TargetAwareGate | None:

@@ -11,9 +11,10 @@ from sidrec.parallel.process_group import Ranks, together, total
 from sidrec.schema import ITEMS
 from sidrec.train.agreed_batches import agreed_batches
 from sidrec.train.assembly import Data, open_loader
+from sidrec.train.attention import AttentionMeter
 from sidrec.train.predictions import PredictionCollector, Predictions
 from sidrec.train.results import SplitMetrics, measure_slices
-from sidrec.train.run_directory import RunDirectory
+from sidrec.train.run_directory import RunDirectory, write_json
 from sidrec.train.slices import load_item_slices
 
 GATE = "gate"
@@ -60,13 +61,18 @@ def score_split(recipe: Recipe, data: Data, model: DistributedModelParallel, spl
 def evaluate_splits(
     recipe: Recipe, data: Data, model: DistributedModelParallel, run: RunDirectory, ranks: Ranks
 ) -> SplitMetrics:
-    """Metrics of every split that the recipe names; rank 0 also writes the predictions, if the recipe wants them."""
+    """Metrics of every split that the recipe names; rank 0 also writes what the fusion listened to and,
+    if the recipe wants them, the predictions."""
     config = recipe.evaluate
     items = recipe.data.path / ITEMS
     slices = together(ranks, lambda: load_item_slices(items, config.head_share, config.tail_share))
     metrics: SplitMetrics = {}
     for split in config.splits:
-        predictions = score_split(recipe, data, model, split, ranks)
+        with AttentionMeter(model.module) as meter:
+            predictions = score_split(recipe, data, model, split, ranks)
+        attention = meter.result(ranks)
+        if ranks.first and attention:
+            write_json(run.attention(split), attention)
         metrics[split] = measure_slices(predictions, slices)
         if ranks.first and config.save_predictions:
             predictions.save(run.predictions(split))

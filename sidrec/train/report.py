@@ -1,18 +1,19 @@
 """What a finished run tells: metrics.json, a table, and whether the gate learned what it should."""
 
+from sidrec.train.attention import attention_report
 from sidrec.train.gate_report import gate_report
 from sidrec.train.results import SplitMetrics, metrics_table, save_metrics, undefined
 from sidrec.train.run_directory import RunDirectory
 
 
 def report(run: RunDirectory, metrics: SplitMetrics) -> None:
-    """Writes metrics.json and the gate's picture, and prints the table."""
+    """Writes metrics.json and the gate's picture, and prints the table and what attention and gate came to."""
     save_metrics(metrics, run.metrics)
     print(metrics_table(metrics))
     for line in undefined(metrics):
         print(line)
     for split in metrics:
-        sentence = gate_report(run, split)
-        if sentence:
-            print(sentence)
+        for sentence in (attention_report(run, split), gate_report(run, split)):
+            if sentence:
+                print(sentence)
     print(f"run directory: {run.path}", flush=True)

@@ -62,6 +62,9 @@ class RunDirectory:
         if obstacle:
             raise ConfigError(f"train.runs: expected a folder that can be written, got {obstacle}")
 
+    def attention(self, split: str) -> Path:
+        return self.path / f"attention_{split}.json"
+
     def begin(self, recipe: Recipe) -> None:
         """Makes the directory and claims it for this recipe. Raises ConfigError as `check` does."""
         self.check(recipe)

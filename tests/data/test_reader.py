@@ -18,10 +18,11 @@ from tests.data.log_files import flat, log_of, row_numbers
 
 @pytest.mark.parametrize("rows", [1, 3, 4, 5, 100, 129])
 @pytest.mark.parametrize("world", [1, 2, 4])
-@pytest.mark.parametrize("shuffle", [True, False])
-def test_every_row_once_per_epoch_in_equally_many_steps(tmp_path: Path, rows: int, world: int, shuffle: bool) -> None:
+@pytest.mark.parametrize("order", ["shuffled", "time", "file"])
+def test_every_row_once_per_epoch_in_equally_many_steps(tmp_path: Path, rows: int, world: int, order: str) -> None:
     log = log_of(tmp_path, rows)
-    loaders = [log.loader(rank=rank, world=world, shuffle=shuffle) for rank in range(world)]
+    shuffle, wish = order != "file", {} if order == "file" else {"order": order}
+    loaders = [log.loader(rank=rank, world=world, shuffle=shuffle, **wish) for rank in range(world)]
     assert {(loader.steps, loader.rows) for loader in loaders} == {(math.ceil(rows / 16), rows)}
     for epoch in (0, 1):
         dealt = [row_numbers(loader.batches(epoch)) for loader in loaders]
@@ -43,6 +44,16 @@ def test_rows_per_rank_counts_the_rows_of_all_ranks(tmp_path: Path) -> None:
     for rank in range(2):
         loader = log.loader(rank=rank, world=2)
         assert [float(batch.rows_per_rank) for batch in loader.batches(0)] == [16 / 2, 3 / 2]
+
+
+def test_in_time_order_all_lanes_walk_through_time_together(tmp_path: Path) -> None:
+    log = log_of(tmp_path, 96)  # twelve groups of eight rows: three for each of four lanes
+    steps = row_numbers(log.loader(order="time", shuffle_rows=8).batches(0))
+    # A buffer of eight rows may reach into a lane's next group, never further: a third of the log at each end is apart.
+    assert max(flat(steps[:2])) < 64
+    assert min(flat(steps[4:])) >= 32
+    assert sorted(flat(steps)) == list(range(96))
+    assert steps[0] != sorted(steps[0])
 
 
 def test_without_shuffle_lanes_run_through_the_files_in_order(tmp_path: Path) -> None:

@@ -1,0 +1,53 @@
+"""The attention report counts every bag that was looked up once, over all ranks, and names a collapse."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sidrec.train.attention import AttentionMeter, attention_report
+from sidrec.train.run_directory import RunDirectory, write_json
+from tests.model.test_ranker import batch_for, ranker_for
+from tests.ranks import joined, run_on_ranks
+
+
+def measured(rank: int, world: int, bias: float) -> dict[str, Any] | None:
+    """Attention of a ranker whose first granularity gets exp(bias) times the weight of each other."""
+    ranker = ranker_for(item={"kind": "sid", "fusion": {"kind": "additive", "hidden": 1}})
+    torch.nn.init.zeros_(ranker.item.fusion.project.weight)  # type: ignore[union-attr,arg-type]
+    torch.nn.init.constant_(ranker.item.fusion.score.weight, bias / math.tanh(1))  # type: ignore[union-attr,arg-type]
+    with torch.no_grad():
+        ranker.item.fusion.bias_GH[0] = 1  # type: ignore[union-attr,operator]
+    with AttentionMeter(ranker) as meter:
+        ranker(batch_for(ranker))
+    ranker(batch_for(ranker))  # after the meter has left: counts nowhere
+    return meter.result(joined(rank, world))
+
+
+def nothing_measured(rank: int, world: int) -> dict[str, Any] | None:
+    with AttentionMeter(ranker_for(item={"kind": "hid"})) as meter:
+        pass
+    return meter.result(joined(rank, world))
+
+
+def test_weights_and_entropy_are_means_over_bags() -> None:
+    for found in run_on_ranks(2, measured, math.log(4)):
+        # exp(ln 4) against four times exp(0): 1/2 and four times 1/8
+        assert list(found["weights"].values()) == pytest.approx([1 / 2, 1 / 8, 1 / 8, 1 / 8, 1 / 8], abs=1e-6)
+        assert found["entropy_nats"] == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(8), abs=1e-6)
+        assert not found["collapsed"]
+
+
+def test_a_collapse_is_named(tmp_path: Path) -> None:
+    found = run_on_ranks(1, measured, 10.0)[0]
+    run = RunDirectory(tmp_path)
+    write_json(run.attention("test"), found)
+    assert found["collapsed"]
+    assert "COLLAPSED" in str(attention_report(run, "test"))
+
+
+def test_hids_have_no_attention(tmp_path: Path) -> None:
+    assert run_on_ranks(1, nothing_measured) == [None]
+    assert attention_report(RunDirectory(tmp_path), "test") is None
