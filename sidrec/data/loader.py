@@ -129,8 +129,10 @@ def open_split(
 ) -> SplitLoader:
     """Checks all files of a split and readies this rank's share of it.
 
-    shuffle: in the order that the recipe names, drawn with `seed`; else in file order, lane by lane. Raises ContractError for files
-    that break the contract or columns that the log lacks, ConfigError for lanes that do not fit batch size or ranks.
+    shuffle: in the order that the recipe names, drawn with `seed`; else in file order, lane by lane.
+
+    Raises ContractError for files that break the contract or columns that the log lacks, ConfigError for lanes that do
+    not fit batch size or ranks.
     """
     columns = columns_of(data, model, manifest)
     lanes = Lanes(manifest.rows(split), data.lanes, data.batch_size)

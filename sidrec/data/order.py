@@ -8,7 +8,7 @@ of every lane, lanes in order; rank r of W gets the part of lanes [r V/W, (r+1) 
     step 0      0 1   | 3 4          rank 0 of 2 reads lane 0, rank 1 reads lane 1
     step 1      2 .   | 5 6          "." is padding, so that every step has batch_size rows
 
-Other sequences leave lanes and steps as they are. In file order positions are row numbers: lane 0 holds the oldest rows.
+Other sequences leave lanes and steps as they are. In file order positions are row numbers: lane 0 holds the oldest.
 In time order row groups are dealt to the lanes like cards, oldest first, so that all lanes walk through time together::
 
     groups      A B C D E            V = 2: lane 0 holds A C E, lane 1 holds B D
@@ -75,8 +75,10 @@ class Mixing:
     """The sequence of row groups in an epoch, and the order of rows inside a lane's buffers: what the seed decides.
 
     order: "shuffled" draws the sequence anew each epoch and mixes buffers; "time" deals groups to `lanes` and mixes
-    buffers; "file" leaves everything as it is. A buffer holds `shuffle_rows` rows. The first buffer of a long lane is shorter, by lane, so that lanes do not all
-    wait for their next buffer in the same step. Raises ConfigError for a negative seed.
+    buffers; "file" leaves everything as it is. A buffer holds `shuffle_rows` rows. The first buffer of a long lane is
+    shorter, by lane, so that lanes do not all wait for their next buffer in the same step.
+
+    Raises ConfigError for a negative seed.
     """
 
     shuffle_rows: int
