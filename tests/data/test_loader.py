@@ -2,6 +2,7 @@
 
 import multiprocessing
 import threading
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -87,12 +88,21 @@ def children() -> list[int]:
     return [process.pid for process in multiprocessing.active_children() if process.pid]
 
 
-def test_workers_import_no_torchrec(tmp_path: Path) -> None:
-    loader = log_of(tmp_path, 40).loader(workers=1)
+def worker_s_memory(folder: Path) -> str:
+    """Which files a loader's worker has mapped."""
+    loader = log_of(folder, 40).loader(workers=1)
     others = children()
     next(loader.batches(0))
     (worker,) = set(children()) - set(others)
     mapped = Path(f"/proc/{worker}/maps").read_text()
+    loader.close()
+    return mapped
+
+
+def test_workers_import_no_torchrec(tmp_path: Path) -> None:
+    # In a fresh process: this one's fork server may have been started by other tests, for ranks that need torchrec.
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
+        mapped = fresh.submit(worker_s_memory, tmp_path).result()
     assert "libtorch_cpu" in mapped
     assert "fbgemm_gpu" not in mapped
 
