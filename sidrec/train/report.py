@@ -2,13 +2,17 @@
 
 from sidrec.train.attention import attention_report
 from sidrec.train.gate_report import gate_report
-from sidrec.train.results import SplitMetrics, metrics_table, save_metrics, undefined
+from sidrec.train.results import SplitMetrics, load_metrics, metrics_table, save_metrics, undefined
 from sidrec.train.run_directory import RunDirectory
 
 
 def report(run: RunDirectory, metrics: SplitMetrics) -> None:
-    """Writes metrics.json and the gate's picture, and prints the table and what attention and gate came to."""
-    save_metrics(metrics, run.metrics)
+    """Writes metrics.json and the gate's picture, and prints the table and what attention and gate came to.
+
+    Splits that metrics.json has from before, and that are not among these, stay in it.
+    """
+    before = load_metrics(run.metrics) if run.metrics.exists() else {}
+    save_metrics({**before, **metrics}, run.metrics)
     print(metrics_table(metrics))
     for line in undefined(metrics):
         print(line)

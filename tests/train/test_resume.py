@@ -8,8 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 from sidrec.config import Recipe, save
 from tests.small_log import small_recipe, write_small_log
 
@@ -45,8 +43,12 @@ def losses(recipe: Recipe) -> list[tuple[int, float]]:
     return [(entry["step"], entry["loss"]) for entry in map(json.loads, lines)]
 
 
-@pytest.mark.parametrize("resumed_ranks", [2])
-def test_killed_and_resumed_equals_uninterrupted(resumed_ranks: int, tmp_path: Path) -> None:
+def evaluate(recipe: Recipe, *splits: str) -> None:
+    command = [sys.executable, "-m", "sidrec", "evaluate", str(recipe.run), *splits]
+    subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     write_small_log(tmp_path, rows=2400)
     sections = {"train": {"epochs": 3, "checkpoint_every": 7, "log_every": 1}, "data": {"workers": 1}}
     whole = small_recipe(tmp_path, name="whole", **sections)
@@ -62,7 +64,7 @@ def test_killed_and_resumed_equals_uninterrupted(resumed_ranks: int, tmp_path: P
     process.wait()
     assert not (killed.run / "metrics.json").exists(), "the run was over before it could be killed"
 
-    output = finish(start(killed, tmp_path, resumed_ranks))
+    output = finish(start(killed, tmp_path, 2))
     assert "resuming after step" in output
     assert losses(killed) == losses(whole)
     assert (killed.run / "metrics.json").read_text() == (whole.run / "metrics.json").read_text()
@@ -76,6 +78,7 @@ def test_evaluate_reproduces_metrics_from_the_checkpoint_alone(tmp_path: Path) -
     before = json.loads(metrics.read_text())
     for name in ("metrics.json", "predictions_test.parquet", "plan.json", "run.json", "metrics.jsonl"):
         (recipe.run / name).unlink()
-    command = [sys.executable, "-m", "sidrec", "evaluate", str(recipe.run)]
-    subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    evaluate(recipe)
     assert json.loads(metrics.read_text()) == before
+    evaluate(recipe, "train")
+    assert set(json.loads(metrics.read_text())) == {"train", "test"}, "a further split joins those of before"
