@@ -1,0 +1,69 @@
+"""The gate by exposure over a variant's seeds: `python -m benchmarks.gate_by_exposure STUDY.yaml DATASET VARIANT`.
+
+Reads the runs' gate_<split>.json and writes gate_DATASET_VARIANT.{json,png} beside the study's report.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import numpy as np
+from matplotlib import pyplot as plt
+from scipy.stats import spearmanr
+
+from benchmarks.study.definition import load_study
+from benchmarks.study.store import RESULTS
+from sidrec.train.run_directory import write_json
+
+
+def main(argv: Sequence[str]) -> int:
+    """Writes the table and the picture, and prints the Spearman correlations."""
+    if len(argv) != 3:
+        print("expected STUDY.yaml DATASET VARIANT, got", *argv, file=sys.stderr)
+        return 2
+    study = load_study(Path(argv[0]))
+    dataset, variant = argv[1:]
+    runs = study.runs / study.name / dataset / variant
+    found = [json.loads((runs / f"seed{seed}" / f"gate_{study.split}.json").read_text()) for seed in study.seeds]
+    gates = np.array([run["gate"] for run in found])
+    ranks = [run["spearman_of_deciles"] for run in found]
+    mean_rank = float(spearmanr(np.arange(gates.shape[1]), gates.mean(axis=0)).statistic)
+    result = {
+        "exposures": found[0]["exposures"],
+        "gate_mean_over_seeds": gates.mean(axis=0).tolist(),
+        "gate_by_seed": gates.tolist(),
+        "spearman_by_seed": ranks,
+        "spearman_of_mean": mean_rank,
+    }
+    target = RESULTS / study.name / f"gate_{dataset}_{variant}"
+    write_json(target.with_suffix(".json"), result)
+    _draw(target.with_suffix(".png"), found[0]["exposures"], gates, f"{dataset}, {variant}, {study.split}", mean_rank)
+    print(f"Spearman over deciles by seed {[round(rank, 2) for rank in ranks]}, of the mean {mean_rank:.2f}")
+    return 0
+
+
+def _draw(path: Path, exposures: Sequence[float], gates: np.ndarray, title: str, rank: float) -> None:
+    figure, axes = plt.subplots(figsize=(6.8, 4.2), layout="constrained")
+    positions = np.arange(gates.shape[1])
+    for gate in gates:
+        axes.plot(positions, gate, color="#9ecae1", linewidth=1)
+    axes.plot(positions, gates.mean(axis=0), "o-", color="#08519c", label=f"mean of {len(gates)} seeds")
+    axes.plot([], [], color="#9ecae1", label="single seeds")
+    axes.set_xticks(positions, [f"{value:,.0f}" for value in exposures])
+    axes.set_xlabel("median exposures of the target so far, by decile of rows")
+    axes.set_ylabel("mean gate g (1: HID, 0: SID)")
+    axes.set_ylim(0, 1)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(frameon=False)
+    axes.set_title(f"{title}: Spearman over deciles {rank:.2f}", fontsize=10)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
