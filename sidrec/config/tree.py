@@ -43,8 +43,6 @@ class AdagradTables:
     """Learning rate."""
     eps: PositiveFloat = 1e-8
     """Added to the denominator."""
-    weight_decay: NonNegativeFloat = 0.0
-    """L2 penalty on the rows a batch touches, every table."""
 
 
 @section
@@ -56,8 +54,6 @@ class RowwiseAdagradTables:
     """Learning rate."""
     eps: PositiveFloat = 1e-8
     """Added to the denominator."""
-    weight_decay: NonNegativeFloat = 0.0
-    """L2 penalty on the rows a batch touches, every table."""
 
 
 @section
@@ -101,6 +97,8 @@ class OptimizerConfig:
     """Who updates what."""
 
     tables: TableOptimizer = AdagradTables()
+    hid: TableOptimizer | None = None
+    """Optimizer of the HID table alone, to hold it back; left out, that of the other tables."""
     dense: DenseOptimizer = DenseOptimizer()
     schedule: Schedule = Schedule()
 

@@ -29,5 +29,4 @@ def fused_params(optimizer: TableOptimizer) -> dict[str, Any]:
         "optimizer": kind,
         "learning_rate": optimizer.lr,
         "eps": optimizer.eps,
-        "weight_decay": optimizer.weight_decay,
     }

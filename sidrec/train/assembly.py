@@ -74,4 +74,4 @@ def build_model(recipe: Recipe, data: Data, ranks: Ranks) -> ShardedRanker:
     torch.manual_seed(recipe.seed)
     ranker = Ranker(recipe.model, data.sizes)
     rows_per_rank = max(1, recipe.data.batch_size // dist.get_world_size())
-    return shard(ranker, recipe.parallel, recipe.optimizer.tables, rows_per_rank, recipe.seed, ranks)
+    return shard(ranker, recipe.parallel, recipe.optimizer, rows_per_rank, recipe.seed, ranks)

@@ -23,6 +23,7 @@ from sidrec.config.tree import (
     SgdTables,
     TableOptimizer,
 )
+from sidrec.data.item_tables import HID
 from sidrec.train.rowwise_adagrad import FlatRowwiseAdagrad
 
 Factory = Callable[[list[Tensor]], Optimizer]
@@ -34,14 +35,12 @@ def _dense(config: DenseOptimizer) -> Factory:
 
 
 def _replicated(config: TableOptimizer, dim: int) -> Factory:
-    """torch's counterpart of the fused table optimizer. Weight decay reaches every row here, not only touched ones."""
+    """torch's counterpart of the fused table optimizer."""
     match config:
         case AdagradTables():
-            return lambda params: torch.optim.Adagrad(
-                params, lr=config.lr, eps=config.eps, weight_decay=config.weight_decay
-            )
+            return lambda params: torch.optim.Adagrad(params, lr=config.lr, eps=config.eps)
         case RowwiseAdagradTables():
-            return lambda params: FlatRowwiseAdagrad(params, dim, config.lr, config.eps, config.weight_decay)
+            return lambda params: FlatRowwiseAdagrad(params, dim, config.lr, config.eps)
         case SgdTables():
             return lambda params: torch.optim.SGD(params, lr=config.lr)
 
@@ -53,8 +52,11 @@ def build_optimizer(model: DistributedModelParallel, config: OptimizerConfig, di
     tables = {name: p for name, p in others.items() if ".embedding_bags." in name}
     dense = {name: p for name, p in others.items() if name not in tables}
     parts: list[tuple[str, KeyedOptimizer]] = [("", fused)]
-    if tables:
-        parts.append(("", KeyedOptimizerWrapper(tables, _replicated(config.tables, dim))))
+    own = {name: p for name, p in tables.items() if config.hid and name.endswith(f".embedding_bags.{HID}.weight")}
+    shared = {name: p for name, p in tables.items() if name not in own}
+    for params, optimizer in ((shared, config.tables), (own, config.hid)):
+        if params and optimizer:
+            parts.append(("", KeyedOptimizerWrapper(params, _replicated(optimizer, dim))))
     if dense:
         parts.append(("", KeyedOptimizerWrapper(dense, _dense(config.dense))))
     return ScheduledOptimizer(parts, fused)

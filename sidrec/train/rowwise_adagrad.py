@@ -16,8 +16,8 @@ class FlatRowwiseAdagrad(Optimizer):
     dim: width of a row, the same for all tables.
     """
 
-    def __init__(self, tables: Iterable[Tensor], dim: int, lr: float, eps: float, weight_decay: float) -> None:
-        super().__init__(tables, {"lr": lr, "eps": eps, "weight_decay": weight_decay})
+    def __init__(self, tables: Iterable[Tensor], dim: int, lr: float, eps: float) -> None:
+        super().__init__(tables, {"lr": lr, "eps": eps})
         self.dim = dim
         for group in self.param_groups:
             for table in group["params"]:
@@ -31,7 +31,7 @@ class FlatRowwiseAdagrad(Optimizer):
                 if table.grad is None:
                     continue
                 weight_ND = table.view(-1, self.dim)
-                gradient_ND = table.grad.view(-1, self.dim) + group["weight_decay"] * weight_ND
+                gradient_ND = table.grad.view(-1, self.dim)
                 sum_N1 = self.state[table]["sum"]
                 sum_N1.add_(gradient_ND.square().mean(dim=1, keepdim=True))
                 weight_ND.addcdiv_(gradient_ND, sum_N1.sqrt().add_(group["eps"]), value=-group["lr"])

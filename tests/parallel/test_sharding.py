@@ -28,11 +28,12 @@ EVERY_TYPE = (
     "grid_shard",
 )
 BY_ROW_ONLY = ("data_parallel", "table_wise", "row_wise", "table_row_wise")
-TABLES = {
-    "sgd": ({"kind": "sgd", "lr": 0.5}, EVERY_TYPE),
-    "adagrad": ({"kind": "adagrad", "lr": 0.1}, EVERY_TYPE),
+OPTIMIZERS = {
+    "sgd": ({"tables": {"kind": "sgd", "lr": 0.5}}, EVERY_TYPE),
+    "adagrad": ({"tables": {"kind": "adagrad", "lr": 0.1}}, EVERY_TYPE),
+    "hid_of_its_own": ({"tables": {"kind": "adagrad", "lr": 0.1}, "hid": {"kind": "sgd", "lr": 0.2}}, EVERY_TYPE),
     # A column shard of row-wise Adagrad keeps a state of its own per row: another optimizer, not another layout.
-    "rowwise_adagrad": ({"kind": "rowwise_adagrad", "lr": 0.1}, BY_ROW_ONLY),
+    "rowwise_adagrad": ({"tables": {"kind": "rowwise_adagrad", "lr": 0.1}}, BY_ROW_ONLY),
 }
 
 
@@ -58,15 +59,39 @@ def train_every_type(rank: int, world: int, recipe: Recipe, types: tuple[str, ..
     return {sharding: scores_after_training(recipe, sharding, rank, world) for sharding in types}
 
 
-@pytest.mark.parametrize("kind", TABLES)
+@pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_two_ranks_equal_one_process(kind: str, tmp_path: Path) -> None:
     write_small_log(tmp_path, rows=500)
-    tables, types = TABLES[kind]
+    tables, types = OPTIMIZERS[kind]
     schedule = {"kind": "cosine", "warmup_steps": 3}
-    recipe = small_recipe(tmp_path, optimizer={"tables": tables, "dense": {"lr": 0.02}, "schedule": schedule})
+    recipe = small_recipe(tmp_path, optimizer={**tables, "dense": {"lr": 0.02}, "schedule": schedule})
     alone = run_on_ranks(1, train_every_type, recipe, ("table_wise",))[0]["table_wise"]
     first, second = run_on_ranks(2, train_every_type, recipe, types)
     assert alone.std() > 0.05, "an untrained model would make this test pass for nothing"
     for sharding in types:
         torch.testing.assert_close(first[sharding], second[sharding], rtol=0, atol=0)
         torch.testing.assert_close(first[sharding], alone, rtol=0, atol=2e-5)
+
+
+def tables_after_training(rank: int, world: int, recipe: Recipe) -> dict[str, float]:
+    """How far each item table has moved from its first values, at most."""
+    ranks = joined(rank, world)
+    data = open_data(recipe, ranks)
+    loader = open_loader(recipe, data, "train", shuffle=True, ranks=ranks)
+    sharded = build_model(recipe, data, ranks)
+    tables = {name: value for name, value in sharded.model.state_dict().items() if name.startswith("items.")}
+    before = {name: value.local_shards()[0].tensor.clone() for name, value in tables.items()}
+    optimizer = build_optimizer(sharded.model, recipe.optimizer, recipe.model.embedding_dim)
+    run = RunDirectory(recipe.run)
+    run.begin(recipe)
+    Trainer(recipe, run, loader, sharded.model, optimizer, Position(0, 0, 0, None), ranks).train()
+    after = {name: value.local_shards()[0].tensor for name, value in tables.items()}
+    return {name.split(".")[-2]: float((after[name] - before[name]).abs().max()) for name in before}
+
+
+def test_the_hid_table_can_be_held_back(tmp_path: Path) -> None:
+    write_small_log(tmp_path, rows=500)
+    still = {"tables": {"kind": "adagrad", "lr": 0.1}, "hid": {"kind": "adagrad", "lr": 1e-9}}
+    moved = run_on_ranks(1, tables_after_training, small_recipe(tmp_path, optimizer=still))[0]
+    assert moved["hid"] < 1e-6
+    assert moved["s1"] > 0.1
