@@ -12,12 +12,11 @@ from sidrec.schema import ITEMS
 from sidrec.train.agreed_batches import agreed_batches
 from sidrec.train.assembly import Data, open_loader
 from sidrec.train.attention import AttentionMeter
+from sidrec.train.gate_report import GATE
 from sidrec.train.predictions import PredictionCollector, Predictions
 from sidrec.train.results import SplitMetrics, measure_slices
 from sidrec.train.run_directory import RunDirectory, write_json
 from sidrec.train.slices import load_item_slices
-
-GATE = "gate"
 
 
 def check_splits(recipe: Recipe, data: Data, ranks: Ranks) -> None:
