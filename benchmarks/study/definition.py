@@ -13,10 +13,9 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 
-from sidrec.config import ConfigError
+from sidrec.config import ConfigError, load_mapping
 from sidrec.config.section import section
 
 Overrides = dict[str, Any]
@@ -57,7 +56,7 @@ class Study:
 
 def load_study(path: Path) -> Study:
     """Reads and checks a study. Raises ConfigError that lists every mistake, also those in the recipes it leads to."""
-    raw = load_mapping(path)
+    raw = load_mapping(path, "YAML file")
     try:
         study = TypeAdapter(Study).validate_python({"name": path.stem, **raw})
     except ValidationError as error:
@@ -68,19 +67,6 @@ def load_study(path: Path) -> Study:
     if mistakes:
         raise ConfigError("\n".join([f"{path}: {len(mistakes)} mistake(s) in the study", *mistakes]))
     return study
-
-
-def load_mapping(path: Path) -> Overrides:
-    """Reads a YAML mapping. Raises ConfigError."""
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"{path}: expected a readable YAML file, got {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: expected valid YAML, got: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected a mapping, got {type(raw).__name__}")
-    return raw
 
 
 def _wrong_names(study: Study) -> list[str]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.study.definition import Overrides, Study, load_mapping
-from sidrec.config import Recipe
+from benchmarks.study.definition import Overrides, Study
+from sidrec.config import Recipe, load_mapping
 from sidrec.config.load import parse
 
 TRIAL = "@"  # separates variant and trial in the name of a run
@@ -49,7 +49,7 @@ def study_runs(study: Study) -> list[Run]:
     runs = []
     for seed in study.seeds:
         for dataset, path in study.datasets.items():
-            recipe = load_mapping(path)
+            recipe = load_mapping(path, "YAML file")
             for name, (variant, overrides) in variants.items():
                 merged = merge(merge(recipe, overrides), study.tuned.get(dataset, {}).get(variant, {}))
                 runs.append(Run(study.name, dataset, name, seed, _placed(merged, study, dataset, name, seed)))

@@ -26,7 +26,7 @@ class ConfigError(ValueError):
     """A recipe that cannot be used; the message lists every mistake."""
 
 
-class _RecipeLoader(yaml.SafeLoader):
+class _MappingLoader(yaml.SafeLoader):
     """YAML's safe loader, less its habit of keeping the last of two equal keys without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -42,15 +42,20 @@ class _RecipeLoader(yaml.SafeLoader):
 
 def load_file(path: Path) -> Recipe:
     """Reads a recipe. Raises ConfigError with one line per mistake."""
+    return parse(load_mapping(path, "recipe"), str(path))
+
+
+def load_mapping(path: Path, what: str) -> dict[str, Any]:
+    """Reads a YAML file that holds a mapping. what: names such a file in the ConfigError that is raised without one."""
     try:
-        raw = yaml.load(path.read_text(), Loader=_RecipeLoader)
+        raw = yaml.load(path.read_text(), Loader=_MappingLoader)
     except OSError as error:
-        raise ConfigError(f"{path}: expected a readable recipe, got {error.strerror}") from None
+        raise ConfigError(f"{path}: expected a readable {what}, got {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: expected valid YAML, got: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected a mapping of sections, got {type(raw).__name__}")
-    return parse(raw, str(path))
+    return raw
 
 
 def load(argv: Sequence[str], prog: str = "sidrec", about: str = "") -> Recipe:
