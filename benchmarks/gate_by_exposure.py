@@ -14,10 +14,10 @@ matplotlib.use("Agg")
 
 import numpy as np
 from matplotlib import pyplot as plt
-from scipy.stats import spearmanr
 
 from benchmarks.study.definition import load_study
 from benchmarks.study.store import RESULTS
+from sidrec.train.gate_report import rank_correlation, rank_text
 from sidrec.train.run_directory import write_json
 
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     found = [json.loads((runs / f"seed{seed}" / f"gate_{study.split}.json").read_text()) for seed in study.seeds]
     gates = np.array([run["gate"] for run in found])
     ranks = [run["spearman_of_deciles"] for run in found]
-    mean_rank = float(spearmanr(np.arange(gates.shape[1]), gates.mean(axis=0)).statistic)
+    mean_rank = rank_correlation(gates.mean(axis=0).tolist())
     result = {
         "exposures": found[0]["exposures"],
         "gate_mean_over_seeds": gates.mean(axis=0).tolist(),
@@ -43,11 +43,11 @@ def main(argv: Sequence[str]) -> int:
     target = RESULTS / study.name / f"gate_{dataset}_{variant}"
     write_json(target.with_suffix(".json"), result)
     _draw(target.with_suffix(".png"), found[0]["exposures"], gates, f"{dataset}, {variant}, {study.split}", mean_rank)
-    print(f"Spearman over deciles by seed {[round(rank, 2) for rank in ranks]}, of the mean {mean_rank:.2f}")
+    print(f"Spearman over deciles by seed {', '.join(map(rank_text, ranks))}; of the mean {rank_text(mean_rank)}")
     return 0
 
 
-def _draw(path: Path, exposures: Sequence[float], gates: np.ndarray, title: str, rank: float) -> None:
+def _draw(path: Path, exposures: Sequence[float], gates: np.ndarray, title: str, rank: float | None) -> None:
     figure, axes = plt.subplots(figsize=(6.8, 4.2), layout="constrained")
     positions = np.arange(gates.shape[1])
     for gate in gates:
@@ -60,7 +60,7 @@ def _draw(path: Path, exposures: Sequence[float], gates: np.ndarray, title: str,
     axes.set_ylim(0, 1)
     axes.grid(axis="y", alpha=0.3)
     axes.legend(frameon=False)
-    axes.set_title(f"{title}: Spearman over deciles {rank:.2f}", fontsize=10)
+    axes.set_title(f"{title}: Spearman over deciles {rank_text(rank)}", fontsize=10)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

@@ -1,5 +1,7 @@
 """The gate by popularity: mean g per exposure decile, as SID-Coord's authors show it (arXiv 2604.10471, figure 3)."""
 
+from collections.abc import Sequence
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -41,19 +43,30 @@ def gate_report(run: RunDirectory, split: str) -> str | None:
     if GATE not in extra or EXPOSURES not in extra or not len(extra[GATE]):
         return None
     deciles = gate_by_decile(extra[EXPOSURES], extra[GATE])
-    groups = len(deciles["gate"])
-    rank = float(spearmanr(np.arange(groups), deciles["gate"]).statistic) if groups > 1 else 0.0
+    rank = rank_correlation(deciles["gate"])
     write_json(run.path / f"gate_{split}.json", {"spearman_of_deciles": rank, **deciles})
     picture = run.path / f"gate_{split}.png"
     _draw(deciles, rank, f"{run.path}, split {split}", str(picture))
     least, most = deciles["gate"][0], deciles["gate"][-1]
     return (
-        f"gate by exposure decile on {split}: Spearman {rank:.2f}, "
+        f"gate by exposure decile on {split}: Spearman {rank_text(rank)}, "
         f"from {least:.3f} (least exposed) to {most:.3f} (most); {picture}"
     )
 
 
-def _draw(deciles: dict[str, list[float]], rank: float, title: str, path: str) -> None:
+def rank_correlation(gate: Sequence[float]) -> float | None:
+    """Spearman correlation of the gate with the decile's number; None for a constant gate, which has no order."""
+    if len(set(gate)) < 2:
+        return None
+    return float(spearmanr(np.arange(len(gate)), gate).statistic)
+
+
+def rank_text(rank: float | None) -> str:
+    """The correlation for people."""
+    return "undefined (constant gate)" if rank is None else f"{rank:.2f}"
+
+
+def _draw(deciles: dict[str, list[float]], rank: float | None, title: str, path: str) -> None:
     figure, axes = plt.subplots(figsize=(6.4, 4), layout="constrained")
     positions = np.arange(len(deciles["gate"]))
     axes.errorbar(positions, deciles["gate"], yerr=deciles["half_interval"], fmt="o-", color="#0072b2", capsize=3)
@@ -62,6 +75,6 @@ def _draw(deciles: dict[str, list[float]], rank: float, title: str, path: str) -
     axes.set_ylabel("mean gate g (1: HID, 0: SID)")
     axes.set_ylim(0, 1)
     axes.grid(axis="y", alpha=0.3)
-    axes.set_title(f"{title}\nSpearman over deciles {rank:.2f}; bars: 95% of the mean", fontsize=9)
+    axes.set_title(f"{title}\nSpearman over deciles {rank_text(rank)}; bars: 95% of the mean", fontsize=9)
     figure.savefig(path, dpi=120)
     plt.close(figure)
