@@ -14,8 +14,8 @@ import faiss
 import numpy as np
 
 from sidrec.config.tokenizer import ResidualKMeansConfig
+from sidrec.sid.learners.residual_kmeans import ResidualKMeans
 from sidrec.sid.quality import code_quality
-from sidrec.sid.residual_kmeans import ResidualKMeans
 from sidrec.sid.tokenizer import SideInformation
 
 K, L, ITERATIONS, SEEDS = 256, 3, 25, (0, 1, 2)

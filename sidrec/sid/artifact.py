@@ -16,8 +16,8 @@ from safetensors.numpy import save as save_arrays
 
 from sidrec.config.tokenizer import RandomCodesConfig, ResidualKMeansConfig, TokenizerConfig
 from sidrec.schema import ContractError
-from sidrec.sid.random_codes import RandomCodes
-from sidrec.sid.residual_kmeans import ResidualKMeans
+from sidrec.sid.learners.random_codes import RandomCodes
+from sidrec.sid.learners.residual_kmeans import ResidualKMeans
 from sidrec.sid.tokenizer import SideInformation, Tokenizer
 
 CARD = "tokenizer.json"

@@ -13,7 +13,7 @@ import pytest
 from sidrec.schema import ContractError
 from sidrec.sid.atomic_folder import atomic_folder
 from sidrec.sid.catalog import Catalog, load_catalog
-from sidrec.sid.residual_kmeans import ResidualKMeans
+from sidrec.sid.learners.residual_kmeans import ResidualKMeans
 
 SIZES = (2, 3)
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from sidrec.schema import ContractError
+from sidrec.sid.learners.residual_kmeans import ResidualKMeans
 from sidrec.sid.quality import (
     code_quality,
     embedding_hit_rate,
@@ -18,7 +19,6 @@ from sidrec.sid.quality import (
     quality_table,
     reconstruction_error,
 )
-from sidrec.sid.residual_kmeans import ResidualKMeans
 
 CODES = np.array([[0, 0], [0, 1], [0, 1], [1, 2]])
 SIZES = (2, 4)

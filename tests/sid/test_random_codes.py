@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 
 from sidrec.config.tokenizer import RandomCodesConfig
-from sidrec.sid.random_codes import RandomCodes
+from sidrec.sid.learners.random_codes import RandomCodes
 from sidrec.sid.tokenizer import SideInformation, Tokenizer
 
 CONFIG = RandomCodesConfig(levels=2, codebook_size=10)

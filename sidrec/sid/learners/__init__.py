@@ -1,0 +1,1 @@
+"""Tokenizers: each a way to learn codes, all behind `sidrec.sid.tokenizer.Tokenizer`."""
