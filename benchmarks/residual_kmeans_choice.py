@@ -13,7 +13,7 @@ from collections.abc import Callable
 import faiss
 import numpy as np
 
-from sidrec.config.tokenizer import ResidualKMeansConfig
+from sidrec.config.learners import ResidualKMeansConfig
 from sidrec.sid.learners.residual_kmeans import ResidualKMeans
 from sidrec.sid.quality import code_quality
 from sidrec.sid.tokenizer import SideInformation

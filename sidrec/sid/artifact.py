@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from sidrec.config.tokenizer import RandomCodesConfig, ResidualKMeansConfig, TokenizerConfig
+from sidrec.config.learners import RandomCodesConfig, ResidualKMeansConfig
+from sidrec.config.tokenizer import TokenizerConfig
 from sidrec.schema import ContractError
 from sidrec.sid.learners.random_codes import RandomCodes
 from sidrec.sid.learners.residual_kmeans import ResidualKMeans
@@ -28,12 +29,14 @@ LEARNERS: dict[type, type[Tokenizer]] = {ResidualKMeansConfig: ResidualKMeans, R
 _CONFIG: TypeAdapter[TokenizerConfig] = TypeAdapter(TokenizerConfig)
 
 
-def fit_tokenizer(vectors_NV: np.ndarray, config: TokenizerConfig, side: SideInformation) -> Tokenizer:
+def fit_tokenizer(
+    vectors_NV: np.ndarray, config: TokenizerConfig, side: SideInformation, work: Path | None = None
+) -> Tokenizer:
     """Fits the learner that the config names. Raises ContractError when the vectors cannot support it.
 
-    vectors_NV: float32, prepared by `read_item_vectors`; may be a memory map.
+    vectors_NV: float32, prepared by `read_item_vectors`; may be a memory map. work: see `Tokenizer.fit`.
     """
-    return LEARNERS[type(config.learner)].fit(vectors_NV, config.learner, config.seed, side)
+    return LEARNERS[type(config.learner)].fit(vectors_NV, config.learner, config.seed, side, work)
 
 
 def save_tokenizer(tokenizer: Tokenizer, config: TokenizerConfig, folder: Path) -> None:

@@ -5,11 +5,16 @@ Shapes: N items, V vector width, L levels, K codes per level (levels may differ 
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
 from sidrec.schema import ContractError
+
+
+class CollapseError(RuntimeError):
+    """A codebook of which hardly any code is in use after the fit."""
 
 
 class Encoded(NamedTuple):
@@ -30,11 +35,14 @@ class SideInformation:
     columns: (name, width) of the vector columns that were concatenated, in order; widths sum to V.
     train_impressions_N: int64 rows of the train split per item.
     pairs_P2: int64 row numbers of items that belong together, such as co-occurring ones. From the train split only.
+    behavior_NE: float32 behaviour vectors as they are, all zeros for items without any; from the train split only.
+        May be a memory map.
     """
 
     columns: tuple[tuple[str, int], ...] = ()
     train_impressions_N: np.ndarray | None = None
     pairs_P2: np.ndarray | None = None
+    behavior_NE: np.ndarray | None = None
 
 
 class Tokenizer(ABC):
@@ -42,11 +50,18 @@ class Tokenizer(ABC):
 
     @classmethod
     @abstractmethod
-    def fit(cls, vectors_NV: np.ndarray, config: Any, seed: int, side: SideInformation) -> Self:
+    def fit(cls, vectors_NV: np.ndarray, config: Any, seed: int, side: SideInformation, work: Path | None) -> Self:
         """Learns from float32 vectors, which may be a memory map larger than RAM.
 
-        The same arguments give the same tokenizer. Raises ContractError when the vectors cannot support the config.
+        work: an existing folder of this fit's own, in which a learner may keep what it needs to go on after a kill.
+        The same arguments give the same tokenizer. Raises ContractError when the vectors or the side information
+        cannot support the config, and CollapseError when the codebooks collapsed.
         """
+
+    @property
+    def journal(self) -> tuple[dict[str, object], ...]:
+        """What the fit saw on its way, one entry per epoch, for learners that have epochs."""
+        return ()
 
     @property
     @abstractmethod

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sidrec.config.tokenizer import Learner, RandomCodesConfig, ResidualKMeansConfig, TokenizerConfig
+from sidrec.config.learners import Learner, RandomCodesConfig, ResidualKMeansConfig
+from sidrec.config.tokenizer import TokenizerConfig
 from sidrec.schema import ContractError
 from sidrec.sid.artifact import fit_tokenizer, load_tokenizer, save_tokenizer
 from sidrec.sid.tokenizer import SideInformation
@@ -73,7 +74,7 @@ def test_damage_is_refused_by_file(tmp_path: Path) -> None:
     with pytest.raises(ContractError, match=r"arrays\.safetensors: expected a readable safetensors file"):
         load_tokenizer(folder)
     card = json.loads((folder / "tokenizer.json").read_text())
-    card["config"]["learner"]["kind"] = "rqvae"
+    card["config"]["learner"]["kind"] = "vq_diffusion"
     (folder / "tokenizer.json").write_text(json.dumps(card))
-    with pytest.raises(ContractError, match=r"tokenizer\.json: expected JSON with version, config .* 'rqvae'"):
+    with pytest.raises(ContractError, match=r"tokenizer\.json: expected JSON with version, config .* 'vq_diffusion'"):
         load_tokenizer(folder)

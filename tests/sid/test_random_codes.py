@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 
-from sidrec.config.tokenizer import RandomCodesConfig
+from sidrec.config.learners import RandomCodesConfig
 from sidrec.sid.learners.random_codes import RandomCodes
 from sidrec.sid.tokenizer import SideInformation, Tokenizer
 

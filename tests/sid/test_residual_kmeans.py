@@ -7,7 +7,7 @@ import faiss
 import numpy as np
 import pytest
 
-from sidrec.config.tokenizer import ResidualKMeansConfig
+from sidrec.config.learners import ResidualKMeansConfig
 from sidrec.schema import ContractError
 from sidrec.sid.learners.residual_kmeans import ResidualKMeans
 from sidrec.sid.quality import code_quality, reconstruction_error

@@ -5,11 +5,12 @@ a SID as with every tokenizer, and similar items do not. Shapes as in `tokenizer
 """
 
 import hashlib
+from pathlib import Path
 from typing import Self
 
 import numpy as np
 
-from sidrec.config.tokenizer import RandomCodesConfig
+from sidrec.config.learners import RandomCodesConfig
 from sidrec.sid.tokenizer import Encoded, SideInformation, Tokenizer, check_width
 
 
@@ -22,7 +23,14 @@ class RandomCodes(Tokenizer):
         self._seed = seed
 
     @classmethod
-    def fit(cls, vectors_NV: np.ndarray, config: RandomCodesConfig, seed: int, side: SideInformation) -> Self:
+    def fit(
+        cls,
+        vectors_NV: np.ndarray,
+        config: RandomCodesConfig,
+        seed: int,
+        side: SideInformation,
+        work: Path | None = None,
+    ) -> Self:
         return cls(vectors_NV.shape[1], config, seed)
 
     @property

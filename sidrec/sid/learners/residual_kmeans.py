@@ -8,13 +8,14 @@ Shapes: N items, V vector width, L levels, K codes per level, R rows at a time, 
 """
 
 import logging
+from pathlib import Path
 from typing import Self
 
 import faiss
 import numpy as np
 from tqdm import tqdm, trange
 
-from sidrec.config.tokenizer import ResidualKMeansConfig
+from sidrec.config.learners import ResidualKMeansConfig
 from sidrec.schema import ContractError
 from sidrec.sid.tokenizer import Encoded, SideInformation, Tokenizer, check_width
 
@@ -32,7 +33,14 @@ class ResidualKMeans(Tokenizer):
         self._beam = beam
 
     @classmethod
-    def fit(cls, vectors_NV: np.ndarray, config: ResidualKMeansConfig, seed: int, side: SideInformation) -> Self:
+    def fit(
+        cls,
+        vectors_NV: np.ndarray,
+        config: ResidualKMeansConfig,
+        seed: int,
+        side: SideInformation,
+        work: Path | None = None,
+    ) -> Self:
         residual = _sample(vectors_NV, config, seed)
         codebooks = []
         threads = faiss.omp_get_max_threads()

@@ -1,0 +1,303 @@
+"""Learners of semantic ids, as the recipe names them. Every default cites its source; [I] marks one of our own."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from sidrec.config.section import section
+from sidrec.config.sid_losses import (
+    AlignmentController,
+    BehaviorAlignment,
+    Collaborative,
+    Contrast,
+    Diversity,
+    HammingRepulsion,
+    OverlapRepulsion,
+    Schedule,
+    SidLossConfig,
+)
+
+
+@section
+class ResidualKMeansConfig:
+    """Residual k-means (RQ-KMeans; QARM, OneRec) with faiss: per level, the best of a growing and of plain k-means."""
+
+    kind: Literal["residual_kmeans"] = "residual_kmeans"
+    levels: PositiveInt = 3
+    """Levels L of a SID."""
+    codebook_size: PositiveInt = 256
+    """Codes K per level."""
+    dimension_steps: PositiveInt = 10
+    """Rounds in which the growing k-means goes from one principal axis to all."""
+    restarts: NonNegativeInt = 2
+    """Plain k-means beside the growing one, each from a k-means++ start; the lowest squared error is kept."""
+    iterations: PositiveInt = 10
+    """Lloyd iterations per round, and per plain k-means."""
+    points_per_code: PositiveInt = 256
+    """Training vectors per code; more items than this times K are subsampled."""
+    beam: PositiveInt = 1
+    """Beam width of the encoder: how many partial SIDs are kept per level."""
+    balanced: bool = False
+    """Clusters of equal size in fitting, as OneRec has them; new items still take the nearest code."""
+    threads: PositiveInt = 1
+    """Threads of the fit. The same seed gives the same codebooks only with the same number of threads."""
+
+
+@section
+class RandomCodesConfig:
+    """Codes drawn at random: the control that shows whether SIDs carry meaning at all."""
+
+    kind: Literal["random"] = "random"
+    levels: PositiveInt = 3
+    """Levels L of a SID."""
+    codebook_size: PositiveInt = 256
+    """Codes K per level."""
+
+
+@section
+class OpqConfig:
+    """Optimised product quantisation (RPG): PCA, a learned rotation, then k-means in each subspace. Any K."""
+
+    kind: Literal["opq"] = "opq"
+    levels: PositiveInt = 6
+    """Subspaces L; codes have no order."""
+    codebook_size: PositiveInt = 256
+    """Codes K per subspace."""
+    components: PositiveInt | None = None
+    """Width after the PCA, a multiple of `levels`; left out, the largest multiple up to 128 and the vectors' width."""
+    iterations: PositiveInt = 25
+    """Lloyd iterations per subspace."""
+    points_per_code: PositiveInt = 256
+    """Training vectors per code; more items than this times K are subsampled."""
+    threads: PositiveInt = 1
+    """Threads of the fit. The same seed gives the same codebooks only with the same number of threads."""
+
+
+@section
+class Training:
+    """How a gradient-trained learner learns."""
+
+    epochs: PositiveInt = 100
+    """Passes over all items."""
+    batch_size: PositiveInt = 1024
+    """Items per step over all processes; with pairs, half of them are partners of the other half."""
+    lr: PositiveFloat = 1e-3
+    """Learning rate of AdamW."""
+    weight_decay: NonNegativeFloat = 1e-4
+    """Weight decay of AdamW; codebooks have none."""
+    revive_every: NonNegativeInt = 1
+    """Epochs after which codes that no item took are put on random residuals; 0 never."""
+    revive_until: Annotated[float, Field(ge=0, le=1)] = 0.8
+    """Share of the training after which no code is revived any more, so that the codebooks settle."""
+    least_utilisation: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """A codebook of which a smaller share is in use after the training has collapsed, and the fit fails."""
+    save_every: PositiveInt = 10
+    """Epochs between two checkpoints that a killed fit resumes from."""
+
+
+@section
+class Router:
+    """Token weights R(x) = relu(MLP(x) + b), kept sparse by ReMoE's controller (ADC-SID, eq. 22 and 23).
+
+    The loss is lambda (1/B) sum_t sum_j f_j R_tj with f_j = sum_t 1[R_tj > 0] / ((1 - sparsity) B); after every step
+    lambda grows by `rate` while too few weights are zero, and shrinks otherwise.
+    """
+
+    sparsity: Annotated[float, Field(gt=0, lt=1)] = 1 / 3
+    """Share of weights that shall be zero; not published for ADC-SID."""
+    target: Literal["global", "item_norm"] = "global"
+    """The same sparsity for all, or for each item sparsity * (1 - its scaled behaviour norm)."""
+    balance: Literal["per_expert", "scalar"] = "per_expert"
+    """f_j of ReMoE, or the one f of all experts that ADC-SID's first version prints and that cannot balance."""
+    first_strength: PositiveFloat = 1e-8
+    """lambda at the start."""
+    rate: Annotated[float, Field(gt=1)] = 1.2
+    """Factor of the controller."""
+    regularize: bool = True
+    """Off: the ablation "w/o sparse training"."""
+    hidden: PositiveInt = 64
+    """Width of the hidden layer."""
+
+
+@section
+class GradientLearner:
+    """What all gradient-trained learners have."""
+
+    levels: PositiveInt = 3
+    """Levels L of a SID."""
+    codebook_size: PositiveInt = 256
+    """Codes K per level."""
+    width: PositiveInt = 32
+    """Width d of latents and codewords."""
+    hidden: tuple[PositiveInt, ...] = (512, 256, 128)
+    """Hidden widths of the encoder; the decoder has them reversed."""
+    commitment: NonNegativeFloat = 0.25
+    """beta: weight of the commitment beside the codebook loss."""
+    reconstruction: Literal["sum", "mean"] = "sum"
+    """Squared error summed over dimensions, or its mean over them; always the mean over items."""
+    router: Router | None = None
+    """Token weights of every level, exported with the codes; left out, there are none."""
+    losses: tuple[SidLossConfig, ...] = ()
+    """The learner's own losses."""
+    further_losses: tuple[SidLossConfig, ...] = ()
+    """Losses added to its own."""
+    training: Training = Training()
+
+
+@section
+class RqVaeConfig(GradientLearner):
+    """RQ-VAE (TIGER, arXiv 2305.05065): encoder, residual codebooks, decoder."""
+
+    kind: Literal["rqvae"] = "rqvae"
+    sinkhorn: NonNegativeFloat = 0.0
+    """Entropy of the optimal transport that spreads a batch over the last level's codes in training; 0 is off."""
+    sinkhorn_iterations: PositiveInt = 50
+    """Sinkhorn iterations."""
+
+
+@section
+class MultiVqConfig(GradientLearner):
+    """A control: one encoder head and codebook per level, independent of each other; the decoder sees the sum."""
+
+    kind: Literal["multi_vq"] = "multi_vq"
+
+
+@section
+class LetterConfig(RqVaeConfig):
+    """LETTER (arXiv 2405.07314): RQ-VAE with diversity of codes and collaborative signal. Needs behaviour vectors."""
+
+    kind: Literal["letter"] = "letter"  # type: ignore[assignment]
+    levels: PositiveInt = 4
+    """Levels L of a SID."""
+    hidden: tuple[PositiveInt, ...] = (2048, 1024, 512, 256, 128, 64)
+    """Hidden widths of the encoder, as released."""
+    reconstruction: Literal["sum", "mean"] = "mean"
+    """The released code takes the mean over dimensions."""
+    sinkhorn: NonNegativeFloat = 0.003
+    """Of the last level, as released."""
+    losses: tuple[SidLossConfig, ...] = (Diversity(), Collaborative())
+    """LETTER\'s own."""
+
+
+@section
+class DasLiteConfig(RqVaeConfig):
+    """The item half of DAS (arXiv 2508.10584): RQ-VAE aligned with behaviour vectors and co-occurring items.
+
+    Without DAS's users, its debiasing and its joint recommender. Needs behaviour vectors and item pairs.
+    """
+
+    kind: Literal["das_lite"] = "das_lite"  # type: ignore[assignment]
+    losses: tuple[SidLossConfig, ...] = (
+        BehaviorAlignment(weight=0.5, on="quantized"),
+        Contrast(weight=0.5, on="quantized"),
+    )
+    """DAS\'s own."""
+
+
+@section
+class QuaSidConfig(RqVaeConfig):
+    """QuaSID (arXiv 2603.00632): RQ-VAE, contrast of co-occurring items, Hamming-guided repulsion. Needs item pairs."""
+
+    kind: Literal["quasid"] = "quasid"  # type: ignore[assignment]
+    losses: tuple[SidLossConfig, ...] = (Contrast(), HammingRepulsion())
+    """QuaSID\'s own."""
+
+
+@section
+class AdaSidConfig(RqVaeConfig):
+    """AdaSID (arXiv 2604.23522): RQ-VAE, overlap repulsion that relaxes and adapts, contrast that takes over.
+
+    Needs item pairs.
+    """
+
+    kind: Literal["adasid"] = "adasid"  # type: ignore[assignment]
+    losses: tuple[SidLossConfig, ...] = (
+        OverlapRepulsion(schedule=Schedule(first=1.0, last=0.1)),
+        Contrast(schedule=Schedule(first=0.0, last=1.0)),
+    )
+    """AdaSID\'s own."""
+
+
+@section
+class MmRqVaeConfig(GradientLearner):
+    """MM-RQ-VAE (MME-SID): one RQ-VAE per vector column, tied by their distributions or item by item.
+
+    `levels` counts all columns together and is shared out evenly.
+    """
+
+    kind: Literal["mm_rqvae"] = "mm_rqvae"
+    levels: PositiveInt = 6
+    """Levels L of a SID, a multiple of the number of vector columns."""
+    reconstruct: Literal["mmd", "squared"] = "mmd"
+    """Multi-kernel MMD between inputs and reconstructions, as released, or the squared error."""
+    reconstruct_weight: NonNegativeFloat = 3.0
+    """Weight of the reconstruction, as released."""
+    align: Literal["mmd", "contrast"] = "mmd"
+    """Between the quantised latents of behaviour and of each other column: MMD as released, InfoNCE as described."""
+    align_weight: NonNegativeFloat = 0.01
+    """Weight of the alignment, as released."""
+    temperature: PositiveFloat = 0.07
+    """tau of the InfoNCE [I]."""
+
+
+@section
+class AdcSidConfig:
+    """ADC-SID (arXiv 2510.25622v3): experts per modality with parallel codebooks, alignment by behaviour norm, router.
+
+    Needs `behavior` among the vector columns, not normalised; every other column is content.
+    """
+
+    kind: Literal["adc_sid"] = "adc_sid"
+    shared: PositiveInt = 1
+    """Experts N_s on all modalities together."""
+    content: PositiveInt = 1
+    """Experts per content column (N_t, N_v)."""
+    behavior: PositiveInt = 3
+    """Behaviour experts N_b."""
+    codebook_size: PositiveInt = 100
+    """Codes K per expert; ADC-SID's public setting."""
+    width: PositiveInt = 128
+    """Width d of an expert's output and its codewords [I]."""
+    hidden: PositiveInt = 256
+    """Hidden width of experts, towers and decoder [I]."""
+    fuse: Literal["sum", "concat"] = "sum"
+    """Experts are summed before the decoder, as the equations say, or concatenated."""
+    codebook_learning: Literal["gradient", "ema"] = "gradient"
+    """As printed, codewords get no gradient. gradient: codebook and commitment loss on unit vectors [I]. ema: moving
+    averages."""
+    commitment: NonNegativeFloat = 0.25
+    """Weight of the commitment beside the codebook loss [I]."""
+    reconstruction: Literal["sum", "mean"] = "sum"
+    """Squared error summed over dimensions, or its mean over them; always the mean over items."""
+    align_weight: NonNegativeFloat = 0.1
+    """Weight of the alignment losses [I]; 0 is the ablation "w/o contrastive"."""
+    temperature: PositiveFloat = 0.07
+    """tau of the alignment losses."""
+    controller: AlignmentController | None = AlignmentController()
+    """Strength of alignment by behaviour norm; null is the ablation "w/o controller"."""
+    detach_behavior: bool = False
+    """Keep the alignment's gradient out of the behaviour tower."""
+    content_gates: bool = True
+    """Softmax gates over each content column's experts; false takes their mean."""
+    router: Router | None = Router()
+    """Weights of the behaviour tokens; null is the ablation "w/o gate"."""
+    losses: tuple[SidLossConfig, ...] = ()
+    """The learner's own losses."""
+    further_losses: tuple[SidLossConfig, ...] = ()
+    """Losses added to its own."""
+    training: Training = Training(batch_size=2048)
+
+
+GradientLearnerConfig = (
+    RqVaeConfig
+    | MultiVqConfig
+    | LetterConfig
+    | DasLiteConfig
+    | QuaSidConfig
+    | AdaSidConfig
+    | MmRqVaeConfig
+    | AdcSidConfig
+)
+Learner = Annotated[
+    ResidualKMeansConfig | RandomCodesConfig | OpqConfig | GradientLearnerConfig, Field(discriminator="kind")
+]

@@ -1,0 +1,172 @@
+"""Losses that plug into any gradient-trained learner: `losses:` in its section lists them.
+
+A loss's weight is a constant, or follows the training's progress through a schedule.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from sidrec.config.section import section
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@section
+class Schedule:
+    """A factor of the weight: `first` until the share `begin` of the training, `last` from `end` on, a line between.
+
+    AdaSID's progress-adaptive rebalancing (arXiv 2604.23522) is two of these.
+    """
+
+    first: NonNegativeFloat
+    """Factor at the start."""
+    last: NonNegativeFloat
+    """Factor at the end."""
+    begin: Share = 0.0
+    """Share of all steps at which the change begins."""
+    end: Share = 0.6
+    """Share of all steps at which it is complete."""
+
+
+@section
+class Contrast:
+    """InfoNCE from an item to its partner: items that belong together get near latents (QuaSID, arXiv 2603.00632).
+
+    Needs item pairs.
+    """
+
+    kind: Literal["contrast"] = "contrast"
+    weight: NonNegativeFloat = 0.1
+    """lambda_cl."""
+    schedule: Schedule | None = None
+    """How the weight changes in training."""
+    temperature: PositiveFloat = 0.07
+    """tau; not published."""
+    on: Literal["latent", "quantized"] = "latent"
+    """latent: the encoder's output z. quantized: what the codes stand for, with a straight-through gradient."""
+    mask_targets: bool = False
+    """Also leave out negatives whose target is the anchor's target."""
+
+
+@section
+class HammingRepulsion:
+    """Margin repulsion of items that share all codes, or nearly all (QuaSID's HaMR, arXiv 2603.00632)."""
+
+    kind: Literal["hamming_repulsion"] = "hamming_repulsion"
+    weight_full: NonNegativeFloat = 0.2
+    """lambda_full, for pairs with the same SID."""
+    weight_part: NonNegativeFloat = 0.1
+    """lambda_part, for pairs that differ in 1 to `radius` levels."""
+    margin_full: NonNegativeFloat = 0.8
+    """Least cosine distance wanted of pairs with the same SID; at least margin_part."""
+    margin_part: NonNegativeFloat = 0.5
+    """Least cosine distance wanted of the others."""
+    radius: NonNegativeInt = 1
+    """R: most levels in which a partial conflict may differ."""
+    mask_valid: bool = True
+    """Leave out an item and its partner, and the same item twice (CVPM); the ablation "w/o masking" is false."""
+    schedule: Schedule | None = None
+    """How both weights change in training."""
+
+
+@section
+class OverlapRepulsion:
+    """Repulsion of items that share codes though they are dissimilar (AdaSID's SeAR and LAS, arXiv 2604.23522)."""
+
+    kind: Literal["overlap_repulsion"] = "overlap_repulsion"
+    weight: NonNegativeFloat = 1.0
+    """Weight of the whole term."""
+    schedule: Schedule | None = None
+    """lambda_col over the training."""
+    relax: bool = True
+    """Stage one (SeAR): pairs with cosine of at least the threshold are let alone; the ablation is false."""
+    thresholds: tuple[float, ...] = (0.18, 0.24, 0.30)
+    """eta by overlap depth 1, 2, ..; must not fall. The last one serves deeper overlaps."""
+    margins: tuple[float, ...] = (1.0,)
+    """m by overlap depth; not published. Each must exceed 1 - eta of its depth, or the loss vanishes."""
+    space: Literal["latent", "input"] = "latent"
+    """Where the similarity of stage one is taken."""
+    load: Literal["pattern", "bucket", "none"] = "pattern"
+    """Stage two (LAS): strength grows with how many pairs of the batch agree in the same levels (pattern), with how
+    many items share the longest common prefix (bucket), or not at all (the ablation)."""
+    load_min: PositiveFloat = 1.0
+    """f_min, the strength of a rare pattern."""
+    load_max: PositiveFloat = 2.0
+    """f_max, the strength of the most loaded; observed 1 to 3."""
+    load_power: PositiveFloat = 1.0
+    """alpha of the ramp f_min + (f_max - f_min) (min(c, d) / d)^alpha; the function is not published."""
+    load_saturation: PositiveInt | None = None
+    """d; left out, the 95th percentile of c over the first hundred steps."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """mean over repelled pairs, or the sum as printed, which grows with the square of the batch."""
+    mask_valid: bool = True
+    """Leave out an item and its partner, and the same item twice (QuaSID's CVPM)."""
+
+
+@section
+class Diversity:
+    """Each code is drawn to others of its group, so that codes of a level are used evenly (LETTER, 2405.07314)."""
+
+    kind: Literal["diversity"] = "diversity"
+    weight: NonNegativeFloat = 1e-4
+    """beta; the paper tries 1e-5 to 1e-2."""
+    schedule: Schedule | None = None
+    """How the weight changes in training."""
+    groups: PositiveInt = 10
+    """Groups of equal size that a level's codewords are clustered into, anew every epoch."""
+
+
+@section
+class Collaborative:
+    """Cross-entropy of inner products between quantised latents and behaviour vectors of a batch (LETTER).
+
+    Needs behaviour vectors.
+    """
+
+    kind: Literal["collaborative"] = "collaborative"
+    weight: NonNegativeFloat = 0.01
+    """alpha; the paper tries .001 to .1."""
+    schedule: Schedule | None = None
+    """How the weight changes in training."""
+
+
+@section
+class AlignmentController:
+    """How strongly an item is drawn to its behaviour vector, by that vector's norm (ADC-SID, arXiv 2510.25622, eq. 17).
+
+    w = sigmoid(alpha n - beta) / sigmoid(alpha - beta), n the norm scaled to [0, 1] over all items.
+    """
+
+    alpha: PositiveFloat = 10.0
+    """Steepness."""
+    beta: float = 9.0
+    """Where it sets in."""
+    clip_quantile: Share = 0.0
+    """Norms outside these outer quantiles count as the quantile itself; 0 takes minimum and maximum as printed."""
+
+
+@section
+class BehaviorAlignment:
+    """InfoNCE from what an item is to how it is used: latents against behaviour vectors (ADC-SID, DAS).
+
+    Needs behaviour vectors; items without one take no part.
+    """
+
+    kind: Literal["behavior_alignment"] = "behavior_alignment"
+    weight: NonNegativeFloat = 0.1
+    """Weight of the term; not published."""
+    schedule: Schedule | None = None
+    """How the weight changes in training."""
+    on: Literal["latent", "quantized"] = "latent"
+    """The anchor: the encoder's output, or what the codes stand for."""
+    temperature: PositiveFloat = 0.07
+    """tau."""
+    controller: AlignmentController | None = None
+    """Per-item strength; left out, all items alike."""
+
+
+SidLossConfig = Annotated[
+    Contrast | HammingRepulsion | OverlapRepulsion | Diversity | Collaborative | BehaviorAlignment,
+    Field(discriminator="kind"),
+]

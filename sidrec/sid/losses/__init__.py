@@ -1,0 +1,1 @@
+"""Losses that plug into any gradient-trained learner."""

@@ -1,0 +1,94 @@
+"""The contract of every network that learns codes: a batch of item vectors in, codes and its own losses out.
+
+Shapes: B items of a batch, V vector width, D latent width, L levels, K codes, E behaviour width.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class ItemBatch:
+    """What a step sees.
+
+    rows_B: int64 row numbers of the items, so that the same item twice can be told.
+    vectors_BV: float32, the vector columns concatenated.
+    partners: None, or how many of the first items have their partners behind: item i < partners belongs to item
+        i + partners, and B = 2 * partners.
+    has_partner_P: bool [partners], False where no partner is known and the place holds the item itself again.
+    behavior_BE: float32 behaviour vectors for the losses, all zeros where an item has none; None when not asked for.
+    scaled_norm_B: float32 norm of the behaviour vector, scaled to [0, 1] over all items; None without behaviour.
+    """
+
+    rows_B: Tensor
+    vectors_BV: Tensor
+    partners: int | None = None
+    has_partner_P: Tensor | None = None
+    behavior_BE: Tensor | None = None
+    scaled_norm_B: Tensor | None = None
+
+
+class Coded(NamedTuple):
+    """What a network makes of a batch.
+
+    latent_BD: before quantisation. quantized_BD: what the codes stand for in the same space, gradient to the codewords.
+    codes_BL: int64. targets: per level, what was compared with the codewords, [B, width of that codebook].
+    terms: the network's own losses by name, scalars that are summed as they are.
+    weights_BL: float32 token weights, or None.
+    """
+
+    latent_BD: Tensor
+    quantized_BD: Tensor
+    codes_BL: Tensor
+    targets: tuple[Tensor, ...]
+    terms: dict[str, Tensor]
+    weights_BL: Tensor | None = None
+
+    def straight_through(self) -> Tensor:
+        """The quantised latent, whose gradient goes to the encoder as if nothing had been quantised."""
+        return self.latent_BD + (self.quantized_BD - self.latent_BD).detach()
+
+
+class Network(nn.Module, ABC):
+    """`codebooks` holds one module per level, each with a parameter or buffer `weight` [K, width]."""
+
+    codebooks: nn.ModuleList
+
+    @property
+    def codewords(self) -> tuple[Tensor, ...]:
+        """Every level's codewords, [K, width of that codebook]."""
+        return tuple(cast(Tensor, codebook.weight) for codebook in self.codebooks)
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        """K of every level."""
+        return tuple(len(codewords_KD) for codewords_KD in self.codewords)
+
+    @abstractmethod
+    def forward(self, batch: ItemBatch) -> Coded:
+        """Codes with gradients, and the network's own losses."""
+
+    @abstractmethod
+    def encode(self, vectors_BV: Tensor) -> tuple[Tensor, Tensor | None]:
+        """codes_BL and weights_BL (or None), without gradients; a row's codes depend on that row alone."""
+
+    @abstractmethod
+    def decode(self, codes_BL: Tensor) -> Tensor | None:
+        """[B, V] vectors that codes stand for, or None when codes alone do not give a vector."""
+
+    def start(self, vectors_BV: Tensor) -> None:
+        """Places the codebooks by k-means on a first large batch, level by level, before the first step."""
+
+    def after_step(self) -> dict[str, float]:
+        """Moves whatever is no parameter, such as a controller's strength. Returns what is worth logging."""
+        return {}
+
+
+def nearest(points_BD: Tensor, codewords_KD: Tensor) -> Tensor:
+    """int64 [B]: the codeword at the least squared distance; the first of equals."""
+    cross_BK = points_BD @ codewords_KD.T
+    return torch.argmin(codewords_KD.square().sum(dim=1) - 2 * cross_BK, dim=1)

@@ -1,0 +1,1 @@
+"""Training of the gradient-trained learners: batches, steps, health of the codebooks, resuming."""
