@@ -12,6 +12,11 @@ from sidrec.config.section import section
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
+def at_depth(values: tuple[float, ...], depth: int) -> float:
+    """The value of an overlap depth, from 1; the last one serves deeper overlaps."""
+    return values[min(depth, len(values)) - 1]
+
+
 @section
 class Schedule:
     """A factor of the weight: `first` until the share `begin` of the training, `last` from `end` on, a line between.
@@ -27,6 +32,10 @@ class Schedule:
     """Share of all steps at which the change begins."""
     end: Share = 0.6
     """Share of all steps at which it is complete."""
+
+    def __post_init__(self) -> None:
+        if self.end < self.begin:
+            raise ValueError(f"expected end of at least begin {self.begin}, got {self.end}")
 
 
 @section
@@ -69,6 +78,10 @@ class HammingRepulsion:
     schedule: Schedule | None = None
     """How both weights change in training."""
 
+    def __post_init__(self) -> None:
+        if self.margin_full < self.margin_part:
+            raise ValueError(f"expected margin_full of at least margin_part {self.margin_part}, got {self.margin_full}")
+
 
 @section
 class OverlapRepulsion:
@@ -97,11 +110,25 @@ class OverlapRepulsion:
     load_power: PositiveFloat = 1.0
     """alpha of the ramp f_min + (f_max - f_min) (min(c, d) / d)^alpha; the function is not published."""
     load_saturation: PositiveInt | None = None
-    """d; left out, the 95th percentile of c over the first hundred steps."""
+    """d; left out, the 95th percentile of c, averaged over the first hundred steps."""
     reduction: Literal["mean", "sum"] = "mean"
     """mean over repelled pairs, or the sum as printed, which grows with the square of the batch."""
     mask_valid: bool = True
     """Leave out an item and its partner, and the same item twice (QuaSID's CVPM)."""
+
+    def __post_init__(self) -> None:
+        if not self.thresholds or list(self.thresholds) != sorted(self.thresholds):
+            raise ValueError(f"expected thresholds that do not fall with the depth, got {self.thresholds}")
+        if not self.margins:
+            raise ValueError("expected at least one margin, got none")
+        if self.load_max < self.load_min:
+            raise ValueError(f"expected load_max of at least load_min {self.load_min}, got {self.load_max}")
+        depths = max(len(self.thresholds), len(self.margins)) if self.relax else 0
+        for depth in range(1, depths + 1):
+            threshold, margin = at_depth(self.thresholds, depth), at_depth(self.margins, depth)
+            if margin <= 1 - threshold:
+                bound = f"a margin above 1 - {threshold} at overlap depth {depth}, or no pair is ever repelled"
+                raise ValueError(f"expected {bound}, got {margin}")
 
 
 @section
