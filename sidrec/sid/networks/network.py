@@ -1,12 +1,13 @@
 """The contract of every network that learns codes: a batch of item vectors in, codes and its own losses out.
 
-Shapes: B items of a batch, V vector width, D latent width, L levels, K codes, E behaviour width.
+Shapes: N all items, B items of a batch, V vector width, D latent width, L levels, K codes, E behaviour width.
 """
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -68,6 +69,11 @@ class Network(nn.Module, ABC):
         """K of every level."""
         return tuple(len(codewords_KD) for codewords_KD in self.codewords)
 
+    @property
+    def latent_width(self) -> int:
+        """D; networks whose latents are not as wide as the first level's codewords override it."""
+        return self.codewords[0].shape[1]
+
     @abstractmethod
     def forward(self, batch: ItemBatch) -> Coded:
         """Codes with gradients, and the network's own losses."""
@@ -79,6 +85,12 @@ class Network(nn.Module, ABC):
     @abstractmethod
     def decode(self, codes_BL: Tensor) -> Tensor | None:
         """[B, V] vectors that codes stand for, or None when codes alone do not give a vector."""
+
+    def survey(self, vectors_NV: np.ndarray) -> None:
+        """Sees all item vectors once, before `start`: sets buffers that need every item. May be a memory map.
+
+        Raises ContractError when these items cannot be learned from.
+        """
 
     def start(self, vectors_BV: Tensor) -> None:
         """Places the codebooks by k-means on a first large batch, level by level, before the first step."""
