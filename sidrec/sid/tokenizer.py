@@ -84,6 +84,14 @@ class Tokenizer(ABC):
     def decode(self, codes_NL: np.ndarray) -> np.ndarray | None:
         """The float32 vectors [N, V] that codes stand for, or None when codes do not stand for vectors."""
 
+    def last_level_costs(self, vectors_NV: np.ndarray, codes_NL: np.ndarray) -> np.ndarray | None:
+        """How badly each code of the last level fits each item, given its codes before: float32 [N, K], less is better.
+
+        What a resolver of collisions chooses by; the last column of codes_NL is not looked at. None for learners whose
+        codes are no nearest ones.
+        """
+        return None
+
     @abstractmethod
     def arrays(self) -> dict[str, np.ndarray]:
         """The learned state, for the artifact."""
