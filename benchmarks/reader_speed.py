@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 
 from sidrec.config.model import HidItem, ModelConfig
 from sidrec.config.tree import DataConfig
-from sidrec.data.item_tables import ItemTables, item_tables
+from sidrec.data.item_tables import ItemTables, item_tables, no_weights
 from sidrec.data.loader import columns_of, open_split
 from sidrec.data.order import Lanes, Mixing
 from sidrec.data.reader import LogReader
@@ -69,7 +69,7 @@ def sid_coord_tables(items: int) -> ItemTables:
     """Six tables per item, as HID and five granularities have."""
     rng = np.random.default_rng(1)
     rows_IG = np.stack([np.arange(items), *(rng.integers(1, 256, items) for _ in range(5))], axis=1)
-    return ItemTables(("hid", "s1", "s2", "s3", "s12", "s23"), (items, *[256] * 5), rows_IG)
+    return ItemTables(("hid", "s1", "s2", "s3", "s12", "s23"), (items, *[256] * 5), rows_IG, no_weights(items))
 
 
 def report(stage: str, rows: int, work: Iterable[object]) -> None:

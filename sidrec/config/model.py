@@ -141,6 +141,11 @@ Alignment = Annotated[
 ]
 
 
+TokenWeights = Literal["off", "multiply", "append", "both"]
+"""What becomes of a catalog's token weights (ADC-SID, arXiv 2510.25622, ranking): multiply scales a granularity's
+embedding by the product of its tokens' weights, append gives the target's weights to the backbone, both does both."""
+
+
 @section
 class HidItem:
     """Items are their hashed ids: the twin that SID-Coord is compared with."""
@@ -157,6 +162,8 @@ class SidItem:
     """SID features, each with its own table."""
     fusion: Fusion = AdditiveFusion()
     alignment: Alignment = AutoDisAlignment()
+    token_weights: TokenWeights = "off"
+    """How the catalog's token weights are used."""
 
 
 @section
@@ -171,6 +178,8 @@ class SidCoordItem:
     """Which embeddings of the history are averaged into features of the backbone; "hid" is what the twin has."""
     gate: Gate = StatsGate()
     alignment: Alignment = AutoDisAlignment()
+    token_weights: TokenWeights = "off"
+    """How the catalog's token weights are used."""
 
 
 Item = Annotated[HidItem | SidItem | SidCoordItem, Field(discriminator="kind")]

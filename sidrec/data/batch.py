@@ -9,7 +9,7 @@ zero vector.
     target 4, history 7                                             1]         [2, 0]]
 
 Shapes: B rows, U bags, T history positions (latest items, oldest first, padded at the end), X dense and S statistics
-columns.
+columns, W weighted granularities.
 """
 
 from dataclasses import dataclass, fields
@@ -26,6 +26,7 @@ class Batch(Pipelineable):
 
     items: keys are the item tables (hid, s1, ...), stride U, at most one id per bag.
     context: keys are the other id columns (user_id, cat_*), stride B, one id per bag.
+    token_weights_UW: float32 weights of the bags' granularities; W is 0 where the model uses none.
     target_B, history_BT: int64 bag numbers; 0 is padding.
     dense_BX, stats_BS: float32. stats are raw counts as of the row's time.
     label_B: float32, 0 or 1. weight_B: float32, 0 marks a padding row, which counts nowhere.
@@ -35,6 +36,7 @@ class Batch(Pipelineable):
 
     items: KeyedJaggedTensor
     context: KeyedJaggedTensor
+    token_weights_UW: Tensor
     target_B: Tensor
     history_BT: Tensor
     dense_BX: Tensor

@@ -33,4 +33,5 @@ def pad_items(batch: Batch, bags: int) -> Batch:
     lengths_GU = items.lengths().view(len(items.keys()), batch.bags)
     padded_GU = torch.nn.functional.pad(lengths_GU, (0, bags - batch.bags))
     padded = KeyedJaggedTensor(keys=items.keys(), values=items.values(), lengths=padded_GU.view(-1), stride=bags)
-    return replace(batch, items=padded)
+    weights_UW = torch.nn.functional.pad(batch.token_weights_UW, (0, 0, 0, bags - batch.bags))
+    return replace(batch, items=padded, token_weights_UW=weights_UW)

@@ -31,11 +31,14 @@ class Built(NamedTuple):
 class Steps(IterableDataset[Built]):
     """Worker k of K builds steps first + k, first + k + K, ...: DataLoader asks workers in turn, which keeps order.
 
-    tables, rows_IG: names and rows of the item tables (ItemTables).
+    tables, rows_IG, weights_IW: names, rows and token weights of the item tables (ItemTables).
     """
 
-    def __init__(self, reader: LogReader, tables: tuple[str, ...], rows_IG: np.ndarray, world: int) -> None:
+    def __init__(
+        self, reader: LogReader, tables: tuple[str, ...], rows_IG: np.ndarray, weights_IW: np.ndarray, world: int
+    ) -> None:
         self._reader, self._tables, self._rows_IG, self._world = reader, tables, rows_IG, world
+        self._weights_IW = weights_IW
         self._position = torch.zeros(2, dtype=torch.int64)
         self._position.share_memory_()  # type: ignore[no-untyped-call]  # workers outlive an epoch
 
@@ -50,7 +53,7 @@ class Steps(IterableDataset[Built]):
         return self._build(epoch, range(first + number, self._reader.lanes.steps, workers))
 
     def _build(self, epoch: int, steps: range) -> Iterator[Built]:
-        arrays = BatchArrays(self._tables, self._rows_IG, self._reader.columns.context)
+        arrays = BatchArrays(self._tables, self._rows_IG, self._weights_IW, self._reader.columns.context)
         try:
             for step in self._reader.steps(epoch, steps):
                 yield Built(block_of(arrays(step.rows, step.rows_of_all_ranks / self._world)), step.complaints)

@@ -18,7 +18,7 @@ from sidrec.data.item_tables import HID
 from sidrec.model.backbone import build_backbone
 from sidrec.model.fusion import GranularityFusion
 from sidrec.model.gate import TargetAwareGate
-from sidrec.model.item import SidCoordRepresentation, SidRepresentation, build_item
+from sidrec.model.item import ItemLookup, SidCoordRepresentation, SidRepresentation, build_item
 from sidrec.model.statistics import StandardizeStats
 
 
@@ -63,7 +63,8 @@ class Ranker(nn.Module):
 
     def score(self, batch: Batch) -> Tensor:
         """Logits [B]."""
-        embedded_BFD, aligned_BE = self.item(self.items(batch.items), batch.target_B, batch.history_BT, batch.stats_BS)
+        looked_up = ItemLookup(self.items(batch.items).to_dict(), batch.token_weights_UW)
+        embedded_BFD, aligned_BE = self.item(looked_up, batch.target_B, batch.history_BT, batch.stats_BS)
         if self.context is not None:
             context = self.context(batch.context).to_dict()
             context_BFD = torch.stack([context[name] for name in self.context_columns], dim=1)
@@ -88,7 +89,9 @@ class Ranker(nn.Module):
     @property
     def fusion(self) -> GranularityFusion | None:
         """The attention over SID granularities, where the item representation has SIDs."""
-        return self.item.fusion if isinstance(self.item, (SidRepresentation, SidCoordRepresentation)) else None
+        if isinstance(self.item, (SidRepresentation, SidCoordRepresentation)):
+            return self.item.semantic.fusion
+        return None
 
     @property
     def gate(self) -> TargetAwareGate | None:

@@ -86,6 +86,18 @@ class Catalog:
         codes[self.item_ids_N[known]] = self.codes_NL[known]
         return codes
 
+    def weights_by_id(self, number_of_ids: int) -> np.ndarray:
+        """Token weights indexed by item id: float32 [number_of_ids, L], 0 for ids without a SID.
+
+        Raises ContractError when the catalog has none.
+        """
+        if self.weights_NL is None:
+            raise ContractError("catalog", "token weights, which a learner with a router gives", "codes alone")
+        weights = np.zeros((number_of_ids, self.levels), dtype=np.float32)
+        known = self.item_ids_N < number_of_ids
+        weights[self.item_ids_N[known]] = self.weights_NL[known]
+        return weights
+
     def extend(self, new_item_ids: np.ndarray, vectors: np.ndarray, tokenizer: Tokenizer) -> "Catalog":
         """A larger catalog: new items get codes from the frozen codebooks, SIDs of old items stay as they are.
 

@@ -9,6 +9,7 @@ from tests.data.log_files import manifest_of
 
 # Items 1, 2 and 4 of a log that knows ids 0 to 29; s1 takes the codes 5 and 7, s12 takes 5.0, 5.1 and 7.0.
 CATALOG = Catalog(np.array([1, 2, 4]), np.array([[7, 0], [5, 1], [5, 0]]), (8, 2))
+CATALOG_3 = Catalog(np.array([1]), np.array([[7, 0, 1]]), (8, 2, 2))
 
 
 def tables_of(item: Item) -> ItemTables:
@@ -32,6 +33,22 @@ def test_sid_coord_has_both() -> None:
     tables = tables_of(SidCoordItem(granularities=("s2",)))
     assert tables.names == ("hid", "s2")
     assert tables.rows_of("s2").tolist() == [0, 1, 2, 0, 1] + [0] * 25
+
+
+def test_a_granularity_weighs_the_product_of_its_tokens() -> None:
+    weighted = Catalog(np.array([1, 4]), np.array([[7, 0], [5, 0]]), (8, 2), np.array([[1.0, 0.5], [3.0, 0.25]]))
+    item = SidItem(granularities=("s1", "s2", "s12"), token_weights="multiply")
+    tables = item_tables(item, manifest_of(), weighted)
+    assert tables.weights_IW.shape == (30, 3)
+    assert tables.weights_IW[1].tolist() == [1, 0.5, 0.5]
+    assert tables.weights_IW[4].tolist() == [3, 0.25, 0.75]
+    assert not tables.weights_IW[[0, 2, 29]].any()
+    assert item_tables(SidItem(), manifest_of(), CATALOG_3).weights_IW.shape == (30, 0)
+
+
+def test_token_weights_that_the_catalog_lacks_are_refused() -> None:
+    with pytest.raises(ContractError, match=r"^catalog: expected token weights, .*, got codes alone$"):
+        tables_of(SidItem(granularities=("s1",), token_weights="append"))
 
 
 def test_sids_without_a_catalog_are_refused() -> None:

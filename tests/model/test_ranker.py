@@ -56,6 +56,7 @@ def batch_for(ranker: Ranker, weight_B: torch.Tensor | None = None) -> Batch:
     return Batch(
         items=items,
         context=context,
+        token_weights_UW=torch.cat([torch.zeros(1, 5), torch.rand(U - 1, 5, generator=generator)]),
         target_B=ids(U - 1, B) + 1,
         history_BT=ids(U, B, T),
         dense_BX=torch.randn(B, 2, generator=generator),
@@ -85,6 +86,9 @@ ALTERNATIVES: dict[str, dict[str, Any]] = {
     "histogram": {"item": {"kind": "sid_coord", "alignment": {"kind": "histogram"}}},
     "raw statistics": {"item": {"kind": "sid_coord", "alignment": {"kind": "raw_stats"}}},
     "both histories": {"item": {"kind": "sid_coord", "history": ["hid", "sid"]}},
+    "token weights multiply": {"item": {"kind": "sid_coord", "token_weights": "multiply"}},
+    "token weights appended": {"item": {"kind": "sid", "token_weights": "append"}},
+    "token weights both ways": {"item": {"kind": "sid_coord", "token_weights": "both"}},
     "no context": {"context": []},
     "statistics for the gate alone": {"stats_as_dense": False},
 }
@@ -165,3 +169,23 @@ def test_the_gate_moves_the_target_between_hid_and_sid() -> None:
             ranker.items.embedding_bags["hid"].weight.div_(3)
     only_history, with_target = scores
     assert with_target > only_history
+
+
+def test_a_token_of_weight_zero_is_masked() -> None:
+    ranker = ranker_for(item={"kind": "sid", "token_weights": "multiply", "fusion": {"kind": "mean"}})
+    batch = batch_for(ranker)
+    batch.token_weights_UW[:, 2] = 0
+    ranker(batch)[0].backward()
+    masked, heard = (ranker.items.embedding_bags[name].weight.grad for name in ("s3", "s1"))
+    assert not masked.any()
+    assert heard.any()
+
+
+def test_multiplied_weights_of_one_change_nothing() -> None:
+    torch.manual_seed(0)
+    plain = ranker_for(item={"kind": "sid_coord"})
+    torch.manual_seed(0)
+    weighted = ranker_for(item={"kind": "sid_coord", "token_weights": "multiply"})
+    batch = batch_for(plain)
+    batch.token_weights_UW.fill_(1)
+    torch.testing.assert_close(weighted(batch)[1][1], plain(batch)[1][1], rtol=0, atol=0)

@@ -16,10 +16,10 @@ from tests.ranks import joined, run_on_ranks
 def measured(rank: int, world: int, bias: float) -> dict[str, Any] | None:
     """Attention of a ranker whose first granularity gets exp(bias) times the weight of each other."""
     ranker = ranker_for(item={"kind": "sid", "fusion": {"kind": "additive", "hidden": 1}})
-    torch.nn.init.zeros_(ranker.item.fusion.project.weight)  # type: ignore[union-attr,arg-type]
-    torch.nn.init.constant_(ranker.item.fusion.score.weight, bias / math.tanh(1))  # type: ignore[union-attr,arg-type]
+    torch.nn.init.zeros_(ranker.item.semantic.fusion.project.weight)  # type: ignore[union-attr,arg-type]
+    torch.nn.init.constant_(ranker.item.semantic.fusion.score.weight, bias / math.tanh(1))  # type: ignore[union-attr,arg-type]
     with torch.no_grad():
-        ranker.item.fusion.bias_GH[0] = 1  # type: ignore[union-attr,operator]
+        ranker.item.semantic.fusion.bias_GH[0] = 1  # type: ignore[union-attr,operator]
     with AttentionMeter(ranker) as meter:
         ranker(batch_for(ranker))
     ranker(batch_for(ranker))  # after the meter has left: counts nowhere

@@ -26,6 +26,7 @@ def _batch(row: list[int], weight: list[float] | None = None) -> Batch:
     return Batch(
         items=nothing,
         context=nothing,
+        token_weights_UW=torch.zeros(len(row), 0),
         target_B=row_B,
         history_BT=row_B[:, None],
         dense_BX=torch.zeros(len(row), 0),
