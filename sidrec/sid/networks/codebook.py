@@ -1,0 +1,121 @@
+"""A codebook: K codewords, the nearest of which stands for a point. Learned by gradients or by moving averages.
+
+Shapes: B points, D width, K codes, P points to learn from.
+"""
+
+from typing import Literal
+
+import faiss
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sidrec.sid.networks.network import nearest
+from sidrec.sid.training.replicas import ALONE, Replicas
+
+ITERATIONS = 20  # of Lloyd, in the placement by k-means
+DECAY = 0.99  # of the moving averages (van den Oord et al., arXiv 1711.00937, appendix A.1)
+
+
+class Codebook(nn.Module):
+    """Codewords `weight` [K, D].
+
+    cosine: the nearest is the one with the largest cosine; points and codewords count as unit vectors everywhere.
+    learning: gradient leaves codewords to the optimizer through `losses`. ema replaces each, in training, by the moving
+        average of the points that took it (arXiv 1711.00937, equations 6 to 8); `weight` is a buffer then, and points
+        and counts are summed over replicas.
+    """
+
+    weight: Tensor
+    _sum_KD: Tensor
+    _count_K: Tensor
+    replicas: Replicas = ALONE
+
+    def __init__(
+        self, size: int, width: int, cosine: bool = False, learning: Literal["gradient", "ema"] = "gradient"
+    ) -> None:
+        super().__init__()
+        self.cosine, self.learning = cosine, learning
+        weight_KD = self._scaled(torch.randn(size, width) / width**0.5)
+        if learning == "gradient":
+            self.weight = nn.Parameter(weight_KD)
+            return
+        self.register_buffer("weight", weight_KD)
+        self.register_buffer("_sum_KD", weight_KD.clone())
+        self.register_buffer("_count_K", torch.ones(size))
+
+    def forward(self, points_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """codes_B and quantized_BD, the codewords with gradient. Moves the averages, in training with `ema`."""
+        codes_B = self.nearest(points_BD)
+        quantized_BD = self.lookup(codes_B)
+        if self.training and self.learning == "ema":
+            self._average(points_BD.detach(), codes_B)
+        return codes_B, quantized_BD
+
+    def nearest(self, points_BD: Tensor) -> Tensor:
+        """int64 [B]. A point's length does not change which cosine is largest."""
+        return nearest(points_BD, self._scaled(self.weight))
+
+    def lookup(self, codes_B: Tensor) -> Tensor:
+        """The codewords [B, D], of unit length with `cosine`."""
+        return self._scaled(functional.embedding(codes_B, self.weight))
+
+    def losses(self, points_BD: Tensor, quantized_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """Codebook loss |sg[point] - codeword|^2 and commitment |point - sg[codeword]|^2, summed over all entries.
+
+        The first is 0 with `ema`. The caller averages and weighs them (arXiv 1711.00937, equation 3).
+        """
+        points_BD = self._scaled(points_BD)
+        commitment = functional.mse_loss(points_BD, quantized_BD.detach(), reduction="sum")
+        if self.learning == "ema":
+            return torch.zeros_like(commitment), commitment
+        return functional.mse_loss(quantized_BD, points_BD.detach(), reduction="sum"), commitment
+
+    @torch.no_grad()
+    def place(self, points_PD: Tensor) -> None:
+        """Puts the codewords on the centroids of k-means over at least K points. Seeded by torch's generator."""
+        size, width = self.weight.shape
+        settings = {"niter": ITERATIONS, "seed": int(torch.randint(2**31, ())), "spherical": self.cosine}
+        points = np.ascontiguousarray(self._scaled(points_PD).cpu().numpy())
+        threads = faiss.omp_get_max_threads()
+        faiss.omp_set_num_threads(1)  # so that the same seed gives the same centroids on any machine
+        try:
+            limits = {"min_points_per_centroid": 1, "max_points_per_centroid": len(points)}
+            learner = faiss.Kmeans(width, size, **settings, **limits)
+            learner.train(points)
+        finally:
+            faiss.omp_set_num_threads(threads)
+        self._put(torch.arange(size), torch.from_numpy(learner.centroids))
+
+    @torch.no_grad()
+    def revive(self, dead_K: Tensor, points_PD: Tensor) -> int:
+        """Puts dead codes on points drawn at random, no point twice, and returns how many.
+
+        dead_K: bool [K]. Codes beyond the number of points stay where they are.
+        """
+        codes = torch.nonzero(dead_K)[:, 0].cpu()
+        chosen = torch.randperm(len(points_PD))[: len(codes)]
+        self._put(codes[: len(chosen)], self._scaled(points_PD[chosen]))
+        return min(len(codes), len(chosen))
+
+    def _put(self, codes: Tensor, points: Tensor) -> None:
+        points = points.to(self.weight)
+        self.weight[codes] = points
+        if self.learning == "ema":
+            self._sum_KD[codes], self._count_K[codes] = points, 1.0
+
+    @torch.no_grad()
+    def _average(self, points_BD: Tensor, codes_B: Tensor) -> None:
+        size, width = self.weight.shape
+        seen = self.weight.new_zeros(size, width + 1)  # sums and counts in one, for one exchange between replicas
+        seen[:, :width].index_add_(0, codes_B, self._scaled(points_BD))
+        seen[:, width] = torch.bincount(codes_B, minlength=size)
+        seen = self.replicas.total(seen)
+        self._sum_KD.mul_(DECAY).add_(seen[:, :width], alpha=1 - DECAY)
+        self._count_K.mul_(DECAY).add_(seen[:, width], alpha=1 - DECAY)
+        taken = seen[:, width] > 0
+        self.weight[taken] = self._scaled(self._sum_KD[taken] / self._count_K[taken, None])
+
+    def _scaled(self, points: Tensor) -> Tensor:
+        return functional.normalize(points, dim=1) if self.cosine else points

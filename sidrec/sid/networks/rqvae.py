@@ -1,0 +1,142 @@
+"""RQ-VAE: an encoder, one residual codebook per level, a decoder (TIGER, arXiv 2305.05065).
+
+Shapes: B items, N all items, V vector width, D latent width, L levels, K codes, P points.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sidrec.config.learners import RqVaeConfig
+from sidrec.sid.networks.codebook import Codebook
+from sidrec.sid.networks.item_weights import ItemWeights
+from sidrec.sid.networks.mlp import mlp
+from sidrec.sid.networks.network import Coded, ItemBatch, Network
+from sidrec.sid.networks.sinkhorn import spread
+
+
+class RqVae(Network):
+    """r_0 = z, q_l the codeword nearest to r_(l-1), r_l = r_(l-1) - sg[q_l]; the decoder sees z + sg[sum_l q_l - z].
+
+    Terms: reconstruction |x' - x|^2; codebook sum_l |sg[r_(l-1)] - q_l|^2, which alone moves codewords; commitment
+    beta sum_l |r_(l-1) - sg[q_l]|^2, of which every level reaches the encoder. Means over items; over dimensions sums,
+    or with `reconstruction: mean` means in all three, and over levels too, as LETTER's released code takes them.
+
+    With a router, the decoder sees sum_l w_l q_l instead. Codes do not depend on weights.
+    """
+
+    codebooks: nn.ModuleList
+
+    def __init__(self, config: RqVaeConfig, columns: tuple[tuple[str, int], ...]) -> None:
+        super().__init__()
+        self.config = config
+        inputs = sum(width for _, width in columns)
+        self.encoder = mlp((inputs, *config.hidden, config.width))
+        self.decoder = mlp((config.width, *reversed(config.hidden), inputs))
+        self.codebooks = nn.ModuleList(Codebook(config.codebook_size, config.width) for _ in range(config.levels))
+        self.weights = ItemWeights(config.router, columns, config.levels) if config.router else None
+
+    def survey(self, vectors_NV: np.ndarray) -> None:
+        if self.weights is not None:
+            self.weights.survey(vectors_NV)
+
+    @torch.no_grad()
+    def start(self, vectors_BV: Tensor) -> None:
+        residual = self.encoder(vectors_BV)
+        for codebook in self._levels():
+            codebook.place(residual)
+            residual = residual - codebook(residual)[1]
+
+    def forward(self, batch: ItemBatch) -> Coded:
+        latent_BD = self.encoder(batch.vectors_BV)
+        codes, quantized, targets = [], [], []
+        residual = latent_BD
+        codebook_loss = commitment = latent_BD.new_zeros(())
+        for level, codebook in enumerate(self._levels()):
+            codes_B = self._training_codes(residual, level)
+            quantized_BD = codebook.lookup(codes_B)
+            level_loss, level_commitment = codebook.losses(residual, quantized_BD)
+            codebook_loss, commitment = codebook_loss + level_loss, commitment + level_commitment
+            codes.append(codes_B)
+            quantized.append(quantized_BD)
+            targets.append(residual)
+            residual = residual - quantized_BD.detach()
+        weights_BL = None if self.weights is None else self.weights(batch.vectors_BV)
+        terms = self._terms(batch.vectors_BV, latent_BD, quantized, weights_BL)
+        scale = self._scale(latent_BD)
+        terms |= {"codebook": codebook_loss / scale, "commitment": self.config.commitment * commitment / scale}
+        codes_BL = torch.stack(codes, dim=1)
+        return Coded(latent_BD, weighted_sum(quantized, weights_BL), codes_BL, tuple(targets), terms, weights_BL)
+
+    @torch.no_grad()
+    def encode(self, vectors_BV: Tensor) -> tuple[Tensor, Tensor | None]:
+        residual = self.encoder(vectors_BV)
+        codes = []
+        for codebook in self._levels():
+            codes_B = codebook.nearest(residual)
+            residual = residual - codebook.lookup(codes_B)
+            codes.append(codes_B)
+        return torch.stack(codes, dim=1), None if self.weights is None else self.weights(vectors_BV)
+
+    @torch.no_grad()
+    def decode(self, codes_BL: Tensor) -> Tensor | None:
+        """None with a router, as the weights are not in the codes."""
+        return None if self.weights is not None else self.decoder(self._sum(codes_BL))
+
+    @torch.no_grad()
+    def last_level_costs(self, vectors_BV: Tensor, codes_BL: Tensor) -> Tensor:
+        residual_BD = self.encoder(vectors_BV) - self._sum(codes_BL[:, :-1])
+        return torch.cdist(residual_BD, self.codewords[-1]).square()
+
+    def after_step(self) -> dict[str, float]:
+        return {} if self.weights is None else self.weights.router.after_step()
+
+    def _levels(self) -> list[Codebook]:
+        return [codebook for codebook in self.codebooks if isinstance(codebook, Codebook)]
+
+    def _sum(self, codes_BL: Tensor) -> Tensor:
+        """What the codes of the first levels stand for together."""
+        latent_BD = self.codewords[0].new_zeros(len(codes_BL), self.config.width)
+        for codebook, codes_B in zip(self._levels(), codes_BL.unbind(dim=1), strict=False):
+            latent_BD = latent_BD + codebook.lookup(codes_B)
+        return latent_BD
+
+    def _training_codes(self, residual_BD: Tensor, level: int) -> Tensor:
+        """The nearest codes; on the last level, if so configured, those that spread the batch evenly."""
+        codebook = self._levels()[level]
+        if self.training and self.config.sinkhorn and level == self.config.levels - 1:
+            distances_BK = torch.cdist(residual_BD.detach(), codebook.weight.detach()).square()
+            return spread(distances_BK, self.config.sinkhorn, self.config.sinkhorn_iterations)
+        return codebook.nearest(residual_BD)
+
+    def _terms(
+        self, vectors_BV: Tensor, latent_BD: Tensor, quantized: Sequence[Tensor], weights_BL: Tensor | None
+    ) -> dict[str, Tensor]:
+        fixed_BD = weighted_sum([quantized_BD.detach() for quantized_BD in quantized], weights_BL)
+        decoded_BV = self.decoder(latent_BD + fixed_BD - latent_BD.detach())  # gradients to encoder and weights alone
+        terms = {"reconstruction": reconstruction(decoded_BV, vectors_BV, self.config.reconstruction)}
+        if self.weights is not None and weights_BL is not None:
+            terms |= self.weights.loss(weights_BL, vectors_BV)
+        return terms
+
+    def _scale(self, latent_BD: Tensor) -> int:
+        """What sums over items, dimensions and levels are divided by."""
+        means_over_dimensions = self.config.reconstruction == "mean"
+        return len(latent_BD) * (self.config.width * self.config.levels if means_over_dimensions else 1)
+
+
+def weighted_sum(quantized: Sequence[Tensor], weights_BL: Tensor | None) -> Tensor:
+    """Sum over levels of [B, D], each times the item's weight of that level if there are weights."""
+    if weights_BL is None:
+        return torch.stack(tuple(quantized)).sum(dim=0)
+    return torch.einsum("bl,lbd->bd", weights_BL, torch.stack(tuple(quantized)))
+
+
+def reconstruction(decoded_BV: Tensor, vectors_BV: Tensor, reduction: str) -> Tensor:
+    """Squared error, `sum` or `mean` over dimensions, the mean over items."""
+    if reduction == "mean":
+        return functional.mse_loss(decoded_BV, vectors_BV)
+    return functional.mse_loss(decoded_BV, vectors_BV, reduction="sum") / len(vectors_BV)
