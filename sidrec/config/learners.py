@@ -72,6 +72,10 @@ class OpqConfig:
     threads: PositiveInt = 1
     """Threads of the fit. The same seed gives the same codebooks only with the same number of threads."""
 
+    def __post_init__(self) -> None:
+        if self.components is not None and self.components % self.levels:
+            raise ValueError(f"expected components as a multiple of levels, got {self.components} for {self.levels}")
+
 
 @section
 class Training:

@@ -14,9 +14,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from sidrec.config.learners import RandomCodesConfig, ResidualKMeansConfig
+from sidrec.config.learners import OpqConfig, RandomCodesConfig, ResidualKMeansConfig
 from sidrec.config.tokenizer import TokenizerConfig
 from sidrec.schema import ContractError
+from sidrec.sid.learners.opq import Opq
 from sidrec.sid.learners.random_codes import RandomCodes
 from sidrec.sid.learners.residual_kmeans import ResidualKMeans
 from sidrec.sid.tokenizer import SideInformation, Tokenizer
@@ -25,7 +26,11 @@ CARD = "tokenizer.json"
 ARRAYS = "arrays.safetensors"
 ARTIFACT_VERSION = 1
 
-LEARNERS: dict[type, type[Tokenizer]] = {ResidualKMeansConfig: ResidualKMeans, RandomCodesConfig: RandomCodes}
+LEARNERS: dict[type, type[Tokenizer]] = {
+    ResidualKMeansConfig: ResidualKMeans,
+    RandomCodesConfig: RandomCodes,
+    OpqConfig: Opq,
+}
 _CONFIG: TypeAdapter[TokenizerConfig] = TypeAdapter(TokenizerConfig)
 
 

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 
 from sidrec.schema import ITEM_ID, UNKNOWN_ID, ContractError
 from sidrec.sid.atomic_folder import atomic_folder
+from sidrec.sid.collisions import resolve
 from sidrec.sid.tokenizer import Tokenizer
 
 CODES = "codes.parquet"
@@ -98,10 +99,13 @@ class Catalog:
         weights[self.item_ids_N[known]] = self.weights_NL[known]
         return weights
 
-    def extend(self, new_item_ids: np.ndarray, vectors: np.ndarray, tokenizer: Tokenizer) -> "Catalog":
+    def extend(
+        self, new_item_ids: np.ndarray, vectors: np.ndarray, tokenizer: Tokenizer, resolve_collisions: bool = False
+    ) -> "Catalog":
         """A larger catalog: new items get codes from the frozen codebooks, SIDs of old items stay as they are.
 
         vectors: [new items, V], prepared as for the fit (`read_item_vectors` with the artifact's config).
+        resolve_collisions: as the artifact's config says; new items move away from SIDs that are taken.
         Raises ContractError when an id is in the catalog already, or the tokenizer's codebooks are not the catalog's.
         """
         if tokenizer.codebook_sizes != self.codebook_sizes:
@@ -112,6 +116,9 @@ class Catalog:
                 "new items", "ids that the catalog does not hold yet", f"{len(again)}, first {again[0]}"
             )
         new = tokenizer.encode(vectors)
+        codes_NL = new.codes_NL
+        if resolve_collisions:
+            codes_NL = resolve(vectors, codes_NL, tokenizer, self.codes_NL).codes_NL
         if (new.weights_NL is None) != (self.weights_NL is None):
             raise ContractError("tokenizer", "token weights exactly when the catalog has them", new.weights_NL)
         weights = None
@@ -119,7 +126,7 @@ class Catalog:
             weights = np.concatenate([self.weights_NL, new.weights_NL])
         return Catalog(
             np.concatenate([self.item_ids_N, new_item_ids]),
-            np.concatenate([self.codes_NL, new.codes_NL]),
+            np.concatenate([self.codes_NL, codes_NL]),
             self.codebook_sizes,
             weights,
         )

@@ -4,10 +4,13 @@ Each level keeps the better of two searches (`benchmarks/residual_kmeans_choice.
 starts on the first principal axis and goes on with more of them (faiss ProgressiveDimClustering): less error and evener
 codes. Where a few clusters lie far apart, one axis cannot tell them apart, and plain k-means with k-means++ wins.
 
+`balanced` evens the winner out: clusters of equal size while fitting, codebooks are their means. Encoding takes the
+nearest code all the same, of catalog items too, so that a row's codes depend on that row alone: usage gets more even,
+not equal.
+
 Shapes: N items, V vector width, L levels, K codes per level, R rows at a time, W partial SIDs kept (beam).
 """
 
-import logging
 from pathlib import Path
 from typing import Self
 
@@ -16,13 +19,11 @@ import numpy as np
 from tqdm import tqdm, trange
 
 from sidrec.config.learners import ResidualKMeansConfig
-from sidrec.schema import ContractError
+from sidrec.sid.learners.balanced_kmeans import balanced_kmeans
+from sidrec.sid.learners.kmeans import growing_kmeans, plain_kmeans, squared_distances, training_sample
 from sidrec.sid.tokenizer import Encoded, SideInformation, Tokenizer, check_width
 
-FEW_POINTS = 39  # training vectors per code under which faiss, too, calls centroids unreliable
 DISTANCES = 1 << 22  # held at a time while encoding
-
-_log = logging.getLogger(__name__)
 
 
 class ResidualKMeans(Tokenizer):
@@ -41,7 +42,7 @@ class ResidualKMeans(Tokenizer):
         side: SideInformation,
         work: Path | None = None,
     ) -> Self:
-        residual = _sample(vectors_NV, config, seed)
+        residual = training_sample(vectors_NV, config.codebook_size, config.points_per_code, seed)
         codebooks = []
         threads = faiss.omp_get_max_threads()
         faiss.omp_set_num_threads(config.threads)
@@ -73,9 +74,13 @@ class ResidualKMeans(Tokenizer):
             codes_NL[part] = _beam_search(np.asarray(vectors_NV[part], np.float32), self._codebooks_LKV, self._beam)
         return Encoded(codes_NL)
 
+    def last_level_costs(self, vectors_NV: np.ndarray, codes_NL: np.ndarray) -> np.ndarray:
+        residual_NV = vectors_NV - self.decode(codes_NL[:, :-1])
+        return squared_distances(residual_NV, self._codebooks_LKV[-1])
+
     def decode(self, codes_NL: np.ndarray) -> np.ndarray:
         vectors_NV = np.zeros((len(codes_NL), self.width), dtype=np.float32)
-        for codebook_KV, codes in zip(self._codebooks_LKV, codes_NL.T, strict=True):
+        for codebook_KV, codes in zip(self._codebooks_LKV, codes_NL.T, strict=False):
             vectors_NV += codebook_KV[codes]
         return vectors_NV
 
@@ -87,50 +92,14 @@ class ResidualKMeans(Tokenizer):
         return cls(arrays["codebooks"], config.beam)
 
 
-def _sample(vectors_NV: np.ndarray, config: ResidualKMeansConfig, seed: int) -> np.ndarray:
-    """A float32 copy of the training vectors, all or a seeded choice."""
-    items, size = len(vectors_NV), config.codebook_size
-    if items < size:
-        raise ContractError("item vectors", f"at least {size} items for codebook_size {size}", f"{items} items")
-    if items < FEW_POINTS * size:
-        advice = "centroids follow chance, a smaller codebook_size would be steadier"
-        _log.warning("%d items for %d codes per level, fewer than %d each: %s", items, size, FEW_POINTS, advice)
-    most = config.points_per_code * size
-    if items <= most:
-        return np.array(vectors_NV, dtype=np.float32, order="C")
-    chosen = np.sort(np.random.default_rng(seed).choice(items, most, replace=False))
-    return np.ascontiguousarray(vectors_NV[chosen], dtype=np.float32)
-
-
 def _cluster(residual_NV: np.ndarray, config: ResidualKMeansConfig, seed: int, level: int) -> np.ndarray:
-    """float32 centroids [K, V], of all starts those with the lowest squared error."""
+    """float32 centroids [K, V], of all starts those with the lowest squared error; evened out if `balanced`."""
+    size, rounds = config.codebook_size, config.iterations
     seeds = np.random.SeedSequence([seed, level]).generate_state(1 + config.restarts) >> 1  # C ints
-    candidates = [_growing_kmeans(residual_NV, config, int(seeds[0]))]
-    candidates += [_plain_kmeans(residual_NV, config, int(start)) for start in seeds[1:]]
-    return min(candidates, key=lambda centroids_KV: faiss.knn(residual_NV, centroids_KV, 1)[0].sum(dtype=np.float64))
-
-
-def _growing_kmeans(residual_NV: np.ndarray, config: ResidualKMeansConfig, seed: int) -> np.ndarray:
-    learner = faiss.ProgressiveDimClustering(residual_NV.shape[1], config.codebook_size)
-    learner.progressive_dim_steps = config.dimension_steps
-    _set(learner, config, len(residual_NV), seed)
-    factory = faiss.ProgressiveDimIndexFactory()
-    learner.train(len(residual_NV), faiss.swig_ptr(residual_NV), factory)  # type: ignore[call-overload]  # stub forgets n
-    return faiss.vector_to_array(learner.centroids).reshape(config.codebook_size, -1)
-
-
-def _plain_kmeans(residual_NV: np.ndarray, config: ResidualKMeansConfig, seed: int) -> np.ndarray:
-    learner = faiss.Clustering(residual_NV.shape[1], config.codebook_size)
-    _set(learner, config, len(residual_NV), seed)
-    learner.train(residual_NV, faiss.IndexFlatL2(residual_NV.shape[1]))
-    return faiss.vector_to_array(learner.centroids).reshape(config.codebook_size, -1)
-
-
-def _set(parameters: faiss.ClusteringParameters, config: ResidualKMeansConfig, items: int, seed: int) -> None:
-    """faiss refills an empty cluster by splitting a large one, so there is nothing to set for that."""
-    parameters.niter, parameters.seed = config.iterations, seed
-    parameters.init_method = faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS
-    parameters.min_points_per_centroid, parameters.max_points_per_centroid = 1, items  # sampled already
+    candidates = [growing_kmeans(residual_NV, size, rounds, config.dimension_steps, int(seeds[0]))]
+    candidates += [plain_kmeans(residual_NV, size, rounds, int(start)) for start in seeds[1:]]
+    best = min(candidates, key=lambda centroids_KV: faiss.knn(residual_NV, centroids_KV, 1)[0].sum(dtype=np.float64))
+    return balanced_kmeans(residual_NV, best, rounds) if config.balanced else best
 
 
 def _beam_search(vectors_RV: np.ndarray, codebooks_LKV: np.ndarray, beam: int) -> np.ndarray:
