@@ -5,13 +5,17 @@ from typing import Any
 
 from sidrec.config.learners import (
     AdaSidConfig,
+    AdcSidConfig,
     DasLiteConfig,
     GradientLearnerConfig,
     LetterConfig,
+    MmRqVaeConfig,
     MultiVqConfig,
     QuaSidConfig,
     RqVaeConfig,
 )
+from sidrec.sid.networks.adc_sid import AdcSid
+from sidrec.sid.networks.mm_rqvae import MmRqVae
 from sidrec.sid.networks.multi_vq import MultiVq
 from sidrec.sid.networks.network import Network
 from sidrec.sid.networks.rqvae import RqVae
@@ -21,6 +25,8 @@ Columns = tuple[tuple[str, int], ...]
 NETWORKS: dict[type, Callable[[Any, Columns], Network]] = {
     **dict.fromkeys((RqVaeConfig, LetterConfig, DasLiteConfig, QuaSidConfig, AdaSidConfig), RqVae),
     MultiVqConfig: MultiVq,
+    MmRqVaeConfig: MmRqVae,
+    AdcSidConfig: AdcSid,
 }
 
 

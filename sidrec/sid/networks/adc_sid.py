@@ -1,0 +1,198 @@
+"""ADC-SID: experts per modality with parallel codebooks, alignment by behaviour norm, behaviour tokens weighted by a
+router (arXiv 2510.25622v3, equations 1 to 23).
+
+Shapes: B items, N all items, V vector width, D width of experts and towers, L levels, K codes.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sidrec.config.learners import AdcSidConfig
+from sidrec.schema import ContractError
+from sidrec.sid.networks.behavior_norm import BehaviorNorm
+from sidrec.sid.networks.codebook import Codebook
+from sidrec.sid.networks.item_weights import BEHAVIOR, column_part
+from sidrec.sid.networks.mlp import mlp
+from sidrec.sid.networks.modality_alignment import between_content, content_to_behavior
+from sidrec.sid.networks.network import Coded, ItemBatch, Network
+from sidrec.sid.networks.router import TokenRouter
+from sidrec.sid.networks.rqvae import reconstruction
+
+
+class AdcSid(Network):
+    """Levels, in order: shared experts, those of each content column, behaviour experts.
+
+    Experts z_l: shared ones see all towers h = [h_m] of the modalities' vectors e_m, the others e_m itself. The code of
+    a level is the codeword with the largest cosine. The decoder sees z + sg[z_q - z], where z = sum_l g_l z_l and z_q
+    is the same of codewords, or their concatenations; g is 1 for shared experts, the gate softmax(MLP(e_m)) over a
+    content column's, the router R(e_b) for behaviour. Only R is exported as weights, with 1 for all other levels.
+
+    Experts' outputs and codewords are unit vectors throughout, so that z and z_q lie in the same space; the paper
+    quantises by cosine and leaves open what moves the codewords (`codebook_learning`). Terms: reconstruction of all
+    columns; codebook and commitment as in RQ-VAE; align_behavior and align_content; router.
+    """
+
+    codebooks: nn.ModuleList
+
+    def __init__(self, config: AdcSidConfig, columns: tuple[tuple[str, int], ...]) -> None:
+        """Raises ContractError when `behavior`, or any content, is not among the columns."""
+        super().__init__()
+        names, widths = [name for name, _ in columns], dict(columns)
+        if BEHAVIOR not in names or len(names) < 2:
+            raise ContractError("vectors of adc_sid", f"{BEHAVIOR} and at least one content column", names)
+        self.config = config
+        self.inputs = sum(widths.values())
+        self.content = [name for name in names if name != BEHAVIOR]
+        self.parts = {name: column_part(columns, name) for name in names}
+        hidden, width = config.hidden, config.width
+        self.towers = nn.ModuleDict({name: mlp((widths[name], hidden, width)) for name in names})
+        self.shared = nn.ModuleList(mlp((len(names) * width, hidden, width)) for _ in range(config.shared))
+        self.experts = nn.ModuleDict(
+            {
+                name: nn.ModuleList(mlp((widths[name], hidden, width)) for _ in range(self._count(name)))
+                for name in names
+            }
+        )
+        gated = self.content if config.content_gates and config.content > 1 else []
+        self.gates = nn.ModuleDict({name: mlp((widths[name], hidden, config.content)) for name in gated})
+        self.router = TokenRouter(config.router, widths[BEHAVIOR], config.behavior) if config.router else None
+        part = self.parts[BEHAVIOR]
+        assert part is not None, "checked above"
+        self.norm = BehaviorNorm(part, config.controller.clip_quantile if config.controller else 0.0)
+        levels = config.shared + config.content * len(self.content) + config.behavior
+        self.codebooks = nn.ModuleList(
+            Codebook(config.codebook_size, width, cosine=True, learning=config.codebook_learning) for _ in range(levels)
+        )
+        self.decoder = mlp((self.latent_width, hidden, self.inputs))
+
+    @property
+    def latent_width(self) -> int:
+        return self.config.width * (len(self.codebooks) if self.config.fuse == "concat" else 1)
+
+    def survey(self, vectors_NV: np.ndarray) -> None:
+        self.norm.measure(vectors_NV)
+        if not self.norm.high:
+            raise ContractError(f"item vectors, column {BEHAVIOR}", "behaviour of some items", "all zeros")
+
+    @torch.no_grad()
+    def start(self, vectors_BV: Tensor) -> None:
+        for codebook, latent_BD in zip(
+            self._levels(), self._latents(vectors_BV, self._towers(vectors_BV)), strict=True
+        ):
+            codebook.place(latent_BD)
+
+    def forward(self, batch: ItemBatch) -> Coded:
+        vectors_BV = batch.vectors_BV
+        towers = self._towers(vectors_BV)
+        latents = self._latents(vectors_BV, towers)
+        codes, quantized = [], []
+        codebook_loss = commitment = vectors_BV.new_zeros(())
+        for codebook, latent_BD in zip(self._levels(), latents, strict=True):
+            codes_B, quantized_BD = codebook(latent_BD)
+            level_loss, level_commitment = codebook.losses(latent_BD, quantized_BD)
+            codebook_loss, commitment = codebook_loss + level_loss, commitment + level_commitment
+            codes.append(codes_B)
+            quantized.append(quantized_BD)
+        scaled_norm_B = self.norm(vectors_BV)
+        weights_BL = self._weights(vectors_BV, scaled_norm_B)
+        share_BL = self._shares(vectors_BV, weights_BL)
+        scale = len(vectors_BV) * (len(codes) * self.config.width if self.config.reconstruction == "mean" else 1)
+        terms = {"codebook": codebook_loss / scale, "commitment": self.config.commitment * commitment / scale}
+        coded = Coded(
+            self._fuse(latents, share_BL),
+            self._fuse(quantized, share_BL),
+            torch.stack(codes, dim=1),
+            tuple(latents),
+            terms,
+            weights_BL,
+        )
+        decoded_BV = self.decoder(coded.straight_through())
+        terms["reconstruction"] = reconstruction(decoded_BV, vectors_BV, self.config.reconstruction)
+        terms |= self._alignment(batch, towers, scaled_norm_B)
+        if self.router is not None and weights_BL is not None and self.router.config.regularize:
+            terms["router"] = self.router.loss(weights_BL[:, -self.config.behavior :], scaled_norm_B)
+        return coded
+
+    @torch.no_grad()
+    def encode(self, vectors_BV: Tensor) -> tuple[Tensor, Tensor | None]:
+        latents = self._latents(vectors_BV, self._towers(vectors_BV))
+        codes = [codebook.nearest(latent_BD) for codebook, latent_BD in zip(self._levels(), latents, strict=True)]
+        return torch.stack(codes, dim=1), self._weights(vectors_BV, self.norm(vectors_BV))
+
+    @torch.no_grad()
+    def decode(self, codes_BL: Tensor) -> Tensor | None:
+        """None with a router or gates, as these are not in the codes."""
+        if self.router is not None or len(self.gates):
+            return None
+        levels = zip(self._levels(), codes_BL.unbind(dim=1), strict=True)
+        quantized = [codebook.lookup(codes_B) for codebook, codes_B in levels]
+        return self.decoder(self._fuse(quantized, self._shares(quantized[0], None)))
+
+    @torch.no_grad()
+    def last_level_costs(self, vectors_BV: Tensor, codes_BL: Tensor) -> Tensor:
+        latent_BD = self._latents(vectors_BV, self._towers(vectors_BV))[-1]
+        codebook = self._levels()[-1]
+        every_K = torch.arange(self.codebook_sizes[-1], device=vectors_BV.device)
+        return torch.cdist(latent_BD, codebook.lookup(every_K)).square()
+
+    def after_step(self) -> dict[str, float]:
+        return {} if self.router is None else self.router.after_step()
+
+    def _count(self, name: str) -> int:
+        return self.config.behavior if name == BEHAVIOR else self.config.content
+
+    def _levels(self) -> list[Codebook]:
+        return [codebook for codebook in self.codebooks if isinstance(codebook, Codebook)]
+
+    def _towers(self, vectors_BV: Tensor) -> dict[str, Tensor]:
+        """h_m of every column [B, D]."""
+        return {name: self.towers[name](vectors_BV[:, part]) for name, part in self.parts.items()}
+
+    def _latents(self, vectors_BV: Tensor, towers: dict[str, Tensor]) -> list[Tensor]:
+        """z_l of every level [B, D], unit vectors."""
+        together = torch.cat(list(towers.values()), dim=1)
+        latents = [expert(together) for expert in self.shared]
+        for name in (*self.content, BEHAVIOR):
+            experts = self.experts[name]
+            assert isinstance(experts, nn.ModuleList)
+            latents += [expert(vectors_BV[:, self.parts[name]]) for expert in experts]
+        return [nn.functional.normalize(latent_BD, dim=1) for latent_BD in latents]
+
+    def _weights(self, vectors_BV: Tensor, scaled_norm_B: Tensor) -> Tensor | None:
+        """weights_BL: the router's for behaviour levels, 1 for the others; None without a router."""
+        if self.router is None:
+            return None
+        routed = self.router(vectors_BV[:, self.norm.part], scaled_norm_B)
+        return torch.cat([routed.new_ones(len(routed), len(self.codebooks) - routed.shape[1]), routed], dim=1)
+
+    def _shares(self, vectors_BV: Tensor, weights_BL: Tensor | None) -> Tensor:
+        """[B, L]: what each level is multiplied by. Without gates a content column's experts count as their mean."""
+        items, config = len(vectors_BV), self.config
+        shares = [vectors_BV.new_ones(items, config.shared)]
+        for name in self.content:
+            if name in self.gates:
+                shares.append(torch.softmax(self.gates[name](vectors_BV[:, self.parts[name]]), dim=1))
+            else:
+                shares.append(vectors_BV.new_full((items, config.content), 1 / config.content))
+        routed = (
+            vectors_BV.new_ones(items, config.behavior) if weights_BL is None else weights_BL[:, -config.behavior :]
+        )
+        return torch.cat([*shares, routed], dim=1)
+
+    def _fuse(self, levels: list[Tensor], share_BL: Tensor) -> Tensor:
+        shared_BLD = torch.stack(levels, dim=1) * share_BL[:, :, None]
+        return shared_BLD.flatten(1) if self.config.fuse == "concat" else shared_BLD.sum(dim=1)
+
+    def _alignment(self, batch: ItemBatch, towers: dict[str, Tensor], scaled_norm_B: Tensor) -> dict[str, Tensor]:
+        """Nothing at weight 0."""
+        if not self.config.align_weight:
+            return {}
+        content = [towers[name] for name in self.content]
+        known_B = (batch.vectors_BV[:, self.norm.part] != 0).any(dim=1)
+        to_behavior = content_to_behavior(content, towers[BEHAVIOR], scaled_norm_B, known_B, batch.rows_B, self.config)
+        between = between_content(content, batch.rows_B, self.config)
+        return {
+            "align_behavior": self.config.align_weight * to_behavior,
+            "align_content": self.config.align_weight * between,
+        }

@@ -1,0 +1,190 @@
+"""MM-RQ-VAE: one RQ-VAE per modality, tied by their quantised latents (MME-SID).
+
+Shapes: B items, N all items, V vector width, D latent width, M modalities (vector columns), L levels of all, K codes.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sidrec.config.learners import MmRqVaeConfig
+from sidrec.schema import ContractError
+from sidrec.sid.losses.info_nce import info_nce, same_item
+from sidrec.sid.losses.mmd import mmd
+from sidrec.sid.networks.codebook import Codebook
+from sidrec.sid.networks.item_weights import BEHAVIOR, ItemWeights
+from sidrec.sid.networks.mlp import mlp
+from sidrec.sid.networks.network import Coded, ItemBatch, Network
+from sidrec.sid.networks.rqvae import reconstruction, weighted_sum
+
+
+class Branch(NamedTuple):
+    """One modality of a batch. inputs_BV: its columns. quantized, targets: per level of its own, [B, D]."""
+
+    inputs_BV: Tensor
+    latent_BD: Tensor
+    codes: list[Tensor]
+    quantized: list[Tensor]
+    targets: list[Tensor]
+
+
+class MmRqVae(Network):
+    """Levels of the first column come first. Latents of the modalities, and what codes stand for, are concatenated.
+
+    Terms: reconstruction, per modality MMD between inputs and reconstructions or the squared error; codebook and
+    commitment as in RQ-VAE; alignment of the quantised latents of `behavior` (the first column where there is none)
+    with each other modality's: MMD, or InfoNCE in both directions. All are sums over modalities. Items without
+    behaviour take no part in an alignment with it.
+    """
+
+    codebooks: nn.ModuleList
+
+    def __init__(self, config: MmRqVaeConfig, columns: tuple[tuple[str, int], ...]) -> None:
+        """Raises ContractError when the columns cannot share the levels out evenly."""
+        super().__init__()
+        if config.levels % len(columns):
+            expected = f"levels as a multiple of {len(columns)} vector columns"
+            raise ContractError("learner mm_rqvae, levels", expected, config.levels)
+        self.config = config
+        names = [name for name, _ in columns]
+        self.widths = [width for _, width in columns]
+        self.anchor = names.index(BEHAVIOR) if BEHAVIOR in names else 0
+        self.levels = config.levels // len(columns)
+        self.encoders = nn.ModuleList(mlp((width, *config.hidden, config.width)) for width in self.widths)
+        self.decoders = nn.ModuleList(mlp((config.width, *reversed(config.hidden), width)) for width in self.widths)
+        self.codebooks = nn.ModuleList(Codebook(config.codebook_size, config.width) for _ in range(config.levels))
+        self.weights = ItemWeights(config.router, columns, config.levels) if config.router else None
+
+    @property
+    def latent_width(self) -> int:
+        return self.config.width * len(self.widths)
+
+    def survey(self, vectors_NV: np.ndarray) -> None:
+        if self.weights is not None:
+            self.weights.survey(vectors_NV)
+
+    @torch.no_grad()
+    def start(self, vectors_BV: Tensor) -> None:
+        for encoder, inputs_BV, codebooks in self._modalities(vectors_BV):
+            residual_BD = encoder(inputs_BV)
+            for codebook in codebooks:
+                codebook.place(residual_BD)
+                residual_BD = residual_BD - codebook(residual_BD)[1]
+
+    def forward(self, batch: ItemBatch) -> Coded:
+        branches = self._branches(batch.vectors_BV)
+        weights_BL = None if self.weights is None else self.weights(batch.vectors_BV)
+        sums = [weighted_sum(branch.quantized, part) for branch, part in self._weighted(branches, weights_BL)]
+        terms = self._quantisation(branches)
+        terms["reconstruction"] = self._reconstruction(branches, weights_BL)
+        if self.config.align_weight and len(branches) > 1:
+            through = [b.latent_BD + (sum_BD - b.latent_BD).detach() for b, sum_BD in zip(branches, sums, strict=True)]
+            known_B = (branches[self.anchor].inputs_BV != 0).any(dim=1)
+            terms["alignment"] = self.config.align_weight * self._alignment(through, batch.rows_B, known_B)
+        if self.weights is not None and weights_BL is not None:
+            terms |= self.weights.loss(weights_BL, batch.vectors_BV)
+        return Coded(
+            torch.cat([branch.latent_BD for branch in branches], dim=1),
+            torch.cat(sums, dim=1),
+            torch.stack([codes_B for branch in branches for codes_B in branch.codes], dim=1),
+            tuple(target_BD for branch in branches for target_BD in branch.targets),
+            terms,
+            weights_BL,
+        )
+
+    @torch.no_grad()
+    def encode(self, vectors_BV: Tensor) -> tuple[Tensor, Tensor | None]:
+        codes = [codes_B for branch in self._branches(vectors_BV) for codes_B in branch.codes]
+        return torch.stack(codes, dim=1), None if self.weights is None else self.weights(vectors_BV)
+
+    @torch.no_grad()
+    def decode(self, codes_BL: Tensor) -> Tensor | None:
+        """None with a router, as the weights are not in the codes."""
+        if self.weights is not None:
+            return None
+        quantized = [codewords[codes_B] for codewords, codes_B in zip(self.codewords, codes_BL.unbind(1), strict=True)]
+        starts = range(0, len(quantized), self.levels)
+        sums = [weighted_sum(quantized[start : start + self.levels], None) for start in starts]
+        return torch.cat([decoder(sum_BD) for decoder, sum_BD in zip(self.decoders, sums, strict=True)], dim=1)
+
+    @torch.no_grad()
+    def last_level_costs(self, vectors_BV: Tensor, codes_BL: Tensor) -> Tensor:
+        encoder, inputs_BV, codebooks = list(self._modalities(vectors_BV))[-1]
+        residual_BD = encoder(inputs_BV)
+        own = codes_BL[:, -self.levels : -1].unbind(dim=1) if self.levels > 1 else ()
+        for codebook, codes_B in zip(codebooks, own, strict=False):
+            residual_BD = residual_BD - codebook.lookup(codes_B)
+        return torch.cdist(residual_BD, self.codewords[-1]).square()
+
+    def after_step(self) -> dict[str, float]:
+        return {} if self.weights is None else self.weights.router.after_step()
+
+    def _modalities(self, vectors_BV: Tensor) -> Iterator[tuple[nn.Module, Tensor, list[Codebook]]]:
+        """Encoder, columns of the vectors and codebooks of each."""
+        codebooks = [codebook for codebook in self.codebooks if isinstance(codebook, Codebook)]
+        parts = torch.split(vectors_BV, self.widths, dim=1)
+        for number, (encoder, inputs_BV) in enumerate(zip(self.encoders, parts, strict=True)):
+            yield encoder, inputs_BV, codebooks[number * self.levels : (number + 1) * self.levels]
+
+    def _branches(self, vectors_BV: Tensor) -> list[Branch]:
+        branches = []
+        for encoder, inputs_BV, codebooks in self._modalities(vectors_BV):
+            latent_BD = encoder(inputs_BV)
+            branch = Branch(inputs_BV, latent_BD, [], [], [])
+            residual_BD = latent_BD
+            for codebook in codebooks:
+                codes_B, quantized_BD = codebook(residual_BD)
+                branch.codes.append(codes_B)
+                branch.quantized.append(quantized_BD)
+                branch.targets.append(residual_BD)
+                residual_BD = residual_BD - quantized_BD.detach()
+            branches.append(branch)
+        return branches
+
+    def _weighted(self, branches: list[Branch], weights_BL: Tensor | None) -> Iterator[tuple[Branch, Tensor | None]]:
+        parts = [None] * len(branches) if weights_BL is None else torch.split(weights_BL, self.levels, dim=1)
+        yield from zip(branches, parts, strict=True)
+
+    def _quantisation(self, branches: list[Branch]) -> dict[str, Tensor]:
+        codebook_loss = commitment = branches[0].latent_BD.new_zeros(())
+        targets = [target_BD for branch in branches for target_BD in branch.targets]
+        quantized = [quantized_BD for branch in branches for quantized_BD in branch.quantized]
+        for codebook, target_BD, quantized_BD in zip(self.codebooks, targets, quantized, strict=True):
+            assert isinstance(codebook, Codebook)
+            level_loss, level_commitment = codebook.losses(target_BD, quantized_BD)
+            codebook_loss, commitment = codebook_loss + level_loss, commitment + level_commitment
+        means = self.config.reconstruction == "mean"
+        scale = len(targets[0]) * (len(targets) * self.config.width if means else 1)
+        return {"codebook": codebook_loss / scale, "commitment": self.config.commitment * commitment / scale}
+
+    def _reconstruction(self, branches: list[Branch], weights_BL: Tensor | None) -> Tensor:
+        total = branches[0].latent_BD.new_zeros(())
+        for decoder, (branch, part_BL) in zip(self.decoders, self._weighted(branches, weights_BL), strict=True):
+            fixed_BD = weighted_sum([quantized_BD.detach() for quantized_BD in branch.quantized], part_BL)
+            decoded_BV = decoder(branch.latent_BD + fixed_BD - branch.latent_BD.detach())
+            if self.config.reconstruct == "mmd":
+                total = total + mmd(decoded_BV, branch.inputs_BV)
+            else:
+                total = total + reconstruction(decoded_BV, branch.inputs_BV, self.config.reconstruction)
+        return self.config.reconstruct_weight * total
+
+    def _alignment(self, quantized: Sequence[Tensor], rows_B: Tensor, known_B: Tensor) -> Tensor:
+        """Of the anchor's quantised latents with each other modality's, over items that have the anchor's vector."""
+        total = quantized[0].new_zeros(())
+        if not known_B.any():
+            return total
+        anchor_AD, excluded_AA = quantized[self.anchor][known_B], same_item(rows_B[known_B])
+        for number, other_BD in enumerate(quantized):
+            if number == self.anchor:
+                continue
+            other_AD = other_BD[known_B]
+            if self.config.align == "mmd":
+                total = total + mmd(anchor_AD, other_AD)
+            else:
+                there_A = info_nce(anchor_AD, other_AD, self.config.temperature, excluded_AA)
+                back_A = info_nce(other_AD, anchor_AD, self.config.temperature, excluded_AA)
+                total = total + (there_A + back_A).mean()
+        return total

@@ -1,0 +1,226 @@
+"""ADC-SID: level order, cosine codes, gates and router, alignment by hand, every ablation switch.
+
+Shapes: columns are text [2], behavior [3], visual [2], in this order.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sidrec.config.learners import AdcSidConfig, Router
+from sidrec.config.sid_losses import AlignmentController
+from sidrec.schema import ContractError
+from sidrec.sid.networks.adc_sid import AdcSid
+from sidrec.sid.networks.network import ItemBatch
+
+COLUMNS = (("text", 2), ("behavior", 3), ("visual", 2))
+SMALL = AdcSidConfig(shared=1, content=2, behavior=3, codebook_size=5, width=4, hidden=6)
+NO_BEHAVIOR = 3  # the row of `vectors` without a behaviour vector
+
+
+def vectors(items: int = 24) -> Tensor:
+    made = torch.randn(items, 7, generator=torch.Generator().manual_seed(1))
+    made[NO_BEHAVIOR, 2:5] = 0
+    return made
+
+
+def network(config: AdcSidConfig = SMALL, columns: tuple[tuple[str, int], ...] = COLUMNS) -> AdcSid:
+    torch.manual_seed(0)
+    made = AdcSid(config, columns)
+    made.survey(vectors().numpy()[:, : sum(width for _, width in columns)])
+    return made
+
+
+def batch(items: int = 24) -> ItemBatch:
+    return ItemBatch(torch.arange(items), vectors(items))
+
+
+def test_levels_come_shared_then_content_in_order_then_behavior() -> None:
+    """Changing one column changes the codes of its own levels and, through the towers, the shared one's latent."""
+    net, before = network(), batch()
+    assert net.codebook_sizes == (5,) * 8  # 1 shared, 2 text, 2 visual, 3 behaviour
+    first = net(before).targets
+    for part, levels in ((slice(0, 2), (0, 1, 2)), (slice(5, 7), (0, 3, 4)), (slice(2, 5), (0, 5, 6, 7))):
+        changed = before.vectors_BV.clone()
+        changed[:, part] += 1
+        after = net(replace(before, vectors_BV=changed)).targets
+        assert tuple(level for level in range(8) if not torch.equal(first[level], after[level])) == levels
+
+
+def test_codes_are_those_of_the_largest_cosine() -> None:
+    net = network()
+    coded = net(batch())
+    for level, (target, codewords) in enumerate(zip(coded.targets, net.codewords, strict=True)):
+        cosine = functional.cosine_similarity(target[:, None], codewords[None], dim=2)
+        assert coded.codes_BL[:, level].tolist() == cosine.argmax(dim=1).tolist()
+        assert torch.allclose(target.norm(dim=1), torch.ones(24), atol=1e-5)
+    codes, weights = net.encode(vectors())
+    assert torch.equal(codes, coded.codes_BL)
+    assert coded.weights_BL is not None
+    assert torch.allclose(weights, coded.weights_BL)
+
+
+def test_weights_are_the_routers_and_one_elsewhere() -> None:
+    net = network()
+    weights = net(batch()).weights_BL
+    assert weights is not None
+    assert (weights[:, :5] == 1).all()
+    behavior = vectors()[:, 2:5]
+    norms = behavior.norm(dim=1)
+    known = norms[norms > 0]
+    scaled = torch.where(norms > 0, (norms - known.min()) / (known.max() - known.min()), 0)
+    assert net.router is not None
+    expected = torch.sigmoid(scaled)[:, None] * torch.relu(net.router._mlp(behavior))
+    assert torch.allclose(weights[:, 5:], expected, atol=1e-6)
+
+
+def test_latents_are_the_gated_sum_and_gates_sum_to_one() -> None:
+    net = network()
+    coded = net(batch())
+    text, visual = (
+        torch.softmax(net.gates[name](vectors()[:, part]), dim=1)
+        for name, part in (("text", slice(0, 2)), ("visual", slice(5, 7)))
+    )
+    assert coded.weights_BL is not None
+    share = torch.cat([torch.ones(24, 1), text, visual, coded.weights_BL[:, 5:]], dim=1)
+    expected = sum(share[:, level, None] * target for level, target in enumerate(coded.targets))
+    assert torch.allclose(coded.latent_BD, expected, atol=1e-6)
+    words = [functional.normalize(net.codewords[level][coded.codes_BL[:, level]], dim=1) for level in range(8)]
+    assert torch.allclose(coded.quantized_BD, sum(share[:, i, None] * word for i, word in enumerate(words)), atol=1e-6)
+    decoded = net.decoder(coded.quantized_BD)
+    assert coded.terms["reconstruction"].item() == pytest.approx((decoded - vectors()).square().sum().item() / 24)
+
+
+def test_without_gates_content_experts_count_as_their_mean() -> None:
+    net = network(replace(SMALL, content_gates=False, router=None))
+    coded = net(batch())
+    assert coded.weights_BL is None
+    assert net.encode(vectors())[1] is None
+    share = [1, 0.5, 0.5, 0.5, 0.5, 1, 1, 1]
+    expected = sum(factor * target for factor, target in zip(share, coded.targets, strict=True))
+    assert torch.allclose(coded.latent_BD, expected, atol=1e-6)
+    decoded = net.decode(coded.codes_BL)
+    assert decoded is not None
+    assert torch.allclose(decoded, net.decoder(coded.quantized_BD), atol=1e-5)
+    assert network().decode(coded.codes_BL) is None  # gates and router are not in the codes
+
+
+def test_concatenation() -> None:
+    net = network(replace(SMALL, fuse="concat"))
+    coded = net(batch())
+    assert net.latent_width == 32
+    assert coded.latent_BD.shape == (24, 32)
+    assert torch.allclose(coded.latent_BD[:, :4], coded.targets[0], atol=1e-6)
+
+
+def info_nce_by_hand(anchors: Tensor, targets: Tensor, temperature: float, of: list[int]) -> dict[int, float]:
+    found = {}
+    for i in of:
+        cosines = [functional.cosine_similarity(anchors[i], targets[j], dim=0).item() / temperature for j in of]
+        found[i] = float(np.log(np.exp(cosines).sum())) - cosines[of.index(i)]
+    return found
+
+
+@pytest.mark.parametrize("controller", [AlignmentController(), AlignmentController(alpha=4, beta=1), None])
+def test_alignment_by_hand(controller: AlignmentController | None) -> None:
+    net = network(replace(SMALL, controller=controller, align_weight=0.5))
+    terms, rows = net(batch()).terms, vectors()
+    text, behavior, visual = (net.towers[name](rows[:, part]) for name, part in net.parts.items())
+    known = [row for row in range(24) if row != NO_BEHAVIOR]
+    strength = dict.fromkeys(known, 1.0)
+    if controller:
+        for row in known:
+            at = float(torch.sigmoid(controller.alpha * net.norm(rows)[row] - controller.beta))
+            strength[row] = at * (1 + np.exp(-(controller.alpha - controller.beta)))
+    expected = 0.0
+    for content in (text, visual):
+        losses = info_nce_by_hand(content, behavior, 0.07, known)
+        expected += sum(strength[row] * losses[row] for row in known) / len(known)
+    assert terms["align_behavior"].item() == pytest.approx(0.5 * expected, rel=1e-4)
+    every = list(range(24))
+    between = [sum(info_nce_by_hand(a, b, 0.07, every).values()) / 24 for a, b in ((text, visual), (visual, text))]
+    assert terms["align_content"].item() == pytest.approx(0.5 * sum(between), rel=1e-4)
+
+
+def test_the_same_item_twice_is_no_negative_of_itself() -> None:
+    alone = ItemBatch(torch.full((4,), 7), vectors()[:1].repeat(4, 1))
+    terms = network()(alone).terms
+    assert terms["align_behavior"].item() == pytest.approx(0, abs=1e-6)
+    assert terms["align_content"].item() == pytest.approx(0, abs=1e-6)
+
+
+def test_one_content_column_has_nothing_to_align_with_but_behavior() -> None:
+    net = network(columns=COLUMNS[:2])
+    coded = net(ItemBatch(torch.arange(24), vectors()[:, :5]))
+    assert coded.codes_BL.shape == (24, 6)
+    assert coded.terms["align_content"] == 0
+    assert coded.terms["align_behavior"] > 0
+
+
+def test_no_contrast_and_no_regularisation() -> None:
+    assert not {"align_behavior", "align_content"} & set(network(replace(SMALL, align_weight=0))(batch()).terms)
+    assert "router" in network()(batch()).terms
+    assert "router" not in network(replace(SMALL, router=Router(regularize=False)))(batch()).terms
+    assert network(replace(SMALL, router=None)).after_step() == {}
+
+
+@pytest.mark.parametrize("detach", [False, True])
+def test_alignment_reaches_the_behavior_tower_unless_detached(detach: bool) -> None:
+    net = network(replace(SMALL, detach_behavior=detach))
+    net(batch()).terms["align_behavior"].backward()
+    reached = net.towers["behavior"][0].weight.grad
+    assert (reached is None) == detach
+    assert net.towers["text"][0].weight.grad is not None
+
+
+def test_reconstruction_reaches_experts_gates_and_router_but_no_codeword() -> None:
+    net = network()
+    net(batch()).terms["reconstruction"].backward()
+    for part in (net.shared, net.experts, net.gates, net.router, net.decoder):
+        assert part is not None
+        assert any(weight.grad is not None and weight.grad.any() for weight in part.parameters())
+    assert all(codewords.grad is None for codewords in net.codewords)
+
+
+@pytest.mark.parametrize("learning", ["gradient", "ema"])
+def test_codewords_move_towards_their_items(learning: str) -> None:
+    net = network(replace(SMALL, codebook_learning=learning))  # type: ignore[arg-type]
+    before = net.codewords[0].clone()
+    coded = net.train()(batch())
+    optimizer = torch.optim.SGD(net.codebooks.parameters(), lr=0.1) if learning == "gradient" else None
+    if optimizer:
+        sum(coded.terms.values()).backward()
+        optimizer.step()
+    assert not torch.equal(net.codewords[0], before)
+    assert (coded.terms["codebook"] == 0) == (learning == "ema")
+
+
+def test_the_start_puts_codewords_where_items_are() -> None:
+    net = network()
+    before = net(batch()).terms["commitment"]
+    net.start(vectors())
+    assert net(batch()).terms["commitment"] < before / 2
+
+
+def test_what_last_codes_cost() -> None:
+    net = network()
+    codes, _ = net.encode(vectors())
+    costs = net.last_level_costs(vectors(), codes)
+    assert costs.argmin(dim=1).tolist() == codes[:, -1].tolist()
+    cosine = functional.cosine_similarity(net(batch()).targets[-1][0], net.codewords[-1][2], dim=0)
+    assert costs[0, 2].item() == pytest.approx(2 - 2 * cosine.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("columns", [COLUMNS[:1], COLUMNS[1:2], (COLUMNS[0], COLUMNS[2])])
+def test_columns_it_cannot_do_without(columns: tuple[tuple[str, int], ...]) -> None:
+    with pytest.raises(ContractError, match="vectors of adc_sid: expected behavior and at least one content column"):
+        AdcSid(SMALL, columns)
+
+
+def test_behavior_of_nobody_is_refused_before_training() -> None:
+    with pytest.raises(ContractError, match="column behavior: expected behaviour of some items, got all zeros"):
+        network().survey(np.ones((4, 7), dtype=np.float32) * [1, 1, 0, 0, 0, 1, 1])
