@@ -34,10 +34,13 @@ UNKNOWN_ID = 0
 """In every id column 0 means "not known" (and padding); real ids start at 1."""
 
 TRAIN_IMPRESSIONS = "train_impressions"  # int64, rows of the train split on this item: defines head, torso, tail, cold
-VECTOR_COLUMNS = ("text", "visual", "behavior")  # fixed-size float32 lists; any may be absent
+BEHAVIOR = "behavior"  # vector column; all zeros for items that the train split does not know
+VECTOR_COLUMNS = ("text", "visual", BEHAVIOR)  # fixed-size float32 lists; any may be absent
 
 MANIFEST = "manifest.json"
 ITEMS = "items.parquet"
+PAIRS = "pairs.parquet"  # items that belong together in the train split: item_id, other_id; beside items.parquet
+OTHER_ID = "other_id"  # int64, the partner's item id
 LOG = "log"
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from sidrec.config.learners import AdcSidConfig
-from sidrec.schema import ContractError
+from sidrec.schema import BEHAVIOR, ContractError
 from sidrec.sid.networks.behavior_norm import BehaviorNorm
 from sidrec.sid.networks.codebook import Codebook
-from sidrec.sid.networks.item_weights import BEHAVIOR, column_part
+from sidrec.sid.networks.item_weights import column_part
 from sidrec.sid.networks.mlp import mlp
 from sidrec.sid.networks.modality_alignment import between_content, content_to_behavior
 from sidrec.sid.networks.network import Coded, ItemBatch, Network

@@ -7,11 +7,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from sidrec.config.learners import Router
-from sidrec.schema import ContractError
+from sidrec.schema import BEHAVIOR, ContractError
 from sidrec.sid.networks.behavior_norm import BehaviorNorm
 from sidrec.sid.networks.router import TokenRouter
-
-BEHAVIOR = "behavior"
 
 
 def column_part(columns: tuple[tuple[str, int], ...], name: str) -> slice | None:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from sidrec.config.learners import MmRqVaeConfig
-from sidrec.schema import ContractError
+from sidrec.schema import BEHAVIOR, ContractError
 from sidrec.sid.losses.info_nce import info_nce, same_item
 from sidrec.sid.losses.mmd import mmd
 from sidrec.sid.networks.codebook import Codebook
-from sidrec.sid.networks.item_weights import BEHAVIOR, ItemWeights
+from sidrec.sid.networks.item_weights import ItemWeights
 from sidrec.sid.networks.mlp import mlp
 from sidrec.sid.networks.network import Coded, ItemBatch, Network
 from sidrec.sid.networks.rqvae import reconstruction, weighted_sum
