@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sidrec import __version__
-from sidrec.failure import say
+from sidrec.failure import LearningError, say
 from sidrec.stack import StackError, require_stack
 
 
@@ -32,8 +32,8 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
 
-    Returns: its exit status; 2 for a command, recipe, data, installation or folder that cannot be used, after one
-    sentence on stderr. SIDREC_TRACEBACK=1 shows where that sentence came from.
+    Returns: its exit status; 2 for a command, recipe, data, installation or folder that cannot be used, or a training
+    that failed, after one sentence on stderr. SIDREC_TRACEBACK=1 shows where that sentence came from.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
@@ -59,7 +59,7 @@ def _run(command: Command, argv: Sequence[str]) -> int:
     except BrokenPipeError:  # as in `sidrec train --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
         return 1
-    except (ConfigError, ContractError, StackError, OSError) as error:
+    except (ConfigError, ContractError, LearningError, StackError, OSError) as error:
         if os.environ.get("SIDREC_TRACEBACK") == "1":
             raise
         say(error)

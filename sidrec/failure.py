@@ -11,6 +11,10 @@ class SaidElsewhereError(Exception):
     """Mixed into the error of a process that only follows another one, which says the sentence."""
 
 
+class LearningError(RuntimeError):
+    """A training that cannot end well. The message says why, and what to try."""
+
+
 def say(error: Exception) -> None:
     """Prints the error's sentence, unless another process does, and hands it to torchrun.
 

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from sidrec.failure import LearningError
 from sidrec.schema import ContractError
 
 
-class CollapseError(RuntimeError):
+class CollapseError(LearningError):
     """A codebook of which hardly any code is in use after the fit."""
 
 
