@@ -17,9 +17,11 @@ from safetensors.numpy import save as save_arrays
 from sidrec.config.learners import OpqConfig, RandomCodesConfig, ResidualKMeansConfig
 from sidrec.config.tokenizer import TokenizerConfig
 from sidrec.schema import ContractError
+from sidrec.sid.learners.gradient import GradientTokenizer
 from sidrec.sid.learners.opq import Opq
 from sidrec.sid.learners.random_codes import RandomCodes
 from sidrec.sid.learners.residual_kmeans import ResidualKMeans
+from sidrec.sid.networks.build import NETWORKS
 from sidrec.sid.tokenizer import SideInformation, Tokenizer
 
 CARD = "tokenizer.json"
@@ -30,6 +32,7 @@ LEARNERS: dict[type, type[Tokenizer]] = {
     ResidualKMeansConfig: ResidualKMeans,
     RandomCodesConfig: RandomCodes,
     OpqConfig: Opq,
+    **dict.fromkeys(NETWORKS, GradientTokenizer),
 }
 _CONFIG: TypeAdapter[TokenizerConfig] = TypeAdapter(TokenizerConfig)
 

@@ -1,0 +1,204 @@
+"""Tokenizers whose network learns by gradients: RQ-VAE and its kin, behind the contract of every tokenizer.
+
+Shapes: N items, V vector width, L levels, K codes of the last level, C rows of a chunk.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sidrec.config.learners import GradientLearnerConfig
+from sidrec.schema import ContractError
+from sidrec.sid.losses.loss import Need
+from sidrec.sid.networks.build import build_network
+from sidrec.sid.networks.network import Network
+from sidrec.sid.tokenizer import Encoded, SideInformation, Tokenizer, check_width
+from sidrec.sid.training.batches import Batches
+from sidrec.sid.training.checkpoint import Checkpoint, identity_of
+from sidrec.sid.training.health import Usage, refuse_collapse
+from sidrec.sid.training.replicas import Replicas, current_replicas
+from sidrec.sid.training.scheduled_losses import ScheduledLoss, clip_quantile, scheduled_losses
+from sidrec.sid.training.trainer import Trainer
+
+CHUNK = 1024  # rows encoded at a time, always so many: a matrix product's last bits depend on its shape
+
+Columns = tuple[tuple[str, int], ...]
+
+
+class GradientTokenizer(Tokenizer):
+    """A trained network. Encoding runs on the CPU, so that codes do not depend on where the network was trained."""
+
+    def __init__(self, network: Network, columns: Columns, journal: tuple[dict[str, object], ...] = ()) -> None:
+        """columns: (name, width) of the vector columns that the network takes."""
+        self._network = network.cpu().eval()
+        self._columns = columns
+        self._journal = journal
+
+    @classmethod
+    def fit(
+        cls,
+        vectors_NV: np.ndarray,
+        config: GradientLearnerConfig,
+        seed: int,
+        side: SideInformation,
+        work: Path | None = None,
+    ) -> Self:
+        """See `Tokenizer.fit`. In a joined process group all replicas call it with the same arguments and train
+        together, on their GPUs where they have them; each gets the same tokenizer."""
+        columns = _columns(vectors_NV, side)
+        replicas = current_replicas()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            network = build_network(config, columns)
+            losses = scheduled_losses(config, network, side, len(vectors_NV))
+            _check_items(vectors_NV, network)
+            network.survey(vectors_NV)
+            trainer = Trainer(
+                network,
+                losses,
+                _batches(vectors_NV, config, losses, seed, side, replicas),
+                config.training,
+                seed,
+                replicas,
+                _checkpoint(work, config, seed, replicas, vectors_NV, side),
+            )
+            trainer.run()
+        tokenizer = cls(network, columns, tuple(trainer.journal))
+        usage = Usage(network.codebook_sizes)
+        usage.count(torch.from_numpy(tokenizer.encode(vectors_NV).codes_NL))
+        refuse_collapse(usage.health(), config.training.least_utilisation)
+        return tokenizer
+
+    @property
+    def journal(self) -> tuple[dict[str, object], ...]:
+        """Per epoch: the mean of the loss and of each of its terms, what controllers and losses tell, and per level
+        utilisation, perplexity and dead codes of the epoch's batches. Empty for a tokenizer that was loaded."""
+        return self._journal
+
+    @property
+    def codebook_sizes(self) -> tuple[int, ...]:
+        return self._network.codebook_sizes
+
+    @property
+    def width(self) -> int:
+        return sum(width for _, width in self._columns)
+
+    def encode(self, vectors_NV: np.ndarray) -> Encoded:
+        check_width(vectors_NV, self.width)
+        codes_NL = np.empty((len(vectors_NV), len(self.codebook_sizes)), dtype=np.int64)
+        weights_NL: np.ndarray | None = None
+        for part, (codes_CL, weights_CL) in _chunks(self._network.encode, vectors_NV):
+            codes_NL[part] = codes_CL.numpy()
+            if weights_CL is not None:
+                weights_NL = np.empty(codes_NL.shape, dtype=np.float32) if weights_NL is None else weights_NL
+                weights_NL[part] = weights_CL.numpy()
+        return Encoded(codes_NL, weights_NL)
+
+    def decode(self, codes_NL: np.ndarray) -> np.ndarray | None:
+        vectors_NV = np.empty((len(codes_NL), self.width), dtype=np.float32)
+        for start in range(0, len(codes_NL), CHUNK):
+            part = slice(start, start + CHUNK)
+            decoded = self._network.decode(torch.from_numpy(codes_NL[part]))
+            if decoded is None:
+                return None
+            vectors_NV[part] = decoded.numpy()
+        return vectors_NV
+
+    def last_level_costs(self, vectors_NV: np.ndarray, codes_NL: np.ndarray) -> np.ndarray | None:
+        check_width(vectors_NV, self.width)
+        costs_NK = np.empty((len(vectors_NV), self.codebook_sizes[-1]), dtype=np.float32)
+        for start in range(0, len(vectors_NV), CHUNK):
+            part = slice(start, start + CHUNK)
+            vectors_CV = torch.from_numpy(np.asarray(vectors_NV[part], dtype=np.float32))
+            costs = self._network.last_level_costs(vectors_CV, torch.from_numpy(codes_NL[part]))
+            if costs is None:
+                return None
+            costs_NK[part] = costs.numpy()
+        return costs_NK
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        names = "\n".join(name for name, _ in self._columns)
+        columns: dict[str, np.ndarray] = {
+            "column_names": np.frombuffer(names.encode(), dtype=np.uint8),
+            "column_widths": np.array([width for _, width in self._columns], dtype=np.int64),
+        }
+        state = {f"network.{name}": tensor.numpy() for name, tensor in self._network.state_dict().items()}
+        return columns | state
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray], config: GradientLearnerConfig, seed: int) -> Self:
+        names = arrays["column_names"].tobytes().decode().split("\n")
+        columns = tuple(zip(names, arrays["column_widths"].tolist(), strict=True))
+        with torch.random.fork_rng():
+            network = build_network(config, columns)
+        state = {name: torch.from_numpy(arrays[f"network.{name}"]) for name in network.state_dict()}
+        network.load_state_dict(state)
+        return cls(network, columns)
+
+
+def _columns(vectors_NV: np.ndarray, side: SideInformation) -> Columns:
+    """The columns of the vectors; where the side information names none, a single one."""
+    columns = side.columns or (("vectors", vectors_NV.shape[1]),)
+    check_width(vectors_NV, sum(width for _, width in columns))
+    return columns
+
+
+def _check_items(vectors_NV: np.ndarray, network: Network) -> None:
+    size = max(network.codebook_sizes)
+    if len(vectors_NV) < size:
+        raise ContractError(
+            "item vectors", f"at least {size} items for codebook_size {size}", f"{len(vectors_NV)} items"
+        )
+
+
+def _batches(
+    vectors_NV: np.ndarray,
+    config: GradientLearnerConfig,
+    losses: tuple[ScheduledLoss, ...],
+    seed: int,
+    side: SideInformation,
+    replicas: Replicas,
+) -> Batches:
+    needs = frozenset[Need]().union(*(scheduled.loss.needs for scheduled in losses))
+    return Batches(
+        vectors_NV,
+        config.training.batch_size,
+        seed,
+        replicas,
+        side.pairs_P2 if "pairs" in needs else None,
+        side.behavior_NE if "behavior" in needs else None,
+        clip_quantile(config),
+    )
+
+
+def _checkpoint(
+    work: Path | None,
+    config: GradientLearnerConfig,
+    seed: int,
+    replicas: Replicas,
+    vectors_NV: np.ndarray,
+    side: SideInformation,
+) -> Checkpoint:
+    if work is None or not replicas.first:
+        return Checkpoint(None, "")
+    return Checkpoint(work, identity_of(config, seed, replicas.size, vectors_NV, side))
+
+
+def _chunks(
+    encode: Callable[[Tensor], tuple[Tensor, Tensor | None]], vectors_NV: np.ndarray
+) -> Iterator[tuple[slice, tuple[Tensor, Tensor | None]]]:
+    """Rows, and their codes and weights. The last chunk is filled up with zeros, so that it has the others' shape."""
+    with tqdm(total=len(vectors_NV), desc="encode", unit=" items", unit_scale=True, disable=None) as progress:
+        for start in range(0, len(vectors_NV), CHUNK):
+            rows = np.asarray(vectors_NV[start : start + CHUNK], dtype=np.float32)
+            vectors_CV = torch.zeros(CHUNK, rows.shape[1])
+            vectors_CV[: len(rows)] = torch.from_numpy(np.ascontiguousarray(rows))
+            codes_CL, weights_CL = encode(vectors_CV)
+            part = slice(start, start + len(rows))
+            yield part, (codes_CL[: len(rows)], None if weights_CL is None else weights_CL[: len(rows)])
+            progress.update(len(rows))

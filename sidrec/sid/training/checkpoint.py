@@ -1,0 +1,71 @@
+"""Checkpoints of a training, from which a killed fit goes on. One file, replaced in one step."""
+
+import hashlib
+import json
+import logging
+import pickle
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sidrec.config.learners import GradientLearnerConfig
+from sidrec.sid.tokenizer import SideInformation
+
+CHECKPOINT = "training.pt"
+VERSION = 1
+ROWS = 65_536  # rows hashed at a time
+
+_log = logging.getLogger(__name__)
+
+
+class Checkpoint:
+    """The checkpoint of one training in a folder of its own; without a folder nothing is kept."""
+
+    def __init__(self, work: Path | None, identity: str) -> None:
+        """identity: of everything that decides what is learned, see `identity_of`."""
+        self._path = None if work is None else work / CHECKPOINT
+        self._identity = identity
+
+    def save(self, state: dict[str, Any]) -> None:
+        """state: tensors and plain values only, in dicts and lists."""
+        if self._path is None:
+            return
+        partial = self._path.with_suffix(".partial")
+        torch.save({"version": VERSION, "identity": self._identity, "state": state}, partial)
+        partial.replace(self._path)
+
+    def load(self) -> dict[str, Any] | None:
+        """The state last saved, or None where there is none. One that is damaged or of another training is not used,
+        with a warning that says so."""
+        if self._path is None or not self._path.is_file():
+            return None
+        try:
+            content = torch.load(self._path, map_location="cpu", weights_only=True)
+            version, identity, state = content["version"], content["identity"], content["state"]
+        except (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
+            _log.warning("%s: not readable (%s), so the training starts anew", self._path, " ".join(str(error).split()))
+            return None
+        if version != VERSION:
+            _log.warning("%s: of version %s, not %s, so the training starts anew", self._path, version, VERSION)
+        elif identity != self._identity:
+            _log.warning("%s: of another config, seed or data, so the training starts anew", self._path)
+        else:
+            return state
+        return None
+
+
+def identity_of(
+    config: GradientLearnerConfig, seed: int, processes: int, vectors_NV: np.ndarray, side: SideInformation
+) -> str:
+    """A digest of the config, the seed, the number of processes and every byte that is learned from."""
+    digest = hashlib.blake2b()
+    digest.update(json.dumps([asdict(config), seed, processes, side.columns]).encode())
+    for array in (vectors_NV, side.pairs_P2, side.behavior_NE):
+        digest.update(b"none" if array is None else f"{array.shape} {array.dtype}".encode())
+        for start in range(0, 0 if array is None else len(array), ROWS):
+            assert array is not None
+            digest.update(np.ascontiguousarray(array[start : start + ROWS]).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,208 @@
+"""Training of a network that learns codes: steps, health of the codebooks, resuming, several processes.
+
+Shapes: N items, V vector width, L levels.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from sidrec.config.learners import Training
+from sidrec.failure import LearningError
+from sidrec.sid.losses.loss import schedule_factor
+from sidrec.sid.networks.codebook import Codebook
+from sidrec.sid.networks.network import Coded, ItemBatch, Network
+from sidrec.sid.networks.router import TokenRouter
+from sidrec.sid.training.batches import Batches
+from sidrec.sid.training.checkpoint import Checkpoint
+from sidrec.sid.training.health import Usage
+from sidrec.sid.training.replicas import Replicas
+from sidrec.sid.training.scheduled_losses import ScheduledLoss
+
+START_POINTS = 256  # items per code that the codebooks are placed by
+
+
+class DivergedError(LearningError):
+    """A loss that is no number any more."""
+
+
+class Trainer:
+    """Trains `network` in place, as `config` says.
+
+    Draws from torch's generator, seeded anew every epoch, so that an epoch depends on the state before it alone.
+    Over several replicas gradients are averaged and code counts summed; codebooks start and are revived by what the
+    first one sees. Losses that compare the items of a batch with each other (contrast, repulsion) compare those of this
+    replica's share of the batch. Buffers of losses are the first replica's after every epoch.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        losses: Sequence[ScheduledLoss],
+        batches: Batches,
+        config: Training,
+        seed: int,
+        replicas: Replicas,
+        checkpoint: Checkpoint,
+    ) -> None:
+        self.network, self._losses = network.to(replicas.device), losses
+        self._batches, self._config, self._seed = batches, config, seed
+        self._replicas, self._checkpoint = replicas, checkpoint
+        self._modules = nn.ModuleList([network, *(scheduled.loss.to(replicas.device) for scheduled in losses)])
+        for module in self._modules.modules():
+            if isinstance(module, Codebook | TokenRouter):
+                module.replicas = replicas
+        self._optimizer = _optimizer(self._modules, network, config)
+        self.journal: list[dict[str, Any]] = []
+
+    def run(self) -> None:
+        """Trains to the end, from the checkpoint if there is one.
+
+        Raises DivergedError as soon as the loss is NaN or infinite, on all replicas.
+        """
+        if not self._resume():
+            self._start()
+        steps, done = self._batches.steps, len(self.journal)
+        progress = tqdm(
+            total=self._config.epochs * steps,
+            initial=done * steps,
+            desc="train",
+            unit=" steps",
+            disable=None if self._replicas.first else True,
+        )
+        self._modules.train()
+        with progress:
+            for epoch in range(done, self._config.epochs):
+                entry = self._epoch(epoch, progress)
+                self.journal.append(entry)
+                progress.set_postfix(_postfix(entry))
+                self._save(epoch + 1)
+        self._modules.eval()
+
+    def _start(self) -> None:
+        if self._replicas.first:
+            self.network.start(self._batches.sample(START_POINTS * max(self.network.codebook_sizes)))
+        self._replicas.copy_first([*self._modules.parameters(), *self._modules.buffers()])
+
+    def _epoch(self, epoch: int, progress: tqdm) -> dict[str, Any]:
+        torch.manual_seed(self._epoch_seed(epoch))
+        for scheduled in self._losses:
+            scheduled.loss.begin_epoch(self.network)
+        usage = Usage(self.network.codebook_sizes, self._replicas.device)
+        terms: dict[str, Tensor] = {}
+        for step, batch in enumerate(self._batches.epoch(epoch), start=epoch * self._batches.steps):
+            coded = self._step(batch, step, terms)
+            usage.count(coded.codes_BL)
+            moved = self.network.after_step()
+            progress.update()
+        usage.counts = self._replicas.total(usage.counts)
+        revived = self._revive(usage, coded.targets) if self._revives(epoch + 1) else 0
+        self._replicas.copy_first([buffer for scheduled in self._losses for buffer in scheduled.loss.buffers()])
+        means = torch.stack(list(terms.values())) / self._batches.steps
+        means = self._replicas.total(means) / self._replicas.size
+        seen = {f"{scheduled.name}/{key}": value for scheduled in self._losses for key, value in _seen(scheduled)}
+        entry = {"epoch": epoch + 1, **dict(zip(terms, means.tolist(), strict=True)), **moved, **seen}
+        return entry | asdict(usage.health()) | {"revived_codes": revived}
+
+    def _step(self, batch: ItemBatch, step: int, terms: dict[str, Tensor]) -> Coded:
+        """One step of the optimizer; adds the loss and its terms to `terms`."""
+        coded = self.network(batch)
+        now = dict(coded.terms)
+        done = step / (self._config.epochs * self._batches.steps)
+        for scheduled in self._losses:
+            factor = schedule_factor(scheduled.schedule, done)
+            now[scheduled.name] = factor * scheduled.loss(coded, batch, self.network)
+        loss = torch.stack(list(now.values())).sum()
+        self._optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        self._refuse_divergence(self._exchange(loss), now, step)
+        self._optimizer.step()
+        for name, term in {"loss": loss, **now}.items():
+            terms[name] = terms.get(name, torch.zeros_like(loss)).detach() + term.detach()
+        return coded
+
+    def _exchange(self, loss: Tensor) -> float:
+        """Averages gradients and the loss over replicas; the mean loss."""
+        mean = loss.detach().clone()
+        if self._replicas.size > 1:
+            for parameter in self._modules.parameters():
+                if parameter.grad is None:  # of no effect here, and perhaps elsewhere
+                    parameter.grad = torch.zeros_like(parameter)
+            gradients = [parameter.grad for parameter in self._modules.parameters() if parameter.grad is not None]
+            self._replicas.average([mean, *gradients])
+        return float(mean)
+
+    def _refuse_divergence(self, loss: float, terms: dict[str, Tensor], step: int) -> None:
+        if math.isfinite(loss):
+            return
+        values = ", ".join(f"{name} {float(term.detach()):.3g}" for name, term in terms.items())
+        epoch = step // self._batches.steps + 1
+        raise DivergedError(f"the loss is {loss} in epoch {epoch}, step {step + 1} ({values}); try a lower training.lr")
+
+    def _revives(self, epochs: int) -> bool:
+        every = self._config.revive_every
+        return every > 0 and epochs % every == 0 and epochs <= self._config.revive_until * self._config.epochs
+
+    def _revive(self, usage: Usage, targets: Sequence[Tensor]) -> int:
+        """Puts dead codes on what the last batch had for their level; how many."""
+        revived = 0
+        for codebook, counts_K, target_BD in zip(_codebooks(self.network), usage.levels(), targets, strict=True):
+            revived += codebook.revive(counts_K == 0, target_BD.detach())
+        codebooks = self.network.codebooks
+        self._replicas.copy_first([*codebooks.parameters(), *codebooks.buffers()])
+        return revived
+
+    def _save(self, epochs: int) -> None:
+        if self._replicas.first and (epochs % self._config.save_every == 0 or epochs == self._config.epochs):
+            modules, optimizer = self._modules.state_dict(), self._optimizer.state_dict()
+            self._checkpoint.save({"modules": modules, "optimizer": optimizer, "journal": self.journal})
+
+    def _resume(self) -> bool:
+        """Whether there was a checkpoint. No generator is part of it, as every epoch seeds its own."""
+        state = self._replicas.share(self._checkpoint.load() if self._replicas.first else None)
+        if state is None:
+            torch.manual_seed(self._epoch_seed(-1))
+            return False
+        self._modules.load_state_dict(state["modules"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.journal = list(state["journal"])
+        return True
+
+    def _epoch_seed(self, epoch: int) -> int:
+        """Another for every seed, epoch and replica; epoch -1 is the placement of the codebooks."""
+        entropy = np.random.SeedSequence([self._seed, epoch + 1, self._replicas.rank])
+        return int(entropy.generate_state(1, np.uint64)[0] >> 1)
+
+
+def _optimizer(modules: nn.Module, network: Network, config: Training) -> torch.optim.Optimizer:
+    codewords = list(network.codebooks.parameters())
+    own = {id(parameter) for parameter in codewords}
+    others = [parameter for parameter in modules.parameters() if id(parameter) not in own]
+    groups = [{"params": others, "weight_decay": config.weight_decay}, {"params": codewords, "weight_decay": 0.0}]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr, fused=True)
+
+
+def _codebooks(network: Network) -> Iterator[Codebook]:
+    for codebook in network.codebooks:
+        assert isinstance(codebook, Codebook), "gradient-trained networks have Codebooks"
+        yield codebook
+
+
+def _seen(scheduled: ScheduledLoss) -> Iterator[tuple[str, float]]:
+    yield from scheduled.loss.seen().items()
+
+
+def _postfix(entry: dict[str, Any]) -> dict[str, str]:
+    least = min(entry["perplexity"])
+    return {
+        "epoch": str(entry["epoch"]),
+        "loss": f"{entry['loss']:.4g}",
+        "least_perplexity": f"{least:.0f}",
+        "dead": str(sum(entry["dead_codes"])),
+    }
