@@ -40,7 +40,8 @@ class ItemWeights(nn.Module):
         self.norm = None if part is None else BehaviorNorm(part)
 
     def survey(self, vectors_NV: np.ndarray) -> None:
-        """Takes the range of behaviour norms from all items."""
+        """Takes from all items what the router standardises by, and the range of behaviour norms."""
+        self.router.measure(vectors_NV)
         if self.norm is not None:
             self.norm.measure(vectors_NV)
 

@@ -1,8 +1,9 @@
 """Token weights of an item, kept sparse by a controller (ADC-SID, arXiv 2510.25622, equations 22 and 23).
 
-Shapes: B items of a batch, V vector width, E tokens (experts) that are weighted.
+Shapes: N all items, B items of a batch, V vector width, E tokens (experts) that are weighted.
 """
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +12,8 @@ from sidrec.sid.networks.mlp import mlp
 from sidrec.sid.training.replicas import ALONE, Replicas
 
 WEAKEST, STRONGEST = 1e-12, 1e2
+ROWS = 65_536  # items in memory at a time
+TINY = 1e-6  # standard deviations under which an input counts as constant
 
 
 class TokenRouter(nn.Module):
@@ -19,7 +22,13 @@ class TokenRouter(nn.Module):
     The biases start at 1, so that every token counts at first. The sparsity comes from ReMoE (arXiv 2412.14711): a loss
     whose strength lambda is no parameter but follows the share of zero weights. That share and how often each token is
     active are taken over all replicas.
+
+    After `measure`, x is standardised. Unit vectors hardly differ in any one dimension: without that, tokens were seen
+    to switch off for all items at once, which no strength of the loss undoes.
     """
+
+    mean_V: Tensor
+    spread_V: Tensor
 
     strength: Tensor
     zeros: Tensor
@@ -33,13 +42,24 @@ class TokenRouter(nn.Module):
         last = self._mlp[-1]
         assert isinstance(last, nn.Linear)
         nn.init.ones_(last.bias)
+        self.register_buffer("mean_V", torch.zeros(inputs))
+        self.register_buffer("spread_V", torch.ones(inputs))
         self.register_buffer("strength", torch.tensor(config.first_strength, dtype=torch.float64))
         self.register_buffer("zeros", torch.tensor(0.0, dtype=torch.float64))
         self.register_buffer("wanted", torch.tensor(config.sparsity, dtype=torch.float64))
 
+    def measure(self, inputs_NV: np.ndarray) -> None:
+        """Takes mean and standard deviation of every input from all items, which may be a memory map."""
+        mean_V = inputs_NV.mean(axis=0, dtype=np.float64)
+        starts = range(0, len(inputs_NV), ROWS)
+        squares_V = sum(np.square(inputs_NV[start : start + ROWS] - mean_V).sum(axis=0) for start in starts)
+        spread_V = np.sqrt(squares_V / len(inputs_NV))
+        self.mean_V.copy_(torch.from_numpy(mean_V))
+        self.spread_V.copy_(torch.from_numpy(np.where(spread_V > TINY, spread_V, 1.0)))
+
     def forward(self, inputs_BV: Tensor, scaled_norm_B: Tensor | None = None) -> Tensor:
         """weights_BE, at least 0."""
-        weights_BE = torch.relu(self._mlp(inputs_BV))
+        weights_BE = torch.relu(self._mlp((inputs_BV - self.mean_V) / self.spread_V))
         return weights_BE if scaled_norm_B is None else torch.sigmoid(scaled_norm_B)[:, None] * weights_BE
 
     def loss(self, weights_BE: Tensor, scaled_norm_B: Tensor | None = None) -> Tensor:
