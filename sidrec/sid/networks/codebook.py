@@ -74,15 +74,25 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def place(self, points_PD: Tensor) -> None:
-        """Puts the codewords on the centroids of k-means over at least K points. Seeded by torch's generator."""
+        """Puts the codewords on the centroids of k-means over at least K points, from a k-means++ start.
+
+        Seeded by torch's generator.
+        """
         size, width = self.weight.shape
-        settings = {"niter": ITERATIONS, "seed": int(torch.randint(2**31, ())), "spherical": self.cosine}
         points = np.ascontiguousarray(self._scaled(points_PD).cpu().numpy())
+        learner = faiss.Kmeans(
+            width,
+            size,
+            niter=ITERATIONS,
+            seed=int(torch.randint(2**31, ())),
+            spherical=self.cosine,
+            init_method=faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS,
+            min_points_per_centroid=1,
+            max_points_per_centroid=len(points),
+        )
         threads = faiss.omp_get_max_threads()
         faiss.omp_set_num_threads(1)  # so that the same seed gives the same centroids on any machine
         try:
-            limits = {"min_points_per_centroid": 1, "max_points_per_centroid": len(points)}
-            learner = faiss.Kmeans(width, size, **settings, **limits)
             learner.train(points)
         finally:
             faiss.omp_set_num_threads(threads)
