@@ -16,7 +16,9 @@ from sidrec.schema import ITEMS, ContractError
 from sidrec.sid.artifact import fit_tokenizer, save_tokenizer
 from sidrec.sid.atomic_folder import atomic_folder
 from sidrec.sid.catalog import CARD, PICTURES, REPORT, TOKENIZER, Catalog, load_catalog, write_catalog
+from sidrec.sid.collisions import resolve
 from sidrec.sid.item_vectors import ItemVectors, read_item_vectors
+from sidrec.sid.needs import needs_of
 from sidrec.sid.pictures import draw_pictures
 from sidrec.sid.quality import code_quality, quality_table, reconstruction_error
 from sidrec.sid.tokenizer import Tokenizer
@@ -47,14 +49,19 @@ def fit(recipe: Recipe, overwrite: bool = False) -> Catalog:
     _check_target(target)
     with tempfile.TemporaryDirectory(prefix="sidrec-fit-") as scratch:
         vectors_file = Path(scratch) / "vectors.npy"
-        items = read_item_vectors(recipe.data.path / ITEMS, config.vectors, config.normalize, vectors_file)
+        needs = needs_of(config.learner)
+        items = read_item_vectors(recipe.data.path / ITEMS, config.vectors, config.normalize, vectors_file, needs)
         start = time.perf_counter()
         tokenizer = fit_tokenizer(items.vectors_NV, config, items.side)
         fitted = time.perf_counter()
         encoded = tokenizer.encode(items.vectors_NV)
         seconds = {"fit_seconds": fitted - start, "encode_seconds": time.perf_counter() - fitted}
-        catalog = Catalog(items.item_ids_N, encoded.codes_NL, tokenizer.codebook_sizes, encoded.weights_NL)
-        quality = _quality(items, encoded.codes_NL, tokenizer)
+        codes_NL, collisions = encoded.codes_NL, {}
+        if config.resolve_collisions:
+            codes_NL, moved, unresolved = resolve(items.vectors_NV, codes_NL, tokenizer)
+            collisions = {"moved_items": moved, "unresolved_items": unresolved}
+        catalog = Catalog(items.item_ids_N, codes_NL, tokenizer.codebook_sizes, encoded.weights_NL)
+        quality = _quality(items, codes_NL, tokenizer) | collisions
     if _may_write(catalog, target, overwrite):
         _write(catalog, tokenizer, recipe, {"quality": quality, **seconds})
         print(f"catalog {target}: {len(catalog)} items, fingerprint {catalog.fingerprint[:12]}, fitted in", end=" ")

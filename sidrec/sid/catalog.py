@@ -104,7 +104,8 @@ class Catalog:
     ) -> "Catalog":
         """A larger catalog: new items get codes from the frozen codebooks, SIDs of old items stay as they are.
 
-        vectors: [new items, V], prepared as for the fit (`read_item_vectors` with the artifact's config).
+        vectors: [new items, V], prepared as for the fit (`read_item_vectors` with the artifact's config and
+            `needs_of` its learner).
         resolve_collisions: as the artifact's config says; new items move away from SIDs that are taken.
         Raises ContractError when an id is in the catalog already, or the tokenizer's codebooks are not the catalog's.
         """

@@ -12,7 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from sidrec.schema import ITEM_ID, TRAIN_IMPRESSIONS, UNKNOWN_ID, VECTOR_COLUMNS, ContractError
+from sidrec.schema import BEHAVIOR, ITEM_ID, PAIRS, TRAIN_IMPRESSIONS, UNKNOWN_ID, VECTOR_COLUMNS, ContractError
+from sidrec.sid.item_pairs import read_item_pairs
+from sidrec.sid.needs import NOTHING, Needs
 from sidrec.sid.tokenizer import SideInformation
 
 ROWS = 16_384  # rows in memory at a time
@@ -28,35 +30,56 @@ class ItemVectors:
 
 
 def read_item_vectors(
-    path: Path, columns: tuple[str, ...], normalize: bool, scratch: Path | None = None
+    path: Path, columns: tuple[str, ...], normalize: bool, scratch: Path | None = None, needs: Needs = NOTHING
 ) -> ItemVectors:
     """Reads and concatenates vector columns, each scaled to unit length first if `normalize`.
 
     scratch: where to put the vectors as a .npy that is memory-mapped, so that items larger than RAM fit; the caller
-        removes it. None keeps them in memory.
+        removes it, and another .npy of behaviour vectors beside it. None keeps them in memory.
+    needs: what the learner wants besides (`needs_of`): which column stays as it is, behaviour vectors, item pairs.
     Raises ContractError naming file, row and column for: a missing or truncated file, no rows, a missing column (and
     which vector columns there are), a type that is no fixed-size float32 list, missing, NaN, infinite or all-zero
-    vectors, item ids below 1 or given twice.
+    vectors, item ids below 1 or given twice, and whatever `read_item_pairs` refuses. All-zero behaviour vectors, of
+    items whose behaviour is unknown, are no error as side information and for learners that can tell.
     """
     file = _open(path)
-    widths = [_vector_width(file.schema_arrow, column, path) for column in columns]
+    widths = {column: _vector_width(file.schema_arrow, column, path) for column in columns}
     rows = file.metadata.num_rows
     if not rows:
         raise ContractError(path, "at least one item", "no rows")
-    shape = (rows, sum(widths))
     ids = np.empty(rows, dtype=np.int64)
-    if scratch is None:
-        vectors = np.empty(shape, np.float32)
-    else:
-        vectors = np.lib.format.open_memmap(scratch, mode="w+", dtype=np.float32, shape=shape)
-    for start, batch in _batches(file, [ITEM_ID, *columns], path):
+    vectors = _empty((rows, sum(widths.values())), scratch)
+    behavior = _empty_behavior(file, path, scratch) if needs.behavior else None
+    wanted = dict.fromkeys([*columns, BEHAVIOR] if needs.behavior else columns)
+    for start, batch in _batches(file, [ITEM_ID, *wanted], path):
         part = slice(start, start + batch.num_rows)
         ids[part] = _ids(batch, path, start)
-        checked = [_vectors(batch, column, path, start, ids[part]) for column in columns]
-        vectors[part] = np.concatenate([_unit(v) if normalize else v for v in checked], axis=1)
+        found = {name: _vectors(batch, name, path, start, ids[part]) for name in wanted}
+        for name in columns:
+            if not (name == BEHAVIOR and needs.unknown_behavior):
+                _check_content(found[name], name, path, start, ids[part])
+        taken = [_unit(found[name]) if normalize and name not in needs.raw else found[name] for name in columns]
+        vectors[part] = np.concatenate(taken, axis=1)
+        if behavior is not None:
+            behavior[part] = found[BEHAVIOR]
     _check_ids(ids, path)
-    side = SideInformation(tuple(zip(columns, widths, strict=True)), _train_impressions(file, path))
+    pairs = read_item_pairs(path.with_name(PAIRS), ids) if needs.pairs else None
+    side = SideInformation(tuple(widths.items()), _train_impressions(file, path), pairs, behavior)
     return ItemVectors(ids, vectors, side)
+
+
+def _empty(shape: tuple[int, int], scratch: Path | None) -> np.ndarray:
+    if scratch is None:
+        return np.empty(shape, np.float32)
+    return np.lib.format.open_memmap(scratch, mode="w+", dtype=np.float32, shape=shape)
+
+
+def _empty_behavior(file: pq.ParquetFile, path: Path, scratch: Path | None) -> np.ndarray:
+    if BEHAVIOR not in file.schema_arrow.names:
+        expected = f"a column {BEHAVIOR} for the learner's losses, as `python -m data_prep.behavior` adds it"
+        raise ContractError(path, expected, file.schema_arrow.names)
+    shape = (file.metadata.num_rows, _vector_width(file.schema_arrow, BEHAVIOR, path))
+    return _empty(shape, scratch and scratch.with_name(f"{scratch.stem}-{BEHAVIOR}.npy"))
 
 
 def _open(path: Path) -> pq.ParquetFile:
@@ -104,7 +127,7 @@ def _ids(batch: pa.RecordBatch, path: Path, start: int) -> np.ndarray:
 
 
 def _vectors(batch: pa.RecordBatch, name: str, path: Path, start: int, ids_R: np.ndarray) -> np.ndarray:
-    """Checked float32 [R, D] of one column."""
+    """float32 [R, D] of one column, finite."""
     column = batch.column(name)
     values = column.flatten() if not column.null_count else None
     if values is None or values.null_count:
@@ -112,14 +135,21 @@ def _vectors(batch: pa.RecordBatch, name: str, path: Path, start: int, ids_R: np
         first = int(np.flatnonzero(lacking)[0]) // (1 if values is None else column.type.list_size)
         raise ContractError(_where(path, start, first, name, ids_R), "a whole vector", "missing values")
     vectors_RD = values.to_numpy().reshape(len(column), column.type.list_size)
-    for expected, got, bad_R in (
-        ("finite values", "NaN or infinity", ~np.isfinite(vectors_RD).all(axis=1)),
-        ("a vector with some content", "all zeros", ~vectors_RD.any(axis=1)),
-    ):
-        if bad_R.any():
-            first = int(np.flatnonzero(bad_R)[0])
-            raise ContractError(_where(path, start, first, name, ids_R), expected, f"{got} ({bad_R.sum()} such rows)")
+    bad_R = ~np.isfinite(vectors_RD).all(axis=1)
+    if bad_R.any():
+        where = _where(path, start, int(np.flatnonzero(bad_R)[0]), name, ids_R)
+        raise ContractError(where, "finite values", f"NaN or infinity ({bad_R.sum()} such rows)")
     return vectors_RD
+
+
+def _check_content(vectors_RD: np.ndarray, name: str, path: Path, start: int, ids_R: np.ndarray) -> None:
+    bad_R = ~vectors_RD.any(axis=1)
+    if bad_R.any():
+        expected = "a vector with some content"
+        if name == BEHAVIOR:
+            expected += " (only adc_sid and mm_rqvae learn from items without behaviour)"
+        where = _where(path, start, int(np.flatnonzero(bad_R)[0]), name, ids_R)
+        raise ContractError(where, expected, f"all zeros ({bad_R.sum()} such rows)")
 
 
 def _where(path: Path, start: int, row: int, column: str, ids_R: np.ndarray) -> str:
@@ -127,7 +157,9 @@ def _where(path: Path, start: int, row: int, column: str, ids_R: np.ndarray) -> 
 
 
 def _unit(vectors_RD: np.ndarray) -> np.ndarray:
-    return vectors_RD / np.linalg.norm(vectors_RD, axis=1, keepdims=True)
+    """Unit vectors; zero stays zero."""
+    norms_R1 = np.linalg.norm(vectors_RD, axis=1, keepdims=True)
+    return vectors_RD / np.where(norms_R1 > 0, norms_R1, 1)
 
 
 def _check_ids(ids_N: np.ndarray, path: Path) -> None:

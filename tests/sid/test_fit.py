@@ -14,6 +14,7 @@ from sidrec import cli
 from sidrec.sid.artifact import load_tokenizer
 from sidrec.sid.catalog import load_catalog
 from sidrec.sid.item_vectors import read_item_vectors
+from sidrec.sid.needs import needs_of
 from sidrec.sid.quality import code_quality
 from tests.sid.item_files import clustered_vectors, write_items
 
@@ -170,3 +171,58 @@ def test_a_truncated_file_and_a_missing_one(recipe: Path, tmp_path: Path, capsys
     items.unlink()
     assert f"{items}: expected item vectors" in refused(capsys, recipe)
     assert not (tmp_path / "catalogs").exists()
+
+
+def test_collisions_are_resolved_when_asked_for(recipe: Path, tmp_path: Path) -> None:
+    """120 items, 8 * 8 SIDs: some are left over, and the report says how many."""
+    recipe.write_text(recipe.read_text().replace("{vectors:", "{resolve_collisions: true, vectors:"))
+    assert cli.main(["fit", str(recipe)]) == 0
+    folder = tmp_path / "catalogs" / "catalog"
+    report = json.loads((folder / "report.json").read_text())
+    catalog = load_catalog(folder)
+    tokenizer, loaded = load_tokenizer(folder / "tokenizer")
+    vectors = read_item_vectors(tmp_path / "data" / "items.parquet", loaded.vectors, loaded.normalize).vectors_NV
+    before = tokenizer.encode(vectors).codes_NL
+    assert loaded.resolve_collisions
+    assert (catalog.codes_NL[:, 0] == before[:, 0]).all()
+    assert report["quality"]["moved_items"] == (catalog.codes_NL != before).any(axis=1).sum() > 0
+    unique = len(np.unique(catalog.codes_NL, axis=0))
+    assert unique > len(np.unique(before, axis=0))
+    assert report["quality"]["unresolved_items"] == 120 - unique
+    assert report["quality"]["collision_rate"] == (120 - unique) / 120
+
+
+ADC_SID = """
+name: small
+data: {{path: {folder}/data, catalog: {folder}/catalog}}
+tokenizer:
+  vectors: [text, behavior]
+  learner:
+    kind: adc_sid
+    codebook_size: 6
+    width: 8
+    hidden: 8
+    training: {{epochs: 2, batch_size: 40, least_utilisation: 0}}
+"""
+
+
+def test_adc_sid_with_items_of_unknown_behavior(tmp_path: Path) -> None:
+    """The catalog has weights; behaviour keeps its norm, and items without any get the smallest factor."""
+    behavior = 5 * clustered_vectors(120, width=4, seed=1)
+    behavior[7:10] = 0
+    write_items(tmp_path / "data" / "items.parquet", np.arange(1, 121), text=VECTORS, behavior=behavior)
+    (tmp_path / "recipe.yaml").write_text(ADC_SID.format(folder=tmp_path))
+    assert cli.main(["fit", str(tmp_path / "recipe.yaml")]) == 0
+    catalog = load_catalog(tmp_path / "catalog")
+    tokenizer, config = load_tokenizer(tmp_path / "catalog" / "tokenizer")
+    needs = needs_of(config.learner)
+    items = read_item_vectors(tmp_path / "data" / "items.parquet", config.vectors, config.normalize, None, needs)
+    assert np.array_equal(items.vectors_NV[:, 8:], behavior)
+    encoded = tokenizer.encode(items.vectors_NV)
+    assert encoded.codes_NL.tolist() == catalog.codes_NL.tolist()
+    assert catalog.weights_NL is not None
+    assert encoded.weights_NL is not None
+    assert np.array_equal(encoded.weights_NL, catalog.weights_NL)
+    assert catalog.codebook_sizes == (6,) * 5  # shared, text, three of behaviour
+    assert (catalog.weights_NL[:, :2] == 1).all()
+    assert len(np.unique(catalog.weights_NL[7:10], axis=0)) == 1

@@ -7,12 +7,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sidrec.config.learners import AdcSidConfig, MmRqVaeConfig
 from sidrec.schema import ContractError
 from sidrec.sid.item_vectors import read_item_vectors
+from sidrec.sid.needs import Needs, needs_of
 from tests.sid.item_files import clustered_vectors, vector_column, write_items
 
 TEXT = np.array([[3, 4], [0, 2], [1, 0]])
 VISUAL = np.array([[1], [-2], [5]])
+BEHAVIOR = np.array([[3, 4], [0, 0], [0, 0.5]])
 
 
 def items(tmp_path: Path) -> Path:
@@ -126,3 +129,44 @@ def test_item_ids_must_be_there_positive_and_once(tmp_path: Path) -> None:
     ):
         write_items(path, ids, text=TEXT)
         assert sentence in refusal(path)
+
+
+def test_side_information_comes_as_it_is(tmp_path: Path) -> None:
+    """Raw behaviour, zeros and all, beside normalised vectors; pairs by row number from the file beside."""
+    path = write_items(items(tmp_path), [5, 2, 9], text=TEXT, behavior=BEHAVIOR)
+    pq.write_table(pa.table({"item_id": [9, 2], "other_id": [5, 9]}), tmp_path / "pairs.parquet")
+    for scratch in (None, tmp_path / "vectors.npy"):
+        found = read_item_vectors(path, ("text",), True, scratch, Needs(pairs=True, behavior=True))
+        assert found.vectors_NV == pytest.approx(np.array([[0.6, 0.8], [0, 1], [1, 0]]))
+        assert found.side.columns == (("text", 2),)
+        assert found.side.behavior_NE is not None
+        assert isinstance(found.side.behavior_NE, np.memmap) == (scratch is not None)
+        assert found.side.behavior_NE.tolist() == BEHAVIOR.tolist()
+        assert found.side.pairs_P2 is not None
+        assert found.side.pairs_P2.tolist() == [[2, 0], [1, 2]]
+    nothing = read_item_vectors(path, ("text",), True).side
+    assert (nothing.behavior_NE, nothing.pairs_P2) == (None, None)
+
+
+def test_side_information_that_is_not_there(tmp_path: Path) -> None:
+    path = write_items(items(tmp_path), [5, 2, 9], text=TEXT)
+    with pytest.raises(ContractError, match=r"items\.parquet: expected a column behavior .*data_prep\.behavior"):
+        read_item_vectors(path, ("text",), True, None, Needs(behavior=True))
+    with pytest.raises(ContractError, match=r"pairs\.parquet: expected item pairs .* got no such file"):
+        read_item_vectors(path, ("text",), True, None, Needs(pairs=True))
+
+
+def test_behavior_as_a_vector_column(tmp_path: Path) -> None:
+    """Raw where the learner uses the norm; zeros only where the learner can tell what they mean."""
+    path = write_items(items(tmp_path), [5, 2, 9], text=TEXT, behavior=BEHAVIOR)
+    columns = ("text", "behavior")
+    raw = read_item_vectors(path, columns, True, None, needs_of(AdcSidConfig())).vectors_NV
+    assert raw == pytest.approx(np.array([[0.6, 0.8, 3, 4], [0, 1, 0, 0], [1, 0, 0, 0.5]]))
+    unit = read_item_vectors(path, columns, True, None, needs_of(MmRqVaeConfig())).vectors_NV
+    assert unit[:, 2:] == pytest.approx(np.array([[0.6, 0.8], [0, 0], [0, 1]]))
+    sentence = r"row 1 \(item 2\), column behavior: expected a vector with some content \(only adc_sid and mm_rqvae "
+    with pytest.raises(ContractError, match=sentence):
+        read_item_vectors(path, columns, True)
+    write_items(path, [5, 2, 9], text=TEXT * [[1], [0], [1]], behavior=BEHAVIOR)
+    with pytest.raises(ContractError, match="column text: expected a vector with some content, got all zeros"):
+        read_item_vectors(path, columns, True, None, needs_of(AdcSidConfig()))
