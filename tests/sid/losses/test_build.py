@@ -5,20 +5,33 @@ from typing import get_args
 import pytest
 import torch
 
+from sidrec.config.learners import AdcSidConfig, GradientLearnerConfig, MmRqVaeConfig, MultiVqConfig, RqVaeConfig
 from sidrec.config.sid_losses import BehaviorAlignment, Collaborative, Diversity, SidLossConfig
 from sidrec.schema import ContractError
 from sidrec.sid.losses.build import build_loss
+from sidrec.sid.networks.build import build_network
 from tests.sid.losses.tiny_network import TinyNetwork, random_batch
 
+COLUMNS = (("text", 4), ("behavior", 5))
+LEARNERS = [
+    RqVaeConfig(codebook_size=4, width=6, hidden=(8,)),
+    MultiVqConfig(codebook_size=4, width=6, hidden=(8,)),
+    MmRqVaeConfig(codebook_size=4, width=6, hidden=(8,)),
+    AdcSidConfig(codebook_size=4, width=6, hidden=8),
+]
 SECTIONS = get_args(get_args(SidLossConfig)[0])
 PAIRS, BEHAVIOR = frozenset({"pairs"}), frozenset({"behavior"})
 NEEDS = {"contrast": PAIRS, "collaborative": BEHAVIOR, "behavior_alignment": BEHAVIOR}
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_plugs_into_a_network(section: type) -> None:
+@pytest.mark.parametrize("learner", LEARNERS, ids=lambda learner: learner.kind)
+def test_plugs_into_every_network(section: type, learner: GradientLearnerConfig) -> None:
+    """The term is finite, and so are its gradients, which reach the network."""
+    torch.manual_seed(0)
     config = Diversity(groups=2) if section is Diversity else section()
-    network, batch = TinyNetwork(latent=6, size=4), random_batch(16)
+    network, batch = build_network(learner, COLUMNS), random_batch(16, width=9)
+    network.survey(batch.vectors_BV.numpy())
     loss = build_loss(config, network, 5)
     assert loss.needs == NEEDS.get(config.kind, frozenset())
     loss.begin_epoch(network)
@@ -26,9 +39,9 @@ def test_plugs_into_a_network(section: type) -> None:
     assert term.shape == ()
     assert term.isfinite()
     term.backward()
-    gradients = [part.grad for part in [*network.parameters(), *loss.parameters()] if part.grad is not None]
+    gradients = [part.grad for part in network.parameters() if part.grad is not None]
     assert gradients
-    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert all(gradient.isfinite().all() for gradient in [*gradients, *(part.grad for part in loss.parameters())])
     assert all(isinstance(value, float | int) for value in loss.seen().values())
 
 
