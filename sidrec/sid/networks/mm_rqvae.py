@@ -157,7 +157,7 @@ class MmRqVae(Network):
             level_loss, level_commitment = codebook.losses(target_BD, quantized_BD)
             codebook_loss, commitment = codebook_loss + level_loss, commitment + level_commitment
         means = self.config.reconstruction == "mean"
-        scale = len(targets[0]) * (len(targets) * self.config.width if means else 1)
+        scale = len(targets[0]) * (self.levels * self.config.width if means else 1)
         return {"codebook": codebook_loss / scale, "commitment": self.config.commitment * commitment / scale}
 
     def _reconstruction(self, branches: list[Branch], weights_BL: Tensor | None) -> Tensor:

@@ -1,6 +1,7 @@
 """MM-RQ-VAE: a residual quantiser per column, tied by their latents."""
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -34,7 +35,8 @@ def batch(rows: Tensor | None = None) -> ItemBatch:
 
 def alone(net: MmRqVae, modality: int) -> RqVae:
     """The RQ-VAE of one column, with the same weights."""
-    config = RqVaeConfig(levels=2, codebook_size=6, width=4, hidden=(5,))
+    reduction = net.config.reconstruction
+    config = RqVaeConfig(levels=2, codebook_size=6, width=4, hidden=(5,), reconstruction=reduction)
     single = RqVae(config, (COLUMNS[modality],))
     single.encoder.load_state_dict(net.encoders[modality].state_dict())
     single.decoder.load_state_dict(net.decoders[modality].state_dict())
@@ -43,9 +45,11 @@ def alone(net: MmRqVae, modality: int) -> RqVae:
     return single
 
 
-def test_each_column_is_an_rqvae_of_its_own() -> None:
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_each_column_is_an_rqvae_of_its_own(reduction: Literal["sum", "mean"]) -> None:
     """Codes, latents and the sums of all terms are those of two RQ-VAEs beside each other."""
-    net = network(replace(SMALL, reconstruct="squared", reconstruct_weight=1.0, align_weight=0))
+    squared = replace(SMALL, reconstruct="squared", reconstruct_weight=1.0, reconstruction=reduction)
+    net = network(replace(squared, align_weight=0))
     coded = net(batch())
     parts = [alone(net, 0)(batch(vectors()[:, :3])), alone(net, 1)(batch(vectors()[:, 3:]))]
     assert torch.equal(coded.codes_BL, torch.cat([part.codes_BL for part in parts], dim=1))
