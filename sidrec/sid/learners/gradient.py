@@ -114,7 +114,7 @@ class GradientTokenizer(Tokenizer):
         costs_NK = np.empty((len(vectors_NV), self.codebook_sizes[-1]), dtype=np.float32)
         for start in range(0, len(vectors_NV), CHUNK):
             part = slice(start, start + CHUNK)
-            vectors_CV = torch.from_numpy(np.asarray(vectors_NV[part], dtype=np.float32))
+            vectors_CV = torch.from_numpy(np.array(vectors_NV[part], dtype=np.float32))
             costs = self._network.last_level_costs(vectors_CV, torch.from_numpy(codes_NL[part]))
             if costs is None:
                 return None
@@ -195,10 +195,10 @@ def _chunks(
     """Rows, and their codes and weights. The last chunk is filled up with zeros, so that it has the others' shape."""
     with tqdm(total=len(vectors_NV), desc="encode", unit=" items", unit_scale=True, disable=None) as progress:
         for start in range(0, len(vectors_NV), CHUNK):
-            rows = np.asarray(vectors_NV[start : start + CHUNK], dtype=np.float32)
-            vectors_CV = torch.zeros(CHUNK, rows.shape[1])
-            vectors_CV[: len(rows)] = torch.from_numpy(np.ascontiguousarray(rows))
-            codes_CL, weights_CL = encode(vectors_CV)
+            rows = vectors_NV[start : start + CHUNK]
+            padded_CV = np.zeros((CHUNK, rows.shape[1]), dtype=np.float32)
+            padded_CV[: len(rows)] = rows
+            codes_CL, weights_CL = encode(torch.from_numpy(padded_CV))
             part = slice(start, start + len(rows))
             yield part, (codes_CL[: len(rows)], None if weights_CL is None else weights_CL[: len(rows)])
             progress.update(len(rows))

@@ -1,0 +1,147 @@
+"""Batches: every item once per epoch, resident or streamed, alone or shared out; partners; behaviour norms."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sidrec.schema import ContractError
+from sidrec.sid.training import batches as module
+from sidrec.sid.training import order as order_module
+from sidrec.sid.training.batches import Batches
+from sidrec.sid.training.order import epoch_order
+from sidrec.sid.training.partners import Partners
+from sidrec.sid.training.replicas import ALONE, Replicas
+
+VECTORS = np.random.default_rng(0).standard_normal((1003, 6)).astype(np.float32)
+PAIRS = np.array([[0, 1], [0, 2], [5, 6]])
+
+
+@pytest.fixture
+def streamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vectors do not fit: windows of 96 rows of 24 bytes, blocks of 16."""
+    monkeypatch.setattr(module, "MEMORY", 1000)
+    monkeypatch.setattr(module, "WINDOW", 96 * 24)
+    monkeypatch.setattr(order_module, "BLOCK", 16)
+
+
+def rows_of(batches: Batches, epoch: int = 0) -> np.ndarray:
+    return np.stack([batch.rows_B.numpy() for batch in batches.epoch(epoch)])
+
+
+def test_every_item_once_and_the_last_batch_filled_up_from_the_start() -> None:
+    batches = Batches(VECTORS, 100, 0, ALONE)
+    rows = rows_of(batches)
+    assert (batches.steps, rows.shape) == (11, (11, 100))
+    assert sorted(rows.ravel()[:1003]) == list(range(1003))
+    assert rows.ravel()[1003:].tolist() == rows.ravel()[:97].tolist()
+
+
+@pytest.mark.usefixtures("streamed")
+def test_a_streamed_epoch_too_has_every_item_once(tmp_path: Path) -> None:
+    np.save(tmp_path / "vectors.npy", VECTORS)
+    batches = Batches(np.load(tmp_path / "vectors.npy", mmap_mode="r"), 40, 0, ALONE)
+    seen = [(batch.rows_B.numpy(), batch.vectors_BV.numpy()) for batch in batches.epoch(3)]
+    rows = np.concatenate([rows for rows, _ in seen])
+    assert sorted(rows[:1003]) == list(range(1003))
+    assert all(np.array_equal(vectors, VECTORS[rows]) for rows, vectors in seen)
+
+
+@pytest.mark.usefixtures("streamed")
+def test_a_streamed_epoch_never_holds_more_than_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    vectors_of = Batches._vectors
+    monkeypatch.setattr(Batches, "_vectors", lambda self, rows: read.append(len(rows)) or vectors_of(self, rows))
+    rows_of(Batches(VECTORS, 40, 0, ALONE))
+    assert max(read) <= 96
+    assert len(read) == 13  # 26 steps of 40, two to a window
+
+
+def test_a_window_of_an_epoch_is_a_few_whole_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(order_module, "BLOCK", 10)
+    order = epoch_order(1000, 50, 0, 0)
+    for start in range(0, 1000, 50):
+        window = order[start : start + 50]
+        assert len(np.unique(window // 10)) == 5
+        assert window.tolist() != sorted(window)
+    assert sorted(order) == list(range(1000))
+
+
+def test_order_is_a_function_of_seed_and_epoch() -> None:
+    def rows(seed: int, epoch: int) -> list[int]:
+        return rows_of(Batches(VECTORS, 100, seed, ALONE), epoch).ravel().tolist()
+
+    assert rows(1, 4) == rows(1, 4)
+    assert rows(1, 4) != rows(1, 5)
+    assert rows(1, 4) != rows(2, 4)
+
+
+def test_fewer_items_than_a_batch_make_one_batch() -> None:
+    rows = rows_of(Batches(VECTORS[:7], 100, 0, ALONE))
+    assert sorted(rows[0]) == list(range(7))
+    assert len(rows) == 1
+
+
+@pytest.mark.parametrize("pairs", [None, PAIRS])
+def test_replicas_share_out_the_very_batches_of_one_process(pairs: np.ndarray | None) -> None:
+    alone = list(Batches(VECTORS, 100, 0, ALONE, pairs).epoch(2))
+    shared = [list(Batches(VECTORS, 100, 0, Replicas(rank, 2), pairs).epoch(2)) for rank in (0, 1)]
+    assert len(alone) == len(shared[0]) == len(shared[1])
+    for whole, *parts in zip(alone, *shared, strict=True):
+        sides = [slice(None)] if pairs is None else [slice(0, 50), slice(50, 100)]
+        own = [slice(None)] if pairs is None else [slice(0, 25), slice(25, 50)]
+        for side, part in zip(sides, own, strict=True):
+            assert torch.equal(torch.cat([batch.rows_B[part] for batch in parts]), whole.rows_B[side])
+
+
+def test_partners_go_both_ways_and_stand_in_for_those_without() -> None:
+    """0 with 1 and 2, 5 with 6; each direction as listed."""
+    partners = Partners(PAIRS, 8)
+    rows = np.array([0, 0, 1, 2, 5, 6, 3])
+    drawn, known = partners.draw(rows, np.array([0.0, 0.99, 0.5, 0.5, 0.9, 0.0, 0.7]))
+    assert drawn.tolist() == [1, 2, 0, 0, 6, 5, 3]
+    assert known.tolist() == [True] * 6 + [False]
+
+
+def test_a_pair_given_twice_is_drawn_twice_as_often() -> None:
+    partners = Partners(np.array([[0, 1], [0, 1], [0, 2]]), 3)
+    chances = np.arange(300) / 300
+    drawn, _ = partners.draw(np.zeros(300, np.int64), chances)
+    assert np.bincount(drawn).tolist() == [0, 200, 100]
+
+
+def test_a_batch_with_pairs_has_anchors_then_partners() -> None:
+    batches = Batches(VECTORS[:8], 8, 0, ALONE, PAIRS)
+    seen = list(batches.epoch(0))
+    assert batches.steps == 2
+    assert sorted(row for batch in seen for row in batch.rows_B[:4].tolist()) == list(range(8))
+    for batch in seen:
+        assert batch.partners == 4
+        assert batch.has_partner_P is not None
+        anchors, others = batch.rows_B[:4].tolist(), batch.rows_B[4:].tolist()
+        for anchor, other, known in zip(anchors, others, batch.has_partner_P.tolist(), strict=True):
+            partners = {0: {1, 2}, 1: {0}, 2: {0}, 5: {6}, 6: {5}}
+            assert other in partners.get(anchor, {anchor})
+            assert known == (anchor in partners)
+        assert np.array_equal(batch.vectors_BV.numpy(), VECTORS[batch.rows_B.numpy()])
+
+
+def test_behavior_comes_with_norms_scaled_over_all_items() -> None:
+    """Norms 0, 1, 3, 5 scale to 0, 0, .5, 1; quantiles .5 of the known put all on one point, so all known count 1."""
+    behavior = np.array([[0, 0], [1, 0], [0, 3], [3, 4]], np.float32)
+    for quantile, expected in ((0.0, [0, 0, 0.5, 1]), (0.5, [0, 1, 1, 1])):
+        (batch,) = Batches(VECTORS[:4], 4, 0, ALONE, None, behavior, quantile).epoch(0)
+        assert batch.behavior_BE is not None
+        assert batch.scaled_norm_B is not None
+        assert np.array_equal(batch.behavior_BE.numpy(), behavior[batch.rows_B.numpy()])
+        assert batch.scaled_norm_B.tolist() == [expected[row] for row in batch.rows_B.tolist()]
+
+
+def test_bad_pairs_and_too_small_batches_are_one_sentence_each() -> None:
+    with pytest.raises(ContractError, match=r"item pairs: expected row numbers in \[0, 1003\), got 0 to 1003"):
+        Batches(VECTORS, 8, 0, ALONE, np.array([[0, 1003]]))
+    with pytest.raises(ContractError, match=r"item pairs: expected int \[pairs, 2\], at least one, got int64 \(0, 2\)"):
+        Batches(VECTORS, 8, 0, ALONE, np.zeros((0, 2), np.int64))
+    with pytest.raises(ContractError, match=r"training.batch_size: expected at least 4 for 2 processes, got 3"):
+        Batches(VECTORS, 3, 0, Replicas(0, 2), PAIRS)
