@@ -138,7 +138,8 @@ class GradientLearner:
     commitment: NonNegativeFloat = 0.25
     """beta: weight of the commitment beside the codebook loss."""
     reconstruction: Literal["sum", "mean"] = "sum"
-    """Squared error summed over dimensions, or its mean over them; always the mean over items."""
+    """Squared error summed over dimensions, or its mean over them; always the mean over items. Codebook loss and
+    commitment follow, the mean being over levels too."""
     router: Router | None = None
     """Token weights of every level, exported with the codes; left out, there are none."""
     losses: tuple[SidLossConfig, ...] = ()
