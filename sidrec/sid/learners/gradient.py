@@ -17,11 +17,11 @@ from sidrec.schema import ContractError
 from sidrec.sid.losses.loss import Need
 from sidrec.sid.networks.build import build_network
 from sidrec.sid.networks.network import Network
+from sidrec.sid.replicas import Replicas, current_replicas
 from sidrec.sid.tokenizer import Encoded, SideInformation, Tokenizer, check_width
 from sidrec.sid.training.batches import Batches
 from sidrec.sid.training.checkpoint import Checkpoint, identity_of
 from sidrec.sid.training.health import Usage, refuse_collapse
-from sidrec.sid.training.replicas import Replicas, current_replicas
 from sidrec.sid.training.scheduled_losses import ScheduledLoss, clip_quantile, scheduled_losses
 from sidrec.sid.training.trainer import Trainer
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sidrec.sid.networks.network import nearest
-from sidrec.sid.training.replicas import ALONE, Replicas
+from sidrec.sid.replicas import ALONE, Replicas
 
 ITERATIONS = 20  # of Lloyd, in the placement by k-means
 DECAY = 0.99  # of the moving averages (van den Oord et al., arXiv 1711.00937, appendix A.1)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from sidrec.config.learners import Router
 from sidrec.sid.networks.mlp import mlp
-from sidrec.sid.training.replicas import ALONE, Replicas
+from sidrec.sid.replicas import ALONE, Replicas
 
 WEAKEST, STRONGEST = 1e-12, 1e2
 ROWS = 65_536  # items in memory at a time

@@ -13,9 +13,9 @@ from torch import Tensor
 from sidrec.schema import ContractError
 from sidrec.sid.networks.behavior_norm import norm_range, norms, scaled
 from sidrec.sid.networks.network import ItemBatch
+from sidrec.sid.replicas import Replicas
 from sidrec.sid.training.order import epoch_order
 from sidrec.sid.training.partners import Partners
-from sidrec.sid.training.replicas import Replicas
 
 MEMORY = 2 << 30  # bytes of vectors held in RAM at most
 WINDOW = 256 << 20  # bytes of vectors read at a time when all do not fit

@@ -19,10 +19,10 @@ from sidrec.sid.losses.loss import schedule_factor
 from sidrec.sid.networks.codebook import Codebook
 from sidrec.sid.networks.network import Coded, ItemBatch, Network
 from sidrec.sid.networks.router import TokenRouter
+from sidrec.sid.replicas import Replicas
 from sidrec.sid.training.batches import Batches
 from sidrec.sid.training.checkpoint import Checkpoint
 from sidrec.sid.training.health import Usage
-from sidrec.sid.training.replicas import Replicas
 from sidrec.sid.training.scheduled_losses import ScheduledLoss
 
 START_POINTS = 256  # items per code that the codebooks are placed by

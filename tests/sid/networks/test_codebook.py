@@ -7,7 +7,7 @@ from torch import Tensor
 
 from sidrec.sid.networks.codebook import DECAY, Codebook
 from sidrec.sid.networks.network import nearest
-from sidrec.sid.training.replicas import Replicas
+from sidrec.sid.replicas import Replicas
 
 
 def codebook(codewords: list[list[float]], **settings: object) -> Codebook:

@@ -5,8 +5,8 @@ import torch
 
 from sidrec.config.learners import RqVaeConfig, Training
 from sidrec.sid.learners.gradient import GradientTokenizer
+from sidrec.sid.replicas import JoinedReplicas, current_replicas
 from sidrec.sid.tokenizer import SideInformation
-from sidrec.sid.training.replicas import JoinedReplicas, current_replicas
 from tests.ranks import run_on_ranks
 from tests.sid.item_files import clustered_vectors
 
