@@ -2,11 +2,13 @@
 
 A row is an exposure of an item to a user. Its label is drawn with a probability that depends on nothing hidden:
 
-    p = sigmoid(bias + sum_l affinity_l * m_l + popularity * log1p(exposures of the item before))
+    p = sigmoid(bias + sum_l affinity_l * m_l + popularity * log1p(exposures of the item before) + charm_item)
 
-m_l is the share of the user's history (latest positives before the row) that lies in the item's cluster of level l;
-with an empty history it is 0. So the AUC of p itself is the best that any model can reach, and a model that knows
-the clusters and the history can reach it. What users are shown drifts with interests that only steer exposures.
+charm_item has scale `charm` (0: none); half its variance is common to an item's second-level cluster, so that a SID
+can tell it; half is the item's own and shows in nothing but its record, so that only a HID can learn it. m_l is the
+share of the user's history (latest positives before the row) that lies in the item's cluster of level l; with an
+empty history it is 0. So the AUC of p itself is the best that any model can reach, and without charm a model that
+knows the clusters and the history can reach it. What users are shown drifts with interests that only steer exposures.
 
 A rows of one tick, H history length, I items.
 """
@@ -61,6 +63,8 @@ class WorldSettings:
     """Log odds per share of the history in the item's cluster, level by level."""
     popularity: float = 0.1
     """Log odds per log1p of the item's exposures so far."""
+    charm: float = 0.0
+    """Standard deviation of log odds that an item has for everyone; half of the variance is its cluster's."""
     int_noise: int = 3
     """Dense columns without meaning."""
     cat_noise: int = 2
@@ -95,11 +99,14 @@ class World:
     def __init__(self, settings: WorldSettings, history: int, seed: int) -> None:
         settings.check()
         self._settings, self._history = settings, history
-        item_seed, self._vector_seed, self._tick_seed = np.random.SeedSequence(seed).spawn(3)
+        item_seed, self._vector_seed, self._tick_seed, charm_seed = np.random.SeedSequence(seed).spawn(4)
         random = np.random.default_rng(item_seed)
         self.codes_IL = random.integers(settings.branching, size=(settings.items, LEVELS))
         self.clusters_IL = np.cumsum(self.codes_IL * settings.branching ** np.arange(LEVELS), axis=1)
         self._weight_I = random.permutation(np.arange(1, settings.items + 1) ** -settings.zipf)
+        charm = np.random.default_rng(charm_seed)
+        of_cluster_I = charm.normal(size=settings.branching**2)[self.clusters_IL[:, 1]]
+        self._charm_I = settings.charm * (of_cluster_I + charm.normal(size=settings.items)) / 2**0.5
         late = int(settings.items * settings.late_items)
         # Items are numbered in order of their launch, a share of the log's length: those on the market are a prefix.
         self._launch_I = np.concatenate([np.zeros(settings.items - late), (np.arange(late) + 1) / (late + 1)])
@@ -170,7 +177,7 @@ class World:
 
     def _probability(self, item_A: np.ndarray, history_AH: np.ndarray, exposures_A: np.ndarray) -> np.ndarray:
         settings, there_AH = self._settings, history_AH >= 0
-        logit_A = settings.bias + settings.popularity * np.log1p(exposures_A)
+        logit_A = settings.bias + settings.popularity * np.log1p(exposures_A) + self._charm_I[item_A]
         for level, weight in enumerate(settings.affinity):
             cluster_I = self.clusters_IL[:, level]
             same_AH = (cluster_I[history_AH] == cluster_I[item_A][:, None]) & there_AH

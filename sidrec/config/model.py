@@ -78,6 +78,9 @@ class StatsGate:
     """Width of the hidden layer."""
     output_bias: float = 0.0
     """Bias of the output layer: 0 starts at g = 0.5, negative values start nearer to the SID."""
+    lengths: Literal["as_is", "equal"] = "as_is"
+    """equal: both embeddings get one learned length before they are mixed [I]. As published, g decides about trust and
+    about the length of e at once, and which way it goes with popularity differs from seed to seed."""
     per_dimension: bool = False
     """One gate value per embedding dimension instead of one per candidate."""
 

@@ -9,17 +9,24 @@ from torch import Tensor, nn
 from sidrec.config.model import Gate, StatsGate, SumGate
 from sidrec.model.statistics import build_statistics
 
+FIRST_LENGTH = 0.3
+"""Root mean square of an embedding at the start of the training, with equal lengths."""
+SMALLEST = 1e-6
+"""Added to the mean square: rows that have hardly been trained stay short."""
+
 
 class TargetAwareGate(nn.Module):
     """e = g * e_hid + (1 - g) * e_sid, g = sigmoid(MLP(stats)): popular items trust their HID, rare ones their SID.
 
-    In the residual form, which is not in the paper, e = e_sid + g * e_hid.
+    Not in the paper: the residual form, e = e_sid + g * e_hid; and equal lengths, where e_hid and e_sid are scaled to
+    the same root mean square first, so that g can only mean which of them to trust.
     """
 
     def __init__(self, config: StatsGate, dim: int, mean_S: Tensor, std_S: Tensor) -> None:
         super().__init__()
         self.statistics = build_statistics(config.stats, mean_S, std_S)
         self.residual = config.form == "residual"
+        self.length = nn.Parameter(torch.tensor(FIRST_LENGTH)) if config.lengths == "equal" else None
         output = nn.Linear(config.hidden, dim if config.per_dimension else 1)
         nn.init.constant_(output.bias, config.output_bias)
         self.mlp = nn.Sequential(nn.Linear(self.statistics.width, config.hidden), nn.ReLU(), output)
@@ -31,7 +38,14 @@ class TargetAwareGate(nn.Module):
     def forward(self, hid_BD: Tensor, sid_BD: Tensor, stats_BS: Tensor) -> Tensor:
         """Returns e [B, D]."""
         gate = self.value(stats_BS)
+        if self.length is not None:
+            hid_BD, sid_BD = self.length * _unit(hid_BD), self.length * _unit(sid_BD)
         return sid_BD + gate * hid_BD if self.residual else torch.lerp(sid_BD, hid_BD, gate)
+
+
+def _unit(embedded_BD: Tensor) -> Tensor:
+    """Scaled to a root mean square of one; zeros stay zeros."""
+    return embedded_BD * torch.rsqrt(embedded_BD.square().mean(dim=1, keepdim=True) + SMALLEST)
 
 
 class PlainSum(nn.Module):

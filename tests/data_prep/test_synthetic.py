@@ -1,5 +1,6 @@
 """The known-answer world: its probabilities follow its rule, and a model that knows the rule reaches the best AUC."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,25 @@ def test_auc_of_counts() -> None:
     """Bins in ascending order hold negatives (1, 2, 0) and positives (0, 1, 1): (1 + 2/2 + 3) of 3 * 2 pairs."""
     assert auc_of_counts(np.array([1, 2, 0]), np.array([0, 1, 1])) == (1 + 2 / 2 + 3) / 6
     assert auc_of_counts(np.array([1]), np.array([0])) is None
+
+
+def test_charm_is_one_number_per_item_and_half_its_cluster(tmp_path: Path) -> None:
+    out = tmp_path / "world"
+    settings = replace(SMALL, charm=3.0)
+    SyntheticCommand(out, settings, LogSettings(history=5)).run()
+    rows = read_rows(out)
+    stored = np.array([row[BAYES_PROBABILITY] for row in rows], dtype=np.float64).clip(1e-6, 1 - 1e-6)
+    codes = clusters(out)
+    plain = settings.bias + matches(rows, codes) @ np.array([*settings.affinity, settings.popularity])
+    charm_N, item_N = np.log(stored / (1 - stored)) - plain, np.array([row["item_id"] for row in rows])
+    items = np.unique(item_N)
+    of_item = [charm_N[item_N == item] for item in items]
+    assert max(float(np.ptp(values)) for values in of_item) < 0.05  # probabilities are stored as float32
+    charm_I = np.array([values.mean() for values in of_item])
+    assert charm_I.std() == pytest.approx(3, rel=0.25)
+    cluster_I = codes[items - 1, 1]
+    within = np.concatenate([charm_I[cluster_I == c] - charm_I[cluster_I == c].mean() for c in np.unique(cluster_I)])
+    assert within.std() == pytest.approx(3 / 2**0.5, rel=0.15)
 
 
 def test_seed_decides(tmp_path: Path) -> None:

@@ -81,6 +81,19 @@ def test_residual_gate_corrects_the_sid() -> None:
     torch.testing.assert_close(gate(hid_BD, sid_BD, torch.rand(3, 2)), torch.full((3, D), 9.5))
 
 
+def test_equal_lengths_leave_the_gate_trust_alone() -> None:
+    gate = gate_with(math.log(3), lengths="equal")
+    hid_BD, sid_BD = torch.full((1, D), 1000.0), torch.full((1, D), -2.0)
+    # both have root mean square 0.3, so e = 0.3 * (3/4 - 1/4) however long the HID is
+    torch.testing.assert_close(gate(hid_BD, sid_BD, torch.rand(1, 2)), torch.full((1, D), 0.15))
+    zeros = torch.zeros(1, D, requires_grad=True)
+    found = gate(zeros, sid_BD, torch.rand(1, 2))
+    torch.testing.assert_close(found, torch.full((1, D), -0.3 / 4))
+    found.sum().backward()
+    assert zeros.grad is not None
+    assert torch.isfinite(zeros.grad).all()
+
+
 def test_gate_starts_in_the_middle_and_can_be_a_vector() -> None:
     assert gate_with(0.0).value(torch.rand(4, 2)).tolist() == [[0.5]] * 4
     assert gate_with(0.0, per_dimension=True).value(torch.rand(4, 2)).shape == (4, D)

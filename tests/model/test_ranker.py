@@ -83,6 +83,7 @@ ALTERNATIVES: dict[str, dict[str, Any]] = {
     "MLP attention": {"item": {"kind": "sid_coord", "fusion": {"kind": "concat_mlp"}}},
     "bucketised statistics": {"item": {"kind": "sid_coord", "gate": {"kind": "stats", "stats": {"kind": "bucketize"}}}},
     "vector gate": {"item": {"kind": "sid_coord", "gate": {"kind": "stats", "per_dimension": True}}},
+    "equal lengths": {"item": {"kind": "sid_coord", "gate": {"kind": "stats", "lengths": "equal"}}},
     "histogram": {"item": {"kind": "sid_coord", "alignment": {"kind": "histogram"}}},
     "raw statistics": {"item": {"kind": "sid_coord", "alignment": {"kind": "raw_stats"}}},
     "both histories": {"item": {"kind": "sid_coord", "history": ["hid", "sid"]}},
