@@ -47,12 +47,12 @@ class SasRec(nn.Module):
 
     One table serves input and output, so an item's vector is a row of `items`, which nothing normalises: its length is
     free to follow the item's frequency. Row M is the start of a sequence, which makes the first item predictable too.
-    Sequences are padded at the end; as attention is causal, padding needs no mask. The table's gradient is sparse.
+    Sequences are padded at the end; as attention is causal, padding needs no mask.
     """
 
     def __init__(self, items: int, width: int, blocks: int, heads: int, length: int, dropout: float) -> None:
         super().__init__()
-        self.items = nn.Embedding(items + 1, width, sparse=True)
+        self.items = nn.Embedding(items + 1, width)
         self.positions = nn.Parameter(torch.empty(length, width))
         nn.init.normal_(self.items.weight, std=INIT_STD)
         nn.init.normal_(self.positions, std=INIT_STD)

@@ -32,13 +32,13 @@ class SasRecSettings:
     """Events in a window; longer sequences are cut, so that every event is a target once per epoch."""
     dropout: float = 0.2
     """Dropout of inputs and blocks."""
-    epochs: int = 50
+    epochs: int = 20
     """Passes over all events."""
     lr: float = 2e-3
     """Learning rate of Adam at the start; it falls linearly to 0. There is no weight decay."""
     batch_events: int = 2048
     """Positions of a batch, padding included."""
-    negatives: int = 256
+    negatives: int = 512
     """Uniform negatives that a batch shares; where there are no more items than that, the softmax is exact."""
     seed: int = 0
     """Seed of everything random."""
@@ -120,8 +120,7 @@ def train_sasrec(sequences: Sequences, settings: SasRecSettings, what: str) -> t
 def _train(sequences: Sequences, settings: SasRecSettings, what: str) -> tuple[SasRec, list[float]]:
     items, events = len(sequences.item_ids_M), len(sequences.items_E)
     model = SasRec(items, settings.width, settings.blocks, settings.heads, settings.length, settings.dropout)
-    dense = [parameter for name, parameter in model.named_parameters() if not name.startswith("items.")]
-    optimizers = (torch.optim.SparseAdam([model.items.weight], settings.lr), torch.optim.Adam(dense, settings.lr))
+    optimizer = torch.optim.Adam(model.parameters(), settings.lr)
     windows = Windows.of(sequences, settings.length)
     random = np.random.default_rng(settings.seed)
     losses: list[float] = []
@@ -130,27 +129,20 @@ def _train(sequences: Sequences, settings: SasRecSettings, what: str) -> tuple[S
         for _ in range(settings.epochs):
             total = 0.0
             for window_B in windows.batches(settings.batch_events, random):
-                for optimizer in optimizers:
-                    optimizer.param_groups[0]["lr"] = settings.lr * (1 - done / (settings.epochs * events))
+                optimizer.param_groups[0]["lr"] = settings.lr * (1 - done / (settings.epochs * events))
                 inputs_BT, real_BT, targets_P = windows.inputs_and_targets(window_B, model.start)
                 loss = sampled_softmax(
                     model(inputs_BT)[real_BT], targets_P, _negatives(items, settings.negatives, random), model, items
                 )
-                _step(loss, optimizers)
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
                 total += loss.item() * len(targets_P)
                 done += len(targets_P)
                 bar.update(len(targets_P))
             losses.append(total / events)
             bar.set_postfix(loss=f"{losses[-1]:.3f}")
     return model.eval(), losses
-
-
-def _step(loss: Tensor, optimizers: tuple[torch.optim.Optimizer, ...]) -> None:
-    for optimizer in optimizers:
-        optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
-    for optimizer in optimizers:
-        optimizer.step()
 
 
 def _negatives(items: int, wanted: int, random: np.random.Generator) -> Tensor:
