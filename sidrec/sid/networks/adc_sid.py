@@ -74,6 +74,8 @@ class AdcSid(Network):
         self.norm.measure(vectors_NV)
         if not self.norm.high:
             raise ContractError(f"item vectors, column {BEHAVIOR}", "behaviour of some items", "all zeros")
+        if self.router is not None:
+            self.router.measure(vectors_NV[:, self.norm.part])
 
     @torch.no_grad()
     def start(self, vectors_BV: Tensor) -> None:

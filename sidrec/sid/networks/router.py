@@ -86,4 +86,4 @@ class TokenRouter(nn.Module):
         if self.config.regularize:
             direction = torch.sign(self.wanted - self.zeros)
             self.strength.mul_(self.config.rate**direction).clamp_(WEAKEST, STRONGEST)
-        return {"router_strength": float(self.strength), "zero_weights": float(self.zeros)}
+        return {"router/strength": float(self.strength), "router/zero_weights": float(self.zeros)}

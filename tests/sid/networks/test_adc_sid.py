@@ -74,7 +74,8 @@ def test_weights_are_the_routers_and_one_elsewhere() -> None:
     known = norms[norms > 0]
     scaled = torch.where(norms > 0, (norms - known.min()) / (known.max() - known.min()), 0)
     assert net.router is not None
-    expected = torch.sigmoid(scaled)[:, None] * torch.relu(net.router._mlp(behavior))
+    standardised = (behavior - behavior.mean(dim=0)) / behavior.std(dim=0, correction=0)
+    expected = torch.sigmoid(scaled)[:, None] * torch.relu(net.router._mlp(standardised))
     assert torch.allclose(weights[:, 5:], expected, atol=1e-6)
 
 

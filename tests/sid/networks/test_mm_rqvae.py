@@ -129,7 +129,7 @@ def test_a_router_weighs_the_levels_of_all_columns() -> None:
     assert torch.allclose(coded.quantized_BD[:, 4:], behavior, atol=1e-6)
     assert net.decode(coded.codes_BL) is None
     assert "router" in coded.terms
-    assert "router_strength" in net.after_step()
+    assert "router/strength" in net.after_step()
 
 
 def test_what_last_codes_cost() -> None:

@@ -23,7 +23,7 @@ def test_remoe_oracle() -> None:
     made = router(sparsity=0.5)
     made.strength.fill_(0.25)
     assert float(made.loss(torch.ones(10, 4))) == pytest.approx(8 * 0.25)
-    assert made.after_step() == {"router_strength": pytest.approx(0.25 * 1.2), "zero_weights": 0.0}
+    assert made.after_step() == {"router/strength": pytest.approx(0.25 * 1.2), "router/zero_weights": 0.0}
 
 
 def test_too_many_zeros_weaken_the_loss_and_just_enough_leave_it() -> None:
@@ -32,10 +32,10 @@ def test_too_many_zeros_weaken_the_loss_and_just_enough_leave_it() -> None:
     weights = torch.zeros(4, 4)
     weights[:, 0] = 1  # three quarters are zero
     made.loss(weights)
-    assert made.after_step() == {"router_strength": pytest.approx(0.5), "zero_weights": 0.75}
+    assert made.after_step() == {"router/strength": pytest.approx(0.5), "router/zero_weights": 0.75}
     weights[:, 1] = 1
     made.loss(weights)
-    assert made.after_step()["router_strength"] == pytest.approx(0.5)
+    assert made.after_step()["router/strength"] == pytest.approx(0.5)
 
 
 def test_strength_stays_within_bounds() -> None:

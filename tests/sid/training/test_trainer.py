@@ -116,7 +116,7 @@ def test_weight_decay_spares_codewords() -> None:
 def test_the_router_s_controller_moves_with_every_step() -> None:
     """All weights are active at first: 4 steps of factor 1.2 per epoch."""
     config = replace(SMALL, router=Router(sparsity=0.99), training=replace(SHORT, lr=1e-9))
-    strengths = [entry["router_strength"] for entry in trained(config).journal]
+    strengths = [entry["router/strength"] for entry in trained(config).journal]
     assert strengths == pytest.approx([1e-8 * 1.2 ** (4 * epoch) for epoch in (1, 2, 3, 4)])
 
 
