@@ -91,30 +91,38 @@ def evaluate(
 def fit(
     recipe: str,
     *args: str,
+    nodes: int = 1,
+    ranks: int = 1,
     threads: int = 0,
+    max_restarts: int = 0,
     image: str = "",
     cpu: int = 2,
+    gpu: int = 0,
     memMB: int = 8192,
     mounts: Optional[List[str]] = None,  # noqa: UP006, UP045
     env: Optional[Dict[str, str]] = None,  # noqa: UP006, UP045
     name: str = "sidrec-fit",
 ) -> specs.AppDef:
-    """Learns semantic IDs and writes the catalog, in one process.
+    """Learns semantic IDs and writes the catalog; learners that train by gradients share their batches over ranks.
 
     Args:
         recipe: recipe file (YAML)
         args: flags for the recipe's scalars, after --
-        threads: threads; 0 uses the machine's cores
+        nodes: machines
+        ranks: processes per machine; with GPUs, one each
+        threads: threads per rank; 0 gives each rank its share of the machine's cores
+        max_restarts: times the ranks are started again, from the latest checkpoint, after one has died
         image: container image, for schedulers that run one; its own python is used then
-        cpu: cores
-        memMB: memory
+        cpu: cores per machine
+        gpu: GPUs per machine
+        memMB: memory per machine
         mounts: folders of a container, as in type=bind,src=/data,dst=/data
         env: environment, as in A=1,B=2
         name: name of the job
     """
-    command = [_python(image), "-m", "sidrec", "fit", recipe, *args]
-    resource = specs.Resource(cpu=cpu, gpu=0, memMB=memMB)
-    return _app(name, command, 1, image, resource, mounts, {**_threads(threads), **(env or {})})
+    command = [*_torchrun(image, nodes, ranks, max_restarts), "-m", "sidrec.fit", recipe, *args]
+    resource = specs.Resource(cpu=cpu, gpu=gpu, memMB=memMB)
+    return _app(name, command, nodes, image, resource, mounts, {**_threads(threads), **(env or {})})
 
 
 class _Shell(str):

@@ -1,85 +1,147 @@
-"""`sidrec fit RECIPE`: from item vectors to a catalog of semantic ids."""
+"""`sidrec fit RECIPE`: from item vectors to a catalog of semantic ids, on one process or the ranks of torchrun.
+
+Shapes: N items, V vector width, L levels.
+"""
 
 import json
+import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-
-import numpy as np
+from typing import NamedTuple
 
 from sidrec.config import Recipe, load
+from sidrec.config.learners import GradientLearnerConfig
+from sidrec.failure import LearningError
 from sidrec.machine import unwritable
+from sidrec.parallel.process_group import Ranks, agree, joined_ranks, largest, together
 from sidrec.schema import ITEMS, ContractError
-from sidrec.sid.artifact import fit_tokenizer, save_tokenizer
-from sidrec.sid.atomic_folder import atomic_folder
-from sidrec.sid.catalog import CARD, PICTURES, REPORT, TOKENIZER, Catalog, load_catalog, write_catalog
+from sidrec.sid.artifact import fit_tokenizer
+from sidrec.sid.catalog import CARD, PICTURES, Catalog, load_catalog
+from sidrec.sid.catalog_folder import write_catalog_folder
 from sidrec.sid.collisions import resolve
 from sidrec.sid.item_vectors import ItemVectors, read_item_vectors
 from sidrec.sid.needs import needs_of
-from sidrec.sid.pictures import draw_pictures
 from sidrec.sid.quality import code_quality, quality_table, reconstruction_error
 from sidrec.sid.tokenizer import Tokenizer
 
 OVERWRITE = "--overwrite"
 ABOUT = (
     "Learns semantic ids from the vector columns of items.parquet, writes the catalog and prints its quality.\n"
-    f"{OVERWRITE} replaces a catalog that holds other codes."
+    f"{OVERWRITE} replaces a catalog that holds other codes. A fit that was killed goes on where it was."
 )
+
+
+class _Fitted(NamedTuple):
+    """A tokenizer, and the facts about its fit that the report keeps."""
+
+    tokenizer: Tokenizer
+    facts: dict[str, object]
 
 
 def main(argv: Sequence[str]) -> None:
     """Fits the recipe's tokenizer, writes the catalog and prints its quality.
 
     argv: the recipe, flags for its scalars, and --overwrite to replace a catalog that holds other codes.
-    Raises ConfigError or ContractError when the recipe or the items are wrong; no catalog is left behind then.
+    Raises ConfigError, ContractError or LearningError, on all ranks together; no catalog is left behind then.
     """
-    fit(load([word for word in argv if word != OVERWRITE], "sidrec fit", ABOUT), OVERWRITE in argv)
+    words = [word for word in argv if word != OVERWRITE]
+    with joined_ranks() as ranks:
+        fit(together(ranks, lambda: load(words, "sidrec fit", ABOUT)), ranks, OVERWRITE in argv)
 
 
-def fit(recipe: Recipe, overwrite: bool = False) -> Catalog:
-    """Makes `recipe.data.catalog` from `recipe.data.path`/items.parquet, in one step.
+def fit(recipe: Recipe, ranks: Ranks, overwrite: bool = False) -> None:
+    """Makes `recipe.data.catalog` from `recipe.data.path`/items.parquet, in one step, by the first rank.
 
-    A catalog with the same fingerprint is left as it is. Raises ContractError when the items are wrong, or another
-    catalog is there and may not be overwritten.
+    A catalog with the same fingerprint is left as it is. Raises ContractError when the items are wrong, several ranks
+    are to fit what only one can, or another catalog is there and may not be overwritten; LearningError when the
+    training failed.
     """
-    config, target = recipe.tokenizer, recipe.data.catalog
-    _check_target(target)
+    together(ranks, lambda: _check(recipe, ranks))
+    work = recipe.data.catalog.with_name(f".{recipe.data.catalog.name}.fit")
     with tempfile.TemporaryDirectory(prefix="sidrec-fit-") as scratch:
-        vectors_file = Path(scratch) / "vectors.npy"
-        needs = needs_of(config.learner)
-        items = read_item_vectors(recipe.data.path / ITEMS, config.vectors, config.normalize, vectors_file, needs)
-        start = time.perf_counter()
-        tokenizer = fit_tokenizer(items.vectors_NV, config, items.side)
-        fitted = time.perf_counter()
-        encoded = tokenizer.encode(items.vectors_NV)
-        seconds = {"fit_seconds": fitted - start, "encode_seconds": time.perf_counter() - fitted}
-        codes_NL, collisions = encoded.codes_NL, {}
-        if config.resolve_collisions:
-            codes_NL, moved, unresolved = resolve(items.vectors_NV, codes_NL, tokenizer)
-            collisions = {"moved_items": moved, "unresolved_items": unresolved}
-        catalog = Catalog(items.item_ids_N, codes_NL, tokenizer.codebook_sizes, encoded.weights_NL)
-        quality = _quality(items, codes_NL, tokenizer) | collisions
-    if _may_write(catalog, target, overwrite):
-        _write(catalog, tokenizer, recipe, {"quality": quality, **seconds})
-        print(f"catalog {target}: {len(catalog)} items, fingerprint {catalog.fingerprint[:12]}, fitted in", end=" ")
-        print(f"{seconds['fit_seconds']:.1f} s, encoded in {seconds['encode_seconds']:.1f} s")
-    else:
-        print(f"catalog {target}: already holds exactly these codes, fingerprint {catalog.fingerprint[:12]}")
-    print(quality_table(quality))
-    print(f"pictures: {target / PICTURES}")
-    return catalog
+        items = _read(recipe, Path(scratch) / "vectors.npy", ranks)
+        fitted = _learn(items, recipe, work, ranks)
+        if ranks.first:
+            _finish(items, fitted, recipe, overwrite)
+            shutil.rmtree(work, ignore_errors=True)
 
 
-def _check_target(target: Path) -> None:
+def _check(recipe: Recipe, ranks: Ranks) -> None:
     """What is no catalog is never replaced, whatever the flags; and a fit for nothing is not begun."""
+    target, learner = recipe.data.catalog, recipe.tokenizer.learner
+    if ranks.world > 1 and not isinstance(learner, GradientLearnerConfig):
+        expected = "one process, as only learners that train by gradients share their work"
+        raise ContractError(f"tokenizer.learner {learner.kind}", expected, ranks.world)
+    if not ranks.first:
+        return
     if target.exists() and not (target / CARD).is_file():
         raise ContractError(target, "nothing there yet, or a catalog", f"something without {CARD}")
     obstacle = unwritable(target.parent)
     if obstacle:
         raise ContractError("data.catalog", "a folder that can be written", obstacle)
+
+
+def _read(recipe: Recipe, vectors_file: Path, ranks: Ranks) -> ItemVectors:
+    """Every rank reads all items, each into a file of its own. With another number of them a rank would take another
+    number of steps, and all would hang."""
+    config, path = recipe.tokenizer, recipe.data.path / ITEMS
+    needs = needs_of(config.learner)
+    items = together(ranks, lambda: read_item_vectors(path, config.vectors, config.normalize, vectors_file, needs))
+    most = largest(ranks, len(items.item_ids_N))
+
+    def check() -> None:
+        if len(items.item_ids_N) != most:
+            raise ContractError(path, f"{most} items, as another rank has", f"{len(items.item_ids_N)} items")
+
+    together(ranks, check)
+    return items
+
+
+def _learn(items: ItemVectors, recipe: Recipe, work: Path, ranks: Ranks) -> _Fitted:
+    """`work` stays when the process is killed, and goes when starting again could only fail again."""
+    resumed = work.exists()
+    if ranks.first and resumed:
+        print(f"{work}: left by a fit that did not end; going on from there if it was the same", flush=True)
+    start = time.perf_counter()
+    try:
+        tokenizer = fit_tokenizer(items.vectors_NV, recipe.tokenizer, items.side, work)
+    except (ContractError, LearningError) as error:  # all ranks raise the same, or none does
+        if ranks.first:
+            shutil.rmtree(work, ignore_errors=True)
+        agree(ranks, error)
+        raise
+    facts = {"fit_seconds": time.perf_counter() - start, "resumed": resumed, "processes": ranks.world}
+    return _Fitted(tokenizer, {**facts, "threads_per_process": ranks.threads, "device": ranks.device.type})
+
+
+def _finish(items: ItemVectors, fitted: _Fitted, recipe: Recipe, overwrite: bool) -> None:
+    """Codes, their quality, and the catalog's folder."""
+    tokenizer, target = fitted.tokenizer, recipe.data.catalog
+    start = time.perf_counter()
+    encoded = tokenizer.encode(items.vectors_NV)
+    facts = {**fitted.facts, "encode_seconds": time.perf_counter() - start}
+    codes_NL, collisions = encoded.codes_NL, {}
+    if recipe.tokenizer.resolve_collisions:
+        codes_NL, moved, unresolved = resolve(items.vectors_NV, codes_NL, tokenizer)
+        collisions = {"moved_items": moved, "unresolved_items": unresolved}
+    catalog = Catalog(items.item_ids_N, codes_NL, tokenizer.codebook_sizes, encoded.weights_NL)
+    error = reconstruction_error(items.vectors_NV, codes_NL, tokenizer)
+    quality: dict[str, object] = asdict(code_quality(codes_NL, tokenizer.codebook_sizes))
+    quality |= (asdict(error) if error else {}) | collisions
+    if _may_write(catalog, target, overwrite):
+        write_catalog_folder(target, catalog, tokenizer, recipe.tokenizer, recipe.name, {"quality": quality, **facts})
+        print(f"catalog {target}: {len(catalog)} items, fingerprint {catalog.fingerprint[:12]}, fitted in", end=" ")
+        print(f"{facts['fit_seconds']:.1f} s, encoded in {facts['encode_seconds']:.1f} s")
+    else:
+        print(f"catalog {target}: already holds exactly these codes, fingerprint {catalog.fingerprint[:12]}")
+    if tokenizer.journal:
+        print(f"last epoch: {json.dumps(tokenizer.journal[-1])}")
+    print(quality_table(quality))
+    print(f"pictures: {target / PICTURES}")
 
 
 def _may_write(catalog: Catalog, target: Path, overwrite: bool) -> bool:
@@ -91,23 +153,6 @@ def _may_write(catalog: Catalog, target: Path, overwrite: bool) -> bool:
         expected = f"no catalog yet, or the fingerprint {catalog.fingerprint} of the codes just fitted"
         raise ContractError(target, expected, f"{found}; {OVERWRITE} replaces it")
     return False
-
-
-def _quality(items: ItemVectors, codes_NL: np.ndarray, tokenizer: Tokenizer) -> dict[str, object]:
-    report: dict[str, object] = asdict(code_quality(codes_NL, tokenizer.codebook_sizes))
-    error = reconstruction_error(items.vectors_NV, codes_NL, tokenizer)
-    return report | (asdict(error) if error else {})
-
-
-def _write(catalog: Catalog, tokenizer: Tokenizer, recipe: Recipe, report: dict[str, object]) -> None:
-    config = recipe.tokenizer
-    sizes = " x ".join(map(str, catalog.codebook_sizes))
-    what = f"{config.learner.kind} {sizes} on {'+'.join(config.vectors)}, seed {config.seed}"
-    with atomic_folder(recipe.data.catalog) as partial:
-        write_catalog(catalog, partial)
-        save_tokenizer(tokenizer, config, partial / TOKENIZER)
-        (partial / REPORT).write_text(json.dumps({"tokenizer": asdict(config), **report}, indent=1) + "\n")
-        draw_pictures(catalog, f"{recipe.name}: {len(catalog):,} items, {what}", partial / PICTURES)
 
 
 if __name__ == "__main__":

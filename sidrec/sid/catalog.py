@@ -6,7 +6,8 @@ A catalog folder holds::
     catalog.json     codebook sizes, number of items, fingerprint
     tokenizer/       the tokenizer's artifact, for new items        (`sidrec fit` adds this and the rest)
     report.json      code quality
-    pictures/        code usage and collisions
+    training.jsonl   one line per epoch, of learners that have epochs
+    pictures/        code usage, collisions, and the training's curves
 
 Shapes: N items, L levels.
 """
@@ -31,6 +32,7 @@ CARD = "catalog.json"
 TOKENIZER = "tokenizer"
 REPORT = "report.json"
 PICTURES = "pictures"
+JOURNAL = "training.jsonl"
 CATALOG_VERSION = 1
 
 

@@ -77,9 +77,10 @@ class JoinedReplicas(Replicas):
 
 
 def current_replicas() -> Replicas:
-    """The replicas of the process group if one is joined, else this process alone; on its GPU if there is one."""
+    """The replicas of the process group where several processes joined one, else this process alone; on its GPU if
+    there is one."""
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    joined = dist.is_available() and dist.is_initialized()
+    joined = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
     return JoinedReplicas(device) if joined else Replicas(device=device)

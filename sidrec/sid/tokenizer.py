@@ -54,7 +54,7 @@ class Tokenizer(ABC):
     def fit(cls, vectors_NV: np.ndarray, config: Any, seed: int, side: SideInformation, work: Path | None) -> Self:
         """Learns from float32 vectors, which may be a memory map larger than RAM.
 
-        work: an existing folder of this fit's own, in which a learner may keep what it needs to go on after a kill.
+        work: a folder for this fit alone, which a learner makes once it has something to go on from after a kill.
         The same arguments give the same tokenizer. Raises ContractError when the vectors or the side information
         cannot support the config, and CollapseError when the codebooks collapsed.
         """

@@ -47,11 +47,17 @@ def test_threads_resources_mounts_and_environment() -> None:
     assert [(mount.src_path, mount.dst_path) for mount in role.mounts] == [("/d", "/e")]
 
 
-def test_evaluate_and_fit() -> None:
+def test_evaluate_runs_through_the_console_script() -> None:
     assert _command(components.evaluate("runs/x/seed0", "--split", "test", ranks=2)).endswith(
         " -m sidrec evaluate runs/x/seed0 --split test"
     )
-    assert _command(components.fit("r.yaml")) == f"exec {sys.executable} -m sidrec fit r.yaml"
+
+
+def test_fit_runs_on_ranks_as_train_does() -> None:
+    fit = _command(components.fit("r.yaml", "--overwrite", nodes=2, ranks=8, max_restarts=1))
+    train = _command(components.train("r.yaml", "--overwrite", nodes=2, ranks=8, max_restarts=1))
+    assert fit == train.replace("-m sidrec.train", "-m sidrec.fit")
+    assert components.fit("r.yaml", gpu=8).roles[0].resource.gpu == 8
 
 
 @pytest.mark.parametrize(("nodes", "ranks"), [(0, 1), (1, 0)])
@@ -93,8 +99,8 @@ def _run_shell(app: AppDef, folder: Path, **environment: str) -> subprocess.Comp
 
 @pytest.mark.parametrize("word", ["a b", "it's", "$HOME", "${app_id}", "$$", "*", 'say "x"; exit 3', ""])
 def test_words_arrive_as_they_were_given(word: str, tmp_path: Path) -> None:
-    done = _run_shell(components.fit("r.yaml", word, image="any"), tmp_path)
-    assert done.stdout == f"<-m>\n<sidrec>\n<fit>\n<r.yaml>\n<{word}>\n"
+    done = _run_shell(components.evaluate("run", word, image="any"), tmp_path)
+    assert done.stdout.endswith(f"<-m>\n<sidrec>\n<evaluate>\n<run>\n<{word}>\n")
 
 
 def test_a_machine_that_is_not_told_the_first_one_fails(tmp_path: Path) -> None:

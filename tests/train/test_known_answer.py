@@ -10,6 +10,7 @@ import pytest
 
 from sidrec.config import Recipe, load_file
 from sidrec.fit import fit
+from sidrec.parallel.process_group import joined_ranks
 from sidrec.schema import LOG, load_manifest
 from sidrec.sid.catalog import Catalog, load_catalog
 from sidrec.train.entry import train
@@ -35,7 +36,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     recipe = load_file(ROOT / "launch" / "recipes" / "demo.yaml")
     data = replace(recipe.data, path=folder / "data", catalog=folder / "catalog")
     recipe = replace(recipe, data=data, train=replace(recipe.train, runs=folder / "runs"))
-    fit(recipe)
+    with joined_ranks() as ranks:
+        fit(recipe, ranks)
     return recipe
 
 

@@ -69,9 +69,7 @@ class GradientTokenizer(Tokenizer):
             )
             trainer.run()
         tokenizer = cls(network, columns, tuple(trainer.journal))
-        usage = Usage(network.codebook_sizes)
-        usage.count(torch.from_numpy(tokenizer.encode(vectors_NV).codes_NL))
-        refuse_collapse(usage.health(), config.training.least_utilisation)
+        refuse_collapse(_usage(tokenizer, vectors_NV, replicas).health(), config.training.least_utilisation)
         return tokenizer
 
     @property
@@ -174,6 +172,15 @@ def _batches(
         side.behavior_NE if "behavior" in needs else None,
         clip_quantile(config),
     )
+
+
+def _usage(tokenizer: GradientTokenizer, vectors_NV: np.ndarray, replicas: Replicas) -> Usage:
+    """Of all items' codes, each replica encoding its share."""
+    first, end = (len(vectors_NV) * part // replicas.size for part in (replicas.rank, replicas.rank + 1))
+    usage = Usage(tokenizer.codebook_sizes, replicas.device)
+    usage.count(torch.from_numpy(tokenizer.encode(vectors_NV[first:end]).codes_NL).to(replicas.device))
+    usage.counts = replicas.total(usage.counts)
+    return usage
 
 
 def _checkpoint(

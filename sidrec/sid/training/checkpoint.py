@@ -22,7 +22,8 @@ _log = logging.getLogger(__name__)
 
 
 class Checkpoint:
-    """The checkpoint of one training in a folder of its own; without a folder nothing is kept."""
+    """The checkpoint of one training, in a folder of its own that the first one makes; without a folder nothing is
+    kept."""
 
     def __init__(self, work: Path | None, identity: str) -> None:
         """identity: of everything that decides what is learned, see `identity_of`."""
@@ -33,6 +34,7 @@ class Checkpoint:
         """state: tensors and plain values only, in dicts and lists."""
         if self._path is None:
             return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         partial = self._path.with_suffix(".partial")
         torch.save({"version": VERSION, "identity": self._identity, "state": state}, partial)
         partial.replace(self._path)
