@@ -7,7 +7,7 @@ import pytest
 from matplotlib.image import imread
 
 from sidrec.sid.catalog import Catalog
-from sidrec.sid.pictures import _code_usage, _collision_groups, draw_pictures
+from sidrec.sid.pictures import _code_usage, _collision_groups, _training, draw_pictures, draw_training
 
 CATALOG = Catalog(np.arange(1, 5), np.array([[0, 0], [0, 1], [0, 1], [1, 2]]), (2, 4))
 
@@ -40,3 +40,27 @@ def test_files_are_pictures_with_something_on_them(tmp_path: Path, levels: int) 
     assert found == ["code_usage.png", "collision_groups.png"]
     for name in found:
         assert imread(tmp_path / "pictures" / name)[:, :, :3].std() > 0.05
+
+
+def journal_entry(epoch: int, loss: float) -> dict[str, object]:
+    usage = {"utilisation": [0.5, 1.0], "perplexity": [1.5, 3.0 + epoch], "dead_codes": [4, 0]}
+    seen = {"contrast/pairs": 7.0, "router/strength": 1e-8}
+    return {"epoch": epoch, "loss": loss, "contrast": loss / 2, **seen, **usage, "revived_codes": 3}
+
+
+def test_training_shows_terms_of_the_loss_and_each_level_s_use() -> None:
+    figure = _training([journal_entry(1, 4.0), journal_entry(2, 3.0)], "two epochs")
+    losses, utilisation, perplexity = figure.axes
+    assert {line.get_label(): list(line.get_ydata()) for line in losses.get_lines()} == {  # type: ignore[arg-type]
+        "loss": [4, 3],
+        "contrast": [2, 1.5],
+    }
+    assert [list(line.get_ydata()) for line in utilisation.get_lines()] == [[0.5, 0.5], [1, 1]]  # type: ignore[arg-type]
+    assert [list(line.get_ydata()) for line in perplexity.get_lines()] == [[1.5, 1.5], [4, 5]]  # type: ignore[arg-type]
+    assert list(losses.get_lines()[0].get_xdata()) == [1, 2]  # type: ignore[arg-type]
+    assert "two epochs" in losses.get_title(loc="left")
+
+
+def test_a_single_epoch_is_seen(tmp_path: Path) -> None:
+    draw_training([journal_entry(1, 4.0)], "one epoch", tmp_path)
+    assert imread(tmp_path / "training.png")[:, :, :3].std() > 0.05
