@@ -11,6 +11,7 @@ not equal.
 Shapes: N items, V vector width, L levels, K codes per level, R rows at a time, W partial SIDs kept (beam).
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -23,7 +24,7 @@ from sidrec.sid.learners.balanced_kmeans import balanced_kmeans
 from sidrec.sid.learners.kmeans import growing_kmeans, plain_kmeans, squared_distances, training_sample
 from sidrec.sid.tokenizer import Encoded, SideInformation, Tokenizer, check_width
 
-DISTANCES = 1 << 22  # held at a time while encoding
+DISTANCES = 1 << 18  # held at a time while encoding, so few that they stay in the cache
 
 
 class ResidualKMeans(Tokenizer):
@@ -69,9 +70,10 @@ class ResidualKMeans(Tokenizer):
         levels, size, _ = self._codebooks_LKV.shape
         codes_NL = np.empty((len(vectors_NV), levels), dtype=np.int64)
         rows = max(1, DISTANCES // (self._beam * size))
+        search = _greedy if self._beam == 1 else partial(_beam_search, beam=self._beam)
         for start in trange(0, len(vectors_NV), rows, desc="encode", unit_scale=rows, unit=" items", disable=None):
             part = slice(start, start + rows)
-            codes_NL[part] = _beam_search(np.asarray(vectors_NV[part], np.float32), self._codebooks_LKV, self._beam)
+            codes_NL[part] = search(np.asarray(vectors_NV[part], np.float32), self._codebooks_LKV)
         return Encoded(codes_NL)
 
     def last_level_costs(self, vectors_NV: np.ndarray, codes_NL: np.ndarray) -> np.ndarray:
@@ -102,8 +104,20 @@ def _cluster(residual_NV: np.ndarray, config: ResidualKMeansConfig, seed: int, l
     return balanced_kmeans(residual_NV, best, rounds) if config.balanced else best
 
 
+def _greedy(vectors_RV: np.ndarray, codebooks_LKV: np.ndarray) -> np.ndarray:
+    """Codes [R, L]: the nearest code of every level. A beam of 1, in fewer passes over memory."""
+    residual_RV = vectors_RV.copy()
+    codes_RL = np.empty((len(vectors_RV), len(codebooks_LKV)), dtype=np.int64)
+    for level, codebook_KV in enumerate(codebooks_LKV):
+        error_RK = residual_RV @ (-2 * codebook_KV.T)  # less |residual|^2, the same for all codes
+        error_RK += np.square(codebook_KV).sum(axis=1)
+        codes_RL[:, level] = error_RK.argmin(axis=1)
+        residual_RV -= codebook_KV[codes_RL[:, level]]
+    return codes_RL
+
+
 def _beam_search(vectors_RV: np.ndarray, codebooks_LKV: np.ndarray, beam: int) -> np.ndarray:
-    """Codes [R, L] of the best of `beam` partial SIDs per level, by squared error; beam 1 takes the nearest code."""
+    """Codes [R, L] of the best of `beam` partial SIDs per level, by squared error."""
     _, size, width = codebooks_LKV.shape
     rows = np.arange(len(vectors_RV))[:, None]
     residual_RWV = vectors_RV[:, None, :]
@@ -121,8 +135,6 @@ def _beam_search(vectors_RV: np.ndarray, codebooks_LKV: np.ndarray, beam: int) -
 
 def _smallest(values: np.ndarray, count: int) -> np.ndarray:
     """Positions of the `count` smallest values of each row, smallest first."""
-    if count == 1:
-        return values.argmin(axis=1)[:, None]
     count = min(count, values.shape[1])
     some = np.argpartition(values, count - 1, axis=1)[:, :count]
     order = np.argsort(np.take_along_axis(values, some, axis=1), axis=1, kind="stable")
