@@ -39,7 +39,8 @@ lint: .venv
 	.venv/bin/mypy sidrec data_prep launch benchmarks
 	.venv/bin/lint-imports
 
-# The CPU wheel of torch may lie in a folder that only pip is told about; CUDA must not see it.
+# The CPU wheel of torch may lie in a folder that only pip is told about; CUDA must not see it. dev.txt serves both
+# builds, so it leaves torch to them.
 COMPILE := build/uv/bin/uv pip compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
   --no-annotate --custom-compile-command "make lock" $(UPGRADE)
 EXTRAS := --extra launch --extra data
@@ -49,7 +50,8 @@ lock:
 	UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(COMPILE) pyproject.toml --extra cpu $(EXTRAS) --no-emit-package fbgemm-gpu \
 	  -o requirements/cpu.txt
 	$(COMPILE) pyproject.toml --extra cuda $(EXTRAS) -o requirements/cuda.txt
-	UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(COMPILE) --group dev -c requirements/cpu.txt -o requirements/dev.txt
+	UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(COMPILE) --group dev -c requirements/cpu.txt --no-emit-package torch \
+	  -o requirements/dev.txt
 
 clean:
 	rm -rf .venv build demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
