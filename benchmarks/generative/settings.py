@@ -30,7 +30,7 @@ class Settings:
     8 heads, 512 hidden."""
     history: int = 20
     """Items the model looks back on."""
-    epochs: int = 9
+    epochs: int = 8
     """Passes over all training events, at most."""
     patience: int = 2
     """Epochs without a better validation loss after which training stops; the best epoch's weights are kept."""
