@@ -68,7 +68,7 @@ class JoinedReplicas(Replicas):
 
     def copy_first(self, tensors: Sequence[Tensor]) -> None:
         for tensor in tensors:
-            dist.broadcast(tensor, src=0)
+            dist.broadcast(tensor.detach(), src=0)  # autograd is not to follow
 
     def share(self, value: T) -> T:
         values: list[Any] = [value]

@@ -1,5 +1,7 @@
 """Several processes: together they train what one trains, and every one ends up with the same network."""
 
+import warnings
+
 import numpy as np
 import torch
 
@@ -38,6 +40,7 @@ def test_exchanges_by_hand() -> None:
 
 
 def _fit(rank: int, world: int, revive: bool) -> tuple[dict[str, np.ndarray], tuple[dict[str, object], ...]]:
+    warnings.filterwarnings("error", message=".*c10d")  # exchanges that autograd would follow
     training = Training(epochs=4, batch_size=50, revive_every=int(revive), least_utilisation=0)
     config = RqVaeConfig(levels=2, codebook_size=32 if revive else 8, width=4, hidden=(16,), training=training)
     tokenizer = GradientTokenizer.fit(VECTORS, config, 0, SideInformation())
