@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -15,6 +16,7 @@ SHOWN = (
     "collision rate",
     "fit CPU s",
 )
+OFF_SCALE = {"unexplained variance": 1.5}  # a decoder far off would push all others together; its value is written
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")  # Okabe-Ito, told apart by everyone
 STYLES = ("-", "--", ":")
 
@@ -24,10 +26,14 @@ def draw_measures(path: Path, title: str, summary: Mapping[str, Mapping[str, Any
     figure = Figure(figsize=(2.6 * len(SHOWN), 1.4 + 0.32 * len(summary)), layout="constrained")
     panels = figure.subplots(1, len(SHOWN), sharey=True)
     for axes, name in zip(panels, SHOWN, strict=True):
+        edge = ("axes fraction", "data")
         for line, of in enumerate(summary.values()):
             spread = of["measures"][name]
             if spread is None:
-                axes.annotate("-", (0.5, line), xycoords=("axes fraction", "data"), ha="center", va="center")
+                axes.annotate("-", (0.5, line), xycoords=edge, ha="center", va="center")
+                continue
+            if spread["mean"] > OFF_SCALE.get(name, np.inf):
+                axes.annotate(f"{spread['mean']:.3g} →", (0.97, line), xycoords=edge, ha="right", va="center")
                 continue
             axes.plot(spread["values"], [line] * len(spread["values"]), ".", color=COLOURS[0], alpha=0.4)
             axes.plot(spread["mean"], line, "o", color=COLOURS[0])

@@ -42,6 +42,8 @@ def run_study(study: SidStudy, results: Path, setting: str | None = None) -> lis
     torch.set_num_threads(1)
     failed = []
     for done, fit in enumerate(waiting, start=1):
+        if load_result(results, fit) is not None:  # by another process meanwhile
+            continue
         try:
             result = run_fit(fit)
         except (OSError, LearningError, ContractError) as error:
