@@ -208,6 +208,16 @@ def table(result: Mapping[str, Mapping[str, Any]]) -> str:
     return markdown_table(header, rows)
 
 
+def report(result: Mapping[str, Mapping[str, Any]], facts: Mapping[str, object]) -> str:
+    """The table and its conditions, as markdown."""
+    work = (
+        f"Encoder {WIDTH}-{'-'.join(map(str, (*RQVAE.hidden, RQVAE.width)))}, {RQVAE.levels} x {RQVAE.codebook_size} "
+    )
+    work += f"codes; k-means with {KMEANS.iterations} iterations. One thread, a machine shared with other work."
+    conditions_text = "\n".join(f"* {name}: {value}" for name, value in facts.items())
+    return f"# What learning codes costs\n\n{table(result)}\n\n{work}\n\n{conditions_text}\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=12, help="of encoding and training; fits get a quarter of them")
@@ -231,8 +241,7 @@ def main() -> None:
     print(table(result))
     if flags.write:
         write_json(RESULT, {"conditions": facts, "results": result})
-        text = f"# What learning codes costs\n\n{table(result)}\n\nConditions: {facts}\n"
-        write_text(RESULT.with_suffix(".md"), text)
+        write_text(RESULT.with_suffix(".md"), report(result, facts))
 
 
 if __name__ == "__main__":
