@@ -9,6 +9,7 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from benchmarks.study.differences import LEVEL
 from benchmarks.study.summary import VariantSummary
@@ -36,6 +37,7 @@ def draw_differences(
             axis.text(0.5, 0.5, "undefined", transform=axis.transAxes, ha="center")
         axis.set_title(title)
         axis.grid(axis="x", alpha=0.3)
+        axis.xaxis.set_major_locator(MaxNLocator(5))  # more labels would run into each other
     axes[0].set_yticks(range(len(names)), names)
     axes[0].invert_yaxis()
     axes[0].set_ylim(len(names) - 0.5, -0.5)
