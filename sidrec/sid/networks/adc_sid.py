@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sidrec.config.learners import AdcSidConfig
 from sidrec.schema import BEHAVIOR, ContractError
 from sidrec.sid.networks.behavior_norm import BehaviorNorm
-from sidrec.sid.networks.codebook import Codebook
+from sidrec.sid.networks.codebook import Codebook, quantisation_terms
 from sidrec.sid.networks.item_weights import column_part
 from sidrec.sid.networks.mlp import mlp
 from sidrec.sid.networks.modality_alignment import between_content, content_to_behavior
@@ -89,18 +89,15 @@ class AdcSid(Network):
         towers = self._towers(vectors_BV)
         latents = self._latents(vectors_BV, towers)
         codes, quantized = [], []
-        codebook_loss = commitment = vectors_BV.new_zeros(())
         for codebook, latent_BD in zip(self._levels(), latents, strict=True):
             codes_B, quantized_BD = codebook(latent_BD)
-            level_loss, level_commitment = codebook.losses(latent_BD, quantized_BD)
-            codebook_loss, commitment = codebook_loss + level_loss, commitment + level_commitment
             codes.append(codes_B)
             quantized.append(quantized_BD)
         scaled_norm_B = self.norm(vectors_BV)
         weights_BL = self._weights(vectors_BV, scaled_norm_B)
         share_BL = self._shares(vectors_BV, weights_BL)
-        scale = len(vectors_BV) * (len(codes) * self.config.width if self.config.reconstruction == "mean" else 1)
-        terms = {"codebook": codebook_loss / scale, "commitment": self.config.commitment * commitment / scale}
+        config = self.config
+        terms = quantisation_terms(self.codebooks, latents, quantized, config.commitment, config.reconstruction)
         coded = Coded(
             self._fuse(latents, share_BL),
             self._fuse(quantized, share_BL),

@@ -3,6 +3,7 @@
 Shapes: B points, D width, K codes, P points to learn from.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import faiss
@@ -129,3 +130,25 @@ class Codebook(nn.Module):
 
     def _scaled(self, points: Tensor) -> Tensor:
         return functional.normalize(points, dim=1) if self.cosine else points
+
+
+def quantisation_terms(
+    codebooks: nn.ModuleList,
+    targets: Sequence[Tensor],
+    quantized: Sequence[Tensor],
+    commitment_weight: float,
+    reduction: Literal["sum", "mean"],
+) -> dict[str, Tensor]:
+    """The terms `codebook` and `commitment` of all levels: means over items; over dimensions and levels sums, or means
+    with the reduction `mean`.
+
+    targets, quantized: per level, what was compared with the codewords and the codewords taken, [B, D].
+    """
+    codebook_loss = commitment = targets[0].new_zeros(())
+    for codebook, target_BD, quantized_BD in zip(codebooks, targets, quantized, strict=True):
+        assert isinstance(codebook, Codebook), "gradient-trained networks have Codebooks"
+        level_loss, level_commitment = codebook.losses(target_BD, quantized_BD)
+        codebook_loss, commitment = codebook_loss + level_loss, commitment + level_commitment
+    items, width = targets[0].shape
+    scale = items * (len(targets) * width if reduction == "mean" else 1)
+    return {"codebook": codebook_loss / scale, "commitment": commitment_weight * commitment / scale}

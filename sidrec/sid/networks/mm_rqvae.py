@@ -14,7 +14,7 @@ from sidrec.config.learners import MmRqVaeConfig
 from sidrec.schema import BEHAVIOR, ContractError
 from sidrec.sid.losses.info_nce import info_nce, same_item
 from sidrec.sid.losses.mmd import mmd
-from sidrec.sid.networks.codebook import Codebook
+from sidrec.sid.networks.codebook import Codebook, quantisation_terms
 from sidrec.sid.networks.item_weights import ItemWeights
 from sidrec.sid.networks.mlp import mlp
 from sidrec.sid.networks.network import Coded, ItemBatch, Network
@@ -149,16 +149,18 @@ class MmRqVae(Network):
         yield from zip(branches, parts, strict=True)
 
     def _quantisation(self, branches: list[Branch]) -> dict[str, Tensor]:
-        codebook_loss = commitment = branches[0].latent_BD.new_zeros(())
-        targets = [target_BD for branch in branches for target_BD in branch.targets]
-        quantized = [quantized_BD for branch in branches for quantized_BD in branch.quantized]
-        for codebook, target_BD, quantized_BD in zip(self.codebooks, targets, quantized, strict=True):
-            assert isinstance(codebook, Codebook)
-            level_loss, level_commitment = codebook.losses(target_BD, quantized_BD)
-            codebook_loss, commitment = codebook_loss + level_loss, commitment + level_commitment
-        means = self.config.reconstruction == "mean"
-        scale = len(targets[0]) * (self.levels * self.config.width if means else 1)
-        return {"codebook": codebook_loss / scale, "commitment": self.config.commitment * commitment / scale}
+        config = self.config
+        terms = [
+            quantisation_terms(
+                self.codebooks[number * self.levels : (number + 1) * self.levels],
+                branch.targets,
+                branch.quantized,
+                config.commitment,
+                config.reconstruction,
+            )
+            for number, branch in enumerate(branches)
+        ]
+        return {name: torch.stack([of[name] for of in terms]).sum() for name in terms[0]}
 
     def _reconstruction(self, branches: list[Branch], weights_BL: Tensor | None) -> Tensor:
         total = branches[0].latent_BD.new_zeros(())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sidrec.config.learners import MultiVqConfig
-from sidrec.sid.networks.codebook import Codebook
+from sidrec.sid.networks.codebook import Codebook, quantisation_terms
 from sidrec.sid.networks.item_weights import ItemWeights
 from sidrec.sid.networks.mlp import mlp
 from sidrec.sid.networks.network import Coded, ItemBatch, Network
@@ -44,17 +44,14 @@ class MultiVq(Network):
 
     def forward(self, batch: ItemBatch) -> Coded:
         codes, quantized, targets = [], [], []
-        codebook_loss = commitment = batch.vectors_BV.new_zeros(())
         for codebook, latent_BD in self._levels(batch.vectors_BV):
             codes_B, quantized_BD = codebook(latent_BD)
-            level_loss, level_commitment = codebook.losses(latent_BD, quantized_BD)
-            codebook_loss, commitment = codebook_loss + level_loss, commitment + level_commitment
             codes.append(codes_B)
             quantized.append(quantized_BD)
             targets.append(latent_BD)
         weights_BL = None if self.weights is None else self.weights(batch.vectors_BV)
-        scale = len(batch.rows_B) * (targets[0].shape[1] * len(codes) if self.config.reconstruction == "mean" else 1)
-        terms = {"codebook": codebook_loss / scale, "commitment": self.config.commitment * commitment / scale}
+        config = self.config
+        terms = quantisation_terms(self.codebooks, targets, quantized, config.commitment, config.reconstruction)
         latent_BD, quantized_BD = weighted_sum(targets, weights_BL), weighted_sum(quantized, weights_BL)
         coded = Coded(latent_BD, quantized_BD, torch.stack(codes, dim=1), tuple(targets), terms, weights_BL)
         decoded_BV = self.decoder(coded.straight_through())

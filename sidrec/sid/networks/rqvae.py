@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sidrec.config.learners import RqVaeConfig
-from sidrec.sid.networks.codebook import Codebook
+from sidrec.sid.networks.codebook import Codebook, quantisation_terms
 from sidrec.sid.networks.item_weights import ItemWeights
 from sidrec.sid.networks.mlp import mlp
 from sidrec.sid.networks.network import Coded, ItemBatch, Network
@@ -54,20 +54,17 @@ class RqVae(Network):
         latent_BD = self.encoder(batch.vectors_BV)
         codes, quantized, targets = [], [], []
         residual = latent_BD
-        codebook_loss = commitment = latent_BD.new_zeros(())
         for level, codebook in enumerate(self._levels()):
             codes_B = self._training_codes(residual, level)
             quantized_BD = codebook.lookup(codes_B)
-            level_loss, level_commitment = codebook.losses(residual, quantized_BD)
-            codebook_loss, commitment = codebook_loss + level_loss, commitment + level_commitment
             codes.append(codes_B)
             quantized.append(quantized_BD)
             targets.append(residual)
             residual = residual - quantized_BD.detach()
         weights_BL = None if self.weights is None else self.weights(batch.vectors_BV)
         terms = self._terms(batch.vectors_BV, latent_BD, quantized, weights_BL)
-        scale = self._scale(latent_BD)
-        terms |= {"codebook": codebook_loss / scale, "commitment": self.config.commitment * commitment / scale}
+        config = self.config
+        terms |= quantisation_terms(self.codebooks, targets, quantized, config.commitment, config.reconstruction)
         codes_BL = torch.stack(codes, dim=1)
         return Coded(latent_BD, weighted_sum(quantized, weights_BL), codes_BL, tuple(targets), terms, weights_BL)
 
@@ -121,11 +118,6 @@ class RqVae(Network):
         if self.weights is not None and weights_BL is not None:
             terms |= self.weights.loss(weights_BL, vectors_BV)
         return terms
-
-    def _scale(self, latent_BD: Tensor) -> int:
-        """What sums over items, dimensions and levels are divided by."""
-        means_over_dimensions = self.config.reconstruction == "mean"
-        return len(latent_BD) * (self.config.width * self.config.levels if means_over_dimensions else 1)
 
 
 def weighted_sum(quantized: Sequence[Tensor], weights_BL: Tensor | None) -> Tensor:
