@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tqdm import tqdm
 
 from data_prep.progress import rows_bar
 from sidrec import schema
 from sidrec.schema import ContractError, Manifest
 
 TRAIN = "train"
+COLUMNS = [schema.LABEL, schema.USER_ID, schema.ITEM_ID, schema.TIMESTAMP]
 ROWS = 65_536  # rows in memory at a time
 
 
@@ -65,7 +67,8 @@ def read_sequences(data: Path) -> Sequences:
     """
     manifest = schema.load_manifest(data / schema.LOG)
     log = data / schema.LOG
-    parts = list(_positives(log, manifest))
+    with rows_bar("reading positives", manifest.rows(TRAIN)) as bar:
+        parts = list(positives(log, manifest, TRAIN, bar))
     if not sum(len(user) for user, _, _ in parts):
         expected = f"rows with label 1 of known users and items in the split {TRAIN}"
         raise ContractError(log, expected, f"none in {manifest.rows(TRAIN)} rows")
@@ -73,27 +76,32 @@ def read_sequences(data: Path) -> Sequences:
     return Sequences.of(user_E, item_E, timestamp_E)
 
 
-def _positives(log: Path, manifest: Manifest) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    columns = [schema.LABEL, schema.USER_ID, schema.ITEM_ID, schema.TIMESTAMP]
-    with rows_bar("reading positives", manifest.rows(TRAIN)) as bar:
-        for entry in manifest.files(TRAIN):
-            path = log / entry.path
-            if not path.is_file():
-                raise ContractError(path, f"a file of the split {TRAIN}, as the manifest says", "no such file")
-            try:
-                file = pq.ParquetFile(path)
-                schema.check_columns(file.schema_arrow, manifest, path)
-                for batch in file.iter_batches(batch_size=ROWS, columns=columns):
-                    yield _liked(batch, path)
-                    bar.update(batch.num_rows)
-            except (OSError, pa.ArrowException) as error:
-                raise ContractError(path, "a readable parquet file", error) from None
+def positives(
+    log: Path, manifest: Manifest, split: str, bar: tqdm
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Users, items and timestamps of a split's rows with label 1, in the log's order; opens no other split's files.
+
+    Rows of an unknown user or item (id 0) are left out. bar: told of every row read. Raises ContractError for files
+    that are missing, damaged or lack values.
+    """
+    for entry in manifest.files(split):
+        path = log / entry.path
+        if not path.is_file():
+            raise ContractError(path, f"a file of the split {split}, as the manifest says", "no such file")
+        try:
+            file = pq.ParquetFile(path)
+            schema.check_columns(file.schema_arrow, manifest, path)
+            for batch in file.iter_batches(batch_size=ROWS, columns=COLUMNS):
+                yield _liked(batch, path)
+                bar.update(batch.num_rows)
+        except (OSError, pa.ArrowException) as error:
+            raise ContractError(path, "a readable parquet file", error) from None
 
 
 def _liked(batch: pa.RecordBatch, path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    for name in batch.schema.names:
+    for name in COLUMNS:
         if batch.column(name).null_count:
             raise ContractError(f"{path}, column {name}", "no missing value", f"{batch.column(name).null_count}")
-    label, user, item, timestamp = (batch.column(name).to_numpy() for name in batch.schema.names)
+    label, user, item, timestamp = (batch.column(name).to_numpy() for name in COLUMNS)
     liked = (label == 1) & (user != schema.UNKNOWN_ID) & (item != schema.UNKNOWN_ID)
     return user[liked], item[liked], timestamp[liked]

@@ -3,20 +3,17 @@
 E events (rows with label 1), U users with any.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from data_prep.sequences import positives
 from sidrec import schema
 from sidrec.schema import ContractError, Manifest
 
 TRAIN, TEST = "train", "test"
-COLUMNS = [schema.LABEL, schema.USER_ID, schema.ITEM_ID, schema.TIMESTAMP]
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ def read_sequences(data: Path) -> Sequences:
         total=sum(map(manifest.rows, splits)), desc="read log", unit=" rows", unit_scale=True, disable=None
     ) as bar:
         for split in splits:
-            for user, item, time in _positives(log, manifest, split, bar):
+            for user, item, time in positives(log, manifest, split, bar):
                 parts.append((user, item, time))
                 origin.append(np.full(len(user), splits.index(split)))
     if not sum(map(len, origin)):
@@ -82,27 +79,3 @@ def read_sequences(data: Path) -> Sequences:
 def _overlap(manifest: Manifest) -> bool:
     before = [file.last_timestamp for split in manifest.splits if split != TEST for file in manifest.files(split)]
     return max(before) >= min(file.first_timestamp for file in manifest.files(TEST))
-
-
-def _positives(log: Path, manifest: Manifest, split: str, bar: tqdm) -> Iterator[tuple[np.ndarray, ...]]:
-    for entry in manifest.files(split):
-        path = log / entry.path
-        if not path.is_file():
-            raise ContractError(path, f"a file of the split {split}, as the manifest says", "no such file")
-        try:
-            file = pq.ParquetFile(path)
-            schema.check_columns(file.schema_arrow, manifest, path)
-            for batch in file.iter_batches(columns=COLUMNS):
-                yield _liked(batch.select(COLUMNS), path)
-                bar.update(batch.num_rows)
-        except (OSError, pa.ArrowException) as error:
-            raise ContractError(path, "a readable parquet file", error) from None
-
-
-def _liked(batch: pa.RecordBatch, path: Path) -> tuple[np.ndarray, ...]:
-    for name in COLUMNS:
-        if batch.column(name).null_count:
-            raise ContractError(f"{path}, column {name}", "no missing value", f"{batch.column(name).null_count}")
-    label, user, item, time = (batch.column(name).to_numpy() for name in COLUMNS)
-    liked = (label == 1) & (user != schema.UNKNOWN_ID) & (item != schema.UNKNOWN_ID)
-    return user[liked], item[liked], time[liked]
