@@ -1,6 +1,5 @@
 """The committed side: RESULTS/STUDY/SETTING/ROW/seedN.json, one file per finished fit."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
@@ -8,7 +7,7 @@ from typing import Any, TypedDict
 from benchmarks.sid_report.definition import Fit
 from benchmarks.study.conditions import Conditions
 from benchmarks.study.definition import Overrides
-from sidrec.schema import ContractError
+from benchmarks.study.store import read_result
 from sidrec.train.run_directory import write_json
 
 
@@ -50,17 +49,8 @@ def save_result(results: Path, fit: Fit, result: FitResult) -> None:
 
 def load_result(results: Path, fit: Fit) -> FitResult | None:
     """None when there is none, or one of another section. Raises ContractError when the file is not a result."""
-    path = result_path(results, fit)
-    if not path.exists():
-        return None
-    try:
-        result: FitResult = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ContractError(path, "valid JSON", error) from None
-    missing = sorted(FitResult.__required_keys__ - set(result)) if isinstance(result, dict) else ["everything"]
-    if missing:
-        raise ContractError(path, f"the keys {sorted(FitResult.__required_keys__)}", f"missing {missing}")
-    return result if result["section_hash"] == fit.section_hash else None
+    result = read_result(result_path(results, fit), FitResult)
+    return result if result is not None and result["section_hash"] == fit.section_hash else None
 
 
 def finished(results: Path, fits: Sequence[Fit]) -> dict[str, dict[str, list[FitResult]]]:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, TypeVar
 
 from benchmarks.study.conditions import Conditions
 from benchmarks.study.definition import Overrides
@@ -10,6 +10,8 @@ from benchmarks.study.runs import Run
 from sidrec.schema import ContractError
 from sidrec.train.results import SplitMetrics
 from sidrec.train.run_directory import write_json
+
+T = TypeVar("T")
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -46,16 +48,21 @@ def save_result(results: Path, run: Run, result: RunResult) -> None:
 
 def load_result(results: Path, run: Run) -> RunResult | None:
     """The run's result; None when it has not finished. Raises ContractError when the file is not a result."""
-    path = result_path(results, run)
+    return read_result(result_path(results, run), RunResult)
+
+
+def read_result(path: Path, kind: type[T]) -> T | None:
+    """What is in the file, a TypedDict of `kind`; None when there is none. Raises ContractError when it is another."""
     if not path.exists():
         return None
     try:
-        result: RunResult = json.loads(path.read_text())
+        result: T = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ContractError(path, "valid JSON", error) from None
-    missing = sorted(RunResult.__required_keys__ - set(result)) if isinstance(result, dict) else ["everything"]
+    wanted: frozenset[str] = kind.__required_keys__  # type: ignore[attr-defined]  # every TypedDict has them
+    missing = sorted(wanted - set(result)) if isinstance(result, dict) else ["everything"]
     if missing:
-        raise ContractError(path, f"the keys {sorted(RunResult.__required_keys__)}", f"missing {missing}")
+        raise ContractError(path, f"the keys {sorted(wanted)}", f"missing {missing}")
     return result
 
 
