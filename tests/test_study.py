@@ -114,6 +114,13 @@ def test_a_new_seed_trains_only_that_seed() -> None:
     assert _trained() == ["world/weak/seed1", "world/strong/seed1"]
 
 
+def test_a_variant_may_have_more_seeds_than_the_others() -> None:
+    assert _study("run", seeds_of={"strong": [0, 1]}) == 0
+    assert _trained() == ["world/weak/seed0", "world/strong/seed0", "world/strong/seed1"]
+    with pytest.raises(ConfigError, match=r"seeds_of: expected one of \['weak', 'strong'\], got 'other'"):
+        load_study(Path(_write_study(seeds_of={"other": [0]})))
+
+
 def test_a_failed_run_is_logged_and_does_not_stop_the_others() -> None:
     broken = {"broken": {"optimizer": {"schedule": {"warmup_steps": 13}}}, "weak": {}}
     assert _study("run", variants=broken, seeds=[0]) == 1

@@ -35,6 +35,8 @@ class Study:
     """Variants that all others are compared with."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2, 3, 4)
     """One run for each data set, variant and seed."""
+    seeds_of: dict[str, Annotated[tuple[int, ...], Field(min_length=1)]] = field(default_factory=dict)
+    """Variant -> its seeds, where they are others: more for those that are close."""
     tuned: dict[str, dict[str, Overrides]] = field(default_factory=dict)
     """Data set -> variant -> what tuning found; merged last."""
     trials: dict[str, dict[str, Overrides]] = field(default_factory=dict)
@@ -72,6 +74,7 @@ def load_study(path: Path) -> Study:
 def _wrong_names(study: Study) -> list[str]:
     used: list[tuple[str, str, Collection[str]]]
     used = [("references", name, study.variants) for name in study.references]
+    used += [("seeds_of", name, study.variants) for name in study.seeds_of]
     used += [("tuned", name, study.datasets) for name in study.tuned]
     used += [(f"tuned.{name}", variant, study.variants) for name, tuned in study.tuned.items() for variant in tuned]
     used += [("trials", name, study.variants) for name in study.trials]

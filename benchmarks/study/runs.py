@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,12 @@ def study_runs(study: Study) -> list[Run]:
     """All runs, seed by seed, so that an unfinished study still compares every variant. Raises ConfigError."""
     variants = _variants(study)
     runs = []
-    for seed in study.seeds:
+    for seed in sorted({*study.seeds, *chain.from_iterable(study.seeds_of.values())}):
         for dataset, path in study.datasets.items():
             recipe = load_mapping(path, "YAML file")
             for name, (variant, overrides) in variants.items():
+                if seed not in study.seeds_of.get(variant, study.seeds):
+                    continue
                 merged = merge(merge(recipe, overrides), study.tuned.get(dataset, {}).get(variant, {}))
                 runs.append(Run(study.name, dataset, name, seed, _placed(merged, study, dataset, name, seed)))
     return runs
