@@ -20,7 +20,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sidrec.config.model import HidItem, ModelConfig
+from sidrec.config.item import HidItem
+from sidrec.config.model import ModelConfig
 from sidrec.config.tree import DataConfig
 from sidrec.data.item_tables import ItemTables, item_tables, no_weights
 from sidrec.data.loader import columns_of, open_split

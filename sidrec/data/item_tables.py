@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sidrec.config.granularity import granularity_levels
-from sidrec.config.model import HidItem, Item, SidItem
+from sidrec.config.item import HidItem, Item, SidItem
 from sidrec.schema import ITEM_ID, ContractError, Manifest
 from sidrec.sid.catalog import Catalog
 from sidrec.sid.granularity import granularity_rows

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sidrec.config.model import Alignment, AutoDisAlignment, HistogramAlignment, NoAlignment, RawStatsAlignment
+from sidrec.config.alignment import Alignment, AutoDisAlignment, HistogramAlignment, NoAlignment, RawStatsAlignment
 from sidrec.model.autodis import autodis_max_and_mean
 from sidrec.model.history import HistoryIndex, products_with_history
 

@@ -11,7 +11,7 @@ from torchrec.models.dlrm import DLRM
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from sidrec.config.model import Backbone
+from sidrec.config.backbone import Backbone
 
 
 class EmbeddedFeatures(nn.Module):

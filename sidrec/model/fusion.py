@@ -8,7 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sidrec.config.model import AdditiveFusion, ConcatMlpFusion, Fusion, MeanFusion, QueryFusion
+from sidrec.config.fusion import AdditiveFusion, ConcatMlpFusion, Fusion, MeanFusion, QueryFusion
 
 
 class GranularityFusion(nn.Module):

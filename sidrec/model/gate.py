@@ -6,7 +6,7 @@ Shapes: B rows, D width, S statistics.
 import torch
 from torch import Tensor, nn
 
-from sidrec.config.model import Gate, StatsGate, SumGate
+from sidrec.config.gate import Gate, StatsGate, SumGate
 from sidrec.model.statistics import build_statistics
 
 FIRST_LENGTH = 0.3

@@ -18,7 +18,10 @@ from sidrec.data.item_tables import HID
 from sidrec.model.backbone import build_backbone
 from sidrec.model.fusion import GranularityFusion
 from sidrec.model.gate import TargetAwareGate
-from sidrec.model.item import ItemLookup, SidCoordRepresentation, SidRepresentation, build_item
+from sidrec.model.items.build import build_item
+from sidrec.model.items.representation import ItemLookup
+from sidrec.model.items.sid import SidRepresentation
+from sidrec.model.items.sid_coord import SidCoordRepresentation
 from sidrec.model.statistics import StandardizeStats
 
 

@@ -6,7 +6,7 @@ Shapes: B rows, S statistics.
 import torch
 from torch import Tensor, nn
 
-from sidrec.config.model import BucketizedStats, StandardizedStats, Stats
+from sidrec.config.gate import BucketizedStats, StandardizedStats, Stats
 
 
 class StandardizeStats(nn.Module):

@@ -6,7 +6,7 @@ import torch
 from torch import distributed as dist
 
 from sidrec.config import Recipe
-from sidrec.config.model import HidItem
+from sidrec.config.item import HidItem
 from sidrec.data.item_tables import ItemTables, item_tables
 from sidrec.data.loader import SplitLoader, columns_of, open_split
 from sidrec.data.moments import stat_moments

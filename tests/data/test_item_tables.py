@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sidrec.config.model import HidItem, Item, SidCoordItem, SidItem
+from sidrec.config.item import HidItem, Item, SidCoordItem, SidItem
 from sidrec.data.item_tables import ItemTables, item_tables
 from sidrec.schema import ContractError
 from sidrec.sid.catalog import Catalog

@@ -5,19 +5,9 @@ import math
 import pytest
 import torch
 
-from sidrec.config.model import (
-    AdditiveFusion,
-    AutoDisAlignment,
-    BucketizedStats,
-    ConcatMlpFusion,
-    Fusion,
-    HistogramAlignment,
-    MeanFusion,
-    QueryFusion,
-    RawStatsAlignment,
-    StatsGate,
-    SumGate,
-)
+from sidrec.config.alignment import AutoDisAlignment, HistogramAlignment, RawStatsAlignment
+from sidrec.config.fusion import AdditiveFusion, ConcatMlpFusion, Fusion, MeanFusion, QueryFusion
+from sidrec.config.gate import BucketizedStats, StatsGate, SumGate
 from sidrec.model.alignment import build_alignment, masked_max_and_mean, similarities
 from sidrec.model.fusion import build_fusion
 from sidrec.model.gate import TargetAwareGate, build_gate

@@ -1,0 +1,44 @@
+"""What all representations with semantic ids share: fused granularities, and dense features of target and history.
+
+Shapes as in `sidrec.model.items.representation`; G granularities.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sidrec.config.item import SidCoordItem, SidItem
+from sidrec.model.alignment import build_alignment
+from sidrec.model.fusion import build_fusion
+from sidrec.model.history import HistoryIndex
+from sidrec.model.items.representation import ItemLookup
+
+
+class SemanticPart(nn.Module):
+    """What SID items and SID-Coord have in common: fused granularities, and dense features of target and history.
+
+    multiply, append: uses of the catalog's token weights (ADC-SID, arXiv 2510.25622). width: of the dense features.
+    """
+
+    def __init__(self, config: SidItem | SidCoordItem, dim: int) -> None:
+        super().__init__()
+        self.granularities = config.granularities
+        self.multiply = config.token_weights in ("multiply", "both")
+        self.append = config.token_weights in ("append", "both")
+        self.fusion = build_fusion(config.fusion, len(config.granularities), dim)
+        self.alignment = build_alignment(config.alignment)
+        self.width = (self.alignment.width if self.alignment else 0) + self.append * len(config.granularities)
+
+    def embed(self, items: ItemLookup) -> Tensor:
+        """e_sid [U, D]."""
+        granules_UGD = torch.stack([items.tables[name] for name in self.granularities], dim=1)
+        if self.multiply:
+            granules_UGD = granules_UGD * items.token_weights_UW.unsqueeze(2)
+        return self.fusion(granules_UGD)
+
+    def dense(self, sid_UD: Tensor, items: ItemLookup, target_B: Tensor, history: HistoryIndex) -> Tensor:
+        """Alignment features and the target's token weights, as far as configured: [B, width]."""
+        features = [self.alignment(sid_UD, target_B, history)] if self.alignment else []
+        if self.append:
+            features.append(functional.embedding(target_B, items.token_weights_UW))
+        return torch.cat(features, dim=1) if features else target_B.to(sid_UD.dtype).unsqueeze(1)[:, :0]
