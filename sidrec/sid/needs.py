@@ -10,8 +10,9 @@ from sidrec.config.learners import (
     RandomCodesConfig,
     ResidualKMeansConfig,
 )
-from sidrec.config.sid_losses import BehaviorAlignment, Collaborative, Contrast
 from sidrec.schema import BEHAVIOR
+from sidrec.sid.losses.build import loss_needs
+from sidrec.sid.losses.loss import Need
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,10 @@ def needs_of(learner: Learner) -> Needs:
     """From the learner's kind and the losses in its section."""
     if isinstance(learner, ResidualKMeansConfig | RandomCodesConfig | OpqConfig):
         return NOTHING
-    losses = (*learner.losses, *learner.further_losses)
+    asked = frozenset[Need]().union(*map(loss_needs, (*learner.losses, *learner.further_losses)))
     return Needs(
-        pairs=any(isinstance(loss, Contrast) for loss in losses),
-        behavior=any(isinstance(loss, Collaborative | BehaviorAlignment) for loss in losses),
+        pairs="pairs" in asked,
+        behavior="behavior" in asked,
         raw=frozenset({BEHAVIOR}) if isinstance(learner, AdcSidConfig) else frozenset(),
         unknown_behavior=isinstance(learner, AdcSidConfig | MmRqVaeConfig),
     )

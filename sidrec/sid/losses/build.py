@@ -15,9 +15,23 @@ from sidrec.sid.losses.collaborative import CollaborativeLoss
 from sidrec.sid.losses.contrast import ContrastLoss
 from sidrec.sid.losses.diversity import DiversityLoss
 from sidrec.sid.losses.hamming_repulsion import HammingRepulsionLoss
-from sidrec.sid.losses.loss import SidLoss
+from sidrec.sid.losses.loss import Need, SidLoss
 from sidrec.sid.losses.overlap_repulsion import OverlapRepulsionLoss
 from sidrec.sid.networks.network import Network
+
+LOSSES: dict[type, type[SidLoss]] = {
+    Contrast: ContrastLoss,
+    HammingRepulsion: HammingRepulsionLoss,
+    OverlapRepulsion: OverlapRepulsionLoss,
+    Diversity: DiversityLoss,
+    Collaborative: CollaborativeLoss,
+    BehaviorAlignment: BehaviorAlignmentLoss,
+}
+
+
+def loss_needs(config: SidLossConfig) -> frozenset[Need]:
+    """What batches must carry for the loss that `config` names; known before there is a network to build it for."""
+    return LOSSES[type(config)].needs
 
 
 def build_loss(config: SidLossConfig, network: Network, behavior_width: int | None) -> SidLoss:

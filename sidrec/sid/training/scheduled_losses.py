@@ -5,7 +5,7 @@ from typing import NamedTuple
 from sidrec.config.learners import GradientLearnerConfig
 from sidrec.config.sid_losses import BehaviorAlignment, Schedule
 from sidrec.schema import ContractError
-from sidrec.sid.losses.build import build_loss
+from sidrec.sid.losses.build import build_loss, loss_needs
 from sidrec.sid.losses.loss import Need, SidLoss
 from sidrec.sid.networks.network import Network
 from sidrec.sid.tokenizer import SideInformation
@@ -28,14 +28,13 @@ def scheduled_losses(
 
     items: N. Raises ContractError for pairs or behaviour vectors that a loss needs and that are not there.
     """
-    behavior_NE = side.behavior_NE
+    behavior_width = None if side.behavior_NE is None else side.behavior_NE.shape[-1]
     losses: dict[str, ScheduledLoss] = {}
     for section in (*config.losses, *config.further_losses):
         again = sum(name.split(":")[0] == section.kind for name in losses)
         name = f"{section.kind}:{again + 1}" if again else section.kind
-        loss = build_loss(section, network, 1 if behavior_NE is None else behavior_NE.shape[1])
-        _check_needs(f"learner {config.kind}, loss {name}", loss.needs, side, items)
-        losses[name] = ScheduledLoss(name, loss, section.schedule)
+        _check_needs(f"learner {config.kind}, loss {name}", loss_needs(section), side, items)
+        losses[name] = ScheduledLoss(name, build_loss(section, network, behavior_width), section.schedule)
     return tuple(losses.values())
 
 
