@@ -126,14 +126,18 @@ def _prefixes(codes_NL: np.ndarray, codebook_sizes: tuple[int, ...]) -> Iterator
 
 
 def reconstruction_error(
-    vectors_NV: np.ndarray, codes_NL: np.ndarray, tokenizer: Tokenizer
+    vectors_NV: np.ndarray, codes_NL: np.ndarray, tokenizer: Tokenizer, weights_NL: np.ndarray | None = None
 ) -> ReconstructionError | None:
-    """Error of decoded codes, in bounded memory. None when the tokenizer's codes stand for no vectors."""
+    """Error of decoded codes, in bounded memory. None when the tokenizer's codes stand for no vectors.
+
+    weights_NL: token weights, of a tokenizer that gives some with its codes.
+    """
     squared = deviation = 0.0
     mean_V = vectors_NV.mean(axis=0, dtype=np.float64).astype(np.float32)
     for start in range(0, len(vectors_NV), ROWS):
         part = vectors_NV[start : start + ROWS]
-        decoded = tokenizer.decode(codes_NL[start : start + ROWS])
+        weights = None if weights_NL is None else weights_NL[start : start + ROWS]
+        decoded = tokenizer.decode(codes_NL[start : start + ROWS], weights)
         if decoded is None:
             return None
         squared += float(np.square(part - decoded).sum(dtype=np.float64))

@@ -82,8 +82,11 @@ class Tokenizer(ABC):
         """
 
     @abstractmethod
-    def decode(self, codes_NL: np.ndarray) -> np.ndarray | None:
-        """The float32 vectors [N, V] that codes stand for, or None when codes do not stand for vectors."""
+    def decode(self, codes_NL: np.ndarray, weights_NL: np.ndarray | None = None) -> np.ndarray | None:
+        """The float32 vectors [N, V] that codes stand for, or None when they do not stand for vectors.
+
+        weights_NL: what `encode` gave beside the codes. Without it, codes of a learner that has weights stand for none.
+        """
 
     def last_level_costs(self, vectors_NV: np.ndarray, codes_NL: np.ndarray) -> np.ndarray | None:
         """How badly each code of the last level fits each item, given its codes before: float32 [N, K], less is better.

@@ -83,11 +83,15 @@ def test_every_learner_saves_and_loads_to_identical_codes(learner: GradientLearn
         assert np.array_equal(ours.weights_NL, theirs.weights_NL)
         assert ours.weights_NL.dtype == np.float32
         assert ours.weights_NL.min() >= 0
-    decoded, again = fitted.decode(ours.codes_NL), loaded.decode(ours.codes_NL)
-    assert (decoded is None) == (again is None)
-    if decoded is not None and again is not None:
-        assert np.array_equal(decoded, again)
-        assert decoded.shape == VECTORS.shape
+    assert (fitted.decode(ours.codes_NL) is None) == (learner.router is not None)
+    decoded, again = fitted.decode(*ours), loaded.decode(*theirs)
+    assert decoded is not None
+    assert again is not None
+    assert np.array_equal(decoded, again)
+    assert decoded.shape == VECTORS.shape
+    alone = fitted.decode(*(None if part is None else part[70:71] for part in ours))  # of the second chunk
+    assert alone is not None
+    assert np.allclose(alone[0], decoded[70], atol=1e-5)
 
 
 def test_fit_is_a_function_of_its_seed() -> None:

@@ -102,6 +102,20 @@ def test_reconstruction_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (error.squared_error, error.variance, error.unexplained_variance) == (2.5, 5, 0.5)
 
 
+def test_reconstruction_with_weights_takes_each_item_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Weighted(ResidualKMeans):
+        def decode(self, codes_NL: np.ndarray, weights_NL: np.ndarray | None = None) -> np.ndarray:
+            assert weights_NL is not None
+            return super().decode(codes_NL) * weights_NL
+
+    tokenizer = Weighted(np.array([[[1, 0], [0, 1]]], dtype=np.float32), beam=1)
+    vectors, codes = np.array([[3, 0], [0, 5]], dtype=np.float32), np.array([[0], [1]])
+    monkeypatch.setattr("sidrec.sid.quality.ROWS", 1)
+    error = reconstruction_error(vectors, codes, tokenizer, np.array([[3], [4]], dtype=np.float32))
+    assert error is not None
+    assert error.squared_error == 0.5
+
+
 def test_identical_vectors_have_nothing_to_explain() -> None:
     tokenizer = ResidualKMeans(np.array([[[1, 1]]], dtype=np.float32), beam=1)
     error = reconstruction_error(np.ones((3, 2), dtype=np.float32), np.zeros((3, 1), dtype=np.int64), tokenizer)

@@ -97,11 +97,12 @@ class GradientTokenizer(Tokenizer):
                 weights_NL[part] = weights_CL.numpy()
         return Encoded(codes_NL, weights_NL)
 
-    def decode(self, codes_NL: np.ndarray) -> np.ndarray | None:
+    def decode(self, codes_NL: np.ndarray, weights_NL: np.ndarray | None = None) -> np.ndarray | None:
         vectors_NV = np.empty((len(codes_NL), self.width), dtype=np.float32)
         for start in range(0, len(codes_NL), CHUNK):
             part = slice(start, start + CHUNK)
-            decoded = self._network.decode(torch.from_numpy(codes_NL[part]))
+            weights_CL = None if weights_NL is None else torch.from_numpy(weights_NL[part])
+            decoded = self._network.decode(torch.from_numpy(codes_NL[part]), weights_CL)
             if decoded is None:
                 return None
             vectors_NV[part] = decoded.numpy()

@@ -84,7 +84,7 @@ class Opq(Tokenizer):
                 codes_NL[start : start + ROWS, level] = distances_RK.argmin(axis=1)[: len(part)]
         return Encoded(codes_NL)
 
-    def decode(self, codes_NL: np.ndarray) -> np.ndarray:
+    def decode(self, codes_NL: np.ndarray, weights_NL: np.ndarray | None = None) -> np.ndarray:
         parts = [codebook_KS[codes] for codebook_KS, codes in zip(self._codebooks_LKS, codes_NL.T, strict=True)]
         return np.concatenate(parts, axis=1) @ self._axes_CV + self._mean_V
 

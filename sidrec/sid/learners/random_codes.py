@@ -51,7 +51,7 @@ class RandomCodes(Tokenizer):
             words[row] = np.frombuffer(digest, dtype="<u8")
         return Encoded((words % self._config.codebook_size).astype(np.int64))
 
-    def decode(self, codes_NL: np.ndarray) -> None:
+    def decode(self, codes_NL: np.ndarray, weights_NL: np.ndarray | None = None) -> None:
         return None
 
     def arrays(self) -> dict[str, np.ndarray]:

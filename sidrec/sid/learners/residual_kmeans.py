@@ -80,7 +80,7 @@ class ResidualKMeans(Tokenizer):
         residual_NV = vectors_NV - self.decode(codes_NL[:, :-1])
         return squared_distances(residual_NV, self._codebooks_LKV[-1])
 
-    def decode(self, codes_NL: np.ndarray) -> np.ndarray:
+    def decode(self, codes_NL: np.ndarray, weights_NL: np.ndarray | None = None) -> np.ndarray:
         vectors_NV = np.zeros((len(codes_NL), self.width), dtype=np.float32)
         for codebook_KV, codes in zip(self._codebooks_LKV, codes_NL.T, strict=False):
             vectors_NV += codebook_KV[codes]

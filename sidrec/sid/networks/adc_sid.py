@@ -120,13 +120,13 @@ class AdcSid(Network):
         return torch.stack(codes, dim=1), self._weights(vectors_BV, self.norm(vectors_BV))
 
     @torch.no_grad()
-    def decode(self, codes_BL: Tensor) -> Tensor | None:
-        """None with a router or gates, as these are not in the codes."""
-        if self.router is not None or len(self.gates):
+    def decode(self, codes_BL: Tensor, weights_BL: Tensor | None = None) -> Tensor | None:
+        """None with gates also: they follow from the content vectors, and neither codes nor weights hold them."""
+        if len(self.gates) or (self.router is not None and weights_BL is None):
             return None
         levels = zip(self._levels(), codes_BL.unbind(dim=1), strict=True)
         quantized = [codebook.lookup(codes_B) for codebook, codes_B in levels]
-        return self.decoder(self._fuse(quantized, self._shares(quantized[0], None)))
+        return self.decoder(self._fuse(quantized, self._shares(quantized[0], weights_BL)))
 
     @torch.no_grad()
     def last_level_costs(self, vectors_BV: Tensor, codes_BL: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ Shapes: B items, N all items, V vector width, D latent width, M modalities (vect
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,8 +16,9 @@ from sidrec.sid.losses.mmd import mmd
 from sidrec.sid.networks.codebook import Codebook, quantisation_terms
 from sidrec.sid.networks.item_weights import ItemWeights
 from sidrec.sid.networks.mlp import mlp
-from sidrec.sid.networks.network import Coded, ItemBatch, Network
+from sidrec.sid.networks.network import Coded, ItemBatch
 from sidrec.sid.networks.rqvae import reconstruction, weighted_sum
+from sidrec.sid.networks.weighted_network import WeightedNetwork
 
 
 class Branch(NamedTuple):
@@ -31,7 +31,7 @@ class Branch(NamedTuple):
     targets: list[Tensor]
 
 
-class MmRqVae(Network):
+class MmRqVae(WeightedNetwork):
     """Levels of the first column come first. Latents of the modalities, and what codes stand for, are concatenated.
 
     Terms: reconstruction, per modality MMD between inputs and reconstructions or the squared error; codebook and
@@ -62,10 +62,6 @@ class MmRqVae(Network):
     def latent_width(self) -> int:
         return self.config.width * len(self.widths)
 
-    def survey(self, vectors_NV: np.ndarray) -> None:
-        if self.weights is not None:
-            self.weights.survey(vectors_NV)
-
     @torch.no_grad()
     def start(self, vectors_BV: Tensor) -> None:
         for encoder, inputs_BV, codebooks in self._modalities(vectors_BV):
@@ -76,7 +72,7 @@ class MmRqVae(Network):
 
     def forward(self, batch: ItemBatch) -> Coded:
         branches = self._branches(batch.vectors_BV)
-        weights_BL = None if self.weights is None else self.weights(batch.vectors_BV)
+        weights_BL = self.token_weights(batch.vectors_BV)
         sums = [weighted_sum(branch.quantized, part) for branch, part in self._weighted(branches, weights_BL)]
         terms = self._quantisation(branches)
         terms["reconstruction"] = self._reconstruction(branches, weights_BL)
@@ -84,8 +80,7 @@ class MmRqVae(Network):
             through = [b.latent_BD + (sum_BD - b.latent_BD).detach() for b, sum_BD in zip(branches, sums, strict=True)]
             known_B = (branches[self.anchor].inputs_BV != 0).any(dim=1)
             terms["alignment"] = self.config.align_weight * self._alignment(through, batch.rows_B, known_B)
-        if self.weights is not None and weights_BL is not None:
-            terms |= self.weights.loss(weights_BL, batch.vectors_BV)
+        terms |= self.weight_terms(weights_BL, batch.vectors_BV)
         return Coded(
             torch.cat([branch.latent_BD for branch in branches], dim=1),
             torch.cat(sums, dim=1),
@@ -98,16 +93,18 @@ class MmRqVae(Network):
     @torch.no_grad()
     def encode(self, vectors_BV: Tensor) -> tuple[Tensor, Tensor | None]:
         codes = [codes_B for branch in self._branches(vectors_BV) for codes_B in branch.codes]
-        return torch.stack(codes, dim=1), None if self.weights is None else self.weights(vectors_BV)
+        return torch.stack(codes, dim=1), self.token_weights(vectors_BV)
 
     @torch.no_grad()
-    def decode(self, codes_BL: Tensor) -> Tensor | None:
-        """None with a router, as the weights are not in the codes."""
-        if self.weights is not None:
+    def decode(self, codes_BL: Tensor, weights_BL: Tensor | None = None) -> Tensor | None:
+        if self.lacks(weights_BL):
             return None
         quantized = [codewords[codes_B] for codewords, codes_B in zip(self.codewords, codes_BL.unbind(1), strict=True)]
         starts = range(0, len(quantized), self.levels)
-        sums = [weighted_sum(quantized[start : start + self.levels], None) for start in starts]
+        sums = [
+            weighted_sum(quantized[start : start + self.levels], part_BL)
+            for start, part_BL in zip(starts, self._parts(weights_BL), strict=True)
+        ]
         return torch.cat([decoder(sum_BD) for decoder, sum_BD in zip(self.decoders, sums, strict=True)], dim=1)
 
     @torch.no_grad()
@@ -118,9 +115,6 @@ class MmRqVae(Network):
         for codebook, codes_B in zip(codebooks, own, strict=False):
             residual_BD = residual_BD - codebook.lookup(codes_B)
         return torch.cdist(residual_BD, self.codewords[-1]).square()
-
-    def after_step(self) -> dict[str, float]:
-        return {} if self.weights is None else self.weights.router.after_step()
 
     def _modalities(self, vectors_BV: Tensor) -> Iterator[tuple[nn.Module, Tensor, list[Codebook]]]:
         """Encoder, columns of the vectors and codebooks of each."""
@@ -145,8 +139,11 @@ class MmRqVae(Network):
         return branches
 
     def _weighted(self, branches: list[Branch], weights_BL: Tensor | None) -> Iterator[tuple[Branch, Tensor | None]]:
-        parts = [None] * len(branches) if weights_BL is None else torch.split(weights_BL, self.levels, dim=1)
-        yield from zip(branches, parts, strict=True)
+        yield from zip(branches, self._parts(weights_BL), strict=True)
+
+    def _parts(self, weights_BL: Tensor | None) -> Sequence[Tensor | None]:
+        """Each modality's weights."""
+        return [None] * len(self.widths) if weights_BL is None else torch.split(weights_BL, self.levels, dim=1)
 
     def _quantisation(self, branches: list[Branch]) -> dict[str, Tensor]:
         config = self.config

@@ -83,8 +83,11 @@ class Network(nn.Module, ABC):
         """codes_BL and weights_BL (or None), without gradients; a row's codes depend on that row alone."""
 
     @abstractmethod
-    def decode(self, codes_BL: Tensor) -> Tensor | None:
-        """[B, V] vectors that codes stand for, or None when codes alone do not give a vector."""
+    def decode(self, codes_BL: Tensor, weights_BL: Tensor | None = None) -> Tensor | None:
+        """[B, V] vectors that codes stand for, with the weights that `encode` gave, where it gave some.
+
+        None when these do not give a vector, as codes without their weights do not.
+        """
 
     def last_level_costs(self, vectors_BV: Tensor, codes_BL: Tensor) -> Tensor | None:
         """[B, K]: see `Tokenizer.last_level_costs`, whose answer for these items it is."""

@@ -5,7 +5,6 @@ Shapes: B items, N all items, V vector width, D latent width, L levels, K codes,
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -14,11 +13,12 @@ from sidrec.config.learners import RqVaeConfig
 from sidrec.sid.networks.codebook import Codebook, quantisation_terms
 from sidrec.sid.networks.item_weights import ItemWeights
 from sidrec.sid.networks.mlp import mlp
-from sidrec.sid.networks.network import Coded, ItemBatch, Network
+from sidrec.sid.networks.network import Coded, ItemBatch
 from sidrec.sid.networks.sinkhorn import spread
+from sidrec.sid.networks.weighted_network import WeightedNetwork
 
 
-class RqVae(Network):
+class RqVae(WeightedNetwork):
     """r_0 = z, q_l the codeword nearest to r_(l-1), r_l = r_(l-1) - sg[q_l]; the decoder sees z + sg[sum_l q_l - z].
 
     Terms: reconstruction |x' - x|^2; codebook sum_l |sg[r_(l-1)] - q_l|^2, which alone moves codewords; commitment
@@ -39,10 +39,6 @@ class RqVae(Network):
         self.codebooks = nn.ModuleList(Codebook(config.codebook_size, config.width) for _ in range(config.levels))
         self.weights = ItemWeights(config.router, columns, config.levels) if config.router else None
 
-    def survey(self, vectors_NV: np.ndarray) -> None:
-        if self.weights is not None:
-            self.weights.survey(vectors_NV)
-
     @torch.no_grad()
     def start(self, vectors_BV: Tensor) -> None:
         residual = self.encoder(vectors_BV)
@@ -61,7 +57,7 @@ class RqVae(Network):
             quantized.append(quantized_BD)
             targets.append(residual)
             residual = residual - quantized_BD.detach()
-        weights_BL = None if self.weights is None else self.weights(batch.vectors_BV)
+        weights_BL = self.token_weights(batch.vectors_BV)
         terms = self._terms(batch.vectors_BV, latent_BD, quantized, weights_BL)
         config = self.config
         terms |= quantisation_terms(self.codebooks, targets, quantized, config.commitment, config.reconstruction)
@@ -76,29 +72,26 @@ class RqVae(Network):
             codes_B = codebook.nearest(residual)
             residual = residual - codebook.lookup(codes_B)
             codes.append(codes_B)
-        return torch.stack(codes, dim=1), None if self.weights is None else self.weights(vectors_BV)
+        return torch.stack(codes, dim=1), self.token_weights(vectors_BV)
 
     @torch.no_grad()
-    def decode(self, codes_BL: Tensor) -> Tensor | None:
-        """None with a router, as the weights are not in the codes."""
-        return None if self.weights is not None else self.decoder(self._sum(codes_BL))
+    def decode(self, codes_BL: Tensor, weights_BL: Tensor | None = None) -> Tensor | None:
+        return None if self.lacks(weights_BL) else self.decoder(self._sum(codes_BL, weights_BL))
 
     @torch.no_grad()
     def last_level_costs(self, vectors_BV: Tensor, codes_BL: Tensor) -> Tensor:
         residual_BD = self.encoder(vectors_BV) - self._sum(codes_BL[:, :-1])
         return torch.cdist(residual_BD, self.codewords[-1]).square()
 
-    def after_step(self) -> dict[str, float]:
-        return {} if self.weights is None else self.weights.router.after_step()
-
     def _levels(self) -> list[Codebook]:
         return [codebook for codebook in self.codebooks if isinstance(codebook, Codebook)]
 
-    def _sum(self, codes_BL: Tensor) -> Tensor:
+    def _sum(self, codes_BL: Tensor, weights_BL: Tensor | None = None) -> Tensor:
         """What the codes of the first levels stand for together."""
         latent_BD = self.codewords[0].new_zeros(len(codes_BL), self.config.width)
-        for codebook, codes_B in zip(self._levels(), codes_BL.unbind(dim=1), strict=False):
-            latent_BD = latent_BD + codebook.lookup(codes_B)
+        for level, (codebook, codes_B) in enumerate(zip(self._levels(), codes_BL.unbind(dim=1), strict=False)):
+            quantized_BD = codebook.lookup(codes_B)
+            latent_BD = latent_BD + (quantized_BD if weights_BL is None else weights_BL[:, level, None] * quantized_BD)
         return latent_BD
 
     def _training_codes(self, residual_BD: Tensor, level: int) -> Tensor:
@@ -115,9 +108,7 @@ class RqVae(Network):
         fixed_BD = weighted_sum([quantized_BD.detach() for quantized_BD in quantized], weights_BL)
         decoded_BV = self.decoder(latent_BD + fixed_BD - latent_BD.detach())  # gradients to encoder and weights alone
         terms = {"reconstruction": reconstruction(decoded_BV, vectors_BV, self.config.reconstruction)}
-        if self.weights is not None and weights_BL is not None:
-            terms |= self.weights.loss(weights_BL, vectors_BV)
-        return terms
+        return terms | self.weight_terms(weights_BL, vectors_BV)
 
 
 def weighted_sum(quantized: Sequence[Tensor], weights_BL: Tensor | None) -> Tensor:

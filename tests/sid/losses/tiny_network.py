@@ -27,7 +27,7 @@ class TinyNetwork(Network):
     def encode(self, vectors_BV: Tensor) -> tuple[Tensor, None]:
         return self._codes(self.encoder(vectors_BV)), None
 
-    def decode(self, codes_BL: Tensor) -> None:
+    def decode(self, codes_BL: Tensor, weights_BL: Tensor | None = None) -> None:
         return None
 
     @torch.no_grad()

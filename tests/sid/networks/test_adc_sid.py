@@ -107,7 +107,20 @@ def test_without_gates_content_experts_count_as_their_mean() -> None:
     decoded = net.decode(coded.codes_BL)
     assert decoded is not None
     assert torch.allclose(decoded, net.decoder(coded.quantized_BD), atol=1e-5)
-    assert network().decode(coded.codes_BL) is None  # gates and router are not in the codes
+
+
+def test_codes_and_weights_stand_for_vectors_unless_gates_choose_among_experts() -> None:
+    net = network(replace(SMALL, content_gates=False))
+    coded = net(batch())
+    assert coded.weights_BL is not None
+    assert net.decode(coded.codes_BL) is None, "without the weights"
+    decoded = net.decode(coded.codes_BL, net.encode(vectors())[1])
+    assert decoded is not None
+    assert torch.allclose(decoded, net.decoder(coded.quantized_BD), atol=1e-5)
+    others = net.decode(coded.codes_BL, torch.ones_like(coded.weights_BL))
+    assert others is not None
+    assert not torch.allclose(decoded, others, atol=1e-3)
+    assert network().decode(coded.codes_BL, coded.weights_BL) is None
 
 
 def test_concatenation() -> None:

@@ -127,7 +127,11 @@ def test_a_router_weighs_the_levels_of_all_columns() -> None:
     words = [codewords[coded.codes_BL[:, level]] for level, codewords in enumerate(net.codewords)]
     behavior = coded.weights_BL[:, 2:3] * words[2] + coded.weights_BL[:, 3:] * words[3]
     assert torch.allclose(coded.quantized_BD[:, 4:], behavior, atol=1e-6)
-    assert net.decode(coded.codes_BL) is None
+    assert net.decode(coded.codes_BL) is None, "without the weights"
+    text = coded.weights_BL[:, :1] * words[0] + coded.weights_BL[:, 1:2] * words[1]
+    decoded = net.decode(coded.codes_BL, coded.weights_BL)
+    assert decoded is not None
+    assert torch.allclose(decoded, torch.cat([net.decoders[0](text), net.decoders[1](behavior)], dim=1), atol=1e-5)
     assert "router" in coded.terms
     assert "router/strength" in net.after_step()
 

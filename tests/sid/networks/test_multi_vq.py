@@ -59,7 +59,10 @@ def test_weights_multiply_latents_and_codewords_alike() -> None:
     assert coded.weights_BL is not None
     latents = torch.stack(coded.targets, dim=1)
     assert torch.allclose(coded.latent_BD, (coded.weights_BL[:, :, None] * latents).sum(dim=1), atol=1e-6)
-    assert net.decode(coded.codes_BL) is None
+    assert net.decode(coded.codes_BL) is None, "without the weights"
+    decoded = net.decode(coded.codes_BL, coded.weights_BL)
+    assert decoded is not None
+    assert torch.allclose(decoded, net.decoder(coded.quantized_BD), atol=1e-5)
 
 
 def test_start_puts_codewords_on_the_latents() -> None:

@@ -154,7 +154,10 @@ def test_weights_scale_codewords_and_leave_codes_alone() -> None:
     expected = sum(coded.weights_BL[:, level, None] * part for level, part in enumerate(parts))
     assert torch.allclose(coded.quantized_BD, expected, atol=1e-6)
     assert torch.equal(coded.codes_BL, network()(items).codes_BL)
-    assert net.decode(coded.codes_BL) is None
+    assert net.decode(coded.codes_BL) is None, "without the weights"
+    decoded = net.decode(coded.codes_BL, coded.weights_BL)
+    assert decoded is not None
+    assert torch.allclose(decoded, net.decoder(expected), atol=1e-5)
     codes, weights = net.encode(items.vectors_BV)
     assert torch.equal(codes, coded.codes_BL)
     assert weights is not None
