@@ -76,7 +76,9 @@ def test_fits_are_recorded_skipped_and_tabulated(capsys: pytest.CaptureFixture[s
     lines = [line.split(" | ") for line in text.splitlines() if line.startswith("| ADC-SID")]
     assert lines[0][1] == "2", "seeds"
     assert len(lines[0][2].split()) == 3, "an entropy for each of three experts"
-    assert lines[1][2] == "-", "ADC-SID's codes alone stand for no vector"
+    assert float(lines[1][2].split()[0]) > 0, "ADC-SID's codes and weights stand for vectors"
+    random = [line.split(" | ") for line in text.splitlines() if line.startswith("| random codes")]
+    assert random[1][2] == "-", "random codes stand for no vector"
     folder = Path("results/small")
     assert {path.name for path in folder.glob("*.*")} == {"report.md", "summary.json", "4x2.png", "4x2-curves.png"}
     assert json.loads((folder / "summary.json").read_text())["4x2"]["adc_sid"]["seeds"] == [0, 1]
@@ -151,7 +153,7 @@ def test_additive_decoder_explains_sums_of_two_codes_and_nothing_of_codes_that_s
 def test_own_decoder_compares_the_text_alone() -> None:
     vectors = np.array([[1, 0, 9], [1, 0, -9], [0, 1, 9], [0, 1, -9]], dtype=np.float32)  # text is the first two
     tokenizer = ResidualKMeans.fit(vectors, ResidualKMeansConfig(levels=1, codebook_size=2), 0, SideInformation())
-    found = own_decoder(tokenizer, vectors[:, :2], tokenizer.encode(vectors).codes_NL)
+    found = own_decoder(tokenizer, vectors[:, :2], tokenizer.encode(vectors))
     assert found is not None
     assert found.unexplained_variance == pytest.approx(1), "the two clusters differ in the third column alone"
     assert found.squared_error == pytest.approx(0.5)
@@ -160,4 +162,4 @@ def test_own_decoder_compares_the_text_alone() -> None:
 def test_own_decoder_of_random_codes_is_none() -> None:
     vectors = np.eye(4, dtype=np.float32)
     tokenizer = RandomCodes.fit(vectors, RandomCodesConfig(levels=1, codebook_size=2), 0, SideInformation(), None)
-    assert own_decoder(tokenizer, vectors, tokenizer.encode(vectors).codes_NL) is None
+    assert own_decoder(tokenizer, vectors, tokenizer.encode(vectors)) is None

@@ -43,10 +43,11 @@ Utilisation: share of codes in use, mean over levels. Perplexity: exp of a level
 (items - unique SIDs) / items. Collided items: share of items whose SID another item has.
 
 Squared error: of the text vectors, which have unit length, summed over dimensions, mean over items, through the
-learner's own decoder. Unexplained variance: that, divided by the mean squared distance from the mean vector; 1 is no
-better than the mean. "-": the codes alone stand for no vector (random codes; ADC-SID, whose decoder also needs the
-token weights and gates). Additive decoder: the same ratio for the best sum of one vector per code, by least squares on
-these items, the same for every row; random codes show how much of it is chance."""
+learner's own decoder, which sees codes and, where there are any, token weights. Unexplained variance: that, divided by
+the mean squared distance from the mean vector; 1 is no better than the mean. "-": they stand for no vector (random
+codes; ADC-SID with several experts per content column, whose gates follow from the vectors). Additive decoder: the
+same ratio for the best sum of one vector per code, by least squares on these items, the same for every row; random
+codes show how much of it is chance."""
 
 
 class RowSummary(TypedDict):

@@ -66,7 +66,7 @@ def run_fit(fit: Fit) -> FitResult:
     encoded, speed = _encode(tokenizer, items.vectors_NV)
     catalog = Catalog(items.item_ids_N, encoded.codes_NL, tokenizer.codebook_sizes, encoded.weights_NL)
     text_NT = _text(items)
-    own = own_decoder(tokenizer, text_NT, encoded.codes_NL)
+    own = own_decoder(tokenizer, text_NT, encoded)
     if fit.catalog is not None:
         with atomic_folder(fit.catalog) as partial:
             write_catalog(catalog, partial)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse import csr_array
 
-from sidrec.sid.tokenizer import Tokenizer
+from sidrec.sid.tokenizer import Encoded, Tokenizer
 
 RIDGE = 1e-3  # items worth of pull to the mean; the indicators of a level sum to one, so several answers fit alike
 
@@ -24,9 +24,9 @@ class TextReconstruction:
     unexplained_variance: float
 
 
-def own_decoder(tokenizer: Tokenizer, text_NT: np.ndarray, codes_NL: np.ndarray) -> TextReconstruction | None:
-    """The text part of what codes stand for; None where codes alone do not stand for vectors."""
-    decoded_NV = tokenizer.decode(codes_NL)
+def own_decoder(tokenizer: Tokenizer, text_NT: np.ndarray, encoded: Encoded) -> TextReconstruction | None:
+    """The text part of what codes, with their token weights, stand for; None where they do not stand for vectors."""
+    decoded_NV = tokenizer.decode(encoded.codes_NL, encoded.weights_NL)
     return None if decoded_NV is None else _error(text_NT, decoded_NV[:, : text_NT.shape[1]])
 
 
