@@ -6,6 +6,7 @@ from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveInt
 
 from sidrec.config.backbone import Backbone, DlrmBackbone
 from sidrec.config.item import Item, SidCoordItem
+from sidrec.config.pooling import MeanPooling, Pooling
 from sidrec.config.section import section, without_repeats
 
 Columns = Annotated[tuple[str, ...], AfterValidator(without_repeats)]
@@ -18,6 +19,8 @@ class ModelConfig:
     embedding_dim: Annotated[PositiveInt, Field(multiple_of=4)] = 16
     """Width D of every table, a multiple of 4 as FBGEMM wants it."""
     item: Item = SidCoordItem()
+    history_pooling: Pooling = MeanPooling()
+    """How histories become features of the backbone, whatever the item kind."""
     context: Columns = ("user_id",)
     """Id columns of the log that get a table of their own, beside the item."""
     dense: Columns | None = None

@@ -37,6 +37,10 @@ class HistoryIndex:
         """sum_t weight[b, t] * items[bag[b, t]]: [B, D]."""
         return functional.embedding_bag(self.bag_BT, items_UD, mode="sum", per_sample_weights=weight_BT)
 
+    def products(self, items_UD: Tensor, rows_BD: Tensor) -> Tensor:
+        """rows[b] . items[bag[b, t]]: [B, T]."""
+        return torch.bmm(functional.embedding(self.bag_BT, items_UD), rows_BD.unsqueeze(2)).squeeze(2)
+
     def transposed_sum(self, rows_BD: Tensor, bags: int, weight_BT: Tensor | None = None) -> Tensor:
         """For each bag, the sum of weight[b, t] * rows[b] over the positions that hold it: [U, D]."""
         bag_P, position_P = self._sorted
@@ -58,13 +62,27 @@ class _Mean(torch.autograd.Function):
         return ctx.history.transposed_sum(grad_BD / ctx.history.count_B1, ctx.bags), None
 
 
+class _WeightedSum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, items_UD: Tensor, weight_BT: Tensor, history: HistoryIndex) -> Tensor:
+        ctx.save_for_backward(items_UD, weight_BT)
+        ctx.history = history
+        return history.sum(items_UD, weight_BT)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BD: Tensor) -> tuple[Tensor, Tensor, None]:
+        items_UD, weight_BT = ctx.saved_tensors
+        history: HistoryIndex = ctx.history
+        return history.transposed_sum(grad_BD, len(items_UD), weight_BT), history.products(items_UD, grad_BD), None
+
+
 class _Products(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, items_UD: Tensor, target_BD: Tensor, history: HistoryIndex) -> Tensor:
         ctx.save_for_backward(items_UD, target_BD)
         ctx.history = history
-        history_BTD = functional.embedding(history.bag_BT, items_UD)
-        return torch.bmm(history_BTD, target_BD.unsqueeze(2)).squeeze(2)
+        return history.products(items_UD, target_BD)
 
     @staticmethod
     @once_differentiable
@@ -84,6 +102,11 @@ def mean_of_history(items_UD: Tensor, history: HistoryIndex) -> Tensor:
     return _mean(items_UD, history)
 
 
+def weighted_sum_of_history(items_UD: Tensor, weight_BT: Tensor, history: HistoryIndex) -> Tensor:
+    """sum_t weight[b, t] * items[bag[b, t]], [B, D]. items_UD: row 0 is zero. weight_BT: 0 at padding."""
+    return _weighted_sum(items_UD, weight_BT, history)
+
+
 def products_with_history(items_UD: Tensor, target_BD: Tensor, history: HistoryIndex) -> Tensor:
     """target[b] . items[bag[b, t]], [B, T]. items_UD: row 0 is zero, so that padding gives 0."""
     return _products(items_UD, target_BD, history)
@@ -98,6 +121,12 @@ def _index(history_BT: Tensor) -> HistoryIndex:
 def _mean(items_UD: Tensor, history: HistoryIndex) -> Tensor:
     mean_BD: Tensor = _Mean.apply(items_UD, history)  # type: ignore[no-untyped-call]
     return mean_BD
+
+
+@fx.wrap
+def _weighted_sum(items_UD: Tensor, weight_BT: Tensor, history: HistoryIndex) -> Tensor:
+    sum_BD: Tensor = _WeightedSum.apply(items_UD, weight_BT, history)  # type: ignore[no-untyped-call]
+    return sum_BD
 
 
 @fx.wrap

@@ -59,7 +59,7 @@ class Ranker(nn.Module):
             if sizes.context_rows
             else None
         )
-        self.item = build_item(config.item, dim, mean_S, std_S)
+        self.item = build_item(config.item, config.history_pooling, dim, mean_S, std_S)
         self.statistics = StandardizeStats(mean_S, std_S) if config.stats_as_dense and sizes.stats_mean else None
         dense_width = sizes.dense + 1 + (len(mean_S) if self.statistics else 0) + self.item.width
         self.backbone = build_backbone(config.backbone, [*self.item.features, *self.context_columns], dim, dense_width)

@@ -70,6 +70,7 @@ def batch_for(ranker: Ranker, weight_B: torch.Tensor | None = None) -> Batch:
     )
 
 
+_BOTH_HISTORIES = {"kind": "sid_coord", "history": ["hid", "sid"]}
 ALTERNATIVES: dict[str, dict[str, Any]] = {
     "SID-Coord": {},
     "HID only": {"item": {"kind": "hid"}},
@@ -86,10 +87,17 @@ ALTERNATIVES: dict[str, dict[str, Any]] = {
     "equal lengths": {"item": {"kind": "sid_coord", "gate": {"kind": "stats", "lengths": "equal"}}},
     "histogram": {"item": {"kind": "sid_coord", "alignment": {"kind": "histogram"}}},
     "raw statistics": {"item": {"kind": "sid_coord", "alignment": {"kind": "raw_stats"}}},
-    "both histories": {"item": {"kind": "sid_coord", "history": ["hid", "sid"]}},
+    "both histories": {"item": _BOTH_HISTORIES},
     "token weights multiply": {"item": {"kind": "sid_coord", "token_weights": "multiply"}},
     "token weights appended": {"item": {"kind": "sid", "token_weights": "append"}},
     "token weights both ways": {"item": {"kind": "sid_coord", "token_weights": "both"}},
+    "target attention": {"history_pooling": {"kind": "target_attention"}, "item": _BOTH_HISTORIES},
+    "target attention, softmax, two layers": {
+        "history_pooling": {"kind": "target_attention", "softmax": True, "hidden": [8, 4]},
+        "item": _BOTH_HISTORIES,
+    },
+    "target attention over HIDs": {"history_pooling": {"kind": "target_attention"}, "item": {"kind": "hid"}},
+    "target attention over SIDs": {"history_pooling": {"kind": "target_attention"}, "item": {"kind": "sid"}},
     "no context": {"context": []},
     "statistics for the gate alone": {"stats_as_dense": False},
 }
