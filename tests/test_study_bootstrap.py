@@ -8,8 +8,9 @@ import pytest
 from benchmarks.study import differences
 from benchmarks.study.bootstrap import CHUNK, Gauc, PooledAuc, user_multiplicities
 from benchmarks.study.differences import Differences, bootstrap_differences
+from sidrec.metrics.pairs import Ints
 from sidrec.schema import ContractError
-from sidrec.train.metrics import Ints, measure
+from sidrec.train.metrics import measure
 from sidrec.train.predictions import Predictions
 from sidrec.train.slices import ItemSlices, slice_items
 

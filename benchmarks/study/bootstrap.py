@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sidrec.train.metrics import Floats, Ints, Reals, pair_counts
+from sidrec.metrics.pairs import Floats, Ints, Reals, pair_counts
 
 CHUNK = 50  # resamples at a time: R x N intermediate values stay small
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.study.bootstrap import Gauc, PooledAuc, user_multiplicities
+from sidrec.metrics.pairs import Floats, Ints
 from sidrec.schema import ContractError
-from sidrec.train.metrics import Floats, Ints
 from sidrec.train.predictions import Predictions
 from sidrec.train.slices import ItemSlices
 
