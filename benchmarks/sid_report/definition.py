@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 
-from benchmarks.study.definition import Overrides
+from benchmarks.study.definition import Overrides, checked
 from benchmarks.study.runs import merge
 from sidrec.config import ConfigError, load_mapping
 from sidrec.config.section import section
@@ -94,10 +94,7 @@ class Fit:
 def load_sid_study(path: Path) -> SidStudy:
     """Raises ConfigError that lists the study's mistakes; those of its learners come from `study_fits`."""
     raw = load_mapping(path, "YAML file")
-    try:
-        study = TypeAdapter(SidStudy).validate_python({"name": path.stem, **raw})
-    except ValidationError as error:
-        raise ConfigError(_sentences(f"{path}: mistakes in the study", error)) from None
+    study = checked(SidStudy, {"name": path.stem, **raw}, str(path), "the study")
     unknown = [f"{row}, {name}" for row, of in study.rows.items() for name in of.sizes if name not in study.settings]
     if unknown:
         raise ConfigError(f"{path}, sizes: expected settings {list(study.settings)}, got {'; '.join(unknown)}")
@@ -115,15 +112,7 @@ def _fit(study: SidStudy, setting: str, name: str, seed: int) -> Fit:
     row = study.rows[name]
     size = row.sizes.get(setting, study.settings[setting])
     section = merge(row.tokenizer, {"learner": size, "seed": seed})
-    try:
-        config = TypeAdapter(TokenizerConfig).validate_python(section)
-    except ValidationError as error:
-        raise ConfigError(_sentences(f"row {name}, setting {setting}: mistakes in the tokenizer", error)) from None
+    config = checked(TokenizerConfig, section, f"row {name}, setting {setting}", "the tokenizer")
     if config.vectors[0] != TEXT:
         raise ConfigError(f"row {name}, vectors: expected {TEXT!r} first, got {list(config.vectors)}")
     return Fit(study, setting, name, seed, section, config)
-
-
-def _sentences(title: str, error: ValidationError) -> str:
-    mistakes = [f"  {'.'.join(map(str, m['loc']))}: {m['msg']}, got {m['input']!r}" for m in error.errors()]
-    return "\n".join([title, *mistakes])

@@ -14,7 +14,7 @@ from sidrec.train.run_directory import write_json
 class FitResult(TypedDict):
     """One finished fit. finished: UTC.
 
-    codes: `CodeQuality`. own, additive: `TextReconstruction`, own null where codes and token weights stand for no vectors.
+    codes: `CodeQuality`. own, additive: `TextReconstruction`; own is null where codes and weights stand for no vectors.
     fit_cpu_seconds, fit_wall_seconds: of the fit alone, without reading vectors; CPU time of all its threads.
     encode_items_per_cpu_second: the best of three runs over all items.
     curves: name -> one value per epoch; empty for learners without epochs. fingerprint: of the catalog.

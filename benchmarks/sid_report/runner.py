@@ -1,6 +1,5 @@
-"""Fits what is missing, one after the other: finished fits are skipped, a failed one does not stop the rest."""
+"""Fits what is missing, and measures it."""
 
-import logging
 import time
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -13,6 +12,7 @@ from benchmarks.sid_report.definition import TEXT, Fit, SidStudy, study_fits
 from benchmarks.sid_report.result import FitResult, load_result, save_result
 from benchmarks.sid_report.text_reconstruction import additive_decoder, own_decoder
 from benchmarks.study.conditions import conditions
+from benchmarks.study.missing import do_missing
 from sidrec.config import ConfigError
 from sidrec.failure import LearningError
 from sidrec.schema import ITEMS, ContractError
@@ -26,8 +26,6 @@ from sidrec.sid.tokenizer import Encoded, Tokenizer
 
 ENCODES = 3
 
-log = logging.getLogger(__name__)
-
 
 def run_study(study: SidStudy, results: Path, setting: str | None = None) -> list[Fit]:
     """Returns the fits that failed. Raises ConfigError before the first fit when any section has a mistake.
@@ -37,22 +35,13 @@ def run_study(study: SidStudy, results: Path, setting: str | None = None) -> lis
     if setting is not None and setting not in study.settings:
         raise ConfigError(f"--setting: expected one of {list(study.settings)}, got {setting!r}")
     fits = [fit for fit in study_fits(study) if setting in (None, fit.setting)]
-    waiting = [fit for fit in fits if load_result(results, fit) is None]
-    log.info("%s: %d fits, %d of them finished", study.name, len(fits), len(fits) - len(waiting))
     torch.set_num_threads(1)
-    failed = []
-    for done, fit in enumerate(waiting, start=1):
-        if load_result(results, fit) is not None:  # by another process meanwhile
-            continue
-        try:
-            result = run_fit(fit)
-        except (OSError, LearningError, ContractError) as error:
-            failed.append(fit)
-            log.error("%d/%d %s failed: %s", done, len(waiting), fit, error)
-            continue
-        save_result(results, fit, result)
-        log.info("%d/%d %s: %.0f CPU s", done, len(waiting), fit, result["fit_cpu_seconds"])
-    return failed
+
+    def run(fit: Fit) -> None:
+        save_result(results, fit, run_fit(fit))
+
+    failures = (OSError, LearningError, ContractError)
+    return do_missing(study.name, fits, lambda fit: load_result(results, fit) is not None, run, failures)
 
 
 def run_fit(fit: Fit) -> FitResult:

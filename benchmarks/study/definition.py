@@ -11,12 +11,14 @@ variants:
 from collections.abc import Collection
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
 
 from sidrec.config import ConfigError, load_mapping
 from sidrec.config.section import section
+
+T = TypeVar("T")
 
 Overrides = dict[str, Any]
 """A nested mapping with the keys of a recipe."""
@@ -59,16 +61,21 @@ class Study:
 def load_study(path: Path) -> Study:
     """Reads and checks a study. Raises ConfigError that lists every mistake, also those in the recipes it leads to."""
     raw = load_mapping(path, "YAML file")
-    try:
-        study = TypeAdapter(Study).validate_python({"name": path.stem, **raw})
-    except ValidationError as error:
-        lines = [f"{path}: {len(error.errors())} mistake(s) in the study"]
-        lines += [f"  {'.'.join(map(str, m['loc']))}: {m['msg']}, got {m['input']!r}" for m in error.errors()]
-        raise ConfigError("\n".join(lines)) from None
+    study = checked(Study, {"name": path.stem, **raw}, str(path), "the study")
     mistakes = _wrong_names(study)
     if mistakes:
         raise ConfigError("\n".join([f"{path}: {len(mistakes)} mistake(s) in the study", *mistakes]))
     return study
+
+
+def checked(kind: type[T], raw: Overrides, where: str, what: str) -> T:
+    """A section of that kind. Raises ConfigError, saying where and in what, with one line per mistake."""
+    try:
+        return TypeAdapter(kind).validate_python(raw)
+    except ValidationError as error:
+        lines = [f"{where}: {len(error.errors())} mistake(s) in {what}"]
+        lines += [f"  {'.'.join(map(str, m['loc']))}: {m['msg']}, got {m['input']!r}" for m in error.errors()]
+        raise ConfigError("\n".join(lines)) from None
 
 
 def _wrong_names(study: Study) -> list[str]:

@@ -1,4 +1,4 @@
-"""Trains the runs of a study one after the other: finished runs are skipped, a failed one does not stop the rest."""
+"""Trains the runs of a study that are not finished yet, each in a process of its own."""
 
 import json
 import logging
@@ -17,6 +17,7 @@ import yaml
 
 from benchmarks.study.conditions import conditions
 from benchmarks.study.definition import Study
+from benchmarks.study.missing import do_missing
 from benchmarks.study.runs import Run, study_runs
 from benchmarks.study.store import RunResult, load_result, save_result
 from sidrec.train.results import METRICS_FILE, load_metrics
@@ -40,34 +41,19 @@ def run_study(study: Study, results: Path) -> list[Run]:
     runs = study_runs(study)
     for run in runs:
         run.checked()
-    waiting = [run for run in runs if not _is_finished(results, run)]
-    log.info("%s: %d runs, %d of them finished", study.name, len(runs), len(runs) - len(waiting))
-    failed: list[Run] = []
-    started = time.monotonic()
-    for done, run in enumerate(waiting):
-        eta = f", ETA {_minutes((time.monotonic() - started) / done * (len(waiting) - done))}" if done else ""
-        log.info("%d/%d %s%s", done + 1, len(waiting), run, eta)
-        try:
-            result = _train(study, run)
-        except (OSError, ValueError, RunError) as error:
-            failed.append(run)
-            log.error("%s failed: %s", run, error)
-            continue
-        save_result(results, run, result)
-        log.info("%s finished after %s", run, _minutes(result["wall_seconds"]))
-    if failed:
-        log.error("%d of %d runs failed: %s", len(failed), len(waiting), ", ".join(map(str, failed)))
-    return failed
+
+    def train(run: Run) -> None:
+        if load_result(results, run) is not None:
+            log.info("%s: the recipe has changed since it was trained, training again", run)
+        save_result(results, run, _train(study, run))
+
+    failures = (OSError, ValueError, RunError)
+    return do_missing(study.name, runs, lambda run: _is_finished(results, run), train, failures)
 
 
 def _is_finished(results: Path, run: Run) -> bool:
     result = load_result(results, run)
-    if result is None:
-        return False
-    if result["recipe_hash"] != run.recipe_hash:
-        log.info("%s: the recipe has changed since it was trained, training again", run)
-        return False
-    return True
+    return result is not None and result["recipe_hash"] == run.recipe_hash
 
 
 def _train(study: Study, run: Run) -> RunResult:
@@ -137,7 +123,3 @@ def _trainer_facts(run: Run) -> dict[str, object]:
 def _environment() -> dict[str, str]:
     """This environment, with the programs beside this Python interpreter found first (torchx, torchrun)."""
     return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
