@@ -45,6 +45,14 @@ class StatsGate:
     about the length of e at once, and which way it goes with popularity differs from seed to seed."""
     per_dimension: bool = False
     """One gate value per embedding dimension instead of one per candidate."""
+    start: Literal["balanced", "hid_only"] = "balanced"
+    """hid_only: e = e_hid at first, and a learned scalar that starts at 0 opens the way to the SID, as in ReZero
+    (arXiv 2003.04887) [I]: for a model that goes on from a checkpoint without SIDs. balanced: as published."""
+
+    def __post_init__(self) -> None:
+        if self.start == "hid_only" and (self.form, self.lengths) != ("mix", "as_is"):
+            got = f"form {self.form} and lengths {self.lengths}"
+            raise ValueError(f"expected form mix and lengths as_is with start hid_only, which keeps the HID, got {got}")
 
 
 @section

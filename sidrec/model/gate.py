@@ -19,7 +19,9 @@ class TargetAwareGate(nn.Module):
     """e = g * e_hid + (1 - g) * e_sid, g = sigmoid(MLP(stats)): popular items trust their HID, rare ones their SID.
 
     Not in the paper: the residual form, e = e_sid + g * e_hid; and equal lengths, where e_hid and e_sid are scaled to
-    the same root mean square first, so that g can only mean which of them to trust.
+    the same root mean square first, so that g can only mean which of them to trust. And the start at the HID alone:
+    1 - g = open * (1 - sigmoid(MLP(stats))), with a learned scalar `open` that starts at 0. `open` has no bounds, as
+    0 would otherwise be a dead end; so g can leave (0, 1).
     """
 
     def __init__(self, config: StatsGate, dim: int, mean_S: Tensor, std_S: Tensor) -> None:
@@ -27,13 +29,15 @@ class TargetAwareGate(nn.Module):
         self.statistics = build_statistics(config.stats, mean_S, std_S)
         self.residual = config.form == "residual"
         self.length = nn.Parameter(torch.tensor(FIRST_LENGTH)) if config.lengths == "equal" else None
+        self.open = nn.Parameter(torch.zeros(())) if config.start == "hid_only" else None
         output = nn.Linear(config.hidden, dim if config.per_dimension else 1)
         nn.init.constant_(output.bias, config.output_bias)
         self.mlp = nn.Sequential(nn.Linear(self.statistics.width, config.hidden), nn.ReLU(), output)
 
     def value(self, stats_BS: Tensor) -> Tensor:
-        """g [B, 1], or [B, D] with one value per dimension; in (0, 1)."""
-        return torch.sigmoid(self.mlp(self.statistics(stats_BS)))
+        """g [B, 1], or [B, D] with one value per dimension; in (0, 1) from a balanced start."""
+        logit = self.mlp(self.statistics(stats_BS))
+        return torch.sigmoid(logit) if self.open is None else 1 - self.open * torch.sigmoid(-logit)
 
     def forward(self, hid_BD: Tensor, sid_BD: Tensor, stats_BS: Tensor) -> Tensor:
         """Returns e [B, D]."""
