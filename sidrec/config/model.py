@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveInt
 
-from sidrec.config.backbone import Backbone, DlrmBackbone
+from sidrec.config.backbone import Backbone, DlrmBackbone, PpnetBackbone
 from sidrec.config.item import Item, SidCoordItem
 from sidrec.config.pooling import MeanPooling, Pooling
 from sidrec.config.section import section, without_repeats
@@ -32,3 +32,10 @@ class ModelConfig:
     sid_init: NonNegativeFloat | None = None
     """The same for SID rows."""
     backbone: Backbone = DlrmBackbone()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.backbone, PpnetBackbone):
+            known = ("item", *self.context)
+            strange = [name for name in self.backbone.priors if name not in known]
+            if strange:
+                raise ValueError(f"expected backbone.priors among {', '.join(known)}, got {strange[0]!r}")

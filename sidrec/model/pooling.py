@@ -83,7 +83,8 @@ def _score(items_UD: Tensor, target_RD: Tensor, bag_RT: Tensor, layers: Layers, 
     items_RTD = functional.embedding(bag_RT, items_UD)
     hidden_RTH = torch.baddbmm(shift_RH.unsqueeze(1), items_RTD, matrix_RHD.transpose(1, 2))
     for layer, slope in zip(further, slopes, strict=True):
-        hidden_RTH = functional.linear(functional.prelu(hidden_RTH, slope), *layer)
+        activated_RTH = torch.lerp(hidden_RTH.relu(), hidden_RTH, slope)  # PReLU; functional.prelu takes a fifth longer
+        hidden_RTH = functional.linear(activated_RTH, *layer)
     return hidden_RTH.squeeze(2)
 
 

@@ -15,7 +15,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from sidrec.config.model import ModelConfig
 from sidrec.data.batch import Batch
 from sidrec.data.item_tables import HID
-from sidrec.model.backbone import build_backbone
+from sidrec.model.backbones.build import build_backbone
 from sidrec.model.fusion import GranularityFusion
 from sidrec.model.gate import TargetAwareGate
 from sidrec.model.items.build import build_item
@@ -62,7 +62,7 @@ class Ranker(nn.Module):
         self.item = build_item(config.item, config.history_pooling, dim, mean_S, std_S)
         self.statistics = StandardizeStats(mean_S, std_S) if config.stats_as_dense and sizes.stats_mean else None
         dense_width = sizes.dense + 1 + (len(mean_S) if self.statistics else 0) + self.item.width
-        self.backbone = build_backbone(config.backbone, [*self.item.features, *self.context_columns], dim, dense_width)
+        self.backbone = build_backbone(config.backbone, self.item.features, self.context_columns, dim, dense_width)
 
     def score(self, batch: Batch) -> Tensor:
         """Logits [B]."""

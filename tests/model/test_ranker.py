@@ -1,4 +1,4 @@
-"""The whole ranker: its backbone is TorchRec's, its loss counts real rows, every alternative of the recipe builds."""
+"""The whole ranker: every alternative of the recipe learns and can be pipelined, and the loss counts real rows."""
 
 import math
 from dataclasses import replace
@@ -8,9 +8,6 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 from torchrec.distributed.train_pipeline.tracing import Tracer
-from torchrec.models.dlrm import DLRM, SparseArch
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec.config.model import ModelConfig
@@ -98,6 +95,11 @@ ALTERNATIVES: dict[str, dict[str, Any]] = {
     },
     "target attention over HIDs": {"history_pooling": {"kind": "target_attention"}, "item": {"kind": "hid"}},
     "target attention over SIDs": {"history_pooling": {"kind": "target_attention"}, "item": {"kind": "sid"}},
+    "DLRM_DCN": {"backbone": {"kind": "dlrm_dcn"}},
+    "DLRM_Projection": {"backbone": {"kind": "dlrm_projection"}},
+    "DeepFM": {"backbone": {"kind": "deepfm"}},
+    "PPNet": {"backbone": {"kind": "ppnet"}},
+    "PPNet on HIDs": {"item": {"kind": "hid"}, "backbone": {"kind": "ppnet"}},
     "no context": {"context": []},
     "statistics for the gate alone": {"stats_as_dense": False},
 }
@@ -120,23 +122,6 @@ def test_the_pipeline_sees_every_collection(name: str) -> None:
     graph = Tracer(leaf_modules=["items", "context"]).trace(ranker)
     called = {node.target for node in graph.nodes if node.op == "call_module"}
     assert {"items"} | ({"context"} if ranker.context is not None else set()) <= called
-
-
-def test_backbone_is_torchrec_s_dlrm_to_the_last_bit() -> None:
-    ranker = ranker_for(item={"kind": "hid"}, context=["user_id", "cat_a"])
-    features = ["item", "history_hid", "user_id", "cat_a"]
-    tables = [
-        EmbeddingBagConfig(name=name, embedding_dim=8, num_embeddings=ROWS, feature_names=[name]) for name in features
-    ]
-    original = DLRM(EmbeddingBagCollection(tables=tables), 5, [64, 8], [128, 64, 1])
-    weights = {name: value for name, value in ranker.backbone.state_dict().items()}
-    original.load_state_dict(weights, strict=False)
-    assert isinstance(original.sparse_arch, SparseArch)
-    ids = torch.randint(0, ROWS, (len(features) * B,))
-    sparse = KeyedJaggedTensor(keys=features, values=ids, lengths=torch.ones(len(features) * B, dtype=torch.int32))
-    dense = torch.randn(B, 5)
-    embedded_BFD = original.sparse_arch(sparse)
-    assert torch.equal(ranker.backbone(dense, embedded_BFD), original(dense, sparse))
 
 
 def test_loss_is_the_mean_over_real_rows() -> None:

@@ -73,6 +73,22 @@ def test_two_ranks_equal_one_process(kind: str, tmp_path: Path) -> None:
         torch.testing.assert_close(first[sharding], alone, rtol=0, atol=2e-5)
 
 
+def test_two_ranks_equal_one_process_with_gates_and_attention_in_the_host(tmp_path: Path) -> None:
+    write_small_log(tmp_path, rows=500)
+    model = {
+        "embedding_dim": 8,
+        "context": ["user_id", "cat_a"],
+        "item": {"kind": "sid_coord", "history": ["hid", "sid"]},
+        "history_pooling": {"kind": "target_attention"},
+        "backbone": {"kind": "ppnet", "priors": ["item", "user_id"]},
+    }
+    recipe = small_recipe(tmp_path, model=model, optimizer={"tables": {"kind": "adagrad", "lr": 0.1}})
+    alone = run_on_ranks(1, train_every_type, recipe, ("table_wise",))[0]["table_wise"]
+    assert alone.std() > 0.05, "an untrained model would make this test pass for nothing"
+    for scores in run_on_ranks(2, train_every_type, recipe, ("row_wise",)):
+        torch.testing.assert_close(scores["row_wise"], alone, rtol=0, atol=2e-5)
+
+
 def tables_after_training(rank: int, world: int, recipe: Recipe) -> dict[str, float]:
     """How far each item table has moved from its first values, at most."""
     ranks = joined(rank, world)
