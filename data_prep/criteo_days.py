@@ -1,0 +1,166 @@
+"""Steps of the preparation of Criteo's days, each of which is done once: read a day, number the values, encode a day.
+
+A step leaves its record (JSON) in scratch when all its files are whole; a step with a record is not done again.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_prep.criteo_blocks import blocks
+from data_prep.criteo_npy import GrowingNpy, fingerprint
+from data_prep.criteo_rows import CATEGORICAL, DENSE, Tally, read_rows
+from data_prep.criteo_vocabulary import FIRST, ValueCounts, VocabularyIds, hashed_ids, vocabulary
+from data_prep.work_folder import WorkFolder, file_facts
+
+VOCABULARY = "vocabulary"
+ENCODED_ROWS = 1 << 16  # rows encoded at a time
+
+Watch = Callable[[int], object]
+
+
+@dataclass(frozen=True)
+class Day:
+    """One raw file and the number K of its day_K_*.npy."""
+
+    number: int
+    source: Path
+
+    def file(self, kind: str) -> str:
+        return f"day_{self.number}_{kind}.npy"
+
+    @property
+    def files(self) -> tuple[str, str, str]:
+        return self.file("dense"), self.file("sparse"), self.file("labels")
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The steps in one work folder. hash_rows: table rows that ids are hashed into; None: ids by a vocabulary."""
+
+    work: WorkFolder
+    threshold: int
+    hash_rows: int | None
+    block_bytes: int
+
+    def record(self, name: str) -> dict[str, Any] | None:
+        """What a finished step said."""
+        path = self.work.scratch / f"{name}.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def done(self, name: str) -> dict[str, Any]:
+        """The record of a step that is finished by now."""
+        record = self.record(name)
+        assert record is not None, f"step {name} has not been done"
+        return record
+
+    def rows(self, day: Day) -> int:
+        """Of a day that was read."""
+        return self.done(f"read_{day.number}")["tally"]["rows"]
+
+    def _finish(self, name: str, facts: dict[str, object]) -> None:
+        path = self.work.scratch / f"{name}.json"
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(facts))
+        partial.replace(path)
+
+    def outdated(self, day: Day) -> bool:
+        """The day was read from a file that is no longer the same."""
+        record = self.record(f"read_{day.number}")
+        return record is not None and record["source"] != _facts(day)
+
+    def forget(self, day: Day) -> None:
+        """The day is read again."""
+        (self.work.scratch / f"read_{day.number}.json").unlink()
+
+    def read_day(self, day: Day, watch: Watch) -> None:
+        """Raw text to dense, labels and ids, or, with a vocabulary, to values and their counts in scratch.
+
+        Raises ContractError as `read_rows` and `blocks` do.
+        """
+        source = _facts(day)
+        dense, sparse, labels = (self.work.data / name for name in day.files)
+        hashed = self.hash_rows is not None
+        values, kind = (sparse, np.int32) if hashed else (self._values(day), np.uint32)
+        counts = [ValueCounts() for _ in CATEGORICAL]
+        tally = Tally.empty()
+        with (
+            GrowingNpy(dense, len(DENSE), np.float32) as dense_file,
+            GrowingNpy(values, len(CATEGORICAL), kind) as values_file,
+            GrowingNpy(labels, 1, np.int32) as labels_file,
+        ):
+            for block in blocks(day.source, self.block_bytes, watch):
+                rows = read_rows(block)
+                tally += rows.tally
+                dense_file.append(rows.dense_NX)
+                labels_file.append(rows.label_N1)
+                values_file.append(self._counted(rows.value_NC, counts))
+        if not hashed:
+            self._save_counts(day, counts)
+        files = {path.name: fingerprint(path) for path in ((dense, sparse, labels) if hashed else (dense, labels))}
+        self._finish(f"read_{day.number}", {"source": source, "tally": asdict(tally), "files": files})
+
+    def _counted(self, value_NC: np.ndarray, counts: list[ValueCounts]) -> np.ndarray:
+        """Hashed ids, or the values themselves once they are counted."""
+        if self.hash_rows is not None:
+            return hashed_ids(value_NC, self.hash_rows)
+        for column, count in enumerate(counts):
+            count.count(value_NC[:, column])
+        return value_NC
+
+    def number_values(self, days: tuple[Day, ...]) -> None:
+        """The vocabulary of every column over all days, as vocabulary/C*.npy: the value of id i in place i - FIRST.
+        One column in memory at a time."""
+        folder = self.work.data / VOCABULARY
+        folder.mkdir(exist_ok=True)
+        distinct, rows = [], []
+        for column in CATEGORICAL:
+            total = ValueCounts()
+            for day in days:
+                with np.load(self._counts(day)) as stored:
+                    total.add(stored[f"{column}_values"], stored[f"{column}_counts"])
+            values, counts = total.total()
+            vocabulary_V = vocabulary(values, counts, self.threshold)
+            np.save(folder / f"{column}.npy", vocabulary_V)
+            distinct.append(len(values))
+            rows.append(FIRST + len(vocabulary_V))
+        files = {f"{VOCABULARY}/{column}.npy": fingerprint(folder / f"{column}.npy") for column in CATEGORICAL}
+        self._finish(VOCABULARY, {"distinct": distinct, "table_rows": rows, "files": files})
+
+    def encoders(self) -> list[VocabularyIds]:
+        """Of every column, once the values are numbered."""
+        folder = self.work.data / VOCABULARY
+        return [VocabularyIds.of(np.load(folder / f"{column}.npy")) for column in CATEGORICAL]
+
+    def encode_day(self, day: Day, encoders: list[VocabularyIds], watch: Watch) -> None:
+        """Values in scratch to ids; the values are deleted."""
+        value_NC = np.load(self._values(day), mmap_mode="r")
+        sparse = self.work.data / day.file("sparse")
+        with GrowingNpy(sparse, len(CATEGORICAL), np.int32) as file:
+            for start in range(0, len(value_NC), ENCODED_ROWS):
+                part_NC = np.asarray(value_NC[start : start + ENCODED_ROWS])
+                columns = [ids(part_NC[:, column]) for column, ids in enumerate(encoders)]
+                file.append(np.stack(columns, axis=1))
+                watch(len(part_NC))
+        self._finish(f"encoded_{day.number}", {"files": {sparse.name: fingerprint(sparse)}})
+        self._values(day).unlink()
+
+    def _values(self, day: Day) -> Path:
+        return self.work.scratch / f"day_{day.number}_values.npy"
+
+    def _counts(self, day: Day) -> Path:
+        return self.work.scratch / f"day_{day.number}_counts.npz"
+
+    def _save_counts(self, day: Day, counts: list[ValueCounts]) -> None:
+        arrays: dict[str, np.ndarray] = {}
+        for column, count in zip(CATEGORICAL, counts, strict=True):
+            arrays[f"{column}_values"], arrays[f"{column}_counts"] = count.total()
+        np.savez(self._counts(day), **arrays)  # type: ignore[arg-type]
+
+
+def _facts(day: Day) -> list[object]:
+    return list(file_facts((day.source,))[0])

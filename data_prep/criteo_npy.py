@@ -1,0 +1,55 @@
+"""A .npy file that grows by rows and has its name only once it is whole."""
+
+import hashlib
+import os
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self, cast
+
+import numpy as np
+
+
+class GrowingNpy:
+    """Context manager that `append` adds rows to. The file appears under `path` when the context ends without error.
+
+    Bytes are those of np.save on all rows together: numpy pads the header so that the number of rows can grow.
+    """
+
+    def __init__(self, path: Path, width: int, dtype: type[np.generic]) -> None:
+        self.path, self._width, self._dtype = path, width, np.dtype(dtype)
+        self._partial = path.with_name(path.name + ".partial")
+        self._rows = 0
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self._file = self._partial.open("wb")
+        self._write_header()
+        return self
+
+    def append(self, rows: np.ndarray) -> None:
+        """rows: [N, width] of the file's type."""
+        assert (rows.shape[1], rows.dtype) == (self._width, self._dtype), (rows.shape, rows.dtype)
+        cast(IO[bytes], self._file).write(np.ascontiguousarray(rows).data)
+        self._rows += len(rows)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        with cast(IO[bytes], self._file) as file:
+            if kind is None:
+                file.seek(0)
+                self._write_header()
+                file.flush()
+                os.fsync(file.fileno())
+        if kind is None:
+            self._partial.replace(self.path)
+        else:
+            self._partial.unlink()
+
+    def _write_header(self) -> None:
+        facts = {"descr": self._dtype.str, "fortran_order": False, "shape": (self._rows, self._width)}
+        np.lib.format.write_array_header_1_0(cast(IO[bytes], self._file), facts)
+
+
+def fingerprint(path: Path) -> dict[str, object]:
+    """Size and sha256 of a file, for a manifest."""
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
