@@ -1,0 +1,134 @@
+"""Joins semantic ids to a user's KeyedJaggedTensor: from the item and history features to bags of granules.
+
+A step of its own without parameters, and so TorchRec's pipelines can run it ahead, with `pipeline_postproc=True`.
+
+Shapes: B rows, U bags, T history positions, P ids of all histories in one line, M = B + P, I item ids, G granularities,
+S statistics, W weighted granularities.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
+
+from sidrec.plug.catalog_rows import CatalogRows
+from sidrec.plug.statistics import ItemCounts, StatFeatures, Statistics
+from sidrec.schema import ContractError
+
+
+class JoinedSids(NamedTuple):
+    """granules: keys are granularities, stride U, at most one id per bag; none for an item without a SID.
+
+    token_weights_UW: of the bags, W = 0 where none are used. target_B, history_BT: int64 bags; with a history bag 0 is
+    empty, and padding; without one bag b is row b's target, and T is 0. stats_BS: raw counts.
+    """
+
+    granules: KeyedJaggedTensor
+    token_weights_UW: Tensor
+    target_B: Tensor
+    history_BT: Tensor
+    stats_BS: Tensor
+
+
+class SidJoin(nn.Module):
+    """Looks the SIDs up of a batch's targets and histories.
+
+    With a history, every distinct item is one bag, shared by targets and histories (`sidrec.data.batch`). Without one,
+    every row is a bag: finding the distinct targets costs more than it saves.
+
+    rows: of the catalog. item, history: features. statistics: of the gate, if it takes any.
+    """
+
+    rows_IG: Tensor
+    weights_IW: Tensor
+    counts_IS: Tensor
+
+    def __init__(self, rows: CatalogRows, item: str, history: str | None, statistics: Statistics | None) -> None:
+        super().__init__()
+        self.granularities = rows.granularities
+        self.item, self.history = item, history
+        self.stat_features = statistics.names if isinstance(statistics, StatFeatures) else ()
+        items = len(rows.rows_IG)
+        counts_IS = statistics.rows(items) if isinstance(statistics, ItemCounts) else torch.zeros(items, 0)
+        for name, value in (("rows_IG", rows.rows_IG), ("weights_IW", rows.weights_IW), ("counts_IS", counts_IS)):
+            self.register_buffer(name, value, persistent=False)  # the catalog's, not the checkpoint's
+
+    def forward(self, features: KeyedJaggedTensor, same_on_ranks: bool) -> JoinedSids:
+        """same_on_ranks: append empty bags up to the count of the rank that has most, as row-wise shards need it.
+
+        Ids outside the catalog have no SID, ids outside the item table no statistics either.
+        Raises ContractError for a batch without these features, with more than one target id in a row, or with strides
+        that vary by feature.
+        """
+        self._check(features)
+        target_B = self._known(_one_per_row(features[self.item], self.item))
+        stats_BS = self._statistics(features, target_B)
+        if self.history is None:
+            row_B = torch.arange(len(target_B), device=target_B.device)
+            return JoinedSids(*self._bags(target_B), row_B, row_B.new_zeros(len(row_B), 0), stats_BS)
+        history = features[self.history]
+        history_P, lengths_B = self._known(history.values()), history.lengths()
+        distinct_U, number_M = torch.unique(torch.cat([target_B, history_P]).int(), return_inverse=True)
+        has_sid_U = self.rows_IG.index_select(0, distinct_U)[:, 0] > 0
+        bag_M = (has_sid_U.cumsum(0) * has_sid_U).index_select(0, number_M)
+        bag_B, bag_P = bag_M[: len(target_B)], bag_M[len(target_B) :]
+        ids_U = torch.cat([distinct_U.new_zeros(1), distinct_U[has_sid_U]])
+        if same_on_ranks:
+            ids_U = torch.nn.functional.pad(ids_U, (0, _most_on_any_rank(len(ids_U), ids_U.device) - len(ids_U)))
+        return JoinedSids(*self._bags(ids_U), bag_B, _padded(bag_P, lengths_B), stats_BS)
+
+    def _check(self, features: KeyedJaggedTensor) -> None:
+        needed = [self.item, *([self.history] if self.history else []), *self.stat_features]
+        there = set(features.keys())
+        missing = [name for name in needed if name not in there]
+        if missing:
+            raise ContractError("batch, KeyedJaggedTensor", f"the features {needed}", f"none called {missing[0]}")
+        if features.variable_stride_per_key():
+            raise ContractError("batch, KeyedJaggedTensor", "as many rows in every feature", "strides that vary")
+
+    def _known(self, ids: Tensor) -> Tensor:
+        """0, which has no SID, in place of ids that the item table does not have."""
+        return torch.where((ids >= 0) & (ids < len(self.rows_IG)), ids, 0)
+
+    def _statistics(self, features: KeyedJaggedTensor, target_B: Tensor) -> Tensor:
+        if not self.stat_features:
+            return self.counts_IS.index_select(0, target_B)
+        return torch.stack([_one_per_row(features[name], name) for name in self.stat_features], dim=1).float()
+
+    def _bags(self, ids_U: Tensor) -> tuple[KeyedJaggedTensor, Tensor]:
+        """One bag per id, and the bags' token weights."""
+        rows_GU = self.rows_IG.index_select(0, ids_U).t()
+        looked_up_GU = rows_GU > 0
+        granules = KeyedJaggedTensor(
+            keys=list(self.granularities),
+            values=rows_GU[looked_up_GU].long(),
+            lengths=looked_up_GU.flatten().int(),
+            stride=len(ids_U),
+        )
+        return granules, self.weights_IW.index_select(0, ids_U)
+
+
+def _one_per_row(jagged: JaggedTensor, name: str) -> Tensor:
+    """The id of every row [B], 0 where it has none."""
+    lengths_B, values = jagged.lengths(), jagged.values()
+    if bool((lengths_B > 1).any()):
+        row = int((lengths_B > 1).nonzero()[0])
+        raise ContractError(f"batch, feature {name}, row {row}", "at most one value", int(lengths_B[row]))
+    return values.new_zeros(len(lengths_B)).masked_scatter(lengths_B > 0, values)
+
+
+def _padded(bag_P: Tensor, lengths_B: Tensor) -> Tensor:
+    """[B, T] with T the longest history, 0 at padding."""
+    longest = int(lengths_B.max()) if len(lengths_B) else 0
+    there_BT = torch.arange(longest, device=lengths_B.device) < lengths_B.unsqueeze(1)
+    return bag_P.new_zeros(there_BT.shape).masked_scatter(there_BT, bag_P)
+
+
+def _most_on_any_rank(count: int, device: torch.device) -> int:
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return count
+    most = torch.tensor(count, device=device)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    return int(most)

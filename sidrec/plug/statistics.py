@@ -1,0 +1,84 @@
+"""Where the gate of a plugged model gets the target's exposure statistics from: counts, which it takes log1p of.
+
+Shapes: I item ids, N samples, S statistics.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sidrec.schema import ContractError
+
+
+@dataclass(frozen=True)
+class StatFeatures:
+    """Counts that ride in the KeyedJaggedTensor: features of their own that no table reads.
+
+    names: S features; a row's value is the target's count as of that row (an integer, as ids are), none means 0.
+    mean_S, std_S: moments of log1p(count) over rows of the training log, which the gate standardises with; left out,
+        log1p is taken as it is.
+
+    Raises ContractError for moments that are not one per name.
+    """
+
+    names: tuple[str, ...]
+    mean_S: tuple[float, ...] = ()
+    std_S: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.names:
+            raise ContractError("StatFeatures, names", "at least one feature", "none")
+        for name, moments in (("mean_S", self.mean_S), ("std_S", self.std_S)):
+            if moments and len(moments) != len(self.names):
+                raise ContractError(f"StatFeatures, {name}", f"one value for each of {self.names}", len(moments))
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """mean_S and std_S as tensors."""
+        mean_S = torch.tensor(self.mean_S or (0.0,) * len(self.names))
+        return mean_S, torch.tensor(self.std_S or (1.0,) * len(self.names))
+
+
+@dataclass(frozen=True)
+class ItemCounts:
+    """One fixed row of counts per item, from before the training: what items had been through when it began.
+
+    Counts of the training log itself would tell the gate how often an item is still going to come.
+
+    counts_IS: [I, S], or [I] for one statistic; row i is item id i. Items beyond it have counts of 0.
+
+    Raises ContractError for another shape, and for counts below 0 or not finite.
+    """
+
+    counts_IS: Tensor
+
+    def __post_init__(self) -> None:
+        counts = self.counts_IS.detach().float()
+        counts = counts.unsqueeze(1) if counts.dim() == 1 else counts
+        if counts.dim() != 2 or not counts.numel():
+            raise ContractError("ItemCounts", "counts [items, statistics]", f"shape {tuple(self.counts_IS.shape)}")
+        bad_ISx2 = (~torch.isfinite(counts) | (counts < 0)).nonzero()
+        if len(bad_ISx2):
+            item, statistic = bad_ISx2[0].tolist()
+            where = f"ItemCounts, item {item}, statistic {statistic}"
+            raise ContractError(where, "a finite count of at least 0", float(counts[item, statistic]))
+        object.__setattr__(self, "counts_IS", counts)
+
+    def rows(self, items: int) -> Tensor:
+        """Counts of the ids below `items`: [items, S]."""
+        counts_IS = self.counts_IS.new_zeros(items, self.counts_IS.shape[1])
+        known = min(items, len(self.counts_IS))
+        counts_IS[:known] = self.counts_IS[:known]
+        return counts_IS
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Moments of log1p(count), [S] each, over exposures: an item weighs as much as its first count, plus one."""
+        weight_I1 = self.counts_IS[:, :1] + 1
+        weight_I1 = weight_I1 / weight_I1.sum()
+        log_IS = torch.log1p(self.counts_IS)
+        mean_S = (weight_I1 * log_IS).sum(dim=0)
+        return mean_S, (weight_I1 * (log_IS - mean_S).square()).sum(dim=0).sqrt()
+
+
+Statistics = StatFeatures | ItemCounts
+"""Counts as of each row, or as of the training's begin."""
