@@ -17,13 +17,13 @@ from sidrec.config import Recipe, load
 from sidrec.config.learners import GradientLearnerConfig
 from sidrec.failure import LearningError
 from sidrec.machine import unwritable
-from sidrec.parallel.process_group import Ranks, agree, joined_ranks, largest, together
+from sidrec.parallel.process_group import Ranks, agree, joined_ranks, largest, of_machine, together
 from sidrec.schema import ITEMS, ContractError
 from sidrec.sid.artifact import fit_tokenizer
 from sidrec.sid.catalog import CARD, PICTURES, Catalog, load_catalog
 from sidrec.sid.catalog_folder import write_catalog_folder
 from sidrec.sid.collisions import resolve
-from sidrec.sid.item_vectors import ItemVectors, read_item_vectors
+from sidrec.sid.item_vectors import ItemVectors, map_item_vectors, read_item_vectors
 from sidrec.sid.needs import needs_of
 from sidrec.sid.quality import code_quality, quality_table, reconstruction_error
 from sidrec.sid.tokenizer import Tokenizer
@@ -62,12 +62,14 @@ def fit(recipe: Recipe, ranks: Ranks, overwrite: bool = False) -> None:
     """
     together(ranks, lambda: _check(recipe, ranks))
     work = recipe.data.catalog.with_name(f".{recipe.data.catalog.name}.fit")
-    with tempfile.TemporaryDirectory(prefix="sidrec-fit-") as scratch:
-        items = _read(recipe, Path(scratch) / "vectors.npy", ranks)
-        fitted = _learn(items, recipe, work, ranks)
-        if ranks.first:
-            _finish(items, fitted, recipe, overwrite)
-            shutil.rmtree(work, ignore_errors=True)
+    start = time.perf_counter()
+    items = _read(recipe, ranks)
+    read_seconds = time.perf_counter() - start
+    fitted = _learn(items, recipe, work, ranks)
+    if ranks.first:
+        fitted.facts["read_seconds"] = read_seconds
+        _finish(items, fitted, recipe, overwrite)
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _check(recipe: Recipe, ranks: Ranks) -> None:
@@ -85,12 +87,23 @@ def _check(recipe: Recipe, ranks: Ranks) -> None:
         raise ContractError("data.catalog", "a folder that can be written", obstacle)
 
 
-def _read(recipe: Recipe, vectors_file: Path, ranks: Ranks) -> ItemVectors:
-    """Every rank reads all items, each into a file of its own. With another number of them a rank would take another
-    number of steps, and all would hang."""
+def _read(recipe: Recipe, ranks: Ranks) -> ItemVectors:
+    """The first rank of a machine reads all items into files, which the others map.
+
+    The files are removed as soon as all ranks have them: what is mapped stays until the last process ends, however it
+    ends. With another number of items a rank would take another number of steps, and all would hang.
+    """
     config, path = recipe.tokenizer, recipe.data.path / ITEMS
     needs = needs_of(config.learner)
-    items = together(ranks, lambda: read_item_vectors(path, config.vectors, config.normalize, vectors_file, needs))
+    with tempfile.TemporaryDirectory(prefix="sidrec-fit-", ignore_cleanup_errors=True) as own:  # NFS
+        scratch = of_machine(ranks, Path(own))
+        reads = scratch == Path(own)
+
+        def read() -> ItemVectors | None:
+            return read_item_vectors(path, config.vectors, config.normalize, scratch, needs) if reads else None
+
+        found = together(ranks, read)
+        items = together(ranks, lambda: found or map_item_vectors(path, config.vectors, scratch, needs))
     most = largest(ranks, len(items.item_ids_N))
 
     def check() -> None:
@@ -123,11 +136,13 @@ def _finish(items: ItemVectors, fitted: _Fitted, recipe: Recipe, overwrite: bool
     tokenizer, target = fitted.tokenizer, recipe.data.catalog
     start = time.perf_counter()
     encoded = tokenizer.encode(items.vectors_NV)
-    facts = {**fitted.facts, "encode_seconds": time.perf_counter() - start}
+    coded = time.perf_counter()
+    facts = {**fitted.facts, "encode_seconds": coded - start}
     codes_NL, collisions = encoded.codes_NL, {}
     if recipe.tokenizer.resolve_collisions:
         codes_NL, moved, unresolved = resolve(items.vectors_NV, codes_NL, tokenizer)
         collisions = {"moved_items": moved, "unresolved_items": unresolved}
+        facts["resolve_seconds"] = time.perf_counter() - coded
     catalog = Catalog(items.item_ids_N, codes_NL, tokenizer.codebook_sizes, encoded.weights_NL)
     error = reconstruction_error(items.vectors_NV, codes_NL, tokenizer)
     quality: dict[str, object] = asdict(code_quality(codes_NL, tokenizer.codebook_sizes))

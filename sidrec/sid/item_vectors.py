@@ -15,14 +15,17 @@ from tqdm import tqdm
 from sidrec.schema import BEHAVIOR, ITEM_ID, PAIRS, TRAIN_IMPRESSIONS, UNKNOWN_ID, VECTOR_COLUMNS, ContractError
 from sidrec.sid.item_pairs import read_item_pairs
 from sidrec.sid.needs import NOTHING, Needs
+from sidrec.sid.scratch_arrays import mapped_array, new_array
 from sidrec.sid.tokenizer import SideInformation
 
 ROWS = 16_384  # rows in memory at a time
+BUFFER = 1 << 20  # bytes of the file in memory at a time; pyarrow would keep row groups whole, and all it has read
+IDS, VECTORS = "item_ids", "vectors"  # arrays in the scratch folder, beside BEHAVIOR
 
 
 @dataclass(frozen=True)
 class ItemVectors:
-    """item_ids_N: int64. vectors_NV: float32, a memory map when read with a scratch file. side: for learners."""
+    """item_ids_N: int64. vectors_NV: float32. Memory maps when read with a scratch folder. side: for learners."""
 
     item_ids_N: np.ndarray
     vectors_NV: np.ndarray
@@ -34,22 +37,23 @@ def read_item_vectors(
 ) -> ItemVectors:
     """Reads and concatenates vector columns, each scaled to unit length first if `normalize`.
 
-    scratch: where to put the vectors as a .npy that is memory-mapped, so that items larger than RAM fit; the caller
-        removes it, and another .npy of behaviour vectors beside it. None keeps them in memory.
+    scratch: an empty folder for ids, vectors and behaviour vectors as memory-mapped files, so that items larger than
+        RAM fit; the caller removes it. None keeps them in memory.
     needs: what the learner wants besides (`needs_of`): which column stays as it is, behaviour vectors, item pairs.
     Raises ContractError naming file, row and column for: a missing or truncated file, no rows, a missing column (and
     which vector columns there are), a type that is no fixed-size float32 list, missing, NaN, infinite or all-zero
-    vectors, item ids below 1 or given twice, and whatever `read_item_pairs` refuses. All-zero behaviour vectors, of
-    items whose behaviour is unknown, are no error as side information and for learners that can tell.
+    vectors, item ids below 1 or given twice, no room for the scratch files, and whatever `read_item_pairs` refuses.
+    All-zero behaviour vectors, of items whose behaviour is unknown, are no error as side information and for learners
+    that can tell.
     """
     file = _open(path)
-    widths = {column: _vector_width(file.schema_arrow, column, path) for column in columns}
-    rows = file.metadata.num_rows
+    rows, width = file.metadata.num_rows, sum(_widths(file, columns, path).values())
     if not rows:
         raise ContractError(path, "at least one item", "no rows")
-    ids = np.empty(rows, dtype=np.int64)
-    vectors = _empty((rows, sum(widths.values())), scratch)
-    behavior = _empty_behavior(file, path, scratch) if needs.behavior else None
+    behavior_width = _behavior_width(file, path) if needs.behavior else 0
+    ids = new_array(scratch, IDS, (rows,), np.int64)
+    vectors = new_array(scratch, VECTORS, (rows, width), np.float32)
+    behavior = new_array(scratch, BEHAVIOR, (rows, behavior_width), np.float32) if needs.behavior else None
     wanted = dict.fromkeys([*columns, BEHAVIOR] if needs.behavior else columns)
     for start, batch in _batches(file, [ITEM_ID, *wanted], path):
         part = slice(start, start + batch.num_rows)
@@ -63,30 +67,49 @@ def read_item_vectors(
         if behavior is not None:
             behavior[part] = found[BEHAVIOR]
     _check_ids(ids, path)
-    pairs = read_item_pairs(path.with_name(PAIRS), ids) if needs.pairs else None
-    side = SideInformation(tuple(widths.items()), _train_impressions(file, path), pairs, behavior)
-    return ItemVectors(ids, vectors, side)
+    return ItemVectors(ids, vectors, _side(file, columns, needs, ids, behavior, path))
 
 
-def _empty(shape: tuple[int, int], scratch: Path | None) -> np.ndarray:
-    if scratch is None:
-        return np.empty(shape, np.float32)
-    return np.lib.format.open_memmap(scratch, mode="w+", dtype=np.float32, shape=shape)
+def map_item_vectors(path: Path, columns: tuple[str, ...], scratch: Path, needs: Needs = NOTHING) -> ItemVectors:
+    """What another process of this machine has read with the same arguments: its scratch files, not read again.
+
+    Raises ContractError when they are not to be seen from here, or for what else `read_item_vectors` refuses.
+    """
+    file, ids = _open(path), mapped_array(scratch, IDS)
+    behavior = mapped_array(scratch, BEHAVIOR) if needs.behavior else None
+    side = _side(file, columns, needs, ids, behavior, path)
+    return ItemVectors(ids, mapped_array(scratch, VECTORS), side)
 
 
-def _empty_behavior(file: pq.ParquetFile, path: Path, scratch: Path | None) -> np.ndarray:
+def _side(
+    file: pq.ParquetFile,
+    columns: tuple[str, ...],
+    needs: Needs,
+    ids_N: np.ndarray,
+    behavior_NE: np.ndarray | None,
+    path: Path,
+) -> SideInformation:
+    pairs = read_item_pairs(path.with_name(PAIRS), ids_N) if needs.pairs else None
+    widths = tuple(_widths(file, columns, path).items())
+    return SideInformation(widths, _train_impressions(file, path), pairs, behavior_NE)
+
+
+def _widths(file: pq.ParquetFile, columns: tuple[str, ...], path: Path) -> dict[str, int]:
+    return {column: _vector_width(file.schema_arrow, column, path) for column in columns}
+
+
+def _behavior_width(file: pq.ParquetFile, path: Path) -> int:
     if BEHAVIOR not in file.schema_arrow.names:
         expected = f"a column {BEHAVIOR} for the learner's losses, as `python -m data_prep.behavior` adds it"
         raise ContractError(path, expected, file.schema_arrow.names)
-    shape = (file.metadata.num_rows, _vector_width(file.schema_arrow, BEHAVIOR, path))
-    return _empty(shape, scratch and scratch.with_name(f"{scratch.stem}-{BEHAVIOR}.npy"))
+    return _vector_width(file.schema_arrow, BEHAVIOR, path)
 
 
 def _open(path: Path) -> pq.ParquetFile:
     if not path.is_file():
         raise ContractError(path, "item vectors, as data_prep writes them", "no such file")
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False)
     except (OSError, pa.ArrowInvalid) as error:
         raise ContractError(path, "a readable parquet file", error) from None
     if ITEM_ID not in file.schema_arrow.names:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +16,10 @@ import pytest
 from matplotlib.image import imread
 
 from sidrec import cli
+from sidrec import fit as fit_module
 from sidrec.config import load_file
 from sidrec.fit import fit
+from sidrec.parallel.process_group import of_machine
 from sidrec.sid.catalog import load_catalog
 from tests.ranks import joined, run_on_ranks
 from tests.sid.gradient_recipe import TEXT, write_world
@@ -43,8 +46,9 @@ def test_the_catalog_keeps_the_journal_and_its_picture(tmp_path: Path, capsys: p
 def test_killed_and_started_again_equals_uninterrupted(tmp_path: Path) -> None:
     whole, killed = write_world(tmp_path / "whole", epochs=120), write_world(tmp_path / "killed", epochs=120)
     assert cli.main(["fit", str(whole)]) == 0
-    work = tmp_path / "killed" / ".catalog.fit"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    work, scratch = tmp_path / "killed" / ".catalog.fit", tmp_path / "scratch"
+    scratch.mkdir()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(scratch)}
     process = subprocess.Popen([sys.executable, "-m", "sidrec.fit", str(killed)], cwd=ROOT, env=environment)
     deadline = time.monotonic() + 120
     while not (work / "training.pt").exists() and time.monotonic() < deadline:
@@ -52,6 +56,7 @@ def test_killed_and_started_again_equals_uninterrupted(tmp_path: Path) -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert (work / "training.pt").exists()
+    assert not list(scratch.glob("sidrec-fit-*"))
     assert not (tmp_path / "killed" / "catalog").exists(), "the fit was over before it could be killed"
 
     again = subprocess.run(
@@ -93,9 +98,11 @@ def test_two_ranks_of_torchx_fit_one_catalog(tmp_path: Path) -> None:
 
 
 def outcomes(rank: int, world: int, recipes: Sequence[Sequence[Path]]) -> list[tuple[str, str]]:
-    """Per case the error's type and sentence on this rank. recipes: per case, one for each rank."""
+    """Per case the error's type and sentence on this rank. recipes: per case, one for each rank; ranks with recipes of
+    their own are on machines of their own."""
     ranks, found = joined(rank, world), []
     for case in recipes:
+        os.environ["LOCAL_RANK"] = str(rank) if case[0] == case[1] else "0"
         try:
             fit(load_file(case[rank]), ranks)
             found.append(("", ""))
@@ -118,7 +125,7 @@ def test_two_ranks_leave_together_and_one_speaks(tmp_path: Path) -> None:
     same = np.repeat(TEXT[:4], 30, axis=0)
     write_items(tmp_path / "collapsed" / "data" / "items.parquet", np.arange(1, 121), text=same)
     pairs = [(cases[sound], cases[broken]), (cases[sound], cases[fewer]), (cases[few],) * 2, (lone,) * 2]
-    first, second = run_on_ranks(2, outcomes, [*pairs, (collapsed,) * 2, (cases[sound],) * 2])
+    first, second = run_on_ranks(2, outcomes, [*pairs, (collapsed,) * 2, (cases[sound],) * 2, (cases[broken],) * 2])
 
     nan = f"{broken}/data/items.parquet, row 5 (item 6), column text: expected finite values"
     other = f"{fewer}/data/items.parquet: expected 120 items, as another rank has, got 80 items"
@@ -131,6 +138,7 @@ def test_two_ranks_leave_together_and_one_speaks(tmp_path: Path) -> None:
         (2, "ContractError", "item vectors: expected at least 8 items for codebook_size 8, got 5 items"),
         (3, "ContractError", "tokenizer.learner residual_kmeans: expected one process"),
         (4, "CollapseError", "level 1: "),
+        (6, "ContractError", nan),
     ):
         assert first[case][0] == kind
         assert first[case][1].startswith(sentence)
@@ -139,3 +147,38 @@ def test_two_ranks_leave_together_and_one_speaks(tmp_path: Path) -> None:
     for folder in (broken, fewer, few, kmeans, tmp_path / "collapsed"):
         assert sorted(path.name for path in folder.iterdir()) == ["data", "recipe.yaml"]
     assert len(load_catalog(sound / "catalog")) == pq.read_metadata(sound / "data" / "items.parquet").num_rows
+
+
+def mapped_fits(rank: int, world: int, recipe: Path, alone: Path, scratch: Path) -> str:
+    """Fits `recipe` on two ranks of one machine, the second of which must not read vectors, and `alone` as if each rank
+    had a machine; then once more where the second does not see the first one's files, for the sentence."""
+    ranks, read = joined(rank, world), fit_module.read_item_vectors
+    tempfile.tempdir = str(scratch)
+    if rank:
+        fit_module.read_item_vectors = lambda *_: pytest.fail("it read vectors that another rank has read")
+    fit(load_file(recipe), ranks)
+    fit_module.read_item_vectors = read
+    os.environ["LOCAL_RANK"] = "0"
+    fit(load_file(alone), ranks)
+    os.environ["LOCAL_RANK"] = str(rank)
+    if rank:
+        fit_module.of_machine = lambda ranks, value: of_machine(ranks, value) / "elsewhere"
+    with pytest.raises(ValueError, match="expected") as refusal:
+        fit(load_file(recipe), ranks)
+    return str(refusal.value)
+
+
+def test_ranks_of_one_machine_share_one_copy_of_the_vectors(tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    recipes = [write_world(tmp_path / name, epochs=1) for name in ("shared", "alone")]
+    for recipe in recipes:
+        losses = "kind: rqvae\n    further_losses: [{kind: collaborative}]"
+        recipe.write_text(recipe.read_text().replace("kind: rqvae", losses))
+    first, second = run_on_ranks(2, mapped_fits, *recipes, scratch)
+    shared, alone = (load_catalog(recipe.parent / "catalog") for recipe in recipes)
+    assert shared.fingerprint == alone.fingerprint
+    expected = "expected a file that the first process of this machine has written for all of them"
+    assert f"elsewhere/item_ids.npy: {expected}, got No such file or directory" in second
+    assert first == f"rank 1 stopped: {second}"
+    assert list(scratch.iterdir()) == []

@@ -1,5 +1,7 @@
 """Item vectors from real files: what is right comes out ready, what is wrong is one sentence saying where."""
 
+import errno
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,8 @@ import pytest
 
 from sidrec.config.learners import AdcSidConfig, MmRqVaeConfig
 from sidrec.schema import ContractError
-from sidrec.sid.item_vectors import read_item_vectors
+from sidrec.sid import item_vectors
+from sidrec.sid.item_vectors import map_item_vectors, read_item_vectors
 from sidrec.sid.needs import Needs, needs_of
 from tests.sid.item_files import clustered_vectors, vector_column, write_items
 
@@ -47,9 +50,51 @@ def test_batches_and_a_scratch_file_change_nothing(tmp_path: Path, monkeypatch: 
     vectors = clustered_vectors(100)
     path = write_items(items(tmp_path), np.arange(1, 101), row_group_size=7, text=vectors)
     monkeypatch.setattr("sidrec.sid.item_vectors.ROWS", 10)
-    mapped = read_item_vectors(path, ("text",), False, scratch=tmp_path / "vectors.npy").vectors_NV
+    mapped = read_item_vectors(path, ("text",), False, scratch=tmp_path).vectors_NV
     assert isinstance(mapped, np.memmap)
     assert np.array_equal(mapped, vectors)
+
+
+def test_another_process_maps_what_was_read(tmp_path: Path) -> None:
+    path = write_items(items(tmp_path), [5, 2, 9], text=TEXT, behavior=BEHAVIOR)
+
+    with pytest.raises(ContractError, match=r"item_ids\.npy: expected a file that the first .* got No such file"):
+        map_item_vectors(path, ("text",), tmp_path, Needs(behavior=True))
+    read = read_item_vectors(path, ("text",), True, tmp_path, Needs(behavior=True))
+    found = map_item_vectors(path, ("text",), tmp_path, Needs(behavior=True))
+    assert found.item_ids_N.tolist() == [5, 2, 9]
+    assert np.array_equal(found.vectors_NV, read.vectors_NV)
+    assert found.side.columns == read.side.columns
+    assert np.array_equal(found.side.behavior_NE, BEHAVIOR)
+    assert not found.vectors_NV.flags.writeable
+
+
+def test_a_disk_without_room_is_known_before_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    path = write_items(items(tmp_path), [5, 2, 9], text=TEXT)
+    sentence = r"expected room for 0\.0 GB of item_ids; TMPDIR names another folder, got No space left on device, \d"
+    with pytest.raises(ContractError, match=sentence):
+        read_item_vectors(path, ("text",), True, tmp_path)
+
+
+def test_reading_keeps_little_of_the_file_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row group of 50 MB; pyarrow's own settings keep all of it."""
+    monkeypatch.setattr("sidrec.sid.item_vectors.ROWS", 1000)
+    path = write_items(items(tmp_path), np.arange(1, 100_001), text=clustered_vectors(100_000, width=128))
+    held = []
+    vectors_of = item_vectors._vectors
+
+    def spied(*arguments: object) -> np.ndarray:
+        held.append(pa.total_allocated_bytes())
+        return vectors_of(*arguments)  # type: ignore[arg-type]
+
+    before = pa.total_allocated_bytes()
+    monkeypatch.setattr(item_vectors, "_vectors", spied)
+    read_item_vectors(path, ("text",), True, tmp_path)
+    assert max(held) - before < 10e6
 
 
 def test_train_impressions_reach_the_learners(tmp_path: Path) -> None:
@@ -135,7 +180,7 @@ def test_side_information_comes_as_it_is(tmp_path: Path) -> None:
     """Raw behaviour, zeros and all, beside normalised vectors; pairs by row number from the file beside."""
     path = write_items(items(tmp_path), [5, 2, 9], text=TEXT, behavior=BEHAVIOR)
     pq.write_table(pa.table({"item_id": [9, 2], "other_id": [5, 9]}), tmp_path / "pairs.parquet")
-    for scratch in (None, tmp_path / "vectors.npy"):
+    for scratch in (None, tmp_path):
         found = read_item_vectors(path, ("text",), True, scratch, Needs(pairs=True, behavior=True))
         assert found.vectors_NV == pytest.approx(np.array([[0.6, 0.8], [0, 1], [1, 0]]))
         assert found.side.columns == (("text", 2),)
