@@ -109,6 +109,15 @@ def agree(ranks: Ranks, error: Exception | None) -> None:
         raise RankError(f"rank {rank} stopped: {said}") from error
 
 
+def of_machine(ranks: Ranks, value: T) -> T:
+    """The `value` of the first rank on this rank's machine. Ranks are numbered machine by machine, as torchrun does."""
+    values: list[T | None] = [None] * ranks.world
+    dist.all_gather_object(values, value, group=ranks.control)
+    found = values[ranks.rank - int(os.environ.get("LOCAL_RANK", "0"))]
+    assert found is not None, "every rank gives a value"
+    return found
+
+
 def total(ranks: Ranks, value: int) -> int:
     """The sum of every rank's `value`."""
     values = torch.tensor([value], dtype=torch.int64)
