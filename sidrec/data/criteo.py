@@ -1,0 +1,162 @@
+"""Batches of Criteo's .npy files for TorchRec's own loops, in place of InMemoryBinaryCriteoIterDataPipe.
+
+    paths = criteo_paths(Path("data/criteo"), days=range(23))
+    batches = CriteoBatches("train", *paths, batch_size=4096, rank=rank, world_size=world_size)
+    loader = DataLoader(batches, batch_size=None, num_workers=2)
+
+Files are memory-mapped: any number of rows, none of them held. B rows of a batch, C = 26 sparse columns.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+from torchrec.datasets.criteo import DEFAULT_CAT_NAMES
+from torchrec.datasets.utils import Batch
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from sidrec.data.criteo_files import SPARSE_COLUMNS, CriteoDay, Look, check_ids, check_tables, criteo_paths
+from sidrec.data.criteo_order import BatchBounds, ShuffledRows
+from sidrec.data.criteo_stage import Stage, StageFiles, StageRows
+from sidrec.schema import ContractError
+
+__all__ = ["CriteoBatches", "criteo_paths"]
+
+
+class CriteoBatches(IterableDataset[Batch]):
+    """This rank's batches: dense float32 [B, 13], a KeyedJaggedTensor of one id per row and feature, labels int32 [B].
+
+    Arguments up to `hashes` are those of TorchRec's data pipe, and unshuffled batches are equal to its. Differences: a
+    training set is shuffled window by window, without being loaded, anew in every epoch that `seek` names; what is
+    shuffled depends on seed, epoch and step alone; a DataLoader may have any number of workers.
+
+    stage: as StageFiles says. shuffle_batches: mixes rows within a batch. shuffle_training_set: mixes the rows of all
+    ranks, in the stage "train". mmap_mode: there for TorchRec's callers; files are mapped always. hashes: C numbers,
+    ids are taken modulo these. table_rows: C table sizes that ids must lie below, checked at open as far as `look`
+    goes, and in every batch. look: rows that are checked at open, "sample" or "full".
+
+    Raises ContractError for files that are missing, cut off, of different lengths or of the wrong type or width, for
+    values that are not finite, no label or beyond their table, and for arguments that contradict each other.
+    """
+
+    def __init__(
+        self,
+        stage: Stage,
+        dense_paths: Sequence[str],
+        sparse_paths: Sequence[str],
+        labels_paths: Sequence[str],
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        drop_last: bool | None = False,
+        shuffle_batches: bool = False,
+        shuffle_training_set: bool = False,
+        shuffle_training_set_random_seed: int = 0,
+        mmap_mode: bool = True,
+        hashes: Sequence[int] | None = None,
+        *,
+        table_rows: Sequence[int] | None = None,
+        look: Look = "sample",
+    ) -> None:
+        days = _open(dense_paths, sparse_paths, labels_paths)
+        self._files = StageFiles.of(days, stage)
+        self._bounds = BatchBounds(self._files.rows, batch_size, world_size, bool(drop_last))
+        if not 0 <= rank < world_size:
+            raise ContractError("rank", f"a rank in [0, {world_size})", rank)
+        self._rank, self._seed = rank, shuffle_training_set_random_seed
+        self._shuffle, self._shuffle_batches = shuffle_training_set and stage == "train", shuffle_batches
+        self._hashes, self._table_rows = _checked_tables(days, hashes, table_rows)
+        for day in days:
+            day.look(look, self._table_rows)
+        self._position = torch.zeros(2, dtype=torch.int64)
+        self._position.share_memory_()  # type: ignore[no-untyped-call]  # workers outlive an epoch
+
+    def seek(self, epoch: int, step: int = 0) -> None:
+        """Iterations, in all processes, give the epoch's batches from this step on. Raises ContractError for a step
+        outside [0, len]."""
+        if epoch < 0 or not 0 <= step <= len(self):
+            raise ContractError("epoch, step", f"an epoch from 0 on, a step in [0, {len(self)}]", (epoch, step))
+        self._position.copy_(torch.tensor([epoch, step]))
+
+    def __len__(self) -> int:
+        """Batches of an epoch, equal on every rank."""
+        return self._bounds.per_rank
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        epoch, first = self._position.tolist()
+        rows = StageRows(self._files)
+        order = ShuffledRows(self._files.rows, self._seed, epoch) if self._shuffle else None
+        for step in range(first + number, len(self), workers):
+            row_B = self._rows_of(epoch, step, order)
+            dense_BX, sparse_BC, labels_B1 = rows.take(row_B)
+            if self._hashes is not None:
+                sparse_BC %= self._hashes.astype(sparse_BC.dtype)
+            if self._table_rows is not None:
+                check_ids(sparse_BC, self._table_rows, partial(_place, rows, row_B))
+            yield _batch(dense_BX, sparse_BC, labels_B1)
+
+    def _rows_of(self, epoch: int, step: int, order: ShuffledRows | None) -> range | np.ndarray:
+        positions = self._bounds.positions(self._rank, step)
+        if order is None and not self._shuffle_batches:
+            return positions
+        row_B = order.take(positions) if order else np.arange(positions.start, positions.stop)
+        if self._shuffle_batches:
+            row_B = np.random.default_rng([self._seed, epoch, 2, self._rank, step]).permutation(row_B)
+        return row_B
+
+
+def _open(dense: Sequence[str], sparse: Sequence[str], labels: Sequence[str]) -> list[CriteoDay]:
+    counts = [len(paths) for paths in (dense, sparse, labels)]
+    if not 0 < min(counts) == max(counts):
+        raise ContractError("dense_paths, sparse_paths, labels_paths", "equally many files, at least one", counts)
+    return [CriteoDay.open(*map(Path, day)) for day in zip(dense, sparse, labels, strict=True)]
+
+
+def _checked_tables(
+    days: list[CriteoDay], hashes: Sequence[int] | None, table_rows: Sequence[int] | None
+) -> tuple[np.ndarray | None, Sequence[int] | None]:
+    """Hashes as an array, and the table sizes that stored ids are held against: none where ids are hashed."""
+    if hashes is None:
+        if table_rows is not None:
+            check_tables(days, table_rows)
+        return None, table_rows
+    limits = [2**31 - 1] * SPARSE_COLUMNS if table_rows is None else table_rows
+    if not len(hashes) == len(limits) == SPARSE_COLUMNS:
+        expected = f"{SPARSE_COLUMNS} numbers, one per column"
+        raise ContractError("hashes, table_rows", expected, (len(hashes), len(limits)))
+    for column, (modulus, limit) in enumerate(zip(hashes, limits, strict=True)):
+        if not 1 <= modulus <= limit:
+            raise ContractError(f"hashes, column {column} (C{column + 1})", f"from 1 to {limit}", modulus)
+    return np.asarray(hashes), None
+
+
+def _place(rows: StageRows, row_B: range | np.ndarray, row: int) -> str:
+    """Where a batch's row lies."""
+    file, row_in_file = rows.place(int(row_B[row]))
+    return f"{rows.days[file].sparse}, row {row_in_file}"
+
+
+def _batch(dense_BX: np.ndarray, sparse_BC: np.ndarray, labels_B1: np.ndarray) -> Batch:
+    lengths, offsets = _bags(len(dense_BX))
+    features = KeyedJaggedTensor(
+        keys=DEFAULT_CAT_NAMES,
+        values=torch.from_numpy(sparse_BC.T.reshape(-1)),
+        lengths=lengths,
+        offsets=offsets,
+        stride=len(dense_BX),
+        length_per_key=[len(dense_BX)] * SPARSE_COLUMNS,
+        offset_per_key=list(range(0, len(dense_BX) * SPARSE_COLUMNS + 1, len(dense_BX))),
+    )
+    return Batch(torch.from_numpy(dense_BX), features, torch.from_numpy(labels_B1.reshape(-1)))
+
+
+@lru_cache(maxsize=3)  # full batches, and the one or two other sizes at an epoch's end
+def _bags(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Lengths and offsets of one id per row and feature, int32."""
+    bags = SPARSE_COLUMNS * rows
+    return torch.ones(bags, dtype=torch.int32), torch.arange(bags + 1, dtype=torch.int32)

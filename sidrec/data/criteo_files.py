@@ -1,0 +1,166 @@
+"""Criteo as .npy files: dense float32 [N, 13], sparse int32 or int64 [N, 26], labels int32 [N, 1] for each day.
+
+Everything that can be wrong with them is found when they are opened: by their headers, by the manifest of
+`data_prep.criteo` where there is one, and by looking at some or all of their rows.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from sidrec.schema import MANIFEST, ContractError
+
+DENSE_COLUMNS, SPARSE_COLUMNS = 13, 26
+KINDS = ("dense", "sparse", "labels")
+SAMPLES, SAMPLE_ROWS = 64, 64  # looked at in every day, evenly spread, first and last rows among them
+FULL_ROWS = 1 << 16  # read at a time when every row is looked at
+
+Look = Literal["sample", "full"]
+
+_WIDTHS = {"dense": DENSE_COLUMNS, "sparse": SPARSE_COLUMNS, "labels": 1}
+_TYPES = {"dense": (np.float32,), "sparse": (np.int32, np.int64), "labels": (np.int32,)}
+
+
+def criteo_paths(folder: Path, days: Iterable[int] | None = None) -> tuple[list[str], list[str], list[str]]:
+    """Paths of the dense, sparse and labels files of the days, as TorchRec's data pipe takes them.
+
+    days: their numbers; left out, all that the folder has, in order of their numbers. Raises ContractError when it has
+    none.
+    """
+    if days is None:
+        found = (re.fullmatch(r"day_(\d+)_dense\.npy", path.name) for path in folder.glob("day_*_dense.npy"))
+        days = sorted(int(name[1]) for name in found if name)
+    numbers = tuple(days)
+    if not numbers:
+        raise ContractError(folder, "files day_K_dense.npy, day_K_sparse.npy and day_K_labels.npy", "none")
+    dense, sparse, labels = ([str(folder / f"day_{number}_{kind}.npy") for number in numbers] for kind in KINDS)
+    return dense, sparse, labels
+
+
+@dataclass(frozen=True)
+class CriteoDay:
+    """The three files of a day and how many rows each has."""
+
+    dense: Path
+    sparse: Path
+    labels: Path
+    rows: int
+
+    @classmethod
+    def open(cls, dense: Path, sparse: Path, labels: Path) -> "CriteoDay":
+        """Raises ContractError for a file that is missing, cut off, or of another type, width or length."""
+        rows = {path: _rows(path, kind) for path, kind in zip((dense, sparse, labels), KINDS, strict=True)}
+        for path in (sparse, labels):
+            if rows[path] != rows[dense]:
+                raise ContractError(path, f"{rows[dense]} rows, as {dense.name} has", rows[path])
+        return cls(dense, sparse, labels, rows[dense])
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Dense, sparse, labels: memory-mapped, read-only."""
+        dense, sparse, labels = (np.load(path, mmap_mode="r") for path in (self.dense, self.sparse, self.labels))
+        return dense, sparse, labels
+
+    def look(self, how: Look, table_rows: Sequence[int] | None) -> None:
+        """Raises ContractError for the first value that is not finite, no label, or beyond its table of `table_rows`.
+
+        how: "sample" looks at 64 times 64 rows, "full" at all, and at the manifest's checksums.
+        """
+        length, starts = FULL_ROWS, list(range(0, self.rows, FULL_ROWS))
+        if how == "sample":
+            length, last = SAMPLE_ROWS, max(0, self.rows - SAMPLE_ROWS)
+            starts = sorted({sample * last // (SAMPLES - 1) for sample in range(SAMPLES)})
+        else:
+            for path in (self.dense, self.sparse, self.labels):
+                _check_sum(path)
+        dense, sparse, labels = self.arrays()
+        for start in starts:
+            part = slice(start, start + length)
+            _refuse(~np.isfinite(dense[part]), dense, self.dense, part, "finite numbers")
+            _refuse((labels[part] != 0) & (labels[part] != 1), labels, self.labels, part, "0 or 1")
+            if table_rows is not None:
+                check_ids(sparse[part], table_rows, partial(_row_of, self.sparse, start))
+
+
+def _row_of(path: Path, first_row: int, row: int) -> str:
+    return f"{path}, row {first_row + row}"
+
+
+def check_ids(sparse_NC: np.ndarray, table_rows: Sequence[int], where: Callable[[int], str]) -> None:
+    """Raises ContractError for the first id outside [0, table_rows of its column). where: names a row of these."""
+    bad = (sparse_NC < 0) | (sparse_NC >= np.asarray(table_rows))
+    if bad.any():
+        row, column = np.argwhere(bad)[0].tolist()
+        place = f"{where(row)}, column {column} (C{column + 1})"
+        raise ContractError(place, f"ids in [0, {table_rows[column]})", sparse_NC[row, column])
+
+
+def check_tables(days: Iterable[CriteoDay], table_rows: Sequence[int]) -> None:
+    """Raises ContractError when there are not 26 tables, or a manifest says that ids need larger ones."""
+    if len(table_rows) != SPARSE_COLUMNS:
+        raise ContractError("table_rows", f"{SPARSE_COLUMNS} numbers, one per column", len(table_rows))
+    for folder in sorted({day.sparse.parent for day in days}):
+        needed = _manifest(folder).get("categorical", {}).get("table_rows", [0] * SPARSE_COLUMNS)
+        for column, (given, least) in enumerate(zip(table_rows, needed, strict=True)):
+            if given < least:
+                expected = f"at least {least} rows for column {column} (C{column + 1}), as {folder / MANIFEST} says"
+                raise ContractError("table_rows", expected, given)
+
+
+def _rows(path: Path, kind: str) -> int:
+    if not path.is_file():
+        raise ContractError(path, f"a .npy file of {kind}", "no such file")
+    try:
+        with path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, by_columns, dtype = read(file)
+            data = path.stat().st_size - file.tell()
+    except ValueError as error:
+        raise ContractError(path, "a .npy file", " ".join(str(error).split())) from None
+    if dtype not in _TYPES[kind]:
+        raise ContractError(path, " or ".join(np.dtype(one).name for one in _TYPES[kind]), dtype)
+    if len(shape) != 2 or shape[1] != _WIDTHS[kind] or by_columns:
+        got = f"shape {list(shape)}{' stored by columns' if by_columns else ''}"
+        raise ContractError(path, f"shape [rows, {_WIDTHS[kind]}] stored by rows", got)
+    needed = shape[0] * shape[1] * dtype.itemsize
+    if data != needed:
+        raise ContractError(path, f"{needed} bytes of data for the {shape[0]} rows of its header", f"{data} bytes")
+    if not shape[0]:
+        raise ContractError(path, "at least one row", "none")
+    return int(shape[0])
+
+
+def _refuse(bad: np.ndarray, values: np.ndarray, path: Path, part: slice, expected: str) -> None:
+    if bad.any():
+        row, column = np.argwhere(bad)[0].tolist()
+        found = values[part.start + row, column]
+        raise ContractError(f"{path}, row {part.start + row}, column {column}", expected, found)
+
+
+def _check_sum(path: Path) -> None:
+    said = _manifest(path.parent).get("files", {}).get(path.name)
+    if said is None:
+        return
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != said["sha256"]:
+        raise ContractError(path, f"the sha256 that {MANIFEST} says, {said['sha256']}", found)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """What data_prep.criteo wrote; empty for files that others made."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        return {}
+    try:
+        told = json.loads(path.read_text())
+    except ValueError as error:
+        raise ContractError(path, "valid JSON", error) from None
+    return told if isinstance(told, dict) else {}
