@@ -122,10 +122,11 @@ def _differences(variant: Resampled, reference: Resampled) -> dict[str, dict[str
         moved_R = variant.resampled_R[key] - reference.resampled_R[key]
         moved_R = moved_R[~np.isnan(moved_R)]
         found = actual - reference.actual[key]
-        differences.setdefault(key[0], {})[key[1]] = None if np.isnan(found) else _interval(found, moved_R)
+        differences.setdefault(key[0], {})[key[1]] = None if np.isnan(found) else interval(found, moved_R)
     return differences
 
 
-def _interval(found: float, moved_R: Floats) -> Difference:
+def interval(found: float, moved_R: Floats) -> Difference:
+    """The difference found, with the percentile interval of those that resamples give."""
     low, high = np.quantile(moved_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Difference(difference=found, low=float(low), high=float(high), resamples=len(moved_R))
