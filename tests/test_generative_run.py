@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks.generative import run
+from benchmarks.generative.metrics import metrics_at
+from benchmarks.generative.rank_file import load_ranks
 from benchmarks.generative.run import evaluate_catalog
 from benchmarks.generative.settings import Settings
 from sidrec.schema import ContractError
@@ -61,6 +63,10 @@ def test_a_certain_next_item_is_found_and_popularity_is_not_enough(world: Path, 
     facts = json.loads(out.read_text())
     assert facts["test"]["users"] == USERS
     assert facts["test"]["users_without_history"] == 0
+    ranks = load_ranks(out, facts["settings_hash"])
+    assert ranks is not None
+    assert ranks.user_U.tolist() == list(range(1, USERS + 1)), "those with a test event"
+    assert metrics_at(ranks.rank_U, 1 / ranks.group_U, SETTINGS.beam) == metrics["item"]
 
 
 def test_items_that_share_a_sid_share_the_credit(world: Path, tmp_path: Path) -> None:
@@ -71,6 +77,9 @@ def test_items_that_share_a_sid_share_the_credit(world: Path, tmp_path: Path) ->
     assert metrics["sid"]["recall@5"] > 0
     for name, value in metrics["sid"].items():
         assert metrics["item"][name] == pytest.approx(value / 2)
+    ranks = load_ranks(out, json.loads(out.read_text())["settings_hash"])
+    assert ranks is not None
+    assert set(ranks.group_U) == {2}
 
 
 def test_a_finished_run_is_not_computed_again_and_another_one_is(
@@ -87,7 +96,7 @@ def test_a_finished_run_is_not_computed_again_and_another_one_is(
     assert figures(out) != json.loads(first)["metrics"]
     evaluate_catalog(world / "catalog", world, out, quick)
     assert figures(out) == json.loads(first)["metrics"]
-    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["result.json", "result.npz"]
 
 
 def test_token_weights_change_the_training_only_where_asked_for(world: Path, tmp_path: Path) -> None:
@@ -122,6 +131,11 @@ def test_items_without_a_sid_are_refused(world: Path, tmp_path: Path) -> None:
     save_catalog(tmp_path / "catalog", np.arange(ITEMS - 2))
     with pytest.raises(ContractError, match="a SID for every item that somebody liked, got none for 2 items"):
         evaluate_catalog(tmp_path / "catalog", world, tmp_path / "out.json", SETTINGS)
+
+
+def test_a_result_is_a_json(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(ContractError, match=r"--out: expected a file name that ends in \.json, got out\.npz"):
+        evaluate_catalog(world / "catalog", world, tmp_path / "out.npz", SETTINGS)
 
 
 def test_a_file_that_is_no_result_is_not_overwritten(world: Path, tmp_path: Path) -> None:

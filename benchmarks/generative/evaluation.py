@@ -16,7 +16,7 @@ from benchmarks.generative.windows import Windows
 USERS = 64  # searched at a time
 
 
-def ranks(
+def ranks_of(
     model: SidTransformer, trie: Trie, codes_EL: Tensor, sid_E: np.ndarray, windows: Windows, beam: int
 ) -> np.ndarray:
     """int64 [U]: place, from 1, of each window's target among the SIDs found for it; 0 where it was not found.

@@ -9,7 +9,12 @@ CUTOFFS = (5, 10, 50, 100)
 
 
 def metrics_at(rank_U: np.ndarray, credit_U: np.ndarray, longest: int) -> dict[str, float]:
-    """recall@k and ndcg@k for every cutoff up to `longest`, the length of the lists.
+    """Means over users of `gains_at`."""
+    return {name: float(np.mean(gain_U)) for name, gain_U in gains_at(rank_U, credit_U, longest).items()}
+
+
+def gains_at(rank_U: np.ndarray, credit_U: np.ndarray, longest: int) -> dict[str, np.ndarray]:
+    """Each user's recall@k and ndcg@k, float64 [U], for every cutoff up to `longest`, the length of the lists.
 
     rank_U: place of the user's target in the list, from 1; 0 where it is not in it.
     credit_U: what finding it is worth. With 1 everywhere these are the metrics of SIDs. With 1 / g for a SID that g
@@ -20,8 +25,8 @@ def metrics_at(rank_U: np.ndarray, credit_U: np.ndarray, longest: int) -> dict[s
     gain_U = np.where(rank_U > 0, credit_U / np.log2(np.maximum(rank_U, 1) + 1), 0.0)
     for cutoff in (cutoff for cutoff in CUTOFFS if cutoff <= longest):
         hit_U = (rank_U > 0) & (rank_U <= cutoff)
-        found[f"recall@{cutoff}"] = float(np.mean(hit_U * credit_U))
-        found[f"ndcg@{cutoff}"] = float(np.mean(hit_U * gain_U))
+        found[f"recall@{cutoff}"] = hit_U * credit_U
+        found[f"ndcg@{cutoff}"] = hit_U * gain_U
     return found
 
 

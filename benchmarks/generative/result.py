@@ -4,20 +4,60 @@ import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, NotRequired, TypedDict
 
+from benchmarks.generative.rank_file import Ranks, save_ranks
 from benchmarks.generative.settings import Settings
+from benchmarks.study.conditions import Conditions
+from benchmarks.study.store import read_result
 from sidrec.machine import unwritable
 from sidrec.schema import LOG, MANIFEST, ContractError
 from sidrec.train.run_directory import write_json
 
 INSTRUMENT = 1  # to be raised when the same settings no longer give the same figures
-KEYS = {"settings_hash", "settings", "catalog", "data", "metrics"}
+NOT_OURS = "nothing there yet, or a result of this benchmark"
+
+
+class Measured(TypedDict):
+    """test: users and targets. training: the journal, and how many sequences there are of each part.
+
+    seconds: wall and CPU time, of training and search. metrics: item, sid, popularity_item -> name -> mean over users.
+    """
+
+    test: dict[str, int | bool]
+    training: dict[str, Any]
+    parameters: int
+    seconds: dict[str, dict[str, float]]
+    metrics: dict[str, dict[str, float]]
+
+
+class Result(Measured):
+    """One run. catalog: path, fingerprint, items. log_sha256: of the log's manifest; results made earlier lack it."""
+
+    settings_hash: str
+    settings: dict[str, Any]
+    catalog: dict[str, Any]
+    data: str
+    log_sha256: NotRequired[str]
+    conditions: Conditions
 
 
 def settings_hash(settings: Settings, fingerprint: str, data: Path) -> str:
     """sha256 over settings, the catalog's fingerprint and the log's manifest."""
-    manifest = (data / LOG / MANIFEST).read_text()
-    return hashlib.sha256(json.dumps([INSTRUMENT, asdict(settings), fingerprint, manifest]).encode()).hexdigest()
+    return _sha256(json.dumps([INSTRUMENT, asdict(settings), fingerprint, _manifest(data)]))
+
+
+def log_sha256(data: Path) -> str:
+    """Names the log."""
+    return _sha256(_manifest(data))
+
+
+def _manifest(data: Path) -> str:
+    return (data / LOG / MANIFEST).read_text()
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def is_finished(out: Path, wanted: str) -> bool:
@@ -28,18 +68,18 @@ def is_finished(out: Path, wanted: str) -> bool:
     obstacle = unwritable(out.parent)
     if obstacle:
         raise ContractError("--out", "a file in a folder that can be written", obstacle)
-    if not out.exists():
-        return False
+    if out.suffix != ".json":
+        raise ContractError("--out", "a file name that ends in .json", out.name)
     try:
-        found = json.loads(out.read_text())
-    except (OSError, ValueError) as error:
-        raise ContractError(out, "nothing there yet, or a result of this benchmark", error) from None
-    if not isinstance(found, dict) or not set(found) >= KEYS:
-        raise ContractError(out, "nothing there yet, or a result of this benchmark", "another file")
-    return bool(found["settings_hash"] == wanted)
+        found = read_result(out, Result)
+    except (OSError, ContractError) as error:
+        raise ContractError(out, NOT_OURS, error) from None
+    return found is not None and found["settings_hash"] == wanted
 
 
-def save(out: Path, result: dict[str, object]) -> None:
-    """Writes the result in one step."""
+def save(out: Path, result: Result, ranks: Ranks) -> None:
+    """Writes the ranks beside `out` and then `out`, each in one step: a JSON never stands beside ranks not its own."""
     out.parent.mkdir(parents=True, exist_ok=True)
+    out.unlink(missing_ok=True)
+    save_ranks(out, ranks, result["settings_hash"])
     write_json(out, result)

@@ -11,9 +11,11 @@ import numpy as np
 import torch
 
 from benchmarks.generative import result
-from benchmarks.generative.evaluation import ranks
+from benchmarks.generative.evaluation import ranks_of
 from benchmarks.generative.metrics import metrics_at, popularity_ranks
 from benchmarks.generative.protocol import NO_EVENT, Protocol, check_leave_one_out, leave_one_out, log_split
+from benchmarks.generative.rank_file import Ranks
+from benchmarks.generative.result import Measured, Result
 from benchmarks.generative.sequences import Sequences, read_sequences
 from benchmarks.generative.settings import Settings
 from benchmarks.generative.training import Tokens, train
@@ -23,11 +25,10 @@ from benchmarks.study.conditions import conditions
 from sidrec.schema import ContractError
 from sidrec.sid.catalog import Catalog, load_catalog
 
-Facts = dict[str, object]
-
 
 def evaluate_catalog(catalog_path: Path, data: Path, out: Path, settings: Settings) -> None:
-    """Trains, searches, writes `out` and prints it; says so and returns where `out` holds this very run.
+    """Trains, searches, writes `out`, with each user's rank in a .npz beside it, and prints the metrics; says so and
+    returns where `out` holds this very run.
 
     Raises ContractError, before any training, for settings, a catalog or a log that cannot be evaluated.
     """
@@ -40,16 +41,19 @@ def evaluate_catalog(catalog_path: Path, data: Path, out: Path, settings: Settin
         return
     protocol = _protocol(catalog_path, sequences, settings)
     torch.set_num_threads(settings.threads)
-    facts: Facts = {
+    facts = conditions()  # before training: the commit may move on meanwhile
+    measured, ranks = _measure(catalog, sequences, protocol, settings)
+    found: Result = {
         "settings_hash": wanted,
         "settings": asdict(settings),
         "catalog": {"path": str(catalog_path), "fingerprint": catalog.fingerprint, "items": len(catalog)},
         "data": str(data),
-        "conditions": conditions(),
+        "log_sha256": result.log_sha256(data),
+        "conditions": facts,
+        **measured,
     }
-    facts |= _measure(catalog, sequences, protocol, settings)
-    result.save(out, facts)
-    print(_table(facts))
+    result.save(out, found, ranks)
+    print(_table(measured["metrics"]))
 
 
 def _protocol(catalog: Path, sequences: Sequences, settings: Settings) -> Protocol:
@@ -60,7 +64,7 @@ def _protocol(catalog: Path, sequences: Sequences, settings: Settings) -> Protoc
     return protocol
 
 
-def _measure(catalog: Catalog, sequences: Sequences, protocol: Protocol, settings: Settings) -> Facts:
+def _measure(catalog: Catalog, sequences: Sequences, protocol: Protocol, settings: Settings) -> tuple[Measured, Ranks]:
     row_E = _rows(catalog, sequences.item_E)
     begin_U = sequences.offsets[:-1]
     windows = {
@@ -75,14 +79,15 @@ def _measure(catalog: Catalog, sequences: Sequences, protocol: Protocol, setting
     started = _clocks()
     model, journal = train(catalog.codebook_sizes, tokens, windows["training"], windows["validation"], settings)
     trained = _clocks()
-    rank_U = ranks(model, trie, tokens.codes_EL, trie.sid_N[row_E], windows["test"], settings.beam)
+    rank_U = ranks_of(model, trie, tokens.codes_EL, trie.sid_N[row_E], windows["test"], settings.beam)
     searched = _clocks()
     target_U = row_E[windows["test"].begin_W + windows["test"].length_W - 1]
+    user_U = sequences.user_U[sequences.user_of_event()[windows["test"].begin_W]]
     count_N = np.bincount(row_E[protocol.known_E], minlength=len(catalog))
     group_U = trie.group_S[trie.sid_N[target_U]]
     popularity_U = popularity_ranks(count_N, target_U, settings.beam)
     everybody = np.ones(len(target_U))
-    return {
+    measured: Measured = {
         "test": _test_facts(sequences, protocol, target_U, count_N, group_U),
         "training": {**asdict(journal), "sequences": {name: len(part) for name, part in windows.items()}},
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
@@ -93,6 +98,7 @@ def _measure(catalog: Catalog, sequences: Sequences, protocol: Protocol, setting
             "popularity_item": metrics_at(popularity_U, everybody, settings.beam),
         },
     }
+    return measured, Ranks(user_U, rank_U.astype(np.int32), group_U.astype(np.int32))
 
 
 def _clocks() -> tuple[float, float]:
@@ -123,7 +129,7 @@ def _tokens(catalog: Catalog, row_E: np.ndarray, settings: Settings) -> Tokens:
 
 def _test_facts(
     sequences: Sequences, protocol: Protocol, target_U: np.ndarray, count_N: np.ndarray, group_U: np.ndarray
-) -> Facts:
+) -> dict[str, int | bool]:
     with_target = int((protocol.test_U != NO_EVENT).sum())
     return {
         "users": len(target_U),
@@ -134,9 +140,7 @@ def _test_facts(
     }
 
 
-def _table(facts: Facts) -> str:
-    metrics = facts["metrics"]
-    assert isinstance(metrics, dict)
+def _table(metrics: dict[str, dict[str, float]]) -> str:
     names = list(metrics["item"])
     lines = ["".join(f"{word:>12}" for word in ("", *metrics))]
     lines += ["".join([f"{name:>12}", *(f"{part[name]:12.4f}" for part in metrics.values())]) for name in names]

@@ -21,7 +21,8 @@ class Sequences:
     """Events user by user, oldest first.
 
     item_E: int64 item ids. time_E: int64 seconds. train_E, test_E: bool, whether the event lies in the log's train or
-    test split. offsets: int64 [U + 1]; user u's events are those from offsets[u] to offsets[u + 1].
+    test split. user_U: int64 user ids, ascending. offsets: int64 [U + 1]; the events of user_U[u] are those from
+    offsets[u] to offsets[u + 1].
     overlap: whether some split that is not test reaches into the time of the test split.
     """
 
@@ -29,6 +30,7 @@ class Sequences:
     time_E: np.ndarray
     train_E: np.ndarray
     test_E: np.ndarray
+    user_U: np.ndarray
     offsets: np.ndarray
     overlap: bool
 
@@ -65,12 +67,13 @@ def read_sequences(data: Path) -> Sequences:
     user_E, item_E, time_E = (np.concatenate(column) for column in zip(*parts, strict=True))
     order_E = np.lexsort((time_E, user_E))
     origin_E = np.concatenate(origin)[order_E]
-    _, first_U = np.unique(user_E[order_E], return_index=True)
+    user_U, first_U = np.unique(user_E[order_E], return_index=True)
     return Sequences(
         item_E[order_E],
         time_E[order_E],
         origin_E == splits.index(TRAIN),
         origin_E == splits.index(TEST),
+        user_U,
         np.append(first_U, len(order_E)),
         _overlap(manifest),
     )

@@ -42,7 +42,7 @@ def draw_measures(path: Path, title: str, summary: Mapping[str, Mapping[str, Any
     panels[0].set_yticks(range(len(summary)), [of["label"] for of in summary.values()])
     panels[0].set_ylim(len(summary) - 0.5, -0.5)
     figure.suptitle(f"{title}: mean over seeds; pale: single seeds", fontsize="medium")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_curves(path: Path, title: str, curves: Mapping[str, Mapping[str, list[float]]]) -> None:
@@ -65,10 +65,11 @@ def draw_curves(path: Path, title: str, curves: Mapping[str, Mapping[str, list[f
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize="small")
     figure.suptitle(title, fontsize="medium")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a PNG in one step, the same bytes from the same figures."""
     FigureCanvasAgg(figure)
     partial = path.with_suffix(".partial")
     figure.savefig(partial, dpi=110, format="png", metadata={"Software": None})

@@ -1,0 +1,144 @@
+"""Several catalogs beside each other: `python -m benchmarks.generative.report FOLDER --reference NAME`.
+
+FOLDER holds results of `python -m benchmarks.generative`, NAME.json or, for several seeds, NAME-seed0.json,
+NAME-seed1.json and so on; NAME is what the report calls the catalog. Results that cannot be compared are refused: all
+settings but the seed and the use of token weights, and the log, must be the same.
+
+Written into FOLDER, at every call anew: report.md and report.png.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+from benchmarks.generative.differences import differences
+from benchmarks.generative.entries import OWN, Entry, read_entries
+from benchmarks.generative.picture import draw_catalogs
+from benchmarks.generative.result import Result
+from benchmarks.study.differences import LEVEL
+from benchmarks.study.report import difference_text, markdown_table, spread_text
+from sidrec.schema import ContractError
+from sidrec.train.run_directory import write_text
+
+COMPARED = ("recall@10", "recall@100", "ndcg@10", "ndcg@100")  # with intervals
+CONDITIONS = ("cpu", "cores", "commit")
+LEGEND = """Item level: finding a SID that g items share is worth 1/g, the expected hit when one of them is shown. SID
+level: finding it is worth 1, which flatters catalogs that collide. Shared SIDs: share of targets whose SID another
+item has. Popularity: the items with most positives before test. Best epoch: the one whose weights were kept; if it is the
+last that was allowed, the validation loss still fell. With several seeds: mean ± standard deviation. CPU seconds:
+training and search."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """Tables and a picture of all results in a folder."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder with the JSONs, named after the catalogs' learners."""
+    reference: str | None = None
+    """Catalog that all others are compared with, user by user."""
+
+
+def report(folder: Path, reference: str | None) -> str:
+    """Writes FOLDER/report.md and FOLDER/report.png. Returns the text of report.md.
+
+    Raises ContractError, before anything is written, for what `read_entries` refuses, a reference that is not there,
+    and ranks of other users.
+    """
+    entries = read_entries(folder)
+    first = entries[0].results[0]
+    parts = [f"# Generative retrieval, {folder.resolve().name}", _conditions(entries), _table(entries), LEGEND]
+    if reference is not None:
+        parts.append(_compared(entries, reference))
+    parts.append("![Recall and NDCG at 10 of every catalog](report.png)")
+    text = "\n\n".join(parts) + "\n"
+    draw_catalogs(folder / "report.png", f"{folder.resolve().name}, {first['test']['users']:,} users", entries)
+    write_text(folder / "report.md", text)
+    return text
+
+
+def _conditions(entries: Sequence[Entry]) -> str:
+    results = [result for entry in entries for result in entry.results]
+    test, settings = results[0]["test"], results[0]["settings"]
+    logs = ", ".join(dict.fromkeys(f"`{of['data']}`" for of in results))
+    said = ", ".join(f"{name} {value}" for name, value in settings.items() if name not in OWN)
+    distinct = {key: ", ".join(dict.fromkeys(str(of["conditions"][key]) for of in results)) for key in CONDITIONS}
+    known = test["other_splits_reach_into_test_time"] or settings["protocol"] == "leave-one-out"
+    return (
+        f"Log of {logs}: {test['users']:,} users, one target each; {test['users_without_history']:,} more without a "
+        f"history are left out. Nobody had liked {test['targets_never_liked_before']:,} of the targets before. Later "
+        f"events of other users are {'known' if known else 'unknown'}. Settings: {said}. CPU {distinct['cpu']}, "
+        f"{distinct['cores']} cores shared with other work; commit {distinct['commit']}."
+    )
+
+
+def _table(entries: Sequence[Entry]) -> str:
+    popularity = entries[0].results[0]["metrics"]["popularity_item"]
+    names = sorted(popularity, key=lambda name: (name.startswith("ndcg"), int(name.partition("@")[2])))
+    rows = [
+        [
+            entry.label,
+            len(entry.results),
+            *(spread_text(entry.metric("item", name)) for name in names),
+            spread_text(entry.metric("sid", "recall@10")),
+            *_facts(entry.results),
+        ]
+        for entry in entries
+    ]
+    rows.append(["popularity", "", *(f"{popularity[name]:.4f}" for name in names), "", "", "", ""])
+    header = ["item level", "seeds", *map(_short, names), "SID level R@10", "shared SIDs", "best epoch", "CPU s"]
+    return markdown_table(header, rows)
+
+
+def _facts(results: Sequence[Result]) -> list[str]:
+    test = results[0]["test"]
+    cpu = np.mean([sum(part["cpu"] for part in result["seconds"].values()) for result in results])
+    best = ", ".join(str(result["training"]["best"]) for result in results)
+    return [f"{test['targets_with_shared_sid'] / test['users']:.1%}", best, f"{cpu:.0f}"]
+
+
+def _compared(entries: Sequence[Entry], name: str) -> str:
+    by_name = {entry.name: entry for entry in entries}
+    if name not in by_name:
+        raise ContractError("--reference", f"one of {sorted(by_name)}", name)
+    metrics = [metric for metric in COMPARED if metric in entries[0].results[0]["metrics"]["item"]]
+    found = differences(entries, by_name[name], metrics)
+    rows = [
+        [entry.label, *(difference_text(found[entry.name][metric]) for metric in metrics)]
+        for entry in entries
+        if entry.name in found
+    ]
+    parts = []
+    if found:
+        parts = [
+            f"Difference to {name}: mean over seeds, {LEVEL:.0%} interval of a paired bootstrap over users (it does "
+            "not include the spread over seeds):",
+            markdown_table(["item level", *map(_short, metrics)], rows),
+        ]
+    lacking = [entry.name for entry in entries if entry.ranks is None]
+    if lacking:
+        parts.append(f"No intervals where each user's ranks are missing (NAME.npz): {', '.join(lacking)}.")
+    return "\n\n".join(parts)
+
+
+def _short(metric: str) -> str:
+    return metric.replace("recall", "R").replace("ndcg", "N")
+
+
+def main() -> int:
+    """Returns the exit status: 2, after one sentence, for what cannot be compared."""
+    command = tyro.cli(Command, prog="python -m benchmarks.generative.report", description=__doc__)
+    try:
+        print(report(command.folder, command.reference))
+    except (ContractError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
