@@ -28,8 +28,8 @@ COMPARED = ("recall@10", "recall@100", "ndcg@10", "ndcg@100")  # with intervals
 CONDITIONS = ("cpu", "cores", "commit")
 LEGEND = """Item level: finding a SID that g items share is worth 1/g, the expected hit when one of them is shown. SID
 level: finding it is worth 1, which flatters catalogs that collide. Shared SIDs: share of targets whose SID another
-item has. Popularity: the items with most positives before test. Best epoch: the one whose weights were kept; if it is the
-last that was allowed, the validation loss still fell. With several seeds: mean ± standard deviation. CPU seconds:
+item has. Popularity: the items with most positives before test. Best epoch: the one whose weights were kept; if it is
+the last that was allowed, the validation loss still fell. With several seeds: mean ± standard deviation. CPU seconds:
 training and search."""
 
 
