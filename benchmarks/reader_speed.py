@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from sidrec.config.item import HidItem
 from sidrec.config.model import ModelConfig
 from sidrec.config.tree import DataConfig
-from sidrec.data.item_tables import ItemTables, item_tables, no_weights
+from sidrec.data.item_tables import ItemTable, ItemTables, item_tables, unused_per_item
 from sidrec.data.loader import columns_of, open_split
 from sidrec.data.order import Lanes, Mixing
 from sidrec.data.reader import LogReader
@@ -69,8 +69,10 @@ def _popular(rng: np.random.Generator, items: int, size: int) -> np.ndarray:
 def sid_coord_tables(items: int) -> ItemTables:
     """Six tables per item, as HID and five granularities have."""
     rng = np.random.default_rng(1)
-    rows_IG = np.stack([np.arange(items), *(rng.integers(1, 256, items) for _ in range(5))], axis=1)
-    return ItemTables(("hid", "s1", "s2", "s3", "s12", "s23"), (items, *[256] * 5), rows_IG, no_weights(items))
+    rows_IF = np.stack([np.arange(items), *(rng.integers(1, 256, items) for _ in range(5))], axis=1)
+    rows = {"hid": items} | dict.fromkeys(("s1", "s2", "s3", "s12", "s23"), 256)
+    tables = {name: ItemTable(count, (name,)) for name, count in rows.items()}
+    return ItemTables(tables, rows_IF, unused_per_item(items))
 
 
 def report(stage: str, rows: int, work: Iterable[object]) -> None:

@@ -9,7 +9,7 @@ zero vector.
     target 4, history 7                                             1]         [2, 0]]
 
 Shapes: B rows, U bags, T history positions (latest items, oldest first, padded at the end), X dense and S statistics
-columns, W weighted granularities.
+columns, W weighted and G matched granularities, V width of an item's content vector.
 """
 
 from dataclasses import dataclass, fields
@@ -24,9 +24,10 @@ from torchrec.streamable import Pipelineable
 class Batch(Pipelineable):
     """One rank's share of a step. Every field is a tensor or a KeyedJaggedTensor.
 
-    items: keys are the item tables (hid, s1, ...), stride U, at most one id per bag.
+    items: keys are the item features (hid, s1, ...), stride U, at most one id per bag.
     context: keys are the other id columns (user_id, cat_*), stride B, one id per bag.
-    token_weights_UW: float32 weights of the bags' granularities; W is 0 where the model uses none.
+    token_weights_UW: float32 weights of the bags' granularities. granules_UG: int64 numbers of the granules, 0 for
+        none. content_UV: float32 content vectors. All are zero in bag 0, and have width 0 where the model uses none.
     target_B, history_BT: int64 bag numbers; 0 is padding.
     dense_BX, stats_BS: float32. stats are raw counts as of the row's time.
     label_B: float32, 0 or 1. weight_B: float32, 0 marks a padding row, which counts nowhere.
@@ -37,6 +38,8 @@ class Batch(Pipelineable):
     items: KeyedJaggedTensor
     context: KeyedJaggedTensor
     token_weights_UW: Tensor
+    granules_UG: Tensor
+    content_UV: Tensor
     target_B: Tensor
     history_BT: Tensor
     dense_BX: Tensor

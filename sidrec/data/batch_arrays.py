@@ -1,29 +1,41 @@
-"""A step's rows -> the arrays of a Batch: finds the unique items and looks up their table rows.
+"""A step's rows -> the arrays of a Batch: finds the unique items and looks up what is known of them.
 
-Shapes: B rows, T history positions, U item bags (bag 0 empty), M = B (1 + T) ids of targets and histories, G item
-tables, W weighted granularities, I item ids, C context columns.
+Shapes: B rows, T history positions, U item bags (bag 0 empty), M = B (1 + T) ids of targets and histories, F item
+features, I item ids, C context columns.
 """
+
+from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
 
 from sidrec.data.batch_block import Jagged
 from sidrec.data.rows import Rows
 
+PER_BAG = {"token_weights_UW": np.float32, "granules_UG": np.int64, "content_UV": np.float32}
+"""Fields of a Batch with one row per item bag, beside the lookups; and their types."""
+
+
+class PerItem(Protocol):
+    """Something known of every item, by item id: an array [I, ...], or what reads like one from a file."""
+
+    def __getitem__(self, ids_U: np.ndarray, /) -> np.ndarray: ...
+
 
 class BatchArrays:
     """Builds the arrays of one process's batches.
 
-    tables: G names of item tables. rows_IG: int64 table row of every item id, 0 for none. weights_IW: float32 token
-        weights of every item id (ItemTables).
+    features: F names of item features. rows_IF: int64 table row of every item id, 0 for none.
+    per_item: field of PER_BAG -> its values for every item id. (All three as ItemTables has them.)
     context: names of the context columns, in the order of `Rows.context_NC`.
     Keeps one int64 per item id, so that finding the unique items needs no sort of all ids.
     """
 
     def __init__(
-        self, tables: tuple[str, ...], rows_IG: np.ndarray, weights_IW: np.ndarray, context: tuple[str, ...]
+        self, features: tuple[str, ...], rows_IF: np.ndarray, per_item: Mapping[str, PerItem], context: tuple[str, ...]
     ) -> None:
-        self._tables, self._rows_IG, self._weights_IW, self._context = tables, rows_IG, weights_IW, context
-        self._bag_I = np.zeros(len(rows_IG), np.int64)
+        self._features, self._rows_IF, self._per_item, self._context = features, rows_IF, per_item, context
+        self._bag_I = np.zeros(len(rows_IF), np.int64)
 
     def __call__(self, rows: Rows, rows_per_rank: float) -> dict[str, np.ndarray | Jagged]:
         """Batch field -> its array. Items are numbered 1..U-1 by increasing id; item id 0 is bag 0, as padding is."""
@@ -32,7 +44,7 @@ class BatchArrays:
         return {
             "items": self._items(known_U),
             "context": _one_id_per_bag(self._context, rows.context_NC),
-            "token_weights_UW": self._token_weights(known_U),
+            **{field: _with_bag_0(self._per_item[field][known_U]) for field in PER_BAG},
             "target_B": bag_M[:size],
             "history_BT": bag_M[size:].reshape(rows.history_NT.shape),
             "dense_BX": rows.dense_NX,
@@ -55,16 +67,17 @@ class BatchArrays:
         self._bag_I[known_U] = np.arange(1, len(known_U) + 1)
         return known_U, self._bag_I[ids_M]
 
-    def _token_weights(self, known_U: np.ndarray) -> np.ndarray:
-        weights_UW = np.zeros((len(known_U) + 1, self._weights_IW.shape[1]), np.float32)
-        weights_UW[1:] = self._weights_IW[known_U]
-        return weights_UW
-
     def _items(self, known_U: np.ndarray) -> Jagged:
-        rows_GU = np.zeros((len(self._tables), len(known_U) + 1), np.int64)
-        rows_GU[:, 1:] = self._rows_IG[known_U].T
-        looked_up_GU = rows_GU > 0
-        return Jagged(self._tables, rows_GU.shape[1], rows_GU[looked_up_GU], looked_up_GU.ravel().astype(np.int32))
+        rows_FU = np.zeros((len(self._features), len(known_U) + 1), np.int64)
+        rows_FU[:, 1:] = self._rows_IF[known_U].T
+        looked_up_FU = rows_FU > 0
+        return Jagged(self._features, rows_FU.shape[1], rows_FU[looked_up_FU], looked_up_FU.ravel().astype(np.int32))
+
+
+def _with_bag_0(known: np.ndarray) -> np.ndarray:
+    values = np.zeros((len(known) + 1, *known.shape[1:]), known.dtype)
+    values[1:] = known
+    return values
 
 
 def _one_id_per_bag(keys: tuple[str, ...], ids_BC: np.ndarray) -> Jagged:

@@ -1,6 +1,6 @@
 """What the training process does to a batch: gives it its types, and pads its items to a count all ranks share.
 
-Shapes: U item bags, G item tables.
+Shapes: U item bags, F item features.
 """
 
 from dataclasses import replace
@@ -9,6 +9,7 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec.data.batch import Batch
+from sidrec.data.batch_arrays import PER_BAG
 from sidrec.data.batch_block import BatchBlock, JaggedPlace
 
 
@@ -30,8 +31,8 @@ def pad_items(batch: Batch, bags: int) -> Batch:
     items = batch.items
     if bags < batch.bags:
         raise ValueError(f"items: expected at most {bags} bags, got {batch.bags}")
-    lengths_GU = items.lengths().view(len(items.keys()), batch.bags)
-    padded_GU = torch.nn.functional.pad(lengths_GU, (0, bags - batch.bags))
-    padded = KeyedJaggedTensor(keys=items.keys(), values=items.values(), lengths=padded_GU.view(-1), stride=bags)
-    weights_UW = torch.nn.functional.pad(batch.token_weights_UW, (0, 0, 0, bags - batch.bags))
-    return replace(batch, items=padded, token_weights_UW=weights_UW)
+    lengths_FU = items.lengths().view(len(items.keys()), batch.bags)
+    padded_FU = torch.nn.functional.pad(lengths_FU, (0, bags - batch.bags))
+    padded = KeyedJaggedTensor(keys=items.keys(), values=items.values(), lengths=padded_FU.view(-1), stride=bags)
+    per_bag = {name: torch.nn.functional.pad(getattr(batch, name), (0, 0, 0, bags - batch.bags)) for name in PER_BAG}
+    return replace(batch, items=padded, **per_bag)

@@ -40,7 +40,7 @@ class SplitLoader:
         self.rows = reader.lanes.rows
         self.quarantined = 0
         self._logged: set[str] = set()
-        self._dataset = Steps(reader, tables.names, tables.rows_IG, tables.weights_IW, world)
+        self._dataset = Steps(reader, tables.features, tables.rows_IF, tables.per_item, world)
         self._workers, self._pin_memory = workers, pin_memory
         self._context = _worker_context() if workers else None
         self._loader: DataLoader[Built] | None = None

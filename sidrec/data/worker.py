@@ -6,14 +6,14 @@ Imports no torchrec: it costs a worker's start seconds and hundreds of megabytes
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from sidrec.data.batch_arrays import BatchArrays
+from sidrec.data.batch_arrays import BatchArrays, PerItem
 from sidrec.data.batch_block import BatchBlock, block_of
 from sidrec.data.reader import LogReader
 from sidrec.schema import ContractError
@@ -31,14 +31,19 @@ class Built(NamedTuple):
 class Steps(IterableDataset[Built]):
     """Worker k of K builds steps first + k, first + k + K, ...: DataLoader asks workers in turn, which keeps order.
 
-    tables, rows_IG, weights_IW: names, rows and token weights of the item tables (ItemTables).
+    features, rows_IF, per_item: as BatchArrays takes them.
     """
 
     def __init__(
-        self, reader: LogReader, tables: tuple[str, ...], rows_IG: np.ndarray, weights_IW: np.ndarray, world: int
+        self,
+        reader: LogReader,
+        features: tuple[str, ...],
+        rows_IF: np.ndarray,
+        per_item: Mapping[str, PerItem],
+        world: int,
     ) -> None:
-        self._reader, self._tables, self._rows_IG, self._world = reader, tables, rows_IG, world
-        self._weights_IW = weights_IW
+        self._reader, self._features, self._rows_IF, self._world = reader, features, rows_IF, world
+        self._per_item = per_item
         self._position = torch.zeros(2, dtype=torch.int64)
         self._position.share_memory_()  # type: ignore[no-untyped-call]  # workers outlive an epoch
 
@@ -53,7 +58,7 @@ class Steps(IterableDataset[Built]):
         return self._build(epoch, range(first + number, self._reader.lanes.steps, workers))
 
     def _build(self, epoch: int, steps: range) -> Iterator[Built]:
-        arrays = BatchArrays(self._tables, self._rows_IG, self._weights_IW, self._reader.columns.context)
+        arrays = BatchArrays(self._features, self._rows_IF, self._per_item, self._reader.columns.context)
         try:
             for step in self._reader.steps(epoch, steps):
                 yield Built(block_of(arrays(step.rows, step.rows_of_all_ranks / self._world)), step.complaints)

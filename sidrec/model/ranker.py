@@ -4,7 +4,6 @@ Shapes: B rows, F embedding features, D width, X dense columns, S statistics, E 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,30 +13,16 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from sidrec.config.model import ModelConfig
 from sidrec.data.batch import Batch
-from sidrec.data.item_tables import HID
+from sidrec.data.item_tables import HID, ItemTable
 from sidrec.model.backbones.build import build_backbone
 from sidrec.model.fusion import GranularityFusion
 from sidrec.model.gate import TargetAwareGate
 from sidrec.model.items.build import build_item
 from sidrec.model.items.representation import ItemLookup
-from sidrec.model.items.sid import SidRepresentation
+from sidrec.model.items.semantic import SemanticRepresentation
 from sidrec.model.items.sid_coord import SidCoordRepresentation
+from sidrec.model.sizes import Sizes
 from sidrec.model.statistics import StandardizeStats
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What the data decides about the model's shape.
-
-    item_rows: item table -> rows. context_rows: id column -> rows. dense: int_* columns used (X).
-    stats_mean, stats_std: moments of log1p(stat_*) over the train split, one per statistic (S).
-    """
-
-    item_rows: Mapping[str, int]
-    context_rows: Mapping[str, int]
-    dense: int
-    stats_mean: tuple[float, ...]
-    stats_std: tuple[float, ...]
 
 
 class Ranker(nn.Module):
@@ -51,22 +36,21 @@ class Ranker(nn.Module):
         super().__init__()
         dim = config.embedding_dim
         mean_S, std_S = torch.tensor(sizes.stats_mean), torch.tensor(sizes.stats_std)
-        inits = {HID: config.hid_init} | {name: config.sid_init for name in sizes.item_rows if name != HID}
-        self.items = _tables({name: (rows, inits[name]) for name, rows in sizes.item_rows.items()}, dim)
+        inits = {HID: config.hid_init} | {name: config.sid_init for name in sizes.item_tables if name != HID}
+        self.items = _tables(sizes.item_tables, dim, inits)
         self.context_columns = tuple(sizes.context_rows)
-        self.context = (
-            _tables({name: (rows, None) for name, rows in sizes.context_rows.items()}, dim)
-            if sizes.context_rows
-            else None
-        )
-        self.item = build_item(config.item, config.history_pooling, dim, mean_S, std_S)
+        context = {name: ItemTable(rows, (name,)) for name, rows in sizes.context_rows.items()}
+        self.context = _tables(context, dim, {}) if context else None
+        self.item = build_item(config.item, config.history_pooling, dim, sizes)
         self.statistics = StandardizeStats(mean_S, std_S) if config.stats_as_dense and sizes.stats_mean else None
         dense_width = sizes.dense + 1 + (len(mean_S) if self.statistics else 0) + self.item.width
         self.backbone = build_backbone(config.backbone, self.item.features, self.context_columns, dim, dense_width)
 
     def score(self, batch: Batch) -> Tensor:
         """Logits [B]."""
-        looked_up = ItemLookup(self.items(batch.items).to_dict(), batch.token_weights_UW)
+        looked_up = ItemLookup(
+            self.items(batch.items).to_dict(), batch.token_weights_UW, batch.granules_UG, batch.content_UV
+        )
         embedded_BFD, aligned_BE = self.item(looked_up, batch.target_B, batch.history_BT, batch.stats_BS)
         if self.context is not None:
             context = self.context(batch.context).to_dict()
@@ -91,10 +75,9 @@ class Ranker(nn.Module):
 
     @property
     def fusion(self) -> GranularityFusion | None:
-        """The attention over SID granularities, where the item representation has SIDs."""
-        if isinstance(self.item, (SidRepresentation, SidCoordRepresentation)):
-            return self.item.semantic.fusion
-        return None
+        """The attention over an item's SID features, where the item representation has one."""
+        fusion = self.item.semantic.fusion if isinstance(self.item, SemanticRepresentation) else None
+        return fusion if isinstance(fusion, GranularityFusion) else None
 
     @property
     def gate(self) -> TargetAwareGate | None:
@@ -103,20 +86,20 @@ class Ranker(nn.Module):
         return gate if isinstance(gate, TargetAwareGate) else None
 
 
-def _tables(rows: Mapping[str, tuple[int, float | None]], dim: int) -> EmbeddingBagCollection:
-    """One collection with a table per entry: name -> (rows, initial range or None for TorchRec's 1/sqrt(rows))."""
+def _tables(tables: Mapping[str, ItemTable], dim: int, inits: Mapping[str, float | None]) -> EmbeddingBagCollection:
+    """One collection with a table per entry. inits: its initial range, TorchRec's 1/sqrt(rows) where there is none."""
     return EmbeddingBagCollection(
         tables=[
             EmbeddingBagConfig(
                 name=name,
-                feature_names=[name],
-                num_embeddings=count,
+                feature_names=list(table.features),
+                num_embeddings=table.rows,
                 embedding_dim=dim,
                 pooling=PoolingType.SUM,
                 weight_init_min=None if init is None else -init,
                 weight_init_max=init,
             )
-            for name, (count, init) in rows.items()
+            for name, table, init in ((name, table, inits.get(name)) for name, table in tables.items())
         ],
         device=torch.device("meta"),
     )

@@ -10,7 +10,8 @@ from sidrec.config.item import HidItem
 from sidrec.data.item_tables import ItemTables, item_tables
 from sidrec.data.loader import SplitLoader, columns_of, open_split
 from sidrec.data.moments import stat_moments
-from sidrec.model.ranker import Ranker, Sizes
+from sidrec.model.ranker import Ranker
+from sidrec.model.sizes import Sizes
 from sidrec.parallel.process_group import Ranks, together
 from sidrec.parallel.shard import ShardedRanker, shard
 from sidrec.schema import LOG, Manifest, load_manifest
@@ -42,7 +43,7 @@ def _read(recipe: Recipe) -> Data:
     tables = item_tables(recipe.model.item, manifest, catalog)
     mean_S, std_S = stat_moments(recipe.data.path, manifest)
     sizes = Sizes(
-        item_rows=tables.sizes,
+        item_tables=tables.tables,
         context_rows={column: manifest.ids[column] for column in recipe.model.context},
         dense=len(columns.log.dense),
         stats_mean=tuple(mean_S.tolist()),

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from sidrec.data.item_tables import HID
 from sidrec.model.fusion import GranularityFusion
+from sidrec.model.items.semantic import SemanticRepresentation
 from sidrec.model.ranker import Ranker
 from sidrec.parallel.process_group import Ranks
 from sidrec.train.run_directory import RunDirectory
@@ -28,7 +28,7 @@ class AttentionMeter:
         """ranker: a Ranker, on this rank; without a fusion there is nothing to measure."""
         assert isinstance(ranker, Ranker), "DistributedModelParallel keeps the ranker it was given"
         self.fusion = ranker.fusion
-        self.names = [name for name in ranker.item.tables if name != HID]
+        self.names = ranker.item.semantic.sids if isinstance(ranker.item, SemanticRepresentation) else ()
         # the last two entries: summed entropy in nats, and the number of bags
         self.sums = torch.zeros(len(self.names) + 2, dtype=torch.float64)
 

@@ -83,7 +83,7 @@ def _facts(ranks: Ranks) -> dict[str, object]:
 
 
 def _say_what_runs(recipe: Recipe, data: Data, position: Position, ranks: Ranks) -> None:
-    tables = ", ".join(f"{name} {rows:,}" for name, rows in data.sizes.item_rows.items())
+    tables = ", ".join(f"{name} {table.rows:,}" for name, table in data.sizes.item_tables.items())
     print(
         f"{recipe.name}, seed {recipe.seed}: {data.manifest.rows('train'):,} train rows, item tables {tables}\n"
         f"{ranks.world} rank(s) on {ranks.device.type}, {ranks.threads} thread(s) each (cores / ranks); "

@@ -10,17 +10,24 @@ from sidrec.data.batch import Batch
 from sidrec.data.batch_arrays import BatchArrays
 from sidrec.data.batch_block import block_of
 from sidrec.data.collate import collate, pad_items
-from sidrec.data.item_tables import ItemTables, no_weights
+from sidrec.data.item_tables import ItemTable, ItemTables, unused_per_item
 from sidrec.data.rows import Rows
 
-HID_ONLY = ItemTables(("hid",), (30,), np.arange(30)[:, None], no_weights(30))
+
+def tables_of(features: tuple[str, ...], rows_IF: np.ndarray, **per_item: np.ndarray) -> ItemTables:
+    """A table of its own for every feature."""
+    tables = {name: ItemTable(int(rows_IF.max()) + 1, (name,)) for name in features}
+    return ItemTables(tables, rows_IF, {**unused_per_item(len(rows_IF)), **per_item})
+
+
+HID_ONLY = tables_of(("hid",), np.arange(30)[:, None])
 
 
 class Builder:
     """Rows to batch, all the way."""
 
     def __init__(self, tables: ItemTables, context: tuple[str, ...]) -> None:
-        self._arrays = BatchArrays(tables.names, tables.rows_IG, tables.weights_IW, context)
+        self._arrays = BatchArrays(tables.features, tables.rows_IF, tables.per_item, context)
 
     def __call__(self, rows: Rows, rows_per_rank: float) -> Batch:
         return collate(block_of(self._arrays(rows, rows_per_rank)))
@@ -83,7 +90,7 @@ def test_fields_and_dtypes() -> None:
 
 def test_an_unknown_item_is_bag_0_and_a_missing_sid_gets_no_lookup() -> None:
     # Items 0..3; item 2 has no SID.
-    tables = ItemTables(("hid", "s1"), (4, 3), np.array([[0, 0], [1, 2], [2, 0], [3, 1]]), no_weights(4))
+    tables = tables_of(("hid", "s1"), np.array([[0, 0], [1, 2], [2, 0], [3, 1]]))
     batch = Builder(tables, ())(rows_of([2, 0, 3], [[1], [0, 1], []]), 2)
     assert bags(batch.items) == {"hid": [[], [1], [2], [3]], "s1": [[], [2], [], [1]]}
     assert batch.target_B.tolist() == [2, 0, 3]
@@ -100,21 +107,21 @@ def test_padding_alone_has_one_empty_bag() -> None:
 def test_collate_equals_a_slow_reference(seed: int) -> None:
     rng = np.random.default_rng(seed)
     ids, size = int(rng.choice([5, 40, 1000])), int(rng.integers(1, 60))
-    rows_IG = np.stack([np.arange(ids), rng.integers(0, 4, ids), rng.integers(0, 9, ids)], axis=1)
-    rows_IG[0] = 0
-    tables = ItemTables(("hid", "s1", "s12"), (ids, 4, 9), rows_IG, no_weights(ids))
+    rows_IF = np.stack([np.arange(ids), rng.integers(0, 4, ids), rng.integers(0, 9, ids)], axis=1)
+    rows_IF[0] = 0
+    tables = tables_of(("hid", "s1", "s12"), rows_IF)
     histories = [rng.integers(0, ids, n).tolist() for n in rng.integers(0, 7, size)]
     rows = rows_of(rng.integers(0, ids, size).tolist(), histories)
     build = Builder(tables, ())
     for _ in range(2):  # nothing of one batch may leak into the next
-        check_against_dicts(build(rows, 1.0), rows, histories, rows_IG)
+        check_against_dicts(build(rows, 1.0), rows, histories, rows_IF)
 
 
-def check_against_dicts(batch: Batch, rows: Rows, histories: list[list[int]], rows_IG: np.ndarray) -> None:
+def check_against_dicts(batch: Batch, rows: Rows, histories: list[list[int]], rows_IF: np.ndarray) -> None:
     known = sorted({id_ for ids in [rows.item_N.tolist(), *histories] for id_ in ids} - {0})
     bag = {0: 0} | {item: number for number, item in enumerate(known, start=1)}
     expected: dict[str, list[list[int]]] = {
-        name: [[]] + [[int(rows_IG[item, g])] if rows_IG[item, g] else [] for item in known]
+        name: [[]] + [[int(rows_IF[item, g])] if rows_IF[item, g] else [] for item in known]
         for g, name in enumerate(("hid", "s1", "s12"))
     }
     assert bags(batch.items) == expected
@@ -125,11 +132,18 @@ def check_against_dicts(batch: Batch, rows: Rows, histories: list[list[int]], ro
 
 def test_pad_items_appends_empty_bags_and_nothing_else() -> None:
     weights_IW = np.arange(30, dtype=np.float32)[:, None] / 10
-    tables = ItemTables(("hid", "s1"), (30, 30), np.stack([np.arange(30), np.arange(30)], axis=1), weights_IW)
+    granules_IG = np.stack([np.arange(30) % 4, np.arange(30) % 7], axis=1)
+    rows_IF = np.stack([np.arange(30), np.arange(30)], axis=1)
+    tables = tables_of(("hid", "s1"), rows_IF, token_weights_UW=weights_IW, granules_UG=granules_IG)
     batch = Builder(tables, ())(rows_of([7, 4], [[9, 4], [7]]), 2)
     assert batch.token_weights_UW.flatten().tolist() == pytest.approx([0, 0.4, 0.7, 0.9])
+    assert batch.granules_UG.tolist() == [[0, 0], [0, 4], [3, 0], [1, 2]]
+    assert (batch.granules_UG.dtype, batch.content_UV.dtype) == (torch.int64, torch.float32)
+    assert batch.content_UV.shape == (4, 0)
     padded = pad_items(batch, 6)
     assert padded.token_weights_UW.flatten().tolist() == pytest.approx([0, 0.4, 0.7, 0.9, 0, 0])
+    assert padded.granules_UG.tolist() == [[0, 0], [0, 4], [3, 0], [1, 2], [0, 0], [0, 0]]
+    assert padded.content_UV.shape == (6, 0)
     assert bags(padded.items) == {key: [[], [4], [7], [9], [], []] for key in ("hid", "s1")}
     assert padded.bags == 6
     assert padded.items.lengths().dtype == torch.int32
@@ -144,7 +158,7 @@ def test_all_of_a_batch_lies_in_one_aligned_block() -> None:
     batch = Builder(HID_ONLY, ("user_id",))(rows_of([7, 4, 9], [[9, 4], [7], []], [[5], [6], [7]]), 2)
     tensors = [batch.items.values(), batch.items.lengths(), batch.context.values(), batch.context.lengths()]
     tensors += [value for value in vars(batch).values() if isinstance(value, Tensor)]
-    assert len(tensors) == 15
+    assert len(tensors) == 17
     assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1
     assert {tensor.storage_offset() * tensor.element_size() % 64 for tensor in tensors} == {0}
 

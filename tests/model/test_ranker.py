@@ -12,7 +12,9 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec.config.model import ModelConfig
 from sidrec.data.batch import Batch
-from sidrec.model.ranker import Ranker, Sizes
+from sidrec.data.item_tables import ItemTable
+from sidrec.model.ranker import Ranker
+from sidrec.model.sizes import Sizes
 
 B, U, T, ROWS = 6, 9, 4, 20
 GRANULARITIES = ("s1", "s2", "s3", "s12", "s23")
@@ -27,11 +29,12 @@ def ranker_for(**model: Any) -> Ranker:
     names = tuple(n for n in names if n == "hid" or n in config.item.granularities)  # type: ignore[union-attr]
     torch.manual_seed(0)
     context = dict.fromkeys(config.context, ROWS)
-    ranker = Ranker(config, Sizes(dict.fromkeys(names, ROWS), context, 2, (1.0, 2.0), (1.0, 0.5)))
-    for tables in (ranker.items, ranker.context):
-        if tables is not None:
-            tables.to_empty(device="cpu")
-            for table in tables.parameters():
+    tables = {name: ItemTable(ROWS, (name,)) for name in names}
+    ranker = Ranker(config, Sizes(tables, context, 2, (1.0, 2.0), (1.0, 0.5)))
+    for collection in (ranker.items, ranker.context):
+        if collection is not None:
+            collection.to_empty(device="cpu")
+            for table in collection.parameters():
                 torch.nn.init.normal_(table, std=0.3)
     return ranker
 
@@ -42,7 +45,7 @@ def batch_for(ranker: Ranker, weight_B: torch.Tensor | None = None) -> Batch:
     def ids(high: int, *shape: int) -> torch.Tensor:
         return torch.randint(0, high, shape, generator=generator)
 
-    keys = [config.name for config in ranker.items.embedding_bag_configs()]
+    keys = [name for config in ranker.items.embedding_bag_configs() for name in config.feature_names]
     lengths = torch.tensor([0] + [1] * (U - 1), dtype=torch.int32).repeat(len(keys))
     items = KeyedJaggedTensor(keys=keys, values=ids(ROWS, (U - 1) * len(keys)), lengths=lengths)
     columns = list(ranker.context_columns)
@@ -54,6 +57,8 @@ def batch_for(ranker: Ranker, weight_B: torch.Tensor | None = None) -> Batch:
         items=items,
         context=context,
         token_weights_UW=torch.cat([torch.zeros(1, 5), torch.rand(U - 1, 5, generator=generator)]),
+        granules_UG=torch.zeros(U, 0, dtype=torch.int64),
+        content_UV=torch.zeros(U, 0),
         target_B=ids(U - 1, B) + 1,
         history_BT=ids(U, B, T),
         dense_BX=torch.randn(B, 2, generator=generator),

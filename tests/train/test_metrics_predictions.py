@@ -27,6 +27,8 @@ def _batch(row: list[int], weight: list[float] | None = None) -> Batch:
         items=nothing,
         context=nothing,
         token_weights_UW=torch.zeros(len(row), 0),
+        granules_UG=torch.zeros(len(row), 0, dtype=torch.int64),
+        content_UV=torch.zeros(len(row), 0),
         target_B=row_B,
         history_BT=row_B[:, None],
         dense_BX=torch.zeros(len(row), 0),

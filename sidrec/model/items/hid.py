@@ -17,7 +17,6 @@ from sidrec.model.pooling import build_pooling
 class HidRepresentation(ItemRepresentation):
     """Hashed ids alone: the target's embedding and the history's, pooled."""
 
-    tables = (HID,)
     features = ("item", "history_hid")
     width = 0
 
@@ -28,7 +27,7 @@ class HidRepresentation(ItemRepresentation):
     def forward(
         self, items: ItemLookup, target_B: Tensor, history_BT: Tensor, stats_BS: Tensor
     ) -> tuple[Tensor, Tensor]:
-        hid_UD = items.tables[HID]
+        hid_UD = items.embedded[HID]
         target_BD = functional.embedding(target_B, hid_UD)
         pooled_BD = self.pooling(hid_UD, target_BD, index_history(history_BT))
         return torch.stack([target_BD, pooled_BD], dim=1), stats_BS[:, :0]

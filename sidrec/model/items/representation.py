@@ -1,7 +1,7 @@
 """The contract of item representations: from the lookups of unique items to what the backbone gets.
 
-Shapes: B rows, U items, T history positions, W weighted granularities, F features, D width, S statistics, E dense
-features.
+Shapes: B rows, U items, T history positions, W weighted and G matched granularities, V width of a content vector, F
+features, D width, S statistics, E dense features.
 """
 
 from dataclasses import dataclass
@@ -11,19 +11,20 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class ItemLookup:
-    """tables: table -> [U, D], of one split of the KeyedTensor: a slice's gradient would be as wide as all tables.
+    """embedded: item feature -> [U, D], of one split of the KeyedTensor: a slice's gradient would be as wide as all.
 
-    token_weights_UW: weights of the granularities, W = 0 where none are used.
+    token_weights_UW, granules_UG, content_UV: as the Batch has them; the last two for kinds that ask for them.
     """
 
-    tables: dict[str, Tensor]
+    embedded: dict[str, Tensor]
     token_weights_UW: Tensor
+    granules_UG: Tensor | None = None
+    content_UV: Tensor | None = None
 
 
 class ItemRepresentation(nn.Module):
-    """tables: names of the tables it reads. features: names of the F vectors. width: number of dense features E."""
+    """features: names of the F vectors. width: number of dense features E."""
 
-    tables: tuple[str, ...]
     features: tuple[str, ...]
     width: int
 

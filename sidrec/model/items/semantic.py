@@ -11,27 +11,28 @@ from sidrec.config.item import SidCoordItem, SidItem
 from sidrec.model.alignment import build_alignment
 from sidrec.model.fusion import build_fusion
 from sidrec.model.history import HistoryIndex
-from sidrec.model.items.representation import ItemLookup
+from sidrec.model.items.representation import ItemLookup, ItemRepresentation
 
 
 class SemanticPart(nn.Module):
-    """What SID items and SID-Coord have in common: fused granularities, and dense features of target and history.
+    """What all item kinds with SIDs have in common: fused granularities, and dense features of target and history.
 
+    sids: names of the G features that are looked up; left out, the config's granularities.
     multiply, append: uses of the catalog's token weights (ADC-SID, arXiv 2510.25622). width: of the dense features.
     """
 
-    def __init__(self, config: SidItem | SidCoordItem, dim: int) -> None:
+    def __init__(self, config: SidItem | SidCoordItem, dim: int, sids: tuple[str, ...] | None = None) -> None:
         super().__init__()
-        self.granularities = config.granularities
+        self.sids = config.granularities if sids is None else sids
         self.multiply = config.token_weights in ("multiply", "both")
         self.append = config.token_weights in ("append", "both")
-        self.fusion = build_fusion(config.fusion, len(config.granularities), dim)
+        self.fusion = build_fusion(config.fusion, len(self.sids), dim)
         self.alignment = build_alignment(config.alignment)
         self.width = (self.alignment.width if self.alignment else 0) + self.append * len(config.granularities)
 
     def embed(self, items: ItemLookup) -> Tensor:
         """e_sid [U, D]."""
-        granules_UGD = torch.stack([items.tables[name] for name in self.granularities], dim=1)
+        granules_UGD = torch.stack([items.embedded[name] for name in self.sids], dim=1)
         if self.multiply:
             granules_UGD = granules_UGD * items.token_weights_UW.unsqueeze(2)
         return self.fusion(granules_UGD)
@@ -42,3 +43,9 @@ class SemanticPart(nn.Module):
         if self.append:
             features.append(functional.embedding(target_B, items.token_weights_UW))
         return torch.cat(features, dim=1) if features else target_B.to(sid_UD.dtype).unsqueeze(1)[:, :0]
+
+
+class SemanticRepresentation(ItemRepresentation):
+    """An item representation with SIDs in it."""
+
+    semantic: SemanticPart

@@ -10,19 +10,18 @@ from torch.nn import functional
 from sidrec.config.item import SidItem
 from sidrec.config.pooling import Pooling
 from sidrec.model.history import index_history
-from sidrec.model.items.representation import ItemLookup, ItemRepresentation
-from sidrec.model.items.semantic import SemanticPart
+from sidrec.model.items.representation import ItemLookup
+from sidrec.model.items.semantic import SemanticPart, SemanticRepresentation
 from sidrec.model.pooling import build_pooling
 
 
-class SidRepresentation(ItemRepresentation):
+class SidRepresentation(SemanticRepresentation):
     """Semantic ids alone: fused granularities, the history's, pooled, and the alignment features."""
 
-    def __init__(self, config: SidItem, pooling: Pooling, dim: int) -> None:
+    def __init__(self, config: SidItem, pooling: Pooling, dim: int, sids: tuple[str, ...]) -> None:
         super().__init__()
-        self.tables = config.granularities
         self.features = ("item", "history_sid")
-        self.semantic = SemanticPart(config, dim)
+        self.semantic = SemanticPart(config, dim, sids)
         self.pooling = build_pooling(pooling, dim)
         self.width = self.semantic.width
 
