@@ -16,29 +16,29 @@ LEAST_MERGED = 1 << 18  # values waiting before they are merged, so that small c
 class ValueCounts:
     """Distinct values of one column and how often they occur; MISSING is not counted.
 
-    Holds 12 bytes per distinct value, up to twice that with those that wait, some 50 in the moment they are merged.
+    Holds 12 bytes per distinct uint32, up to twice that with those that wait, some 50 in the moment they are merged.
     """
 
-    def __init__(self) -> None:
-        self._values, self._counts = np.zeros(0, np.uint32), np.zeros(0, np.int64)
+    def __init__(self, kind: type[np.unsignedinteger] = np.uint32) -> None:
+        self._values, self._counts = np.zeros(0, kind), np.zeros(0, np.int64)
         self._waiting: list[tuple[np.ndarray, np.ndarray]] = []
         self._waiting_values = 0
 
     def count(self, value_N: np.ndarray) -> None:
-        """Takes rows of the column in: uint32 [N]."""
+        """Takes rows of the column in: [N] of the kind."""
         values, counts = np.unique(value_N, return_counts=True)
         known = slice(1, None) if len(values) and values[0] == MISSING else slice(None)
         self.add(values[known], counts[known])
 
     def add(self, values: np.ndarray, counts: np.ndarray) -> None:
-        """Takes other counts in: distinct uint32 values and int64 counts."""
+        """Takes other counts in: distinct values and int64 counts."""
         self._waiting.append((values, counts))
         self._waiting_values += len(values)
         if self._waiting_values > max(len(self._values), LEAST_MERGED):  # as many as there are: merging stays linear
             self._merge()
 
     def total(self) -> tuple[np.ndarray, np.ndarray]:
-        """Distinct values uint32, rising, and their counts int64."""
+        """Distinct values, rising, and their counts int64."""
         if self._waiting:
             self._merge()
         return self._values, self._counts
