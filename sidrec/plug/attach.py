@@ -1,6 +1,7 @@
 """Adds SID-Coord to a model of torchrec.models, in place and without touching its other layers."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 from torch import nn
@@ -14,14 +15,14 @@ from sidrec.plug.sid_coord import PUBLISHED, SidCoord
 from sidrec.plug.sparse_arch import SidCoordKeyedArch, SidCoordSparseArch
 from sidrec.plug.statistics import StatFeatures, Statistics
 from sidrec.schema import ContractError
-from sidrec.sid.catalog import Catalog
+from sidrec.sid.catalog import Catalog, load_catalog
 
 M = TypeVar("M", bound=nn.Module)
 
 
 def attach(
     model: M,
-    catalog: Catalog,
+    catalog: Catalog | Path | str,
     item: str = "item_id",
     history: str | None = None,
     statistics: Statistics | None = None,
@@ -36,7 +37,7 @@ def attach(
     tables are looked up outside of the pipeline, with the same losses).
 
     model: DLRM, DLRM_DCN, DLRM_Projection, SimpleDeepFMNN, or a wrapper with one of them in it, such as DLRMTrain.
-    catalog: item id -> SID. Item ids are those that the feature `item` brings, which are rows of its table.
+    catalog: item id -> SID, or the folder of one. Item ids are those that the feature `item` brings: rows of its table.
     item: feature of the target, one id per row. history: feature of the items that the user liked, read from a table
         with as many rows; without one there are no alignment features.
     statistics: what the gate sees of the target.
@@ -58,7 +59,7 @@ def attach(
     check_features(collection, item, history, stats, config.granularities)
     table = table_of(collection, item)
     sid_coord = SidCoord(
-        catalog,
+        catalog if isinstance(catalog, Catalog) else load_catalog(Path(catalog)),
         items=table.num_embeddings,
         dim=table.embedding_dim,
         item=item,

@@ -23,9 +23,12 @@ KNOWN = 40
 """Items 1..KNOWN have a SID; the table has rows for more."""
 
 
-def catalog(seed: int = 0, levels: int = 3) -> Catalog:
-    codes_NL = np.random.default_rng(seed).integers(0, 4, size=(KNOWN, levels))
-    return Catalog(np.arange(1, KNOWN + 1), codes_NL, (4,) * levels)
+def catalog() -> Catalog:
+    """The first code of an item is odd where its id is; the rest is chance."""
+    codes_NL = np.random.default_rng(0).integers(0, 4, size=(KNOWN, 3))
+    ids_N = np.arange(1, KNOWN + 1)
+    codes_NL[:, 0] = codes_NL[:, 0] // 2 * 2 + ids_N % 2
+    return Catalog(ids_N, codes_NL, (4, 4, 4))
 
 
 def counts() -> ItemCounts:
