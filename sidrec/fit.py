@@ -144,7 +144,7 @@ def _finish(items: ItemVectors, fitted: _Fitted, recipe: Recipe, overwrite: bool
         collisions = {"moved_items": moved, "unresolved_items": unresolved}
         facts["resolve_seconds"] = time.perf_counter() - coded
     catalog = Catalog(items.item_ids_N, codes_NL, tokenizer.codebook_sizes, encoded.weights_NL)
-    error = reconstruction_error(items.vectors_NV, codes_NL, tokenizer)
+    error = reconstruction_error(items.vectors_NV, codes_NL, tokenizer, encoded.weights_NL)
     quality: dict[str, object] = asdict(code_quality(codes_NL, tokenizer.codebook_sizes))
     quality |= (asdict(error) if error else {}) | collisions
     if _may_write(catalog, target, overwrite):

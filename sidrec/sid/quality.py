@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import faiss
 import numpy as np
+from tqdm import trange
 
 from sidrec.schema import ContractError
 from sidrec.sid.tokenizer import Tokenizer
@@ -134,7 +135,7 @@ def reconstruction_error(
     """
     squared = deviation = 0.0
     mean_V = vectors_NV.mean(axis=0, dtype=np.float64).astype(np.float32)
-    for start in range(0, len(vectors_NV), ROWS):
+    for start in trange(0, len(vectors_NV), ROWS, desc="reconstruct", unit_scale=ROWS, unit=" items", disable=None):
         part = vectors_NV[start : start + ROWS]
         weights = None if weights_NL is None else weights_NL[start : start + ROWS]
         decoded = tokenizer.decode(codes_NL[start : start + ROWS], weights)

@@ -217,6 +217,21 @@ def test_a_collapsed_codebook_fails_the_fit() -> None:
         GradientTokenizer.fit(same, config, 0, SideInformation())
 
 
+@pytest.mark.parametrize(("sampled_rows", "encoded"), [(slice(0), [16]), (slice(0, None, 4), [16, 64])])
+def test_all_items_are_encoded_for_a_collapse_only_where_a_sample_uses_too_few_codes(
+    sampled_rows: slice, encoded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every fourth item is looked at first. Where these are all the same, the others save the codebooks."""
+    vectors, seen = clustered_vectors(64), []
+    vectors[sampled_rows] = 1
+    encode = GradientTokenizer.encode
+    monkeypatch.setattr("sidrec.sid.learners.gradient.SAMPLE", 2)
+    monkeypatch.setattr(GradientTokenizer, "encode", lambda self, rows: seen.append(len(rows)) or encode(self, rows))
+    config = replace(PLAIN, training=replace(SHORT, least_utilisation=0.2))
+    GradientTokenizer.fit(vectors, config, 0, SideInformation())
+    assert seen == encoded
+
+
 @pytest.mark.real_data
 def test_rqvae_learns_real_items(real_data: Path) -> None:
     """Every code in use, and a quarter of the variance explained by 3 x 64 codes."""

@@ -25,6 +25,7 @@ from sidrec.sid.training.health import Usage, refuse_collapse
 from sidrec.sid.training.scheduled_losses import ScheduledLoss, clip_quantile, scheduled_losses
 from sidrec.sid.training.trainer import Trainer
 
+SAMPLE = 256  # items per code that are looked at first for a collapse
 CHUNK = 1024  # rows encoded at a time, always so many: a matrix product's last bits depend on its shape
 
 Columns = tuple[tuple[str, int], ...]
@@ -69,7 +70,7 @@ class GradientTokenizer(Tokenizer):
             )
             trainer.run()
         tokenizer = cls(network, columns, tuple(trainer.journal))
-        refuse_collapse(_usage(tokenizer, vectors_NV, replicas).health(), config.training.least_utilisation)
+        _refuse_collapse(tokenizer, vectors_NV, config.training.least_utilisation, replicas)
         return tokenizer
 
     @property
@@ -173,6 +174,14 @@ def _batches(
         side.behavior_NE if "behavior" in needs else None,
         clip_quantile(config),
     )
+
+
+def _refuse_collapse(tokenizer: GradientTokenizer, vectors_NV: np.ndarray, least: float, replicas: Replicas) -> None:
+    """Codes that some items use are used by all of them, too: all are encoded only where a sample uses too few."""
+    every = len(vectors_NV) // (SAMPLE * max(tokenizer.codebook_sizes))
+    if every > 1 and min(_usage(tokenizer, vectors_NV[::every], replicas).health().utilisation) >= least:
+        return
+    refuse_collapse(_usage(tokenizer, vectors_NV, replicas).health(), least)
 
 
 def _usage(tokenizer: GradientTokenizer, vectors_NV: np.ndarray, replicas: Replicas) -> Usage:

@@ -1,10 +1,10 @@
 """Batches of a training: epochs over all items, in bounded memory, each replica its share of every batch.
 
-Shapes: N items, V vector width, S steps, A anchors of this replica, B items of its batch.
+Shapes: N items, V vector width, S steps, W steps of a window, A anchors of this replica, B items of its batch.
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -17,15 +17,17 @@ from sidrec.sid.replicas import Replicas
 from sidrec.sid.training.order import epoch_order
 from sidrec.sid.training.partners import Partners
 
-MEMORY = 2 << 30  # bytes of vectors held in RAM at most
+MEMORY = 2 << 30  # bytes of vectors that RAM holds at least
 WINDOW = 256 << 20  # bytes of vectors read at a time when all do not fit
 
 
 class Batches:
     """`steps` batches per epoch, all of one size: the last one is filled up with the epoch's first items.
 
-    Vectors of at most MEMORY bytes are held in RAM and shuffled freely. Larger ones are read in windows of about WINDOW
-    bytes, see `epoch_order`; beside the vectors, the order of an epoch takes 16 bytes per item.
+    Vectors of at most MEMORY bytes, behaviour included, are shuffled freely; as a memory map they are in RAM all the
+    same once they were seen. Larger ones are read in windows of about WINDOW bytes, see `epoch_order`, and within a
+    window in the file's order, partners too. Beside the vectors, the order of an epoch takes 16 bytes per item, 24 for
+    a moment.
 
     With pairs, half a batch are anchors and the other half a partner of each. The papers draw pairs, so that items in
     no pair are never seen; here the anchors are every item once per epoch, so that those are learned as well.
@@ -50,10 +52,12 @@ class Batches:
             raise ContractError("training.batch_size", f"at least {share} for {replicas.size} processes", batch_size)
         self._anchors = min(batch_size // share, -(-items // replicas.size))
         self.steps = -(-items // (self._anchors * replicas.size))
+        self._size = self._anchors * (1 if pairs_P2 is None else 2)
         self._seed, self._replicas = seed, replicas
-        self._resident = vectors_NV.nbytes <= MEMORY
-        self._vectors_NV = np.ascontiguousarray(vectors_NV) if self._resident else vectors_NV
-        self._window = items if self._resident else max(WINDOW // (vectors_NV.nbytes // items), 1)
+        held = vectors_NV.nbytes + (0 if behavior_NE is None else behavior_NE.nbytes)
+        self._resident = held <= MEMORY
+        self._vectors_NV = vectors_NV
+        self._window = items if self._resident else max(WINDOW // (held // items), 1)
         self._partners = None if pairs_P2 is None else Partners(pairs_P2, items)
         self._behavior_NE = behavior_NE
         self._scaled_norm_N = None if behavior_NE is None else _scaled_norms(behavior_NE, clip_quantile)
@@ -64,45 +68,51 @@ class Batches:
         shape = (self.steps, self._replicas.size, self._anchors)
         rows_SA = np.resize(order_N, shape)[:, self._replicas.rank]
         generator = np.random.default_rng([self._seed, number, 1])
-        for rows_A, vectors_AV in zip(rows_SA, self._read(rows_SA), strict=True):
-            yield self._with_behavior(self._with_partners(rows_A, vectors_AV, generator))
+        steps = 1 if self._resident else max(self._window // self._size, 1)
+        for start in range(0, self.steps, steps):
+            yield from self._batches(rows_SA[start : start + steps], generator)
 
     def sample(self, items: int) -> Tensor:
         """Vectors of so many items drawn at random, of all if there are fewer."""
         every = len(self._vectors_NV)
         chosen = np.random.default_rng(self._seed).choice(every, min(items, every), replace=False)
-        return self._vectors(np.sort(chosen))
+        return self._tensor(self._vectors_NV, np.sort(chosen))
 
-    def _read(self, rows_SA: np.ndarray) -> Iterator[Tensor]:
-        """Vectors of every step; where they are not resident, of a window of steps at a time, in the file's order."""
-        if self._resident:
-            yield from (self._vectors(rows_A) for rows_A in rows_SA)
-            return
-        steps = max(self._window // rows_SA.shape[1], 1)
-        for start in range(0, len(rows_SA), steps):
-            rows, places = np.unique(rows_SA[start : start + steps], return_inverse=True)
-            window = self._vectors(rows)
-            yield from (window[torch.from_numpy(places_A)] for places_A in places.reshape(-1, rows_SA.shape[1]))
+    def _batches(self, rows_WA: np.ndarray, generator: np.random.Generator) -> Iterator[ItemBatch]:
+        """Those of a window of steps."""
+        rows_WB, known_WA = self._with_partners(rows_WA, generator)
+        behavior: Iterator[Tensor | None] = repeat(None, len(rows_WB))
+        if self._behavior_NE is not None:
+            behavior = self._read(self._behavior_NE, rows_WB)
+        vectors = self._read(self._vectors_NV, rows_WB)
+        for step, (vectors_BV, behavior_BE) in enumerate(zip(vectors, behavior, strict=True)):
+            rows_B, device = torch.from_numpy(rows_WB[step]), self._replicas.device
+            norm_B = None if self._scaled_norm_N is None else self._scaled_norm_N[rows_B].to(device)
+            partners = None if known_WA is None else known_WA.shape[1]
+            known_A = None if known_WA is None else torch.from_numpy(known_WA[step]).to(device)
+            yield ItemBatch(rows_B.to(device), vectors_BV, partners, known_A, behavior_BE, norm_B)
 
-    def _vectors(self, rows_B: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.asarray(self._vectors_NV[rows_B], dtype=np.float32)).to(self._replicas.device)
-
-    def _with_partners(self, rows_A: np.ndarray, vectors_AV: Tensor, generator: np.random.Generator) -> ItemBatch:
-        device = self._replicas.device
+    def _with_partners(
+        self, rows_WA: np.ndarray, generator: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         if self._partners is None:
-            return ItemBatch(torch.from_numpy(rows_A).to(device), vectors_AV)
-        chances = generator.random((self._replicas.size, self._anchors))  # all replicas draw alike, each takes its part
-        partner_A, known_A = self._partners.draw(rows_A, chances[self._replicas.rank])
-        rows_B = torch.from_numpy(np.concatenate([rows_A, partner_A])).to(device)
-        vectors_BV = torch.cat([vectors_AV, self._vectors(partner_A)])
-        return ItemBatch(rows_B, vectors_BV, len(rows_A), torch.from_numpy(known_A).to(device))
+            return rows_WA, None
+        steps, anchors = rows_WA.shape
+        chances = generator.random((steps, self._replicas.size, anchors))  # replicas draw alike, each takes its part
+        partner_WA, known_WA = self._partners.draw(rows_WA, chances[:, self._replicas.rank])
+        return np.concatenate([rows_WA, partner_WA], axis=1), known_WA
 
-    def _with_behavior(self, batch: ItemBatch) -> ItemBatch:
-        if self._behavior_NE is None or self._scaled_norm_N is None:
-            return batch
-        rows_B, device = batch.rows_B.cpu(), self._replicas.device
-        behavior_BE = torch.from_numpy(np.asarray(self._behavior_NE[rows_B.numpy()], dtype=np.float32))
-        return replace(batch, behavior_BE=behavior_BE.to(device), scaled_norm_B=self._scaled_norm_N[rows_B].to(device))
+    def _read(self, array_NV: np.ndarray, rows_WB: np.ndarray) -> Iterator[Tensor]:
+        """Rows of every step; where they are not resident, of all steps at once, in the file's order."""
+        if self._resident:
+            yield from (self._tensor(array_NV, rows_B) for rows_B in rows_WB)
+            return
+        rows, places_WB = np.unique(rows_WB, return_inverse=True)
+        window = self._tensor(array_NV, rows)
+        yield from (window[torch.from_numpy(places_B)] for places_B in places_WB.reshape(rows_WB.shape))
+
+    def _tensor(self, array_NV: np.ndarray, rows_B: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.asarray(array_NV[rows_B], dtype=np.float32)).to(self._replicas.device)
 
 
 def _scaled_norms(behavior_NE: np.ndarray, clip_quantile: float) -> Tensor:

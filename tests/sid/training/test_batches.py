@@ -50,12 +50,41 @@ def test_a_streamed_epoch_too_has_every_item_once(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("streamed")
 def test_a_streamed_epoch_never_holds_more_than_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    read = []
-    vectors_of = Batches._vectors
-    monkeypatch.setattr(Batches, "_vectors", lambda self, rows: read.append(len(rows)) or vectors_of(self, rows))
+    read = spied_reads(monkeypatch)
     rows_of(Batches(VECTORS, 40, 0, ALONE))
-    assert max(read) <= 96
+    assert max(map(len, read)) <= 96
     assert len(read) == 13  # 26 steps of 40, two to a window
+
+
+@pytest.mark.usefixtures("streamed")
+def test_partners_and_behavior_are_read_with_their_window_in_the_files_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are 24 + 8 bytes, so 72 of them are a window: 3 steps of 12 anchors and 12 partners."""
+    behavior = np.random.default_rng(1).standard_normal((1003, 2)).astype(np.float32)
+    pairs = np.random.default_rng(2).integers(0, 1003, (500, 2))
+    read = spied_reads(monkeypatch)
+    batches = Batches(VECTORS, 24, 0, ALONE, pairs, behavior)
+    seen = list(batches.epoch(0))
+    assert len(read) == 2 * -(-batches.steps // 3)
+    assert max(map(len, read)) <= 72
+    assert all((np.diff(rows) > 0).all() for rows in read)
+    for batch in seen:
+        assert np.array_equal(batch.vectors_BV.numpy(), VECTORS[batch.rows_B.numpy()])
+        assert batch.behavior_BE is not None
+        assert np.array_equal(batch.behavior_BE.numpy(), behavior[batch.rows_B.numpy()])
+    assert {row for batch in seen for row in batch.rows_B[:12].tolist()} == set(range(1003))
+
+
+def spied_reads(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """The rows of every read from now on."""
+    read: list[np.ndarray] = []
+    tensor_of = Batches._tensor
+
+    def spied(self: Batches, array: np.ndarray, rows: np.ndarray) -> torch.Tensor:
+        read.append(rows)
+        return tensor_of(self, array, rows)
+
+    monkeypatch.setattr(Batches, "_tensor", spied)
+    return read
 
 
 def test_a_window_of_an_epoch_is_a_few_whole_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
