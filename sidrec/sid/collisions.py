@@ -47,7 +47,7 @@ def resolve(
     resolved_NL, moved, unresolved = codes_NL.copy(), 0, 0
     with tqdm(total=len(shared), desc="resolve collisions", unit=" items", disable=None) as bar:
         for block in _blocks(shared, sid_N // size, max(1, COSTS // size)):
-            costs_RK = _costs(vectors_NV[block], codes_NL[block], tokenizer)
+            costs_RK = _costs(_rows(vectors_NV, block), codes_NL[block], tokenizer)
             leaving = np.flatnonzero(~_stay(sid_N[block], costs_RK, size, taken))
             for rows in _groups(leaving, sid_N[block[leaving]] // size):
                 free_F = _free(occupied, int(sid_N[block[rows[0]]]) // size, size)
@@ -85,6 +85,15 @@ def _blocks(rows: np.ndarray, prefix_N: np.ndarray, most: int) -> Iterator[np.nd
 def _groups(rows: np.ndarray, keys: np.ndarray) -> list[np.ndarray]:
     """`rows`, sorted by key, cut where the key changes; none when there are no rows."""
     return np.split(rows, np.flatnonzero(np.diff(keys)) + 1) if len(rows) else []
+
+
+def _rows(vectors_NV: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """`vectors_NV[rows]`, read in the file's order: the rows of a prefix lie anywhere in it."""
+    order = np.argsort(rows)
+    found = vectors_NV[rows[order]]
+    vectors_RV = np.empty_like(found)
+    vectors_RV[order] = found
+    return vectors_RV
 
 
 def _costs(vectors_RV: np.ndarray, codes_RL: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:

@@ -1,0 +1,180 @@
+"""Semantic ids for very many items: what `sidrec fit` costs, as a person runs it, with one thread.
+
+    python -m benchmarks.sid_scale DATA --write
+
+Makes DATA/items.parquet unless it is there: ten million vectors of width 256 take 10 GB, and each fit as much again for
+its scratch file. Then one process per learner, watched from outside (`sid_scale_cost`); how long its parts took is what
+it says itself in report.json.
+
+Shapes: V width, R rows of a row group.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from tqdm import tqdm
+
+from benchmarks.sid_scale_cost import Cost, cost_of
+from benchmarks.study.conditions import conditions
+from benchmarks.study.report import markdown_table
+from sidrec.schema import ITEM_ID, ITEMS
+from sidrec.sid.catalog import REPORT
+from sidrec.train.run_directory import write_json, write_text
+
+CLUSTERS = 1000
+ROWS = 65_536  # of a row group
+EPOCHS = 30  # that a training is extrapolated to
+RESULT = Path(__file__).with_suffix(".json")
+
+CODES = {"levels": 3, "codebook_size": 256}
+TRAINING = {"epochs": 1, "batch_size": 4096}
+TOKENIZERS: dict[str, dict[str, Any]] = {
+    "residual_kmeans": {"learner": {"kind": "residual_kmeans", **CODES}},
+    "rqvae": {"learner": {"kind": "rqvae", **CODES, "hidden": [512, 256, 128], "training": TRAINING}},
+    "residual_kmeans, collisions resolved": {
+        "learner": {"kind": "residual_kmeans", **CODES},
+        "resolve_collisions": True,
+    },
+}
+
+
+def write_vectors(path: Path, items: int, width: int, seed: int) -> None:
+    """Writes items.parquet: ids from 1, and float32 vectors, a coarse centre + 1/2 a fine one + 1/4 noise, all normal.
+
+    CLUSTERS of each kind, in any combination: there is something left to learn on every level. In row groups of ROWS,
+    so that making them takes little memory; the file appears when it is whole.
+    """
+    random = np.random.default_rng(seed)
+    coarse, fine = random.standard_normal((2, CLUSTERS, width), dtype=np.float32)
+    schema = pa.schema([(ITEM_ID, pa.int64()), ("text", pa.list_(pa.float32(), width))])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    try:
+        with (
+            pq.ParquetWriter(partial, schema, use_dictionary=False) as writer,
+            tqdm(total=items, desc="make items", unit=" items", unit_scale=True, disable=None) as progress,
+        ):
+            for start in range(0, items, ROWS):
+                rows = min(ROWS, items - start)
+                vectors_RV = random.standard_normal((rows, width), dtype=np.float32)
+                vectors_RV /= 4
+                vectors_RV += coarse[random.integers(CLUSTERS, size=rows)]
+                vectors_RV += fine[random.integers(CLUSTERS, size=rows)] / 2
+                column = pa.FixedSizeListArray.from_arrays(pa.array(vectors_RV.ravel()), width)
+                writer.write_table(pa.table([pa.array(np.arange(start, start + rows) + 1), column], schema=schema))
+                progress.update(rows)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def fit_cost(name: str, data: Path, keep: bool) -> dict[str, Any]:
+    """Runs one `sidrec fit` with one thread; what it cost and what it reported. The catalog goes unless `keep`."""
+    folder = data / "fits" / name.replace(", ", "-").replace(" ", "-")
+    recipe, catalog, scratch = folder / "recipe.yaml", folder / "catalog", folder / "scratch"
+    shutil.rmtree(folder, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    paths = {"path": str(data), "catalog": str(catalog)}
+    recipe.write_text(yaml.safe_dump({"name": "scale", "data": paths, "tokenizer": TOKENIZERS[name]}))
+    command = [str(Path(sys.executable).with_name("sidrec")), "fit", str(recipe)]
+    try:
+        cost = cost_of(command, {"OMP_NUM_THREADS": "1", "SIDREC_THREADS": "1"}, scratch)
+        report = json.loads((catalog / REPORT).read_text())
+        size = sum(path.stat().st_size for path in catalog.rglob("*") if path.is_file())
+    finally:
+        if not keep:
+            shutil.rmtree(folder)
+    return result(cost, report, size)
+
+
+def result(cost: Cost, report: Mapping[str, Any], catalog_bytes: int) -> dict[str, Any]:
+    """The figures of one fit. Seconds of the parts are wall time; `finish` is all after the codes: quality, pictures,
+    writing."""
+    parts = {part: float(report.get(f"{part}_seconds", 0)) for part in ("read", "fit", "encode", "resolve")}
+    rest = cost.wall_seconds - sum(parts.values())
+    quality = {
+        key: report["quality"][key] for key in ("items", "unexplained_variance", "collision_rate", "utilisation")
+    }
+    figures = asdict(cost) | {"catalog_bytes": catalog_bytes, "seconds": {**parts, "finish": rest}, "quality": quality}
+    epochs = report["tokenizer"]["learner"].get("training", {}).get("epochs")
+    if epochs is not None:
+        further = (EPOCHS / epochs - 1) * parts["fit"]
+        figures["extrapolated"] = {"epochs": EPOCHS, "cpu_hours_at_most": (cost.cpu_seconds + further) / 3600}
+    return figures
+
+
+def table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """All fits as one markdown table."""
+    header = ["learner", "items", "read", "fit", "encode", "resolve", "finish", "wall", "CPU", "own memory"]
+    header += ["with mapped files", "read from disk", "scratch", "catalog", f"CPU of {EPOCHS} epochs, at most"]
+    return markdown_table(header, [_row(name, figures) for name, figures in results.items()])
+
+
+def _row(name: str, figures: Mapping[str, Any]) -> Sequence[str]:
+    items = figures["quality"]["items"]
+    cells = [name, f"{items:,}", *(_part(seconds, items) for seconds in figures["seconds"].values())]
+    cells += [f"{figures['wall_seconds']:,.0f} s", f"{figures['cpu_seconds']:,.0f} s"]
+    sizes = ("own", "mapped", "read", "scratch", "catalog")
+    cells += [f"{figures[f'{size}_bytes'] / 1e9:.2f} GB" for size in sizes]
+    hours = figures.get("extrapolated", {}).get("cpu_hours_at_most")
+    return [*cells, "" if hours is None else f"{hours:.1f} h"]
+
+
+def _part(seconds: float, items: int) -> str:
+    return f"{seconds:,.0f} s ({items / seconds:,.0f}/s)" if seconds else ""
+
+
+def report_text(results: Mapping[str, Mapping[str, Any]], facts: Mapping[str, object]) -> str:
+    """The table and its conditions, as markdown."""
+    notes = (
+        "Items per second in brackets. fit: with one epoch where there are epochs, the placement of codebooks, the digest"
+        f" that a resumed fit is recognised by and the check for collapse. {EPOCHS} epochs are extrapolated, not run: the"
+        " whole measured fit once, and for each further epoch its seconds of `fit`, which count what a fit does once"
+        f" {EPOCHS} times. Own memory is anonymous memory, looked at every tenth of a second; mapped files are the"
+        " scratch file, whose pages the machine may drop."
+    )
+    lines = "\n".join(f"* {name}: {value}" for name, value in facts.items())
+    return f"# Semantic ids for very many items\n\n{table(results)}\n\n{notes}\n\n{lines}\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path, help="folder for items and fits; an items.parquet in it is used and kept")
+    parser.add_argument("--items", type=int, default=10_000_000, help="to make")
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--learners", nargs="+", choices=TOKENIZERS, default=list(TOKENIZERS))
+    parser.add_argument("--keep", action="store_true", help="items and catalogs that were made")
+    parser.add_argument("--write", action="store_true", help=f"{RESULT.name} and sid_scale.md beside this file")
+    flags = parser.parse_args()
+    facts = conditions() | {"clusters": CLUSTERS, "width": flags.width, "threads": 1}
+    items = flags.data / ITEMS
+    made = not items.exists()
+    if made:
+        write_vectors(items, flags.items, flags.width, flags.seed)
+    results: dict[str, Any] = {}
+    try:
+        for name in flags.learners:
+            print(f"{name}, {pq.read_metadata(items).num_rows:,} items", flush=True)
+            results[name] = fit_cost(name, flags.data, flags.keep)
+            print(table(results), flush=True)
+            if flags.write:
+                write_json(RESULT, {"conditions": facts, "results": results})
+                write_text(RESULT.with_suffix(".md"), report_text(results, facts))
+    finally:
+        if made and not flags.keep:
+            items.unlink()
+
+
+if __name__ == "__main__":
+    main()
