@@ -3,8 +3,8 @@
     python -m benchmarks.sid_scale DATA --write
 
 Makes DATA/items.parquet unless it is there: ten million vectors of width 256 take 10 GB, and each fit as much again for
-its scratch file. Then one process per learner, watched from outside (`sid_scale_cost`); how long its parts took is what
-it says itself in report.json.
+its scratch file. Then one process per learner, watched from outside (`sid_scale_cost`); the seconds of its parts are
+those it reports itself.
 
 Shapes: V width, R rows of a row group.
 """
@@ -13,7 +13,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from sidrec.train.run_directory import write_json, write_text
 
 CLUSTERS = 1000
 ROWS = 65_536  # of a row group
+PARTS = ("read", "fit", "encode", "resolve")  # whose seconds a fit reports itself
 EPOCHS = 30  # that a training is extrapolated to
 RESULT = Path(__file__).with_suffix(".json")
 
@@ -52,10 +53,13 @@ def write_vectors(path: Path, items: int, width: int, seed: int) -> None:
     """Writes items.parquet: ids from 1, and float32 vectors, a coarse centre + 1/2 a fine one + 1/4 noise, all normal.
 
     CLUSTERS of each kind, in any combination: there is something left to learn on every level. In row groups of ROWS,
-    so that making them takes little memory; the file appears when it is whole.
+    which share their noise, in another order, so that making them takes little memory and time. The file appears when
+    it is whole.
     """
     random = np.random.default_rng(seed)
     coarse, fine = random.standard_normal((2, CLUSTERS, width), dtype=np.float32)
+    fine /= 2
+    noise_RV = random.standard_normal((min(ROWS, items), width), dtype=np.float32) / 4
     schema = pa.schema([(ITEM_ID, pa.int64()), ("text", pa.list_(pa.float32(), width))])
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
@@ -66,10 +70,9 @@ def write_vectors(path: Path, items: int, width: int, seed: int) -> None:
         ):
             for start in range(0, items, ROWS):
                 rows = min(ROWS, items - start)
-                vectors_RV = random.standard_normal((rows, width), dtype=np.float32)
-                vectors_RV /= 4
+                vectors_RV = noise_RV[random.permutation(len(noise_RV))[:rows]]
                 vectors_RV += coarse[random.integers(CLUSTERS, size=rows)]
-                vectors_RV += fine[random.integers(CLUSTERS, size=rows)] / 2
+                vectors_RV += fine[random.integers(CLUSTERS, size=rows)]
                 column = pa.FixedSizeListArray.from_arrays(pa.array(vectors_RV.ravel()), width)
                 writer.write_table(pa.table([pa.array(np.arange(start, start + rows) + 1), column], schema=schema))
                 progress.update(rows)
@@ -98,14 +101,13 @@ def fit_cost(name: str, data: Path, keep: bool) -> dict[str, Any]:
 
 
 def result(cost: Cost, report: Mapping[str, Any], catalog_bytes: int) -> dict[str, Any]:
-    """The figures of one fit. Seconds of the parts are wall time; `finish` is all after the codes: quality, pictures,
-    writing."""
-    parts = {part: float(report.get(f"{part}_seconds", 0)) for part in ("read", "fit", "encode", "resolve")}
-    rest = cost.wall_seconds - sum(parts.values())
-    quality = {
-        key: report["quality"][key] for key in ("items", "unexplained_variance", "collision_rate", "utilisation")
-    }
-    figures = asdict(cost) | {"catalog_bytes": catalog_bytes, "seconds": {**parts, "finish": rest}, "quality": quality}
+    """The figures of one fit. Its parts are in CPU seconds; `rest` is all after the codes (quality, pictures, writing)
+    and the start of the process."""
+    parts = {part: float(report[f"{part}_cpu_seconds"]) for part in PARTS if f"{part}_cpu_seconds" in report}
+    kept = ("items", "utilisation", "unexplained_variance", "collision_rate", "moved_items", "unresolved_items")
+    quality = {key: report["quality"][key] for key in kept if key in report["quality"]}
+    parts["rest"] = cost.cpu_seconds - sum(parts.values())
+    figures = asdict(cost) | {"catalog_bytes": catalog_bytes, "parts_cpu_seconds": parts, "quality": quality}
     epochs = report["tokenizer"]["learner"].get("training", {}).get("epochs")
     if epochs is not None:
         further = (EPOCHS / epochs - 1) * parts["fit"]
@@ -114,34 +116,35 @@ def result(cost: Cost, report: Mapping[str, Any], catalog_bytes: int) -> dict[st
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """All fits as one markdown table."""
-    header = ["learner", "items", "read", "fit", "encode", "resolve", "finish", "wall", "CPU", "own memory"]
-    header += ["with mapped files", "read from disk", "scratch", "catalog", f"CPU of {EPOCHS} epochs, at most"]
-    return markdown_table(header, [_row(name, figures) for name, figures in results.items()])
+    """All fits as two markdown tables: time, and memory."""
+    time = ["learner", "items", *PARTS, "rest", "all, CPU", "all, wall", f"CPU of {EPOCHS} epochs, at most"]
+    space = ["learner", "own memory", "with mapped files", "read from disk", "scratch", "catalog"]
+    seconds = markdown_table(time, [_seconds(name, figures) for name, figures in results.items()])
+    return f"{seconds}\n\n{markdown_table(space, [_space(name, figures) for name, figures in results.items()])}"
 
 
-def _row(name: str, figures: Mapping[str, Any]) -> Sequence[str]:
-    items = figures["quality"]["items"]
-    cells = [name, f"{items:,}", *(_part(seconds, items) for seconds in figures["seconds"].values())]
-    cells += [f"{figures['wall_seconds']:,.0f} s", f"{figures['cpu_seconds']:,.0f} s"]
-    sizes = ("own", "mapped", "read", "scratch", "catalog")
-    cells += [f"{figures[f'{size}_bytes'] / 1e9:.2f} GB" for size in sizes]
+def _seconds(name: str, figures: Mapping[str, Any]) -> list[str]:
+    items, parts = figures["quality"]["items"], figures["parts_cpu_seconds"]
+    cells = [f"{parts[part]:,.0f} s ({items / parts[part]:,.0f}/s)" if part in parts else "" for part in PARTS]
+    cells += [f"{seconds:,.0f} s" for seconds in (parts["rest"], figures["cpu_seconds"], figures["wall_seconds"])]
     hours = figures.get("extrapolated", {}).get("cpu_hours_at_most")
-    return [*cells, "" if hours is None else f"{hours:.1f} h"]
+    return [name, f"{items:,}", *cells, "" if hours is None else f"{hours:.1f} h"]
 
 
-def _part(seconds: float, items: int) -> str:
-    return f"{seconds:,.0f} s ({items / seconds:,.0f}/s)" if seconds else ""
+def _space(name: str, figures: Mapping[str, Any]) -> list[str]:
+    sizes = ("own", "mapped", "read", "scratch", "catalog")
+    return [name, *(f"{figures[f'{size}_bytes'] / 1e9:.2f} GB" for size in sizes)]
 
 
 def report_text(results: Mapping[str, Mapping[str, Any]], facts: Mapping[str, object]) -> str:
-    """The table and its conditions, as markdown."""
+    """The tables and their conditions, as markdown."""
     notes = (
-        "Items per second in brackets. fit: with one epoch where there are epochs, the placement of codebooks, the digest"
-        f" that a resumed fit is recognised by and the check for collapse. {EPOCHS} epochs are extrapolated, not run: the"
-        " whole measured fit once, and for each further epoch its seconds of `fit`, which count what a fit does once"
-        f" {EPOCHS} times. Own memory is anonymous memory, looked at every tenth of a second; mapped files are the"
-        " scratch file, whose pages the machine may drop."
+        "CPU seconds, and items per CPU second in brackets. fit: one epoch where there are epochs, the placement of"
+        " codebooks, the digest that a resumed fit is recognised by and the check for collapse. rest: start, quality"
+        f" with the reconstruction of all items, pictures, writing. {EPOCHS} epochs are extrapolated, not run: the measured"
+        " fit, and for each further epoch its whole `fit`, so that what a fit does once counts every time. Own memory is"
+        " anonymous memory, looked at every tenth of a second; mapped files are the scratch file, whose pages the"
+        " machine drops when it needs room."
     )
     lines = "\n".join(f"* {name}: {value}" for name, value in facts.items())
     return f"# Semantic ids for very many items\n\n{table(results)}\n\n{notes}\n\n{lines}\n"

@@ -17,8 +17,8 @@ SECTOR = 512  # bytes that rusage counts as one block
 class Cost:
     """Of one process, without those it starts.
 
-    own_bytes: the most anonymous memory seen, which the machine cannot take back. mapped_bytes: the most of all resident
-        pages, with those of mapped files, which the machine drops when it needs room; what `ps` calls RSS.
+    own_bytes: the most anonymous memory seen, which the machine cannot take back. mapped_bytes: the most of all
+        resident pages, with those of mapped files, which the machine drops when it needs room; what `ps` calls RSS.
     scratch_bytes: the most on disk in the folder that TMPDIR named. read_bytes: fetched from disk, not from the page
         cache.
     """

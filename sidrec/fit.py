@@ -42,6 +42,18 @@ class _Fitted(NamedTuple):
     facts: dict[str, object]
 
 
+class _Clock:
+    """Seconds since it was made, of wall and of CPU time: on a machine with other work only the latter says much."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def spent(self, part: str) -> dict[str, object]:
+        """As the report names them."""
+        wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
+        return {f"{part}_seconds": wall, f"{part}_cpu_seconds": cpu}
+
+
 def main(argv: Sequence[str]) -> None:
     """Fits the recipe's tokenizer, writes the catalog and prints its quality.
 
@@ -62,12 +74,12 @@ def fit(recipe: Recipe, ranks: Ranks, overwrite: bool = False) -> None:
     """
     together(ranks, lambda: _check(recipe, ranks))
     work = recipe.data.catalog.with_name(f".{recipe.data.catalog.name}.fit")
-    start = time.perf_counter()
+    clock = _Clock()
     items = _read(recipe, ranks)
-    read_seconds = time.perf_counter() - start
+    reading = clock.spent("read")
     fitted = _learn(items, recipe, work, ranks)
     if ranks.first:
-        fitted.facts["read_seconds"] = read_seconds
+        fitted.facts.update(reading)
         _finish(items, fitted, recipe, overwrite)
         shutil.rmtree(work, ignore_errors=True)
 
@@ -119,7 +131,7 @@ def _learn(items: ItemVectors, recipe: Recipe, work: Path, ranks: Ranks) -> _Fit
     resumed = work.exists()
     if ranks.first and resumed:
         print(f"{work}: left by a fit that did not end; going on from there if it was the same", flush=True)
-    start = time.perf_counter()
+    clock = _Clock()
     try:
         tokenizer = fit_tokenizer(items.vectors_NV, recipe.tokenizer, items.side, work)
     except (ContractError, LearningError) as error:  # all ranks raise the same, or none does
@@ -127,22 +139,22 @@ def _learn(items: ItemVectors, recipe: Recipe, work: Path, ranks: Ranks) -> _Fit
             shutil.rmtree(work, ignore_errors=True)
         agree(ranks, error)
         raise
-    facts = {"fit_seconds": time.perf_counter() - start, "resumed": resumed, "processes": ranks.world}
+    facts = {**clock.spent("fit"), "resumed": resumed, "processes": ranks.world}
     return _Fitted(tokenizer, {**facts, "threads_per_process": ranks.threads, "device": ranks.device.type})
 
 
 def _finish(items: ItemVectors, fitted: _Fitted, recipe: Recipe, overwrite: bool) -> None:
     """Codes, their quality, and the catalog's folder."""
     tokenizer, target = fitted.tokenizer, recipe.data.catalog
-    start = time.perf_counter()
+    clock = _Clock()
     encoded = tokenizer.encode(items.vectors_NV)
-    coded = time.perf_counter()
-    facts = {**fitted.facts, "encode_seconds": coded - start}
+    facts = {**fitted.facts, **clock.spent("encode")}
     codes_NL, collisions = encoded.codes_NL, {}
     if recipe.tokenizer.resolve_collisions:
+        clock = _Clock()
         codes_NL, moved, unresolved = resolve(items.vectors_NV, codes_NL, tokenizer)
         collisions = {"moved_items": moved, "unresolved_items": unresolved}
-        facts["resolve_seconds"] = time.perf_counter() - coded
+        facts |= clock.spent("resolve")
     catalog = Catalog(items.item_ids_N, codes_NL, tokenizer.codebook_sizes, encoded.weights_NL)
     error = reconstruction_error(items.vectors_NV, codes_NL, tokenizer, encoded.weights_NL)
     quality: dict[str, object] = asdict(code_quality(codes_NL, tokenizer.codebook_sizes))
