@@ -23,7 +23,7 @@ class ItemLookup:
 
 
 class ItemRepresentation(nn.Module):
-    """features: names of the F vectors. width: number of dense features E."""
+    """features: names of the F vectors; those of pooled histories begin with history_. width: dense features E."""
 
     features: tuple[str, ...]
     width: int
