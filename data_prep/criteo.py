@@ -3,9 +3,9 @@
 OUT holds, for each raw file, day_K_dense.npy float32 [N, 13], day_K_sparse.npy int32 [N, 26] and day_K_labels.npy int32
 [N, 1], for all of them vocabulary/C1.npy to C26.npy (unless hashed), and manifest.json, which says how they came to be.
 
-Text is read once, block by block, so memory does not depend on rows. It depends on distinct values: 12 to 24 bytes for
-each of one day's while that day is read, some 50 for each of one column's while they are numbered, 8 for each id while
-days are encoded. Beside OUT, the disk holds 104 bytes per row and the counts of every day until it is encoded.
+Text is read once, block by block, so memory does not depend on rows. What it does depend on is distinct values: some 50
+bytes for each of one column's while they are numbered, 8 for each id while days are encoded. Beside OUT, the disk holds
+104 bytes per row until its day is encoded, and counts of values.
 
 Killed anywhere and started again, the same command goes on after the last finished day and leaves the same bytes.
 """

@@ -19,6 +19,9 @@ from data_prep.work_folder import WorkFolder, file_facts
 
 VOCABULARY = "vocabulary"
 ENCODED_ROWS = 1 << 16  # rows encoded at a time
+COUNTED_VALUES = (
+    1 << 22
+)  # distinct values of all columns in memory while a day is read, before their counts are put away
 
 Watch = Callable[[int], object]
 
@@ -86,7 +89,7 @@ class Steps:
         dense, sparse, labels = (self.work.data / name for name in day.files)
         hashed = self.hash_rows is not None
         values, kind = (sparse, np.int32) if hashed else (self._values(day), np.uint32)
-        counts = [ValueCounts() for _ in CATEGORICAL]
+        counts = _Counts(self, day)
         tally = Tally.empty()
         with (
             GrowingNpy(dense, len(DENSE), np.float32) as dense_file,
@@ -98,19 +101,14 @@ class Steps:
                 tally += rows.tally
                 dense_file.append(rows.dense_NX)
                 labels_file.append(rows.label_N1)
-                values_file.append(self._counted(rows.value_NC, counts))
-        if not hashed:
-            self._save_counts(day, counts)
+                if self.hash_rows is not None:
+                    values_file.append(hashed_ids(rows.value_NC, self.hash_rows))
+                else:
+                    values_file.append(rows.value_NC)
+                    counts.add(rows.value_NC)
+        facts = {"source": source, "tally": asdict(tally), "count_files": counts.finish()}
         files = {path.name: fingerprint(path) for path in ((dense, sparse, labels) if hashed else (dense, labels))}
-        self._finish(f"read_{day.number}", {"source": source, "tally": asdict(tally), "files": files})
-
-    def _counted(self, value_NC: np.ndarray, counts: list[ValueCounts]) -> np.ndarray:
-        """Hashed ids, or the values themselves once they are counted."""
-        if self.hash_rows is not None:
-            return hashed_ids(value_NC, self.hash_rows)
-        for column, count in enumerate(counts):
-            count.count(value_NC[:, column])
-        return value_NC
+        self._finish(f"read_{day.number}", facts | {"files": files})
 
     def number_values(self, days: tuple[Day, ...]) -> None:
         """The vocabulary of every column over all days, as vocabulary/C*.npy: the value of id i in place i - FIRST.
@@ -120,8 +118,8 @@ class Steps:
         distinct, rows = [], []
         for column in CATEGORICAL:
             total = ValueCounts()
-            for day in days:
-                with np.load(self._counts(day)) as stored:
+            for path in self._count_files(days):
+                with np.load(path) as stored:
                     total.add(stored[f"{column}_values"], stored[f"{column}_counts"])
             values, counts = total.total()
             vocabulary_V = vocabulary(values, counts, self.threshold)
@@ -152,14 +150,40 @@ class Steps:
     def _values(self, day: Day) -> Path:
         return self.work.scratch / f"day_{day.number}_values.npy"
 
-    def _counts(self, day: Day) -> Path:
-        return self.work.scratch / f"day_{day.number}_counts.npz"
+    def count_file(self, day: Day, number: int) -> Path:
+        return self.work.scratch / f"day_{day.number}_counts_{number}.npz"
 
-    def _save_counts(self, day: Day, counts: list[ValueCounts]) -> None:
+    def _count_files(self, days: tuple[Day, ...]) -> list[Path]:
+        numbers = ((day, range(self.done(f"read_{day.number}")["count_files"])) for day in days)
+        return [self.count_file(day, number) for day, files in numbers for number in files]
+
+
+class _Counts:
+    """Counts of a day's values, put away in scratch whenever COUNTED_VALUES are held."""
+
+    def __init__(self, steps: Steps, day: Day) -> None:
+        self._steps, self._day, self._files = steps, day, 0
+        self._columns = [ValueCounts() for _ in CATEGORICAL]
+
+    def add(self, value_NC: np.ndarray) -> None:
+        for column, count in enumerate(self._columns):
+            count.count(value_NC[:, column])
+        if sum(count.held for count in self._columns) > COUNTED_VALUES:
+            self._put_away()
+
+    def finish(self) -> int:
+        """The number of files that hold the counts."""
+        if any(count.held for count in self._columns):
+            self._put_away()
+        return self._files
+
+    def _put_away(self) -> None:
         arrays: dict[str, np.ndarray] = {}
-        for column, count in zip(CATEGORICAL, counts, strict=True):
+        for column, count in zip(CATEGORICAL, self._columns, strict=True):
             arrays[f"{column}_values"], arrays[f"{column}_counts"] = count.total()
-        np.savez(self._counts(day), **arrays)  # type: ignore[arg-type]
+        np.savez(self._steps.count_file(self._day, self._files), **arrays)  # type: ignore[arg-type]
+        self._files += 1
+        self._columns = [ValueCounts() for _ in CATEGORICAL]
 
 
 def _facts(day: Day) -> list[object]:

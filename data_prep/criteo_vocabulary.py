@@ -24,6 +24,11 @@ class ValueCounts:
         self._waiting: list[tuple[np.ndarray, np.ndarray]] = []
         self._waiting_values = 0
 
+    @property
+    def held(self) -> int:
+        """Values in memory; some may be there more than once."""
+        return len(self._values) + self._waiting_values
+
     def count(self, value_N: np.ndarray) -> None:
         """Takes rows of the column in: [N] of the kind."""
         values, counts = np.unique(value_N, return_counts=True)

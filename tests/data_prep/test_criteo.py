@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import criteo_vocabulary
+from data_prep import criteo_days, criteo_vocabulary
 from data_prep.criteo import CriteoCommand, numbered
 from data_prep.criteo_blocks import blocks
 from data_prep.criteo_rows import read_rows
@@ -52,11 +52,12 @@ def test_a_line_by_hand(tmp_path: Path) -> None:
     assert np.load(tmp_path / "out/vocabulary/C1.npy").tolist() == [0x68FD1E64]
 
 
-def test_days_equal_a_plain_reading_whatever_the_blocks(tmp_path: Path) -> None:
+def test_days_equal_a_plain_reading_whatever_is_held_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     days = [random_lines(700, 0), random_lines(300, 1)]
     sources = (write(tmp_path / "day_10", days[1], end=""), write(tmp_path / "day_2.gz", days[0]))
     expected = plain_reading(days, threshold=3)
-    for kib in (8, 16_384):
+    for kib, held in ((8, 2000), (16_384, criteo_days.COUNTED_VALUES)):
+        monkeypatch.setattr(criteo_days, "COUNTED_VALUES", held)
         out = tmp_path / f"out{kib}"
         CriteoCommand((*sources, out), block_kib=kib).run()
         for number, day in zip((2, 10), expected, strict=True):

@@ -1,0 +1,42 @@
+"""The comparison of Criteo preparations compares the same rows, and its log grows as it says."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from benchmarks.criteo_prep import COLUMNS, count_rows, table, write_log
+from benchmarks.criteo_prep_alone import CONTENDERS, measure
+from tests.data_prep.criteo_text import random_lines, write
+
+
+def test_rare_values_become_others_in_every_repetition_and_nothing_else_does(tmp_path: Path) -> None:
+    head, log = write(tmp_path / "head.txt.gz", random_lines(200, 0)), tmp_path / "log.txt"
+    write_log(head, 600, log)
+    assert count_rows(log) == 600
+    read = {"separator": "\t", "has_header": False, "new_columns": COLUMNS, "infer_schema": False, "quote_char": None}
+    first = pl.read_csv(head, **read)
+    whole = pl.read_csv(log, **read)
+    assert whole[:200].equals(first)
+    rare = (first.select(pl.len().over(COLUMNS[14])).to_series() < 3) & first[COLUMNS[14]].is_not_null()
+    for part in (whole[200:400], whole[400:]):
+        assert part.select(COLUMNS[:14]).equals(first.select(COLUMNS[:14]))
+        assert ((part[COLUMNS[14]] != first[COLUMNS[14]]).fill_null(False) == rare).all()
+
+
+def test_every_contender_reads_the_same_rows(tmp_path: Path) -> None:
+    source = write(tmp_path / "train.txt", random_lines(300, 0))
+    labels = []
+    for number, name in enumerate(CONTENDERS):
+        out = tmp_path / str(number)
+        out.mkdir()
+        told = measure(name, source, out)
+        assert told["peak_mib"] >= told["before_mib"] > 0
+        labels.append(np.load(out / "out/day_0_labels.npy"))
+        assert np.load(out / "out/day_0_sparse.npy").shape == (300, 26)
+    assert all(np.array_equal(labels[0], other) for other in labels)
+
+
+def test_table() -> None:
+    line = {"contender": "a", "rows": 5000, "rows_per_cpu_s": [1000, 900, 1100], "peak_mib": 20.5, "before_mib": 10.0}
+    assert table([line]).splitlines()[-1] == "| a | 5,000 | 1,000 [900-1,100] | 20.5 | 10.0 |"
