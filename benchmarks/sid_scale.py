@@ -141,10 +141,10 @@ def report_text(results: Mapping[str, Mapping[str, Any]], facts: Mapping[str, ob
     notes = (
         "CPU seconds, and items per CPU second in brackets. fit: one epoch where there are epochs, the placement of"
         " codebooks, the digest that a resumed fit is recognised by and the check for collapse. rest: start, quality"
-        f" with the reconstruction of all items, pictures, writing. {EPOCHS} epochs are extrapolated, not run: the measured"
-        " fit, and for each further epoch its whole `fit`, so that what a fit does once counts every time. Own memory is"
-        " anonymous memory, looked at every tenth of a second; mapped files are the scratch file, whose pages the"
-        " machine drops when it needs room."
+        f" with the reconstruction of all items, pictures, writing. {EPOCHS} epochs are extrapolated, not run: the"
+        " measured fit, and for each further epoch its whole `fit`, so that what a fit does once counts every time. Own"
+        " memory is anonymous memory, looked at every tenth of a second; mapped files are the scratch file, whose pages"
+        " the machine drops when it needs room."
     )
     lines = "\n".join(f"* {name}: {value}" for name, value in facts.items())
     return f"# Semantic ids for very many items\n\n{table(results)}\n\n{notes}\n\n{lines}\n"

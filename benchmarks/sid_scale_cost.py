@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
-
 INTERVAL = 0.1  # seconds between two looks at the process
 SECTOR = 512  # bytes that rusage counts as one block
 
@@ -38,10 +36,10 @@ def cost_of(command: Sequence[str], environment: Mapping[str, str], scratch: Pat
     """
     start = time.perf_counter()
     with subprocess.Popen(command, env={**os.environ, **environment, "TMPDIR": str(scratch)}) as process:
-        own = disk = 0
-        watched = psutil.Process(process.pid)
+        own = mapped = disk = 0
         while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
-            own = max(own, _anonymous(watched))
+            memory = _memory(process.pid)
+            own, mapped = max(own, memory.get("RssAnon", 0)), max(mapped, memory.get("VmHWM", 0))
             disk = max(disk, _on_disk(scratch))
             time.sleep(INTERVAL)
         _, status, usage = ended
@@ -50,15 +48,17 @@ def cost_of(command: Sequence[str], environment: Mapping[str, str], scratch: Pat
         raise subprocess.CalledProcessError(process.returncode, list(command))
     cpu = usage.ru_utime + usage.ru_stime
     read = usage.ru_inblock * SECTOR
-    return Cost(time.perf_counter() - start, cpu, own, usage.ru_maxrss * 1024, disk, read)
+    return Cost(time.perf_counter() - start, cpu, own, mapped, disk, read)
 
 
-def _anonymous(process: psutil.Process) -> int:
-    try:
-        memory = process.memory_info()
-    except psutil.NoSuchProcess:
-        return 0
-    return int(memory.rss - memory.shared)
+def _memory(process: int) -> dict[str, int]:
+    """Bytes by name, as the kernel has them; empty once the process has ended.
+
+    Not rusage's maxrss: that begins with what the parent had when it forked.
+    """
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    fields = (line.split() for line in lines if line.endswith(" kB"))
+    return {name.rstrip(":"): int(size) * 1024 for name, size, _ in fields}
 
 
 def _on_disk(folder: Path) -> int:
