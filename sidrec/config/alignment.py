@@ -45,6 +45,14 @@ class RawStatsAlignment:
 
 
 @section
+class MatchStatsAlignment:
+    """How many items of the history share the target's granule, per granularity: log1p of the count, and the share.
+    The match statistics that SID-Coord's paper pairs with DAS's SIDs (arXiv 2508.10584)."""
+
+    kind: Literal["match_stats"] = "match_stats"
+
+
+@section
 class NoAlignment:
     """No alignment features (the ablation "w/o alignment")."""
 
@@ -52,5 +60,6 @@ class NoAlignment:
 
 
 Alignment = Annotated[
-    AutoDisAlignment | HistogramAlignment | RawStatsAlignment | NoAlignment, Field(discriminator="kind")
+    AutoDisAlignment | HistogramAlignment | RawStatsAlignment | MatchStatsAlignment | NoAlignment,
+    Field(discriminator="kind"),
 ]

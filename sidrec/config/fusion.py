@@ -39,4 +39,21 @@ class MeanFusion:
     kind: Literal["mean"] = "mean"
 
 
-Fusion = Annotated[AdditiveFusion | QueryFusion | ConcatMlpFusion | MeanFusion, Field(discriminator="kind")]
+@section
+class SumFusion:
+    """The plain sum, as Meta and Google pool the parts of a SID (arXiv 2504.02137, 2306.08121)."""
+
+    kind: Literal["sum"] = "sum"
+
+
+@section
+class ConcatProjectFusion:
+    """W [e_1; ...; e_G]: no attention, all of every part."""
+
+    kind: Literal["concat_project"] = "concat_project"
+
+
+Fusion = Annotated[
+    AdditiveFusion | QueryFusion | ConcatMlpFusion | MeanFusion | SumFusion | ConcatProjectFusion,
+    Field(discriminator="kind"),
+]

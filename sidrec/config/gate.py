@@ -62,4 +62,11 @@ class SumGate:
     kind: Literal["sum"] = "sum"
 
 
-Gate = Annotated[StatsGate | SumGate, Field(discriminator="kind")]
+@section
+class MeanGate:
+    """No gate: e = (e_hid + e_sid) / 2, whatever the item."""
+
+    kind: Literal["mean"] = "mean"
+
+
+Gate = Annotated[StatsGate | SumGate | MeanGate, Field(discriminator="kind")]

@@ -1,22 +1,29 @@
 """Which row of which embedding table an item has: HID and SID tables side by side; and what else is known of items.
 
-Shapes: I item ids (0 is "not known"), F item features, W weighted granularities, L levels of a SID.
+Shapes: I item ids (0 is "not known"), F item features, G granularities, L levels of a SID.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
+from sidrec.config.alignment import MatchStatsAlignment
 from sidrec.config.granularity import granularity_levels
-from sidrec.config.item import HidItem, Item, SidItem
+from sidrec.config.index import ExactIndex, Index
+from sidrec.config.item import Item, SemanticItem, SidItem
 from sidrec.data.batch_arrays import PER_BAG, PerItem
-from sidrec.schema import ITEM_ID, ContractError, Manifest
+from sidrec.data.hashed_rows import hashed_rows
+from sidrec.schema import ITEM_ID, UNKNOWN_ID, ContractError, Manifest
 from sidrec.sid.catalog import Catalog
-from sidrec.sid.granularity import granularity_rows
+from sidrec.sid.granularity import granularity_rows, radix_ids
+from sidrec.sid.subwords import Subwords
 
 HID = "hid"
 """Name of the table of hashed item ids, and of its feature."""
+SHARED = "sid"
+"""Name of a table that all parts of a SID share."""
 
 
 @dataclass(frozen=True)
@@ -50,30 +57,66 @@ class ItemTables:
         return self.rows_IF[:, self.features.index(feature)]
 
 
-def item_tables(item: Item, manifest: Manifest, catalog: Catalog | None) -> ItemTables:
-    """The tables that an item kind needs: hid, SID granularities, or both.
+class _Lookup(NamedTuple):
+    """A table, and the row of every item id for each of its features: int64 [I, features]."""
 
+    name: str
+    table: ItemTable
+    rows_IF: np.ndarray
+
+
+def item_tables(
+    item: Item,
+    manifest: Manifest,
+    catalog: Catalog | None,
+    subwords: Subwords | None = None,
+    content: PerItem | None = None,
+) -> ItemTables:
+    """The tables that an item kind needs, hid or SIDs or both; and what it wants to know of items besides.
+
+    subwords: in the place of granularities, where the item's tokens are such. content: content vectors by item id.
     Raises ContractError when SIDs are needed and there is no catalog, or token weights and it has none; granularities
     deeper than the catalog's levels are refused as `granularity_rows` does.
     """
     ids = manifest.ids[ITEM_ID]
-    tables: dict[str, ItemTable] = {}
-    columns: list[np.ndarray] = []
+    lookups = [] if isinstance(item, SidItem) else [_hid(item.hid_index, ids)]
     per_item = unused_per_item(ids)
-    if not isinstance(item, SidItem):
-        tables[HID] = ItemTable(ids, (HID,))
-        columns.append(np.arange(ids))
-    if not isinstance(item, HidItem):
+    if isinstance(item, SemanticItem):
         if catalog is None:
             raise ContractError("model.item", f"a catalog, which items of kind {item.kind} need", "none")
         codes_IL = catalog.codes_by_id(ids)
-        for name in item.granularities:
-            rows_I, rows = granularity_rows(codes_IL, name)
-            tables[name] = ItemTable(rows, (name,))
-            columns.append(rows_I)
+        lookups += [_subwords(subwords, codes_IL)] if subwords else _granularities(item, codes_IL)
         if item.token_weights != "off":
             per_item["token_weights_UW"] = granularity_weights(catalog.weights_by_id(ids), item.granularities)
-    return ItemTables(tables, np.stack(columns, axis=1), per_item)
+        if isinstance(item.alignment, MatchStatsAlignment):
+            granules = [granularity_rows(codes_IL, name)[0] for name in item.granularities]
+            per_item["granules_UG"] = np.stack(granules, axis=1)
+    if content is not None:
+        per_item["content_UV"] = content
+    tables = {lookup.name: lookup.table for lookup in lookups}
+    return ItemTables(tables, np.concatenate([lookup.rows_IF for lookup in lookups], axis=1), per_item)
+
+
+def _hid(index: Index, ids: int) -> _Lookup:
+    ids_I = np.arange(ids)
+    if isinstance(index, ExactIndex):
+        return _Lookup(HID, ItemTable(ids, (HID,)), ids_I[:, None])
+    hashed_I = hashed_rows(np.where(ids_I == UNKNOWN_ID, -1, ids_I), HID, index.rows)
+    return _Lookup(HID, ItemTable(index.rows, (HID,)), hashed_I[:, None])
+
+
+def _granularities(item: SemanticItem, codes_IL: np.ndarray) -> list[_Lookup]:
+    if isinstance(item.index, ExactIndex):
+        exact = {name: granularity_rows(codes_IL, name) for name in item.granularities}
+        return [_Lookup(name, ItemTable(rows, (name,)), rows_I[:, None]) for name, (rows_I, rows) in exact.items()]
+    rows = item.index.rows
+    hashed = [hashed_rows(radix_ids(codes_IL, name), name, rows) for name in item.granularities]
+    return [_Lookup(SHARED, ItemTable(rows, item.granularities), np.stack(hashed, axis=1))]
+
+
+def _subwords(subwords: Subwords, codes_IL: np.ndarray) -> _Lookup:
+    rows_IF = subwords.rows_of(codes_IL)
+    return _Lookup(SHARED, ItemTable(subwords.rows, tuple(f"spm_{n + 1}" for n in range(rows_IF.shape[1]))), rows_IF)
 
 
 def unused_per_item(ids: int) -> dict[str, PerItem]:
@@ -82,6 +125,6 @@ def unused_per_item(ids: int) -> dict[str, PerItem]:
 
 
 def granularity_weights(weights_IL: np.ndarray, granularities: tuple[str, ...]) -> np.ndarray:
-    """float32 [I, W]: a granularity weighs as much as the product of the tokens that it joins."""
+    """float32 [I, G]: a granularity weighs as much as the product of the tokens that it joins."""
     levels = [[level - 1 for level in granularity_levels(name)] for name in granularities]
     return np.stack([weights_IL[:, joined].prod(axis=1) for joined in levels], axis=1).astype(np.float32)

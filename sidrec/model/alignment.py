@@ -1,14 +1,21 @@
 """SID-driven interest alignment: how alike are the target and the user's history, level-free and in SID space
-(SID-Coord, arXiv 2604.10471, module III).
+(SID-Coord, arXiv 2604.10471, module III); or, as its rival, how many granules they share.
 
-Shapes: B rows, U items, T history positions, D width, H soft buckets, A width of a meta-embedding.
+Shapes: B rows, U items, T history positions, D width, H soft buckets, A width of a meta-embedding, G granularities.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sidrec.config.alignment import Alignment, AutoDisAlignment, HistogramAlignment, NoAlignment, RawStatsAlignment
+from sidrec.config.alignment import (
+    Alignment,
+    AutoDisAlignment,
+    HistogramAlignment,
+    MatchStatsAlignment,
+    NoAlignment,
+    RawStatsAlignment,
+)
 from sidrec.model.autodis import autodis_max_and_mean
 from sidrec.model.history import HistoryIndex, products_with_history
 
@@ -109,7 +116,29 @@ class InterestAlignment(nn.Module):
         return torch.cat([pooled, empty_B1], dim=1)
 
 
-def build_alignment(config: Alignment) -> InterestAlignment | None:
+class MatchStatistics(nn.Module):
+    """Per granularity, how many items of the history share the target's granule: log1p of the count, and its share of
+    the history; and an "empty history" bit. The match statistics of SIDs that rankers take beside DAS's
+    (arXiv 2508.10584)."""
+
+    def __init__(self, granularities: int) -> None:
+        super().__init__()
+        self.granularities = granularities
+        self.width = 2 * granularities + 1
+
+    def forward(self, granules_UG: Tensor, target_B: Tensor, history: HistoryIndex) -> Tensor:
+        """Returns [B, width]. granules_UG: the number of each bag's granule, 0 for none, which matches nothing."""
+        target_BG = granules_UG.index_select(0, target_B)
+        counts = []
+        for k in range(self.granularities):
+            wanted_B1, found_BT = target_BG[:, k : k + 1], granules_UG[:, k][history.bag_BT]
+            counts.append(((found_BT == wanted_B1) & (wanted_B1 > 0)).sum(dim=1))
+        count_BG = torch.stack(counts, dim=1).float()
+        empty_B1 = (~history.valid_BT.any(dim=1, keepdim=True)).float()
+        return torch.cat([torch.log1p(count_BG), count_BG / history.count_B1, empty_B1], dim=1)
+
+
+def build_alignment(config: Alignment, granularities: int) -> InterestAlignment | MatchStatistics | None:
     """The module that `config` names; None for "none"."""
     match config:
         case AutoDisAlignment():
@@ -119,5 +148,7 @@ def build_alignment(config: Alignment) -> InterestAlignment | None:
             return InterestAlignment(Histogram(config.bins), config.stop_gradient)
         case RawStatsAlignment():
             return InterestAlignment(RawStatistics(), config.stop_gradient)
+        case MatchStatsAlignment():
+            return MatchStatistics(granularities)
         case NoAlignment():
             return None

@@ -1,4 +1,5 @@
-"""Attention over SID granularities: from an item's G embeddings to one e_sid (SID-Coord, arXiv 2604.10471, module I).
+"""From the G embeddings of an item's SID to one e_sid: by attention (SID-Coord, arXiv 2604.10471, module I), or by what
+its rivals do.
 
 Shapes: U items, G granularities, D width, H hidden.
 """
@@ -8,7 +9,15 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sidrec.config.fusion import AdditiveFusion, ConcatMlpFusion, Fusion, MeanFusion, QueryFusion
+from sidrec.config.fusion import (
+    AdditiveFusion,
+    ConcatMlpFusion,
+    ConcatProjectFusion,
+    Fusion,
+    MeanFusion,
+    QueryFusion,
+    SumFusion,
+)
 
 
 class GranularityFusion(nn.Module):
@@ -79,7 +88,27 @@ class MeanAttention(GranularityFusion):
         return granules_UGD.mean(dim=1)
 
 
-def build_fusion(config: Fusion, granularities: int, dim: int) -> GranularityFusion:
+class Sum(nn.Module):
+    """e_sid = sum_k e_k."""
+
+    def forward(self, granules_UGD: Tensor) -> Tensor:
+        """Returns e_sid [U, D]."""
+        return granules_UGD.sum(dim=1)
+
+
+class ConcatProject(nn.Module):
+    """e_sid = W [e_1; ...; e_G], without a bias: padding stays zero."""
+
+    def __init__(self, granularities: int, dim: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(granularities * dim, dim, bias=False)
+
+    def forward(self, granules_UGD: Tensor) -> Tensor:
+        """Returns e_sid [U, D]."""
+        return self.project(granules_UGD.flatten(1))
+
+
+def build_fusion(config: Fusion, granularities: int, dim: int) -> GranularityFusion | Sum | ConcatProject:
     """The module that `config` names."""
     match config:
         case AdditiveFusion():
@@ -90,3 +119,7 @@ def build_fusion(config: Fusion, granularities: int, dim: int) -> GranularityFus
             return ConcatMlpAttention(granularities, dim, config.hidden)
         case MeanFusion():
             return MeanAttention()
+        case SumFusion():
+            return Sum()
+        case ConcatProjectFusion():
+            return ConcatProject(granularities, dim)

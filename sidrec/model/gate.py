@@ -6,7 +6,7 @@ Shapes: B rows, D width, S statistics.
 import torch
 from torch import Tensor, nn
 
-from sidrec.config.gate import Gate, StatsGate, SumGate
+from sidrec.config.gate import Gate, MeanGate, StatsGate, SumGate
 from sidrec.model.statistics import build_statistics
 
 FIRST_LENGTH = 0.3
@@ -53,11 +53,15 @@ def _unit(embedded_BD: Tensor) -> Tensor:
 
 
 class PlainSum(nn.Module):
-    """e = e_hid + e_sid: what remains when the gate is taken away."""
+    """e = weight * (e_hid + e_sid): what remains when the gate is taken away."""
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
 
     def forward(self, hid_BD: Tensor, sid_BD: Tensor, stats_BS: Tensor) -> Tensor:
         """Returns e [B, D]; the statistics play no part."""
-        return hid_BD + sid_BD
+        return self.weight * (hid_BD + sid_BD)
 
 
 def build_gate(config: Gate, dim: int, mean_S: Tensor, std_S: Tensor) -> TargetAwareGate | PlainSum:
@@ -66,4 +70,6 @@ def build_gate(config: Gate, dim: int, mean_S: Tensor, std_S: Tensor) -> TargetA
         case StatsGate():
             return TargetAwareGate(config, dim, mean_S, std_S)
         case SumGate():
-            return PlainSum()
+            return PlainSum(1.0)
+        case MeanGate():
+            return PlainSum(0.5)

@@ -6,21 +6,28 @@ import torch
 from torch import distributed as dist
 
 from sidrec.config import Recipe
-from sidrec.config.item import HidItem
+from sidrec.config.item import ContentItem, SemanticItem
+from sidrec.config.tokens import SpmTokens
+from sidrec.data.content import ContentVectors
 from sidrec.data.item_tables import ItemTables, item_tables
 from sidrec.data.loader import SplitLoader, columns_of, open_split
 from sidrec.data.moments import stat_moments
+from sidrec.data.train_impressions import impressions_by_id
 from sidrec.model.ranker import Ranker
 from sidrec.model.sizes import Sizes
 from sidrec.parallel.process_group import Ranks, together
 from sidrec.parallel.shard import ShardedRanker, shard
-from sidrec.schema import LOG, Manifest, load_manifest
-from sidrec.sid.catalog import load_catalog
+from sidrec.schema import ITEM_ID, ITEMS, LOG, Manifest, load_manifest
+from sidrec.sid.catalog import Catalog, load_catalog
+from sidrec.sid.subwords import Subwords, fit_subwords
 
 
 @dataclass(frozen=True)
 class Data:
-    """What a recipe's data folder and catalog hold. fingerprint: the catalog's, None where items are HIDs alone."""
+    """What a recipe's data folder and catalog hold.
+
+    fingerprint: the catalog's, and that of the subwords its SIDs are cut into; None where items have no SIDs.
+    """
 
     manifest: Manifest
     tables: ItemTables
@@ -33,14 +40,40 @@ def open_data(recipe: Recipe, ranks: Ranks) -> Data:
 
     Raises ConfigError or ContractError, before anything is allocated.
     """
-    return together(ranks, lambda: _read(recipe))
+    manifest, catalog = together(ranks, lambda: _read_contracts(recipe))
+    subwords = _open_subwords(recipe, manifest, catalog, ranks)
+    return together(ranks, lambda: _read(recipe, manifest, catalog, subwords))
 
 
-def _read(recipe: Recipe) -> Data:
+def _read_contracts(recipe: Recipe) -> tuple[Manifest, Catalog | None]:
     manifest = load_manifest(recipe.data.path / LOG)
+    return manifest, load_catalog(recipe.data.catalog) if isinstance(recipe.model.item, SemanticItem) else None
+
+
+def _open_subwords(recipe: Recipe, manifest: Manifest, catalog: Catalog | None, ranks: Ranks) -> Subwords | None:
+    """Rank 0 learns the subwords and all ranks get them: machines that round differently must not disagree."""
+    item = recipe.model.item
+    if catalog is None or not isinstance(item, SemanticItem) or not isinstance(item.tokens, SpmTokens):
+        return None
+    vocabulary, ids = item.tokens.vocabulary, manifest.ids[ITEM_ID]
+
+    def fit() -> bytes:
+        impressions_I = impressions_by_id(recipe.data.path / ITEMS, ids)
+        return fit_subwords(catalog.codes_by_id(ids), impressions_I, catalog.codebook_sizes, vocabulary)
+
+    fitted = [together(ranks, lambda: fit() if ranks.first else b"")]
+    if ranks.world > 1:
+        dist.broadcast_object_list(fitted, src=0, group=ranks.control)
+    return Subwords(fitted[0], catalog.codebook_sizes)
+
+
+def _read(recipe: Recipe, manifest: Manifest, catalog: Catalog | None, subwords: Subwords | None) -> Data:
+    item = recipe.model.item
     columns = columns_of(recipe.data, recipe.model, manifest)
-    catalog = None if isinstance(recipe.model.item, HidItem) else load_catalog(recipe.data.catalog)
-    tables = item_tables(recipe.model.item, manifest, catalog)
+    content = None
+    if isinstance(item, ContentItem):
+        content = ContentVectors(recipe.data.path / ITEMS, item.vectors, manifest.ids[ITEM_ID])
+    tables = item_tables(item, manifest, catalog, subwords, content)
     mean_S, std_S = stat_moments(recipe.data.path, manifest)
     sizes = Sizes(
         item_tables=tables.tables,
@@ -48,8 +81,15 @@ def _read(recipe: Recipe) -> Data:
         dense=len(columns.log.dense),
         stats_mean=tuple(mean_S.tolist()),
         stats_std=tuple(std_S.tolist()),
+        content=content.width if content else 0,
     )
-    return Data(manifest, tables, sizes, catalog.fingerprint if catalog else None)
+    return Data(manifest, tables, sizes, _fingerprint(catalog, subwords))
+
+
+def _fingerprint(catalog: Catalog | None, subwords: Subwords | None) -> str | None:
+    if catalog is None:
+        return None
+    return catalog.fingerprint if subwords is None else f"{catalog.fingerprint}, subwords {subwords.fingerprint}"
 
 
 def open_loader(recipe: Recipe, data: Data, split: str, shuffle: bool, ranks: Ranks) -> SplitLoader:

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sidrec.schema import ITEM_ID, TRAIN_IMPRESSIONS, UNKNOWN_ID, ContractError
+from sidrec.data.train_impressions import read_train_impressions
+from sidrec.schema import UNKNOWN_ID, ContractError
 
 ALL = "all"
 SLICES = (ALL, "head", "torso", "tail", "cold")
@@ -74,22 +73,4 @@ def slice_items(
 
 def load_item_slices(items: Path, head_share: float, tail_share: float) -> ItemSlices:
     """Reads item_id and train_impressions of items.parquet. Raises ContractError naming the column that is wrong."""
-    if not items.is_file():
-        raise ContractError(items, "the items, as data_prep writes them", "no such file")
-    try:
-        schema = pq.read_schema(items)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ContractError(items, "a readable parquet file of items", error) from None
-    for column in (ITEM_ID, TRAIN_IMPRESSIONS):
-        if column not in schema.names:
-            raise ContractError(items, f"a column {column}", f"columns {schema.names}")
-        if schema.field(column).type != pa.int64():
-            raise ContractError(f"{items}, column {column}", "int64", schema.field(column).type)
-    table = pq.read_table(items, columns=[ITEM_ID, TRAIN_IMPRESSIONS])
-    for column in (ITEM_ID, TRAIN_IMPRESSIONS):
-        if table[column].null_count:
-            raise ContractError(f"{items}, column {column}", "no missing value", f"{table[column].null_count} missing")
-    impressions_I = table[TRAIN_IMPRESSIONS].to_numpy()
-    if (impressions_I < 0).any():
-        raise ContractError(f"{items}, column {TRAIN_IMPRESSIONS}", "counts of at least 0", int(impressions_I.min()))
-    return slice_items(table[ITEM_ID].to_numpy(), impressions_I, head_share, tail_share)
+    return slice_items(*read_train_impressions(items), head_share, tail_share)

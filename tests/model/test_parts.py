@@ -121,7 +121,7 @@ def test_max_and_mean_see_valid_positions_only() -> None:
 def test_empty_history_gives_zeros_and_its_bit(
     config: AutoDisAlignment | HistogramAlignment | RawStatsAlignment,
 ) -> None:
-    alignment = build_alignment(config)
+    alignment = build_alignment(config, G)
     assert alignment is not None
     sid_UD = torch.randn(4, D)
     sid_UD[0] = 0
@@ -135,7 +135,7 @@ def test_empty_history_gives_zeros_and_its_bit(
 def test_gradient_reaches_target_and_history_unless_stopped() -> None:
     for stopped in (False, True):
         sid_UD = torch.randn(4, D, requires_grad=True)
-        alignment = build_alignment(AutoDisAlignment(stop_gradient=stopped))
+        alignment = build_alignment(AutoDisAlignment(stop_gradient=stopped), G)
         assert alignment is not None
         alignment(sid_UD, torch.tensor([1]), index_history(torch.tensor([[2, 0]]))).sum().backward()
         moved = [False] * 4 if sid_UD.grad is None else (sid_UD.grad.abs().sum(dim=1) > 0).tolist()
@@ -143,7 +143,7 @@ def test_gradient_reaches_target_and_history_unless_stopped() -> None:
 
 
 def test_raw_statistics_by_hand() -> None:
-    alignment = build_alignment(RawStatsAlignment())
+    alignment = build_alignment(RawStatsAlignment(), G)
     assert alignment is not None
     pooled = alignment.features(torch.tensor([[1.0, 0.0, 7.0]]), torch.tensor([[True, True, False]]))
     torch.testing.assert_close(pooled, torch.tensor([[1.0, 0.5, 0.5]]), atol=1e-6, rtol=0)

@@ -10,33 +10,43 @@ from pydantic import TypeAdapter
 from torchrec.distributed.train_pipeline.tracing import Tracer
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from sidrec.config.index import ModuloIndex
+from sidrec.config.item import Item, SemanticItem, SidItem
 from sidrec.config.model import ModelConfig
+from sidrec.config.tokens import SpmTokens
 from sidrec.data.batch import Batch
 from sidrec.data.item_tables import ItemTable
 from sidrec.model.ranker import Ranker
 from sidrec.model.sizes import Sizes
 
-B, U, T, ROWS = 6, 9, 4, 20
-GRANULARITIES = ("s1", "s2", "s3", "s12", "s23")
+B, U, T, V, ROWS = 6, 9, 4, 3, 20
 _MODEL: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)
 
 
 def ranker_for(**model: Any) -> Ranker:
     """A ranker with real tables in this process."""
     config = _MODEL.validate_python({"embedding_dim": 8, **model})
-    kind = config.item.kind
-    names = {"hid": ("hid",), "sid": GRANULARITIES, "sid_coord": ("hid", *GRANULARITIES)}[kind]
-    names = tuple(n for n in names if n == "hid" or n in config.item.granularities)  # type: ignore[union-attr]
     torch.manual_seed(0)
     context = dict.fromkeys(config.context, ROWS)
-    tables = {name: ItemTable(ROWS, (name,)) for name in names}
-    ranker = Ranker(config, Sizes(tables, context, 2, (1.0, 2.0), (1.0, 0.5)))
+    ranker = Ranker(config, Sizes(tables_for(config.item), context, 2, (1.0, 2.0), (1.0, 0.5), content=V))
     for collection in (ranker.items, ranker.context):
         if collection is not None:
             collection.to_empty(device="cpu")
             for table in collection.parameters():
                 torch.nn.init.normal_(table, std=0.3)
     return ranker
+
+
+def tables_for(item: Item) -> dict[str, ItemTable]:
+    """Tables as `item_tables` names them."""
+    tables = {} if isinstance(item, SidItem) else {"hid": ItemTable(ROWS, ("hid",))}
+    if isinstance(item, SemanticItem):
+        if isinstance(item.tokens, SpmTokens):
+            return tables | {"sid": ItemTable(ROWS, ("spm_1", "spm_2", "spm_3"))}
+        if isinstance(item.index, ModuloIndex):
+            return tables | {"sid": ItemTable(ROWS, item.granularities)}
+        tables |= {name: ItemTable(ROWS, (name,)) for name in item.granularities}
+    return tables
 
 
 def batch_for(ranker: Ranker, weight_B: torch.Tensor | None = None) -> Batch:
@@ -57,8 +67,8 @@ def batch_for(ranker: Ranker, weight_B: torch.Tensor | None = None) -> Batch:
         items=items,
         context=context,
         token_weights_UW=torch.cat([torch.zeros(1, 5), torch.rand(U - 1, 5, generator=generator)]),
-        granules_UG=torch.zeros(U, 0, dtype=torch.int64),
-        content_UV=torch.zeros(U, 0),
+        granules_UG=torch.arange(U)[:, None] % torch.tensor([2, 3, 4, 5, 6]),
+        content_UV=torch.arange(U)[:, None] * torch.tensor([0.1, -0.2, 0.3]),
         target_B=ids(U - 1, B) + 1,
         history_BT=ids(U, B, T),
         dense_BX=torch.randn(B, 2, generator=generator),
@@ -105,6 +115,21 @@ ALTERNATIVES: dict[str, dict[str, Any]] = {
     "DeepFM": {"backbone": {"kind": "deepfm"}},
     "PPNet": {"backbone": {"kind": "ppnet"}},
     "PPNet on HIDs": {"item": {"kind": "hid"}, "backbone": {"kind": "ppnet"}},
+    "HID and SID side by side": {"item": {"kind": "hid_and_sid"}},
+    "mean of HID and SID": {"item": {"kind": "sid_coord", "gate": {"kind": "mean"}, "fusion": {"kind": "mean"}}},
+    "sum of granularities": {"item": {"kind": "hid_and_sid", "fusion": {"kind": "sum"}}},
+    "granularities concatenated": {"item": {"kind": "sid", "fusion": {"kind": "concat_project"}}},
+    "prefixes in one table": {
+        "item": {"kind": "hid_and_sid", "granularities": ["s1", "s12"], "index": {"kind": "modulo", "rows": 99}}
+    },
+    "subwords": {
+        "item": {"kind": "hid_and_sid", "tokens": {"kind": "spm", "vocabulary": 9}, "fusion": {"kind": "sum"}}
+    },
+    "match statistics": {"item": {"kind": "hid_and_sid", "alignment": {"kind": "match_stats"}}},
+    "GateSID": {"item": {"kind": "gate_sid"}},
+    "content vectors": {"item": {"kind": "content"}},
+    "target attention over content": {"history_pooling": {"kind": "target_attention"}, "item": {"kind": "content"}},
+    "PPNet on both": {"item": {"kind": "hid_and_sid", "history": ["sid"]}, "backbone": {"kind": "ppnet"}},
     "no context": {"context": []},
     "statistics for the gate alone": {"stats_as_dense": False},
 }
