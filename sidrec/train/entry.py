@@ -1,12 +1,14 @@
 """`sidrec train RECIPE [flags]`: trains a recipe and evaluates it, in this process or on the ranks of torchrun."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 import torchrec
 
 from sidrec.config import Recipe, load
+from sidrec.model.budget import parameter_budget
 from sidrec.parallel.plan import plan_as_json
 from sidrec.parallel.process_group import Ranks, joined_ranks, together
 from sidrec.parallel.shard import ShardedRanker
@@ -68,17 +70,18 @@ def _begin(run: RunDirectory, recipe: Recipe, data: Data, sharded: ShardedRanker
     if ranks.first:
         run.begin(recipe)
         write_text(run.fingerprint, f"{data.fingerprint}\n")
-        write_json(run.facts, _facts(ranks))
+        write_json(run.facts, _facts(recipe, data, ranks))
         write_json(run.plan, plan_as_json(sharded.plan))
 
 
-def _facts(ranks: Ranks) -> dict[str, object]:
+def _facts(recipe: Recipe, data: Data, ranks: Ranks) -> dict[str, object]:
     return {
         "torch": torch.__version__,
         "torchrec": torchrec.__version__,
         "ranks": ranks.world,
         "device": ranks.device.type if ranks.device.type == "cpu" else torch.cuda.get_device_name(ranks.device),
         "threads_per_rank": ranks.threads,
+        "parameters": asdict(parameter_budget(recipe.model, data.sizes)),
     }
 
 

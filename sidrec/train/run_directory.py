@@ -3,7 +3,7 @@
 config.yaml            the resolved recipe          catalog_fingerprint    the catalog the SIDs come from
 plan.json              who holds which table        checkpoints/step-N/    model, optimizer, position
 metrics.jsonl          training, a line per log     metrics.json           split -> slice -> metric
-run.json               what it ran on               tensorboard/           the same curves as metrics.jsonl
+run.json               what ran, and on what        tensorboard/           the same curves as metrics.jsonl
 """
 
 import json
