@@ -33,7 +33,6 @@ class Coordination(nn.Module):
         self, config: SidCoordItem, dim: int, mean_S: Tensor, std_S: Tensor, history: bool, project: bool
     ) -> None:
         super().__init__()
-        self.history = history
         self.semantic = SemanticPart(config if history else replace(config, alignment=NoAlignment()), dim)
         self.gate = build_gate(config.gate, dim, mean_S, std_S)
         self.width = self.semantic.width
@@ -43,10 +42,9 @@ class Coordination(nn.Module):
 
     def forward(self, hid_BD: Tensor, granules: KeyedTensor, joined: JoinedSids) -> tuple[Tensor, Tensor]:
         """Returns e [B, D] and f [B, A]. granules: what the SID tables hold for the bags, [U, D] per granularity."""
-        items = ItemLookup(granules.to_dict(), joined.token_weights_UW)
+        items = ItemLookup(granules.to_dict(), joined.token_weights_UW, joined.rows_UG)
         sid_UD = self.semantic.embed(items)
-        sid_BD = functional.embedding(joined.target_B, sid_UD) if self.history else sid_UD
-        target_BD = self.gate(hid_BD, sid_BD, joined.stats_BS)
+        target_BD = self.gate(hid_BD, functional.embedding(joined.target_B, sid_UD), joined.stats_BS)
         aligned_BA = self.semantic.dense(sid_UD, items, joined.target_B, index_history(joined.history_BT))
         if self.project is not None:
             target_BD = torch.addmm(target_BD, aligned_BA, self.project.weight.t())

@@ -12,8 +12,10 @@ from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, Poo
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-from sidrec.config.gate import SumGate
+from sidrec.config.gate import StatsGate
+from sidrec.config.index import ExactIndex
 from sidrec.config.item import SidCoordItem
+from sidrec.config.tokens import GranularityTokens
 from sidrec.plug.catalog_rows import catalog_rows
 from sidrec.plug.coordination import Coordination
 from sidrec.plug.sid_join import SidJoin
@@ -119,11 +121,14 @@ def _with_target(
 
 
 def _check(config: SidCoordItem, statistics: Statistics | None) -> None:
-    if not isinstance(config.gate, SumGate) and statistics is None:
+    if isinstance(config.gate, StatsGate) and statistics is None:
         expected = "StatFeatures or ItemCounts for the gate to see, or gate kind sum"
         raise ContractError("SID-Coord, statistics", expected, "none")
-    if config.history != ("hid",):
-        raise ContractError("SID-Coord, config.history", "hid alone, which the model has", list(config.history))
+    # Histories and the item table are the host's own; hashed and subword tables are choices of sidrec's ranker alone.
+    wanted = {"history": ("hid",), "hid_index": ExactIndex(), "tokens": GranularityTokens(), "index": ExactIndex()}
+    for name, value in wanted.items():
+        if getattr(config, name) != value:
+            raise ContractError(f"SID-Coord in another model, config.{name}", f"{value}", getattr(config, name))
 
 
 def _tables(

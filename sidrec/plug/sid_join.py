@@ -21,11 +21,12 @@ from sidrec.schema import ContractError
 class JoinedSids(NamedTuple):
     """granules: keys are granularities, stride U, at most one id per bag; none for an item without a SID.
 
-    token_weights_UW: of the bags, W = 0 where none are used. target_B, history_BT: int64 bags; with a history bag 0 is
-    empty, and padding; without one bag b is row b's target, and T is 0. stats_BS: raw counts.
+    rows_UG: the same as a tensor, 0 for none. token_weights_UW: of the bags, W = 0 where none are used.
+    target_B, history_BT: int64 bags; bag 0 is empty, and padding; T is 0 without a history. stats_BS: raw counts.
     """
 
     granules: KeyedJaggedTensor
+    rows_UG: Tensor
     token_weights_UW: Tensor
     target_B: Tensor
     history_BT: Tensor
@@ -35,8 +36,7 @@ class JoinedSids(NamedTuple):
 class SidJoin(nn.Module):
     """Looks the SIDs up of a batch's targets and histories.
 
-    With a history, every distinct item is one bag, shared by targets and histories (`sidrec.data.batch`). Without one,
-    every row is a bag: finding the distinct targets costs more than it saves.
+    Every distinct item is one bag, shared by targets and histories (`sidrec.data.batch`).
 
     rows: of the catalog. item, history: features. statistics: of the gate, if it takes any.
     """
@@ -58,7 +58,7 @@ class SidJoin(nn.Module):
     def forward(self, features: KeyedJaggedTensor, same_on_ranks: bool) -> JoinedSids:
         """same_on_ranks: append empty bags up to the count of the rank that has most, as row-wise shards need it.
 
-        Ids outside the catalog have no SID, ids outside the item table no statistics either.
+        Ids that the catalog lacks have no SID; ids that the item table lacks count as id 0, which has none either.
         Raises ContractError for a batch without these features, with more than one target id in a row, or with strides
         that vary by feature.
         """
@@ -66,10 +66,9 @@ class SidJoin(nn.Module):
         target_B = self._known(_one_per_row(features[self.item], self.item))
         stats_BS = self._statistics(features, target_B)
         if self.history is None:
-            row_B = torch.arange(len(target_B), device=target_B.device)
-            return JoinedSids(*self._bags(target_B), row_B, row_B.new_zeros(len(row_B), 0), stats_BS)
-        history = features[self.history]
-        history_P, lengths_B = self._known(history.values()), history.lengths()
+            history_P, lengths_B = target_B[:0], torch.zeros_like(target_B)
+        else:
+            history_P, lengths_B = self._known(features[self.history].values()), features[self.history].lengths()
         distinct_U, number_M = torch.unique(torch.cat([target_B, history_P]).int(), return_inverse=True)
         has_sid_U = self.rows_IG.index_select(0, distinct_U)[:, 0] > 0
         bag_M = (has_sid_U.cumsum(0) * has_sid_U).index_select(0, number_M)
@@ -97,9 +96,10 @@ class SidJoin(nn.Module):
             return self.counts_IS.index_select(0, target_B)
         return torch.stack([_one_per_row(features[name], name) for name in self.stat_features], dim=1).float()
 
-    def _bags(self, ids_U: Tensor) -> tuple[KeyedJaggedTensor, Tensor]:
-        """One bag per id, and the bags' token weights."""
-        rows_GU = self.rows_IG.index_select(0, ids_U).t()
+    def _bags(self, ids_U: Tensor) -> tuple[KeyedJaggedTensor, Tensor, Tensor]:
+        """One bag per id: its granules in both forms, and its token weights."""
+        rows_UG = self.rows_IG.index_select(0, ids_U)
+        rows_GU = rows_UG.t()
         looked_up_GU = rows_GU > 0
         granules = KeyedJaggedTensor(
             keys=list(self.granularities),
@@ -107,7 +107,7 @@ class SidJoin(nn.Module):
             lengths=looked_up_GU.flatten().int(),
             stride=len(ids_U),
         )
-        return granules, self.weights_IW.index_select(0, ids_U)
+        return granules, rows_UG, self.weights_IW.index_select(0, ids_U)
 
 
 def _one_per_row(jagged: JaggedTensor, name: str) -> Tensor:

@@ -4,6 +4,7 @@ Shapes: B rows, T history positions.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from sidrec.plug import ItemCounts
+from sidrec.plug import ItemCounts, attach
 from sidrec.sid.catalog import Catalog
 
 ITEMS, CATEGORIES, DIM, DENSE, T = 50, 11, 8, 5, 4
@@ -87,3 +88,11 @@ def batch(rows: int = 12, seed: int = 0, with_stats: bool = False) -> Batch:
         keys, values, lengths = [*keys, "exposures"], [*values, ids(1000, rows)], [*lengths, ones_B]
     sparse = KeyedJaggedTensor(keys=keys, values=torch.cat(values), lengths=torch.cat(lengths))
     return Batch(torch.randn(rows, DENSE, generator=random), sparse, (item_B % 2).float())
+
+
+COUNTS = counts()
+
+
+def plugged(model: nn.Module, **options: Any) -> nn.Module:
+    """With SID-Coord as its defaults have it, or with `options` of `attach`."""
+    return attach(model, **{"catalog": catalog(), "history": "history", "statistics": COUNTS, **options})

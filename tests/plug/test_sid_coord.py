@@ -9,7 +9,7 @@ from torch.nn import functional
 from torchrec.modules.embedding_configs import DataType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-from sidrec.config.alignment import NoAlignment, RawStatsAlignment
+from sidrec.config.alignment import MatchStatsAlignment, NoAlignment, RawStatsAlignment
 from sidrec.config.gate import BucketizedStats, StatsGate, SumGate
 from sidrec.config.item import SidCoordItem
 from sidrec.plug import SidCoord, StatFeatures, embedding_parameters
@@ -167,3 +167,17 @@ def test_a_model_of_one_s_own_learns_in_all_its_parameters() -> None:
             optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.3
+
+
+def test_match_statistics_are_alignment_features_here_too() -> None:
+    """Of item 5 and its history 5, 5, 6 and an item without a SID: all granules of 5 match twice of three."""
+    config = SidCoordItem(granularities=("s1", "s23"), gate=SumGate(), alignment=MatchStatsAlignment())
+    module = sid_coord(statistics=None, config=config, alignment_key="alignment")
+    values, lengths = torch.tensor([1, 5, 5, 5, 6, KNOWN + 1]), torch.tensor([1, 1, 4])
+    features = KeyedJaggedTensor(keys=["cat", "item_id", "history"], values=values, lengths=lengths)
+    found = module(tables()(features), features)["alignment"][0]
+    codes_NL = catalog().codes_NL
+    same_s1 = float(codes_NL[4, 0] == codes_NL[5, 0])
+    counts_of = torch.tensor([2 + same_s1, 2.0])
+    torch.testing.assert_close(found, torch.cat([torch.log1p(counts_of), counts_of / 3, torch.zeros(1)]))
+    assert tuple(codes_NL[4, 1:]) != tuple(codes_NL[5, 1:])

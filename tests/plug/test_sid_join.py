@@ -39,17 +39,17 @@ def small_join(history: str | None, statistics: StatFeatures | ItemCounts | None
     return SidJoin(rows, "item", history, statistics)
 
 
-def test_rows_of_the_batch_are_bags_without_a_history() -> None:
-    joined = small_join(None)(features(other=[[1], [1], [1], [1]], item=[[5], [3], [], [7]]), False)
-    assert bags(joined) == [[[2], [1], [], []], [[2], [1], [], []]]
-    assert joined.target_B.tolist() == [0, 1, 2, 3]
-    assert joined.history_BT.shape == (4, 0)
+def test_distinct_targets_are_bags() -> None:
+    joined = small_join(None)(features(other=[[1]] * 5, item=[[5], [3], [], [7], [5]]), False)
+    assert bags(joined) == [[[], [1], [2]], [[], [1], [2]]]
+    assert joined.target_B.tolist() == [2, 1, 0, 0, 2]
+    assert joined.history_BT.shape == (5, 0)
 
 
-def test_distinct_items_with_a_sid_are_bags_with_a_history() -> None:
+def test_distinct_items_with_a_sid_are_bags() -> None:
     batch = features(item=[[5], [3], [4]], history=[[6, 3, 6], [], [1, 5]])
     joined = small_join("history")(batch, False)
-    # bags: 0 empty, then items 3, 5, 6; items 1 and 4 have no SID, and are as good as padding
+    # bags: none, then items 3, 5 and 6; items 1 and 4 have no SID, and are as good as padding
     assert bags(joined) == [[[], [1], [2], [1]], [[], [1], [2], [1]]]
     assert joined.target_B.tolist() == [2, 1, 0]
     assert joined.history_BT.tolist() == [[3, 1, 3], [0, 0, 0], [0, 2, 0]]
@@ -100,7 +100,9 @@ def test_token_weights_of_the_bags() -> None:
     config = SidCoordItem(granularities=("s2", "s12"), token_weights="multiply")
     rows = catalog_rows(Catalog(np.array([1, 2]), codes_NL, (2, 2), weights_NL), config, items=4)
     joined = SidJoin(rows, "item", None, None)(features(item=[[2], [3], [1]]), False)
-    assert joined.token_weights_UW.tolist() == [[4, 1], [0, 0], [2, 1]]
+    assert joined.target_B.tolist() == [2, 0, 1]
+    assert joined.token_weights_UW.tolist() == [[0, 0], [2, 1], [4, 1]]
+    assert joined.rows_UG.tolist() == [[0, 0], [1, 1], [1, 2]]
 
 
 def test_a_batch_without_a_feature_says_which() -> None:

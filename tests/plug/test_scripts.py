@@ -1,0 +1,52 @@
+"""The ordinary script and its plugged twin: how little differs, that the README says so, and that both run."""
+
+import difflib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from sidrec.sid.catalog import Catalog
+
+ROOT = Path(__file__).parents[2]
+PLAIN, PLUGGED = ROOT / "launch/plain_dlrm.py", ROOT / "launch/plugged_dlrm.py"
+MOST_CHANGED_LINES = 10
+
+
+def changed_lines() -> list[str]:
+    """Lines taken away and added, as `diff` says it."""
+    scripts = (path.read_text().splitlines() for path in (PLAIN, PLUGGED))
+    diff = difflib.unified_diff(*scripts, n=0, lineterm="")
+    return [line for line in diff if not line.startswith(("---", "+++", "@@"))]
+
+
+def test_ten_changed_lines_are_enough_and_the_readme_shows_them() -> None:
+    assert 0 < len(changed_lines()) <= MOST_CHANGED_LINES
+    (shown,) = re.findall(r"```diff\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert shown.splitlines() == changed_lines()
+
+
+def mean_losses(script: Path, ranks: int, *arguments: str) -> list[float]:
+    """What each rank prints in the end."""
+    command = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node", str(ranks)]
+    environment = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(
+        [*command, str(script), *arguments], env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    losses = re.findall(r"rank \d: mean loss of the last 10 steps (\d\.\d+)", run.stdout)
+    return [float(loss) for loss in losses]
+
+
+def test_both_scripts_train(tmp_path: Path) -> None:
+    """Items are liked after items of the same parity, which the first code tells: SIDs learn it in a few steps."""
+    ids_N = np.arange(1, 5000)
+    codes_NL = np.random.default_rng(0).integers(0, 8, size=(len(ids_N), 3))
+    codes_NL[:, 0] = ids_N % 2
+    Catalog(ids_N, codes_NL, (2, 8, 8)).save(tmp_path / "catalog")
+    (plain,) = mean_losses(PLAIN, 1, "--steps", "100")
+    plugged = mean_losses(PLUGGED, 2, "--steps", "100", "--catalog", str(tmp_path / "catalog"))
+    assert len(plugged) == 2
+    assert max(plugged) < plain - 0.02
