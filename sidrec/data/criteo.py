@@ -114,7 +114,11 @@ def _open(dense: Sequence[str], sparse: Sequence[str], labels: Sequence[str]) ->
     counts = [len(paths) for paths in (dense, sparse, labels)]
     if not 0 < min(counts) == max(counts):
         raise ContractError("dense_paths, sparse_paths, labels_paths", "equally many files, at least one", counts)
-    return [CriteoDay.open(*map(Path, day)) for day in zip(dense, sparse, labels, strict=True)]
+    days = [CriteoDay.open(*map(Path, day)) for day in zip(dense, sparse, labels, strict=True)]
+    for day in days:
+        if day.id_type != days[0].id_type:
+            raise ContractError(day.sparse, f"{days[0].id_type}, as {days[0].sparse.name} has", day.id_type)
+    return days
 
 
 def _checked_tables(

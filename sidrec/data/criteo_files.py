@@ -46,21 +46,23 @@ def criteo_paths(folder: Path, days: Iterable[int] | None = None) -> tuple[list[
 
 @dataclass(frozen=True)
 class CriteoDay:
-    """The three files of a day and how many rows each has."""
+    """The three files of a day, how many rows each has, and the type of the ids."""
 
     dense: Path
     sparse: Path
     labels: Path
     rows: int
+    id_type: np.dtype
 
     @classmethod
     def open(cls, dense: Path, sparse: Path, labels: Path) -> "CriteoDay":
         """Raises ContractError for a file that is missing, cut off, or of another type, width or length."""
-        rows = {path: _rows(path, kind) for path, kind in zip((dense, sparse, labels), KINDS, strict=True)}
+        headers = {path: _header(path, kind) for path, kind in zip((dense, sparse, labels), KINDS, strict=True)}
+        rows = headers[dense][0]
         for path in (sparse, labels):
-            if rows[path] != rows[dense]:
-                raise ContractError(path, f"{rows[dense]} rows, as {dense.name} has", rows[path])
-        return cls(dense, sparse, labels, rows[dense])
+            if headers[path][0] != rows:
+                raise ContractError(path, f"{rows} rows, as {dense.name} has", headers[path][0])
+        return cls(dense, sparse, labels, rows, headers[sparse][1])
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Dense, sparse, labels: memory-mapped, read-only."""
@@ -113,7 +115,8 @@ def check_tables(days: Iterable[CriteoDay], table_rows: Sequence[int]) -> None:
                 raise ContractError("table_rows", expected, given)
 
 
-def _rows(path: Path, kind: str) -> int:
+def _header(path: Path, kind: str) -> tuple[int, np.dtype]:
+    """Rows and type of a file that is whole."""
     if not path.is_file():
         raise ContractError(path, f"a .npy file of {kind}", "no such file")
     try:
@@ -134,7 +137,7 @@ def _rows(path: Path, kind: str) -> int:
         raise ContractError(path, f"{needed} bytes of data for the {shape[0]} rows of its header", f"{data} bytes")
     if not shape[0]:
         raise ContractError(path, "at least one row", "none")
-    return int(shape[0])
+    return int(shape[0]), dtype
 
 
 def _refuse(bad: np.ndarray, values: np.ndarray, path: Path, part: slice, expected: str) -> None:

@@ -59,17 +59,27 @@ class StageRows:
         return file, int(row - self._starts[file] + self._first[file])
 
     def take(self, rows: range | np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Copies of dense [N, 13], sparse [N, 26] and labels [N, 1] of these rows, in their order."""
-        row_N = np.arange(rows.start, rows.stop) if isinstance(rows, range) else rows
+        """Copies of dense [N, 13], sparse [N, 26] and labels [N, 1] of these rows, in their order; N is at least 1."""
+        taken = self._slices(rows) if isinstance(rows, range) else self._scattered(rows)
+        dense, sparse, labels = taken
+        return dense, sparse, labels
+
+    def _slices(self, rows: range) -> list[np.ndarray]:
+        """Neighbours: a slice of every file that has some of them."""
+        parts = []
+        for file, arrays in enumerate(self._arrays):
+            first, stop = max(rows.start, int(self._starts[file])), min(rows.stop, int(self._starts[file + 1]))
+            if first < stop:
+                before = int(self._starts[file] - self._first[file])
+                parts.append([array[first - before : stop - before] for array in arrays])
+        return [np.concatenate(kind) for kind in zip(*parts, strict=True)]
+
+    def _scattered(self, row_N: np.ndarray) -> list[np.ndarray]:
         file_N = np.searchsorted(self._starts, row_N, side="right") - 1
-        taken = tuple(np.empty((len(row_N), one.shape[1]), one.dtype) for one in self._arrays[0])
+        taken = [np.empty((len(row_N), one.shape[1]), one.dtype) for one in self._arrays[0]]
         for file in np.unique(file_N).tolist():
             own_N = np.flatnonzero(file_N == file)
             row_in_file_N = row_N[own_N] - self._starts[file] + self._first[file]
-            # Neighbours in order are a slice: nothing but the rows themselves is read.
-            wanted: slice | np.ndarray = row_in_file_N
-            if isinstance(rows, range):
-                wanted = slice(int(row_in_file_N[0]), int(row_in_file_N[-1]) + 1)
             for array, target in zip(self._arrays[file], taken, strict=True):
-                target[own_N] = array[wanted]
-        return taken  # type: ignore[return-value]
+                target[own_N] = array[row_in_file_N]
+        return taken

@@ -59,6 +59,7 @@ def no_npy(folder: Path) -> None:
         (changed("dense", lambda a: a[:, :12]), r"day_1_dense.npy: expected shape \[rows, 13\]"),
         (changed("dense", np.asfortranarray), r"stored by columns"),
         (changed("dense", lambda a: a.astype(np.float64)), r"day_1_dense.npy: expected float32, got float64"),
+        (changed("sparse", lambda a: a.astype(np.int64)), r"day_1_sparse.npy: expected int32, as day_0_sparse.npy has"),
         (changed("sparse", lambda a: a.astype(np.uint32)), r"expected int32 or int64, got uint32"),
         (changed("labels", lambda a: a[:29]), r"day_1_labels.npy: expected 30 rows, as day_1_dense.npy has, got 29"),
         (changed("labels", lambda a: a.reshape(-1)), r"day_1_labels.npy: expected shape \[rows, 1\].*\[30\]"),
