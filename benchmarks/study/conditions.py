@@ -27,13 +27,21 @@ def conditions() -> Conditions:
 
 
 def _commit() -> str:
-    """The commit's hash, "-dirty" after it when tracked files differ; "unknown" outside a git checkout."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    """The commit's hash, "-dirty" after it when tracked files differ, results apart; "unknown" outside a checkout.
+
+    Results do not count, as a study rewrites its tables while the next one measures.
+    """
+    root = Path(__file__).parents[2]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent)
+        commit = _git(root, "rev-parse", "--short=12", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return found.stdout.strip()
+    return f"{commit}-dirty" if changed else commit
+
+
+def _git(folder: Path, *words: str) -> str:
+    return subprocess.run(["git", *words], capture_output=True, text=True, check=True, cwd=folder).stdout.strip()
 
 
 def _cpu() -> str:
