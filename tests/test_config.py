@@ -64,7 +64,7 @@ def test_wrong_types_and_values(recipe: Path) -> None:
 def test_wrong_tag(recipe: Path) -> None:
     (mistake,) = _mistakes(recipe, SMALLEST + "model: {item: {kind: sidcoord}}\n")
     assert mistake.startswith("model.item: Input tag 'sidcoord'")
-    assert "'hid', 'sid', 'sid_coord'" in mistake
+    assert "'hid', 'sid', 'hid_and_sid', 'sid_coord', 'gate_sid', 'content'" in mistake
 
 
 def test_a_key_of_another_variant(recipe: Path) -> None:
