@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.criteo_blocks import blocks
-from data_prep.criteo_npy import GrowingNpy, fingerprint
+from data_prep.criteo_npy import GrowingNpy, fingerprint, parts_of
 from data_prep.criteo_rows import CATEGORICAL, DENSE, Tally, read_rows
 from data_prep.criteo_vocabulary import FIRST, ValueCounts, VocabularyIds, hashed_ids, vocabulary
 from data_prep.work_folder import WorkFolder, file_facts
@@ -136,14 +136,12 @@ class Steps:
 
     def encode_day(self, day: Day, encoders: list[VocabularyIds], watch: Watch) -> None:
         """Values in scratch to ids; the values are deleted."""
-        value_NC = np.load(self._values(day), mmap_mode="r")
         sparse = self.work.data / day.file("sparse")
         with GrowingNpy(sparse, len(CATEGORICAL), np.int32) as file:
-            for start in range(0, len(value_NC), ENCODED_ROWS):
-                part_NC = np.asarray(value_NC[start : start + ENCODED_ROWS])
-                columns = [ids(part_NC[:, column]) for column, ids in enumerate(encoders)]
+            for value_NC in parts_of(self._values(day), ENCODED_ROWS):
+                columns = [ids(value_NC[:, column]) for column, ids in enumerate(encoders)]
                 file.append(np.stack(columns, axis=1))
-                watch(len(part_NC))
+                watch(len(value_NC))
         self._finish(f"encoded_{day.number}", {"files": {sparse.name: fingerprint(sparse)}})
         self._values(day).unlink()
 

@@ -1,7 +1,8 @@
-"""A .npy file that grows by rows and has its name only once it is whole."""
+"""A .npy file that grows by rows and has its name only once it is whole, and its rows in parts."""
 
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self, cast
@@ -47,6 +48,15 @@ class GrowingNpy:
     def _write_header(self) -> None:
         facts = {"descr": self._dtype.str, "fortran_order": False, "shape": (self._rows, self._width)}
         np.lib.format.write_array_header_1_0(cast(IO[bytes], self._file), facts)
+
+
+def parts_of(path: Path, rows: int) -> Iterator[np.ndarray]:
+    """The rows of a file that GrowingNpy wrote, `rows` at a time; not mapped, as mapped pages count as memory."""
+    with path.open("rb") as file:
+        np.lib.format.read_magic(file)
+        (_, width), _, dtype = np.lib.format.read_array_header_1_0(file)
+        while len(part := np.fromfile(file, dtype, rows * width)):
+            yield part.reshape(-1, width)
 
 
 def fingerprint(path: Path) -> dict[str, object]:
