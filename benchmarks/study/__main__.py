@@ -34,7 +34,6 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("study", type=Path)
     parser.add_argument("--results", type=Path, default=RESULTS, help="where the JSONs, tables and pictures go")
     arguments = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that a training is stopped as well
     try:
         study = load_study(arguments.study)
         _log_to(study.runs / study.name)
@@ -55,4 +54,5 @@ def _log_to(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that a training is stopped as well
     sys.exit(main(sys.argv[1:]))
