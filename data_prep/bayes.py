@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
+from data_prep.parquet_stream import open_stream
 from sidrec import schema
 from sidrec.schema import Manifest
 
@@ -24,7 +25,7 @@ def bayes_auc(data: Path, manifest: Manifest) -> dict[str, object]:
     counts = {name: np.zeros((2, BINS + 1), dtype=np.int64) for name in slices_SI}
     columns = [schema.LABEL, schema.ITEM_ID, BAYES_PROBABILITY]
     for entry in manifest.files("test"):
-        for batch in pq.ParquetFile(data / schema.LOG / entry.path).iter_batches(columns=columns):
+        for batch in open_stream(data / schema.LOG / entry.path).iter_batches(columns=columns):
             label_N, item_N, probability_N = (batch[column].to_numpy() for column in columns)
             bin_N = np.round(probability_N * BINS).astype(np.int64)
             for name, wanted_I in slices_SI.items():

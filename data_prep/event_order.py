@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from data_prep.day_window import SECONDS_PER_DAY
 from data_prep.events import ITEM, LABEL, TIMESTAMP, USER, Source
 from data_prep.id_map import IdMap
+from data_prep.parquet_stream import open_stream
 from data_prep.progress import rows_bar
 from sidrec.schema import ContractError
 
@@ -189,7 +190,7 @@ def _deal(folder: Path, spool: Path, bucket_of_day: dict[int, int], buckets: int
 
 
 def _batches(spool: Path) -> Iterator[pa.Table]:
-    for batch in pq.ParquetFile(spool).iter_batches(batch_size=262_144):
+    for batch in open_stream(spool).iter_batches(batch_size=262_144):
         yield pa.Table.from_batches([batch])
 
 

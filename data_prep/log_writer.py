@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.log_pass import PartitionRows
+from data_prep.parquet_stream import open_stream
 from data_prep.splits import SPLITS
 from sidrec import schema
 
@@ -82,6 +83,6 @@ def rows_on_items(log: Path, files: tuple[schema.LogFile, ...], wanted: np.ndarr
     """Counts rows whose item is `wanted` (bool per item id), reading one row group at a time."""
     total = 0
     for entry in files:
-        for batch in pq.ParquetFile(log / entry.path).iter_batches(batch_size=ROW_GROUP, columns=[schema.ITEM_ID]):
+        for batch in open_stream(log / entry.path).iter_batches(batch_size=ROW_GROUP, columns=[schema.ITEM_ID]):
             total += int(wanted[batch.column(0).to_numpy()].sum())
     return total

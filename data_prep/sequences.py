@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from data_prep.parquet_stream import open_stream
 from data_prep.progress import rows_bar
 from sidrec import schema
 from sidrec.schema import ContractError, Manifest
@@ -89,7 +89,7 @@ def positives(
         if not path.is_file():
             raise ContractError(path, f"a file of the split {split}, as the manifest says", "no such file")
         try:
-            file = pq.ParquetFile(path)
+            file = open_stream(path)
             schema.check_columns(file.schema_arrow, manifest, path)
             for batch in file.iter_batches(batch_size=ROWS, columns=COLUMNS):
                 yield _liked(batch, path)

@@ -10,8 +10,8 @@ from typing import IO, cast
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
 
+from data_prep.parquet_stream import open_stream
 from data_prep.progress import reading
 from sidrec.schema import ContractError
 
@@ -89,7 +89,7 @@ def _parquet_blocks(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, p
     if not path.is_file():
         raise ContractError(path, "a file to read", "none")
     try:
-        file = pq.ParquetFile(path)
+        file = open_stream(path)
     except pa.ArrowInvalid as error:
         raise ContractError(path, "a readable Parquet file", error) from None
     missing = sorted(set(columns) - set(file.schema_arrow.names))
