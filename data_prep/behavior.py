@@ -46,24 +46,31 @@ class BehaviorCommand:
     pairs: Annotated[PairSettings, tyro.conf.arg(name="")] = field(default_factory=PairSettings)
     check: bool = True
     """Also train without everybody's last event, and report how well these are predicted."""
+    earliest_share: float = 1.0
+    """Learn from this share of the train split's positives, the earliest. Semantic ids made of behaviour tell a ranker
+    about the very rows that it trains on, and less about later ones; rows after the share are free of that."""
 
     def run(self) -> None:
-        add_behavior(self.data, self.sasrec, self.pairs, self.check)
+        add_behavior(self.data, self.sasrec, self.pairs, self.check, self.earliest_share)
 
 
-def add_behavior(data: Path, sasrec: SasRecSettings, pairs: PairSettings, check: bool = True) -> None:
+def add_behavior(
+    data: Path, sasrec: SasRecSettings, pairs: PairSettings, check: bool = True, earliest_share: float = 1.0
+) -> None:
     """Writes everything; each file appears whole, and only when all of them are ready.
 
+    earliest_share: of the train split's positives, in time; the others are not looked at.
     Raises ContractError, before any training, when settings, log or items.parquet make no sense.
     """
     sasrec.check()
     pairs.check()
-    sequences = read_sequences(data)
+    sequences = read_sequences(data, earliest_share)
     row_M, rows = _rows_of(data / schema.ITEMS, sequences)
     rates = check_next_item(sequences, sasrec) if check else None
     facts = {
         "source": "SASRec trained on the rows with label 1 of the train split, sampled softmax, no L2 normalisation",
         "settings": asdict(sasrec),
+        "earliest_share": earliest_share,
         "events": len(sequences.items_E),
         "users": sequences.users,
         "next_item": rates and asdict(rates),

@@ -3,6 +3,7 @@
 E events (rows with label 1), U users with any, M items with any.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,12 +60,15 @@ class Sequences:
         return Sequences(self.item_ids_M, np.delete(self.items_E, last_U), self.offsets - np.arange(self.users + 1))
 
 
-def read_sequences(data: Path) -> Sequences:
+def read_sequences(data: Path, earliest_share: float = 1.0) -> Sequences:
     """Reads the positives of DATA/log's train split, and opens no other split's files.
 
-    Rows of an unknown user or item (id 0) are left out. Raises ContractError for a missing or damaged log, and where
-    nothing is positive.
+    earliest_share: keep the earliest events alone, this share of them; events of the same time stay together.
+    Rows of an unknown user or item (id 0) are left out. Raises ContractError for a missing or damaged log, where
+    nothing is positive, and for a share outside (0, 1].
     """
+    if not 0 < earliest_share <= 1:
+        raise ContractError("earliest share", "a share above 0 and at most 1", earliest_share)
     manifest = schema.load_manifest(data / schema.LOG)
     log = data / schema.LOG
     with rows_bar("reading positives", manifest.rows(TRAIN)) as bar:
@@ -73,7 +77,9 @@ def read_sequences(data: Path) -> Sequences:
         expected = f"rows with label 1 of known users and items in the split {TRAIN}"
         raise ContractError(log, expected, f"none in {manifest.rows(TRAIN)} rows")
     user_E, item_E, timestamp_E = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Sequences.of(user_E, item_E, timestamp_E)
+    last = np.sort(timestamp_E)[math.ceil(earliest_share * len(timestamp_E)) - 1]
+    kept_E = timestamp_E <= last
+    return Sequences.of(user_E[kept_E], item_E[kept_E], timestamp_E[kept_E])
 
 
 def positives(

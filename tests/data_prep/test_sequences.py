@@ -42,6 +42,16 @@ def test_positives_of_train_by_user_and_time(data: Path) -> None:
     assert sequences.frequencies().tolist() == [1, 2, 3]
 
 
+def test_the_earliest_share_with_all_events_of_its_last_moment(data: Path) -> None:
+    half = read_sequences(data, 0.5)  # the third of six is one of two on day 3
+    assert half.item_ids_M[half.items_E].tolist() == [5, 1, 3, 3]
+    assert half.lengths().tolist() == [3, 1]
+    assert read_sequences(data, 0.01).items_E.tolist() == [0]
+    for share in (0.0, 1.5, float("nan")):
+        with pytest.raises(ContractError, match=r"earliest share: expected a share above 0 and at most 1, got"):
+            read_sequences(data, share)
+
+
 def test_equal_times_keep_their_order() -> None:
     sequences = Sequences.of(np.array([7, 7, 4, 7]), np.array([30, 20, 30, 10]), np.array([5, 5, 9, 1]))
     assert sequences.item_ids_M[sequences.items_E].tolist() == [30, 10, 30, 20]
