@@ -3,17 +3,13 @@
 Shapes: B rows, F embedding features, D width, X dense columns, S statistics, E alignment features.
 """
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torchrec.modules.embedding_configs import EmbeddingBagConfig, PoolingType
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from sidrec.config.model import ModelConfig
 from sidrec.data.batch import Batch
-from sidrec.data.item_tables import HID, ItemTable
+from sidrec.data.item_tables import HID
 from sidrec.model.backbones.build import build_backbone
 from sidrec.model.fusion import GranularityFusion
 from sidrec.model.gate import TargetAwareGate
@@ -23,6 +19,7 @@ from sidrec.model.items.semantic import SemanticRepresentation
 from sidrec.model.items.sid_coord import SidCoordRepresentation
 from sidrec.model.sizes import Sizes
 from sidrec.model.statistics import StandardizeStats
+from sidrec.model.tables import embedding_tables, one_feature_each
 
 
 class Ranker(nn.Module):
@@ -37,10 +34,10 @@ class Ranker(nn.Module):
         dim = config.embedding_dim
         mean_S, std_S = torch.tensor(sizes.stats_mean), torch.tensor(sizes.stats_std)
         inits = {HID: config.hid_init} | {name: config.sid_init for name in sizes.item_tables if name != HID}
-        self.items = _tables(sizes.item_tables, dim, inits)
+        self.items = embedding_tables(sizes.item_tables, dim, inits)
         self.context_columns = tuple(sizes.context_rows)
-        context = {name: ItemTable(rows, (name,)) for name, rows in sizes.context_rows.items()}
-        self.context = _tables(context, dim, {}) if context else None
+        context = one_feature_each(sizes.context_rows)
+        self.context = embedding_tables(context, dim) if context else None
         self.item = build_item(config.item, config.history_pooling, dim, sizes)
         self.statistics = StandardizeStats(mean_S, std_S) if config.stats_as_dense and sizes.stats_mean else None
         dense_width = sizes.dense + 1 + (len(mean_S) if self.statistics else 0) + self.item.width
@@ -84,22 +81,3 @@ class Ranker(nn.Module):
         """The gate, where the item representation has one that learns."""
         gate = self.item.gate if isinstance(self.item, SidCoordRepresentation) else None
         return gate if isinstance(gate, TargetAwareGate) else None
-
-
-def _tables(tables: Mapping[str, ItemTable], dim: int, inits: Mapping[str, float | None]) -> EmbeddingBagCollection:
-    """One collection with a table per entry. inits: its initial range, TorchRec's 1/sqrt(rows) where there is none."""
-    return EmbeddingBagCollection(
-        tables=[
-            EmbeddingBagConfig(
-                name=name,
-                feature_names=list(table.features),
-                num_embeddings=table.rows,
-                embedding_dim=dim,
-                pooling=PoolingType.SUM,
-                weight_init_min=None if init is None else -init,
-                weight_init_max=init,
-            )
-            for name, table, init in ((name, table, inits.get(name)) for name, table in tables.items())
-        ],
-        device=torch.device("meta"),
-    )

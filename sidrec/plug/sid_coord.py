@@ -3,12 +3,11 @@
 Shapes: B rows, A alignment features, D width.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
+from torchrec.modules.embedding_configs import DataType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
@@ -16,6 +15,7 @@ from sidrec.config.gate import StatsGate
 from sidrec.config.index import ExactIndex
 from sidrec.config.item import SidCoordItem
 from sidrec.config.tokens import GranularityTokens
+from sidrec.model.tables import embedding_tables, one_feature_each
 from sidrec.plug.catalog_rows import catalog_rows
 from sidrec.plug.coordination import Coordination
 from sidrec.plug.sid_join import SidJoin
@@ -73,7 +73,8 @@ class SidCoord(nn.Module):
             self.register_buffer("catalog_fingerprint", _as_bytes(rows.fingerprint))
         if device is not None and device.type != "meta":
             self.to(device)
-        self.sid_tables = _tables(dict(zip(rows.granularities, rows.table_rows, strict=True)), dim, data_type, device)
+        tables = one_feature_each(dict(zip(rows.granularities, rows.table_rows, strict=True)))
+        self.sid_tables = embedding_tables(tables, dim, data_type=data_type, device=device)
         self._checked = False
 
     def forward(self, embedded: KeyedTensor, features: KeyedJaggedTensor) -> KeyedTensor:
@@ -129,25 +130,6 @@ def _check(config: SidCoordItem, statistics: Statistics | None) -> None:
     for name, value in wanted.items():
         if getattr(config, name) != value:
             raise ContractError(f"SID-Coord in another model, config.{name}", f"{value}", getattr(config, name))
-
-
-def _tables(
-    rows: Mapping[str, int], dim: int, data_type: DataType, device: torch.device | None
-) -> EmbeddingBagCollection:
-    return EmbeddingBagCollection(
-        tables=[
-            EmbeddingBagConfig(
-                name=name,
-                feature_names=[name],
-                num_embeddings=count,
-                embedding_dim=dim,
-                pooling=PoolingType.SUM,
-                data_type=data_type,
-            )
-            for name, count in rows.items()
-        ],
-        device=device,
-    )
 
 
 def _as_bytes(fingerprint: str) -> Tensor:

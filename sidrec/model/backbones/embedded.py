@@ -5,21 +5,15 @@ Shapes: B rows, F embedding features, D width.
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, fx, nn
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
+
+from sidrec.model.tables import embedding_tables, one_feature_each
 
 
 def tables_like(features: Sequence[str], dim: int) -> EmbeddingBagCollection:
     """A collection on `meta` that holds nothing: TorchRec's constructors read the shape of the model from it."""
-    return EmbeddingBagCollection(
-        tables=[
-            EmbeddingBagConfig(name=name, embedding_dim=dim, num_embeddings=1, feature_names=[name])
-            for name in features
-        ],
-        device=torch.device("meta"),
-    )
+    return embedding_tables(one_feature_each(dict.fromkeys(features, 1)), dim)
 
 
 class EmbeddedFeatures(nn.Module):
