@@ -112,6 +112,12 @@ def products_with_history(items_UD: Tensor, target_BD: Tensor, history: HistoryI
     return _products(items_UD, target_BD, history)
 
 
+def softmax_over_history(score_BT: Tensor, history: HistoryIndex) -> Tensor:
+    """Softmax of the scores at valid positions, [B, T]; 0 at padding, and all 0 for an empty history."""
+    lowest = torch.finfo(torch.float32).min  # not -inf: an empty history must not give NaN
+    return score_BT.masked_fill(~history.valid_BT, lowest).softmax(dim=1).masked_fill(~history.valid_BT, 0.0)
+
+
 @fx.wrap
 def _index(history_BT: Tensor) -> HistoryIndex:
     return HistoryIndex(history_BT)

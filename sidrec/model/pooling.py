@@ -3,7 +3,7 @@
 Shapes: B rows, U item bags, T history positions, D width, H hidden, R rows of a piece.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from sidrec.config.pooling import MeanPooling, Pooling, TargetAttentionPooling
-from sidrec.model.history import HistoryIndex, mean_of_history, weighted_sum_of_history
+from sidrec.model.history import HistoryIndex, mean_of_history, softmax_over_history, weighted_sum_of_history
 
 ROWS = 512  # rows of a piece
 
@@ -51,8 +51,8 @@ class TargetAttention(HistoryPooling):
         """a_t, [B, T]; 0 at padding."""
         layers = [list(layer.parameters()) for layer in self.layers]
         score_BT = _scores(items_UD, target_BD, history, layers, list(self.slopes))
-        if self.softmax:  # the lowest number, not -inf: an empty history must not give NaN
-            score_BT = score_BT.masked_fill(~history.valid_BT, torch.finfo(torch.float32).min).softmax(dim=1)
+        if self.softmax:
+            return softmax_over_history(score_BT, history)
         return score_BT.masked_fill(~history.valid_BT, 0.0)
 
     def forward(self, items_UD: Tensor, target_BD: Tensor, history: HistoryIndex) -> Tensor:
@@ -95,3 +95,17 @@ def build_pooling(config: Pooling, dim: int) -> HistoryPooling:
             return MeanOfHistory()
         case TargetAttentionPooling():
             return TargetAttention(dim, config.hidden, config.softmax)
+
+
+class PooledHistories(nn.ModuleDict):
+    """Name of a space (hid, sid) -> the pooling of its history; each has its own parameters.
+
+    names: the spaces, in the order of the pooled embeddings.
+    """
+
+    def __init__(self, names: Sequence[str], config: Pooling, dim: int) -> None:
+        super().__init__({name: build_pooling(config, dim) for name in names})
+
+    def forward(self, spaces: Mapping[str, tuple[Tensor, Tensor]], history: HistoryIndex) -> list[Tensor]:
+        """One pooled embedding [B, D] per name. spaces: name -> what `HistoryPooling` takes of it, items and target."""
+        return [pooling(*spaces[name], history) for name, pooling in self.items()]

@@ -11,7 +11,13 @@ from torch.nn import functional
 
 from sidrec.config.item import GateSidItem
 from sidrec.data.item_tables import HID
-from sidrec.model.history import HistoryIndex, index_history, products_with_history, weighted_sum_of_history
+from sidrec.model.history import (
+    HistoryIndex,
+    index_history,
+    products_with_history,
+    softmax_over_history,
+    weighted_sum_of_history,
+)
 from sidrec.model.items.representation import ItemLookup
 from sidrec.model.items.semantic import SemanticPart, SemanticRepresentation
 from sidrec.model.sizes import Sizes
@@ -67,7 +73,6 @@ class GateSidRepresentation(SemanticRepresentation):
             self.sid_scores(sid_UD, sid_BD, history),
             self.sid_share(hid_BD, stats_BS),
         )
-        lowest = torch.finfo(torch.float32).min  # not -inf: an empty history must not give NaN
-        attention_BT = score_BT.masked_fill(~history.valid_BT, lowest).softmax(dim=1) * history.valid_BT
+        attention_BT = softmax_over_history(score_BT, history)
         pooled = [weighted_sum_of_history(items_UD, attention_BT, history) for items_UD in (hid_UD, sid_UD)]
         return torch.stack([hid_BD, sid_BD, *pooled], dim=1), self.semantic.dense(sid_UD, items, target_B, history)

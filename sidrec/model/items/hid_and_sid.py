@@ -4,7 +4,7 @@ Shapes as in `sidrec.model.items.representation`.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from sidrec.config.item import HidAndSidItem
@@ -13,7 +13,7 @@ from sidrec.data.item_tables import HID
 from sidrec.model.history import index_history
 from sidrec.model.items.representation import ItemLookup
 from sidrec.model.items.semantic import SemanticPart, SemanticRepresentation
-from sidrec.model.pooling import build_pooling
+from sidrec.model.pooling import PooledHistories
 
 
 class HidAndSidRepresentation(SemanticRepresentation):
@@ -23,7 +23,7 @@ class HidAndSidRepresentation(SemanticRepresentation):
         super().__init__()
         self.features = ("item", "item_sid", *(f"history_{name}" for name in config.history))
         self.semantic = SemanticPart(config, dim, sids)
-        self.pooling = nn.ModuleDict({name: build_pooling(pooling, dim) for name in config.history})
+        self.pooling = PooledHistories(config.history, pooling, dim)
         self.width = self.semantic.width
 
     def forward(
@@ -31,7 +31,6 @@ class HidAndSidRepresentation(SemanticRepresentation):
     ) -> tuple[Tensor, Tensor]:
         hid_UD, sid_UD = items.embedded[HID], self.semantic.embed(items)
         hid_BD, sid_BD = functional.embedding(target_B, hid_UD), functional.embedding(target_B, sid_UD)
-        spaces = {"hid": (hid_UD, hid_BD), "sid": (sid_UD, sid_BD)}
         history = index_history(history_BT)
-        pooled = [pooling(*spaces[name], history) for name, pooling in self.pooling.items()]
+        pooled = self.pooling({"hid": (hid_UD, hid_BD), "sid": (sid_UD, sid_BD)}, history)
         return torch.stack([hid_BD, sid_BD, *pooled], dim=1), self.semantic.dense(sid_UD, items, target_B, history)

@@ -4,7 +4,7 @@ Shapes as in `sidrec.model.items.representation`.
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from sidrec.config.item import SidCoordItem
@@ -14,7 +14,7 @@ from sidrec.model.gate import build_gate
 from sidrec.model.history import index_history
 from sidrec.model.items.representation import ItemLookup
 from sidrec.model.items.semantic import SemanticPart, SemanticRepresentation
-from sidrec.model.pooling import build_pooling
+from sidrec.model.pooling import PooledHistories
 from sidrec.model.sizes import Sizes
 
 
@@ -26,7 +26,7 @@ class SidCoordRepresentation(SemanticRepresentation):
         self.features = ("item", *(f"history_{name}" for name in config.history))
         self.semantic = SemanticPart(config, dim, sizes.sid_features)
         self.gate = build_gate(config.gate, dim, torch.tensor(sizes.stats_mean), torch.tensor(sizes.stats_std))
-        self.pooling = nn.ModuleDict({name: build_pooling(pooling, dim) for name in config.history})
+        self.pooling = PooledHistories(config.history, pooling, dim)
         self.width = self.semantic.width
 
     def forward(
@@ -35,7 +35,6 @@ class SidCoordRepresentation(SemanticRepresentation):
         hid_UD, sid_UD = items.embedded[HID], self.semantic.embed(items)
         hid_BD, sid_BD = functional.embedding(target_B, hid_UD), functional.embedding(target_B, sid_UD)
         target_BD = self.gate(hid_BD, sid_BD, stats_BS)
-        spaces = {"hid": (hid_UD, hid_BD), "sid": (sid_UD, sid_BD)}
         history = index_history(history_BT)
-        pooled = [pooling(*spaces[name], history) for name, pooling in self.pooling.items()]
+        pooled = self.pooling({"hid": (hid_UD, hid_BD), "sid": (sid_UD, sid_BD)}, history)
         return torch.stack([target_BD, *pooled], dim=1), self.semantic.dense(sid_UD, items, target_B, history)
