@@ -11,10 +11,9 @@ SomeWidths = Annotated[Widths, Field(min_length=1)]
 
 
 @section
-class DlrmBackbone:
-    """TorchRec's DLRM (arXiv 1906.00091): dot products of all pairs of features."""
+class DlrmFamily:
+    """What TorchRec's DLRM and its kin have in common."""
 
-    kind: Literal["dlrm"] = "dlrm"
     dense_layers: Widths = (64,)
     """Hidden widths of the dense arch; its last layer has the embedding's width and is added."""
     over_layers: SomeWidths = (128, 64)
@@ -22,14 +21,17 @@ class DlrmBackbone:
 
 
 @section
-class DlrmDcnBackbone:
+class DlrmBackbone(DlrmFamily):
+    """TorchRec's DLRM (arXiv 1906.00091): dot products of all pairs of features."""
+
+    kind: Literal["dlrm"] = "dlrm"
+
+
+@section
+class DlrmDcnBackbone(DlrmFamily):
     """TorchRec's DLRM_DCN, the model of MLPerf's DLRM-DCNv2: a low-rank cross network (DCN V2, arXiv 2008.13535)."""
 
     kind: Literal["dlrm_dcn"] = "dlrm_dcn"
-    dense_layers: Widths = (64,)
-    """Hidden widths of the dense arch; its last layer has the embedding's width and is added."""
-    over_layers: SomeWidths = (128, 64)
-    """Hidden widths of the over arch; its last layer has width 1 and is added."""
     cross_layers: PositiveInt = 3
     """Cross layers; 3 in MLPerf."""
     low_rank: PositiveInt = 64
@@ -37,14 +39,10 @@ class DlrmDcnBackbone:
 
 
 @section
-class DlrmProjectionBackbone:
+class DlrmProjectionBackbone(DlrmFamily):
     """TorchRec's DLRM_Projection: dot products of two sets of vectors, each made of all features by a network."""
 
     kind: Literal["dlrm_projection"] = "dlrm_projection"
-    dense_layers: Widths = (64,)
-    """Hidden widths of the dense arch; its last layer has the embedding's width and is added."""
-    over_layers: SomeWidths = (128, 64)
-    """Hidden widths of the over arch; its last layer has width 1 and is added."""
     branch_layers: Widths = (64,)
     """Hidden widths of both networks."""
     projections: tuple[PositiveInt, PositiveInt] = (8, 8)

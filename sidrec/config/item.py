@@ -20,12 +20,18 @@ Histories = Annotated[tuple[Literal["hid", "sid"], ...], AfterValidator(without_
 
 
 @section
-class HidItem:
+class HashedItem:
+    """What all item kinds with HIDs can choose."""
+
+    hid_index: Index = ExactIndex()
+    """How item ids become rows of the HID table."""
+
+
+@section
+class HidItem(HashedItem):
     """Items are their hashed ids: the twin that SID-Coord is compared with."""
 
     kind: Literal["hid"] = "hid"
-    hid_index: Index = ExactIndex()
-    """How item ids become rows of the HID table."""
 
 
 @section
@@ -60,31 +66,27 @@ class SidItem(SemanticItem):
 
 
 @section
-class HidAndSidItem(SemanticItem):
+class HidAndSidItem(SemanticItem, HashedItem):
     """HID and SID as features side by side: what most rivals of SID-Coord do with the SIDs that they make."""
 
     kind: Literal["hid_and_sid"] = "hid_and_sid"
     alignment: Alignment = NoAlignment()
     history: Histories = ("hid", "sid")
     """Which embeddings of the history are pooled into features of the backbone."""
-    hid_index: Index = ExactIndex()
-    """How item ids become rows of the HID table."""
 
 
 @section
-class SidCoordItem(SemanticItem):
+class SidCoordItem(SemanticItem, HashedItem):
     """HID and SID, coordinated (SID-Coord, arXiv 2604.10471)."""
 
     kind: Literal["sid_coord"] = "sid_coord"
     history: Histories = ("hid",)
     """Which embeddings of the history are pooled into features of the backbone; "hid" is what the twin has."""
     gate: Gate = StatsGate()
-    hid_index: Index = ExactIndex()
-    """How item ids become rows of the HID table."""
 
 
 @section
-class GateSidItem(SemanticItem):
+class GateSidItem(SemanticItem, HashedItem):
     """GateSID without its contrastive loss (arXiv 2603.22916, its ablation "w/o GRCA"): HID and SID of the target side
     by side, and a gate of embedding and statistics that mixes the attention scores of both histories."""
 
@@ -96,8 +98,6 @@ class GateSidItem(SemanticItem):
     stats: Stats = StandardizedStats()
     hidden: PositiveInt = 64
     """Width of the gate's hidden layer."""
-    hid_index: Index = ExactIndex()
-    """How item ids become rows of the HID table."""
 
 
 def _some(columns: tuple[str, ...]) -> tuple[str, ...]:
@@ -107,7 +107,7 @@ def _some(columns: tuple[str, ...]) -> tuple[str, ...]:
 
 
 @section
-class ContentItem:
+class ContentItem(HashedItem):
     """HID, and beside it a learned projection of the item's frozen content vector: the dense way to use content."""
 
     kind: Literal["content"] = "content"
@@ -115,8 +115,6 @@ class ContentItem:
     """Vector columns of items.parquet, each scaled to unit length, concatenated."""
     hidden: PositiveInt = 64
     """Width of the projection's hidden layer."""
-    hid_index: Index = ExactIndex()
-    """How item ids become rows of the HID table."""
 
 
 Item = Annotated[

@@ -3,8 +3,9 @@
 Shapes: I item ids (0 is "not known"), F item features, G granularities, L levels of a SID.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from sidrec.config.alignment import MatchStatsAlignment
 from sidrec.config.granularity import granularity_levels
 from sidrec.config.index import ExactIndex, Index
-from sidrec.config.item import Item, SemanticItem, SidItem
+from sidrec.config.item import HashedItem, Item, SemanticItem
 from sidrec.data.batch_arrays import PER_BAG, PerItem
 from sidrec.data.hashed_rows import hashed_rows
 from sidrec.schema import ITEM_ID, UNKNOWN_ID, ContractError, Manifest
@@ -79,17 +80,18 @@ def item_tables(
     deeper than the catalog's levels are refused as `granularity_rows` does.
     """
     ids = manifest.ids[ITEM_ID]
-    lookups = [] if isinstance(item, SidItem) else [_hid(item.hid_index, ids)]
+    lookups = [_hid(item.hid_index, ids)] if isinstance(item, HashedItem) else []
     per_item = unused_per_item(ids)
     if isinstance(item, SemanticItem):
         if catalog is None:
             raise ContractError("model.item", f"a catalog, which items of kind {item.kind} need", "none")
         codes_IL = catalog.codes_by_id(ids)
-        lookups += [_subwords(subwords, codes_IL)] if subwords else _granularities(item, codes_IL)
+        numbered = cache(partial(granularity_rows, codes_IL))  # granules are numbered once, whoever asks
+        lookups += [_subwords(subwords, codes_IL)] if subwords else _granularities(item, codes_IL, numbered)
         if item.token_weights != "off":
             per_item["token_weights_UW"] = granularity_weights(catalog.weights_by_id(ids), item.granularities)
         if isinstance(item.alignment, MatchStatsAlignment):
-            granules = [granularity_rows(codes_IL, name)[0] for name in item.granularities]
+            granules = [numbered(name)[0] for name in item.granularities]
             per_item["granules_UG"] = np.stack(granules, axis=1)
     if content is not None:
         per_item["content_UV"] = content
@@ -105,9 +107,12 @@ def _hid(index: Index, ids: int) -> _Lookup:
     return _Lookup(HID, ItemTable(index.rows, (HID,)), hashed_I[:, None])
 
 
-def _granularities(item: SemanticItem, codes_IL: np.ndarray) -> list[_Lookup]:
+def _granularities(
+    item: SemanticItem, codes_IL: np.ndarray, numbered: Callable[[str], tuple[np.ndarray, int]]
+) -> list[_Lookup]:
+    """numbered: granularity -> row of every item id in a table of its own, and the table's rows."""
     if isinstance(item.index, ExactIndex):
-        exact = {name: granularity_rows(codes_IL, name) for name in item.granularities}
+        exact = {name: numbered(name) for name in item.granularities}
         return [_Lookup(name, ItemTable(rows, (name,)), rows_I[:, None]) for name, (rows_I, rows) in exact.items()]
     rows = item.index.rows
     hashed = [hashed_rows(radix_ids(codes_IL, name), name, rows) for name in item.granularities]
