@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks.study import differences
-from benchmarks.study.bootstrap import CHUNK, Gauc, PooledAuc, user_multiplicities
+from benchmarks.study.bootstrap import CHUNK, MeanAuc, PooledAuc, user_multiplicities
 from benchmarks.study.differences import Differences, bootstrap_differences
 from sidrec.metrics.pairs import Ints
 from sidrec.schema import ContractError
@@ -31,15 +31,14 @@ def _slices() -> ItemSlices:
     return slice_items(np.arange(1, ITEMS + 1), np.array([9] * 8 + [1] * 2 + [0] * 2), 0.1, 0.5)
 
 
-def _repeated(predictions: Predictions, users: Ints, times_V: Ints) -> tuple[float | None, float | None]:
-    """AUC and GAUC of a resample written out row by row: a user drawn twice is two users."""
+def _repeated(predictions: Predictions, users: Ints, times_V: Ints) -> tuple[float | None, float | None, float | None]:
+    """AUC, GAUC and UAUC of a resample written out row by row: a user drawn twice is two users."""
     rows = [np.flatnonzero(predictions.user_N == user) for user in users]
     copies = [(rows[v], copy) for v, times in enumerate(times_V) for copy in range(int(times))]
     order = np.concatenate([row for row, _ in copies])
     user = np.concatenate([np.full(len(row), index) for index, (row, _) in enumerate(copies)])
     metrics = measure(predictions.label_N[order], predictions.score_N[order], user)
-    auc, gauc = metrics["auc"], metrics["gauc"]
-    return auc, gauc
+    return metrics["auc"], metrics["gauc"], metrics["uauc"]
 
 
 def test_a_resample_equals_rows_repeated_by_hand() -> None:
@@ -47,10 +46,11 @@ def test_a_resample_equals_rows_repeated_by_hand() -> None:
     users, user_N = np.unique(predictions.user_N, return_inverse=True)
     times_RV = next(user_multiplicities(len(users), 20, seed=3))
     auc_R = PooledAuc.of(predictions.label_N, predictions.score_N, user_N).resampled(times_RV)
-    gauc_R = Gauc.of(predictions.label_N, predictions.score_N, user_N, len(users)).resampled(times_RV)
+    gauc = MeanAuc.gauc(predictions.label_N, predictions.score_N, user_N, len(users))
     expected = [_repeated(predictions, users, times_V) for times_V in times_RV]
-    assert auc_R.tolist() == pytest.approx([auc for auc, _ in expected], abs=1e-12)
-    assert gauc_R.tolist() == pytest.approx([gauc for _, gauc in expected], abs=1e-12)
+    assert auc_R.tolist() == pytest.approx([auc for auc, _, _ in expected], abs=1e-12)
+    assert gauc.resampled(times_RV).tolist() == pytest.approx([gauc for _, gauc, _ in expected], abs=1e-12)
+    assert gauc.uauc().resampled(times_RV).tolist() == pytest.approx([uauc for _, _, uauc in expected], abs=1e-12)
 
 
 def test_every_resample_draws_as_many_users_as_there_are() -> None:
@@ -67,7 +67,7 @@ def test_a_resample_without_one_class_is_undefined() -> None:
     auc = PooledAuc.of(label, score, user).resampled(np.array([[1, 1], [2, 0], [0, 2]]))
     assert auc[0] == 1.0
     assert np.isnan(auc[1:]).all()
-    assert np.isnan(Gauc.of(label, score, user, 2).resampled(np.array([[1, 1]]))).all()
+    assert np.isnan(MeanAuc.gauc(label, score, user, 2).resampled(np.array([[1, 1]]))).all()
 
 
 def _compare(variants: dict[str, list[Predictions]]) -> Differences:
@@ -109,7 +109,7 @@ def test_the_interval_is_that_of_the_written_out_bootstrap(monkeypatch: pytest.M
     users = np.unique(base.user_N)
     times_RV = np.concatenate(list(user_multiplicities(len(users), 60, differences.SEED)))
     written_out = [(_repeated(good, users, times), _repeated(base, users, times)) for times in times_RV]
-    for index, metric in enumerate(("auc", "gauc")):
+    for index, metric in enumerate(("auc", "gauc", "uauc")):
         moved = [ours[index] - theirs[index] for ours, theirs in written_out]  # type: ignore[operator]
         difference = found[metric]
         assert difference is not None
@@ -126,7 +126,7 @@ def test_equal_models_differ_by_exactly_nothing_because_the_draws_are_paired() -
 def test_a_slice_without_rows_has_no_difference() -> None:
     slices = slice_items(np.arange(1, ITEMS + 1), np.full(ITEMS, 5), 0.1, 0.5)  # nothing is cold
     found = bootstrap_differences({"base": [_predictions(0.5, 0)], "other": [_predictions(0.6, 0)]}, slices, ["base"])
-    assert found["base"]["other"]["cold"] == {"auc": None, "gauc": None}
+    assert found["base"]["other"]["cold"] == {"auc": None, "gauc": None, "uauc": None}
 
 
 def test_runs_of_other_rows_are_refused() -> None:

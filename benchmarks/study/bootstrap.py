@@ -1,8 +1,8 @@
-"""Paired bootstrap over users for AUC and GAUC (Efron & Tibshirani 1993, percentile intervals).
+"""Paired bootstrap over users for AUC, GAUC and UAUC (Efron & Tibshirani 1993, percentile intervals).
 
 Users are drawn with replacement and bring all their rows along; the same draws serve every model, seed, slice and
 metric, so that what models have in common cancels in a difference. Nothing is sorted again: pooled AUC comes from
-cumulated multiplicities over rows sorted once, GAUC from each user's sufficient statistics.
+cumulated multiplicities over rows sorted once, GAUC and UAUC from each user's AUC.
 
 Shapes: N rows, V users, R resamples, P positive and M negative rows.
 """
@@ -67,26 +67,30 @@ class PooledAuc:
 
 
 @dataclass(frozen=True)
-class Gauc:
-    """GAUC with each covered user counted as often as drawn. rows_V: 0 for users without both classes."""
+class MeanAuc:
+    """A mean of covered users' AUCs, each counted as often as drawn. weight_V: 0 for users without both classes."""
 
-    rows_V: Floats
+    weight_V: Floats
     auc_V: Floats
 
     @classmethod
-    def of(cls, label_N: Reals, score_N: Reals, user_N: Ints, users: int) -> "Gauc":
-        """user_N: int64 in [0, users); users without rows are allowed."""
+    def gauc(cls, label_N: Reals, score_N: Reals, user_N: Ints, users: int) -> "MeanAuc":
+        """Users weighted by their rows. user_N: int64 in [0, users); users without rows are allowed."""
+        rows_V, auc_V = np.zeros(users), np.zeros(users)
         present, group_N = np.unique(user_N, return_inverse=True)
         counts = pair_counts(label_N, score_N, group_N.astype(np.int64))
-        rows_V, auc_V = np.zeros(users), np.zeros(users)
         covered = present[counts.covered]
         rows_V[covered] = counts.rows[counts.covered]
         auc_V[covered] = counts.auc()
         return cls(rows_V, auc_V)
 
+    def uauc(self) -> "MeanAuc":
+        """The same users, all weighted alike."""
+        return MeanAuc((self.weight_V > 0).astype(np.float64), self.auc_V)
+
     def resampled(self, multiplicity_RV: Ints) -> Floats:
         """float64 [R]; NaN where no covered user is drawn."""
-        return _ratio(multiplicity_RV @ (self.rows_V * self.auc_V), multiplicity_RV @ self.rows_V)
+        return _ratio(multiplicity_RV @ (self.weight_V * self.auc_V), multiplicity_RV @ self.weight_V)
 
 
 def _ratio(numerator_R: Floats | Ints, denominator_R: Floats | Ints) -> Floats:

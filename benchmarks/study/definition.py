@@ -20,6 +20,8 @@ from sidrec.config.section import section
 
 T = TypeVar("T")
 
+Column = Literal["AUC", "GAUC", "UAUC", "tail AUC", "tail GAUC", "tail UAUC", "cold AUC"]
+
 Overrides = dict[str, Any]
 """A nested mapping with the keys of a recipe."""
 
@@ -45,6 +47,8 @@ class Study:
     """Makes this a tuning study: variant -> trial -> overrides, equally many trials for each variant."""
     select: Literal["auc", "gauc", "uauc"] = "gauc"
     """The metric on all items that chooses a variant's best trial."""
+    columns: Annotated[tuple[Column, ...], Field(min_length=1)] = ("AUC", "GAUC", "tail AUC", "cold AUC")
+    """What the report shows."""
     split: str = "test"
     """The split that is evaluated; tuning must not look at `test`."""
     ranks: PositiveInt = 2

@@ -11,7 +11,7 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.study.bootstrap import Gauc, PooledAuc, user_multiplicities
+from benchmarks.study.bootstrap import MeanAuc, PooledAuc, user_multiplicities
 from sidrec.metrics.pairs import Floats, Ints
 from sidrec.schema import ContractError
 from sidrec.train.predictions import Predictions
@@ -49,7 +49,7 @@ class Resampled:
 def bootstrap_differences(
     predictions: Mapping[str, Sequence[Predictions]], slices: ItemSlices, references: Sequence[str]
 ) -> Differences:
-    """Differences of every variant to every reference, in pooled AUC and GAUC on all, tail and cold items.
+    """Differences of every variant to every reference, in pooled AUC, GAUC and UAUC on all, tail and cold items.
 
     predictions: variant -> one per seed, all of the same rows. Raises ContractError naming a variant with other rows.
     """
@@ -97,7 +97,7 @@ def _resample(predictions: Mapping[str, Sequence[Predictions]], slices: ItemSlic
     }
 
 
-Statistics = dict[Scored, PooledAuc | Gauc]
+Statistics = dict[Scored, PooledAuc | MeanAuc]
 
 
 def _statistics(run: Predictions, user_N: Ints, users: int, masks: Mapping[str, NDArray[np.bool_]]) -> Statistics:
@@ -105,7 +105,9 @@ def _statistics(run: Predictions, user_N: Ints, users: int, masks: Mapping[str, 
     for name, mask_N in masks.items():
         rows = run.label_N[mask_N], run.score_N[mask_N], user_N[mask_N]
         statistics[(name, "auc")] = PooledAuc.of(*rows)
-        statistics[(name, "gauc")] = Gauc.of(*rows, users)
+        gauc = MeanAuc.gauc(*rows, users)
+        statistics[(name, "gauc")] = gauc
+        statistics[(name, "uauc")] = gauc.uauc()
     return statistics
 
 

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.study.bootstrap_file import Bootstrap, load_bootstrap
-from benchmarks.study.definition import Study
+from benchmarks.study.definition import Column, Study
 from benchmarks.study.differences import LEVEL, Difference
 from benchmarks.study.picture import draw_differences
 from benchmarks.study.runs import study_runs
 from benchmarks.study.store import RunResult, finished
-from benchmarks.study.summary import HEADLINE, Spread, VariantSummary, summarize
+from benchmarks.study.summary import Spread, VariantSummary, summarize
 from sidrec.train.run_directory import write_json, write_text
 
 Summary = dict[str, dict[str, VariantSummary]]  # data set -> variant
@@ -23,7 +23,9 @@ def report(study: Study, results: Path) -> str:
     sections = [f"# {study.name}"]
     for dataset, variants in found.items():
         bootstrap = load_bootstrap(study, folder / dataset, variants)
-        summary[dataset] = {name: summarize(runs, study.split, bootstrap) for name, runs in variants.items()}
+        summary[dataset] = {
+            name: summarize(runs, study.split, study.columns, bootstrap) for name, runs in variants.items()
+        }
         sections.append(_section(study, dataset, variants, summary[dataset], bootstrap))
         if any(_compared(summary[dataset], reference) for reference in study.references):
             draw_differences(folder / f"{dataset}.png", dataset, study.references, summary[dataset])
@@ -42,37 +44,47 @@ def _section(
     bootstrap: Bootstrap | None,
 ) -> str:
     parts = [f"## {dataset}", conditions_text(study, variants), "Mean ± standard deviation over seeds:"]
+    parts.append(_metrics_table(study.columns, summary))
+    if bootstrap is None and study.references:
+        parts.append("No bootstrap of these runs yet: intervals are missing.")
+    parts += [
+        _difference_table(study.columns, reference, summary)
+        for reference in study.references
+        if _compared(summary, reference)
+    ]
+    if any(_compared(summary, reference) for reference in study.references):
+        parts.append(f"![Differences on {dataset}]({dataset}.png)")
+    return "\n\n".join(parts)
+
+
+def _metrics_table(columns: Sequence[Column], summary: Mapping[str, VariantSummary]) -> str:
+    told = any(of["item_parameters"] is not None for of in summary.values())  # runs of old did not count them
     rows = [
         [
             name,
             len(of["seeds"]),
-            *(spread_text(of["metrics"][title]) for title in HEADLINE),
+            *(spread_text(of["metrics"][column]) for column in columns),
+            *([f"{of['item_parameters'] or 0:,}"] if told else []),
             of["cpu_seconds"],
         ]
         for name, of in summary.items()
     ]
-    parts.append(markdown_table(["variant", "seeds", *HEADLINE, "CPU s"], rows))
-    if bootstrap is None and study.references:
-        parts.append("No bootstrap of these runs yet: intervals are missing.")
-    parts += [_difference_table(reference, summary) for reference in study.references if _compared(summary, reference)]
-    if any(_compared(summary, reference) for reference in study.references):
-        parts.append(f"![Differences on {dataset}]({dataset}.png)")
-    return "\n\n".join(parts)
+    return markdown_table(["variant", "seeds", *columns, *(["item parameters"] if told else []), "CPU s"], rows)
 
 
 def _compared(summary: Mapping[str, VariantSummary], reference: str) -> bool:
     return any(reference in of["differences"] for of in summary.values())
 
 
-def _difference_table(reference: str, summary: Mapping[str, VariantSummary]) -> str:
+def _difference_table(columns: Sequence[Column], reference: str, summary: Mapping[str, VariantSummary]) -> str:
     rows = [
-        [name, *(difference_text(of["differences"][reference][title]) for title in HEADLINE)]
+        [name, *(difference_text(of["differences"][reference][column]) for column in columns)]
         for name, of in summary.items()
         if reference in of["differences"]
     ]
     return (
         f"Difference to {reference}: mean over seeds, {LEVEL:.0%} interval of a paired bootstrap over users "
-        f"(it does not include the spread over seeds):\n\n{markdown_table(['variant', *HEADLINE], rows)}"
+        f"(it does not include the spread over seeds):\n\n{markdown_table(['variant', *columns], rows)}"
     )
 
 

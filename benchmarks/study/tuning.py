@@ -9,7 +9,7 @@ from benchmarks.study.definition import Overrides, Study
 from benchmarks.study.report import conditions_text, markdown_table, spread_text
 from benchmarks.study.runs import TRIAL, study_runs
 from benchmarks.study.store import RunResult, finished
-from benchmarks.study.summary import HEADLINE, VariantSummary, spread, summarize
+from benchmarks.study.summary import VariantSummary, spread, summarize
 from sidrec.train.run_directory import write_json, write_text
 
 BEST_FILE = "best.yaml"
@@ -60,18 +60,18 @@ def _table(study: Study, runs: Mapping[str, Sequence[RunResult]], chosen: Mappin
             of_trial = runs.get(f"{variant}{TRIAL}{trial}")
             if of_trial is None:
                 continue
-            summary = summarize(of_trial, study.split, None)
+            summary = summarize(of_trial, study.split, study.columns, None)
             mark = " ★" if chosen[variant] == trial else ""
-            metrics = [spread_text(summary["metrics"][title]) for title in HEADLINE]
+            metrics = [spread_text(summary["metrics"][column]) for column in study.columns]
             changes = f"`{yaml.safe_dump(overrides, default_flow_style=True, width=10_000).strip()}`"
             rows.append([variant, f"{trial}{mark}", len(of_trial), *metrics, changes])
-    return markdown_table(["variant", "trial", "seeds", *HEADLINE, "overrides"], rows)
+    return markdown_table(["variant", "trial", "seeds", *study.columns, "overrides"], rows)
 
 
 def _summaries(
     study: Study, found: Mapping[str, Mapping[str, Sequence[RunResult]]]
 ) -> dict[str, dict[str, VariantSummary]]:
     return {
-        dataset: {name: summarize(of_trial, study.split, None) for name, of_trial in runs.items()}
+        dataset: {name: summarize(of_trial, study.split, study.columns, None) for name, of_trial in runs.items()}
         for dataset, runs in found.items()
     }
