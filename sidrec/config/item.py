@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from sidrec.config.alignment import Alignment, AutoDisAlignment, NoAlignment
 from sidrec.config.fusion import AdditiveFusion, ConcatProjectFusion, Fusion
@@ -86,9 +86,25 @@ class SidCoordItem(SemanticItem, HashedItem):
 
 
 @section
+class GateContrast:
+    """InfoNCE from the SID to the HID of a row's target, as strong as the gate w says: new items' embeddings are drawn
+    together, mature items' HIDs keep what they have learned (GateSID's GRCA, arXiv 2603.22916).
+
+    A row's negatives are the other items in its lane of the step: data.batch_size / data.lanes rows, so that the recipe
+    trains the same at any world size [I]."""
+
+    weight: NonNegativeFloat = 0.1
+    """Of the rows' mean of w * InfoNCE, beside the ranking loss."""
+    temperature: PositiveFloat = 0.07
+    """tau of the cosines [I]."""
+    teaches_gate: bool = True
+    """Whether the gate learns from this loss too, as printed: it falls where alignment is hard."""
+
+
+@section
 class GateSidItem(SemanticItem, HashedItem):
-    """GateSID without its contrastive loss (arXiv 2603.22916, its ablation "w/o GRCA"): HID and SID of the target side
-    by side, and a gate of embedding and statistics that mixes the attention scores of both histories."""
+    """GateSID (arXiv 2603.22916): HID and SID of the target side by side, and a gate of embedding and statistics that
+    mixes the attention scores of both histories."""
 
     kind: Literal["gate_sid"] = "gate_sid"
     granularities: Granularities = ("s1", "s2", "s3")
@@ -98,6 +114,8 @@ class GateSidItem(SemanticItem, HashedItem):
     stats: Stats = StandardizedStats()
     hidden: PositiveInt = 64
     """Width of the gate's hidden layer."""
+    contrastive: GateContrast | None = None
+    """The contrastive loss; left out, its ablation "w/o GRCA". `{}` is as published."""
 
 
 def _some(columns: tuple[str, ...]) -> tuple[str, ...]:

@@ -22,7 +22,9 @@ from torchrec.streamable import Pipelineable
 
 @dataclass
 class Batch(Pipelineable):
-    """One rank's share of a step. Every field is a tensor or a KeyedJaggedTensor.
+    """One rank's share of a step: its lanes end to end, equally many rows of each, the end of a lane padded.
+
+    Every field is a tensor or a KeyedJaggedTensor.
 
     items: keys are the item features (hid, s1, ...), stride U, at most one id per bag.
     context: keys are the other id columns (user_id, cat_*), stride B, one id per bag.

@@ -45,9 +45,13 @@ class Ranker(nn.Module):
 
     def score(self, batch: Batch) -> Tensor:
         """Logits [B]."""
-        looked_up = ItemLookup(
-            self.items(batch.items).to_dict(), batch.token_weights_UW, batch.granules_UG, batch.content_UV
-        )
+        return self._score(batch, self._look_up(batch))
+
+    def _look_up(self, batch: Batch) -> ItemLookup:
+        embedded = self.items(batch.items).to_dict()
+        return ItemLookup(embedded, batch.token_weights_UW, batch.granules_UG, batch.content_UV)
+
+    def _score(self, batch: Batch, looked_up: ItemLookup) -> Tensor:
         embedded_BFD, aligned_BE = self.item(looked_up, batch.target_B, batch.history_BT, batch.stats_BS)
         if self.context is not None:
             context = self.context(batch.context).to_dict()
@@ -59,16 +63,20 @@ class Ranker(nn.Module):
             dense.append(self.statistics(batch.stats_BS))
         return self.backbone(torch.cat(dense, dim=1), embedded_BFD).squeeze(1)
 
-    def forward(self, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Returns the loss to differentiate, and what the pipelines hand on: (loss, logits [B]), both detached.
+    def forward(self, batch: Batch) -> tuple[Tensor, tuple[dict[str, Tensor], Tensor]]:
+        """Returns the loss to differentiate, and what the pipelines hand on: (terms by name, logits [B]), all detached.
 
-        The loss is binary cross-entropy summed over this rank's rows, over `rows_per_rank`: averaged over ranks, as
-        gradients are, it is the mean over all rows of the step.
+        The loss is binary cross-entropy and, in training, what the item representation adds to it. Every term is summed
+        over this rank's rows, over `rows_per_rank`: averaged over ranks, as gradients are, it is the mean over all rows
+        of the step. Terms: `loss`, the whole, and each addition.
         """
-        logits_B = self.score(batch)
+        looked_up = self._look_up(batch)
+        logits_B = self._score(batch, looked_up)
         loss_B = functional.binary_cross_entropy_with_logits(logits_B, batch.label_B, reduction="none")
-        loss = (loss_B * batch.weight_B).sum() / batch.rows_per_rank
-        return loss, (loss.detach(), logits_B.detach())
+        added = self.item.losses(looked_up, batch.target_B, batch.stats_BS) if self.training else {}
+        terms = {name: _mean(term_B, batch) for name, term_B in added.items()}
+        loss = sum(terms.values(), _mean(loss_B, batch))
+        return loss, ({name: term.detach() for name, term in {"loss": loss, **terms}.items()}, logits_B.detach())
 
     @property
     def fusion(self) -> GranularityFusion | None:
@@ -81,3 +89,7 @@ class Ranker(nn.Module):
         """The gate, where the item representation has one that learns."""
         gate = self.item.gate if isinstance(self.item, SidCoordRepresentation) else None
         return gate if isinstance(gate, TargetAwareGate) else None
+
+
+def _mean(loss_B: Tensor, batch: Batch) -> Tensor:
+    return (loss_B * batch.weight_B).sum() / batch.rows_per_rank

@@ -12,6 +12,7 @@ class Sizes:
 
     stats_mean, stats_std: moments of log1p(stat_*) over the train split, one per statistic (S).
     content: width V of an item's content vector, 0 where the model uses none.
+    rows_per_lane: rows of a batch that come from one lane, the same at any number of ranks; padding included.
     """
 
     item_tables: Mapping[str, ItemTable]
@@ -20,6 +21,7 @@ class Sizes:
     stats_mean: tuple[float, ...]
     stats_std: tuple[float, ...]
     content: int = 0
+    rows_per_lane: int = 0
 
     @property
     def sid_features(self) -> tuple[str, ...]:

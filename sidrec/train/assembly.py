@@ -82,6 +82,7 @@ def _read(recipe: Recipe, manifest: Manifest, catalog: Catalog | None, subwords:
         stats_mean=tuple(mean_S.tolist()),
         stats_std=tuple(std_S.tolist()),
         content=content.width if content else 0,
+        rows_per_lane=recipe.data.batch_size // recipe.data.lanes,
     )
     return Data(manifest, tables, sizes, _fingerprint(catalog, subwords))
 

@@ -41,8 +41,8 @@ class Trainer:
         self.position = position
         self.ranks = ranks
         self.steps = recipe.train.epochs * loader.steps
-        self.losses = torch.zeros((), device=ranks.device)
-        self.loss_steps = 0
+        self.terms: dict[str, torch.Tensor] = {}
+        self.term_steps = 0
 
     def train(self) -> None:
         """Runs the remaining steps. Every table collection must be pipelined, or the run stops at once."""
@@ -55,11 +55,11 @@ class Trainer:
         for step in range(self.position.step, self.steps):
             factor = schedule_factor(self.recipe.optimizer.schedule, step, self.steps)
             self.optimizer.set_factor(factor)
-            loss, _ = pipeline.progress(batches)
+            terms, _ = pipeline.progress(batches)
             if step == self.position.step:
                 self._check_pipelined(pipeline)
-            self.losses += loss
-            self.loss_steps += 1
+            self.terms = {name: term + self.terms.get(name, 0) for name, term in terms.items()}
+            self.term_steps += 1
             self._after_step(step + 1, factor, progress)
         if isinstance(pipeline, TrainPipelineSparseDist):
             pipeline.detach()  # gives the collections their ordinary forward back, for evaluation
@@ -72,22 +72,22 @@ class Trainer:
             progress.count(self.loader.rows / self.loader.steps)
         train = self.recipe.train
         if step % train.log_every == 0 or step == self.steps:
-            loss = self._mean_loss()
+            terms = self._mean_terms()
             if progress:
-                progress.report(step, (step - 1) // self.loader.steps, loss, factor)
+                progress.report(step, (step - 1) // self.loader.steps, terms, factor)
         if epoch_step == 0 or (train.checkpoint_every and step % train.checkpoint_every == 0):
             position = Position(step, epoch, epoch_step, self.position.catalog)
             checkpoint.save(
                 self.run.checkpoints, self.model, self.optimizer, position, train.keep_checkpoints, self.ranks
             )
 
-    def _mean_loss(self) -> float:
-        """Mean loss over ranks and the steps since the last call; the same on every rank."""
-        mean = self.losses.cpu() / max(1, self.loss_steps)
-        dist.all_reduce(mean, group=self.ranks.control)
-        self.losses.zero_()
-        self.loss_steps = 0
-        return float(mean) / self.ranks.world
+    def _mean_terms(self) -> dict[str, float]:
+        """Mean of the loss and its terms over ranks and the steps since the last call; the same on every rank."""
+        means = torch.stack(list(self.terms.values())).cpu() / self.term_steps
+        dist.all_reduce(means, group=self.ranks.control)
+        named = {name: mean / self.ranks.world for name, mean in zip(self.terms, means.tolist(), strict=True)}
+        self.terms, self.term_steps = {}, 0
+        return named
 
     def _batches(self) -> Iterator[Batch]:
         first = self.position.epoch_step

@@ -27,26 +27,26 @@ class Progress:
         """Adds the rows of a step, over all ranks."""
         self.rows += rows
 
-    def report(self, step: int, epoch: int, loss: float, lr_factor: float) -> None:
-        """Reports the steps since the last report. loss: their mean over all rows."""
+    def report(self, step: int, epoch: int, terms: dict[str, float], lr_factor: float) -> None:
+        """Reports the steps since the last report. terms: `loss` and its parts by name, their means over all rows."""
         now = time.monotonic()
         speed = self.rows / max(1e-9, now - self.last)
         left = (now - self.started) / max(1, step - self.first) * (self.steps - step)
         eta = timedelta(seconds=round(left))
         print(
-            f"step {step}/{self.steps}  epoch {epoch + 1}  loss {loss:.5f}  {speed:,.0f} samples/s  ETA {eta}",
+            f"step {step}/{self.steps}  epoch {epoch + 1}  loss {terms['loss']:.5f}  {speed:,.0f} samples/s  ETA {eta}",
             flush=True,
         )
         line = {
             "step": step,
             "epoch": epoch,
-            "loss": loss,
+            **terms,
             "lr_factor": lr_factor,
             "samples_per_second": round(speed, 1),
         }
         self.log.write(json.dumps(line) + "\n")
         self.log.flush()
-        for name in ("loss", "lr_factor", "samples_per_second"):
+        for name in (*terms, "lr_factor", "samples_per_second"):
             self.board.add_scalar(f"train/{name}", line[name], step)
         self.last, self.rows = now, 0.0
 

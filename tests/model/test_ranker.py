@@ -28,7 +28,8 @@ def ranker_for(**model: Any) -> Ranker:
     config = _MODEL.validate_python({"embedding_dim": 8, **model})
     torch.manual_seed(0)
     context = dict.fromkeys(config.context, ROWS)
-    ranker = Ranker(config, Sizes(tables_for(config.item), context, 2, (1.0, 2.0), (1.0, 0.5), content=V))
+    sizes = Sizes(tables_for(config.item), context, 2, (1.0, 2.0), (1.0, 0.5), content=V, rows_per_lane=B // 2)
+    ranker = Ranker(config, sizes)
     for collection in (ranker.items, ranker.context):
         if collection is not None:
             collection.to_empty(device="cpu")
@@ -126,7 +127,8 @@ ALTERNATIVES: dict[str, dict[str, Any]] = {
         "item": {"kind": "hid_and_sid", "tokens": {"kind": "spm", "vocabulary": 9}, "fusion": {"kind": "sum"}}
     },
     "match statistics": {"item": {"kind": "hid_and_sid", "alignment": {"kind": "match_stats"}}},
-    "GateSID": {"item": {"kind": "gate_sid"}},
+    "GateSID": {"item": {"kind": "gate_sid", "contrastive": {}}},
+    "GateSID without its contrastive loss": {"item": {"kind": "gate_sid"}},
     "content vectors": {"item": {"kind": "content"}},
     "target attention over content": {"history_pooling": {"kind": "target_attention"}, "item": {"kind": "content"}},
     "PPNet on both": {"item": {"kind": "hid_and_sid", "history": ["sid"]}, "backbone": {"kind": "ppnet"}},
@@ -138,9 +140,10 @@ ALTERNATIVES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", ALTERNATIVES)
 def test_every_alternative_learns_in_all_its_parameters(name: str) -> None:
     ranker = ranker_for(**ALTERNATIVES[name])
-    loss, (detached, logits_B) = ranker(batch_for(ranker))
+    loss, (terms, logits_B) = ranker(batch_for(ranker))
     assert logits_B.shape == (B,)
-    assert not detached.requires_grad
+    assert terms["loss"] == loss
+    assert not any(detached.requires_grad for detached in (*terms.values(), logits_B))
     loss.backward()
     still = [name for name, p in ranker.named_parameters() if p.grad is None or not p.grad.any()]
     assert still == [], "parameters that the loss does not reach"

@@ -1,4 +1,5 @@
-"""GateSID without its contrastive loss (arXiv 2603.22916): a gate decides whose attention scores the histories follow.
+"""GateSID (arXiv 2603.22916): a gate decides whose attention scores the histories follow, and how near a target's HID
+and SID are drawn.
 
 Shapes as in `sidrec.model.items.representation`.
 """
@@ -11,6 +12,7 @@ from torch.nn import functional
 
 from sidrec.config.item import GateSidItem
 from sidrec.data.item_tables import HID
+from sidrec.model.contrast import contrast_within_lanes
 from sidrec.model.history import (
     HistoryIndex,
     index_history,
@@ -57,6 +59,7 @@ class GateSidRepresentation(SemanticRepresentation):
         )
         self.hid_scores, self.sid_scores = AttentionScores(dim), AttentionScores(dim)
         self.width = self.semantic.width
+        self.contrastive, self.rows_per_lane = config.contrastive, sizes.rows_per_lane
 
     def sid_share(self, hid_BD: Tensor, stats_BS: Tensor) -> Tensor:
         """w [B, 1] in (0, 1)."""
@@ -76,3 +79,15 @@ class GateSidRepresentation(SemanticRepresentation):
         attention_BT = softmax_over_history(score_BT, history)
         pooled = [weighted_sum_of_history(items_UD, attention_BT, history) for items_UD in (hid_UD, sid_UD)]
         return torch.stack([hid_BD, sid_BD, *pooled], dim=1), self.semantic.dense(sid_UD, items, target_B, history)
+
+    def losses(self, items: ItemLookup, target_B: Tensor, stats_BS: Tensor) -> dict[str, Tensor]:
+        """weight * w * InfoNCE(e_sid, e_hid) of the targets, as `contrastive`, where that is configured."""
+        if self.contrastive is None:
+            return {}
+        hid_BD = functional.embedding(target_B, items.embedded[HID])
+        sid_BD = functional.embedding(target_B, self.semantic.embed(items))
+        share_B = self.sid_share(hid_BD, stats_BS).squeeze(1)
+        if not self.contrastive.teaches_gate:
+            share_B = share_B.detach()
+        contrast_B = contrast_within_lanes(sid_BD, hid_BD, target_B, self.rows_per_lane, self.contrastive.temperature)
+        return {"contrastive": self.contrastive.weight * share_B * contrast_B}

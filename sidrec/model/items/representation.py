@@ -33,3 +33,7 @@ class ItemRepresentation(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Returns embedding features [B, F, D] and dense features [B, E]."""
         raise NotImplementedError
+
+    def losses(self, items: ItemLookup, target_B: Tensor, stats_BS: Tensor) -> dict[str, Tensor]:
+        """Auxiliary losses to train with, by name: each row's share [B], times the loss's weight."""
+        return {}
