@@ -1,0 +1,1 @@
+"""Plans measured on the ranks at hand: the same batches for each, in interleaved rounds, kept as files."""

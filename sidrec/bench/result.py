@@ -1,0 +1,91 @@
+"""What a bench of plans leaves: one JSON, written anew after every round, so that what was measured stays readable."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from sidrec.schema import ContractError
+
+VERSION = 1
+PHASES = ("step", "input_dist", "lookup", "output_dist", "dense_forward", "backward")
+"""step: all of a training step. lookup: FBGEMM's forward. dense_forward: all behind the embeddings, the loss included.
+backward: with the tables' update and the communication of gradients. The parts are timed in steps of their own, in
+which every rank waits for the others after each part, so their sum may exceed a step's."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Wall-clock milliseconds: quantiles over the timed steps of all rounds, of each step the slowest rank's."""
+
+    p10: float
+    p50: float
+    p90: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Milliseconds that a cost model expects of the slowest rank in one step.
+
+    tables: table name -> [world] expected milliseconds on each rank.
+    """
+
+    step: float
+    tables: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class PlanMeasurement:
+    """One plan.
+
+    plan: the plan file's JSON. failed: the sentence that says why it was not measured, else None.
+    rounds: median step of each round, milliseconds. timings: phase -> quantiles.
+    memory: [world] bytes of tables and optimizer state. lookups: [world] ids looked up per step.
+    default, calibrated: predictions of TorchRec's cost model and of the calibrated one.
+    """
+
+    name: str
+    plan: dict[str, Any]
+    failed: str | None
+    rounds: list[float]
+    timings: dict[str, Timing]
+    memory: list[int]
+    lookups: list[float]
+    default: Prediction | None
+    calibrated: Prediction | None
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """workload, hardware, conditions: what was measured where, as plain data. complete: all rounds were done."""
+
+    version: int
+    workload: dict[str, Any]
+    hardware: dict[str, Any]
+    conditions: dict[str, Any]
+    rounds_wanted: int
+    complete: bool
+    plans: list[PlanMeasurement]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+_RESULT: TypeAdapter[BenchResult] = TypeAdapter(BenchResult)
+
+
+def load_bench(path: Path) -> BenchResult:
+    """Reads a bench's JSON. Raises ContractError for what is not one."""
+    try:
+        raw = json.loads(path.read_text())
+        if isinstance(raw, dict) and raw.get("version") != VERSION:
+            raise ContractError(path, f"a bench of version {VERSION}", raw.get("version"))
+        return _RESULT.validate_python(raw)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ContractError(path, "valid JSON", error) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ContractError(path, f"a bench of plans, {where}: {first['msg']}", first["input"]) from None

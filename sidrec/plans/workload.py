@@ -1,0 +1,51 @@
+"""What a plan is made of: a model's tables, and how they are read in a step."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+
+
+@dataclass(frozen=True)
+class TableLoad:
+    """How one rank reads a table in a step.
+
+    bags: bags per feature. ids_per_bag: mean ids in a bag, one value per feature of the table.
+    frequency_R: float64, expected share of the looked-up ids that fall on each row, where it is known; sums to 1.
+    """
+
+    bags: int
+    ids_per_bag: tuple[float, ...]
+    frequency_R: np.ndarray | None = None
+
+    def share(self, first: int, last: int) -> float | None:
+        """Expected share of the looked-up ids in rows [first, last); None where frequencies are not known."""
+        return None if self.frequency_R is None else float(self.frequency_R[first:last].sum())
+
+
+@dataclass(frozen=True)
+class Workload:
+    """model: any module whose EmbeddingBagCollections are on `meta`. loads: table name -> load, one for every table.
+
+    rows_per_rank: rows that one rank trains on in a step.
+    """
+
+    name: str
+    model: nn.Module
+    loads: Mapping[str, TableLoad]
+    rows_per_rank: int
+
+    @property
+    def tables(self) -> dict[str, EmbeddingBagConfig]:
+        """Table name -> TorchRec's description, of all collections, in their order."""
+        return {table.name: table for tables in self.collections.values() for table in tables.embedding_bag_configs()}
+
+    @property
+    def collections(self) -> dict[str, EmbeddingBagCollection]:
+        """Path of a collection in the model -> collection."""
+        return {
+            path: module for path, module in self.model.named_modules() if isinstance(module, EmbeddingBagCollection)
+        }
