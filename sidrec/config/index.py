@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from sidrec.config.section import section
 
@@ -25,3 +25,24 @@ class ModuloIndex:
 
 
 Index = Annotated[ExactIndex | ModuloIndex, Field(discriminator="kind")]
+
+
+@section
+class ManagedCollisionIndex:
+    """Ids get rows of their own as training meets them and lose them to others: TorchRec's managed collision, also
+    called zero-collision hashing (ZCH). An id without a row reads one that all such ids share.
+
+    Every rank deals out its share of the rows: results depend on the number of ranks, which must divide `rows`.
+    """
+
+    kind: Literal["managed_collision"] = "managed_collision"
+    rows: Annotated[int, Field(ge=2)]
+    """Rows of the table; the last of each rank is that of ids without one of their own."""
+    eviction: Literal["lru", "lfu", "distance_lfu"] = "distance_lfu"
+    """Who loses rows: the id not met for longest, the one met least often, or the one with the fewest meetings for each
+    step since the last. An id is met once per rank and step."""
+    eviction_interval: PositiveInt = 100
+    """Steps after which ids met in them get rows, and others lose theirs; each time costs a sort of a rank's rows."""
+
+
+HidIndex = Annotated[ExactIndex | ModuloIndex | ManagedCollisionIndex, Field(discriminator="kind")]

@@ -8,7 +8,7 @@ from sidrec.config.alignment import Alignment, AutoDisAlignment, NoAlignment
 from sidrec.config.fusion import AdditiveFusion, ConcatProjectFusion, Fusion
 from sidrec.config.gate import Gate, StandardizedStats, Stats, StatsGate
 from sidrec.config.granularity import Granularities
-from sidrec.config.index import ExactIndex, Index
+from sidrec.config.index import ExactIndex, HidIndex, Index
 from sidrec.config.section import section, without_repeats
 from sidrec.config.tokens import GranularityTokens, SpmTokens, Tokens
 
@@ -23,7 +23,7 @@ Histories = Annotated[tuple[Literal["hid", "sid"], ...], AfterValidator(without_
 class HashedItem:
     """What all item kinds with HIDs can choose."""
 
-    hid_index: Index = ExactIndex()
+    hid_index: HidIndex = ExactIndex()
     """How item ids become rows of the HID table."""
 
 

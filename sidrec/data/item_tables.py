@@ -12,7 +12,7 @@ import numpy as np
 
 from sidrec.config.alignment import MatchStatsAlignment
 from sidrec.config.granularity import granularity_levels
-from sidrec.config.index import ExactIndex, Index
+from sidrec.config.index import ExactIndex, HidIndex, ManagedCollisionIndex, ModuloIndex
 from sidrec.config.item import HashedItem, Item, SemanticItem
 from sidrec.data.batch_arrays import PER_BAG, PerItem
 from sidrec.data.hashed_rows import hashed_rows
@@ -29,10 +29,14 @@ SHARED = "sid"
 
 @dataclass(frozen=True)
 class ItemTable:
-    """An embedding table of items: its rows, and the features that are looked up in it."""
+    """An embedding table of items: its rows, and the features that are looked up in it.
+
+    managed: how the table itself deals its rows to the ids that are looked up, where it does.
+    """
 
     rows: int
     features: tuple[str, ...]
+    managed: ManagedCollisionIndex | None = None
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class ItemTables:
     """tables: table name -> table; a table of one feature is called as that feature.
 
     rows_IF: int64 table row of every item id, features in the order of the tables; row 0 is "not known" in every table,
-        and such items get no lookup there.
+        and such items get no lookup there. For a managed table, the id itself.
     per_item: field of PER_BAG -> its values for every item id, of width 0 where the model uses none.
     """
 
@@ -99,12 +103,16 @@ def item_tables(
     return ItemTables(tables, np.concatenate([lookup.rows_IF for lookup in lookups], axis=1), per_item)
 
 
-def _hid(index: Index, ids: int) -> _Lookup:
+def _hid(index: HidIndex, ids: int) -> _Lookup:
     ids_I = np.arange(ids)
-    if isinstance(index, ExactIndex):
-        return _Lookup(HID, ItemTable(ids, (HID,)), ids_I[:, None])
-    hashed_I = hashed_rows(np.where(ids_I == UNKNOWN_ID, -1, ids_I), HID, index.rows)
-    return _Lookup(HID, ItemTable(index.rows, (HID,)), hashed_I[:, None])
+    match index:
+        case ExactIndex():
+            return _Lookup(HID, ItemTable(ids, (HID,)), ids_I[:, None])
+        case ManagedCollisionIndex():
+            return _Lookup(HID, ItemTable(index.rows, (HID,), managed=index), ids_I[:, None])
+        case ModuloIndex():
+            hashed_I = hashed_rows(np.where(ids_I == UNKNOWN_ID, -1, ids_I), HID, index.rows)
+            return _Lookup(HID, ItemTable(index.rows, (HID,)), hashed_I[:, None])
 
 
 def _granularities(

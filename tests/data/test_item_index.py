@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sidrec.config.alignment import MatchStatsAlignment
-from sidrec.config.index import ModuloIndex
+from sidrec.config.index import ManagedCollisionIndex, ModuloIndex
 from sidrec.config.item import ContentItem, HidAndSidItem, HidItem, SidItem
 from sidrec.config.tokens import SpmTokens
 from sidrec.data.hashed_rows import hashed_rows
@@ -36,6 +36,14 @@ def test_hids_can_be_hashed_too() -> None:
     assert (rows_I[1:] > 0).all()
     assert rows_I.max() < 7
     assert 4 < len(np.unique(rows_I)) <= 7
+
+
+def test_managed_tables_are_looked_up_by_the_id_itself() -> None:
+    index = ManagedCollisionIndex(rows=7)
+    tables = item_tables(HidAndSidItem(granularities=("s1",), hid_index=index), manifest_of(), CATALOG)
+    exact = item_tables(HidAndSidItem(granularities=("s1",)), manifest_of(), CATALOG)
+    assert tables.tables == {**exact.tables, "hid": ItemTable(7, ("hid",), managed=index)}
+    np.testing.assert_array_equal(tables.rows_IF, exact.rows_IF)
 
 
 def test_match_statistics_compare_exact_granules_whatever_the_index() -> None:
