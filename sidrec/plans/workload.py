@@ -39,6 +39,12 @@ class Workload:
     rows_per_rank: int
 
     @property
+    def dense_parameters(self) -> int:
+        """Parameters outside of the tables: as many multiplications per row and pass, in layers that are linear."""
+        tables = {id(weight) for tables in self.collections.values() for weight in tables.parameters()}
+        return sum(weight.numel() for weight in self.model.parameters() if id(weight) not in tables)
+
+    @property
     def tables(self) -> dict[str, EmbeddingBagConfig]:
         """Table name -> TorchRec's description, of all collections, in their order."""
         return {table.name: table for tables in self.collections.values() for table in tables.embedding_bag_configs()}

@@ -1,0 +1,123 @@
+"""What each kind of work costs on this machine, fitted to plans that were measured here; and the file that keeps it.
+
+Shapes: W ranks, K kinds of work, N measured plans.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+from scipy.optimize import nnls
+
+from sidrec.config import ConfigError
+from sidrec.plans.work import KINDS
+
+VERSION = 1
+ROUNDS = 20  # of choosing each plan's slowest rank anew; it settles within a few
+RIDGE = 1e-3  # of a plan's time, on each kind's share: decides between kinds that always come together
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A plan that was measured. work_WK: float64, what it makes each rank do. step: milliseconds."""
+
+    workload: str
+    plan: str
+    work_WK: np.ndarray
+    step: float
+
+
+@dataclass(frozen=True)
+class Fit:
+    """milliseconds: kind of work -> milliseconds per unit. samples: plans it was fitted to, of these workloads.
+
+    error: median of |predicted - measured| / measured over these plans.
+    """
+
+    milliseconds: dict[str, float]
+    samples: int
+    workloads: list[str]
+    error: float
+
+    def costs(self) -> np.ndarray:
+        """float64 [K]: milliseconds per unit of each kind."""
+        return np.array([self.milliseconds.get(kind, 0.0) for kind in KINDS])
+
+    def step(self, work_WK: np.ndarray) -> float:
+        """Expected milliseconds of a step: the slowest rank's."""
+        return float((work_WK @ self.costs()).max())
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """worlds: number of ranks -> fit, as ranks share cores and links. conditions: machine, commit, files fitted to."""
+
+    version: int
+    device: str
+    worlds: dict[int, Fit]
+    conditions: dict[str, Any] = field(default_factory=dict)
+
+    def fit_for(self, world: int) -> Fit:
+        """The fit of that world, or of the nearest one that was measured."""
+        return self.worlds[min(self.worlds, key=lambda measured: (abs(np.log(measured / world)), measured))]
+
+
+def fit(samples: Sequence[Sample]) -> Fit:
+    """Non-negative least squares of relative errors (Lawson & Hanson 1974).
+
+    A step takes what its slowest rank's work costs. Which rank is slowest depends on the costs: both are found in turns.
+    Raises ConfigError without samples.
+    """
+    if not samples:
+        raise ConfigError("calibration: expected at least one measured plan, got none")
+    step_N = np.array([sample.step for sample in samples])
+    most_K = np.max([sample.work_WK.max(axis=0) for sample in samples], axis=0)
+    scale_K = np.where(most_K > 0, most_K, 1.0)
+    cost_K = np.full(len(KINDS), step_N.mean()) / scale_K
+    for _ in range(ROUNDS):
+        slowest_NK = np.stack([sample.work_WK[np.argmax(sample.work_WK @ cost_K)] for sample in samples])
+        relative_NK = slowest_NK / step_N[:, None]
+        ridge_KK = RIDGE * np.diag(scale_K / step_N.mean())
+        found_K, _ = nnls(np.vstack([relative_NK, ridge_KK]), np.append(np.ones(len(samples)), np.zeros(len(KINDS))))
+        if np.allclose(found_K, cost_K, rtol=1e-6, atol=0):
+            break
+        cost_K = found_K
+    predicted_N = np.array([(sample.work_WK @ cost_K).max() for sample in samples])
+    return Fit(
+        milliseconds=dict(zip(KINDS, cost_K.tolist(), strict=True)),
+        samples=len(samples),
+        workloads=sorted({sample.workload for sample in samples}),
+        error=float(np.median(np.abs(predicted_N - step_N) / step_N)),
+    )
+
+
+_CALIBRATION: TypeAdapter[Calibration] = TypeAdapter(Calibration)
+
+
+def as_json(calibration: Calibration) -> Mapping[str, Any]:
+    """Plain data, as the file holds it."""
+    return asdict(calibration)
+
+
+def load_calibration(path: Path, device: str) -> Calibration:
+    """Reads a calibration file. Raises ConfigError for what is not one, or is one of another device."""
+    try:
+        raw = json.loads(path.read_text())
+        if isinstance(raw, dict) and raw.get("version") != VERSION:
+            raise ConfigError(f"{path}: expected a calibration of version {VERSION}, got {raw.get('version')}")
+        calibration = _CALIBRATION.validate_python(raw)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: expected a calibration as JSON, got {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"{path}: expected a calibration, {where}: {first['msg']}") from None
+    if calibration.device != device:
+        raise ConfigError(f"{path}: expected a calibration of {device}, got one of {calibration.device}")
+    if not calibration.worlds:
+        raise ConfigError(f"{path}: expected a calibration of at least one world, got none")
+    return calibration

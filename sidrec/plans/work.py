@@ -1,0 +1,128 @@
+"""What a plan makes every rank do in a step, counted: ids looked up, bytes sent, collectives begun. No times yet.
+
+Shapes: W ranks, K kinds of work.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from torchrec.distributed.planner.types import ShardingOption
+from torchrec.distributed.types import ShardingType
+
+from sidrec.plans.workload import TableLoad, Workload
+
+FLOAT = 4  # bytes
+
+ROW_TYPES = {ShardingType.ROW_WISE.value, ShardingType.TABLE_ROW_WISE.value, ShardingType.GRID_SHARD.value}
+HOST_TYPES = {ShardingType.TABLE_ROW_WISE.value, ShardingType.GRID_SHARD.value}
+REPLICATED = ShardingType.DATA_PARALLEL.value
+
+KINDS = (
+    "looked_up_ids",  # ids that FBGEMM's fused kernels look up
+    "looked_up_bytes",  # of their rows
+    "replicated_ids",  # ids looked up in tables of which every rank has a copy
+    "replicated_bytes",  # of these tables: their gradient is dense, summed over ranks, and applied to all rows
+    "pooled_bags",  # bags that a rank pools, for all ranks' rows
+    "sent_ids",  # ids sent to the ranks that look them up
+    "sorted_ids",  # of these, ids sorted into ranges of rows first
+    "exchanged_bytes",  # pooled embeddings sent whole, and their gradients back
+    "reduced_bytes",  # pooled embeddings sent as partial sums, and their gradients back
+    "exchanges",  # rounds of collectives of collections sharded by table or column: one per sharding type
+    "reductions",  # the same, by row
+    "replications",  # the same, replicated
+    "multiplications",  # of the dense layers
+)
+"""Kinds of work, each counted per rank and step."""
+
+
+@dataclass(frozen=True)
+class PlacedShard:
+    """rows [first_row, first_row + rows) of `columns` columns, on `rank`."""
+
+    rank: int
+    first_row: int
+    rows: int
+    columns: int
+
+
+@dataclass(frozen=True)
+class PlacedTable:
+    """A table of `rows` rows in the collection at path `collection`, and where its shards are."""
+
+    collection: str
+    table: str
+    rows: int
+    sharding_type: str
+    shards: tuple[PlacedShard, ...]
+
+
+def placed_tables(options: Sequence[ShardingOption]) -> list[PlacedTable]:
+    """The planner's options, placed on ranks, as plain data."""
+    placed = []
+    for option in options:
+        path, _ = option.module
+        shards = tuple(
+            PlacedShard(0 if shard.rank is None else shard.rank, shard.offset[0], shard.size[0], shard.size[1])
+            for shard in option.shards
+        )
+        placed.append(PlacedTable(path, option.name, int(option.tensor.shape[0]), option.sharding_type, shards))
+    return placed
+
+
+def table_work(table: PlacedTable, load: TableLoad, world: int) -> np.ndarray:
+    """float64 [W, K]: what one table makes each rank do, without what its collection's collectives cost at all."""
+    work_WK = np.zeros((world, len(KINDS)))
+    ids, bags = load.bags * sum(load.ids_per_bag), load.bags * len(load.ids_per_bag)
+    if table.sharding_type == REPLICATED:
+        columns = table.shards[0].columns
+        work_WK[:, KINDS.index("replicated_ids")] = ids
+        work_WK[:, KINDS.index("replicated_bytes")] = table.rows * columns * FLOAT
+        return work_WK
+    by_row = table.sharding_type in ROW_TYPES
+    elsewhere = (world - 1) / world
+    for shard in table.shards:
+        share = load.share(shard.first_row, shard.first_row + shard.rows)
+        share = shard.rows / table.rows if share is None else share
+        pooled = world * bags * shard.columns * FLOAT
+        found = {
+            "looked_up_ids": world * ids * share,
+            "looked_up_bytes": world * ids * share * shard.columns * FLOAT,
+            "pooled_bags": world * bags,
+            "reduced_bytes" if by_row else "exchanged_bytes": pooled * elsewhere,
+        }
+        for kind, amount in found.items():
+            work_WK[shard.rank, KINDS.index(kind)] += amount
+    column_splits = len({shard.rank for shard in table.shards}) if not by_row else 1
+    work_WK[:, KINDS.index("sent_ids")] += ids * column_splits * elsewhere
+    if by_row:
+        work_WK[:, KINDS.index("sorted_ids")] += ids
+    return work_WK
+
+
+def collective_work(tables: Sequence[PlacedTable], world: int) -> np.ndarray:
+    """float64 [W, K]: rounds of collectives, one per collection and sharding type, whatever is in them."""
+    work_WK = np.zeros((world, len(KINDS)))
+    for _, sharding_type in {(table.collection, table.sharding_type) for table in tables}:
+        if sharding_type == REPLICATED:
+            kind = "replications"
+        else:
+            kind = "reductions" if sharding_type in ROW_TYPES else "exchanges"
+        # Types that keep a table within a machine reduce there first and then exchange between machines.
+        for each in {kind, "exchanges"} if sharding_type in HOST_TYPES else {kind}:
+            work_WK[:, KINDS.index(each)] += 1
+    return work_WK
+
+
+def plan_work(tables: Sequence[PlacedTable], workload: Workload, world: int) -> np.ndarray:
+    """float64 [W, K]: everything that a plan makes each rank do in a step."""
+    work_WK = collective_work(tables, world)
+    for table in tables:
+        work_WK += table_work(table, workload.loads[table.table], world)
+    work_WK[:, KINDS.index("multiplications")] += workload.rows_per_rank * workload.dense_parameters
+    return work_WK
+
+
+def work_by_kind(work_K: np.ndarray) -> Mapping[str, float]:
+    """The same, readable."""
+    return dict(zip(KINDS, work_K.tolist(), strict=True))

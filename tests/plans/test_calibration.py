@@ -1,0 +1,89 @@
+"""A calibration finds the costs that made the measurements, orders plans it has not seen, and survives its file."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sidrec.config import ConfigError
+from sidrec.plans.calibration import Calibration, Fit, Sample, as_json, fit, load_calibration
+from sidrec.plans.work import KINDS
+
+USED = ("looked_up_ids", "exchanged_bytes", "exchanges", "multiplications")
+COSTS = {"looked_up_ids": 2e-4, "exchanged_bytes": 5e-6, "exchanges": 1.5, "multiplications": 1e-8}
+COST_K = np.array([COSTS.get(kind, 0.0) for kind in KINDS])
+
+
+def _samples(count: int, noise: float, seed: int = 0) -> list[Sample]:
+    """Plans of random work, of which the slowest rank's takes what COSTS say."""
+    rng = np.random.default_rng(seed)
+    sizes_K = np.array(
+        [
+            {"looked_up_ids": 1e5, "exchanged_bytes": 4e6, "exchanges": 4, "multiplications": 1e9}.get(k, 0)
+            for k in KINDS
+        ]
+    )
+    samples = []
+    for n in range(count):
+        work_WK = rng.random((2, len(KINDS))) * sizes_K
+        step = float((work_WK @ COST_K).max() * rng.lognormal(0, noise))
+        samples.append(Sample(f"model {n % 3}", f"plan {n}", work_WK, step))
+    return samples
+
+
+def test_the_costs_that_made_the_measurements_are_found() -> None:
+    found = fit(_samples(40, noise=0.0))
+    assert {kind: found.milliseconds[kind] for kind in USED} == pytest.approx(COSTS, rel=0.02)
+    assert found.error < 0.01
+    assert found.workloads == ["model 0", "model 1", "model 2"]
+
+
+def test_plans_not_fitted_to_are_predicted_under_noise() -> None:
+    found = fit(_samples(60, noise=0.05))
+    for unseen in _samples(20, noise=0.0, seed=1):
+        assert found.step(unseen.work_WK) == pytest.approx(unseen.step, rel=0.15)
+
+
+def test_work_that_was_never_done_costs_nothing() -> None:
+    assert fit(_samples(20, noise=0.0)).milliseconds["replicated_bytes"] == 0.0
+
+
+def test_a_world_that_was_not_measured_is_predicted_by_the_nearest() -> None:
+    two = fit(_samples(10, 0.0))
+    calibration = Calibration(1, "cpu", {2: two, 8: replace(two, samples=99)})
+    assert [calibration.fit_for(world).samples for world in (1, 2, 3, 8, 64)] == [10, 10, 10, 99, 99]
+
+
+def test_the_file_reads_back_equal(tmp_path: Path) -> None:
+    calibration = Calibration(1, "cpu", {2: fit(_samples(10, 0.0))}, {"commit": "abc"})
+    path = tmp_path / "calibration.json"
+    path.write_text(json.dumps(as_json(calibration)))
+    assert load_calibration(path, "cpu") == calibration
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "expected a calibration as JSON"),
+        ('{"version": 7}', "expected a calibration of version 1, got 7"),
+        ('{"version": 1, "device": "cpu"}', "worlds: Field required"),
+        ('{"version": 1, "device": "cuda", "worlds": {}}', "expected a calibration of cpu, got one of cuda"),
+        ('{"version": 1, "device": "cpu", "worlds": {}}', "at least one world, got none"),
+    ],
+)
+def test_what_is_no_calibration_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "calibration.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        load_calibration(path, "cpu")
+
+
+def test_nothing_measured_is_refused() -> None:
+    with pytest.raises(ConfigError, match="at least one measured plan"):
+        fit([])
+
+
+def test_a_fit_of_fewer_kinds_reads_as_zero() -> None:
+    assert Fit({"exchanges": 2.0}, 1, ["m"], 0.0).costs().sum() == 2.0
