@@ -69,7 +69,7 @@ class Calibration:
 def fit(samples: Sequence[Sample]) -> Fit:
     """Non-negative least squares of relative errors (Lawson & Hanson 1974).
 
-    A step takes what its slowest rank's work costs. Which rank is slowest depends on the costs: both are found in turns.
+    A step takes what its slowest rank's work costs. Which rank that is depends on the costs: found in turns.
     Raises ConfigError without samples.
     """
     if not samples:
