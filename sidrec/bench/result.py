@@ -1,7 +1,7 @@
 """What a bench of plans leaves: one JSON, written anew after every round, so that what was measured stays readable."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class PlanMeasurement:
     rounds: median step of each round, milliseconds. timings: phase -> quantiles.
     memory: [world] bytes of tables and optimizer state. lookups: [world] ids looked up per step.
     default, calibrated: predictions of TorchRec's cost model and of the calibrated one.
+    work: kind of work (`sidrec.plans.work`) -> [world] how much of it each rank does: what a calibration is fitted to.
     """
 
     name: str
@@ -55,6 +56,7 @@ class PlanMeasurement:
     lookups: list[float]
     default: Prediction | None
     calibrated: Prediction | None
+    work: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
