@@ -8,6 +8,7 @@ I item ids, J values of other columns, D width, N rows of a range.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from scipy import sparse
@@ -16,9 +17,11 @@ from scipy.sparse.linalg import svds
 from data_prep.criteo_layout import CriteoLayout
 from data_prep.criteo_vocabulary import UNKNOWN, ValueCounts
 from data_prep.progress import rows_bar
+from data_prep.snapshot import load_snapshot, save_snapshot
 from sidrec.schema import ContractError
 
 RANGE_ROWS = 1 << 16
+SNAPSHOT_ROWS = 1 << 24  # between two snapshots of the pairs counted so far: some minutes of work
 NO_VALUE = -1
 
 
@@ -33,22 +36,17 @@ class CoOccurrence:
     count_IJ: sparse.csr_array
 
     @classmethod
-    def of(cls, layout: CriteoLayout, item: int, rows: int, most_values: int) -> "CoOccurrence":
-        """most_values: of each other column, its most frequent ones that are looked at; missing ones never are."""
+    def of(cls, layout: CriteoLayout, item: int, rows: int, most_values: int, snapshot: Path) -> "CoOccurrence":
+        """most_values: of each other column, its most frequent ones that are looked at; missing ones never are.
+
+        snapshot: a file that counting goes on from if it is there, and that is written now and then.
+        """
         others = [column for column in range(len(layout.table_rows)) if column != item]
         values = _numbered_values(layout, others, rows, most_values)
         width = 1 + max(int(numbers.max()) for numbers in values)
         if width == 0:
             raise ContractError(layout.folder, f"values in other columns than C{item + 1}", "none in the train split")
-        pairs = ValueCounts(np.uint64)
-        with rows_bar("co-occurrence", rows) as bar:
-            for part in layout.ranges(0, rows, RANGE_ROWS):
-                item_N = part.id_NC[:, item].astype(np.int64)
-                value_NJ = np.stack([n[part.id_NC[:, c]] for c, n in zip(others, values, strict=True)], axis=1)
-                together_NJ = (value_NJ != NO_VALUE) & (item_N != UNKNOWN)[:, None]
-                pairs.count((item_N[:, None] * width + value_NJ)[together_NJ].astype(np.uint64))
-                bar.update(len(item_N))
-        pair_P, count_P = pairs.total()
+        pair_P, count_P = _count_pairs(layout, item, rows, dict(zip(others, values, strict=True)), width, snapshot)
         place_P = np.divmod(pair_P.astype(np.int64), width)
         shape = (layout.table_rows[item], width)
         return cls(sparse.csr_array((count_P.astype(np.float64), place_P), shape=shape))
@@ -80,15 +78,35 @@ class CoOccurrence:
         return vectors_ID
 
 
+def _count_pairs(
+    layout: CriteoLayout, item: int, rows: int, values: dict[int, np.ndarray], width: int, snapshot: Path
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs as item * width + value, rising, and how often each occurs. values: column -> id to j."""
+    pairs, done = ValueCounts(np.uint64), 0
+    if snapshot.exists():
+        kept = load_snapshot(snapshot)
+        pairs.add(kept["pairs"], kept["counts"])
+        done = int(kept["done"])
+    with rows_bar("co-occurrence", rows) as bar:
+        bar.update(done)
+        for part in layout.ranges(done, rows, RANGE_ROWS):
+            id_NC = part.ids()
+            item_N = id_NC[:, item].astype(np.int64)
+            value_NJ = np.stack([value_of_id[id_NC[:, column]] for column, value_of_id in values.items()], axis=1)
+            together_NJ = (value_NJ != NO_VALUE) & (item_N != UNKNOWN)[:, None]
+            pairs.count((item_N[:, None] * width + value_NJ)[together_NJ].astype(np.uint64))
+            bar.update(part.rows)
+            if part.stop - done >= SNAPSHOT_ROWS:
+                done = part.stop
+                pair_P, count_P = pairs.total()
+                save_snapshot(snapshot, pairs=pair_P, counts=count_P, done=done)
+    return pairs.total()
+
+
 def _numbered_values(layout: CriteoLayout, columns: list[int], rows: int, most: int) -> list[np.ndarray]:
     """Of every column an array from id to j, int32, NO_VALUE where the id is missing or not frequent enough."""
-    counts = [np.zeros(layout.table_rows[column], np.int64) for column in columns]
-    for part in layout.ranges(0, rows, RANGE_ROWS):
-        for column, count in zip(columns, counts, strict=True):
-            ids, times = np.unique(part.id_NC[:, column], return_counts=True)
-            count[ids] += times
     numbered, numbers = [], 0
-    for count in counts:
+    for count in layout.counts(columns, 0, rows):
         count[UNKNOWN] = 0
         kept = np.argsort(-count, kind="stable")[:most]
         kept = kept[count[kept] > 0]

@@ -1,27 +1,68 @@
-"""Reads what `data_prep.criteo` wrote: the days' rows laid end to end, a range of them at a time.
+"""Names of the files that `data_prep.criteo` writes, and their rows: the days laid end to end, a range at a time.
 
 N rows, X = 13 dense and C = 26 categorical columns.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from data_prep.criteo_npy import rows_of
+from data_prep.progress import rows_bar
 from sidrec import schema
 from sidrec.schema import ContractError
 
+VOCABULARY = "vocabulary"
+KINDS = ("dense", "sparse", "labels")
+COUNTED_ROWS = 1 << 16  # rows counted at a time
 
-class RowRange(NamedTuple):
-    """first: number of the first row. dense_NX: float32, id_NC: int32, label_N: int32."""
 
+def day_file(day: int, kind: str) -> str:
+    """kind: one of KINDS."""
+    return f"day_{day}_{kind}.npy"
+
+
+def vocabulary_file(column: str) -> str:
+    """column: C1 to C26."""
+    return f"{VOCABULARY}/{column}.npy"
+
+
+@dataclass(frozen=True)
+class RowRange:
+    """Neighbouring rows of a day, read when they are asked for; nothing is mapped, as mapped pages count as memory.
+
+    first: number of the first row over all days. first_in_day: its number in its day.
+    """
+
+    folder: Path
+    day: int
     first: int
-    dense_NX: np.ndarray
-    id_NC: np.ndarray
-    label_N: np.ndarray
+    first_in_day: int
+    rows: int
+
+    @property
+    def stop(self) -> int:
+        """Number of the row after the last, over all days."""
+        return self.first + self.rows
+
+    def dense(self) -> np.ndarray:
+        """float32 [N, X]."""
+        return self._read("dense")
+
+    def ids(self) -> np.ndarray:
+        """int32 [N, C]."""
+        return self._read("sparse")
+
+    def labels(self) -> np.ndarray:
+        """int32 [N]."""
+        return self._read("labels")[:, 0]
+
+    def _read(self, kind: str) -> np.ndarray:
+        return rows_of(self.folder / day_file(self.day, kind), self.first_in_day, self.rows)
 
 
 @dataclass(frozen=True)
@@ -54,25 +95,36 @@ class CriteoLayout:
     def rows(self) -> int:
         return sum(rows for _, rows in self.days)
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The manifest, and those of every day."""
+        names = [schema.MANIFEST, *(day_file(day, kind) for day, _ in self.days for kind in KINDS)]
+        return tuple(self.folder / name for name in names)
+
     def ranges(self, start: int, stop: int, size: int) -> Iterator[RowRange]:
         """The rows [start, stop), `size` of them at a time; a range ends with its day."""
         before = 0
         for day, rows in self.days:
-            first, last = max(start, before), min(stop, before + rows)
-            if first < last:
-                dense, sparse, labels = (self._map(day, kind) for kind in ("dense", "sparse", "labels"))
-                for begin in range(first, last, size):
-                    part = slice(begin - before, min(begin + size, last) - before)
-                    yield RowRange(begin, np.array(dense[part]), np.array(sparse[part]), np.array(labels[part, 0]))
+            last = min(stop, before + rows)
+            for begin in range(max(start, before), last, size):
+                yield RowRange(self.folder, day, begin, begin - before, min(size, last - begin))
             before += rows
+
+    def counts(self, columns: Sequence[int], start: int, stop: int) -> list[np.ndarray]:
+        """How often every id occurs in the rows [start, stop): int64 [table rows] for each of the columns."""
+        counts = [np.zeros(self.table_rows[column], np.int64) for column in columns]
+        with rows_bar("counting", stop - start) as bar:
+            for part in self.ranges(start, stop, COUNTED_ROWS):
+                id_NC = part.ids()
+                for column, count in zip(columns, counts, strict=True):
+                    np.add.at(count, id_NC[:, column], 1)
+                bar.update(part.rows)
+        return counts
 
     def values(self, column: int) -> np.ndarray | None:
         """The 32-bit value of every id from 2 on, uint32; None for hashed ids."""
-        path = self.folder / "vocabulary" / f"C{column + 1}.npy"
+        path = self.folder / vocabulary_file(f"C{column + 1}")
         return np.load(path) if path.is_file() else None
-
-    def _map(self, day: int, kind: str) -> np.ndarray:
-        return np.load(self.folder / f"day_{day}_{kind}.npy", mmap_mode="r")
 
 
 def _check_sizes(folder: Path, files: dict[str, Any]) -> None:

@@ -4,10 +4,11 @@ One categorical column is the item. Row order is time: a row's timestamp is its 
 user_id is 0 and histories are empty, so the user metrics of such a log are those of one user. Items that the train
 split does not have are not known: their item_id is 0, and items.parquet does not list them.
 
-An interrupted run begins anew. N rows of a file.
+Rows are read a range at a time: memory grows with the tables, and with the pairs of items and values that occur, not
+with rows. Killed anywhere and started again, the same command goes on after its last finished file, or in the midst of
+counting pairs, and leaves the same bytes. I item ids, D width.
 """
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -16,22 +17,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tyro
 
-from data_prep.as_of import Runs, Totals
 from data_prep.command import run
 from data_prep.criteo_item_vectors import CoOccurrence
-from data_prep.criteo_layout import CriteoLayout, RowRange
+from data_prep.criteo_layout import CriteoLayout
+from data_prep.criteo_log_files import STATS, CriteoLogFiles
 from data_prep.criteo_rows import CATEGORICAL, DENSE
 from data_prep.criteo_vocabulary import FIRST
 from data_prep.item_table import vector_column
 from data_prep.log_writer import ROW_GROUP
-from data_prep.progress import rows_bar
 from data_prep.splits import SPLITS
-from data_prep.work_folder import WorkFolder
+from data_prep.work_folder import WorkFolder, file_facts
 from sidrec import schema
-from sidrec.schema import ContractError, LogFile, Manifest
-
-FILE_ROWS = 1 << 18
-STATS = ("stat_exposures", "stat_clicks")
+from sidrec.schema import ContractError, Manifest
 
 
 @dataclass(frozen=True)
@@ -86,18 +83,22 @@ def write_log(command: CriteoLogCommand) -> Manifest:
     """Writes the data folder, which appears when all is done. Raises ContractError for files that make no sense."""
     layout, item = CriteoLayout.open(command.npy), CATEGORICAL.index(command.item)
     bounds = split_bounds(layout, command)
-    configuration = {"npy": str(command.npy.resolve()), **asdict(replace(command, overwrite=False))}
+    configuration = {
+        "schema": schema.SCHEMA_VERSION,
+        "files": file_facts(layout.files),
+        **asdict(replace(command, out=command.out.resolve(), overwrite=False)),
+    }
     work = WorkFolder.open(command.out, configuration, command.overwrite)
+    impressions = layout.counts([item], 0, bounds["train"].stop)[0]
+    impressions[schema.UNKNOWN_ID] = 0
     try:
-        impressions = _train_impressions(layout, item, bounds["train"].stop)
-        together = CoOccurrence.of(layout, item, bounds["train"].stop, command.most_values)
-        _write_items(work.data / schema.ITEMS, impressions, together.vectors(command.width, command.seed), layout, item)
-        manifest = _manifest(layout, command, item, bounds, impressions)
-        writer = _Rows(layout, manifest, item, impressions > 0)
-        splits = {split: tuple(writer.files(work.data / schema.LOG, split, bounds[split])) for split in bounds}
+        _make_items(work, layout, command, impressions)
     except ContractError:
         work.discard()
         raise
+    manifest = _manifest(layout, command, item, bounds, impressions)
+    files = CriteoLogFiles(layout, manifest, item, impressions > 0)
+    splits = {split: tuple(files.write(work.data / schema.LOG, split, rows)) for split, rows in bounds.items()}
     manifest = replace(manifest, splits=splits)
     schema.save_manifest(manifest, work.data / schema.LOG)
     work.publish()
@@ -114,18 +115,14 @@ def split_bounds(layout: CriteoLayout, command: CriteoLogCommand) -> dict[str, r
     return {split: rows for split, rows in bounds if rows}
 
 
-def _train_impressions(layout: CriteoLayout, item: int, rows: int) -> np.ndarray:
-    """Rows of the train split by item id; of id 0 none."""
-    count = np.zeros(layout.table_rows[item], np.int64)
-    for part in layout.ranges(0, rows, FILE_ROWS):
-        ids, times = np.unique(part.id_NC[:, item], return_counts=True)
-        count[ids] += times
-    count[schema.UNKNOWN_ID] = 0
-    return count
-
-
-def _write_items(path: Path, impressions: np.ndarray, vectors_ID: np.ndarray, layout: CriteoLayout, item: int) -> None:
-    """Items of the train split, by id: impressions, vector, and the value as the raw log has it."""
+def _make_items(work: WorkFolder, layout: CriteoLayout, command: CriteoLogCommand, impressions: np.ndarray) -> None:
+    """Items of the train split, by id: impressions, vector, and the value as the raw log has it; unless it is there."""
+    path, item = work.data / schema.ITEMS, CATEGORICAL.index(command.item)
+    if path.exists():
+        return
+    train_rows = split_bounds(layout, command)["train"].stop
+    together = CoOccurrence.of(layout, item, train_rows, command.most_values, work.scratch / "pairs.npz")
+    vectors_ID = together.vectors(command.width, command.seed)
     ids = np.flatnonzero(impressions)
     values = layout.values(item)
     texts = [""] * len(ids) if values is None else [f"{values[i - FIRST]:08x}" if i >= FIRST else "" for i in ids]
@@ -135,7 +132,9 @@ def _write_items(path: Path, impressions: np.ndarray, vectors_ID: np.ndarray, la
         "source_id": pa.array(texts, pa.string()),
         schema.BEHAVIOR: vector_column(vectors_ID[ids]),
     }
-    pq.write_table(pa.table(columns), path, row_group_size=ROW_GROUP)
+    partial = path.with_suffix(".partial")
+    pq.write_table(pa.table(columns), partial, row_group_size=ROW_GROUP)
+    partial.replace(path)
 
 
 def _manifest(
@@ -167,45 +166,6 @@ def _manifest(
             "from the train split alone",
         },
     )
-
-
-class _Rows:
-    """Turns row ranges into the log's files; the splits have to be written in order, for the statistics."""
-
-    def __init__(self, layout: CriteoLayout, manifest: Manifest, item: int, known: np.ndarray) -> None:
-        self._layout, self._item, self._known = layout, item, known
-        self._arrow = schema.log_schema(manifest)
-        self._totals = Totals.empty(layout.table_rows[item])
-
-    def files(self, log: Path, split: str, rows: range) -> Iterator[LogFile]:
-        (log / split).mkdir(parents=True, exist_ok=True)
-        with rows_bar(f"writing {split}", len(rows)) as bar:
-            for number, part in enumerate(self._layout.ranges(rows.start, rows.stop, FILE_ROWS)):
-                path = Path(split) / f"part-{number:05d}.parquet"
-                table = self._table(part)
-                pq.write_table(table, log / path, row_group_size=ROW_GROUP, compression="zstd")
-                bar.update(len(table))
-                yield LogFile(str(path), len(table), part.first, part.first + len(table) - 1)
-
-    def _table(self, part: RowRange) -> pa.Table:
-        value_N, row_N = part.id_NC[:, self._item], np.arange(part.first, part.first + len(part.label_N))
-        runs = Runs.of(value_N, row_N)
-        exposures_N = self._totals.rows[value_N] + runs.earlier_rows()
-        clicks_N = self._totals.clicks[value_N] + runs.earlier_sum(part.label_N)
-        self._totals.add(value_N, part.label_N, row_N)
-        context = [column for column in range(len(CATEGORICAL)) if column != self._item]
-        columns = [
-            part.label_N.astype(np.float32),
-            row_N,
-            np.zeros(len(row_N), np.int64),
-            np.where(self._known[value_N], value_N, schema.UNKNOWN_ID).astype(np.int64),
-            *part.dense_NX.T,
-            *(part.id_NC[:, column].astype(np.int64) for column in context),
-            pa.ListArray.from_arrays(np.zeros(len(row_N) + 1, np.int32), pa.array([], pa.int64())),
-            exposures_N.astype(np.float32),
-            clicks_N.astype(np.float32),
-        ]
-        return pa.Table.from_arrays([pa.array(column) for column in columns], schema=self._arrow)
 
 
 if __name__ == "__main__":

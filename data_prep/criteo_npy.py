@@ -53,10 +53,24 @@ class GrowingNpy:
 def parts_of(path: Path, rows: int) -> Iterator[np.ndarray]:
     """The rows of a file that GrowingNpy wrote, `rows` at a time; not mapped, as mapped pages count as memory."""
     with path.open("rb") as file:
-        np.lib.format.read_magic(file)
-        (_, width), _, dtype = np.lib.format.read_array_header_1_0(file)
+        width, dtype = _read_header(file)
         while len(part := np.fromfile(file, dtype, rows * width)):
             yield part.reshape(-1, width)
+
+
+def rows_of(path: Path, first: int, rows: int) -> np.ndarray:
+    """The rows [first, first + rows) of a file that GrowingNpy wrote."""
+    with path.open("rb") as file:
+        width, dtype = _read_header(file)
+        skipped = first * width * dtype.itemsize
+        return np.fromfile(file, dtype, rows * width, offset=skipped).reshape(rows, width)
+
+
+def _read_header(file: IO[bytes]) -> tuple[int, np.dtype]:
+    """Width and type; the file is then at its first row."""
+    np.lib.format.read_magic(file)
+    (_, width), _, dtype = np.lib.format.read_array_header_1_0(file)
+    return width, dtype
 
 
 def fingerprint(path: Path) -> dict[str, object]:

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import sparse
 
-from data_prep import criteo_log
+from data_prep import criteo_log_files
 from data_prep.criteo import CriteoCommand
 from data_prep.criteo_item_vectors import CoOccurrence
 from data_prep.criteo_layout import CriteoLayout
@@ -49,7 +49,7 @@ def rows_of(out: Path, split: str) -> dict[str, np.ndarray]:
 
 
 def test_log_by_a_plain_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(criteo_log, "FILE_ROWS", 64)
+    monkeypatch.setattr(criteo_log_files, "FILE_ROWS", 64)
     npy, out = prepared(tmp_path), tmp_path / "data"
     command(npy, out).run()
     manifest = schema.load_manifest(out / schema.LOG)
@@ -109,7 +109,9 @@ def test_ppmi_by_hand() -> None:
 
 
 def test_vectors_are_the_leading_ones_of_a_dense_svd(tmp_path: Path) -> None:
-    together = CoOccurrence.of(CriteoLayout.open(prepared(tmp_path)), item=2, rows=TRAIN, most_values=20)
+    together = CoOccurrence.of(
+        CriteoLayout.open(prepared(tmp_path)), item=2, rows=TRAIN, most_values=20, snapshot=tmp_path / "none"
+    )
     vectors = together.vectors(5, seed=0)
     left, strength, _ = np.linalg.svd(together.ppmi().toarray(), full_matrices=False)
     expected = left[:, :5] * np.sqrt(strength[:5])
@@ -121,7 +123,8 @@ def test_vectors_are_the_leading_ones_of_a_dense_svd(tmp_path: Path) -> None:
 def test_co_occurrence_counts_every_pair_of_frequent_values(tmp_path: Path) -> None:
     npy = prepared(tmp_path)
     ids = np.concatenate([np.load(npy / f"day_{day}_sparse.npy") for day in range(2)])[:TRAIN]
-    found = CoOccurrence.of(CriteoLayout.open(npy), item=2, rows=TRAIN, most_values=3).count_IJ.toarray()
+    layout, snapshot = CriteoLayout.open(npy), tmp_path / "none"
+    found = CoOccurrence.of(layout, item=2, rows=TRAIN, most_values=3, snapshot=snapshot).count_IJ.toarray()
     expected = []
     for column in (c for c in range(26) if c != 2):
         counts = Counter(ids[ids[:, column] > 0, column].tolist())

@@ -1,19 +1,13 @@
 """The preparation of Criteo, killed at any moment and started again, leaves the same bytes as one that was not."""
 
-import hashlib
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from data_prep.criteo import CriteoCommand
 from tests.data_prep.criteo_text import random_lines, write
+from tests.data_prep.interruption import digest, kill_when
 
-REPOSITORY = Path(__file__).parents[2]
 DAYS = 6
 
 
@@ -22,24 +16,9 @@ def sources(folder: Path) -> tuple[Path, ...]:
     return tuple(write(folder / f"day_{day}", lines[day:] + lines[:day]) for day in range(DAYS))
 
 
-def digest(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def kill_when(appears: str, days: tuple[Path, ...], out: Path, flags: tuple[str, ...]) -> None:
-    """Kills the command as soon as a file of OUT.partial is there."""
-    sign = out.with_name(out.name + ".partial") / appears
-    command = [sys.executable, "-m", "data_prep.criteo", *map(str, days), str(out), "--block-kib", "64", *flags]
-    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        while not sign.exists():
-            assert process.poll() is None, "finished before it could be killed"
-            time.sleep(0.0005)
-    finally:
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    assert not out.exists()
+def kill_preparation(appears: str, days: tuple[Path, ...], out: Path, flags: tuple[str, ...]) -> None:
+    command = ["-m", "data_prep.criteo", *map(str, days), str(out), "--block-kib", "64", *flags]
+    kill_when(appears, out, command)
 
 
 @pytest.mark.parametrize("hash_rows", [None, 1000])
@@ -54,7 +33,7 @@ def test_killed_and_continued_equals_uninterrupted(tmp_path: Path, hash_rows: in
         moments += ["data/vocabulary/C9.npy", "scratch/encoded_1.json"]
     out, partial = tmp_path / "out", tmp_path / "out.partial"
     for moment in moments:
-        kill_when(moment, days, out, flags)
+        kill_preparation(moment, days, out, flags)
     assert not list(partial.glob("data/*sparse.npy")) or hash_rows or (partial / "scratch/vocabulary.json").exists()
     kept = {path.name: path.stat().st_mtime_ns for path in partial.glob("data/*.npy")}
     assert len(kept) >= DAYS
@@ -68,7 +47,7 @@ def test_killed_and_continued_equals_uninterrupted(tmp_path: Path, hash_rows: in
 @pytest.mark.parametrize("change", ["flag", "file before the vocabulary", "file after it"])
 def test_another_configuration_does_not_reuse_unfinished_work(tmp_path: Path, change: str) -> None:
     days = sources(tmp_path)
-    kill_when(
+    kill_preparation(
         "scratch/encoded_0.json" if change == "file after it" else "scratch/read_2.json", days, tmp_path / "out", ()
     )
     threshold = 9 if change == "flag" else 3

@@ -1,11 +1,5 @@
 """A run that is killed and started again leaves the same bytes as one that was not."""
 
-import hashlib
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +7,10 @@ import pytest
 
 from data_prep.interactions import Columns, InteractionsCommand
 from data_prep.settings import LogSettings
+from tests.data_prep.interruption import digest, kill_when
 
 ROWS = 3_000
 PARTITION_ROWS = 30
-REPOSITORY = Path(__file__).parents[2]
 
 
 def log_file(folder: Path, extra_row: bool = False) -> Path:
@@ -34,26 +28,11 @@ def finish(log: Path, out: Path, seed: int = 0) -> None:
     InteractionsCommand(log, out, Columns(), LogSettings(partition_rows=PARTITION_ROWS, seed=seed)).run()
 
 
-def digest(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
 def kill_in_the_middle(log: Path, out: Path) -> int:
     """Kills the command once some partitions are done. Returns how many files were there."""
-    snapshot = out.with_name(out.name + ".partial") / "scratch" / "snapshot.npz"
-    command = [sys.executable, "-m", "data_prep.interactions", str(log), str(out)]
-    command += ["--partition-rows", str(PARTITION_ROWS)]
-    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        while not snapshot.exists():
-            assert process.poll() is None, "finished before it could be killed"
-            time.sleep(0.002)
-    finally:
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    assert not out.exists()
-    return len(list(snapshot.parents[1].rglob("part-*.parquet")))
+    partitions = ["--partition-rows", str(PARTITION_ROWS)]
+    kill_when("scratch/snapshot.npz", out, ["-m", "data_prep.interactions", str(log), str(out), *partitions])
+    return len(list(out.with_name(out.name + ".partial").rglob("part-*.parquet")))
 
 
 def test_killed_and_continued_equals_uninterrupted(tmp_path: Path) -> None:
