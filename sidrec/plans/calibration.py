@@ -4,7 +4,7 @@ Shapes: W ranks, K kinds of work, N measured plans.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -98,9 +98,11 @@ def fit(samples: Sequence[Sample]) -> Fit:
 _CALIBRATION: TypeAdapter[Calibration] = TypeAdapter(Calibration)
 
 
-def as_json(calibration: Calibration) -> Mapping[str, Any]:
-    """Plain data, as the file holds it."""
-    return asdict(calibration)
+def save_calibration(path: Path, calibration: Calibration) -> None:
+    """Writes the file, whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(json.dumps(asdict(calibration), indent=1) + "\n")
+    partial.replace(path)
 
 
 def load_calibration(path: Path, device: str) -> Calibration:

@@ -1,6 +1,5 @@
 """A calibration finds the costs that made the measurements, orders plans it has not seen, and survives its file."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import numpy as np
 import pytest
 
 from sidrec.config import ConfigError
-from sidrec.plans.calibration import Calibration, Fit, Sample, as_json, fit, load_calibration
+from sidrec.plans.calibration import Calibration, Fit, Sample, fit, load_calibration, save_calibration
 from sidrec.plans.work import KINDS
 
 USED = ("looked_up_ids", "exchanged_bytes", "exchanges", "multiplications")
@@ -59,7 +58,7 @@ def test_a_world_that_was_not_measured_is_predicted_by_the_nearest() -> None:
 def test_the_file_reads_back_equal(tmp_path: Path) -> None:
     calibration = Calibration(1, "cpu", {2: fit(_samples(10, 0.0))}, {"commit": "abc"})
     path = tmp_path / "calibration.json"
-    path.write_text(json.dumps(as_json(calibration)))
+    save_calibration(path, calibration)
     assert load_calibration(path, "cpu") == calibration
 
 

@@ -1,0 +1,101 @@
+"""From benches to a calibration file: what is fitted, what is said, what is refused."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sidrec.bench.accuracy import accuracy, held_out, samples
+from sidrec.bench.calibrate import main
+from sidrec.bench.result import BenchResult, PlanMeasurement, Prediction, Timing
+from sidrec.config import ConfigError
+from sidrec.plans.calibration import load_calibration
+from sidrec.plans.work import KINDS
+from sidrec.schema import ContractError
+
+COST_K = np.linspace(1.0, 2.0, len(KINDS))
+
+
+def _bench(name: str, plans: int, seed: int) -> BenchResult:
+    """Plans whose steps take what their work costs; TorchRec expects the reverse."""
+    rng = np.random.default_rng(seed)
+    measured = []
+    for n in range(plans):
+        work_WK = rng.random((2, len(KINDS)))
+        step = float((work_WK @ COST_K).max())
+        work = {kind: work_WK[:, k].tolist() for k, kind in enumerate(KINDS)}
+        timings = {"step": Timing(step, step, step)}
+        predicted = Prediction(100.0 - step, {})
+        measured.append(PlanMeasurement(f"plan {n}", {}, None, [step], timings, [1, 1], [1, 1], predicted, None, work))
+    failed = PlanMeasurement("grid", {}, "cannot be built", [], {}, [], [], None, None)
+    return BenchResult(
+        1, {"name": name}, {"world": 2, "device": "cpu"}, {"commit": "abc"}, 1, True, [*measured, failed]
+    )
+
+
+def _write(folder: Path, bench: BenchResult) -> str:
+    path = folder / f"{bench.workload['name']}.json"
+    path.write_text(json.dumps(bench.as_json()))
+    return str(path)
+
+
+def test_a_calibration_is_written_and_its_accuracy_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [_write(tmp_path, _bench(name, 25, seed)) for seed, name in enumerate(("criteo", "beauty"))]
+    main([*files, "--out", str(tmp_path / "calibration.json")])
+    said = capsys.readouterr().out
+    assert "2 rank(s), 50 plans of 2 workload(s)" in said
+    lines = [line.split() for line in said.splitlines() if line.startswith("beauty")]
+    by_model = {" ".join(words[2:-3]): float(words[-3]) for words in lines}
+    assert by_model["TorchRec's constants"] == -1.0
+    assert by_model["fitted to the others"] > 0.9
+    assert by_model["fitted to all"] > 0.98
+    written = load_calibration(tmp_path / "calibration.json", "cpu")
+    assert written.worlds[2].samples == 50
+    assert written.conditions["benches"][files[0]] == {"commit": "abc"}
+
+
+def test_accuracy_by_hand() -> None:
+    found = accuracy([1.0, 2.0, 30.0, 40.0], [20.0, 10.0, 30.0, 40.0])
+    assert found.spearman == pytest.approx(0.8)  # ranks 1 2 3 4 and 2 1 3 4: 1 - 6 * 2 / (4 * 15)
+    assert found.error == pytest.approx(0.4)  # .95, .8, 0, 0
+    assert found.regret == pytest.approx(1.0)  # the plan expected to take 1 takes 20, the fastest 10
+
+
+def test_one_plan_has_no_order() -> None:
+    assert accuracy([1.0], [2.0]).spearman is None
+    assert accuracy([1.0, 1.0], [2.0, 3.0]).spearman is None
+
+
+def test_one_workload_cannot_be_held_out() -> None:
+    assert held_out(samples(_bench("criteo", 5, 0), "x")) == {}
+
+
+def test_a_bench_that_counted_no_work_is_refused(tmp_path: Path) -> None:
+    bench = _bench("criteo", 2, 0)
+    file = _write(tmp_path, replace(bench, plans=[replace(plan, work={}) for plan in bench.plans]))
+    with pytest.raises(ContractError, match="plan plan 0: expected work of the kinds looked_up_ids"):
+        main([file, "--out", str(tmp_path / "calibration.json")])
+    assert not (tmp_path / "calibration.json").exists()
+
+
+def test_benches_of_two_kinds_of_device_are_refused(tmp_path: Path) -> None:
+    one, other = _bench("criteo", 2, 0), _bench("beauty", 2, 1)
+    files = [_write(tmp_path, one), _write(tmp_path, replace(other, hardware={"world": 2, "device": "cuda"}))]
+    with pytest.raises(ConfigError, match="expected benches of one kind of device"):
+        main(files)
+
+
+def test_a_bench_without_measured_plans_is_refused(tmp_path: Path) -> None:
+    bench = _bench("criteo", 0, 0)
+    with pytest.raises(ConfigError, match="expected at least one measured plan, got none"):
+        main([_write(tmp_path, bench)])
+
+
+@pytest.mark.parametrize("text", ["{", '{"version": 9}', '{"version": 1, "plans": 3}'])
+def test_what_is_no_bench_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "bench.json"
+    path.write_text(text)
+    with pytest.raises(ContractError, match="expected"):
+        main([str(path)])
