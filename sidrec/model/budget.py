@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torch import nn
 
 from sidrec.config.model import ModelConfig
 from sidrec.model.ranker import Ranker
@@ -27,14 +27,14 @@ def parameter_budget(config: ModelConfig, sizes: Sizes) -> Budget:
     """Counts the ranker that `config` and `sizes` make, on `meta`: nothing is allocated or drawn."""
     with torch.device("meta"):
         ranker = Ranker(config, sizes)
-    items, context = _parameters(ranker.items), _parameters(ranker.context) if ranker.context is not None else 0
+    items, context = _parameters(ranker.items, ranker.managed_hids), _parameters(ranker.context)
     return Budget(
         item_rows=sum(table.rows for table in sizes.item_tables.values()),
         item_parameters=items,
         context_parameters=context,
-        dense_parameters=sum(p.numel() for p in ranker.parameters()) - items - context,
+        dense_parameters=_parameters(ranker) - items - context,
     )
 
 
-def _parameters(tables: EmbeddingBagCollection) -> int:
-    return sum(table.num_embeddings * table.embedding_dim for table in tables.embedding_bag_configs())
+def _parameters(*modules: nn.Module | None) -> int:
+    return sum(p.numel() for module in modules if module is not None for p in module.parameters())

@@ -17,6 +17,7 @@ from sidrec.model.items.build import build_item
 from sidrec.model.items.representation import ItemLookup
 from sidrec.model.items.semantic import SemanticRepresentation
 from sidrec.model.items.sid_coord import SidCoordRepresentation
+from sidrec.model.managed_table import managed_table, with_managed
 from sidrec.model.sizes import Sizes
 from sidrec.model.statistics import StandardizeStats
 from sidrec.model.tables import embedding_tables, one_feature_each
@@ -25,7 +26,8 @@ from sidrec.model.tables import embedding_tables, one_feature_each
 class Ranker(nn.Module):
     """Scores rows. Tables are made on `meta`: whoever shards or materialises the model fills them.
 
-    items: EmbeddingBagCollection over unique items (stride U).
+    items: EmbeddingBagCollection over unique items (stride U), or None where all item tables are managed.
+    managed_hids: the HID table, where it is managed; or None.
     context: another over the other id columns (stride B), or None.
     """
 
@@ -34,7 +36,10 @@ class Ranker(nn.Module):
         dim = config.embedding_dim
         mean_S, std_S = torch.tensor(sizes.stats_mean), torch.tensor(sizes.stats_std)
         inits = {HID: config.hid_init} | {name: config.sid_init for name in sizes.item_tables if name != HID}
-        self.items = embedding_tables(sizes.item_tables, dim, inits)
+        managed = {name: table for name, table in sizes.item_tables.items() if table.managed}
+        plain = {name: table for name, table in sizes.item_tables.items() if not table.managed}
+        self.items = embedding_tables(plain, dim, inits) if plain else None
+        self.managed_hids = managed_table(HID, managed[HID], dim, config.hid_init) if managed else None
         self.context_columns = tuple(sizes.context_rows)
         context = one_feature_each(sizes.context_rows)
         self.context = embedding_tables(context, dim) if context else None
@@ -48,7 +53,9 @@ class Ranker(nn.Module):
         return self._score(batch, self._look_up(batch))
 
     def _look_up(self, batch: Batch) -> ItemLookup:
-        embedded = self.items(batch.items).to_dict()
+        embedded = self.items(batch.items).to_dict() if self.items is not None else {}
+        if self.managed_hids is not None:
+            embedded = with_managed(embedded, self.managed_hids(batch.items)[0])
         return ItemLookup(embedded, batch.token_weights_UW, batch.granules_UG, batch.content_UV)
 
     def _score(self, batch: Batch, looked_up: ItemLookup) -> Tensor:

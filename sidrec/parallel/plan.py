@@ -12,6 +12,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from sidrec.config import ConfigError
 from sidrec.config.tree import ParallelConfig
+from sidrec.parallel.managed_table import managed_constraints
 from sidrec.parallel.process_group import Ranks, together
 
 
@@ -33,7 +34,7 @@ def make_plan(
     planner = EmbeddingShardingPlanner(
         topology=Topology(world_size=ranks.world, compute_device=ranks.device.type),
         batch_size=rows_per_rank,
-        constraints=_constraints(ranker, config, ranks),
+        constraints=together(ranks, lambda: _constraints(ranker, config, ranks)),
         debug=False,
     )
     plan = together(ranks, lambda: _plan(planner, ranker, sharders, config) if ranks.first else None)
@@ -64,7 +65,8 @@ def _constraints(ranker: nn.Module, config: ParallelConfig, ranks: Ranks) -> dic
         # On CPU the dense kernel of data_parallel is many times slower than the fused one; the planner does not know.
         unwanted = {ShardingType.DATA_PARALLEL.value} if ranks.device.type == "cpu" else set()
         allowed = [kind.value for kind in ShardingType if kind.value not in unwanted]
-    return {name: ParameterConstraints(sharding_types=allowed) for name in table_names(ranker)}
+    plain = {name: ParameterConstraints(sharding_types=allowed) for name in table_names(ranker)}
+    return plain | managed_constraints(ranker, ranks.world)
 
 
 def table_names(ranker: nn.Module) -> Iterator[str]:

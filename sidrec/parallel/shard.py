@@ -4,12 +4,13 @@ from dataclasses import dataclass
 
 from torch import nn
 from torchrec.distributed import DistributedModelParallel
-from torchrec.distributed.types import ShardingPlan
+from torchrec.distributed.types import ModuleSharder, ShardingPlan
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from sidrec.config.tree import OptimizerConfig, ParallelConfig
 from sidrec.data.item_tables import HID
 from sidrec.parallel.initial import fill_tables
+from sidrec.parallel.managed_table import ManagedTableSharder
 from sidrec.parallel.plan import make_plan
 from sidrec.parallel.process_group import Ranks
 from sidrec.parallel.sharders import EveryTypeSharder, fused_params
@@ -31,22 +32,35 @@ def shard(
     seed: int,
     ranks: Ranks,
 ) -> ShardedRanker:
-    """Plans, shards and fills the model. Raises PlanError.
+    """Plans, shards and fills the model. Raises PlanError."""
+    plan = make_plan(ranker, sharders_of(ranker, optimizer, seed), config, rows_per_rank, ranks)
+    return ShardedRanker(shard_as_planned(ranker, plan, optimizer, seed, ranks), plan)
 
-    A table's own optimizer reaches TorchRec's sharder through its weight, as apply_optimizer_in_backward's does.
-    """
+
+def shard_as_planned(
+    ranker: nn.Module, plan: ShardingPlan, optimizer: OptimizerConfig, seed: int, ranks: Ranks
+) -> DistributedModelParallel:
+    """Shards and fills the model by a plan that was made for it and for as many ranks."""
     configs = {
         table.name: table
         for module in ranker.modules()
         if isinstance(module, EmbeddingBagCollection)
         for table in module.embedding_bag_configs()
     }
-    sharders = [EveryTypeSharder(fused_params=fused_params(optimizer.tables))]
+    sharders = sharders_of(ranker, optimizer, seed)
+    model = DistributedModelParallel(ranker, device=ranks.device, plan=plan, sharders=sharders)
+    fill_tables(model, configs, seed)
+    return model
+
+
+def sharders_of(ranker: nn.Module, optimizer: OptimizerConfig, seed: int) -> list[ModuleSharder[nn.Module]]:
+    """The sharders that fuse `optimizer` into the tables' backward.
+
+    A table's own optimizer reaches TorchRec's sharder through its weight, as apply_optimizer_in_backward's does.
+    """
+    plain = EveryTypeSharder(fused_params=fused_params(optimizer.tables))
     if optimizer.hid is not None:
         for name, weight in ranker.named_parameters():
             if name.endswith(f".embedding_bags.{HID}.weight"):
                 weight._optimizer_kwargs = [fused_params(optimizer.hid)]  # type: ignore[attr-defined]
-    plan = make_plan(ranker, sharders, config, rows_per_rank, ranks)
-    model = DistributedModelParallel(ranker, device=ranks.device, plan=plan, sharders=sharders)
-    fill_tables(model, configs, seed)
-    return ShardedRanker(model, plan)
+    return [plain, ManagedTableSharder(plain, seed)]
