@@ -67,6 +67,15 @@ def test_wrong_tag(recipe: Path) -> None:
     assert "'hid', 'sid', 'hid_and_sid', 'sid_coord', 'gate_sid', 'content'" in mistake
 
 
+def test_a_lane_of_one_row_has_no_negatives(recipe: Path) -> None:
+    item = "model: {item: {kind: gate_sid, contrastive: {}}}\n"
+    (mistake,) = _mistakes(recipe, "name: a\ndata: {path: d, catalog: c, batch_size: 8, lanes: 8}\n" + item)
+    assert mistake.startswith("data.batch_size: expected at least 2 * data.lanes = 16 with model.item.contrastive")
+    assert mistake.endswith(", got 8")
+    recipe.write_text("name: a\ndata: {path: d, catalog: c, batch_size: 16, lanes: 8}\n" + item)
+    assert load([str(recipe), "--seed", "1"]).model.item == load_file(recipe).model.item
+
+
 def test_a_key_of_another_variant(recipe: Path) -> None:
     """The HID-only twin has no gate: a gate left in its recipe would silently do nothing."""
     (mistake,) = _mistakes(recipe, SMALLEST + "model: {item: {kind: hid, gate: {kind: stats}}}\n")

@@ -95,8 +95,13 @@ def parse(raw: dict[str, Any], where: str) -> Recipe:
         return _RECIPE.validate_python(raw)
     except ValidationError as error:
         lines = [f"{where}: {len(error.errors())} mistake(s) in the recipe"]
-        lines += [f"  {'.'.join(map(str, mistake['loc']))}: {_sentence(mistake)}" for mistake in error.errors()]
+        lines += [f"  {_path(mistake)}{_sentence(mistake)}" for mistake in error.errors()]
         raise ConfigError("\n".join(lines)) from None
+
+
+def _path(mistake: ErrorDetails) -> str:
+    """Where the mistake is; sentences about more than one section name their keys themselves."""
+    return f"{'.'.join(map(str, mistake['loc']))}: " if mistake["loc"] else ""
 
 
 def _sentence(mistake: ErrorDetails) -> str:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from sidrec.config.item import GateSidItem
 from sidrec.config.model import ModelConfig
 from sidrec.config.section import section, without_repeats
 from sidrec.config.tokenizer import TokenizerConfig
@@ -169,6 +170,14 @@ class Recipe:
     parallel: ParallelConfig = ParallelConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    def __post_init__(self) -> None:
+        item, data = self.model.item, self.data
+        if isinstance(item, GateSidItem) and item.contrastive is not None and data.batch_size < 2 * data.lanes:
+            bound = (
+                f"at least 2 * data.lanes = {2 * data.lanes} with model.item.contrastive, whose negatives are a lane's"
+            )
+            raise ValueError(f"data.batch_size: expected {bound}, got {data.batch_size}")
 
     @property
     def run(self) -> Path:
