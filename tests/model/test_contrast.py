@@ -1,0 +1,119 @@
+"""GateSID's contrastive loss against values one can work out by hand and a slow reference."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from sidrec.config.item import GateContrast, GateSidItem
+from sidrec.model.contrast import contrast_within_lanes
+from sidrec.model.items.gate_sid import GateSidRepresentation
+from sidrec.model.sizes import Sizes
+from tests.model.test_ranker import batch_for, ranker_for, tables_for
+from tests.model.test_rivals import D, S, lookup_of
+
+LANE = 4
+BAG_B = torch.tensor([3, 5, 3, 1, 2, 2, 6, 0])
+"""Two lanes; the first has item 3 twice, the second item 2, and ends in padding."""
+
+
+def vectors() -> tuple[Tensor, Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(8, D, requires_grad=True), torch.randn(8, D, requires_grad=True)
+
+
+def slow_info_nce(anchor_BD: Tensor, target_BD: Tensor, temperature: float) -> list[float]:
+    """Row by row: against the other items of the row's lane."""
+    losses = []
+    for row, bag in enumerate(BAG_B.tolist()):
+        first = row // LANE * LANE
+        others = [n for n in range(first, first + LANE) if BAG_B[n] not in (0, bag)]
+        cosines = [float(torch.cosine_similarity(anchor_BD[row], target_BD[n], dim=0)) for n in (row, *others)]
+        own, *_ = exponents = [math.exp(cosine / temperature) for cosine in cosines]
+        losses.append(math.log(sum(exponents) / own) if bag else 0.0)
+    return losses
+
+
+def test_two_items_by_hand() -> None:
+    unit_BD = torch.tensor([[3.0, 0], [0, 0.5]])
+    aligned = contrast_within_lanes(unit_BD, unit_BD, torch.tensor([1, 2]), 2, 0.5)
+    swapped = contrast_within_lanes(unit_BD, unit_BD.flip(0), torch.tensor([1, 2]), 2, 0.5)
+    assert aligned.tolist() == pytest.approx([math.log1p(math.exp(-2))] * 2)
+    assert swapped.tolist() == pytest.approx([math.log1p(math.exp(2))] * 2)
+
+
+@pytest.mark.parametrize("temperature", [0.07, 1.0])
+def test_rows_against_the_other_items_of_their_lane(temperature: float) -> None:
+    anchor_BD, target_BD = vectors()
+    found = contrast_within_lanes(anchor_BD, target_BD, BAG_B, LANE, temperature)
+    assert found.tolist() == pytest.approx(slow_info_nce(anchor_BD.detach(), target_BD.detach(), temperature), rel=1e-4)
+
+
+def test_other_lanes_and_padding_have_no_say() -> None:
+    anchor_BD, target_BD = vectors()
+    contrast_within_lanes(anchor_BD, target_BD, BAG_B, LANE, 0.1)[:LANE].sum().backward()
+    assert anchor_BD.grad is not None
+    assert target_BD.grad is not None
+    assert target_BD.grad[:LANE].any(dim=1).all()
+    assert not anchor_BD.grad[LANE:].any()
+    assert not target_BD.grad[LANE:].any()
+    contrast_within_lanes(anchor_BD, target_BD, BAG_B, LANE, 0.1)[LANE:].sum().backward()
+    assert target_BD.grad[LANE:-1].any(dim=1).all()
+    assert not anchor_BD.grad[-1].any()
+    assert not target_BD.grad[-1].any()
+
+
+def test_an_item_alone_in_its_lane_has_nothing_to_learn() -> None:
+    anchor_BD, target_BD = vectors()
+    alone = torch.tensor([4, 4, 4, 0])
+    assert contrast_within_lanes(anchor_BD[:LANE], target_BD[:LANE], alone, LANE, 0.1).tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("teaches_gate", [True, False])
+def test_gate_sid_contrasts_as_strongly_as_its_gate_says(teaches_gate: bool) -> None:
+    config = GateSidItem(
+        granularities=("s1", "s2"), contrastive=GateContrast(weight=0.3, temperature=0.2, teaches_gate=teaches_gate)
+    )
+    torch.manual_seed(0)
+    module = GateSidRepresentation(
+        config, D, Sizes(tables_for(config), {}, 0, (1.0, 2.0), (0.5, 3.0), rows_per_lane=LANE)
+    )
+    items, stats_BS = lookup_of("hid", "s1", "s2"), torch.rand(len(BAG_B), S) * 50
+    (contrast_B,) = (losses := module.losses(items, BAG_B, stats_BS)).values()
+    assert list(losses) == ["contrastive"]
+    hid_BD, sid_BD = items.embedded["hid"][BAG_B], module.semantic.embed(items)[BAG_B]
+    slow = slow_info_nce(sid_BD.detach(), hid_BD, 0.2)
+    share = module.sid_share(hid_BD, stats_BS).squeeze(1).tolist()
+    assert contrast_B.tolist() == pytest.approx([0.3 * w * loss for w, loss in zip(share, slow, strict=True)], rel=1e-4)
+    contrast_B.sum().backward()
+    assert (module.mlp[0].weight.grad is not None) == teaches_gate
+    assert module.semantic.fusion.project.weight.grad.any()  # type: ignore[union-attr]
+
+
+def test_the_ranker_adds_it_in_training_alone() -> None:
+    plain, contrasted = (ranker_for(item={"kind": "gate_sid", "contrastive": choice}) for choice in (None, {}))
+    batch = batch_for(plain)
+    loss, (terms, logits_B) = plain(batch)
+    whole, (parts, same_B) = contrasted(batch)
+    assert list(terms) == ["loss"]
+    assert list(parts) == ["loss", "contrastive"]
+    assert torch.equal(same_B, logits_B)
+    assert parts["contrastive"] > 0.01
+    assert whole.item() == pytest.approx(loss.item() + parts["contrastive"].item(), rel=1e-6)
+    contrasted.eval()
+    evaluated, (terms, _) = contrasted(batch)
+    assert evaluated == loss
+    assert list(terms) == ["loss"]
+
+
+def test_padding_rows_and_rows_of_weight_zero_count_nowhere() -> None:
+    ranker = ranker_for(item={"kind": "gate_sid", "contrastive": {}})
+    batch = batch_for(ranker)
+    _, (terms, _) = ranker(batch)
+    whole_B = ranker.item.losses(ranker._look_up(batch), batch.target_B, batch.stats_BS)["contrastive"]
+    assert terms["contrastive"].item() == pytest.approx(whole_B.mean().item(), rel=1e-5)
+    batch.weight_B[2:4] = 0
+    batch.rows_per_rank = batch.weight_B.sum()
+    _, (terms, _) = ranker(batch)
+    assert terms["contrastive"].item() == pytest.approx(whole_B[[0, 1, 4, 5]].mean().item(), rel=1e-5)
