@@ -16,29 +16,17 @@ from torchrec.distributed.types import ParameterSharding, ShardingEnv, ShardingT
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
 
-from sidrec.config import ConfigError
 from sidrec.model.managed_table import Slots
 from sidrec.parallel.initial import initial_rows
 
-CONSTRAINTS = ParameterConstraints(
+MANAGED = ParameterConstraints(
     sharding_types=[ShardingType.ROW_WISE.value], compute_kernels=[EmbeddingComputeKernel.FUSED.value]
 )
-"""What TorchRec can manage."""
+"""What TorchRec can do for a managed table."""
 
 
-def managed_constraints(ranker: nn.Module, world: int) -> dict[str, ParameterConstraints]:
-    """What a plan must respect, by managed table. Raises ConfigError when `world` ranks cannot share a table's rows."""
-    tables = list(_managed_tables(ranker))
-    for table in tables:
-        if table.num_embeddings % world or table.num_embeddings < 2 * world:
-            raise ConfigError(
-                f"managed collision, table {table.name}: expected rows that the {world} rank(s) share evenly, at least "
-                f"two each, got {table.num_embeddings}"
-            )
-    return {table.name: CONSTRAINTS for table in tables}
-
-
-def _managed_tables(ranker: nn.Module) -> Iterator[EmbeddingBagConfig]:
+def managed_tables(ranker: nn.Module) -> Iterator[EmbeddingBagConfig]:
+    """All managed tables in the model."""
     for module in ranker.modules():
         if isinstance(module, ManagedCollisionEmbeddingBagCollection):
             yield from module._embedding_module.embedding_bag_configs()

@@ -12,7 +12,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from sidrec.config import ConfigError
 from sidrec.config.tree import ParallelConfig
-from sidrec.parallel.managed_table import managed_constraints
+from sidrec.parallel.managed_table import MANAGED, managed_tables
 from sidrec.parallel.process_group import Ranks, together
 
 
@@ -65,8 +65,21 @@ def _constraints(ranker: nn.Module, config: ParallelConfig, ranks: Ranks) -> dic
         # On CPU the dense kernel of data_parallel is many times slower than the fused one; the planner does not know.
         unwanted = {ShardingType.DATA_PARALLEL.value} if ranks.device.type == "cpu" else set()
         allowed = [kind.value for kind in ShardingType if kind.value not in unwanted]
-    plain = {name: ParameterConstraints(sharding_types=allowed) for name in table_names(ranker)}
-    return plain | managed_constraints(ranker, ranks.world)
+    every = {name: ParameterConstraints(sharding_types=allowed) for name in table_names(ranker)}
+    return every | _managed_constraints(ranker, config, ranks.world)
+
+
+def _managed_constraints(ranker: nn.Module, config: ParallelConfig, world: int) -> dict[str, ParameterConstraints]:
+    """Raises PlanError for what TorchRec cannot do with a managed table."""
+    constraints = {}
+    for table in managed_tables(ranker):
+        where, rows = f"no sharding plan for table {table.name}, which is managed", table.num_embeddings
+        if config.sharding not in ("auto", "row_wise"):
+            raise PlanError(f"{where}: expected parallel.sharding auto or row_wise, got {config.sharding}")
+        if rows % world or rows < 2 * world:
+            raise PlanError(f"{where}: expected rows that {world} rank(s) share evenly, two at least each, got {rows}")
+        constraints[table.name] = MANAGED
+    return constraints
 
 
 def table_names(ranker: nn.Module) -> Iterator[str]:
