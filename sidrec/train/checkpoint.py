@@ -19,8 +19,9 @@ from torchrec.distributed import DistributedModelParallel
 from torchrec.optim.keyed import KeyedOptimizer
 
 from sidrec.config import ConfigError
-from sidrec.parallel.process_group import Ranks, agree
+from sidrec.parallel.process_group import Ranks, agree, together
 from sidrec.train.run_directory import write_json
+from sidrec.train.slot_memory import resume_slots, room_for_slot_memory, slot_memory
 
 POSITION = "position.json"
 
@@ -73,7 +74,7 @@ def save(
             shutil.rmtree(left_over)
         partial.mkdir(parents=True)
     dist.barrier(group=ranks.control)
-    state = {"model": model.state_dict(), "optimizer": _optimizer_state(optimizer)}
+    state = {"model": model.state_dict(), "optimizer": _optimizer_state(optimizer), **slot_memory(model, ranks)}
     dcp.save(state, checkpoint_id=partial, process_group=ranks.control)
     if ranks.first:
         write_json(partial / POSITION, asdict(position))
@@ -121,9 +122,11 @@ def _words(error: BaseException) -> str:
 def load(path: Path, model: DistributedModelParallel, optimizer: KeyedOptimizer | None, ranks: Ranks) -> None:
     """Reads a checkpoint into model and, if given, optimizer; the plan may differ from the one that wrote it.
 
-    Raises CheckpointError, on all ranks, when it cannot be read or holds other tables or layers than the model.
+    Raises CheckpointError, on all ranks, when it cannot be read or holds other tables or layers than the model, and
+    ConfigError when its managed tables are of other ranks.
     """
     state: dict[str, Any] = {"model": model.state_dict()}
+    state |= together(ranks, lambda: room_for_slot_memory(path, model, optimizer is not None, ranks))
     if optimizer is not None:
         optimizer.init_state()
         state["optimizer"] = _optimizer_state(optimizer)
@@ -134,6 +137,7 @@ def load(path: Path, model: DistributedModelParallel, optimizer: KeyedOptimizer 
         complaint = CheckpointError(f"{path}: expected what this model holds, got: {_words(error)}")
         agree(ranks, complaint if rank == ranks.rank else None)
     model.load_state_dict(state["model"])
+    resume_slots(model, state, ranks)
     if optimizer is not None:
         whole = optimizer.state_dict()
         whole["state"].update(state["optimizer"]["state"])
