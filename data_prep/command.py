@@ -1,6 +1,7 @@
 """Turns a dataclass with a `run` method into a command: flags from its fields, bad input as one sentence."""
 
 import sys
+from collections.abc import Mapping
 from typing import Protocol
 
 import tyro
@@ -10,6 +11,16 @@ from sidrec.schema import ContractError
 
 class Command(Protocol):
     def run(self) -> None: ...
+
+
+def refuse_flags(rules: Mapping[str, tuple[bool, str, object]]) -> None:
+    """Raises ContractError for the first flag whose value makes no sense.
+
+    rules: flag -> whether its value is fine, what was expected, what was given.
+    """
+    for flag, (fine, expected, got) in rules.items():
+        if not fine:
+            raise ContractError(flag, expected, got)
 
 
 def run(command: type[Command], module: str) -> None:

@@ -20,9 +20,10 @@ from typing import Annotated
 import tyro
 from tqdm import tqdm
 
-from data_prep.command import run
+from data_prep.command import refuse_flags, run
 from data_prep.criteo_blocks import blocks
-from data_prep.criteo_days import VOCABULARY, Day, Steps
+from data_prep.criteo_days import Day, Steps
+from data_prep.criteo_layout import VOCABULARY
 from data_prep.criteo_manifest import FORMAT, ids_in_words, manifest, summary
 from data_prep.criteo_rows import read_rows
 from data_prep.progress import rows_bar
@@ -56,16 +57,15 @@ class CriteoCommand:
 
     def check(self) -> None:
         """Raises ContractError naming the flag whose value makes no sense."""
-        if len(self.paths) < 2:
-            raise ContractError(
-                "SRC... OUT", "at least one raw file, and the folder to write", list(map(str, self.paths))
-            )
-        if self.threshold < 1:
-            raise ContractError("--threshold", "at least 1", self.threshold)
-        if self.hash_rows is not None and not 2 <= self.hash_rows <= LARGEST_TABLE:
-            raise ContractError("--hash-rows", f"from 2 to {LARGEST_TABLE}", self.hash_rows)
-        if not 1 <= self.block_kib <= 1 << 20:
-            raise ContractError("--block-kib", f"from 1 to {1 << 20}", self.block_kib)
+        fits = self.hash_rows is None or 2 <= self.hash_rows <= LARGEST_TABLE
+        folders = list(map(str, self.paths))
+        rules = {
+            "SRC... OUT": (len(folders) >= 2, "at least one raw file, and the folder to write", folders),
+            "--threshold": (self.threshold >= 1, "at least 1", self.threshold),
+            "--hash-rows": (fits, f"from 2 to {LARGEST_TABLE}", self.hash_rows),
+            "--block-kib": (1 <= self.block_kib <= 1 << 20, f"from 1 to {1 << 20}", self.block_kib),
+        }
+        refuse_flags(rules)
 
 
 def numbered(sources: tuple[Path, ...]) -> tuple[Day, ...]:
@@ -103,7 +103,7 @@ def prepare(days: tuple[Day, ...], out: Path, command: CriteoCommand) -> None:
     try:
         _read(days, steps)
     except ContractError:
-        if not any(steps.record(f"read_{day.number}") for day in days):
+        if not any(steps.record(day.reading) for day in days):
             work.discard()
         raise
     if command.hash_rows is None:
@@ -132,7 +132,7 @@ def _read(days: tuple[Day, ...], steps: Steps) -> None:
     sizes = {day: day.source.stat().st_size for day in days}
     with tqdm(total=sum(sizes.values()), desc="reading", unit="B", unit_scale=True, disable=None) as bar:
         for day in days:
-            if steps.record(f"read_{day.number}"):
+            if steps.record(day.reading):
                 bar.update(sizes[day])
             else:
                 steps.read_day(day, bar.update)
@@ -145,7 +145,7 @@ def _encode(days: tuple[Day, ...], steps: Steps) -> None:
     encoders = steps.encoders()
     with rows_bar("encoding", sum(rows.values())) as bar:
         for day in days:
-            if steps.record(f"encoded_{day.number}"):
+            if steps.record(day.encoding):
                 bar.update(rows[day])
             else:
                 steps.encode_day(day, encoders, bar.update)

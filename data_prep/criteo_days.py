@@ -12,16 +12,14 @@ from typing import Any
 import numpy as np
 
 from data_prep.criteo_blocks import blocks
+from data_prep.criteo_layout import VOCABULARY, day_file, vocabulary_file
 from data_prep.criteo_npy import GrowingNpy, fingerprint, parts_of
 from data_prep.criteo_rows import CATEGORICAL, DENSE, Tally, read_rows
 from data_prep.criteo_vocabulary import FIRST, ValueCounts, VocabularyIds, hashed_ids, vocabulary
 from data_prep.work_folder import WorkFolder, file_facts
 
-VOCABULARY = "vocabulary"
 ENCODED_ROWS = 1 << 16  # rows encoded at a time
-COUNTED_VALUES = (
-    1 << 22
-)  # distinct values of all columns in memory while a day is read, before their counts are put away
+COUNTED_VALUES = 1 << 22  # distinct values in memory while a day is read, before their counts are put away
 
 Watch = Callable[[int], object]
 
@@ -34,11 +32,21 @@ class Day:
     source: Path
 
     def file(self, kind: str) -> str:
-        return f"day_{self.number}_{kind}.npy"
+        return day_file(self.number, kind)
 
     @property
     def files(self) -> tuple[str, str, str]:
         return self.file("dense"), self.file("sparse"), self.file("labels")
+
+    @property
+    def reading(self) -> str:
+        """Name of the step that reads the day."""
+        return f"read_{self.number}"
+
+    @property
+    def encoding(self) -> str:
+        """Name of the step that turns the day's values into ids."""
+        return f"encoded_{self.number}"
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,7 @@ class Steps:
 
     def rows(self, day: Day) -> int:
         """Of a day that was read."""
-        return self.done(f"read_{day.number}")["tally"]["rows"]
+        return self.done(day.reading)["tally"]["rows"]
 
     def _finish(self, name: str, facts: dict[str, object]) -> None:
         path = self.work.scratch / f"{name}.json"
@@ -73,12 +81,12 @@ class Steps:
 
     def outdated(self, day: Day) -> bool:
         """The day was read from a file that is no longer the same."""
-        record = self.record(f"read_{day.number}")
+        record = self.record(day.reading)
         return record is not None and record["source"] != _facts(day)
 
     def forget(self, day: Day) -> None:
         """The day is read again."""
-        (self.work.scratch / f"read_{day.number}.json").unlink()
+        (self.work.scratch / f"{day.reading}.json").unlink()
 
     def read_day(self, day: Day, watch: Watch) -> None:
         """Raw text to dense, labels and ids, or, with a vocabulary, to values and their counts in scratch.
@@ -108,13 +116,12 @@ class Steps:
                     counts.add(rows.value_NC)
         facts = {"source": source, "tally": asdict(tally), "count_files": counts.finish()}
         files = {path.name: fingerprint(path) for path in ((dense, sparse, labels) if hashed else (dense, labels))}
-        self._finish(f"read_{day.number}", facts | {"files": files})
+        self._finish(day.reading, facts | {"files": files})
 
     def number_values(self, days: tuple[Day, ...]) -> None:
         """The vocabulary of every column over all days, as vocabulary/C*.npy: the value of id i in place i - FIRST.
         One column in memory at a time."""
-        folder = self.work.data / VOCABULARY
-        folder.mkdir(exist_ok=True)
+        (self.work.data / VOCABULARY).mkdir(exist_ok=True)
         distinct, rows = [], []
         for column in CATEGORICAL:
             total = ValueCounts()
@@ -123,16 +130,15 @@ class Steps:
                     total.add(stored[f"{column}_values"], stored[f"{column}_counts"])
             values, counts = total.total()
             vocabulary_V = vocabulary(values, counts, self.threshold)
-            np.save(folder / f"{column}.npy", vocabulary_V)
+            np.save(self.work.data / vocabulary_file(column), vocabulary_V)
             distinct.append(len(values))
             rows.append(FIRST + len(vocabulary_V))
-        files = {f"{VOCABULARY}/{column}.npy": fingerprint(folder / f"{column}.npy") for column in CATEGORICAL}
+        files = {name: fingerprint(self.work.data / name) for name in map(vocabulary_file, CATEGORICAL)}
         self._finish(VOCABULARY, {"distinct": distinct, "table_rows": rows, "files": files})
 
     def encoders(self) -> list[VocabularyIds]:
         """Of every column, once the values are numbered."""
-        folder = self.work.data / VOCABULARY
-        return [VocabularyIds.of(np.load(folder / f"{column}.npy")) for column in CATEGORICAL]
+        return [VocabularyIds.of(np.load(self.work.data / vocabulary_file(column))) for column in CATEGORICAL]
 
     def encode_day(self, day: Day, encoders: list[VocabularyIds], watch: Watch) -> None:
         """Values in scratch to ids; the values are deleted."""
@@ -142,7 +148,7 @@ class Steps:
                 columns = [ids(value_NC[:, column]) for column, ids in enumerate(encoders)]
                 file.append(np.stack(columns, axis=1))
                 watch(len(value_NC))
-        self._finish(f"encoded_{day.number}", {"files": {sparse.name: fingerprint(sparse)}})
+        self._finish(day.encoding, {"files": {sparse.name: fingerprint(sparse)}})
         self._values(day).unlink()
 
     def _values(self, day: Day) -> Path:
@@ -152,7 +158,7 @@ class Steps:
         return self.work.scratch / f"day_{day.number}_counts_{number}.npz"
 
     def _count_files(self, days: tuple[Day, ...]) -> list[Path]:
-        numbers = ((day, range(self.done(f"read_{day.number}")["count_files"])) for day in days)
+        numbers = ((day, range(self.done(day.reading)["count_files"])) for day in days)
         return [self.count_file(day, number) for day, files in numbers for number in files]
 
 

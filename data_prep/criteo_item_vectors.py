@@ -15,6 +15,7 @@ from scipy import sparse
 from scipy.sparse.linalg import svds
 
 from data_prep.criteo_layout import CriteoLayout
+from data_prep.criteo_rows import CATEGORICAL
 from data_prep.criteo_vocabulary import UNKNOWN, ValueCounts
 from data_prep.progress import rows_bar
 from data_prep.snapshot import load_snapshot, save_snapshot
@@ -45,7 +46,9 @@ class CoOccurrence:
         values = _numbered_values(layout, others, rows, most_values)
         width = 1 + max(int(numbers.max()) for numbers in values)
         if width == 0:
-            raise ContractError(layout.folder, f"values in other columns than C{item + 1}", "none in the train split")
+            raise ContractError(
+                layout.folder, f"values in other columns than {CATEGORICAL[item]}", "none in the train split"
+            )
         pair_P, count_P = _count_pairs(layout, item, rows, dict(zip(others, values, strict=True)), width, snapshot)
         place_P = np.divmod(pair_P.astype(np.int64), width)
         shape = (layout.table_rows[item], width)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.criteo_npy import rows_of
+from data_prep.criteo_rows import CATEGORICAL
 from data_prep.progress import rows_bar
 from sidrec import schema
 from sidrec.schema import ContractError
@@ -123,7 +124,7 @@ class CriteoLayout:
 
     def values(self, column: int) -> np.ndarray | None:
         """The 32-bit value of every id from 2 on, uint32; None for hashed ids."""
-        path = self.folder / vocabulary_file(f"C{column + 1}")
+        path = self.folder / vocabulary_file(CATEGORICAL[column])
         return np.load(path) if path.is_file() else None
 
 

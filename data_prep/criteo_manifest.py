@@ -9,7 +9,8 @@ import json
 from pathlib import Path
 from typing import cast
 
-from data_prep.criteo_days import VOCABULARY, Day, Steps
+from data_prep.criteo_days import Day, Steps
+from data_prep.criteo_layout import VOCABULARY
 from data_prep.criteo_rows import CATEGORICAL, DENSE_TRANSFORM
 from sidrec import schema
 
@@ -32,11 +33,11 @@ def manifest(days: tuple[Day, ...], steps: Steps) -> dict[str, object]:
         numbers = steps.done(VOCABULARY)
         files |= cast(dict[str, object], numbers.pop("files"))
     for day in days:
-        read = steps.done(f"read_{day.number}")
+        read = steps.done(day.reading)
         told.append(
             {"day": day.number, "source": {"name": day.source.name, "bytes": read["source"][1]}, **read["tally"]}
         )
-        own = read["files"] if steps.hash_rows else read["files"] | steps.done(f"encoded_{day.number}")["files"]
+        own = read["files"] if steps.hash_rows else read["files"] | steps.done(day.encoding)["files"]
         files |= {name: own[name] for name in day.files}
     return {
         "format": FORMAT,

@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.as_of import gather_ranges
+from data_prep.command import refuse_flags
 from data_prep.progress import rows_bar
 from data_prep.sequences import Sequences
-from sidrec.schema import ITEM_ID, OTHER_ID, ContractError
+from sidrec.schema import ITEM_ID, OTHER_ID
 
 COLUMNS = 4096  # other items in memory at a time, beside one item's users
 ROW_GROUP = 65_536
@@ -45,9 +46,7 @@ class PairSettings:
             "--users-per-item": (self.users_per_item >= 2, "at least 2", self.users_per_item),
             "--window": (self.window >= 1, "at least 1", self.window),
         }
-        for flag, (fine, expected, got) in rules.items():
-            if not fine:
-                raise ContractError(flag, expected, got)
+        refuse_flags(rules)
 
 
 @dataclass(frozen=True)

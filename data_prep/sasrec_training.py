@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from data_prep.command import refuse_flags
 from data_prep.progress import rows_bar
 from data_prep.sasrec import SasRec
 from data_prep.sequences import Sequences
-from sidrec.schema import ContractError
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,7 @@ class SasRecSettings:
         rules["lr"] = (0 < self.lr < float("inf"), "a positive number")
         rules["batch_events"] = (self.batch_events >= self.length, f"at least a window's length {self.length}")
         rules["seed"] = (self.seed >= 0, "at least 0")
-        for name, (fine, expected) in rules.items():
-            if not fine:
-                raise ContractError(f"--{name.replace('_', '-')}", expected, getattr(self, name))
+        refuse_flags({f"--{name.replace('_', '-')}": (*rule, getattr(self, name)) for name, rule in rules.items()})
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from data_prep.command import refuse_flags
 from data_prep.splits import SplitKind
-from sidrec.schema import ContractError
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,4 @@ class LogSettings:
                 self.validation_share,
             ),
         }
-        for flag, (fine, expected, got) in rules.items():
-            if not fine:
-                raise ContractError(flag, expected, got)
+        refuse_flags(rules)
