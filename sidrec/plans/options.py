@@ -1,0 +1,202 @@
+"""The ways each table can be laid over ranks, with TorchRec's estimates; and plans from them and back."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from torch import nn
+from torchrec.distributed.planner import ParameterConstraints
+from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
+from torchrec.distributed.planner.planners import to_sharding_plan
+from torchrec.distributed.planner.shard_estimators import EmbeddingPerfEstimator
+from torchrec.distributed.planner.types import Shard, ShardingOption
+from torchrec.distributed.types import (
+    CacheParams,
+    EmbeddingModuleShardingPlan,
+    ModuleSharder,
+    ParameterSharding,
+    ShardingPlan,
+    ShardingType,
+)
+
+from sidrec.config import ConfigError
+from sidrec.plans.estimates import OncePerSize
+from sidrec.plans.hardware import Hardware
+from sidrec.plans.memory import StatefulStorageEstimator
+from sidrec.plans.workload import Workload
+
+Sharders = Sequence[ModuleSharder[nn.Module]]
+TYPES = tuple(kind.value for kind in ShardingType)
+FAST_KERNELS = ("fused", "dense")
+"""Kernels that keep tables in the device's own memory."""
+UVM_KERNELS = ("fused_uvm_caching", "fused_uvm")
+"""Kernels that keep tables in the host's memory, with and without a cache on the GPU."""
+SPLIT = {ShardingType.COLUMN_WISE.value, ShardingType.TABLE_COLUMN_WISE.value, ShardingType.GRID_SHARD.value}
+NARROWEST_GPU_SHARD = 128  # TorchRec's own bound: FBGEMM's kernels want 128 columns
+COLUMN_STEP = 4  # FBGEMM reads four columns at a time
+
+
+def enumerate_options(
+    workload: Workload,
+    hardware: Hardware,
+    sharders: Sharders,
+    allowed_types: Mapping[str, Sequence[str]] | None = None,
+    kernels: Sequence[str] = FAST_KERNELS,
+) -> dict[str, list[ShardingOption]]:
+    """Table -> its options in a fixed order, shards without ranks, with TorchRec's estimates of time and bytes.
+
+    allowed_types: table -> sharding types; every type for a table that is not named. kernels: FBGEMM kernels to offer.
+    Raises ConfigError for an unknown type or table, and for a table that no type and kernel is left for.
+    """
+    allowed = {name: tuple(allowed_types.get(name, TYPES)) if allowed_types else TYPES for name in workload.tables}
+    _check_types(workload, allowed_types or {})
+    constraints = {
+        name: _constraint(workload, hardware, name, types=allowed[name], kernels=kernels) for name in workload.tables
+    }
+    options: dict[str, list[ShardingOption]] = {name: [] for name in workload.tables}
+    for option in _enumerated(workload, hardware, sharders, constraints):
+        options[option.name].append(option)
+    for found in options.values():
+        found.sort(key=lambda option: (TYPES.index(option.sharding_type), option.compute_kernel))
+    return options
+
+
+def sharding_plan(options: Sequence[ShardingOption], hardware: Hardware) -> ShardingPlan:
+    """TorchRec's plan of placed options."""
+    return to_sharding_plan(list(options), hardware.topology())
+
+
+def options_of(plan: ShardingPlan, workload: Workload, hardware: Hardware, sharders: Sharders) -> list[ShardingOption]:
+    """The placed options of any plan, with TorchRec's estimates, so that every plan can be rated.
+
+    Raises ConfigError naming the table that the plan lacks.
+    """
+    layouts = _layouts(plan, workload)
+    constraints = {
+        name: _constraint(
+            workload,
+            hardware,
+            name,
+            types=(layout.sharding_type,),
+            kernels=(layout.compute_kernel,),
+            columns=_columns(layout),
+            cache=layout.cache_params,
+        )
+        for name, layout in layouts.items()
+    }
+    enumerator = _enumerator(workload, hardware, sharders, constraints)
+    with _quiet():
+        options = enumerator.enumerate(workload.model, list(sharders))
+        for option in options:
+            option.shards = _placed(option, layouts[option.name], hardware)
+        enumerator.populate_estimates(options)
+    order = list(workload.tables)
+    return sorted(options, key=lambda option: order.index(option.name))
+
+
+def column_width(width: int, hardware: Hardware) -> int:
+    """Columns of one shard where a table is split by columns.
+
+    On GPUs, as TorchRec splits: 128, or less for a table that no multiple of four from 128 on divides. On CPU no
+    kernel asks for width, so a table gives every rank a shard if its columns can be dealt in steps of four.
+    """
+    on_cpu = max(COLUMN_STEP, -(-width // hardware.world))
+    wanted = on_cpu if hardware.device == "cpu" else NARROWEST_GPU_SHARD
+    return next((w for w in range(wanted, width) if width % w == 0 and w % COLUMN_STEP == 0), width)
+
+
+def _check_types(workload: Workload, allowed_types: Mapping[str, Sequence[str]]) -> None:
+    for table, types in allowed_types.items():
+        if table not in workload.tables:
+            raise ConfigError(f"sharding types of table {table}: expected one of {', '.join(workload.tables)}")
+        for kind in types:
+            if kind not in TYPES:
+                raise ConfigError(f"sharding type of table {table}: expected one of {', '.join(TYPES)}, got {kind!r}")
+
+
+def _constraint(
+    workload: Workload,
+    hardware: Hardware,
+    name: str,
+    types: Sequence[str],
+    kernels: Sequence[str],
+    columns: int | None = None,
+    cache: CacheParams | None = None,
+) -> ParameterConstraints:
+    load = workload.loads[name]
+    features = len(load.ids_per_bag)
+    return ParameterConstraints(
+        sharding_types=list(types),
+        compute_kernels=list(kernels),
+        min_partition=columns or column_width(workload.tables[name].embedding_dim, hardware),
+        pooling_factors=list(load.ids_per_bag),
+        num_poolings=[1.0] * features,
+        batch_sizes=[load.bags] * features,
+        cache_params=cache,
+    )
+
+
+def _enumerated(
+    workload: Workload, hardware: Hardware, sharders: Sharders, constraints: dict[str, ParameterConstraints]
+) -> list[ShardingOption]:
+    enumerator = _enumerator(workload, hardware, sharders, constraints)
+    with _quiet():
+        try:
+            return enumerator.enumerate(workload.model, list(sharders))
+        except RuntimeError as error:
+            raise ConfigError(f"sharding of {workload.name} on {hardware.device}: {error}") from error
+
+
+def _enumerator(
+    workload: Workload, hardware: Hardware, sharders: Sharders, constraints: dict[str, ParameterConstraints]
+) -> EmbeddingEnumerator:
+    topology = hardware.topology()
+    return EmbeddingEnumerator(
+        topology=topology,
+        batch_size=workload.rows_per_rank,
+        constraints=constraints,
+        estimator=[
+            OncePerSize(EmbeddingPerfEstimator(topology, constraints)),
+            OncePerSize(StatefulStorageEstimator(topology, constraints, sharders)),
+        ],
+    )
+
+
+def _layouts(plan: ShardingPlan, workload: Workload) -> dict[str, ParameterSharding]:
+    layouts: dict[str, ParameterSharding] = {}
+    for tables in plan.plan.values():
+        assert isinstance(tables, EmbeddingModuleShardingPlan), "only embedding collections are sharded"
+        layouts |= dict(tables)
+    for name in workload.tables:
+        if name not in layouts:
+            raise ConfigError(f"plan of {workload.name}: expected a layout of table {name}, found none")
+    return {name: layouts[name] for name in workload.tables}
+
+
+def _columns(layout: ParameterSharding) -> int | None:
+    if layout.sharding_spec is None or layout.sharding_type not in SPLIT:
+        return None
+    return int(layout.sharding_spec.shards[0].shard_sizes[1])
+
+
+def _placed(option: ShardingOption, layout: ParameterSharding, hardware: Hardware) -> list[Shard]:
+    """The plan's own shards: what an enumerator would cut is not always what a plan holds."""
+    if layout.sharding_spec is None:
+        rows, width = option.tensor.shape
+        return [Shard(size=[rows, width], offset=[0, 0], rank=rank) for rank in range(hardware.world)]
+    return [
+        Shard(size=list(shard.shard_sizes), offset=list(shard.shard_offsets), rank=shard.placement.rank())
+        for shard in layout.sharding_spec.shards
+    ]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """TorchRec's planner logs a line for every table."""
+    logger = logging.getLogger("torchrec.distributed.planner")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
