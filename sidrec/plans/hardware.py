@@ -1,6 +1,7 @@
 """What a plan is made for: ranks, their memory, and how fast bytes move within and between machines."""
 
 from dataclasses import dataclass
+from inspect import signature
 from typing import Literal
 
 from torchrec.distributed.planner import Topology
@@ -43,6 +44,8 @@ class Hardware:
     def topology(self) -> Topology:
         """TorchRec's view of it."""
         per_ms = 1e-3
+        # Made without its factory, which would check no more than we do, it warns that jobs will fail.
+        unwarned = {"created_by_factory": True} if "created_by_factory" in signature(Topology).parameters else {}
         return Topology(
             world_size=self.world,
             local_world_size=self.local_world,
@@ -54,4 +57,5 @@ class Hardware:
             hbm_to_ddr_mem_bw=self.host_link * per_ms,
             intra_host_bw=self.intra_bandwidth * per_ms,
             inter_host_bw=self.inter_bandwidth * per_ms,
+            **unwarned,
         )
