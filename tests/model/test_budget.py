@@ -37,6 +37,12 @@ def test_a_shared_table_counts_once() -> None:
     assert shared == Budget(40, 40 * 8, 20 * 8, BOTTOM + top(5))
 
 
+def test_managed_rows_count_as_others_do() -> None:
+    managed = {"hid_index": {"kind": "managed_collision", "rows": ROWS}}
+    for kind in ("hid", "sid_coord"):
+        assert budget_of(item={"kind": kind, **managed}) == budget_of(item={"kind": kind})
+
+
 @pytest.mark.parametrize("kind", ["sid", "sid_coord", "hid_and_sid", "gate_sid", "content"])
 def test_counts_are_those_of_the_ranker(kind: str) -> None:
     found, ranker = budget_of(item={"kind": kind}), ranker_for(item={"kind": kind})

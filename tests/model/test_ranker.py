@@ -10,12 +10,13 @@ from pydantic import TypeAdapter
 from torchrec.distributed.train_pipeline.tracing import Tracer
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from sidrec.config.index import ModuloIndex
-from sidrec.config.item import Item, SemanticItem, SidItem
+from sidrec.config.index import ManagedCollisionIndex, ModuloIndex
+from sidrec.config.item import HashedItem, Item, SemanticItem
 from sidrec.config.model import ModelConfig
 from sidrec.config.tokens import SpmTokens
 from sidrec.data.batch import Batch
 from sidrec.data.item_tables import ItemTable
+from sidrec.model.managed_table import managed_table
 from sidrec.model.ranker import Ranker
 from sidrec.model.sizes import Sizes
 
@@ -30,6 +31,8 @@ def ranker_for(**model: Any) -> Ranker:
     context = dict.fromkeys(config.context, ROWS)
     sizes = Sizes(tables_for(config.item), context, 2, (1.0, 2.0), (1.0, 0.5), content=V, rows_per_lane=B // 2)
     ranker = Ranker(config, sizes)
+    if ranker.managed_hids is not None:
+        ranker.managed_hids = managed_table("hid", sizes.item_tables["hid"], 8, None, torch.device("cpu"))
     for collection in (ranker.items, ranker.context):
         if collection is not None:
             collection.to_empty(device="cpu")
@@ -40,7 +43,10 @@ def ranker_for(**model: Any) -> Ranker:
 
 def tables_for(item: Item) -> dict[str, ItemTable]:
     """Tables as `item_tables` names them."""
-    tables = {} if isinstance(item, SidItem) else {"hid": ItemTable(ROWS, ("hid",))}
+    tables = {}
+    if isinstance(item, HashedItem):
+        managed = item.hid_index if isinstance(item.hid_index, ManagedCollisionIndex) else None
+        tables["hid"] = ItemTable(ROWS, ("hid",), managed)
     if isinstance(item, SemanticItem):
         if isinstance(item.tokens, SpmTokens):
             return tables | {"sid": ItemTable(ROWS, ("spm_1", "spm_2", "spm_3"))}
@@ -56,7 +62,10 @@ def batch_for(ranker: Ranker, weight_B: torch.Tensor | None = None) -> Batch:
     def ids(high: int, *shape: int) -> torch.Tensor:
         return torch.randint(0, high, shape, generator=generator)
 
-    keys = [name for config in ranker.items.embedding_bag_configs() for name in config.feature_names]
+    managed = ranker.managed_hids._embedding_module if ranker.managed_hids is not None else None
+    collections = [collection for collection in (managed, ranker.items) if collection is not None]
+    configs = [config for collection in collections for config in collection.embedding_bag_configs()]
+    keys = [name for config in configs for name in config.feature_names]
     lengths = torch.tensor([0] + [1] * (U - 1), dtype=torch.int32).repeat(len(keys))
     items = KeyedJaggedTensor(keys=keys, values=ids(ROWS, (U - 1) * len(keys)), lengths=lengths)
     columns = list(ranker.context_columns)
@@ -132,6 +141,8 @@ ALTERNATIVES: dict[str, dict[str, Any]] = {
     "content vectors": {"item": {"kind": "content"}},
     "target attention over content": {"history_pooling": {"kind": "target_attention"}, "item": {"kind": "content"}},
     "PPNet on both": {"item": {"kind": "hid_and_sid", "history": ["sid"]}, "backbone": {"kind": "ppnet"}},
+    "managed HIDs": {"item": {"kind": "hid", "hid_index": {"kind": "managed_collision", "rows": 20}}},
+    "managed HIDs and SIDs": {"item": {"kind": "sid_coord", "hid_index": {"kind": "managed_collision", "rows": 20}}},
     "no context": {"context": []},
     "statistics for the gate alone": {"stats_as_dense": False},
 }
@@ -152,9 +163,10 @@ def test_every_alternative_learns_in_all_its_parameters(name: str) -> None:
 @pytest.mark.parametrize("name", ALTERNATIVES)
 def test_the_pipeline_sees_every_collection(name: str) -> None:
     ranker = ranker_for(**ALTERNATIVES[name])
-    graph = Tracer(leaf_modules=["items", "context"]).trace(ranker)
+    names = ["items", "managed_hids", "context"]
+    graph = Tracer(leaf_modules=names).trace(ranker)
     called = {node.target for node in graph.nodes if node.op == "call_module"}
-    assert {"items"} | ({"context"} if ranker.context is not None else set()) <= called
+    assert {name for name in names if getattr(ranker, name) is not None} <= called
 
 
 def test_loss_is_the_mean_over_real_rows() -> None:

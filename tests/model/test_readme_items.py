@@ -29,7 +29,7 @@ def test_every_item_kind_is_a_line() -> None:
     named = {entry["item"]["kind"] for entry in RIVALS.values()}
     named |= {entry["kind"] for entry in KINDS if entry["kind"] in ITEM_KINDS}
     assert named == ITEM_KINDS
-    assert len(RIVALS) == 10
+    assert len(RIVALS) == 11
 
 
 @pytest.mark.parametrize("name", RIVALS)
@@ -62,6 +62,14 @@ REFUSED = {
         "expected every name once, got 'sid' twice",
     ),
     "one row": ({"kind": "hid", "hid_index": {"kind": "modulo", "rows": 1}}, "greater than or equal to 2"),
+    "managed SIDs": (
+        {"kind": "sid", "index": {"kind": "managed_collision", "rows": 9}},
+        "does not match any of the expected tags: 'exact', 'modulo'",
+    ),
+    "no eviction": (
+        {"kind": "hid", "hid_index": {"kind": "managed_collision", "rows": 9, "eviction_interval": 0}},
+        "greater than 0",
+    ),
     "no vocabulary": ({"kind": "sid", "tokens": {"kind": "spm"}}, "vocabulary"),
 }
 
