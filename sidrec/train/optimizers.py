@@ -1,7 +1,8 @@
 """Who updates what: tables by FBGEMM inside backward, everything else by torch, both on one schedule.
 
 Tables that the plan replicates (data_parallel) have ordinary gradients, which FBGEMM's fused optimizer does not see.
-They get torch's optimizer of the same kind and rate: the plan must not decide how a table learns.
+They get torch's optimizer of the same kind and rate: the plan must not decide how a table learns. A rank that holds
+nothing of a table has an empty tensor in its place, which nobody updates.
 """
 
 import math
@@ -49,8 +50,8 @@ def build_optimizer(model: DistributedModelParallel, config: OptimizerConfig, di
     """One optimizer over the whole sharded model. dim: width of the tables."""
     fused = model.fused_optimizer
     others = {name: p for name, p in model.named_parameters() if name not in fused.params}
-    tables = {name: p for name, p in others.items() if ".embedding_bags." in name}
-    dense = {name: p for name, p in others.items() if name not in tables}
+    dense = {name: p for name, p in others.items() if ".embedding_bags." not in name}
+    tables = {name: p for name, p in others.items() if name not in dense and p.numel()}
     parts: list[tuple[str, KeyedOptimizer]] = [("", fused)]
     own = {name: p for name, p in tables.items() if config.hid and name.endswith(f".embedding_bags.{HID}.weight")}
     shared = {name: p for name, p in tables.items() if name not in own}
