@@ -8,6 +8,8 @@ from torch import nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
+from sidrec.plans.zipf_law import ZipfLaw
+
 
 @dataclass(frozen=True)
 class TableLoad:
@@ -15,15 +17,19 @@ class TableLoad:
 
     bags: bags per feature. ids_per_bag: mean ids in a bag, one value per feature of the table.
     frequency_R: float64, expected share of the looked-up ids that fall on each row, where it is known; sums to 1.
+    law: the same, as a law, for tables of any size.
     """
 
     bags: int
     ids_per_bag: tuple[float, ...]
     frequency_R: np.ndarray | None = None
+    law: ZipfLaw | None = None
 
     def share(self, first: int, last: int) -> float | None:
         """Expected share of the looked-up ids in rows [first, last); None where frequencies are not known."""
-        return None if self.frequency_R is None else float(self.frequency_R[first:last].sum())
+        if self.frequency_R is not None:
+            return float(self.frequency_R[first:last].sum())
+        return None if self.law is None else self.law.share(first, last)
 
 
 @dataclass(frozen=True)
