@@ -95,7 +95,7 @@ class CriteoBatches(IterableDataset[Batch]):
             row_B = self._rows_of(epoch, step, order)
             dense_BX, sparse_BC, labels_B1 = rows.take(row_B)
             if self._hashes is not None:
-                sparse_BC %= self._hashes.astype(sparse_BC.dtype)
+                sparse_BC = sparse_BC % self._hashes.astype(sparse_BC.dtype)
             if self._table_rows is not None:
                 check_ids(sparse_BC, self._table_rows, partial(_place, rows, row_B))
             yield _batch(dense_BX, sparse_BC, labels_B1)
@@ -149,7 +149,7 @@ def _batch(dense_BX: np.ndarray, sparse_BC: np.ndarray, labels_B1: np.ndarray) -
     lengths, offsets = _bags(len(dense_BX))
     features = KeyedJaggedTensor(
         keys=DEFAULT_CAT_NAMES,
-        values=torch.from_numpy(sparse_BC.T.reshape(-1)),
+        values=torch.from_numpy(sparse_BC.T.flatten()),
         lengths=lengths,
         offsets=offsets,
         stride=len(dense_BX),

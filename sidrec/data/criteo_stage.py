@@ -49,7 +49,7 @@ class StageRows:
 
     def __init__(self, files: StageFiles) -> None:
         self.days = files.days
-        self._arrays = [day.arrays() for day in files.days]
+        self._arrays = [[np.asarray(array) for array in day.arrays()] for day in files.days]
         self._first = np.array(files.first)
         self._starts = np.concatenate([[0], np.cumsum(np.array(files.stop) - self._first)])
 
@@ -59,7 +59,11 @@ class StageRows:
         return file, int(row - self._starts[file] + self._first[file])
 
     def take(self, rows: range | np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Copies of dense [N, 13], sparse [N, 26] and labels [N, 1] of these rows, in their order; N is at least 1."""
+        """Dense [N, 13], sparse [N, 26] and labels [N, 1] of these rows, in their order; N is at least 1.
+
+        Copies, but for sparse, which is a read-only piece of its file where the rows are neighbours in one: whoever
+        turns it into columns copies it anyway.
+        """
         taken = self._slices(rows) if isinstance(rows, range) else self._scattered(rows)
         dense, sparse, labels = taken
         return dense, sparse, labels
@@ -72,7 +76,10 @@ class StageRows:
             if first < stop:
                 before = int(self._starts[file] - self._first[file])
                 parts.append([array[first - before : stop - before] for array in arrays])
-        return [np.concatenate(kind) for kind in zip(*parts, strict=True)]
+        if len(parts) > 1:
+            return [np.concatenate(kind) for kind in zip(*parts, strict=True)]
+        dense, sparse, labels = parts[0]
+        return [dense.copy(), sparse, labels.copy()]
 
     def _scattered(self, row_N: np.ndarray) -> list[np.ndarray]:
         file_N = np.searchsorted(self._starts, row_N, side="right") - 1
