@@ -76,6 +76,8 @@ def fit(recipe: Recipe, ranks: Ranks, overwrite: bool = False) -> None:
     work = recipe.data.catalog.with_name(f".{recipe.data.catalog.name}.fit")
     clock = _Clock()
     items = _read(recipe, ranks)
+    if items.left_out and ranks.first:
+        print(f"{items.left_out} items have no behaviour and get no semantic id", flush=True)
     reading = clock.spent("read")
     fitted = _learn(items, recipe, work, ranks)
     if ranks.first:

@@ -1,6 +1,6 @@
 """Item vectors from items.parquet: read in bounded memory, checked row by row, ready for a tokenizer.
 
-Shapes: N items, V width of all columns together, D width of one column, R rows of a batch.
+Shapes: N items, V width of all columns together, D width of one column, R rows of a batch, F rows of the file.
 """
 
 from collections.abc import Iterator
@@ -25,11 +25,15 @@ IDS, VECTORS = "item_ids", "vectors"  # arrays in the scratch folder, beside BEH
 
 @dataclass(frozen=True)
 class ItemVectors:
-    """item_ids_N: int64. vectors_NV: float32. Memory maps when read with a scratch folder. side: for learners."""
+    """item_ids_N: int64. vectors_NV: float32. Memory maps when read with a scratch folder. side: for learners.
+
+    left_out: items of the file without any vector.
+    """
 
     item_ids_N: np.ndarray
     vectors_NV: np.ndarray
     side: SideInformation
+    left_out: int = 0
 
 
 def read_item_vectors(
@@ -44,30 +48,36 @@ def read_item_vectors(
     which vector columns there are), a type that is no fixed-size float32 list, missing, NaN, infinite or all-zero
     vectors, item ids below 1 or given twice, no room for the scratch files, and whatever `read_item_pairs` refuses.
     All-zero behaviour vectors, of items whose behaviour is unknown, are no error as side information and for learners
-    that can tell.
+    that can tell; where behaviour is the only column, such items are left out for the other learners.
     """
     file = _open(path)
-    rows, width = file.metadata.num_rows, sum(_widths(file, columns, path).values())
-    if not rows:
+    width = sum(_widths(file, columns, path).values())
+    if not file.metadata.num_rows:
         raise ContractError(path, "at least one item", "no rows")
+    taken_F = _with_vectors(file, columns, needs, path)
+    rows = int(taken_F.sum())
     behavior_width = _behavior_width(file, path) if needs.behavior else 0
     ids = new_array(scratch, IDS, (rows,), np.int64)
     vectors = new_array(scratch, VECTORS, (rows, width), np.float32)
     behavior = new_array(scratch, BEHAVIOR, (rows, behavior_width), np.float32) if needs.behavior else None
     wanted = dict.fromkeys([*columns, BEHAVIOR] if needs.behavior else columns)
+    end = 0
     for start, batch in _batches(file, [ITEM_ID, *wanted], path):
-        part = slice(start, start + batch.num_rows)
-        ids[part] = _ids(batch, path, start)
-        found = {name: _vectors(batch, name, path, start, ids[part]) for name in wanted}
+        taken_R = taken_F[start : start + batch.num_rows]
+        ids_R = _ids(batch, path, start)
+        found = {name: _vectors(batch, name, path, start, ids_R) for name in wanted}
         for name in columns:
-            if not (name == BEHAVIOR and needs.unknown_behavior):
-                _check_content(found[name], name, path, start, ids[part])
-        taken = [_unit(found[name]) if normalize and name not in needs.raw else found[name] for name in columns]
-        vectors[part] = np.concatenate(taken, axis=1)
+            if not (name == BEHAVIOR and (needs.unknown_behavior or columns == (BEHAVIOR,))):
+                _check_content(found[name], name, path, start, ids_R)
+        scaled = [_unit(found[name]) if normalize and name not in needs.raw else found[name] for name in columns]
+        part = slice(end, end + int(taken_R.sum()))
+        ids[part], vectors[part] = ids_R[taken_R], np.concatenate(scaled, axis=1)[taken_R]
         if behavior is not None:
-            behavior[part] = found[BEHAVIOR]
+            behavior[part] = found[BEHAVIOR][taken_R]
+        end = part.stop
     _check_ids(ids, path)
-    return ItemVectors(ids, vectors, _side(file, columns, needs, ids, behavior, path))
+    side = _side(file, columns, needs, ids, behavior, path)
+    return ItemVectors(ids, vectors, side, left_out=len(taken_F) - rows)
 
 
 def map_item_vectors(path: Path, columns: tuple[str, ...], scratch: Path, needs: Needs = NOTHING) -> ItemVectors:
@@ -81,6 +91,18 @@ def map_item_vectors(path: Path, columns: tuple[str, ...], scratch: Path, needs:
     return ItemVectors(ids, mapped_array(scratch, VECTORS), side)
 
 
+def _with_vectors(file: pq.ParquetFile, columns: tuple[str, ...], needs: Needs, path: Path) -> np.ndarray:
+    """Which of the file's F items have a vector to learn from, bool [F]."""
+    if columns != (BEHAVIOR,) or needs.unknown_behavior:
+        return np.ones(file.metadata.num_rows, bool)
+    batches = _batches(file, [ITEM_ID, BEHAVIOR], path)
+    known = [_vectors(batch, BEHAVIOR, path, start, _ids(batch, path, start)).any(axis=1) for start, batch in batches]
+    taken_F = np.concatenate(known)
+    if not taken_F.any():
+        raise ContractError(f"{path}, column {BEHAVIOR}", "vectors with some content", "all zeros in all rows")
+    return taken_F
+
+
 def _side(
     file: pq.ParquetFile,
     columns: tuple[str, ...],
@@ -91,7 +113,7 @@ def _side(
 ) -> SideInformation:
     pairs = read_item_pairs(path.with_name(PAIRS), ids_N) if needs.pairs else None
     widths = tuple(_widths(file, columns, path).items())
-    return SideInformation(widths, _train_impressions(file, path), pairs, behavior_NE)
+    return SideInformation(widths, _train_impressions(file, path, ids_N), pairs, behavior_NE)
 
 
 def _widths(file: pq.ParquetFile, columns: tuple[str, ...], path: Path) -> dict[str, int]:
@@ -197,10 +219,13 @@ def _check_ids(ids_N: np.ndarray, path: Path) -> None:
         raise ContractError(where, "every item once", f"{ids_N[second]}, already in row {first}")
 
 
-def _train_impressions(file: pq.ParquetFile, path: Path) -> np.ndarray | None:
+def _train_impressions(file: pq.ParquetFile, path: Path, ids_N: np.ndarray) -> np.ndarray | None:
+    """Of these items, which lie in the file's order."""
     if TRAIN_IMPRESSIONS not in file.schema_arrow.names:
         return None
     counts = file.read([TRAIN_IMPRESSIONS]).column(0)
     if counts.type != pa.int64() or counts.null_count:
         raise ContractError(f"{path}, column {TRAIN_IMPRESSIONS}", "int64 without missing values", counts.type)
+    if len(counts) > len(ids_N):
+        return counts.to_numpy()[np.isin(file.read([ITEM_ID]).column(0).to_numpy(), ids_N)]
     return counts.to_numpy()

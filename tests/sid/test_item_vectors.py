@@ -215,3 +215,31 @@ def test_behavior_as_a_vector_column(tmp_path: Path) -> None:
     write_items(path, [5, 2, 9], text=TEXT * [[1], [0], [1]], behavior=BEHAVIOR)
     with pytest.raises(ContractError, match="column text: expected a vector with some content, got all zeros"):
         read_item_vectors(path, columns, True, None, needs_of(AdcSidConfig()))
+
+
+@pytest.mark.parametrize("to_disk", [False, True])
+def test_items_without_behavior_are_left_out_where_it_is_all_there_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to_disk: bool
+) -> None:
+    monkeypatch.setattr("sidrec.sid.item_vectors.ROWS", 2)
+    behavior = np.array([[3, 4], [0, 0], [0, 0.5], [0, 0]])
+    path = write_items(items(tmp_path), [5, 2, 9, 7], behavior=behavior)
+    counts = pa.array([4, 3, 2, 1], pa.int64())
+    pq.write_table(pq.read_table(path).append_column("train_impressions", counts), path)
+    scratch = tmp_path if to_disk else None
+    found = [read_item_vectors(path, ("behavior",), True, scratch)]
+    if to_disk:
+        found.append(map_item_vectors(path, ("behavior",), tmp_path))
+    assert found[0].left_out == 2
+    for one in found:
+        assert one.item_ids_N.tolist() == [5, 9]
+        assert one.vectors_NV == pytest.approx(np.array([[0.6, 0.8], [0, 1]]))
+        assert one.side.train_impressions_N is not None
+        assert one.side.train_impressions_N.tolist() == [4, 2]
+    everything = read_item_vectors(path, ("behavior",), True, None, needs_of(AdcSidConfig()))
+    assert (len(everything.item_ids_N), everything.left_out) == (4, 0)
+
+
+def test_no_item_with_behavior(tmp_path: Path) -> None:
+    path = write_items(items(tmp_path), [5, 2, 9], behavior=BEHAVIOR * 0)
+    assert "column behavior: expected vectors with some content, got all zeros" in refusal(path, ("behavior",))
