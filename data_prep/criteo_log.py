@@ -1,23 +1,24 @@
 """Prepared Criteo files to a log that `sidrec train` reads: `python -m data_prep.criteo_log NPYDIR OUT --item C10`.
 
 One categorical column is the item. Row order is time: a row's timestamp is its number. Criteo names no users: every
-user_id is 0 and histories are empty, so the user metrics of such a log are those of one user. Items that the train
-split does not have are not known: their item_id is 0, and items.parquet does not list them.
+user_id is 0 and histories are empty, so the user metrics of such a log are those of one user. items.parquet lists every
+item of the log; those that the train split does not have are cold, and their vectors are zeros.
 
 Rows are read a range at a time: memory grows with the tables, and with the pairs of items and values that occur, not
 with rows. Killed anywhere and started again, the same command goes on after its last finished file, or in the midst of
-counting pairs, and leaves the same bytes. I item ids, D width.
+counting pairs, and leaves the same bytes. I item ids, M items that occur, D width.
 """
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tyro
 
-from data_prep.command import run
+from data_prep.command import refuse_flags, run
 from data_prep.criteo_item_vectors import CoOccurrence
 from data_prep.criteo_layout import CriteoLayout
 from data_prep.criteo_log_files import STATS, CriteoLogFiles
@@ -74,9 +75,21 @@ class CriteoLogCommand:
                 (self.test_share, self.validation_share),
             ),
         }
-        for flag, (fine, expected, got) in rules.items():
-            if not fine:
-                raise ContractError(flag, expected, got)
+        refuse_flags(rules)
+
+
+class LogItems(NamedTuple):
+    """The M items of a log. ids_M: rising, without 0. impressions_M: rows of the train split, 0 for cold items."""
+
+    ids_M: np.ndarray
+    impressions_M: np.ndarray
+
+    @classmethod
+    def of(cls, layout: CriteoLayout, item: int, train_rows: int) -> "LogItems":
+        (train_I,), (later_I,) = layout.counts([item], 0, train_rows), layout.counts([item], train_rows, layout.rows)
+        ids_M = np.flatnonzero(train_I + later_I)
+        ids_M = ids_M[ids_M != schema.UNKNOWN_ID]
+        return cls(ids_M, train_I[ids_M])
 
 
 def write_log(command: CriteoLogCommand) -> Manifest:
@@ -89,15 +102,14 @@ def write_log(command: CriteoLogCommand) -> Manifest:
         **asdict(replace(command, out=command.out.resolve(), overwrite=False)),
     }
     work = WorkFolder.open(command.out, configuration, command.overwrite)
-    impressions = layout.counts([item], 0, bounds["train"].stop)[0]
-    impressions[schema.UNKNOWN_ID] = 0
+    items = LogItems.of(layout, item, bounds["train"].stop)
     try:
-        _make_items(work, layout, command, impressions)
+        _write_items(work, layout, command, items)
     except ContractError:
         work.discard()
         raise
-    manifest = _manifest(layout, command, item, bounds, impressions)
-    files = CriteoLogFiles(layout, manifest, item, impressions > 0)
+    manifest = _manifest(layout, command, items, bounds)
+    files = CriteoLogFiles(layout, manifest, item)
     splits = {split: tuple(files.write(work.data / schema.LOG, split, rows)) for split, rows in bounds.items()}
     manifest = replace(manifest, splits=splits)
     schema.save_manifest(manifest, work.data / schema.LOG)
@@ -115,20 +127,19 @@ def split_bounds(layout: CriteoLayout, command: CriteoLogCommand) -> dict[str, r
     return {split: rows for split, rows in bounds if rows}
 
 
-def _make_items(work: WorkFolder, layout: CriteoLayout, command: CriteoLogCommand, impressions: np.ndarray) -> None:
-    """Items of the train split, by id: impressions, vector, and the value as the raw log has it; unless it is there."""
+def _write_items(work: WorkFolder, layout: CriteoLayout, command: CriteoLogCommand, items: LogItems) -> None:
+    """items.parquet, unless it is there: impressions, vectors, and the values as the raw log has them."""
     path, item = work.data / schema.ITEMS, CATEGORICAL.index(command.item)
     if path.exists():
         return
     train_rows = split_bounds(layout, command)["train"].stop
     together = CoOccurrence.of(layout, item, train_rows, command.most_values, work.scratch / "pairs.npz")
     vectors_ID = together.vectors(command.width, command.seed)
-    ids = np.flatnonzero(impressions)
-    values = layout.values(item)
+    values, ids = layout.values(item), items.ids_M
     texts = [""] * len(ids) if values is None else [f"{values[i - FIRST]:08x}" if i >= FIRST else "" for i in ids]
     columns = {
         schema.ITEM_ID: pa.array(ids),
-        schema.TRAIN_IMPRESSIONS: pa.array(impressions[ids]),
+        schema.TRAIN_IMPRESSIONS: pa.array(items.impressions_M),
         "source_id": pa.array(texts, pa.string()),
         schema.BEHAVIOR: vector_column(vectors_ID[ids]),
     }
@@ -137,33 +148,32 @@ def _make_items(work: WorkFolder, layout: CriteoLayout, command: CriteoLogComman
     partial.replace(path)
 
 
-def _manifest(
-    layout: CriteoLayout, command: CriteoLogCommand, item: int, bounds: dict[str, range], impressions: np.ndarray
-) -> Manifest:
+def _manifest(layout: CriteoLayout, command: CriteoLogCommand, items: LogItems, bounds: dict[str, range]) -> Manifest:
     """Without its files."""
     context = {
         schema.CATEGORICAL_PREFIX + name: rows
-        for column, (name, rows) in enumerate(zip(CATEGORICAL, layout.table_rows, strict=True))
-        if column != item
+        for name, rows in zip(CATEGORICAL, layout.table_rows, strict=True)
+        if name != command.item
     }
     return Manifest(
         source=f"criteo {command.npy.resolve().name}",
         seed=command.seed,
-        ids={schema.USER_ID: 1, schema.ITEM_ID: layout.table_rows[item], **context},
+        ids={schema.USER_ID: 1, schema.ITEM_ID: layout.table_rows[CATEGORICAL.index(command.item)], **context},
         dense=tuple(schema.DENSE_PREFIX + name for name in DENSE),
         stats=STATS,
         history_length=0,
         splits={},
         protocol={
-            "item": f"column {command.item}; 0 where it is missing or the train split does not have it",
-            "items": int((impressions > 0).sum()),
+            "item": f"column {command.item}; 0 where it is missing",
+            "items": len(items.ids_M),
+            "cold_items": int((items.impressions_M == 0).sum()),
             "ids": layout.ids_in_words,
             "user": "none: user_id is 0 in all rows, histories are empty",
             "timestamp": "the row's number: an order, no time",
             "split": {split: [rows.start, rows.stop] for split, rows in bounds.items()},
             "as_of": "stat_* count earlier rows of all splits with the same value in the item's column",
             "behavior": f"SVD of PPMI with the {command.most_values} most frequent values of every other column, "
-            "from the train split alone",
+            "from the train split alone; zeros for items that occur with none of them there",
         },
     )
 

@@ -25,11 +25,11 @@ STATS = ("stat_exposures", "stat_clicks")
 class CriteoLogFiles:
     """Writes the splits, which have to come in order: statistics are those of all earlier rows.
 
-    item: the column that is the item. known: bool by id, which ids are items; the others become item 0.
+    item: the column that is the item.
     """
 
-    def __init__(self, layout: CriteoLayout, manifest: Manifest, item: int, known: np.ndarray) -> None:
-        self._layout, self._item, self._known = layout, item, known
+    def __init__(self, layout: CriteoLayout, manifest: Manifest, item: int) -> None:
+        self._layout, self._item = layout, item
         self._arrow = schema.log_schema(manifest)
         self._totals = Totals.empty(layout.table_rows[item])
 
@@ -57,7 +57,7 @@ class CriteoLogFiles:
             label_N.astype(np.float32),
             row_N,
             np.zeros(len(row_N), np.int64),
-            np.where(self._known[value_N], value_N, schema.UNKNOWN_ID).astype(np.int64),
+            value_N.astype(np.int64),  # a missing value is the unknown item: both are 0
             *part.dense().T,
             *(id_NC[:, column].astype(np.int64) for column in range(len(CATEGORICAL)) if column != self._item),
             pa.ListArray.from_arrays(np.zeros(len(row_N) + 1, np.int32), pa.array([], pa.int64())),

@@ -20,6 +20,7 @@ from sidrec.data.split_index import split_index
 from sidrec.fit import fit
 from sidrec.parallel.process_group import joined_ranks
 from sidrec.schema import ContractError
+from sidrec.sid.catalog import load_catalog
 from sidrec.train.entry import train
 from sidrec.train.results import load_metrics
 from tests.data_prep.criteo_text import random_lines, write
@@ -55,6 +56,7 @@ def test_log_by_a_plain_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     manifest = schema.load_manifest(out / schema.LOG)
     dense, ids, labels = (np.concatenate([np.load(npy / f"day_{d}_{kind}.npy") for d in range(2)]) for kind in
                           ("dense", "sparse", "labels"))  # fmt: skip
+    items_of_log = sorted(set(ids[:, 2].tolist()) - {0})
     known = set(ids[:TRAIN, 2].tolist()) - {0}
     seen, clicked = Counter[int](), Counter[int]()
     exposures, clicks = [], []
@@ -63,13 +65,13 @@ def test_log_by_a_plain_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         clicks.append(clicked[value])
         seen[value] += 1
         clicked[value] += label
-    assert set(ids[TRAIN:, 2].tolist()) - known - {0}, "this log has items that the train split lacks"
+    assert known < set(items_of_log), "this log has items that the train split lacks"
     for split, part in {"train": slice(0, TRAIN), "validation": slice(TRAIN, TEST), "test": slice(TEST, ROWS)}.items():
         rows = rows_of(out, split)
         assert len(split_index(out / schema.LOG, split, manifest)) > 1
         np.testing.assert_array_equal(rows["timestamp"], np.arange(ROWS)[part])
         np.testing.assert_array_equal(rows["label"], labels[part, 0])
-        np.testing.assert_array_equal(rows["item_id"], [v if v in known else 0 for v in ids[part, 2].tolist()])
+        np.testing.assert_array_equal(rows["item_id"], ids[part, 2])
         np.testing.assert_array_equal(rows["cat_C2"], ids[part, 1])
         np.testing.assert_array_equal(rows["cat_C26"], ids[part, 25])
         np.testing.assert_array_equal(rows["int_I13"], dense[part, 12])
@@ -79,11 +81,13 @@ def test_log_by_a_plain_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert not any(len(history) for history in rows["history"])
     assert "cat_C3" not in rows
     items = pq.read_table(out / schema.ITEMS)
-    assert items["item_id"].to_pylist() == sorted(known)
-    assert items["train_impressions"].to_pylist() == [Counter(ids[:TRAIN, 2].tolist())[i] for i in sorted(known)]
+    assert items["item_id"].to_pylist() == items_of_log
+    assert items["train_impressions"].to_pylist() == [Counter(ids[:TRAIN, 2].tolist())[i] for i in items_of_log]
+    assert [any(vector) for vector in items["behavior"].to_pylist()] == [i in known for i in items_of_log]
+    assert manifest.protocol["cold_items"] == len(items_of_log) - len(known)
     values = np.load(npy / "vocabulary/C3.npy")
     assert [int(text, 16) for text in items["source_id"].to_pylist()[1:]] == values[
-        np.array(sorted(known))[1:] - 2
+        np.array(items_of_log)[1:] - 2
     ].tolist()
 
 
@@ -149,18 +153,23 @@ def test_bad_input(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("out*"))
 
 
-def auc_after_training(rank: int, world: int, recipe: Recipe) -> float:
+def metrics_after_training(rank: int, world: int, recipe: Recipe) -> dict[str, dict[str, float | int | None]]:
     train(recipe, joined(rank, world))
-    return float(load_metrics(recipe.run / "metrics.json")["test"]["all"]["auc"] or 0)
+    return load_metrics(recipe.run / "metrics.json")["test"]
 
 
 @pytest.mark.real_data
 def test_recipe_learns_on_the_real_head(tmp_path: Path, real_data: Path) -> None:
-    CriteoCommand((real_data / "criteo-dac-10k/train.txt.gz", tmp_path / "npy")).run()
+    CriteoCommand((real_data / "criteo-dac-10k/train.txt.gz", tmp_path / "npy"), threshold=1).run()
     CriteoLogCommand(tmp_path / "npy", tmp_path / "data", "C10").run()
     recipe = load_file(ROOT / "launch/recipes/criteo.yaml")
     data = replace(recipe.data, path=tmp_path / "data", catalog=tmp_path / "catalog", batch_size=512, workers=0)
     recipe = replace(recipe, data=data, train=replace(recipe.train, runs=tmp_path / "runs"))
     with joined_ranks() as ranks:
         fit(recipe, ranks)
-    assert run_on_ranks(1, auc_after_training, recipe)[0] > 0.65
+    metrics = run_on_ranks(1, metrics_after_training, recipe)[0]
+    assert metrics["all"]["auc"] > 0.65
+    items = pq.read_table(tmp_path / "data" / schema.ITEMS)
+    cold = items["item_id"].to_numpy()[items["train_impressions"].to_numpy() == 0]
+    assert metrics["cold"]["rows"] == np.isin(rows_of(tmp_path / "data", "test")["item_id"], cold).sum() > 0
+    assert not np.isin(load_catalog(tmp_path / "catalog").item_ids_N, cold).any()
