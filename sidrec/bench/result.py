@@ -43,6 +43,7 @@ class PlanMeasurement:
     plan: the plan file's JSON. failed: the sentence that says why it was not measured, else None.
     rounds: median step of each round, milliseconds. timings: phase -> quantiles.
     memory: [world] bytes of tables and optimizer state. lookups: [world] ids looked up per step.
+    cpu: [world] median milliseconds of CPU time of a step: no measure of waiting, but the same on a busy machine.
     default, calibrated: predictions of TorchRec's cost model and of the calibrated one.
     work: kind of work (`sidrec.plans.work`) -> [world] how much of it each rank does: what a calibration is fitted to.
     """
@@ -56,6 +57,7 @@ class PlanMeasurement:
     lookups: list[float]
     default: Prediction | None
     calibrated: Prediction | None
+    cpu: list[float] = field(default_factory=list)
     work: dict[str, list[float]] = field(default_factory=dict)
 
 

@@ -1,0 +1,99 @@
+"""The plans to measure, from the names they are asked for by."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from torch import distributed as dist
+from torch import nn
+from torchrec.distributed.types import ShardingPlan
+from torchrec.modules.embedding_configs import PoolingType
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+
+from sidrec.bench.subject import Subject, on_meta
+from sidrec.config import ConfigError
+from sidrec.config.tree import ParallelConfig, ShardingKind
+from sidrec.parallel.plan import PlanError, make_plan
+from sidrec.parallel.process_group import RankError, Ranks, together
+from sidrec.parallel.shard import sharders_of
+from sidrec.plans.plan_file import read_plan, sharding_plan_of
+
+AUTO = "auto"
+TYPES: tuple[str, ...] = get_args(ShardingKind)
+PLAN_FILE = ".json"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A plan by its name, or the sentence that says why there is none."""
+
+    name: str
+    plan: ShardingPlan | None
+    failed: str | None
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raises ConfigError for a name that no plan has, or one given twice."""
+    for name in names:
+        if name not in (AUTO, *TYPES) and not name.endswith(PLAN_FILE):
+            known = ", ".join((AUTO, *TYPES))
+            raise ConfigError(f"--plans: expected {known} or a plan file (*{PLAN_FILE}), got {name!r}")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice or not names:
+        got = f"{twice} twice" if twice else "none"
+        raise ConfigError(f"--plans: expected one or more plans, each once, got {got}")
+
+
+def contenders(subject: Subject, names: Sequence[str], ranks: Ranks) -> list[Contender]:
+    """A plan for every name, the same on all ranks.
+
+    auto: what training takes. A sharding type: that one for every table. A file: the plan that it holds.
+    A plan that cannot be made is a contender that has failed; a file that does not fit the model or the ranks is a
+    mistake, and raises ConfigError on all ranks together.
+    """
+    return [_contender(subject, name, ranks) for name in names]
+
+
+def _contender(subject: Subject, name: str, ranks: Ranks) -> Contender:
+    if name.endswith(PLAN_FILE):
+        return Contender(name, _from_file(subject, Path(name), ranks), None)
+    model = on_meta(subject)
+    if name == "grid_shard" and _means(model):
+        return Contender(
+            name, None, f"grid_shard: TorchRec pools {_means(model)} (mean) wrongly when it is grid-sharded"
+        )
+    try:
+        config = ParallelConfig(sharding=name)  # type: ignore[arg-type]  # the names were checked
+        sharders = sharders_of(model, subject.optimizer, subject.seed)
+        return Contender(name, make_plan(model, sharders, config, subject.rows_per_rank, ranks), None)
+    except (PlanError, RankError) as error:
+        return Contender(name, None, str(error))
+
+
+def _from_file(subject: Subject, path: Path, ranks: Ranks) -> ShardingPlan:
+    """The first rank reads, so that all have one plan."""
+
+    def read() -> ShardingPlan:
+        model = on_meta(subject)
+        sharders = sharders_of(model, subject.optimizer, subject.seed)
+        local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        kept = read_plan(path)
+        return sharding_plan_of(kept, model, ranks.world, local_world, ranks.device.type, sharders, where=str(path))
+
+    plan = [together(ranks, lambda: read() if ranks.first else None)]
+    dist.broadcast_object_list(plan, src=0, group=ranks.control)
+    assert plan[0] is not None, "together raises where the first rank cannot read it"
+    return plan[0]
+
+
+def _means(model: nn.Module) -> str:
+    """Tables that are pooled by their mean."""
+    return ", ".join(
+        table.name
+        for module in model.modules()
+        if isinstance(module, EmbeddingBagCollection)
+        for table in module.embedding_bag_configs()
+        if table.pooling == PoolingType.MEAN
+    )

@@ -1,0 +1,48 @@
+"""A bench as a table for the terminal."""
+
+from collections.abc import Sequence
+
+from sidrec.bench.result import PHASES, BenchResult, PlanMeasurement
+from sidrec.plans.hardware import GIB
+
+HEADS = ("plan", "step", "p10", "p90", "input", "lookup", "output", "dense", "backward")
+MORE_HEADS = ("CPU", "GiB", "uneven", "default", "calibrated")
+LEGEND = """\
+Milliseconds, of each step the slowest rank's. step: median, with p10 and p90. input to backward: medians of steps in
+which all ranks wait for one another after each part. CPU: a step's CPU time on the rank that spends most; other work on
+the machine disturbs it less. GiB: tables and optimizer state on the fullest rank. uneven: ids looked up on the busiest
+rank over the mean. default, calibrated: the step as TorchRec's cost model and the calibrated one predict it."""
+
+
+def bench_table(result: BenchResult) -> str:
+    """A line for each measured plan, fastest first; below it the plans that failed, and why."""
+    measured = [plan for plan in result.plans if plan.failed is None and plan.timings]
+    measured.sort(key=lambda plan: plan.timings["step"].p50)
+    rows = [[*HEADS, *MORE_HEADS], *map(_row, measured)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    failed = [f"{plan.name} failed: {plan.failed}" for plan in result.plans if plan.failed is not None]
+    return "\n".join([*(_line(row, widths) for row in rows), *failed, "", LEGEND])
+
+
+def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+    figures = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+    return "  ".join([row[0].ljust(widths[0]), *figures])
+
+
+def _row(plan: PlanMeasurement) -> list[str]:
+    step = plan.timings["step"]
+    figures = [step.p50, step.p10, step.p90, *(plan.timings[phase].p50 for phase in PHASES[1:]), max(plan.cpu)]
+    predictions = (plan.default, plan.calibrated)
+    return [
+        plan.name,
+        *(f"{milliseconds:.2f}" for milliseconds in figures),
+        f"{max(plan.memory) / GIB:.3f}",
+        f"{imbalance(plan.lookups):.2f}",
+        *(f"{prediction.step:.2f}" if prediction else "-" for prediction in predictions),
+    ]
+
+
+def imbalance(amounts: Sequence[float]) -> float:
+    """The largest amount over the mean: 1 where all are alike, and where there is nothing."""
+    total = sum(amounts)
+    return max(amounts) * len(amounts) / total if total else 1.0

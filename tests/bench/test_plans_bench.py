@@ -1,0 +1,156 @@
+"""The bench from end to end: what it measures, what fails alone, and what ends it on all ranks together."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sidrec.bench import room
+from sidrec.bench.plans_bench import RESULT, bench_plans
+from sidrec.bench.result import PHASES, BenchResult, load_bench
+from sidrec.bench.subject import Subject
+from sidrec.bench.table import bench_table
+from sidrec.bench.tables_subject import tables_subject
+from sidrec.bench.trial import Amounts
+from sidrec.parallel.process_group import Ranks
+from sidrec.plans.tables_file import TablesFile, TableSpec
+from sidrec.plans.work import KINDS
+from tests.bench.subjects import small_subject
+from tests.ranks import joined, run_on_ranks
+from tests.small_log import write_small_log
+
+ONCE = Amounts(warm_up=1, steps=1)
+EVERY_PLAN = (
+    *("auto", "data_parallel", "table_wise", "row_wise", "column_wise", "table_row_wise", "table_column_wise"),
+    "grid_shard",
+)
+TABLES = TablesFile(
+    name="three",
+    rows_per_step=32,
+    tables=(
+        TableSpec(name="big", rows=300, width=16, ids_per_bag=2.5),
+        TableSpec(name="pair", rows=50, width=8, features=2, zipf=0),
+        TableSpec(name="tiny", rows=3, width=4),
+    ),
+)
+
+
+def outcome(subject: Subject, names: Sequence[str], out: Path, ranks: Ranks, rounds: int = 1) -> BenchResult | str:
+    try:
+        return bench_plans(subject, names, ONCE, rounds, out, ranks)
+    except ValueError as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def bench_of_a_recipe(rank: int, world: int, folder: Path, names: Sequence[str]) -> BenchResult | str:
+    ranks = joined(rank, world)
+    return outcome(small_subject(folder, ranks), names, folder, ranks)
+
+
+def measured(result: BenchResult) -> list[str]:
+    for plan in result.plans:
+        assert plan.failed is not None or set(plan.timings) == set(PHASES)
+    return [plan.name for plan in result.plans if plan.failed is None]
+
+
+def test_every_plan_of_a_recipe_on_two_ranks(tmp_path: Path) -> None:
+    write_small_log(tmp_path, rows=500)
+    first, second = run_on_ranks(2, bench_of_a_recipe, tmp_path, EVERY_PLAN)
+    assert isinstance(first, BenchResult)
+    assert measured(first) == measured(second) == list(EVERY_PLAN)
+    assert load_bench(tmp_path / RESULT) == first
+    assert first.complete
+    assert first.conditions["models"] == "kept between rounds"
+    for plan in first.plans:
+        assert (len(plan.rounds), len(plan.memory), len(plan.lookups), len(plan.cpu)) == (1, 2, 2, 2)
+        assert set(plan.work) == set(KINDS)
+        assert plan.default is not None
+        assert set(plan.default.tables) == set(first.workload["tables"])
+        kinds = {layout["sharding_type"] for tables in plan.plan["tables"].values() for layout in tables.values()}
+        assert plan.name == "auto" or kinds == {plan.name}
+    assert "".join(bench_table(first).splitlines()[0].split()).startswith("planstepp10p90")
+    assert all(any(line.startswith(f"{name} ") for line in bench_table(first).splitlines()) for name in EVERY_PLAN)
+
+
+class Shifted(nn.Module):
+    """A model that computes something else: its loss is a hundredth larger."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Any) -> Any:
+        loss, (terms, logits_B) = self.model(batch)
+        return loss, ({"loss": terms["loss"] + 0.01}, logits_B)
+
+
+def wrong_in_its_third_model(subject: Subject) -> Subject:
+    """The same subject; the second model that is really built cannot be, and the third is Shifted."""
+    built = 0
+
+    def model() -> nn.Module:
+        nonlocal built
+        made = subject.model()
+        if torch.get_default_device().type == "meta":
+            return made
+        built += 1
+        if built == 2:
+            raise RuntimeError("no kernel for it")
+        return Shifted(made) if built == 3 else made
+
+    return replace(subject, model=model)
+
+
+def benches_of_tables(rank: int, world: int, folder: Path) -> dict[str, BenchResult | str]:
+    ranks = joined(rank, world)
+    subject = tables_subject(TABLES, 6, ranks)
+    found = {"good": outcome(subject, ("table_wise", "column_wise"), folder / "good", ranks)}
+    assert isinstance(found["good"], BenchResult)
+    plan = dict(found["good"].plans[1].plan)
+    file = folder / f"edited_{rank}.json"
+    file.write_text(json.dumps(plan))
+    found["file"] = outcome(subject, (str(folder / "edited_0.json"), "table_wise"), folder / "good", ranks)
+    plan["world"] = 8
+    plan["local_world"] = 8
+    file.write_text(json.dumps(plan))
+    found["misfit"] = outcome(subject, (str(folder / "edited_0.json"), "table_wise"), folder / "misfit", ranks)
+    names = ("table_wise", "row_wise", "column_wise", "table_row_wise")
+    found["wrong"] = outcome(wrong_in_its_third_model(subject), names, folder / "wrong", ranks, rounds=2)
+    room.memory = lambda: (120_000, 10**9)  # type: ignore[assignment]  # bytes
+    found["short"] = outcome(subject, ("data_parallel", "table_wise", "row_wise"), folder / "short", ranks)
+    room.memory = lambda: (100, 10**9)  # type: ignore[assignment]
+    found["none"] = outcome(subject, ("table_wise",), folder / "none", ranks)
+    return found
+
+
+def test_tables_files_memory_and_plan_files(tmp_path: Path) -> None:
+    for name in ("good", "misfit", "wrong", "short", "none"):
+        (tmp_path / name).mkdir()
+    first, second = run_on_ranks(2, benches_of_tables, tmp_path)
+    good, file, short = first["good"], first["file"], first["short"]
+    assert isinstance(good, BenchResult)
+    assert isinstance(file, BenchResult)
+    assert isinstance(short, BenchResult)
+    assert measured(good) == ["table_wise", "column_wise"]
+    assert file.plans[0].plan == good.plans[1].plan
+    assert len(measured(file)) == 2
+    assert measured(short) == ["table_wise", "row_wise"]
+    assert str(short.plans[0].failed).startswith("expected tables and optimizer state of at most 0.0 GB on one machine")
+    assert short.conditions["models"].startswith("built anew for every round")
+    wrong = first["wrong"]
+    assert isinstance(wrong, BenchResult)
+    assert measured(wrong) == ["table_wise", "table_row_wise"]
+    assert wrong.plans[1].failed == "RuntimeError: no kernel for it"
+    assert str(wrong.plans[2].failed).startswith("step 1: expected the loss of table_wise, 0.")
+    assert [len(plan.rounds) for plan in wrong.plans] == [2, 0, 1, 2]
+    refused = [outcomes["misfit"] for outcomes in (first, second)]
+    assert all(isinstance(said, str) and "edited_0.json" in said for said in refused)
+    assert not list((tmp_path / "misfit").iterdir())
+    assert str(first["none"]).startswith(
+        "ConfigError: three: no plan could be measured; table_wise: expected tables and"
+    )
+    assert load_bench(tmp_path / "none" / RESULT).plans[0].failed is not None
