@@ -39,8 +39,9 @@ class ManagedCollisionIndex:
     rows: Annotated[int, Field(ge=2)]
     """Rows of the table; the last of each rank is that of ids without one of their own."""
     eviction: Literal["lru", "lfu", "distance_lfu"] = "distance_lfu"
-    """Who loses rows: the id not met for longest, the one met least often, or the one with the fewest meetings for each
-    step since the last. An id is met once per rank and step."""
+    """Who loses rows: the id not met for longest (lru), the one met least often (lfu), or the one with the fewest
+    meetings for each step since the last (distance_lfu). An id is met once per rank and step. With lfu, a new id takes
+    a row by more meetings in one interval than another id had in all."""
     eviction_interval: PositiveInt = 100
     """Steps after which ids met in them get rows, and others lose theirs; each time costs a sort of a rank's rows."""
 
