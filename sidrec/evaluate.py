@@ -33,6 +33,7 @@ def main(argv: Sequence[str]) -> None:
     run = RunDirectory(Path(argv[0]))
     with joined_ranks() as ranks:
         recipe = together(ranks, run.recipe)
+        recipe = replace(recipe, parallel=replace(recipe.parallel, plan=None))  # it is for the ranks that trained
         if argv[1:]:
             recipe = replace(recipe, evaluate=replace(recipe.evaluate, splits=tuple(argv[1:])))
         data = open_data(recipe, ranks)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
+import tyro
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from sidrec.config.item import GateSidItem
@@ -115,8 +116,14 @@ class ParallelConfig:
 
     sharding: Literal["auto"] | ShardingKind = "auto"
     """Let TorchRec's planner choose, or force one sharding type for every table."""
+    plan: Annotated[Path | None, tyro.conf.arg(aliases=("--plan",))] = None
+    """Sharding plan to train with, exactly: a file as every run leaves it, plan.json."""
     pipeline: Literal["sparse_dist", "plain"] = "sparse_dist"
     """TrainPipelineSparseDist, or TrainPipelineBase."""
+
+    def __post_init__(self) -> None:
+        if self.plan is not None and self.sharding != "auto":
+            raise ValueError(f"expected sharding auto beside the plan {self.plan}, got {self.sharding}")
 
 
 @section

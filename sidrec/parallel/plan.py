@@ -1,19 +1,23 @@
-"""Which table lives where: TorchRec's planner, with the recipe's wishes as constraints."""
+"""Which table lives where: as a plan file says, or TorchRec's planner, with the recipe's wishes as constraints."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from hashlib import sha256
+from pathlib import Path
 
 from torch import distributed as dist
 from torch import nn
+from torchrec.distributed.comm import get_local_size
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.types import PlannerError
-from torchrec.distributed.types import EmbeddingModuleShardingPlan, ModuleSharder, ShardingPlan, ShardingType
+from torchrec.distributed.types import ModuleSharder, ShardingPlan, ShardingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from sidrec.config import ConfigError
 from sidrec.config.tree import ParallelConfig
 from sidrec.parallel.managed_table import MANAGED, managed_tables
 from sidrec.parallel.process_group import Ranks, together
+from sidrec.plans.plan_file import PlanFile, read_plan, sharding_plan_of
+from sidrec.schema import ContractError
 
 
 class PlanError(ConfigError):
@@ -27,14 +31,18 @@ def make_plan(
     rows_per_rank: int,
     ranks: Ranks,
 ) -> ShardingPlan:
-    """Rank 0 plans, all ranks get the plan.
+    """The plan of config.plan, or one that rank 0 makes and all ranks get.
 
-    rows_per_rank: batch rows of one rank, for the planner's cost model. Raises PlanError.
+    rows_per_rank: batch rows of one rank, for the planner's cost model. Raises PlanError; ContractError where the plan
+    file does not fit the model or the ranks; on all ranks together.
     """
+    constraints = together(ranks, lambda: _constraints(ranker, config, ranks))
+    if config.plan is not None:
+        return _kept_plan(config.plan, ranker, sharders, ranks)
     planner = EmbeddingShardingPlanner(
         topology=Topology(world_size=ranks.world, compute_device=ranks.device.type),
         batch_size=rows_per_rank,
-        constraints=together(ranks, lambda: _constraints(ranker, config, ranks)),
+        constraints=constraints,
         debug=False,
     )
     plan = together(ranks, lambda: _plan(planner, ranker, sharders, config) if ranks.first else None)
@@ -56,6 +64,35 @@ def _plan(
     except (PlannerError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:400]
         raise PlanError(f"no sharding plan for parallel.sharding={config.sharding}: {reason}") from error
+
+
+def local_world(ranks: Ranks) -> int:
+    """Ranks on each machine, as TorchRec's sharding counts them."""
+    return get_local_size(ranks.world)
+
+
+def _kept_plan(
+    path: Path, ranker: nn.Module, sharders: Sequence[ModuleSharder[nn.Module]], ranks: Ranks
+) -> ShardingPlan:
+    """Every rank reads the file, which lies on its own machine, and all must have read the same."""
+    kept = together(ranks, lambda: read_plan(path))
+    others = _differing(kept, ranks)
+
+    def checked() -> ShardingPlan:
+        if others:
+            listed = ", ".join(map(str, others))
+            raise ContractError(path, "the same plan on all ranks", f"another on rank(s) {listed} than on rank 0")
+        device = ranks.device.type
+        return sharding_plan_of(kept, ranker, ranks.world, local_world(ranks), device, sharders, str(path))
+
+    return together(ranks, checked)
+
+
+def _differing(kept: PlanFile, ranks: Ranks) -> list[int]:
+    """Ranks whose plan is not rank 0's."""
+    digests = [""] * ranks.world
+    dist.all_gather_object(digests, sha256(kept.as_text().encode()).hexdigest(), group=ranks.control)
+    return [rank for rank, digest in enumerate(digests) if digest != digests[0]]
 
 
 def _constraints(ranker: nn.Module, config: ParallelConfig, ranks: Ranks) -> dict[str, ParameterConstraints]:
@@ -88,22 +125,3 @@ def table_names(ranker: nn.Module) -> Iterator[str]:
         if isinstance(module, EmbeddingBagCollection):
             for table in module.embedding_bag_configs():
                 yield table.name
-
-
-def plan_as_json(plan: ShardingPlan) -> dict[str, dict[str, Any]]:
-    """The plan as plain data: collection -> table -> sharding type, kernel, ranks and the shards' offsets and sizes."""
-    readable: dict[str, dict[str, Any]] = {}
-    for path, tables in plan.plan.items():
-        assert isinstance(tables, EmbeddingModuleShardingPlan), "only embedding collections are sharded"
-        readable[path] = {}
-        for name, table in tables.items():
-            shards = table.sharding_spec.shards if table.sharding_spec is not None else []
-            readable[path][name] = {
-                "sharding_type": table.sharding_type,
-                "compute_kernel": table.compute_kernel,
-                "ranks": table.ranks,
-                "shards": [
-                    {"offsets": s.shard_offsets, "sizes": s.shard_sizes, "placement": str(s.placement)} for s in shards
-                ],
-            }
-    return readable

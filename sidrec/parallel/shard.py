@@ -11,17 +11,19 @@ from sidrec.config.tree import OptimizerConfig, ParallelConfig
 from sidrec.data.item_tables import HID
 from sidrec.parallel.initial import fill_tables
 from sidrec.parallel.managed_table import ManagedTableSharder
-from sidrec.parallel.plan import make_plan
+from sidrec.parallel.plan import local_world, make_plan
 from sidrec.parallel.process_group import Ranks
 from sidrec.parallel.sharders import EveryTypeSharder, fused_params
+from sidrec.plans.plan_file import PlanFile, plan_file_of
 
 
 @dataclass(frozen=True)
 class ShardedRanker:
-    """The model as the ranks hold it, and the plan that says who holds what."""
+    """The model as the ranks hold it, and the plan that says who holds what, as a file keeps it."""
 
     model: DistributedModelParallel
     plan: ShardingPlan
+    plan_file: PlanFile
 
 
 def shard(
@@ -32,9 +34,10 @@ def shard(
     seed: int,
     ranks: Ranks,
 ) -> ShardedRanker:
-    """Plans, shards and fills the model. Raises PlanError."""
+    """Plans, shards and fills the model. Raises PlanError or ContractError as make_plan does."""
     plan = make_plan(ranker, sharders_of(ranker, optimizer, seed), config, rows_per_rank, ranks)
-    return ShardedRanker(shard_as_planned(ranker, plan, optimizer, seed, ranks), plan)
+    plan_file = plan_file_of(plan, ranker, ranks.world, local_world(ranks), ranks.device.type)
+    return ShardedRanker(shard_as_planned(ranker, plan, optimizer, seed, ranks), plan, plan_file)
 
 
 def shard_as_planned(

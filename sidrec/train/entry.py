@@ -9,9 +9,9 @@ import torchrec
 
 from sidrec.config import Recipe, load
 from sidrec.model.budget import parameter_budget
-from sidrec.parallel.plan import plan_as_json
 from sidrec.parallel.process_group import Ranks, joined_ranks, together
 from sidrec.parallel.shard import ShardedRanker
+from sidrec.plans.plan_file import write_plan
 from sidrec.train import checkpoint
 from sidrec.train.assembly import Data, build_model, open_data, open_loader
 from sidrec.train.checkpoint import Position
@@ -71,7 +71,7 @@ def _begin(run: RunDirectory, recipe: Recipe, data: Data, sharded: ShardedRanker
         run.begin(recipe)
         write_text(run.fingerprint, f"{data.fingerprint}\n")
         write_json(run.facts, _facts(recipe, data, ranks))
-        write_json(run.plan, plan_as_json(sharded.plan))
+        write_plan(run.plan, sharded.plan_file)
 
 
 def _facts(recipe: Recipe, data: Data, ranks: Ranks) -> dict[str, object]:
@@ -90,6 +90,7 @@ def _say_what_runs(recipe: Recipe, data: Data, position: Position, ranks: Ranks)
     print(
         f"{recipe.name}, seed {recipe.seed}: {data.manifest.rows('train'):,} train rows, item tables {tables}\n"
         f"{ranks.world} rank(s) on {ranks.device.type}, {ranks.threads} thread(s) each (cores / ranks); "
+        f"{f'sharding plan {recipe.parallel.plan}; ' if recipe.parallel.plan else ''}"
         f"{'from the start' if position.step == 0 else f'resuming after step {position.step}'}; "
         f"run directory {recipe.run}",
         flush=True,

@@ -8,6 +8,7 @@ run.json               what ran, and on what        tensorboard/           the s
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,13 @@ class RunDirectory:
         return self.path / f"predictions_{split}.parquet"
 
     def check(self, recipe: Recipe) -> None:
-        """Whether this recipe may run here; writes nothing.
+        """Whether this recipe may run here; writes nothing. How tables lie over ranks may change from start to start.
 
         Raises ConfigError when the directory holds a run of another recipe, naming the sections that differ, or when
         it cannot be written.
         """
         if self.config.exists():
-            before = load_file(self.config)
+            before = replace(load_file(self.config), parallel=recipe.parallel)
             if before != recipe:
                 differing = [s for s in Recipe.__dataclass_fields__ if getattr(before, s) != getattr(recipe, s)]
                 raise ConfigError(
@@ -69,7 +70,7 @@ class RunDirectory:
         """Makes the directory and claims it for this recipe. Raises ConfigError as `check` does."""
         self.check(recipe)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        if not self.config.exists():
+        if not self.config.exists() or load_file(self.config) != recipe:
             partial = self.config.with_suffix(".partial")
             save(recipe, partial)
             partial.replace(self.config)
