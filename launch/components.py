@@ -88,6 +88,41 @@ def evaluate(
     return _app(name, command, 1, image, resource, mounts, {**_threads(threads), **(env or {})})
 
 
+def bench(
+    subject: str,
+    *args: str,
+    nodes: int = 1,
+    ranks: int = 1,
+    threads: int = 0,
+    image: str = "",
+    cpu: int = 2,
+    gpu: int = 0,
+    memMB: int = 8192,
+    mounts: Optional[List[str]] = None,  # noqa: UP006, UP045
+    env: Optional[Dict[str, str]] = None,  # noqa: UP006, UP045
+    name: str = "sidrec-bench",
+) -> specs.AppDef:
+    """Measures sharding plans on nodes x ranks processes.
+
+    Args:
+        subject: recipe or tables file (YAML), or criteo-mlperf
+        args: options of sidrec bench plans, after --, as in -- --plans auto,row_wise --rounds 3
+        nodes: machines
+        ranks: processes per machine; with GPUs, one each
+        threads: threads per rank; 0 gives each rank its share of the machine's cores
+        image: container image, for schedulers that run one; its own python is used then
+        cpu: cores per machine
+        gpu: GPUs per machine
+        memMB: memory per machine
+        mounts: folders of a container, as in type=bind,src=/data,dst=/data
+        env: environment, as in A=1,B=2
+        name: name of the job
+    """
+    command = [*_torchrun(image, nodes, ranks, 0), "-m", "sidrec", "bench", "plans", subject, *args]
+    resource = specs.Resource(cpu=cpu, gpu=gpu, memMB=memMB)
+    return _app(name, command, nodes, image, resource, mounts, {**_threads(threads), **(env or {})})
+
+
 def fit(
     recipe: str,
     *args: str,

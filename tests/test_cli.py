@@ -22,7 +22,7 @@ def test_installed_script() -> None:
     assert _script("--version").stdout == f"sidrec {__version__}\n"
     helped = _script("--help")
     assert helped.returncode == 0
-    for command in ("fit", "train", "evaluate", "doctor"):
+    for command in ("fit", "train", "evaluate", "bench", "doctor"):
         assert f"\n  {command} " in helped.stdout
 
 
@@ -41,7 +41,7 @@ def test_a_reader_that_has_seen_enough_ends_the_command_quietly() -> None:
 def test_unknown_command() -> None:
     done = _script("trian")
     assert done.returncode == 2
-    assert done.stderr == "sidrec: expected one of the commands fit, train, evaluate, doctor, got 'trian'\n"
+    assert done.stderr == "sidrec: expected one of the commands fit, train, evaluate, bench, doctor, got 'trian'\n"
 
 
 def _command(monkeypatch: pytest.MonkeyPatch, outcome: int | BaseException | None) -> None:

@@ -64,6 +64,7 @@ def bench_plans(
         together(ranks, lambda: write_json(out / RESULT, result.as_json()) if ranks.first else None)
         return result
 
+    together(ranks, lambda: out.mkdir(parents=True, exist_ok=True))
     save()
     Rounds(subject, made, records, amounts, keep, save, ranks).run(rounds)
     result = save(complete=True)

@@ -53,6 +53,13 @@ def test_evaluate_runs_through_the_console_script() -> None:
     )
 
 
+def test_bench_runs_on_ranks_as_train_does() -> None:
+    bench = _command(components.bench("r.yaml", "--plans", "auto,row_wise", nodes=2, ranks=8))
+    train = _command(components.train("r.yaml", "--plans", "auto,row_wise", nodes=2, ranks=8))
+    assert bench == train.replace("-m sidrec.train", "-m sidrec bench plans")
+    assert components.bench("r.yaml", gpu=8).roles[0].resource.gpu == 8
+
+
 def test_fit_runs_on_ranks_as_train_does() -> None:
     fit = _command(components.fit("r.yaml", "--overwrite", nodes=2, ranks=8, max_restarts=1))
     train = _command(components.train("r.yaml", "--overwrite", nodes=2, ranks=8, max_restarts=1))

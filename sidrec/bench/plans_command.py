@@ -1,0 +1,125 @@
+"""`sidrec bench plans SUBJECT`: measures sharding plans on the ranks at hand."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+from pydantic import PositiveInt, TypeAdapter, ValidationError
+
+from sidrec.bench.contenders import AUTO, TYPES, check_names
+from sidrec.bench.page import write_page
+from sidrec.bench.plans_bench import RESULT, bench_plans
+from sidrec.bench.recipe_subject import recipe_subject
+from sidrec.bench.subject import Subject
+from sidrec.bench.table import bench_table
+from sidrec.bench.tables_subject import tables_subject, with_fewer_rows
+from sidrec.bench.trial import Amounts
+from sidrec.config import ConfigError, Recipe, load_file
+from sidrec.config.section import section
+from sidrec.machine import unwritable
+from sidrec.parallel.process_group import Ranks, joined_ranks, together
+from sidrec.plans.tables_file import TablesFile, is_tables, read_tables
+
+PAGE = "bench.html"
+ABOUT = """Measures sharding plans, each on the same batches, in rounds whose order rotates; in this process or on the
+ranks of torchrun. Writes bench.json, which stays readable whatever happens, and bench.html, and prints a table."""
+
+
+@section
+class Options:
+    """What to measure, and how often."""
+
+    subject: tyro.conf.Positional[str]
+    """A recipe (YAML), whose model is fed with its own log; a tables file (YAML); or criteo-mlperf, the tables of
+    MLPerf's DLRM-DCNv2."""
+    plans: str = ",".join((AUTO, *TYPES))
+    """Names, with commas between: auto (what training takes), a sharding type (that one for every table), or a plan
+    file (*.json)."""
+    rounds: PositiveInt = 5
+    """Rounds; every plan is visited once in each."""
+    steps: PositiveInt = 10
+    """Steps timed in a visit, whole and then as often in parts."""
+    warm_up: PositiveInt = 3
+    """Steps of a visit before the clock runs."""
+    rows_per_step: PositiveInt | None = None
+    """Rows of a step over all ranks, in the place of a tables file's."""
+    rows_divisor: PositiveInt = 1
+    """Divides the rows of a tables file's tables, for machines that the whole ones do not fit."""
+    out: Path | None = None
+    """Folder of the result; runs/bench/NAME where none is given."""
+    overwrite: bool = False
+    """Replace a result that is there."""
+
+
+_OPTIONS: TypeAdapter[Options] = TypeAdapter(Options)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Measures. Raises ConfigError or ContractError on all ranks together."""
+    with joined_ranks() as ranks:
+        options = together(ranks, lambda: _options(argv))
+        names = options.plans.split(",")
+        together(ranks, lambda: check_names(names))
+        subject = _subject(options, ranks)
+        out = options.out or Path("runs/bench") / subject.name
+        together(ranks, lambda: _check_out(out, options.overwrite) if ranks.first else None)
+        _announce(subject, names, out, ranks)
+        result = bench_plans(subject, names, Amounts(options.warm_up, options.steps), options.rounds, out, ranks)
+        if ranks.first:
+            write_page(result, out / PAGE)
+            print(f"\n{bench_table(result)}\n{out / RESULT}\n{out / PAGE}", flush=True)
+
+
+def _options(words: Sequence[str]) -> Options:
+    parsed: Any = tyro.cli(
+        Options,
+        args=list(words),
+        prog="sidrec bench plans",
+        description=ABOUT,
+        console_outputs=os.environ.get("RANK", "0") == "0",  # every rank reads the same words
+    )
+    try:
+        return _OPTIONS.validate_python(vars(parsed))
+    except ValidationError as error:
+        first = error.errors()[0]
+        flag = "--" + str(first["loc"][0]).replace("_", "-")
+        raise ConfigError(f"{flag}: {first['msg']}, got {first['input']!r}") from None
+
+
+def _subject(options: Options, ranks: Ranks) -> Subject:
+    """The same number of batches as a visit has steps, so that every visit sees the same ones."""
+    found = together(ranks, lambda: _read(options))
+    batches = options.warm_up + 2 * options.steps
+    if isinstance(found, Recipe):
+        return recipe_subject(found, batches, ranks)
+    return together(ranks, lambda: tables_subject(found, batches, ranks))
+
+
+def _read(options: Options) -> Recipe | TablesFile:
+    path = Path(options.subject)
+    if not is_tables(options.subject):
+        if (options.rows_per_step, options.rows_divisor) != (None, 1):
+            raise ConfigError(f"--rows-per-step, --rows-divisor: expected a tables file with them, got {path}")
+        return load_file(path)
+    tables = with_fewer_rows(read_tables(options.subject), options.rows_divisor)
+    return tables if options.rows_per_step is None else replace(tables, rows_per_step=options.rows_per_step)
+
+
+def _check_out(out: Path, overwrite: bool) -> None:
+    obstacle = unwritable(out)
+    if obstacle:
+        raise ConfigError(f"--out: expected a folder that can be written, got {obstacle}")
+    if (out / RESULT).exists() and not overwrite:
+        raise ConfigError(f"{out / RESULT}: expected no result there, or --overwrite, got one")
+
+
+def _announce(subject: Subject, names: Sequence[str], out: Path, ranks: Ranks) -> None:
+    if ranks.first:
+        print(
+            f"{subject.name}: {len(names)} plan(s) on {ranks.world} rank(s), {ranks.device.type}, "
+            f"{ranks.threads} thread(s) each; {subject.rows_per_rank:,} rows per rank and step; result in {out}",
+            flush=True,
+        )
