@@ -30,7 +30,7 @@ class TableBytes:
 
 def table_bytes(option: ShardingOption, sharders: Sequence[ModuleSharder[nn.Module]]) -> list[TableBytes]:
     """Bytes of each shard of `option`."""
-    optimizer = _optimizer(option, sharders)
+    optimizer = optimizer_of(option, sharders)
     sizes = [(shard.size[0], prod(shard.size)) for shard in option.shards]
     element = option.tensor.element_size()
     return [TableBytes(n * element, _state(optimizer, rows, n) + _gradient(option, n)) for rows, n in sizes]
@@ -48,7 +48,7 @@ def _gradient(option: ShardingOption, elements: int) -> int:
     return elements * option.tensor.element_size() if option.sharding_type == ShardingType.DATA_PARALLEL.value else 0
 
 
-def _optimizer(option: ShardingOption, sharders: Sequence[ModuleSharder[nn.Module]]) -> EmbOptimType | None:
+def optimizer_of(option: ShardingOption, sharders: Sequence[ModuleSharder[nn.Module]]) -> EmbOptimType | None:
     """A table's own optimizer, which its weight carries, or that of its sharder."""
     own = getattr(option.tensor, "_optimizer_kwargs", None)
     if own:
@@ -57,6 +57,11 @@ def _optimizer(option: ShardingOption, sharders: Sequence[ModuleSharder[nn.Modul
         if isinstance(option.module[1], sharder.module_type):
             return (sharder.fused_params or {}).get("optimizer")
     return None
+
+
+def in_host_memory(option: ShardingOption, device: str) -> bool:
+    """Whether the table's weights and state lie in the host's memory, not in the GPU's."""
+    return device == "cpu" or "uvm" in option.compute_kernel
 
 
 class StatefulStorageEstimator(EmbeddingStorageEstimator):
@@ -75,6 +80,6 @@ class StatefulStorageEstimator(EmbeddingStorageEstimator):
         """Fills shard.storage."""
         super().estimate(sharding_options, *arguments, **named)
         for option in sharding_options:
-            on_host = self._topology.compute_device == "cpu" or "uvm" in option.compute_kernel
+            on_host = in_host_memory(option, self._topology.compute_device)
             for shard, size in zip(option.shards, table_bytes(option, self._sharders), strict=True):
                 shard.storage += Storage(hbm=0, ddr=size.state) if on_host else Storage(hbm=size.state, ddr=0)

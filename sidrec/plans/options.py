@@ -3,6 +3,8 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
+from dataclasses import replace
 
 from torch import nn
 from torchrec.distributed.planner import ParameterConstraints
@@ -51,7 +53,8 @@ def enumerate_options(
     allowed = {name: tuple(allowed_types.get(name, TYPES)) if allowed_types else TYPES for name in workload.tables}
     _check_types(workload, allowed_types or {})
     constraints = {
-        name: _constraint(workload, hardware, name, types=allowed[name], kernels=kernels) for name in workload.tables
+        name: table_constraint(workload, hardware, name, types=allowed[name], kernels=kernels)
+        for name in workload.tables
     }
     options: dict[str, list[ShardingOption]] = {name: [] for name in workload.tables}
     for option in _enumerated(workload, hardware, sharders, constraints):
@@ -59,6 +62,13 @@ def enumerate_options(
     for found in options.values():
         found.sort(key=lambda option: (TYPES.index(option.sharding_type), option.compute_kernel))
     return options
+
+
+def placed(option: ShardingOption, ranks: Sequence[int]) -> ShardingOption:
+    """The option with its shards on `ranks`, in their order; the one given stays without."""
+    there = copy(option)
+    there.shards = [replace(shard, rank=int(rank)) for shard, rank in zip(option.shards, ranks, strict=True)]
+    return there
 
 
 def sharding_plan(options: Sequence[ShardingOption], hardware: Hardware) -> ShardingPlan:
@@ -73,7 +83,7 @@ def options_of(plan: ShardingPlan, workload: Workload, hardware: Hardware, shard
     """
     layouts = _layouts(plan, workload)
     constraints = {
-        name: _constraint(
+        name: table_constraint(
             workload,
             hardware,
             name,
@@ -85,10 +95,10 @@ def options_of(plan: ShardingPlan, workload: Workload, hardware: Hardware, shard
         for name, layout in layouts.items()
     }
     enumerator = _enumerator(workload, hardware, sharders, constraints)
-    with _quiet():
+    with quiet():
         options = enumerator.enumerate(workload.model, list(sharders))
         for option in options:
-            option.shards = _placed(option, layouts[option.name], hardware)
+            option.shards = _shards(option, layouts[option.name], hardware)
         enumerator.populate_estimates(options)
     order = list(workload.tables)
     return sorted(options, key=lambda option: order.index(option.name))
@@ -114,15 +124,16 @@ def _check_types(workload: Workload, allowed_types: Mapping[str, Sequence[str]])
                 raise ConfigError(f"sharding type of table {table}: expected one of {', '.join(TYPES)}, got {kind!r}")
 
 
-def _constraint(
+def table_constraint(
     workload: Workload,
     hardware: Hardware,
     name: str,
-    types: Sequence[str],
-    kernels: Sequence[str],
+    types: Sequence[str] = TYPES,
+    kernels: Sequence[str] = FAST_KERNELS,
     columns: int | None = None,
     cache: CacheParams | None = None,
 ) -> ParameterConstraints:
+    """What TorchRec's planner is told of a table: how it is read, and what is allowed. columns: of a shard."""
     load = workload.loads[name]
     features = len(load.ids_per_bag)
     return ParameterConstraints(
@@ -140,7 +151,7 @@ def _enumerated(
     workload: Workload, hardware: Hardware, sharders: Sharders, constraints: dict[str, ParameterConstraints]
 ) -> list[ShardingOption]:
     enumerator = _enumerator(workload, hardware, sharders, constraints)
-    with _quiet():
+    with quiet():
         try:
             return enumerator.enumerate(workload.model, list(sharders))
         except RuntimeError as error:
@@ -179,7 +190,7 @@ def _columns(layout: ParameterSharding) -> int | None:
     return int(layout.sharding_spec.shards[0].shard_sizes[1])
 
 
-def _placed(option: ShardingOption, layout: ParameterSharding, hardware: Hardware) -> list[Shard]:
+def _shards(option: ShardingOption, layout: ParameterSharding, hardware: Hardware) -> list[Shard]:
     """The plan's own shards: what an enumerator would cut is not always what a plan holds."""
     if layout.sharding_spec is None:
         rows, width = option.tensor.shape
@@ -191,12 +202,11 @@ def _placed(option: ShardingOption, layout: ParameterSharding, hardware: Hardwar
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """TorchRec's planner logs a line for every table."""
-    logger = logging.getLogger("torchrec.distributed.planner")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def quiet() -> Iterator[None]:
+    """TorchRec's planner logs a line for every table, some of them to the root logger."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logging.disable(disabled)

@@ -1,0 +1,127 @@
+"""Tables put on ranks one by one, by what each costs whom and what still fits.
+
+Shapes: W ranks, S shards of a table, 2 kinds of memory (the device's, the host's).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from torchrec.distributed.planner.types import PartitionByType, ShardingOption, Storage
+
+from sidrec.plans.cost import CostModel
+from sidrec.plans.hardware import Hardware
+from sidrec.plans.options import placed
+from sidrec.plans.workload import Workload
+
+HOSTS_TRIED = 2
+"""Machines, the least loaded first, that a table of one machine is tried on where it fits."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A table laid out one way, ranks still open.
+
+    everywhere: milliseconds that it costs every rank, wherever it lies. own_S: what each shard costs the rank that
+    holds it beyond that. bytes_S2: what each shard takes.
+    """
+
+    option: ShardingOption
+    everywhere: float
+    own_S: np.ndarray
+    bytes_S2: np.ndarray
+
+
+def piece(option: ShardingOption, cost: CostModel, workload: Workload, hardware: Hardware) -> Piece:
+    """Asks `cost` about the table alone, its shards on the first ranks."""
+    shards = len(option.shards)
+    rank_S = np.arange(shards) % hardware.world
+    cost_W = np.array(cost.rate([placed(option, rank_S.tolist())], workload, hardware).tables[option.name])
+    everywhere = float(cost_W[shards:].min()) if shards < hardware.world else 0.0
+    own_S = ((cost_W - everywhere) / np.maximum(1, np.bincount(rank_S, minlength=hardware.world)))[rank_S]
+    bytes_S2 = np.array([(shard.storage.hbm, shard.storage.ddr) for shard in option.shards], dtype=np.int64)
+    return Piece(option, everywhere, own_S, bytes_S2)
+
+
+@dataclass
+class Board:
+    """Ranks while they are filled. load_W: milliseconds of each rank; free_W2: bytes that are left."""
+
+    local_world: int
+    load_W: np.ndarray
+    free_W2: np.ndarray
+    placed: dict[str, tuple[Piece, np.ndarray]] = field(default_factory=dict)
+
+    @classmethod
+    def empty(cls, hardware: Hardware, room: Storage) -> "Board":
+        """A board of `hardware`, each rank of which has `room` for tables."""
+        free_W2 = np.tile(np.array([room.hbm, room.ddr], dtype=np.int64), (hardware.world, 1))
+        return cls(hardware.local_world, np.zeros(hardware.world), free_W2)
+
+    def ranks_for(self, new: Piece) -> list[np.ndarray]:
+        """Where a table may go: some ways that fit, the least loaded ranks first; none where nothing fits."""
+        match new.option.partition_by:
+            case PartitionByType.UNIFORM.value:
+                ways = [np.arange(len(self.load_W))]
+            case PartitionByType.DEVICE.value:
+                ways = self._least_loaded(new, np.arange(len(self.load_W)))
+            case PartitionByType.HOST.value if len(new.own_S) == self.local_world:
+                ways = list(self._machines())
+            case PartitionByType.HOST.value:
+                ways = [way for machine in self._machines() for way in self._least_loaded(new, machine)]
+            case _:
+                machines = self._machines()
+                blocks = len(new.own_S) // self.local_world
+                ways = [np.concatenate([machines[block % len(machines)] for block in range(blocks)])]
+        return [way for way in ways if self._fits(new, way)][:HOSTS_TRIED]
+
+    def load_with(self, new: Piece, rank_S: np.ndarray) -> np.ndarray:
+        """Milliseconds of each rank [W] if the table lay there."""
+        load_W = self.load_W + new.everywhere
+        np.add.at(load_W, rank_S, new.own_S)
+        return load_W
+
+    def copy(self) -> "Board":
+        """An equal one to go on with."""
+        return Board(self.local_world, self.load_W.copy(), self.free_W2.copy(), dict(self.placed))
+
+    def put(self, new: Piece, rank_S: np.ndarray) -> None:
+        self.load_W = self.load_with(new, rank_S)
+        np.add.at(self.free_W2, rank_S, -new.bytes_S2)
+        self.placed[new.option.name] = (new, rank_S)
+
+    def take(self, table: str) -> tuple[Piece, np.ndarray]:
+        """Takes a table off, and returns what `put` would put back."""
+        old, rank_S = self.placed.pop(table)
+        self.load_W = self.load_W - old.everywhere
+        np.add.at(self.load_W, rank_S, -old.own_S)
+        np.add.at(self.free_W2, rank_S, old.bytes_S2)
+        return old, rank_S
+
+    def options(self, order: Sequence[str]) -> list[ShardingOption]:
+        """The placed options, tables in `order`."""
+        return [placed(self.placed[name][0].option, self.placed[name][1].tolist()) for name in order]
+
+    def _machines(self) -> list[np.ndarray]:
+        """Ranks of each machine, the least loaded machine first."""
+        rank_HL = np.arange(len(self.load_W)).reshape(-1, self.local_world)
+        return [rank_HL[host] for host in np.argsort(self.load_W[rank_HL].sum(axis=1), kind="stable")]
+
+    def _least_loaded(self, new: Piece, among: np.ndarray) -> list[np.ndarray]:
+        """Each shard on the least loaded of some ranks that has room for it; [] where one has none."""
+        load_R, free_R2 = self.load_W[among], self.free_W2[among]
+        chosen = []
+        for own, size_2 in zip(new.own_S, new.bytes_S2, strict=True):
+            fits_R = (free_R2 >= size_2).all(axis=1)
+            if not fits_R.any():
+                return []
+            at = int(np.where(fits_R, load_R, np.inf).argmin())
+            load_R[at] += own
+            free_R2[at] -= size_2
+            chosen.append(among[at])
+        return [np.array(chosen)]
+
+    def _fits(self, new: Piece, rank_S: np.ndarray) -> bool:
+        need_W2 = np.zeros_like(self.free_W2)
+        np.add.at(need_W2, rank_S, new.bytes_S2)
+        return bool((need_W2 <= self.free_W2).all())

@@ -1,0 +1,180 @@
+"""The search for a plan: TorchRec's own, and plans of ours that must beat it to be taken."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from torchrec.distributed.planner.partitioners import GreedyPerfPartitioner, MemoryBalancedPartitioner, SortBy
+from torchrec.distributed.planner.types import ShardingOption
+from torchrec.distributed.types import ShardingType
+
+from sidrec.plans.capacity import NoPlanError, table_room
+from sidrec.plans.cost import Cost, CostModel
+from sidrec.plans.filling import Pieces, fill, fill_evenly, move_tables
+from sidrec.plans.hardware import Hardware
+from sidrec.plans.options import (
+    FAST_KERNELS,
+    NARROWEST_GPU_SHARD,
+    SPLIT,
+    TYPES,
+    UVM_KERNELS,
+    Sharders,
+    enumerate_options,
+)
+from sidrec.plans.placing import Board, piece
+from sidrec.plans.shortfall import shortfall
+from sidrec.plans.torchrec_search import WORK, torchrec_plan
+from sidrec.plans.workload import Workload
+
+DEFAULT = "default"
+"""Name of the plan that TorchRec's planner would take."""
+REPLICATED, GRID = ShardingType.DATA_PARALLEL.value, ShardingType.GRID_SHARD.value
+ANY = "any types"
+IMPROVED = 4
+"""Plans, the best ones, whose tables are then moved one by one."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan: its placed options, one for each table, in the order of the workload's.
+
+    name: `default`; TorchRec's partitioner; or the sharding types that tables could have, joined by +, with `, moved`
+    where tables were then moved one by one. cut: TorchRec's search was stopped before its end.
+    """
+
+    name: str
+    options: Sequence[ShardingOption]
+    cost: Cost
+    cut: bool = False
+
+
+def search(
+    workload: Workload,
+    hardware: Hardware,
+    sharders: Sharders,
+    cost: CostModel,
+    forced: str | None = None,
+    report: Callable[[str], None] = lambda stage: None,
+) -> list[Candidate]:
+    """Plans that fit, the fastest first by `cost`, without repeats; `default` always among them where it fits.
+
+    forced: the one sharding type that tables may have. On CPU none is replicated unless that is forced: the dense
+    kernel is many times slower there, which TorchRec's cost model does not know. GPUs hold tables in the host's memory
+    (UVM) only where nothing else fits. report: is told what happens next. Work is bounded by counts, not by time, so
+    that the same question has the same answer. Raises NoPlanError, ConfigError for an unknown type.
+    """
+    room = table_room(workload, hardware, sharders)
+    options: Mapping[str, Sequence[ShardingOption]] = {}
+    for kernels in (FAST_KERNELS,) if hardware.device == "cpu" else (FAST_KERNELS, FAST_KERNELS + UVM_KERNELS):
+        report("enumerating layouts")
+        allowed = dict.fromkeys(workload.tables, offered_types(hardware, forced))
+        options = enumerate_options(workload, hardware, sharders, allowed, kernels)
+        report("TorchRec's own search")
+        found = list(_torchrecs(options, workload, hardware, sharders, cost))
+        report("rating every layout of every table")
+        pieces = {name: [piece(option, cost, workload, hardware) for option in each] for name, each in options.items()}
+        empty = Board.empty(hardware, room)
+        report("placing tables, by every set of sharding types")
+        boards = {**{plan.name: _board(plan, pieces, empty) for plan in found}, **_filled(pieces, empty)}
+        found += [
+            _candidate(name, board, workload, hardware, cost)
+            for name, board in boards.items()
+            if name not in {plan.name for plan in found}
+        ]
+        report("moving tables one by one")
+        for name, board in sorted(boards.items(), key=lambda named: float(named[1].load_W.max()))[:IMPROVED]:
+            move_tables(board, pieces)
+            found.append(_candidate(f"{name}, moved", board, workload, hardware, cost))
+        if found:
+            return _ranked(found)
+    raise NoPlanError(shortfall(options, room, workload, hardware, sharders))
+
+
+def offered_types(hardware: Hardware, forced: str | None) -> tuple[str, ...]:
+    """Sharding types to choose from."""
+    if forced is not None:
+        return (forced,)
+    return tuple(kind for kind in TYPES if hardware.device != "cpu" or kind != REPLICATED)
+
+
+def _torchrecs(
+    options: Mapping[str, Sequence[ShardingOption]],
+    workload: Workload,
+    hardware: Hardware,
+    sharders: Sharders,
+    cost: CostModel,
+) -> Iterable[Candidate]:
+    everything = [option for found in options.values() for option in found]
+    forced = len({option.sharding_type for option in everything}) == 1
+    its_own = everything if forced else [option for option in everything if _torchrec_offers(option)]
+    runs = [
+        (DEFAULT, torchrec_plan(its_own, workload, hardware, sharders)),
+        *(
+            (name, torchrec_plan(everything, workload, hardware, sharders, cost, partitioner, work))
+            for name, partitioner, work in (
+                ("largest first", GreedyPerfPartitioner(sort_by=SortBy.PERF), WORK // 4),
+                ("memory balanced", MemoryBalancedPartitioner(), WORK // 40),  # partitions ten times
+            )
+        ),
+    ]
+    order = list(workload.tables)
+    for name, (plan, cut) in runs:
+        if plan is not None:
+            in_order = sorted(plan, key=lambda option: order.index(option.name))
+            yield Candidate(name, in_order, cost.rate(in_order, workload, hardware), cut)
+
+
+def _torchrec_offers(option: ShardingOption) -> bool:
+    """TorchRec's planner takes grid sharding, and shards of fewer than 128 columns, only where it is told to."""
+    if option.sharding_type == GRID:
+        return False
+    narrow = option.sharding_type in SPLIT and option.shards[0].size[1] < NARROWEST_GPU_SHARD
+    return not (narrow and len(option.shards) > 1)
+
+
+def _filled(pieces: Pieces, empty: Board) -> dict[str, Board]:
+    """Ranks filled with tables of every set of types that fits them; where none does, by bytes alone."""
+    boards = {}
+    for types in _sets_of_types(pieces):
+        some = {name: [each for each in found if each.option.sharding_type in types] for name, found in pieces.items()}
+        board = fill(some, empty.copy())
+        if board is not None:
+            boards["+".join(types) if len(types) < 3 else ANY] = board
+    tightest = None if boards else fill_evenly(pieces, empty.copy())
+    return {"fewest bytes": tightest} if tightest is not None else boards
+
+
+def _board(plan: Candidate, pieces: Pieces, empty: Board) -> Board:
+    """Ranks filled as a plan fills them."""
+    board = empty.copy()
+    for option in plan.options:
+        way = (option.sharding_type, option.compute_kernel)
+        same = (each for each in pieces[option.name] if (each.option.sharding_type, each.option.compute_kernel) == way)
+        board.put(next(same), np.array([shard.rank for shard in option.shards]))
+    return board
+
+
+def _sets_of_types(pieces: Pieces) -> list[tuple[str, ...]]:
+    """Each type, each pair, and all: plans of few types need fewer rounds of collectives."""
+    present = {each.option.sharding_type for found in pieces.values() for each in found}
+    types = [kind for kind in TYPES if kind in present]
+    sets = [*combinations(types, 1), *combinations(types, 2)]
+    return sets if len(types) < 3 else [*sets, tuple(types)]
+
+
+def _candidate(name: str, board: Board, workload: Workload, hardware: Hardware, cost: CostModel) -> Candidate:
+    options = board.options(list(workload.tables))
+    return Candidate(name, options, cost.rate(options, workload, hardware))
+
+
+def _ranked(found: Sequence[Candidate]) -> list[Candidate]:
+    """The fastest first; of equal plans the first, and of plans equally fast TorchRec's own before ours."""
+    kept: dict[tuple[object, ...], Candidate] = {}
+    for candidate in found:
+        layout = tuple(
+            (option.sharding_type, option.compute_kernel, *(shard.rank for shard in option.shards))
+            for option in candidate.options
+        )
+        kept.setdefault(layout, candidate)
+    return sorted(kept.values(), key=lambda candidate: candidate.cost.step)
