@@ -32,11 +32,6 @@ if (choice) {
   show();
 }
 
-// Paper shows conditions that the screen folds away.
-addEventListener("beforeprint", () => {
-  for (const folded of document.querySelectorAll(".card details")) folded.open = true;
-});
-
 // The plan under the pointer lights up in every part of the page.
 document.addEventListener("pointerover", (event) => {
   const under = event.target.closest("[data-plan]");

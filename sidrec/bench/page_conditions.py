@@ -10,7 +10,7 @@ from sidrec.bench.result import BenchResult
 
 LONG = 400  # letters from which a condition is folded away
 LINE = 80  # letters of it that stay in sight
-DEPTH = 3  # of mappings within mappings that are laid out; deeper ones become one line
+DEPTH = 2  # of mappings within mappings that are laid out; deeper ones become one line
 
 
 def conditions(result: BenchResult) -> Element:
