@@ -1,7 +1,8 @@
 """Sizes of MLPerf Training's recommendation benchmark, DLRM-DCNv2 on Criteo 1TB with synthetic multi-hot ids.
 
 As the reference's commands give them (github.com/facebookresearch/dlrm and mlcommons/training, torchrec_dlrm:
---num_embeddings_per_feature, --multi_hot_sizes, --embedding_dim), with the reference's global batch.
+--num_embeddings_per_feature, --multi_hot_sizes, --embedding_dim), with the reference's global batch. How popular ids
+are is not part of it: a tables file's default is taken.
 """
 
 CRITEO_MLPERF = "criteo-mlperf"

@@ -85,12 +85,14 @@ def _cpus(name: str, world: int, local_world: int) -> Hardware:
 
 
 def with_ranks(hardware: Hardware, world: int | None, local_world: int | None) -> Hardware:
-    """The same machines, more or fewer. local_world: left out, that of `hardware`, or all of a smaller world.
+    """The same machines, more or fewer. local_world: left out, that of `hardware`, or all of a smaller world; on one
+    machine of CPU processes, all.
 
     Raises ConfigError where local_world does not divide the world.
     """
     ranks = world or hardware.world
-    together = local_world or min(hardware.local_world, ranks)
+    one_machine = hardware.device == "cpu" and hardware.machines == 1
+    together = local_world or (ranks if one_machine else min(hardware.local_world, ranks))
     return replace(hardware, world=ranks, local_world=together)
 
 

@@ -75,6 +75,13 @@ class Board:
                 ways = [np.concatenate([machines[block % len(machines)] for block in range(blocks)])]
         return [way for way in ways if self._fits(new, way)][:HOSTS_TRIED]
 
+    def lacking(self, new: Piece, kind: int) -> int:
+        """Bytes of one kind of memory that a table which fits nowhere is short of where it is short of the fewest."""
+        need_S, free_W = new.bytes_S2[:, kind], self.free_W2[:, kind]
+        everywhere = new.option.partition_by == PartitionByType.UNIFORM.value
+        short = (need_S - free_W).max() if everywhere else need_S.max() - free_W.max()
+        return max(1, int(short))
+
     def load_with(self, new: Piece, rank_S: np.ndarray) -> np.ndarray:
         """Milliseconds of each rank [W] if the table lay there."""
         load_W = self.load_W + new.everywhere

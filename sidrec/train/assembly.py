@@ -50,21 +50,30 @@ def _read_contracts(recipe: Recipe) -> tuple[Manifest, Catalog | None]:
     return manifest, load_catalog(recipe.data.catalog) if isinstance(recipe.model.item, SemanticItem) else None
 
 
+def read_data(recipe: Recipe) -> Data:
+    """The same for a process that is no rank: one that plans for ranks which are not there."""
+    manifest, catalog = _read_contracts(recipe)
+    fitted = _fit_subwords(recipe, manifest, catalog)
+    subwords = Subwords(fitted, catalog.codebook_sizes) if fitted is not None and catalog is not None else None
+    return _read(recipe, manifest, catalog, subwords)
+
+
 def _open_subwords(recipe: Recipe, manifest: Manifest, catalog: Catalog | None, ranks: Ranks) -> Subwords | None:
     """Rank 0 learns the subwords and all ranks get them: machines that round differently must not disagree."""
+    fitted = [together(ranks, lambda: _fit_subwords(recipe, manifest, catalog) if ranks.first else None)]
+    if ranks.world > 1:
+        dist.broadcast_object_list(fitted, src=0, group=ranks.control)
+    return Subwords(fitted[0], catalog.codebook_sizes) if fitted[0] is not None and catalog is not None else None
+
+
+def _fit_subwords(recipe: Recipe, manifest: Manifest, catalog: Catalog | None) -> bytes | None:
+    """None where the recipe's items are not cut into subwords."""
     item = recipe.model.item
     if catalog is None or not isinstance(item, SemanticItem) or not isinstance(item.tokens, SpmTokens):
         return None
-    vocabulary, ids = item.tokens.vocabulary, manifest.ids[ITEM_ID]
-
-    def fit() -> bytes:
-        impressions_I = impressions_by_id(recipe.data.path / ITEMS, ids)
-        return fit_subwords(catalog.codes_by_id(ids), impressions_I, catalog.codebook_sizes, vocabulary)
-
-    fitted = [together(ranks, lambda: fit() if ranks.first else b"")]
-    if ranks.world > 1:
-        dist.broadcast_object_list(fitted, src=0, group=ranks.control)
-    return Subwords(fitted[0], catalog.codebook_sizes)
+    ids = manifest.ids[ITEM_ID]
+    impressions_I = impressions_by_id(recipe.data.path / ITEMS, ids)
+    return fit_subwords(catalog.codes_by_id(ids), impressions_I, catalog.codebook_sizes, item.tokens.vocabulary)
 
 
 def _read(recipe: Recipe, manifest: Manifest, catalog: Catalog | None, subwords: Subwords | None) -> Data:
