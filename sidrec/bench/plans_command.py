@@ -4,7 +4,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import tyro
 from pydantic import PositiveInt, TypeAdapter, ValidationError
@@ -17,15 +16,18 @@ from sidrec.bench.subject import Subject
 from sidrec.bench.table import bench_table
 from sidrec.bench.tables_subject import tables_subject, with_fewer_rows
 from sidrec.bench.trial import Amounts
-from sidrec.config import ConfigError, Recipe, load_file
+from sidrec.config import ConfigError, Recipe, load
 from sidrec.config.section import section
 from sidrec.machine import unwritable
 from sidrec.parallel.process_group import Ranks, joined_ranks, together
 from sidrec.plans.tables_file import TablesFile, is_tables, read_tables
 
+PROGRAM = "sidrec bench plans"
 PAGE = "bench.html"
 ABOUT = """Measures sharding plans, each on the same batches, in rounds whose order rotates; in this process or on the
-ranks of torchrun. Writes bench.json, which stays readable whatever happens, and bench.html, and prints a table."""
+ranks of torchrun. Writes bench.json, which stays readable whatever happens, and bench.html, and prints a table.
+
+Flags of `sidrec train` replace a recipe's values here too, as in --data.batch-size 1024."""
 
 
 @section
@@ -60,10 +62,10 @@ _OPTIONS: TypeAdapter[Options] = TypeAdapter(Options)
 def main(argv: Sequence[str]) -> None:
     """Measures. Raises ConfigError or ContractError on all ranks together."""
     with joined_ranks() as ranks:
-        options = together(ranks, lambda: _options(argv))
+        options, flags = together(ranks, lambda: _options(argv))
         names = options.plans.split(",")
         together(ranks, lambda: check_names(names))
-        subject = _subject(options, ranks)
+        subject = _subject(options, flags, ranks)
         out = options.out or Path("runs/bench") / subject.name
         together(ranks, lambda: _check_out(out, options.overwrite) if ranks.first else None)
         _announce(subject, names, out, ranks)
@@ -73,37 +75,41 @@ def main(argv: Sequence[str]) -> None:
             print(f"\n{bench_table(result)}\n{out / RESULT}\n{out / PAGE}", flush=True)
 
 
-def _options(words: Sequence[str]) -> Options:
-    parsed: Any = tyro.cli(
+def _options(words: Sequence[str]) -> tuple[Options, list[str]]:
+    """The options, and the flags that are none of them."""
+    parsed, flags = tyro.cli(
         Options,
         args=list(words),
-        prog="sidrec bench plans",
+        prog=PROGRAM,
         description=ABOUT,
+        return_unknown_args=True,
         console_outputs=os.environ.get("RANK", "0") == "0",  # every rank reads the same words
     )
     try:
-        return _OPTIONS.validate_python(vars(parsed))
+        return _OPTIONS.validate_python(vars(parsed)), flags
     except ValidationError as error:
         first = error.errors()[0]
         flag = "--" + str(first["loc"][0]).replace("_", "-")
         raise ConfigError(f"{flag}: {first['msg']}, got {first['input']!r}") from None
 
 
-def _subject(options: Options, ranks: Ranks) -> Subject:
-    """The same number of batches as a visit has steps, so that every visit sees the same ones."""
-    found = together(ranks, lambda: _read(options))
+def _subject(options: Options, flags: Sequence[str], ranks: Ranks) -> Subject:
+    """As many batches as a visit has steps, so that every visit sees the same ones."""
+    found = together(ranks, lambda: _read(options, flags))
     batches = options.warm_up + 2 * options.steps
     if isinstance(found, Recipe):
         return recipe_subject(found, batches, ranks)
     return together(ranks, lambda: tables_subject(found, batches, ranks))
 
 
-def _read(options: Options) -> Recipe | TablesFile:
-    path = Path(options.subject)
+def _read(options: Options, flags: Sequence[str]) -> Recipe | TablesFile:
     if not is_tables(options.subject):
         if (options.rows_per_step, options.rows_divisor) != (None, 1):
-            raise ConfigError(f"--rows-per-step, --rows-divisor: expected a tables file with them, got {path}")
-        return load_file(path)
+            got = f"the recipe {options.subject}"
+            raise ConfigError(f"--rows-per-step, --rows-divisor: expected a tables file with them, got {got}")
+        return load([options.subject, *flags], PROGRAM)
+    if flags:
+        raise ConfigError(f"{PROGRAM}: expected its own options alone with a tables file, got {' '.join(flags)}")
     tables = with_fewer_rows(read_tables(options.subject), options.rows_divisor)
     return tables if options.rows_per_step is None else replace(tables, rows_per_step=options.rows_per_step)
 

@@ -89,8 +89,21 @@ def test_rows_of_a_recipe_are_its_own(tmp_path: Path, capsys: pytest.CaptureFixt
     write_small_log(tmp_path)
     recipe = tmp_path / "recipe.yaml"
     save(small_recipe(tmp_path), recipe)
-    expected = f"--rows-per-step, --rows-divisor: expected a tables file with them, got {recipe}"
+    expected = f"--rows-per-step, --rows-divisor: expected a tables file with them, got the recipe {recipe}"
     assert refusal(capsys, cli.main(["bench", "plans", str(recipe), "--rows-divisor", "2"])) == expected
+
+
+def test_a_recipe_takes_its_flags_and_tables_take_none(
+    tables: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_small_log(tmp_path)
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "out"
+    save(small_recipe(tmp_path), recipe)
+    words = ["--plans", "auto", "--rounds", "1", "--steps", "1", "--warm-up", "1", "--data.batch-size", "32"]
+    assert cli.main(["bench", "plans", str(recipe), "--out", str(out), *words]) == 0
+    assert load_bench(out / "bench.json").workload["rows_per_rank"] == 32
+    expected = "sidrec bench plans: expected its own options alone with a tables file, got --data.batch-size 32"
+    assert refusal(capsys, cli.main(["bench", "plans", str(tables), *words])) == expected
 
 
 def test_unknown_part(capsys: pytest.CaptureFixture[str]) -> None:
