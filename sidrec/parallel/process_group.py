@@ -48,6 +48,8 @@ def _quiet() -> None:
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     for name in ("planner.types", "planner.storage_reservations", "comm", "utils"):
         logging.getLogger(f"torchrec.distributed.{name}").setLevel(logging.ERROR)
+    # The planner's word on every replicated table, said by the root logger.
+    logging.getLogger().addFilter(lambda record: not str(record.msg).startswith("Sharding spec not found"))
 
 
 @contextmanager
