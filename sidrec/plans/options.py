@@ -94,8 +94,8 @@ def options_of(plan: ShardingPlan, workload: Workload, hardware: Hardware, shard
         )
         for name, layout in layouts.items()
     }
-    enumerator = _enumerator(workload, hardware, sharders, constraints)
     with quiet():
+        enumerator = _enumerator(workload, hardware, sharders, constraints)
         options = enumerator.enumerate(workload.model, list(sharders))
         for option in options:
             option.shards = _shards(option, layouts[option.name], hardware)
@@ -150,10 +150,9 @@ def table_constraint(
 def _enumerated(
     workload: Workload, hardware: Hardware, sharders: Sharders, constraints: dict[str, ParameterConstraints]
 ) -> list[ShardingOption]:
-    enumerator = _enumerator(workload, hardware, sharders, constraints)
     with quiet():
         try:
-            return enumerator.enumerate(workload.model, list(sharders))
+            return _enumerator(workload, hardware, sharders, constraints).enumerate(workload.model, list(sharders))
         except RuntimeError as error:
             raise ConfigError(f"sharding of {workload.name} on {hardware.device}: {error}") from error
 

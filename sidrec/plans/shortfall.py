@@ -129,4 +129,4 @@ def _layout(each: Piece) -> str:
 
 
 def _size(size: float) -> str:
-    return f"{size / GB:,.2f} GB" if size >= GB / 10 else f"{size / 1e6:,.2f} MB"
+    return f"{size / GB:,.2f} GB" if size >= GB else f"{size / 1e6:,.2f} MB"

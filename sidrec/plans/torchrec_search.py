@@ -91,28 +91,29 @@ def torchrec_plan(
     partitioner: Partitioner | None = None,
     work: int = WORK,
 ) -> tuple[list[ShardingOption] | None, bool]:
-    """The plan that TorchRec's planner, with its four default proposers, finds among `options`.
+    """The plan that TorchRec's planner finds among `options`.
 
-    cost: what it minimises, its own model where none is given. Returns the placed options, or None where it finds
+    cost: what it minimises; where none is given, its own model, with its four default proposers, one of which goes
+    through all plans where they are at most 10,000. Returns the placed options, or None where it finds
     none that fits; and whether its search was cut off.
     """
     bound = max(1, work // (len(workload.tables) * hardware.world))
-    four = (GridSearchProposer(), GreedyProposer(), GreedyProposer(use_depth=False), UniformProposer())
-    proposers = [_Bounded(proposer, bound) for proposer in four]
+    quick = [GreedyProposer(), GreedyProposer(use_depth=False), UniformProposer()]
+    proposers = [_Bounded(proposer, bound) for proposer in (quick if cost else [GridSearchProposer(), *quick])]
     best = _Best()
-    planner = EmbeddingShardingPlanner(
-        topology=hardware.topology(),
-        batch_size=workload.rows_per_rank,
-        enumerator=_Listed(options),
-        storage_reservation=reservation(),
-        proposer=list(proposers),
-        partitioner=partitioner,
-        performance_model=_Rated(cost, workload, hardware) if cost else None,
-        stats=best,
-        constraints={name: table_constraint(workload, hardware, name) for name in workload.tables},
-        debug=False,
-    )
     with quiet():
+        planner = EmbeddingShardingPlanner(
+            topology=hardware.topology(),
+            batch_size=workload.rows_per_rank,
+            enumerator=_Listed(options),
+            storage_reservation=reservation(),
+            proposer=list(proposers),
+            partitioner=partitioner,
+            performance_model=_Rated(cost, workload, hardware) if cost else None,
+            stats=best,
+            constraints={name: table_constraint(workload, hardware, name) for name in workload.tables},
+            debug=False,
+        )
         try:
             planner.plan(workload.model, list(sharders))
         except PlannerError:

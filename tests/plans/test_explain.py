@@ -1,0 +1,140 @@
+"""What is said of a plan: layouts not taken, remarks from data, and the text and JSON of the command."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sidrec.plan import main
+from sidrec.plans.cost import TorchRecCost
+from sidrec.plans.explain import explain
+from sidrec.plans.explain_text import rank_ranges
+from sidrec.plans.options import enumerate_options, placed
+from sidrec.plans.plan_file import read_plan, sharding_plan_of
+from sidrec.plans.remarks import remarks, row_shares
+from sidrec.plans.search import Candidate, search
+from sidrec.plans.workload import TableLoad, Workload
+from sidrec.plans.zipf_law import ZipfLaw
+from tests.plans.tables_workload import Tables, hardware, sharders, workload
+
+COST = TorchRecCost()
+TABLES = """
+name: three
+rows_per_step: 512
+tables:
+- {name: item, rows: 50000, width: 16, ids_per_bag: 5}
+- {name: user, rows: 900, width: 16}
+- {name: code, rows: 8, width: 16}
+"""
+
+
+@pytest.fixture
+def three(tmp_path):
+    path = tmp_path / "three.yaml"
+    path.write_text(TABLES)
+    return path
+
+
+def test_a_rejected_layouts_step_is_that_of_the_plan_with_that_table_moved():
+    load, there = workload({"a": (5000, 16), "b": (300, 32), "c": (40, 8)}), hardware(2)
+    found = search(load, there, sharders(), COST)
+    explained, plan = explain(found, load, there, sharders(), COST), found[0]
+    for table in explained.tables:
+        way = next((way for way in table.rejected if way.sharding_type == "table_wise"), None)
+        if way is None:
+            continue
+        option = enumerate_options(load, there, sharders(), {table.table: ("table_wise",)})[table.table][0]
+        others = [each for each in plan.options if each.name != table.table]
+        steps = [COST.rate([*others, placed(option, [rank])], load, there).step for rank in range(2)]
+        assert way.step == pytest.approx(min(steps))
+
+
+def test_a_layout_that_does_not_fit_says_how_many_bytes_it_lacks():
+    load, there = workload({"large": (100_000, 64)}), hardware(2)
+    row_wise = enumerate_options(load, there, sharders(), {"large": ("row_wise",)})["large"][0]
+    whole = enumerate_options(load, there, sharders(), {"large": ("table_wise",)})["large"][0].shards[0].storage.ddr
+    tight = replace(there, ddr=row_wise.shards[0].storage.ddr + 5_000_000)
+    explained = explain(search(load, tight, sharders(), COST), load, tight, sharders(), COST)
+    way = next(way for way in explained.tables[0].rejected if way.sharding_type == "table_wise")
+    assert way.step is None
+    assert way.lacking == whole - explained.ranks[0].room
+
+
+def test_shares_of_row_shards_follow_popularity():
+    load = workload({"item": (8, 4)})
+    option = enumerate_options(load, hardware(2), sharders(), {"item": ("row_wise",)})["item"][0]
+    assert row_shares(option, TableLoad(1, (1.0,))) == []
+    by_frequency = TableLoad(1, (1.0,), frequency_R=np.array([0.5, 0.2, 0.1, 0.1, 0.05, 0.05, 0, 0]))
+    assert row_shares(option, by_frequency) == pytest.approx([0.9, 0.1])
+    assert row_shares(option, TableLoad(1, (1.0,), law=ZipfLaw(8, 0.0))) == pytest.approx([0.5, 0.5])
+
+
+def test_remarks_name_crowded_shards_and_tables_smaller_than_their_exchange():
+    shapes = {"item": (100_000, 16), "code": (8, 16)}
+    loads = {"item": TableLoad(512, (1.0,), law=ZipfLaw(100_000, 1.05)), "code": TableLoad(512, (1.0,))}
+    load, there = Workload("x", Tables(shapes), loads, 512), hardware(2)
+    options = enumerate_options(load, there, sharders(), dict.fromkeys(shapes, ("row_wise",)))
+    plan = [placed(found[0], [0, 1]) for found in options.values()]
+    crowded, small = remarks(plan, load, there)
+    share = ZipfLaw(100_000, 1.05).share(0, 50_000)
+    assert f"item: row_wise gives one of its 2 row shards {share:.0%}" in crowded
+    assert "code (0.5 kB, for which a rank sends 33 kB" in small  # 8 rows, 512 bags, of 16 floats
+    assert "item (" not in small
+    assert remarks(plan[:1], load, hardware(1)) == remarks(plan[:1], load, there)
+
+
+def test_the_command_prints_narrow_text_and_json_and_exports_a_plan_that_fits(three, tmp_path, capsys):
+    exported = tmp_path / "plan.json"
+    main([str(three), "--hardware", "2xcpu", "--export", str(exported)])
+    text = capsys.readouterr().out
+    assert all(len(line) <= 120 for line in text.splitlines())
+    for word in ("three on 2xcpu: 2 rank(s)", "item", "user", "code", "default", "replicas would send less"):
+        assert word in text, word
+    main([str(three), "--hardware", "2xcpu", "--json"])
+    told = json.loads(capsys.readouterr().out)
+    assert {table["table"] for table in told["tables"]} == {"item", "user", "code"}
+    assert told["step"] == min(told["candidates"].values())
+    model = Tables({"item": (50000, 16), "user": (900, 16), "code": (8, 16)})
+    plan = sharding_plan_of(read_plan(exported), model, 2, 2, "cpu", sharders())
+    kinds = {name: layout.sharding_type for name, layout in plan.plan["tables"].items()}
+    assert kinds == {table["table"]: table["sharding_type"] for table in told["tables"]}
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--hardware", "9xz80"], "expected a name such as cpu"),
+        (["--world", "12", "--local-world", "8"], "a world that the ranks of one machine divide, got 12 of 8"),
+        (["--forced", "rowwise"], "expected one of data_parallel"),
+        (["--hbm", "80GB"], "--hbm: expected hardware with GPUs"),
+        (["--device", "cuda", "--hbm", "much"], "expected a number and a unit"),
+        (["--device", "cuda", "--hardware", "cpu"], "--device: expected none beside --hardware cpu"),
+        (["--batch-size", "0"], "--batch-size: Input should be greater than 0"),
+        (["--ddr", "1kB"], "expected room for tables beside the dense layers"),
+    ],
+)
+def test_what_the_command_refuses(three, flags, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        main([str(three), *flags])
+
+
+def test_nothing_is_planned_where_the_export_could_not_be_written(three):
+    with pytest.raises(ValueError, match="--export: expected a folder that can be written"):
+        main([str(three), "--export", str(three / "plan.json")])  # a file is no folder
+
+
+def test_ranks_are_written_as_ranges():
+    assert rank_ranges([3]) == "3"
+    assert rank_ranges([0, 1, 2, 3]) == "0-3"
+    assert rank_ranges([0, 4, 5, 5]) == "0,4-5"
+    assert rank_ranges([0, 2, 4, 6, 8, 10]) == "6 ranks"
+
+
+def test_a_plan_that_is_no_searchs_is_explained_as_well():
+    load, there = workload({"a": (5000, 16)}), hardware(2)
+    option = placed(enumerate_options(load, there, sharders(), {"a": ("row_wise",)})["a"][0], [0, 1])
+    given = Candidate("plan.json", [option], COST.rate([option], load, there))
+    explained = explain([given, *search(load, there, sharders(), COST)], load, there, sharders(), COST)
+    assert explained.tables[0].sharding_type == "row_wise"
+    assert min(explained.candidates.values()) < explained.step

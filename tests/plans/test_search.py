@@ -1,0 +1,169 @@
+"""The search: never behind TorchRec's default, close to the best, within memory, and clear where nothing fits."""
+
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sidrec.config import ConfigError
+from sidrec.config.tree import RowwiseAdagradTables
+from sidrec.plans.capacity import NoPlanError, table_room
+from sidrec.plans.cost import TorchRecCost
+from sidrec.plans.hardware import GB
+from sidrec.plans.hardware_names import bytes_of, named_hardware, with_ranks
+from sidrec.plans.options import enumerate_options, placed
+from sidrec.plans.search import DEFAULT, search
+from sidrec.plans.tables_file import read_tables
+from sidrec.plans.workload import Workload
+from tests.plans.tables_workload import Tables, hardware, sharders, workload
+
+COST = TorchRecCost()
+BEATEN = str(Path(__file__).parent / "default_beaten.yaml")
+
+
+def plans(load, there, forced=None, optimizer=None):
+    return search(load, there, sharders(optimizer), COST, forced)
+
+
+def tables_of(subject, world):
+    tables = read_tables(subject)
+    rows = tables.rows_per_step // world
+    shapes = {table.name: (table.rows, table.width) for table in tables.tables}
+    return Workload(tables.name, Tables(shapes), tables.loads(rows), rows)
+
+
+def random_shapes(seed, tables=6):
+    random = np.random.default_rng(seed)
+    return {f"t{n}": (int(10 ** random.uniform(1, 5)), int(random.choice([8, 16, 64]))) for n in range(tables)}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("world", "local_world", "device"), [(2, 2, "cpu"), (4, 2, "cpu"), (4, 2, "cuda")])
+def test_the_best_plan_is_never_behind_torchrecs_default_and_fits(seed, world, local_world, device):
+    load, there = workload(random_shapes(seed)), hardware(world, local_world, device)
+    found = plans(load, there)
+    default = next(plan for plan in found if plan.name == DEFAULT)
+    assert found[0].cost.step <= default.cost.step
+    assert [plan.cost.step for plan in found] == sorted(plan.cost.step for plan in found)
+    room = table_room(load, there, sharders())
+    for plan in found:
+        assert [option.name for option in plan.options] == list(load.tables)
+        used = np.zeros((world, 2))
+        for option in plan.options:
+            for shard in option.shards:
+                used[shard.rank] += shard.storage.hbm, shard.storage.ddr
+        assert (used <= (room.hbm, room.ddr)).all()
+
+
+def test_torchrecs_default_is_beaten_on_64_gpus():
+    load, there, optimizer = tables_of(BEATEN, 64), named_hardware("8x8a100"), RowwiseAdagradTables()
+    found = plans(load, there, optimizer=optimizer)
+    default = next(plan for plan in found if plan.name == DEFAULT).cost.step
+    forced = plans(load, there, "grid_shard", optimizer)[0].cost.step
+    assert forced < 0.6 * default
+    assert found[0].cost.step <= forced
+
+
+def test_torchrecs_default_is_beaten_on_mlperfs_tables():
+    found = plans(tables_of("criteo-mlperf", 8), named_hardware("8xa100"), optimizer=RowwiseAdagradTables())
+    assert found[0].cost.step < 0.97 * next(plan for plan in found if plan.name == DEFAULT).cost.step
+
+
+def test_small_cases_come_close_to_the_best_of_all_plans():
+    load, there = workload({"a": (5000, 16), "b": (300, 32), "c": (40, 8)}), hardware(2)
+    ways = []
+    for found in enumerate_options(load, there, sharders()).values():
+        ways.append([])
+        for option in found:
+            if option.sharding_type == "data_parallel":
+                continue
+            uniform = option.sharding_type in ("row_wise", "table_row_wise", "grid_shard")
+            ranks = [tuple(n % 2 for n in range(len(option.shards)))] if uniform else []
+            ways[-1] += [placed(option, each) for each in ranks or product(range(2), repeat=len(option.shards))]
+    best = min(COST.rate(plan, load, there).step for plan in product(*ways))
+    assert best - 1e-9 <= plans(load, there)[0].cost.step <= 1.02 * best
+
+
+def test_the_same_question_has_the_same_answer():
+    load, there = workload(random_shapes(9, tables=8)), hardware(4, 2, "cuda")
+    first, second = ([(plan.name, plan.cost.step) for plan in plans(load, there)] for _ in range(2))
+    assert first == second
+
+
+def test_cpu_tables_are_replicated_only_where_that_is_forced():
+    load = workload({"small": (4, 4), "large": (5000, 16)})
+    assert all(o.sharding_type != "data_parallel" for plan in plans(load, hardware()) for o in plan.options)
+    forced = plans(load, hardware(), forced="data_parallel")
+    assert {o.sharding_type for plan in forced for o in plan.options} == {"data_parallel"}
+
+
+def test_gpus_hold_tables_in_the_hosts_memory_only_where_nothing_else_fits():
+    shapes = {"large": (1_000_000, 64), "small": (100, 64)}
+    roomy = plans(workload(shapes), hardware(2, device="cuda"))
+    assert all("uvm" not in option.compute_kernel for plan in roomy for option in plan.options)
+    tight = plans(workload(shapes), hardware(2, device="cuda", hbm=0.2 * GB))[0]
+    assert {option.name: "uvm" in option.compute_kernel for option in tight.options}["large"]
+
+
+def test_a_failure_names_tables_bytes_and_changes_that_were_tried():
+    shapes = {"large": (1_000_000, 64), "small": (100, 64)}
+    there = hardware(2, device="cpu")
+    tight = replace(there, ddr=200_000_000)
+    with pytest.raises(NoPlanError) as refusal:
+        plans(workload(shapes), tight)
+    said = str(refusal.value)
+    # Half of the large table's weights and state a rank: 256 MB, and what inputs and outputs take.
+    room = table_room(workload(shapes), tight, sharders()).ddr
+    short = int(said.split(" bytes short")[0].split()[-1].replace(",", ""))
+    assert 256_000_000 < room + short < 260_000_000
+    assert "Largest there: large (column_wise: 256." in said
+    assert "row-wise Adagrad" in said
+    assert "4 ranks" in said
+
+
+def test_memory_that_is_said_to_do_does_and_a_little_less_does_not():
+    load = workload({"large": (100_000, 64)})
+    there = hardware(2)
+    with pytest.raises(NoPlanError) as refusal:
+        plans(load, replace(there, ddr=10_000_000))
+    short = int(str(refusal.value).split(" bytes short")[0].split()[-1].replace(",", ""))
+    assert plans(load, replace(there, ddr=10_000_000 + short))
+    with pytest.raises(NoPlanError):
+        plans(load, replace(there, ddr=10_000_000 + short - 1000))
+
+
+def test_what_cannot_be_planned_for_is_said_in_a_sentence():
+    load = workload({"a": (10, 8)})
+    with pytest.raises(ConfigError, match=r"expected one of data_parallel, table_wise.*got 'rowwise'"):
+        plans(load, hardware(), forced="rowwise")
+    with pytest.raises(ConfigError, match="a world that the ranks of one machine divide, got 12 of 8"):
+        with_ranks(named_hardware("8xa100"), 12, None)
+    with pytest.raises(ConfigError, match=r"expected a name such as cpu.*got '8xv100'"):
+        named_hardware("8xv100")
+    with pytest.raises(ConfigError, match=r"expected a number and a unit.*got 'much'"):
+        bytes_of("much")
+    with pytest.raises(NoPlanError, match="expected room for tables beside the dense layers"):
+        plans(load, hardware(2, device="cuda", hbm=1000))
+
+
+@pytest.mark.parametrize(
+    ("name", "world", "local_world", "device"),
+    [("cpu", 1, 1, "cpu"), ("4xcpu", 4, 4, "cpu"), ("8xa100", 8, 8, "cuda"), ("16x8h100", 128, 8, "cuda")],
+)
+def test_hardware_by_name(name, world, local_world, device):
+    there = named_hardware(name)
+    assert (there.world, there.local_world, there.device) == (world, local_world, device)
+
+
+def test_ranks_of_named_hardware_can_be_more_or_fewer():
+    def shape(name, world, local_world=None):
+        there = with_ranks(named_hardware(name), world, local_world)
+        return there.world, there.local_world
+
+    assert shape("8xa100", 64) == (64, 8)
+    assert shape("8xa100", 2) == (2, 2)
+    assert shape("cpu", 4) == (4, 4)
+    assert shape("cpu", 4, 2) == (4, 2)
+    assert (bytes_of("80GB"), bytes_of("1.5KiB"), bytes_of("12")) == (80 * GB, 1536, 12)
