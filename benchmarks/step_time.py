@@ -40,7 +40,8 @@ from sidrec.parallel.process_group import Ranks, joined_ranks
 from sidrec.schema import LOG, LogFile, Manifest, log_schema, save_manifest
 from sidrec.sid.catalog import Catalog
 from sidrec.train.agreed_batches import agreed_batches
-from sidrec.train.assembly import build_model, open_data, open_loader
+from sidrec.train.assembly import build_model, open_loader
+from sidrec.train.data import open_data
 from sidrec.train.optimizers import build_optimizer
 
 BATCH, HISTORY = 4096, 20

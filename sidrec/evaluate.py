@@ -7,7 +7,8 @@ from pathlib import Path
 from sidrec.config import ConfigError
 from sidrec.parallel.process_group import joined_ranks, together
 from sidrec.train import checkpoint
-from sidrec.train.assembly import Data, build_model, open_data
+from sidrec.train.assembly import build_model
+from sidrec.train.data import Data, open_data
 from sidrec.train.evaluation import check_splits, evaluate_splits
 from sidrec.train.report import report
 from sidrec.train.run_directory import RunDirectory

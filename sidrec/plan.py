@@ -19,7 +19,9 @@ from sidrec.config.section import section
 from sidrec.config.tree import OptimizerConfig
 from sidrec.machine import unwritable
 from sidrec.parallel.shard import sharders_of
-from sidrec.plans.cost import TorchRecCost
+from sidrec.plans.calibrated_cost import CalibratedCost
+from sidrec.plans.calibration import load_calibration
+from sidrec.plans.cost import CostModel, TorchRecCost
 from sidrec.plans.explain import explain
 from sidrec.plans.explain_text import explanation_text
 from sidrec.plans.hardware import Hardware
@@ -29,6 +31,7 @@ from sidrec.plans.plan_file import plan_file_of, write_plan
 from sidrec.plans.search import search
 from sidrec.plans.tables_file import is_tables, read_tables
 from sidrec.plans.workload import Workload
+from sidrec.train.data import read_data
 from sidrec.train.workload import recipe_workload
 
 SAYS_AFTER = 3.0
@@ -59,6 +62,8 @@ class Options:
     """Rows of a step over all ranks, in the place of the recipe's or the tables file's."""
     forced: str | None = None
     """One sharding type for every table."""
+    calibration: Path | None = None
+    """What work costs on these machines, as sidrec bench calibrate wrote it, in the place of TorchRec's constants."""
     export: Path | None = None
     """File to write the plan to."""
     json: bool = False
@@ -74,8 +79,10 @@ def main(argv: Sequence[str]) -> None:
     hardware = _hardware(options)
     if options.export and (obstacle := unwritable(options.export.parent)):
         raise ConfigError(f"--export: expected a folder that can be written, got {obstacle}")
+    cost: CostModel = TorchRecCost()
+    if options.calibration:
+        cost = CalibratedCost(load_calibration(options.calibration, hardware.device))
     workload, sharders, facts = _workload(options, hardware)
-    cost = TorchRecCost()
     started = time.monotonic()
     found = search(workload, hardware, sharders, cost, options.forced, _teller(started))
     explained = explain(found, workload, hardware, sharders, cost)
@@ -85,6 +92,7 @@ def main(argv: Sequence[str]) -> None:
     if options.export:
         plan = sharding_plan(found[0].options, hardware)
         layout = plan_file_of(plan, workload.model, hardware.world, hardware.local_world, hardware.device)
+        options.export.parent.mkdir(parents=True, exist_ok=True)
         write_plan(options.export, layout)
         print(f"plan: {options.export}", file=sys.stderr)
 
@@ -126,7 +134,7 @@ def _of_recipe(
 ) -> tuple[Workload, list[ModuleSharder[nn.Module]], list[str]]:
     if batch_size:
         recipe = replace(recipe, data=replace(recipe.data, batch_size=batch_size))
-    reckoned = recipe_workload(recipe, world)
+    reckoned = recipe_workload(recipe, read_data(recipe), world)
     facts = [
         f"a rank looks up about {reckoned.unique_items:,.0f} unique items in a step, for {reckoned.ids:,.0f} ids of "
         f"targets and histories ({reckoned.history_length:.1f} items on average): each is looked up once, so popular "

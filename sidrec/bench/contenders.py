@@ -18,9 +18,11 @@ from sidrec.config.tree import ParallelConfig, ShardingKind
 from sidrec.parallel.plan import PlanError, make_plan
 from sidrec.parallel.process_group import RankError, Ranks, together
 from sidrec.parallel.shard import sharders_of
+from sidrec.plans.capacity import NoPlanError
 from sidrec.plans.plan_file import read_plan, sharding_plan_of
+from sidrec.plans.workload import Workload
 
-AUTO = "auto"
+AUTO, TORCHRECS = "auto", "torchrec"
 TYPES: tuple[str, ...] = get_args(ShardingKind)
 PLAN_FILE = ".json"
 
@@ -37,8 +39,8 @@ class Contender:
 def check_names(names: Sequence[str]) -> None:
     """Raises ConfigError for a name that no plan has, or one given twice."""
     for name in names:
-        if name not in (AUTO, *TYPES) and not name.endswith(PLAN_FILE):
-            known = ", ".join((AUTO, *TYPES))
+        if name not in (AUTO, TORCHRECS, *TYPES) and not name.endswith(PLAN_FILE):
+            known = ", ".join((AUTO, TORCHRECS, *TYPES))
             raise ConfigError(f"--plans: expected {known} or a plan file (*{PLAN_FILE}), got {name!r}")
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice or not names:
@@ -46,17 +48,20 @@ def check_names(names: Sequence[str]) -> None:
         raise ConfigError(f"--plans: expected one or more plans, each once, got {got}")
 
 
-def contenders(subject: Subject, names: Sequence[str], ranks: Ranks) -> list[Contender]:
+def contenders(
+    subject: Subject, names: Sequence[str], workload: Workload, calibration: Path | None, ranks: Ranks
+) -> list[Contender]:
     """A plan for every name, the same on all ranks.
 
-    auto: what training takes. A sharding type: that one for every table. A file: the plan that it holds.
+    auto: what training takes, with the calibration if there is one. torchrec: what its planner takes, which is auto's
+    without a calibration. A sharding type: that one for every table. A file: the plan that it holds.
     A plan that cannot be made is a contender that has failed; a file that does not fit the model or the ranks is a
     mistake, and raises ConfigError on all ranks together.
     """
-    return [_contender(subject, name, ranks) for name in names]
+    return [_contender(subject, name, workload, calibration, ranks) for name in names]
 
 
-def _contender(subject: Subject, name: str, ranks: Ranks) -> Contender:
+def _contender(subject: Subject, name: str, workload: Workload, calibration: Path | None, ranks: Ranks) -> Contender:
     if name.endswith(PLAN_FILE):
         return Contender(name, _from_file(subject, Path(name), ranks), None)
     model = on_meta(subject)
@@ -65,10 +70,13 @@ def _contender(subject: Subject, name: str, ranks: Ranks) -> Contender:
             name, None, f"grid_shard: TorchRec pools {_means(model)} (mean) wrongly when it is grid-sharded"
         )
     try:
-        config = ParallelConfig(sharding=name)  # type: ignore[arg-type]  # the names were checked
+        if name in (AUTO, TORCHRECS):
+            config = ParallelConfig(calibration=calibration if name == AUTO else None)
+        else:
+            config = ParallelConfig(sharding=name)  # type: ignore[arg-type]  # the names were checked
         sharders = sharders_of(model, subject.optimizer, subject.seed)
-        return Contender(name, make_plan(model, sharders, config, subject.rows_per_rank, ranks), None)
-    except (PlanError, RankError) as error:
+        return Contender(name, make_plan(model, sharders, config, lambda: workload, ranks), None)
+    except (PlanError, NoPlanError, RankError) as error:
         return Contender(name, None, str(error))
 
 

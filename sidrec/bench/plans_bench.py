@@ -21,6 +21,9 @@ from sidrec.config import ConfigError
 from sidrec.parallel.hardware import hardware_of
 from sidrec.parallel.process_group import Ranks, together
 from sidrec.parallel.shard import sharders_of
+from sidrec.plans.calibrated_cost import CalibratedCost
+from sidrec.plans.calibration import load_calibration
+from sidrec.plans.cost import CostModel
 from sidrec.plans.hardware import Hardware
 from sidrec.plans.plan_file import plan_file_of
 from sidrec.plans.workload import Workload
@@ -41,20 +44,29 @@ class Bench:
     hardware: Hardware
     amounts: Amounts
     rounds: int
+    calibrated: CostModel | None
     out: Path
     ranks: Ranks
 
 
 def bench_plans(
-    subject: Subject, names: Sequence[str], amounts: Amounts, rounds: int, out: Path, ranks: Ranks
+    subject: Subject,
+    names: Sequence[str],
+    amounts: Amounts,
+    rounds: int,
+    out: Path,
+    ranks: Ranks,
+    calibration: Path | None = None,
 ) -> BenchResult:
     """Measures the plans of these names; OUT/bench.json holds what was found after every visit to one.
 
     Raises ConfigError or ContractError on all ranks together, for a plan file that does not fit, and where no plan
     could be measured.
     """
-    bench = Bench(subject, workload_of(subject, ranks), hardware_of(ranks), amounts, rounds, out, ranks)
-    made = contenders(subject, names, ranks)
+    calibrated = together(ranks, lambda: _calibrated(calibration, ranks))
+    workload = workload_of(subject, ranks)
+    bench = Bench(subject, workload, hardware_of(ranks), amounts, rounds, calibrated, out, ranks)
+    made = contenders(subject, names, workload, calibration, ranks)
     records = {contender.name: _record(bench, contender) for contender in made}
     keep = _check_room(bench, records)
     facts = conditions(subject, amounts, keep, ranks)
@@ -70,6 +82,10 @@ def bench_plans(
     result = save(complete=True)
     together(ranks, lambda: _check_measured(result))
     return result
+
+
+def _calibrated(calibration: Path | None, ranks: Ranks) -> CostModel | None:
+    return CalibratedCost(load_calibration(calibration, ranks.device.type)) if calibration else None
 
 
 def _record(bench: Bench, contender: Contender) -> Record:
@@ -88,7 +104,7 @@ def _describe(bench: Bench, contender: Contender) -> Record:
     sharders = sharders_of(bench.workload.model, subject.optimizer, subject.seed)
     rating: Rating | None = None
     try:
-        rating = rate(contender.plan, bench.workload, hardware, sharders)
+        rating = rate(contender.plan, bench.workload, hardware, sharders, bench.calibrated)
         world = (hardware.world, hardware.local_world, hardware.device)
         layout = plan_file_of(contender.plan, on_meta(subject), *world).as_json()
     except (ConfigError, ContractError) as error:

@@ -38,8 +38,8 @@ class Options:
     """A recipe (YAML), whose model is fed with its own log; a tables file (YAML); or criteo-mlperf, the tables of
     MLPerf's DLRM-DCNv2."""
     plans: str = ",".join((AUTO, *TYPES))
-    """Names, with commas between: auto (what training takes), a sharding type (that one for every table), or a plan
-    file (*.json)."""
+    """Names, with commas between: auto (what training takes), torchrec (what its planner takes), a sharding type (that
+    one for every table), or a plan file (*.json)."""
     rounds: PositiveInt = 5
     """Rounds; every plan is visited once in each."""
     steps: PositiveInt = 10
@@ -50,6 +50,8 @@ class Options:
     """Rows of a step over all ranks, in the place of a tables file's."""
     rows_divisor: PositiveInt = 1
     """Divides the rows of a tables file's tables, for machines that the whole ones do not fit."""
+    calibration: Path | None = None
+    """What work costs here, as sidrec bench calibrate wrote it: auto's plan is searched by it, and every plan rated."""
     out: Path | None = None
     """Folder of the result; runs/bench/NAME where none is given."""
     overwrite: bool = False
@@ -69,7 +71,9 @@ def main(argv: Sequence[str]) -> None:
         out = options.out or Path("runs/bench") / subject.name
         together(ranks, lambda: _check_out(out, options.overwrite) if ranks.first else None)
         _announce(subject, names, out, ranks)
-        result = bench_plans(subject, names, Amounts(options.warm_up, options.steps), options.rounds, out, ranks)
+        result = bench_plans(
+            subject, names, Amounts(options.warm_up, options.steps), options.rounds, out, ranks, options.calibration
+        )
         if ranks.first:
             write_page(result, out / PAGE)
             print(f"\n{bench_table(result)}\n{out / RESULT}\n{out / PAGE}", flush=True)

@@ -10,7 +10,7 @@ from torch import nn
 from torchrec.distributed.types import ModuleSharder, ShardingPlan
 
 from sidrec.bench.result import Prediction
-from sidrec.plans.cost import Cost, TorchRecCost
+from sidrec.plans.cost import Cost, CostModel, TorchRecCost
 from sidrec.plans.hardware import Hardware
 from sidrec.plans.memory import table_bytes
 from sidrec.plans.options import options_of
@@ -29,9 +29,13 @@ class Rating:
 
 
 def rate(
-    plan: ShardingPlan, workload: Workload, hardware: Hardware, sharders: Sequence[ModuleSharder[nn.Module]]
+    plan: ShardingPlan,
+    workload: Workload,
+    hardware: Hardware,
+    sharders: Sequence[ModuleSharder[nn.Module]],
+    calibrated: CostModel | None,
 ) -> Rating:
-    """Rates a plan that was made for `workload` and `hardware`."""
+    """Rates a plan that was made for `workload` and `hardware`, by TorchRec's cost model and a calibrated one."""
     options = options_of(plan, workload, hardware, sharders)
     bytes_W = [0] * hardware.world
     for option in options:
@@ -40,7 +44,9 @@ def rate(
             bytes_W[shard.rank] += size.weights + size.state
     work_WK = plan_work(placed_tables(options), workload, hardware.world)
     work = dict(zip(KINDS, work_WK.T.tolist(), strict=True))
-    return Rating(bytes_W, work, _prediction(TorchRecCost().rate(options, workload, hardware)), None)
+    models: list[CostModel | None] = [TorchRecCost(), calibrated]
+    default, ours = (_prediction(model.rate(options, workload, hardware)) if model else None for model in models)
+    return Rating(bytes_W, work, default, ours)
 
 
 def _prediction(cost: Cost) -> Prediction:

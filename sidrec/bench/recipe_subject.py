@@ -12,7 +12,8 @@ from sidrec.model.ranker import Ranker
 from sidrec.model.sizes import Sizes
 from sidrec.parallel.process_group import Ranks
 from sidrec.train.agreed_batches import agreed_batches
-from sidrec.train.assembly import open_data, open_loader
+from sidrec.train.assembly import open_loader
+from sidrec.train.data import open_data
 
 
 def recipe_subject(recipe: Recipe, batches: int, ranks: Ranks) -> Subject:

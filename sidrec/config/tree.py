@@ -118,12 +118,16 @@ class ParallelConfig:
     """Let TorchRec's planner choose, or force one sharding type for every table."""
     plan: Annotated[Path | None, tyro.conf.arg(aliases=("--plan",))] = None
     """Sharding plan to train with, exactly: a file as every run leaves it, plan.json."""
+    calibration: Path | None = None
+    """What work costs on this machine, as sidrec bench calibrate wrote it: plans are then searched by these costs."""
     pipeline: Literal["sparse_dist", "plain"] = "sparse_dist"
     """TrainPipelineSparseDist, or TrainPipelineBase."""
 
     def __post_init__(self) -> None:
         if self.plan is not None and self.sharding != "auto":
             raise ValueError(f"expected sharding auto beside the plan {self.plan}, got {self.sharding}")
+        if self.plan is not None and self.calibration is not None:
+            raise ValueError(f"expected no calibration beside the plan {self.plan}, got {self.calibration}")
 
 
 @section

@@ -1,6 +1,6 @@
-"""Which table lives where: as a plan file says, or TorchRec's planner, with the recipe's wishes as constraints."""
+"""Which table lives where: as a plan file says, TorchRec's planner, or a search by what work costs on this machine."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,9 +14,15 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from sidrec.config import ConfigError
 from sidrec.config.tree import ParallelConfig
+from sidrec.parallel.hardware import hardware_of
 from sidrec.parallel.managed_table import MANAGED, managed_tables
 from sidrec.parallel.process_group import Ranks, together
+from sidrec.plans.calibrated_cost import CalibratedCost
+from sidrec.plans.calibration import load_calibration
+from sidrec.plans.options import sharding_plan
 from sidrec.plans.plan_file import PlanFile, read_plan, sharding_plan_of
+from sidrec.plans.search import search
+from sidrec.plans.workload import Workload
 from sidrec.schema import ContractError
 
 
@@ -28,37 +34,60 @@ def make_plan(
     ranker: nn.Module,
     sharders: Sequence[ModuleSharder[nn.Module]],
     config: ParallelConfig,
-    rows_per_rank: int,
+    workload: Callable[[], Workload],
     ranks: Ranks,
 ) -> ShardingPlan:
-    """The plan of config.plan, or one that rank 0 makes and all ranks get.
+    """The plan of config.plan, or one that rank 0 makes for `workload` and all ranks get.
 
-    rows_per_rank: batch rows of one rank, for the planner's cost model. Raises PlanError; ContractError where the plan
-    file does not fit the model or the ranks; on all ranks together.
+    TorchRec's planner makes it; where config.calibration tells what work costs here, ours, which rates TorchRec's plan
+    too and takes another only where that is expected to be faster. Raises PlanError; ConfigError for a calibration of
+    another device; ContractError where the plan file does not fit the model or the ranks; on all ranks together.
     """
     constraints = together(ranks, lambda: _constraints(ranker, config, ranks))
     if config.plan is not None:
         return _kept_plan(config.plan, ranker, sharders, ranks)
-    planner = EmbeddingShardingPlanner(
-        topology=Topology(world_size=ranks.world, compute_device=ranks.device.type),
-        batch_size=rows_per_rank,
-        constraints=constraints,
-        debug=False,
-    )
-    plan = together(ranks, lambda: _plan(planner, ranker, sharders, config) if ranks.first else None)
-    planned = [plan]
+
+    def made() -> ShardingPlan | None:
+        if not ranks.first:
+            return None
+        if config.calibration is not None:
+            return _searched(workload(), sharders, config, config.calibration, ranks)
+        return _torchrecs(ranker, sharders, config, workload().rows_per_rank, constraints, ranks)
+
+    planned = [together(ranks, made)]
     if ranks.world > 1:
         dist.broadcast_object_list(planned, src=0, group=ranks.control)
     assert planned[0] is not None, "together raises where rank 0 found no plan"
     return planned[0]
 
 
-def _plan(
-    planner: EmbeddingShardingPlanner,
+def _searched(
+    workload: Workload,
+    sharders: Sequence[ModuleSharder[nn.Module]],
+    config: ParallelConfig,
+    calibration: Path,
+    ranks: Ranks,
+) -> ShardingPlan:
+    cost = CalibratedCost(load_calibration(calibration, ranks.device.type))
+    hardware = hardware_of(ranks)
+    forced = None if config.sharding == "auto" else config.sharding
+    return sharding_plan(search(workload, hardware, sharders, cost, forced)[0].options, hardware)
+
+
+def _torchrecs(
     ranker: nn.Module,
     sharders: Sequence[ModuleSharder[nn.Module]],
     config: ParallelConfig,
+    rows_per_rank: int,
+    constraints: dict[str, ParameterConstraints],
+    ranks: Ranks,
 ) -> ShardingPlan:
+    planner = EmbeddingShardingPlanner(
+        topology=Topology(world_size=ranks.world, compute_device=ranks.device.type),
+        batch_size=rows_per_rank,
+        constraints=constraints,
+        debug=False,
+    )
     try:
         return planner.plan(ranker, list(sharders))
     except (PlannerError, RuntimeError) as error:

@@ -1,5 +1,6 @@
 """From a ranker whose tables are on `meta` to a DistributedModelParallel whose tables are filled."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import nn
@@ -15,6 +16,7 @@ from sidrec.parallel.plan import local_world, make_plan
 from sidrec.parallel.process_group import Ranks
 from sidrec.parallel.sharders import EveryTypeSharder, fused_params
 from sidrec.plans.plan_file import PlanFile, plan_file_of
+from sidrec.plans.workload import Workload
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,15 @@ def shard(
     ranker: nn.Module,
     config: ParallelConfig,
     optimizer: OptimizerConfig,
-    rows_per_rank: int,
+    workload: Callable[[], Workload],
     seed: int,
     ranks: Ranks,
 ) -> ShardedRanker:
-    """Plans, shards and fills the model. Raises PlanError or ContractError as make_plan does."""
-    plan = make_plan(ranker, sharders_of(ranker, optimizer, seed), config, rows_per_rank, ranks)
+    """Plans, shards and fills the model; rank 0 is asked for the workload where there is something to plan.
+
+    Raises PlanError or ContractError as make_plan does.
+    """
+    plan = make_plan(ranker, sharders_of(ranker, optimizer, seed), config, workload, ranks)
     plan_file = plan_file_of(plan, ranker, ranks.world, local_world(ranks), ranks.device.type)
     return ShardedRanker(shard_as_planned(ranker, plan, optimizer, seed, ranks), plan, plan_file)
 

@@ -11,7 +11,7 @@ from torchrec.distributed.planner.types import ShardingOption
 from sidrec.plans.calibration import Calibration
 from sidrec.plans.cost import Cost
 from sidrec.plans.hardware import Hardware
-from sidrec.plans.work import KINDS, collective_work, placed_tables, plan_work, table_work
+from sidrec.plans.work import KINDS, placed_tables, plan_work, table_work
 from sidrec.plans.workload import Workload
 
 LOOKUPS = ("looked_up_ids", "looked_up_bytes", "pooled_bags", "replicated_ids")
@@ -40,11 +40,6 @@ class CalibratedCost:
             tables={name: (each_WK @ cost_K).tolist() for name, each_WK in work_WK.items()},
             parts={name: _parts(each_WK, cost_K) for name, each_WK in work_WK.items()},
         )
-
-    def shared(self, options: Sequence[ShardingOption], hardware: Hardware) -> float:
-        """Milliseconds that the collectives of all tables together cost at all: no table's own."""
-        cost_K = self._calibration.fit_for(hardware.world).costs()
-        return float((collective_work(placed_tables(options), hardware.world) @ cost_K).max())
 
 
 def _parts(work_WK: np.ndarray, cost_K: np.ndarray) -> dict[str, float]:

@@ -13,8 +13,9 @@ from sidrec.parallel.process_group import Ranks, joined_ranks, together
 from sidrec.parallel.shard import ShardedRanker
 from sidrec.plans.plan_file import write_plan
 from sidrec.train import checkpoint
-from sidrec.train.assembly import Data, build_model, open_data, open_loader
+from sidrec.train.assembly import build_model, open_loader
 from sidrec.train.checkpoint import Position
+from sidrec.train.data import Data, open_data
 from sidrec.train.evaluation import check_splits, evaluate_splits
 from sidrec.train.loop import Trainer
 from sidrec.train.optimizers import build_optimizer

@@ -10,8 +10,9 @@ from sidrec.model.ranker import Ranker
 from sidrec.parallel.process_group import Ranks, together, total
 from sidrec.schema import ITEMS
 from sidrec.train.agreed_batches import agreed_batches
-from sidrec.train.assembly import Data, open_loader
+from sidrec.train.assembly import open_loader
 from sidrec.train.attention import AttentionMeter
+from sidrec.train.data import Data
 from sidrec.train.gate_report import GATE
 from sidrec.train.predictions import PredictionCollector, Predictions
 from sidrec.train.results import SplitMetrics, measure_slices

@@ -21,7 +21,7 @@ from sidrec.data.train_impressions import impressions_by_id
 from sidrec.model.ranker import Ranker
 from sidrec.plans.workload import TableLoad, Workload
 from sidrec.schema import HISTORY, ITEM_ID, ITEMS, LOG, Manifest
-from sidrec.train.assembly import read_data
+from sidrec.train.data import Data
 
 TRAIN = "train"
 FILES_SAMPLED = 8
@@ -38,14 +38,13 @@ class RecipeWorkload:
     history_length: float
 
 
-def recipe_workload(recipe: Recipe, world: int) -> RecipeWorkload:
+def recipe_workload(recipe: Recipe, data: Data, world: int) -> RecipeWorkload:
     """How each of `world` ranks would read the recipe's tables in a step.
 
     An item is looked up once per step and rank, however many rows show it. Of n draws by train impressions, which
     targets and histories are taken for, item i is among the unique ones with a probability of 1 - (1 - p_i)^n.
     Raises ConfigError or ContractError, as training does.
     """
-    data = read_data(recipe)
     rows = max(1, recipe.data.batch_size // world)
     length = mean_history(recipe.data, data.manifest)
     impressions_I = impressions_by_id(recipe.data.path / ITEMS, data.manifest.ids[ITEM_ID])

@@ -17,6 +17,7 @@ from sidrec.bench.table import bench_table
 from sidrec.bench.tables_subject import tables_subject
 from sidrec.bench.trial import Amounts
 from sidrec.parallel.process_group import Ranks
+from sidrec.plans.calibration import Calibration, Fit, save_calibration
 from sidrec.plans.tables_file import TablesFile, TableSpec
 from sidrec.plans.work import KINDS
 from tests.bench.subjects import small_subject
@@ -74,6 +75,28 @@ def test_every_plan_of_a_recipe_on_two_ranks(tmp_path: Path) -> None:
         assert plan.name == "auto" or kinds == {plan.name}
     assert "".join(bench_table(first).splitlines()[0].split()).startswith("planstepp10p90")
     assert all(any(line.startswith(f"{name} ") for line in bench_table(first).splitlines()) for name in EVERY_PLAN)
+
+
+def bench_by_calibration(rank: int, world: int, folder: Path) -> BenchResult | str:
+    ranks = joined(rank, world)
+    subject, file = small_subject(folder, ranks), folder / "calibration.json"
+    if ranks.first:
+        save_calibration(file, Calibration(1, "cpu", {2: Fit({"exchanges": 9.0, "reductions": 1.0}, 1, ["m"], 0.0)}))
+    ranks.control.barrier().wait()
+    return bench_plans(subject, ("auto", "torchrec", "table_wise"), ONCE, 1, folder, ranks, file)
+
+
+def test_a_calibration_chooses_autos_plan_and_foresees_every_other(tmp_path: Path) -> None:
+    write_small_log(tmp_path, rows=500)
+    result, _ = run_on_ranks(2, bench_by_calibration, tmp_path)
+    assert isinstance(result, BenchResult)
+    auto, torchrecs, table_wise = result.plans
+    layouts = [layout for tables in auto.plan["tables"].values() for layout in tables.values()]
+    assert {layout["sharding_type"] for layout in layouts} == {"row_wise"}  # one round per collection, and those cheap
+    expected = [plan.calibrated.step for plan in (auto, torchrecs, table_wise) if plan.calibrated]
+    assert expected[0] == 2.0  # items and context
+    assert expected[2] == 18.0
+    assert expected[0] <= expected[1]
 
 
 class Shifted(nn.Module):

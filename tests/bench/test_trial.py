@@ -8,6 +8,7 @@ from torchrec.distributed import DistributedModelParallel
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from sidrec.bench.contenders import contenders
+from sidrec.bench.loads import workload_of
 from sidrec.bench.phases import PARTS, PartedStep, sharded_collections
 from sidrec.bench.result import PHASES
 from sidrec.bench.subject import Subject, on_meta
@@ -23,7 +24,7 @@ TYPES = ("data_parallel", "table_wise", "row_wise", "grid_shard")
 
 
 def sharded(subject: Subject, name: str, ranks: Ranks) -> tuple[DistributedModelParallel, Optimizer]:
-    plan = contenders(subject, [name], ranks)[0].plan
+    plan = contenders(subject, [name], workload_of(subject, ranks), None, ranks)[0].plan
     assert plan is not None
     model = shard_as_planned(subject.model(), plan, subject.optimizer, subject.seed, ranks)
     return model, build_optimizer(model, subject.optimizer, dim=8)
@@ -67,7 +68,7 @@ def visits(rank: int, world: int, folder: Path) -> tuple[dict[str, Visit], list[
     ranks = joined(rank, world)
     subject = small_subject(folder, ranks, batches=5)
     found = {}
-    for contender in contenders(subject, TYPES, ranks):
+    for contender in contenders(subject, TYPES, workload_of(subject, ranks), None, ranks):
         assert contender.plan is not None
         found[contender.name] = Trial(subject, contender.plan, ranks).visit(Amounts(warm_up=1, steps=2))
     ids = [batch.items.values().numel() + batch.context.values().numel() for batch in subject.batches]

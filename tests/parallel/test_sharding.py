@@ -9,8 +9,9 @@ from torch import distributed as dist
 
 from sidrec.config import Recipe
 from sidrec.config.tree import ParallelConfig
-from sidrec.train.assembly import build_model, open_data, open_loader
+from sidrec.train.assembly import build_model, open_loader
 from sidrec.train.checkpoint import Position
+from sidrec.train.data import open_data
 from sidrec.train.evaluation import score_split
 from sidrec.train.loop import Trainer
 from sidrec.train.optimizers import build_optimizer

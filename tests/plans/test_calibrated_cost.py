@@ -1,0 +1,53 @@
+"""Calibrated costs: a plan costs what its work does, and the search takes what they call faster."""
+
+import numpy as np
+import pytest
+
+from sidrec.plans.calibrated_cost import CalibratedCost
+from sidrec.plans.calibration import Calibration, Fit
+from sidrec.plans.cost import TorchRecCost
+from sidrec.plans.search import search
+from sidrec.plans.work import KINDS, placed_tables, plan_work
+from tests.plans.tables_workload import hardware, sharders, workload
+
+TABLES = {"long": (5000, 16), "short": (40, 16), "wide": (300, 32)}
+
+
+def _calibrated(**milliseconds: float) -> CalibratedCost:
+    return CalibratedCost(Calibration(1, "cpu", {2: Fit(milliseconds, 1, ["m"], 0.0)}))
+
+
+def test_a_plan_costs_what_its_work_does() -> None:
+    load, there, rng = workload(TABLES), hardware(), np.random.default_rng(0)
+    milliseconds = dict(zip(KINDS, rng.random(len(KINDS)).tolist(), strict=True))
+    cost = _calibrated(**milliseconds)
+    for candidate in search(load, there, sharders(), TorchRecCost()):
+        work_WK = plan_work(placed_tables(candidate.options), load, there.world)
+        found = cost.rate(candidate.options, load, there)
+        expected_W = work_WK @ np.array(list(milliseconds.values()))
+        assert found.ranks == pytest.approx(expected_W.tolist())
+        assert found.step == max(found.ranks)
+        for name, parts in found.parts.items():
+            assert sum(parts.values()) == pytest.approx(max(found.tables[name]))
+
+
+def test_where_nothing_but_rounds_of_collectives_cost_a_plan_of_one_type_is_taken() -> None:
+    load, there = workload(TABLES), hardware()
+    best = search(load, there, sharders(), _calibrated(exchanges=5.0, reductions=1.0))[0]
+    assert {option.sharding_type for option in best.options} == {"row_wise"}
+    assert best.cost.step == 1.0
+
+
+def test_where_lookups_cost_they_are_shared_by_the_ranks() -> None:
+    load, there = workload({name: (1000, 16) for name in "abcd"}), hardware()
+    best = search(load, there, sharders(), _calibrated(looked_up_ids=1.0, exchanges=1e-6, reductions=1e6))[0]
+    assert best.cost.ranks[0] == pytest.approx(best.cost.ranks[1])
+
+
+def test_the_search_is_never_behind_torchrecs_plan() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(3):
+        cost = _calibrated(**dict(zip(KINDS, rng.random(len(KINDS)).tolist(), strict=True)))
+        found = search(workload(TABLES), hardware(), sharders(), cost)
+        default = next(candidate for candidate in found if candidate.name == "default")
+        assert found[0].cost.step <= default.cost.step
