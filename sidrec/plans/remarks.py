@@ -12,7 +12,7 @@ from sidrec.plans.workload import TableLoad, Workload
 CROWDED = 1.5
 """Times its even share that a shard is looked up before it is worth a sentence."""
 SAID = 6
-"""Sentences of a kind, the telling ones first."""
+"""Tables that a sentence names, the telling ones first."""
 
 
 def remarks(options: Sequence[ShardingOption], workload: Workload, hardware: Hardware) -> list[str]:
@@ -26,12 +26,15 @@ def _crowded(options: Sequence[ShardingOption], workload: Workload) -> list[str]
         shares = row_shares(option, workload.loads[option.name])
         if option.sharding_type in ROW_TYPES and shares and max(shares) * len(shares) > CROWDED:
             found.append((max(shares) * len(shares), option.name, shares, option.sharding_type))
+    if not found:
+        return []
     found.sort(reverse=True)
-    return [
-        f"{name}: {kind} gives one of its {len(shares)} row shards {max(shares):.0%} of the ids looked up in a step, "
-        f"{times:.1f} times an even share, since popular ids are neighbours"
+    names = ", ".join(
+        f"{name} ({kind}: {max(shares):.0%}, {times:.1f} times an even share)"
         for times, name, shares, kind in found[:SAID]
-    ]
+    )
+    more = f" and {len(found) - SAID} more" if found[SAID:] else ""
+    return [f"popular ids are neighbours, so that one row shard is looked up for most of a table's ids: {names}{more}"]
 
 
 def row_shares(option: ShardingOption, load: TableLoad) -> list[float]:

@@ -67,22 +67,22 @@ def search(
     room = table_room(workload, hardware, sharders)
     options: Mapping[str, Sequence[ShardingOption]] = {}
     for kernels in (FAST_KERNELS,) if hardware.device == "cpu" else (FAST_KERNELS, FAST_KERNELS + UVM_KERNELS):
-        report("enumerating layouts")
+        report("1 of 5, enumerating layouts")
         allowed = dict.fromkeys(workload.tables, offered_types(hardware, forced))
         options = enumerate_options(workload, hardware, sharders, allowed, kernels)
-        report("TorchRec's own search")
+        report("2 of 5, TorchRec's own search")
         found = list(_torchrecs(options, workload, hardware, sharders, cost))
-        report("rating every layout of every table")
+        report("3 of 5, rating every layout of every table")
         pieces = {name: [piece(option, cost, workload, hardware) for option in each] for name, each in options.items()}
         empty = Board.empty(hardware, room)
-        report("placing tables, by every set of sharding types")
+        report("4 of 5, placing tables, by every set of sharding types")
         boards = {**{plan.name: _board(plan, pieces, empty) for plan in found}, **_filled(pieces, empty)}
         found += [
             _candidate(name, board, workload, hardware, cost)
             for name, board in boards.items()
             if name not in {plan.name for plan in found}
         ]
-        report("moving tables one by one")
+        report("5 of 5, moving tables one by one")
         for name, board in sorted(boards.items(), key=lambda named: float(named[1].load_W.max()))[:IMPROVED]:
             move_tables(board, pieces)
             found.append(_candidate(f"{name}, moved", board, workload, hardware, cost))

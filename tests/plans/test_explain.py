@@ -78,7 +78,7 @@ def test_remarks_name_crowded_shards_and_tables_smaller_than_their_exchange():
     plan = [placed(found[0], [0, 1]) for found in options.values()]
     crowded, small = remarks(plan, load, there)
     share = ZipfLaw(100_000, 1.05).share(0, 50_000)
-    assert f"item: row_wise gives one of its 2 row shards {share:.0%}" in crowded
+    assert f"item (row_wise: {share:.0%}, {2 * share:.1f} times an even share)" in crowded
     assert "code (0.5 kB, for which a rank sends 33 kB" in small  # 8 rows, 512 bags, of 16 floats
     assert "item (" not in small
     assert remarks(plan[:1], load, hardware(1)) == remarks(plan[:1], load, there)

@@ -1,0 +1,68 @@
+"""A recipe's workload reckoned offline, against what its loader really reads."""
+
+import numpy as np
+import pytest
+
+from sidrec.data.loader import open_split
+from sidrec.train.data import read_data
+from sidrec.train.workload import mean_history, recipe_workload, seen_at_least_once
+from tests.small_log import small_recipe, write_small_log
+
+WORLD = 2
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    return small_recipe(write_small_log(tmp_path_factory.mktemp("log"), rows=1200))
+
+
+@pytest.fixture(scope="module")
+def batches(recipe):
+    data = read_data(recipe)
+    loader = open_split(
+        recipe.data, recipe.model, "train", rank=0, world=WORLD, seed=0, shuffle=True,
+        tables=data.tables, manifest=data.manifest,
+    )  # fmt: skip
+    return list(loader.batches(0))[:-1]  # the last one is shorter
+
+
+def test_an_item_is_seen_with_the_probability_of_drawing_it_once():
+    impressions_I = np.array([0, 6, 3, 1])
+    random = np.random.default_rng(0)
+    drawn = random.choice(4, size=(20_000, 5), p=impressions_I / 10)
+    expected = [(drawn == item).any(axis=1).mean() for item in range(4)]
+    assert seen_at_least_once(impressions_I, 5) == pytest.approx(expected, abs=0.02)
+    assert seen_at_least_once(np.array([0, 7]), 5).tolist() == [0, 1]
+    assert seen_at_least_once(np.array([0, 0]), 5).tolist() == [0, 0]
+
+
+def test_bags_ids_and_history_are_near_what_the_loader_reads(recipe, batches):
+    reckoned = recipe_workload(recipe, read_data(recipe), WORLD)
+    workload = reckoned.workload
+    assert workload.rows_per_rank == 32
+    lengths = np.concatenate([(batch.history_BT > 0).sum(dim=1).numpy() for batch in batches])
+    assert reckoned.history_length == pytest.approx(lengths.mean(), abs=0.3)
+    bags = np.mean([batch.items.stride() for batch in batches])
+    # Histories of this log are drawn evenly, targets are not; all are reckoned by impressions.
+    assert bags / 2 < workload.loads["hid"].bags <= 1.3 * bags
+    assert workload.loads["hid"].bags == round(reckoned.unique_items)
+    assert workload.loads["user_id"].bags == 32
+    assert set(workload.loads) == set(workload.tables)
+
+
+def test_frequencies_are_those_of_unique_items(recipe):
+    workload = recipe_workload(recipe, read_data(recipe), WORLD).workload
+    for name, load in workload.loads.items():
+        if name in ("user_id", "cat_a"):
+            assert load.frequency_R is None
+            continue
+        assert load.frequency_R.shape == (workload.tables[name].num_embeddings,)
+        assert load.frequency_R.sum() == pytest.approx(1)
+        assert load.frequency_R[0] == 0  # "not known" is not looked up
+    hid = workload.loads["hid"]
+    assert hid.frequency_R.max() <= 1.001 / hid.bags * 1.1  # an item is looked up at most once a step
+
+
+def test_the_mean_history_is_that_of_the_used_part(recipe):
+    data = read_data(recipe)
+    assert 0 < mean_history(recipe.data, data.manifest) <= recipe.data.history_length
