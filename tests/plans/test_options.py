@@ -1,15 +1,13 @@
 """Options of tables, plans made of them, and what they cost."""
 
 import pytest
-from torchrec.distributed.planner.shard_estimators import EmbeddingPerfEstimator
-from torchrec.distributed.planner.types import ParameterConstraints
-from torchrec.distributed.planner.utils import build_sharder_data_map, sharder_name
+from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 
 from sidrec.config import ConfigError
 from sidrec.config.tree import AdagradTables, RowwiseAdagradTables, SgdTables
 from sidrec.plans.cost import TorchRecCost
 from sidrec.plans.memory import table_bytes
-from sidrec.plans.options import TYPES, enumerate_options, options_of, sharding_plan
+from sidrec.plans.options import TYPES, enumerate_options, options_of, sharding_plan, table_constraint
 from tests.plans.tables_workload import hardware, sharders, workload
 
 SHAPES = {"wide": (1000, 64), "narrow": (10, 8)}
@@ -37,14 +35,17 @@ def test_every_type_is_offered_on_cpu_and_gpu_in_a_fixed_order():
 
 def test_shards_that_are_alike_are_estimated_as_torchrec_estimates_them_one_by_one():
     load, there = workload(SHAPES, ids_per_bag=3.0), hardware(4, 2)
-    constraints = {name: ParameterConstraints(pooling_factors=[3.0], batch_sizes=[512]) for name in SHAPES}
-    sharder = sharders()[0]
-    data = build_sharder_data_map({sharder_name(sharder.module_type): sharder})
-    for found in enumerate_options(load, there, [sharder]).values():
-        for option in found:
-            ours = [shard.perf for shard in option.shards]
-            EmbeddingPerfEstimator(there.topology(), constraints).estimate([option], data)
-            assert ours == [shard.perf for shard in option.shards], option.sharding_type
+    constraints = {name: table_constraint(load, there, name) for name in SHAPES}
+    enumerator = EmbeddingEnumerator(there.topology(), load.rows_per_rank, constraints)  # TorchRec's own estimators
+    theirs = {(o.name, o.sharding_type): o for o in enumerator.enumerate(load.model, sharders())}
+    ours = [option for found in enumerate_options(load, there, sharders()).values() for option in found]
+    assert len(ours) == len(theirs) == 14
+    for option in ours:
+        expected = theirs[option.name, option.sharding_type]
+        assert [shard.perf for shard in option.shards] == [shard.perf for shard in expected.shards]
+        states = table_bytes(option, sharders())
+        for shard, whole, size in zip(option.shards, expected.shards, states, strict=True):
+            assert shard.storage.ddr == whole.storage.ddr + size.state
 
 
 @pytest.mark.parametrize("kind", TYPES)
