@@ -15,6 +15,17 @@ from sidrec.plans.calibration import load_calibration
 from sidrec.plans.work import KINDS
 from sidrec.schema import ContractError
 
+FAILED = PlanMeasurement(
+    name="grid",
+    plan={},
+    failed="cannot be built",
+    rounds=[],
+    timings={},
+    memory=[],
+    lookups=[],
+    default=None,
+    calibrated=None,
+)
 COST_K = np.linspace(1.0, 2.0, len(KINDS))
 
 
@@ -28,8 +39,7 @@ def _bench(name: str, plans: int, seed: int) -> BenchResult:
         work = {kind: work_WK[:, k].tolist() for k, kind in enumerate(KINDS)}
         timings = {"step": Timing(step, step, step)}
         predicted = Prediction(100.0 - step, {})
-        measured.append(PlanMeasurement(f"plan {n}", {}, None, [step], timings, [1, 1], [1, 1], predicted, None, work))
-    failed = PlanMeasurement("grid", {}, "cannot be built", [], {}, [], [], None, None)
+        measured.append(replace(FAILED, name=f"plan {n}", failed=None, timings=timings, default=predicted, work=work))
     return BenchResult(
         1, {"name": name}, {"world": 2, "device": "cpu"}, {"commit": "abc"}, 1, True, [*measured, failed]
     )
