@@ -41,7 +41,7 @@ def _bench(name: str, plans: int, seed: int) -> BenchResult:
         predicted = Prediction(100.0 - step, {})
         measured.append(replace(FAILED, name=f"plan {n}", failed=None, timings=timings, default=predicted, work=work))
     return BenchResult(
-        1, {"name": name}, {"world": 2, "device": "cpu"}, {"commit": "abc"}, 1, True, [*measured, failed]
+        1, {"name": name}, {"world": 2, "device": "cpu"}, {"commit": "abc"}, 1, True, [*measured, FAILED]
     )
 
 
