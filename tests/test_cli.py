@@ -41,7 +41,8 @@ def test_a_reader_that_has_seen_enough_ends_the_command_quietly() -> None:
 def test_unknown_command() -> None:
     done = _script("trian")
     assert done.returncode == 2
-    assert done.stderr == "sidrec: expected one of the commands fit, train, evaluate, plan, bench, doctor, got 'trian'\n"
+    commands = "fit, train, evaluate, plan, bench, doctor"
+    assert done.stderr == f"sidrec: expected one of the commands {commands}, got 'trian'\n"
 
 
 def _command(monkeypatch: pytest.MonkeyPatch, outcome: int | BaseException | None) -> None:
