@@ -28,6 +28,11 @@ class CalibratedCost:
     def __init__(self, calibration: Calibration) -> None:
         self._calibration = calibration
 
+    @property
+    def knows_replicas(self) -> bool:
+        """Where replicated tables were measured."""
+        return all(fit.milliseconds.get("replicated_bytes", 0.0) > 0 for fit in self._calibration.worlds.values())
+
     def rate(self, options: Sequence[ShardingOption], workload: Workload, hardware: Hardware) -> Cost:
         """Parts of a table: `lookups`, forward and backward; `input_dist`; `comms`, of embeddings and gradients."""
         cost_K = self._calibration.fit_for(hardware.world).costs()

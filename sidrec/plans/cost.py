@@ -33,6 +33,10 @@ class CostModel(Protocol):
     def name(self) -> str:
         """How reports call the model."""
 
+    @property
+    def knows_replicas(self) -> bool:
+        """Whether it knows what replicated tables cost on CPU: a dense gradient, and an update of every row."""
+
     def rate(self, options: Sequence[ShardingOption], workload: Workload, hardware: Hardware) -> Cost:
         """Expects every shard of every option to have a rank. The options need not hold all tables of the workload."""
 
@@ -42,6 +46,7 @@ class TorchRecCost:
     rank's sum. As TorchRec itself does, the input distribution is estimated but not added: pipelines hide it."""
 
     name = "torchrec"
+    knows_replicas = False
 
     def rate(self, options: Sequence[ShardingOption], workload: Workload, hardware: Hardware) -> Cost:
         """Milliseconds from shard.perf, which `enumerate_options` and `options_of` fill."""

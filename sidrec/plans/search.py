@@ -59,16 +59,17 @@ def search(
 ) -> list[Candidate]:
     """Plans that fit, the fastest first by `cost`, without repeats; `default` always among them where it fits.
 
-    forced: the one sharding type that tables may have. On CPU none is replicated unless that is forced: the dense
-    kernel is many times slower there, which TorchRec's cost model does not know. GPUs hold tables in the host's memory
-    (UVM) only where nothing else fits. report: is told what happens next. Work is bounded by counts, not by time, so
-    that the same question has the same answer. Raises NoPlanError, ConfigError for an unknown type.
+    forced: the one sharding type that tables may have. On CPU none is replicated unless that is forced or the cost
+    model knows what it costs: the dense kernel is many times slower there, which TorchRec's does not know. GPUs hold
+    tables in the host's memory (UVM) only where nothing else fits. report: is told what happens next. Work is bounded
+    by counts, not by time, so that the same question has the same answer. Raises NoPlanError, ConfigError for an
+    unknown type.
     """
     room = table_room(workload, hardware, sharders)
     options: Mapping[str, Sequence[ShardingOption]] = {}
     for kernels in (FAST_KERNELS,) if hardware.device == "cpu" else (FAST_KERNELS, FAST_KERNELS + UVM_KERNELS):
         report("1 of 5, enumerating layouts")
-        allowed = dict.fromkeys(workload.tables, offered_types(hardware, forced))
+        allowed = dict.fromkeys(workload.tables, offered_types(hardware, cost, forced))
         options = enumerate_options(workload, hardware, sharders, allowed, kernels)
         report("2 of 5, TorchRec's own search")
         found = list(_torchrecs(options, workload, hardware, sharders, cost))
@@ -91,11 +92,12 @@ def search(
     raise NoPlanError(shortfall(options, room, workload, hardware, sharders))
 
 
-def offered_types(hardware: Hardware, forced: str | None) -> tuple[str, ...]:
+def offered_types(hardware: Hardware, cost: CostModel, forced: str | None) -> tuple[str, ...]:
     """Sharding types to choose from."""
     if forced is not None:
         return (forced,)
-    return tuple(kind for kind in TYPES if hardware.device != "cpu" or kind != REPLICATED)
+    replicates = hardware.device != "cpu" or cost.knows_replicas
+    return tuple(kind for kind in TYPES if replicates or kind != REPLICATED)
 
 
 def _torchrecs(
