@@ -45,13 +45,14 @@ def test_where_lookups_cost_they_are_shared_by_the_ranks() -> None:
 
 
 def test_small_tables_are_replicated_on_cpu_where_that_was_measured_to_be_cheap() -> None:
-    load, there = workload({"tiny": (8, 16), "long": (1_000_000, 16)}), hardware()
+    load, there = workload({**{f"tiny_{n}": (8, 16) for n in range(8)}, "long": (1_000_000, 16)}), hardware()
     costs = {"pooled_bags": 1e-3, "exchanges": 1.0, "reductions": 1.0}
     unknown = search(load, there, sharders(), _calibrated(**costs))[0]
     assert "data_parallel" not in {option.sharding_type for option in unknown.options}
     known = search(load, there, sharders(), _calibrated(**costs, replicated_bytes=1e-4))[0]
     replicated = {option.name for option in known.options if option.sharding_type == "data_parallel"}
-    assert replicated == {"tiny"}
+    assert "long" not in replicated
+    assert len(replicated) == 8
 
 
 def test_the_search_is_never_behind_torchrecs_plan() -> None:
