@@ -21,7 +21,7 @@ REPLICATED = ShardingType.DATA_PARALLEL.value
 KINDS = (
     "looked_up_ids",  # ids that FBGEMM's fused kernels look up
     "looked_up_bytes",  # of their rows
-    "replicated_ids",  # ids looked up in tables of which every rank has a copy
+    "replicated_tables",  # tables of which every rank has a copy
     "replicated_bytes",  # of these tables: their gradient is dense, summed over ranks, and applied to all rows
     "pooled_bags",  # bags that a rank pools, for all ranks' rows
     "sent_ids",  # ids sent to the ranks that look them up
@@ -76,7 +76,7 @@ def table_work(table: PlacedTable, load: TableLoad, world: int) -> np.ndarray:
     ids, bags = load.bags * sum(load.ids_per_bag), load.bags * len(load.ids_per_bag)
     if table.sharding_type == REPLICATED:
         columns = table.shards[0].columns
-        work_WK[:, KINDS.index("replicated_ids")] = ids
+        work_WK[:, KINDS.index("replicated_tables")] = 1  # how many ids are looked up there was found not to matter
         work_WK[:, KINDS.index("replicated_bytes")] = table.rows * columns * FLOAT
         return work_WK
     by_row = table.sharding_type in ROW_TYPES
