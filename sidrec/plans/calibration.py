@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from scipy.optimize import nnls
 
 from sidrec.config import ConfigError
-from sidrec.plans.work import KINDS
+from sidrec.plans.work import KINDS, NO_PLANS
 
 VERSION = 1
 ROUNDS = 20  # of choosing each plan's slowest rank anew; it settles within a few
@@ -69,20 +69,20 @@ class Calibration:
 def fit(samples: Sequence[Sample]) -> Fit:
     """Non-negative least squares of relative errors (Lawson & Hanson 1974).
 
-    A step takes what its slowest rank's work costs. Which rank that is depends on the costs: found in turns.
-    Raises ConfigError without samples.
+    A step takes what its slowest rank's work costs. Which rank that is depends on the costs: found in turns. What no
+    plan changes is one unknown per workload, so that a model whose dense layers take long says nothing about plans; the
+    costs of dense layers and of a step at all are then fitted to these. Raises ConfigError without samples.
     """
     if not samples:
         raise ConfigError("calibration: expected at least one measured plan, got none")
+    workloads = sorted({sample.workload for sample in samples})
     step_N = np.array([sample.step for sample in samples])
     most_K = np.max([sample.work_WK.max(axis=0) for sample in samples], axis=0)
     scale_K = np.where(most_K > 0, most_K, 1.0)
     cost_K = np.full(len(KINDS), step_N.mean()) / scale_K
     for _ in range(ROUNDS):
         slowest_NK = np.stack([sample.work_WK[np.argmax(sample.work_WK @ cost_K)] for sample in samples])
-        relative_NK = slowest_NK / step_N[:, None]
-        ridge_KK = RIDGE * np.diag(scale_K / step_N.mean())
-        found_K, _ = nnls(np.vstack([relative_NK, ridge_KK]), np.append(np.ones(len(samples)), np.zeros(len(KINDS))))
+        found_K = _costs(samples, workloads, slowest_NK, scale_K)
         if np.allclose(found_K, cost_K, rtol=1e-6, atol=0):
             break
         cost_K = found_K
@@ -90,9 +90,26 @@ def fit(samples: Sequence[Sample]) -> Fit:
     return Fit(
         milliseconds=dict(zip(KINDS, cost_K.tolist(), strict=True)),
         samples=len(samples),
-        workloads=sorted({sample.workload for sample in samples}),
+        workloads=workloads,
         error=float(np.median(np.abs(predicted_N - step_N) / step_N)),
     )
+
+
+def _costs(samples: Sequence[Sample], workloads: Sequence[str], work_NK: np.ndarray, scale_K: np.ndarray) -> np.ndarray:
+    """float64 [K] milliseconds per unit, for the work of each plan's slowest rank. scale_K: most work of a kind."""
+    step_N = np.array([sample.step for sample in samples])
+    of_plans = [k for k, kind in enumerate(KINDS) if kind not in NO_PLANS]
+    of_none = [k for k, kind in enumerate(KINDS) if kind in NO_PLANS]
+    workload_NJ = np.array([[sample.workload == name for name in workloads] for sample in samples], dtype=float)
+    relative = np.hstack([work_NK[:, of_plans], workload_NJ]) / step_N[:, None]
+    ridge = np.diag(np.append(RIDGE * scale_K[of_plans] / step_N.mean(), np.zeros(len(workloads))))
+    found, _ = nnls(np.vstack([relative, ridge]), np.append(np.ones(len(samples)), np.zeros(len(ridge))))
+    cost_K = np.zeros(len(KINDS))
+    cost_K[of_plans], rest_J = found[: len(of_plans)], found[len(of_plans) :]
+    first = [next(n for n, sample in enumerate(samples) if sample.workload == name) for name in workloads]
+    weight_J = 1 / np.array([step_N[workload_NJ[:, j] > 0].min() for j in range(len(workloads))])
+    cost_K[of_none], _ = nnls(work_NK[np.ix_(first, of_none)] * weight_J[:, None], rest_J * weight_J)
+    return cost_K
 
 
 _CALIBRATION: TypeAdapter[Calibration] = TypeAdapter(Calibration)

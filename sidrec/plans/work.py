@@ -32,8 +32,11 @@ KINDS = (
     "reductions",  # the same, by row
     "replications",  # the same, replicated
     "multiplications",  # of the dense layers
+    "steps",  # 1: what a step costs at all
 )
 """Kinds of work, each counted per rank and step."""
+NO_PLANS = ("multiplications", "steps")
+"""Kinds that are the same under every plan of a workload."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ def plan_work(tables: Sequence[PlacedTable], workload: Workload, world: int) -> 
     for table in tables:
         work_WK += table_work(table, workload.loads[table.table], world)
     work_WK[:, KINDS.index("multiplications")] += workload.rows_per_rank * workload.dense_parameters
+    work_WK[:, KINDS.index("steps")] += 1
     return work_WK
 
 

@@ -12,7 +12,7 @@ from sidrec.bench.calibrate import main
 from sidrec.bench.result import BenchResult, PlanMeasurement, Prediction, Timing
 from sidrec.config import ConfigError
 from sidrec.plans.calibration import load_calibration
-from sidrec.plans.work import KINDS
+from sidrec.plans.work import KINDS, NO_PLANS
 from sidrec.schema import ContractError
 
 FAILED = PlanMeasurement(
@@ -35,6 +35,7 @@ def _bench(name: str, plans: int, seed: int) -> BenchResult:
     measured = []
     for n in range(plans):
         work_WK = rng.random((2, len(KINDS)))
+        work_WK[:, [KINDS.index(kind) for kind in NO_PLANS]] = 1.0
         step = float((work_WK @ COST_K).max())
         work = {kind: work_WK[:, k].tolist() for k, kind in enumerate(KINDS)}
         timings = {"step": Timing(step, step, step)}
