@@ -26,6 +26,7 @@ from sidrec.parallel.managed_table import ShardedManagedTable
 from sidrec.parallel.plan import PlanError
 from sidrec.parallel.process_group import RankError, joined_ranks
 from sidrec.parallel.shard import shard
+from sidrec.plans.workload import Workload
 from sidrec.train.entry import train
 from tests.ranks import joined, run_on_ranks
 from tests.small_log import small_recipe, write_small_log
@@ -64,7 +65,8 @@ def test_a_row_that_goes_to_another_id_starts_anew(optimizer: TableOptimizer) ->
     model = Summed(managed_table("hid", ItemTable(ROWS, ("hid",), index), 8, 0.5))
     (config,) = model.hids._embedding_module.embedding_bag_configs()
     with joined_ranks() as ranks:
-        sharded = shard(model, ParallelConfig(), OptimizerConfig(tables=optimizer), 8, SEED, ranks).model
+        workload = Workload("summed", model, {}, 8)
+        sharded = shard(model, ParallelConfig(), OptimizerConfig(tables=optimizer), lambda: workload, SEED, ranks).model
         (table,) = (module for module in sharded.modules() if isinstance(module, ShardedManagedTable))
         kernels, _ = table._table_to_tbe_and_index["hid"]
         (weight,) = kernels.split_embedding_weights()
