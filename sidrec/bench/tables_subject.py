@@ -10,17 +10,14 @@ import numpy as np
 import torch
 from torch import nn
 from torchrec.datasets.utils import Batch
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec.bench.subject import Subject
 from sidrec.bench.tables_model import DENSE, TablesModel
-from sidrec.bench.zipf import zipf_rows
 from sidrec.config import ConfigError
 from sidrec.config.tree import OptimizerConfig, ParallelConfig
 from sidrec.parallel.process_group import Ranks
-from sidrec.plans.tables_file import TablesFile, TableSpec
+from sidrec.plans.tables_file import TablesFile
 
 SEED = 0
 
@@ -49,31 +46,21 @@ def with_fewer_rows(tables: TablesFile, divisor: int) -> TablesFile:
     return replace(tables, tables=smaller)
 
 
-def _features(table: TableSpec) -> list[str]:
-    return [table.name] if table.features == 1 else [f"{table.name}_{number}" for number in range(table.features)]
-
-
 def _model(tables: TablesFile) -> nn.Module:
     torch.manual_seed(SEED)
-    configs = [
-        EmbeddingBagConfig(
-            name=table.name, feature_names=_features(table), num_embeddings=table.rows, embedding_dim=table.width
-        )
-        for table in tables.tables
-    ]
-    return TablesModel(EmbeddingBagCollection(configs, device=torch.device("meta")))
+    return TablesModel(tables.collection())
 
 
 def _batch(tables: TablesFile, rows: int, rank: int, number: int) -> Batch:
     random = np.random.default_rng([SEED, rank, number])
     keys, values, lengths = [], [], []
     for table in tables.tables:
-        for feature in _features(table):
+        for feature in table.feature_names:
             # A mean of 2.3 ids: every bag has 2, and three in ten have another.
             sizes_B = int(table.ids_per_bag) + (random.random(rows) < table.ids_per_bag % 1)
             keys.append(feature)
             lengths.append(sizes_B)
-            values.append(zipf_rows(random, table.rows, table.zipf, int(sizes_B.sum())))
+            values.append(table.law.draw(random, int(sizes_B.sum())))
     dense_BX = random.standard_normal((rows, DENSE), dtype=np.float32)
     labels_B = (random.random(rows) < 0.5).astype(np.float32)
     sparse = KeyedJaggedTensor(

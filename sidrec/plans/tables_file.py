@@ -46,6 +46,11 @@ class TableSpec:
         """As many as `features`; a single one is called as the table."""
         return [self.name] if self.features == 1 else [f"{self.name}_{number}" for number in range(self.features)]
 
+    @property
+    def law(self) -> ZipfLaw:
+        """How its ids fall on its rows."""
+        return ZipfLaw(self.rows, self.zipf)
+
 
 def _named_once(tables: tuple[TableSpec, ...]) -> tuple[TableSpec, ...]:
     names = [table.name for table in tables]
@@ -85,7 +90,7 @@ class TablesFile:
             table.name: TableLoad(
                 bags=rows_per_rank,
                 ids_per_bag=(table.ids_per_bag,) * table.features,
-                law=ZipfLaw(table.rows, table.zipf),
+                law=table.law,
             )
             for table in self.tables
         }

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from math import log
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class ZipfLaw:
@@ -15,6 +17,17 @@ class ZipfLaw:
     def share(self, first: int, last: int) -> float:
         """Probability that an id's row is in [first, last)."""
         return (self._mass(last) - self._mass(first)) / self._mass(self.rows)
+
+    def draw(self, random: np.random.Generator, count: int) -> np.ndarray:
+        """int64 [count] rows, by inversion of the law's distribution: any number of rows costs the same."""
+        uniform = random.random(count)
+        end = self.rows + 1.0
+        if self.exponent == 1:
+            place = end**uniform
+        else:
+            power = 1 - self.exponent
+            place = (1 + uniform * (end**power - 1)) ** (1 / power)
+        return np.minimum(place.astype(np.int64) - 1, self.rows - 1)
 
     def _mass(self, row: int) -> float:
         """The law's integral from 1 to row + 1, up to a factor."""

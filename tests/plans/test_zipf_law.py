@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from sidrec.bench.zipf import zipf_rows
+from sidrec.plans.zipf_law import ZipfLaw
 
 ROWS, COUNT = 1000, 200_000
 
 
 @pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0, 1.05, 1.5])
 def test_shares_of_row_ranges(exponent: float) -> None:
-    rows = zipf_rows(np.random.default_rng(0), ROWS, exponent, COUNT)
+    rows = ZipfLaw(ROWS, exponent).draw(np.random.default_rng(0), COUNT)
     assert rows.min() >= 0
     assert rows.max() < ROWS
     law = 1 / np.arange(1, ROWS + 1) ** exponent
@@ -23,8 +23,8 @@ def test_shares_of_row_ranges(exponent: float) -> None:
 
 
 def test_one_row() -> None:
-    assert zipf_rows(np.random.default_rng(0), 1, 1.2, 5).tolist() == [0] * 5
+    assert ZipfLaw(1, 1.2).draw(np.random.default_rng(0), 5).tolist() == [0] * 5
 
 
 def test_a_thousand_times_as_many_rows_need_no_more_memory() -> None:
-    assert zipf_rows(np.random.default_rng(0), 4 * 10**9, 1.05, 1000).max() < 4 * 10**9
+    assert ZipfLaw(4 * 10**9, 1.05).draw(np.random.default_rng(0), 1000).max() < 4 * 10**9
