@@ -10,7 +10,6 @@ from torch import distributed as dist
 from torch import nn
 from torchrec.distributed.types import ShardingPlan
 from torchrec.modules.embedding_configs import PoolingType
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from sidrec.bench.subject import Subject, on_meta
 from sidrec.config import ConfigError
@@ -20,7 +19,7 @@ from sidrec.parallel.process_group import RankError, Ranks, together
 from sidrec.parallel.shard import sharders_of
 from sidrec.plans.capacity import NoPlanError
 from sidrec.plans.plan_file import read_plan, sharding_plan_of
-from sidrec.plans.workload import Workload
+from sidrec.plans.workload import Workload, tables_of
 
 AUTO, TORCHRECS = "auto", "torchrec"
 TYPES: tuple[str, ...] = get_args(ShardingKind)
@@ -98,10 +97,4 @@ def _from_file(subject: Subject, path: Path, ranks: Ranks) -> ShardingPlan:
 
 def _means(model: nn.Module) -> str:
     """Tables that are pooled by their mean."""
-    return ", ".join(
-        table.name
-        for module in model.modules()
-        if isinstance(module, EmbeddingBagCollection)
-        for table in module.embedding_bag_configs()
-        if table.pooling == PoolingType.MEAN
-    )
+    return ", ".join(name for name, table in tables_of(model).items() if table.pooling == PoolingType.MEAN)

@@ -1,6 +1,6 @@
 """Which table lives where: as a plan file says, TorchRec's planner, or a search by what work costs on this machine."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -10,7 +10,6 @@ from torchrec.distributed.comm import get_local_size
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import ModuleSharder, ShardingPlan, ShardingType
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from sidrec.config import ConfigError
 from sidrec.config.tree import ParallelConfig
@@ -22,7 +21,7 @@ from sidrec.plans.calibration import load_calibration
 from sidrec.plans.options import sharding_plan
 from sidrec.plans.plan_file import PlanFile, read_plan, sharding_plan_of
 from sidrec.plans.search import search
-from sidrec.plans.workload import Workload
+from sidrec.plans.workload import Workload, tables_of
 from sidrec.schema import ContractError
 
 
@@ -131,7 +130,7 @@ def _constraints(ranker: nn.Module, config: ParallelConfig, ranks: Ranks) -> dic
         # On CPU the dense kernel of data_parallel is many times slower than the fused one; the planner does not know.
         unwanted = {ShardingType.DATA_PARALLEL.value} if ranks.device.type == "cpu" else set()
         allowed = [kind.value for kind in ShardingType if kind.value not in unwanted]
-    every = {name: ParameterConstraints(sharding_types=allowed) for name in table_names(ranker)}
+    every = {name: ParameterConstraints(sharding_types=allowed) for name in tables_of(ranker)}
     return every | _managed_constraints(ranker, config, ranks.world)
 
 
@@ -146,11 +145,3 @@ def _managed_constraints(ranker: nn.Module, config: ParallelConfig, world: int) 
             raise PlanError(f"{where}: expected rows that {world} rank(s) share evenly, two at least each, got {rows}")
         constraints[table.name] = MANAGED
     return constraints
-
-
-def table_names(ranker: nn.Module) -> Iterator[str]:
-    """Names of all tables of all collections in the model."""
-    for module in ranker.modules():
-        if isinstance(module, EmbeddingBagCollection):
-            for table in module.embedding_bag_configs():
-                yield table.name

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from torch import nn
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.types import ModuleSharder, ShardingPlan
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from sidrec.config.tree import OptimizerConfig, ParallelConfig
 from sidrec.data.item_tables import HID
@@ -16,7 +15,7 @@ from sidrec.parallel.plan import local_world, make_plan
 from sidrec.parallel.process_group import Ranks
 from sidrec.parallel.sharders import EveryTypeSharder, fused_params
 from sidrec.plans.plan_file import PlanFile, plan_file_of
-from sidrec.plans.workload import Workload
+from sidrec.plans.workload import Workload, tables_of
 
 
 @dataclass(frozen=True)
@@ -49,12 +48,7 @@ def shard_as_planned(
     ranker: nn.Module, plan: ShardingPlan, optimizer: OptimizerConfig, seed: int, ranks: Ranks
 ) -> DistributedModelParallel:
     """Shards and fills the model by a plan that was made for it and for as many ranks."""
-    configs = {
-        table.name: table
-        for module in ranker.modules()
-        if isinstance(module, EmbeddingBagCollection)
-        for table in module.embedding_bag_configs()
-    }
+    configs = tables_of(ranker)
     sharders = sharders_of(ranker, optimizer, seed)
     model = DistributedModelParallel(ranker, device=ranks.device, plan=plan, sharders=sharders)
     fill_tables(model, configs, seed)

@@ -53,7 +53,7 @@ class Workload:
     @property
     def tables(self) -> dict[str, EmbeddingBagConfig]:
         """Table name -> TorchRec's description, of all collections, in their order."""
-        return {table.name: table for tables in self.collections.values() for table in tables.embedding_bag_configs()}
+        return tables_of(self.model)
 
     @property
     def collections(self) -> dict[str, EmbeddingBagCollection]:
@@ -61,3 +61,13 @@ class Workload:
         return {
             path: module for path, module in self.model.named_modules() if isinstance(module, EmbeddingBagCollection)
         }
+
+
+def tables_of(model: nn.Module) -> dict[str, EmbeddingBagConfig]:
+    """Table name -> TorchRec's description, of all collections in a model that is not sharded yet, in their order."""
+    return {
+        table.name: table
+        for module in model.modules()
+        if isinstance(module, EmbeddingBagCollection)
+        for table in module.embedding_bag_configs()
+    }
