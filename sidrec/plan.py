@@ -6,15 +6,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import tyro
-from pydantic import PositiveInt, TypeAdapter, ValidationError
+from pydantic import PositiveInt, TypeAdapter
 from torch import nn
 from torchrec.distributed.types import ModuleSharder
 
 from sidrec.bench.tables_model import TablesModel
 from sidrec.config import ConfigError, Recipe, load_file
+from sidrec.config.flags import checked_flags
 from sidrec.config.section import section
 from sidrec.config.tree import OptimizerConfig
 from sidrec.machine import unwritable
@@ -98,13 +99,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _options(words: Sequence[str]) -> Options:
-    parsed: Any = tyro.cli(Options, args=list(words), prog="sidrec plan", description=ABOUT)
-    try:
-        return _OPTIONS.validate_python(vars(parsed))
-    except ValidationError as error:
-        first = error.errors()[0]
-        flag = "--" + str(first["loc"][0]).replace("_", "-")
-        raise ConfigError(f"{flag}: {first['msg']}, got {first['input']!r}") from None
+    return checked_flags(_OPTIONS, tyro.cli(Options, args=list(words), prog="sidrec plan", description=ABOUT))
 
 
 def _hardware(options: Options) -> Hardware:

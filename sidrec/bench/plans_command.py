@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import tyro
-from pydantic import PositiveInt, TypeAdapter, ValidationError
+from pydantic import PositiveInt, TypeAdapter
 
 from sidrec.bench.contenders import AUTO, TYPES, check_names
 from sidrec.bench.page import write_page
@@ -17,6 +17,7 @@ from sidrec.bench.table import bench_table
 from sidrec.bench.tables_subject import tables_subject, with_fewer_rows
 from sidrec.bench.trial import Amounts
 from sidrec.config import ConfigError, Recipe, load
+from sidrec.config.flags import checked_flags
 from sidrec.config.section import section
 from sidrec.machine import unwritable
 from sidrec.parallel.process_group import Ranks, joined_ranks, together
@@ -89,12 +90,7 @@ def _options(words: Sequence[str]) -> tuple[Options, list[str]]:
         return_unknown_args=True,
         console_outputs=os.environ.get("RANK", "0") == "0",  # every rank reads the same words
     )
-    try:
-        return _OPTIONS.validate_python(vars(parsed)), flags
-    except ValidationError as error:
-        first = error.errors()[0]
-        flag = "--" + str(first["loc"][0]).replace("_", "-")
-        raise ConfigError(f"{flag}: {first['msg']}, got {first['input']!r}") from None
+    return checked_flags(_OPTIONS, parsed), flags
 
 
 def _subject(options: Options, flags: Sequence[str], ranks: Ranks) -> Subject:
