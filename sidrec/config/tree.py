@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import tyro
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from sidrec.config.checkpoint import CheckpointConfig
 from sidrec.config.item import GateSidItem
 from sidrec.config.model import ModelConfig
 from sidrec.config.section import section, without_repeats
@@ -140,10 +141,6 @@ class TrainConfig:
     """Passes over the train split."""
     log_every: PositiveInt = 20
     """Steps between lines of metrics.jsonl and TensorBoard."""
-    checkpoint_every: NonNegativeInt = 0
-    """Steps between checkpoints; 0 keeps only the one at the end of each epoch."""
-    keep_checkpoints: PositiveInt = 2
-    """Newest checkpoints kept."""
 
 
 @section
@@ -180,6 +177,7 @@ class Recipe:
     optimizer: OptimizerConfig = OptimizerConfig()
     parallel: ParallelConfig = ParallelConfig()
     train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
 
     def __post_init__(self) -> None:

@@ -70,16 +70,14 @@ class Trainer:
         epoch, epoch_step = divmod(step, self.loader.steps)
         if progress:
             progress.count(self.loader.rows / self.loader.steps)
-        train = self.recipe.train
-        if step % train.log_every == 0 or step == self.steps:
+        saving = self.recipe.checkpoint
+        if step % self.recipe.train.log_every == 0 or step == self.steps:
             terms = self._mean_terms()
             if progress:
                 progress.report(step, (step - 1) // self.loader.steps, terms, factor)
-        if epoch_step == 0 or (train.checkpoint_every and step % train.checkpoint_every == 0):
+        if epoch_step == 0 or (saving.every and step % saving.every == 0):
             position = Position(step, epoch, epoch_step, self.position.catalog)
-            checkpoint.save(
-                self.run.checkpoints, self.model, self.optimizer, position, train.keep_checkpoints, self.ranks
-            )
+            checkpoint.save(self.run.checkpoints, self.model, self.optimizer, position, saving.keep, self.ranks)
 
     def _mean_terms(self) -> dict[str, float]:
         """Mean of the loss and its terms over ranks and the steps since the last call; the same on every rank."""

@@ -46,13 +46,14 @@ class RunDirectory:
         return self.path / f"predictions_{split}.parquet"
 
     def check(self, recipe: Recipe) -> None:
-        """Whether this recipe may run here; writes nothing. How tables lie over ranks may change from start to start.
+        """Whether this recipe may run here; writes nothing. How tables lie over ranks, and what is kept of the run, may
+        change from start to start.
 
         Raises ConfigError when the directory holds a run of another recipe, naming the sections that differ, or when
         it cannot be written.
         """
         if self.config.exists():
-            before = replace(load_file(self.config), parallel=recipe.parallel)
+            before = replace(load_file(self.config), parallel=recipe.parallel, checkpoint=recipe.checkpoint)
             if before != recipe:
                 differing = [s for s in Recipe.__dataclass_fields__ if getattr(before, s) != getattr(recipe, s)]
                 raise ConfigError(

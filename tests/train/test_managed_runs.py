@@ -60,7 +60,8 @@ def recipe_of(folder: Path, name: str) -> Recipe:
         name=name,
         model={"embedding_dim": 8, "item": {"kind": "sid_coord", "hid_index": index}, "hid_init": 0.1},
         optimizer={"tables": {"kind": "rowwise_adagrad", "lr": 0.1}, "dense": {"lr": 0.02}},
-        train={"checkpoint_every": 6, "log_every": 1},
+        train={"log_every": 1},
+        checkpoint={"every": 6},
     )
 
 

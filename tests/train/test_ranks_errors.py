@@ -51,7 +51,7 @@ def test_two_ranks_leave_together_and_one_speaks(tmp_path: Path) -> None:
     lanes = replace(sound, data=replace(sound.data, lanes=3, batch_size=63))
     write_small_log(tmp_path / "row", rows=800)
     put(tmp_path / "row" / TRAIN, "label", 420, 3.0)
-    row = small_recipe(tmp_path / "row", train={"checkpoint_every": 0, "epochs": 1})
+    row = small_recipe(tmp_path / "row", checkpoint={"every": 0}, train={"epochs": 1})
 
     first, second = run_on_ranks(2, outcomes, [[lanes, lanes], [sound, broken], [row, row]], sound)
 
