@@ -141,6 +141,8 @@ class TrainConfig:
     """Passes over the train split."""
     log_every: PositiveInt = 20
     """Steps between lines of metrics.jsonl and TensorBoard."""
+    row_ledger: bool = False
+    """Note in the run directory which rows of the train split each step was trained on."""
 
 
 @section

@@ -11,12 +11,13 @@ from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipeline
 from sidrec.config import Recipe
 from sidrec.data.batch import Batch
 from sidrec.data.loader import SplitLoader
-from sidrec.parallel.process_group import Ranks
+from sidrec.parallel.process_group import Ranks, together
 from sidrec.train import checkpoint
 from sidrec.train.agreed_batches import agreed_batches
 from sidrec.train.checkpoint import Position
 from sidrec.train.optimizers import ScheduledOptimizer, schedule_factor
 from sidrec.train.progress import Progress
+from sidrec.train.row_ledger import RowLedger, drop_after
 from sidrec.train.run_directory import RunDirectory
 
 
@@ -43,11 +44,14 @@ class Trainer:
         self.steps = recipe.train.epochs * loader.steps
         self.terms: dict[str, torch.Tensor] = {}
         self.term_steps = 0
+        self.ledger = RowLedger(run.ledger, model, ranks.rank) if recipe.train.row_ledger else None
 
     def train(self) -> None:
         """Runs the remaining steps. Every table collection must be pipelined, or the run stops at once."""
         if self.position.step >= self.steps:
             return
+        if self.ledger:
+            together(self.ranks, lambda: drop_after(self.run.ledger, self.position.step) if self.ranks.first else None)
         pipeline = self._pipeline()
         progress = Progress(self.run, self.position.step, self.steps) if self.ranks.first else None
         self.model.train()
@@ -68,6 +72,8 @@ class Trainer:
 
     def _after_step(self, step: int, factor: float, progress: Progress | None) -> None:
         epoch, epoch_step = divmod(step, self.loader.steps)
+        if self.ledger:
+            self.ledger.add((step - 1) // self.loader.steps, step)
         if progress:
             progress.count(self.loader.rows / self.loader.steps)
         saving = self.recipe.checkpoint
@@ -76,6 +82,8 @@ class Trainer:
             if progress:
                 progress.report(step, (step - 1) // self.loader.steps, terms, factor)
         if epoch_step == 0 or (saving.every and step % saving.every == 0):
+            if self.ledger:
+                together(self.ranks, self.ledger.flush)
             position = Position(step, epoch, epoch_step, self.position.catalog)
             checkpoint.save(self.run.checkpoints, self.model, self.optimizer, position, saving.keep, self.ranks)
 

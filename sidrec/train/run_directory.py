@@ -3,6 +3,7 @@
 config.yaml            the resolved recipe          catalog_fingerprint    the catalog the SIDs come from
 plan.json              who holds which table        checkpoints/step-N/    model, optimizer, position
 metrics.jsonl          training, a line per log     metrics.json           split -> slice -> metric
+ledger/                which rows each step had, where train.row_ledger is on
 run.json               what ran, and on what        tensorboard/           the same curves as metrics.jsonl
 """
 
@@ -41,6 +42,7 @@ class RunDirectory:
         self.fingerprint = path / "catalog_fingerprint"
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
+        self.ledger = path / "ledger"
 
     def predictions(self, split: str) -> Path:
         return self.path / f"predictions_{split}.parquet"
