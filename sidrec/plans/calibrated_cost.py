@@ -33,6 +33,10 @@ class CalibratedCost:
         """Where replicated tables were measured."""
         return all(fit.milliseconds.get("replicated_bytes", 0.0) > 0 for fit in self._calibration.worlds.values())
 
+    def margin(self, world: int) -> float:
+        """How far the fit is off between plans of one model."""
+        return self._calibration.fit_for(world).spread
+
     def rate(self, options: Sequence[ShardingOption], workload: Workload, hardware: Hardware) -> Cost:
         """Parts of a table: `lookups`, forward and backward; `input_dist`; `comms`, of embeddings and gradients."""
         cost_K = self._calibration.fit_for(hardware.world).costs()

@@ -35,13 +35,15 @@ class Sample:
 class Fit:
     """milliseconds: kind of work -> milliseconds per unit. samples: plans it was fitted to, of these workloads.
 
-    error: median of |predicted - measured| / measured over these plans.
+    error: median of |predicted - measured| / measured over these plans. spread: the same where each workload's own
+    factor is taken out, which no plan changes: how far apart two plans of a model must be to be told apart.
     """
 
     milliseconds: dict[str, float]
     samples: int
     workloads: list[str]
     error: float
+    spread: float = 0.0
 
     def costs(self) -> np.ndarray:
         """float64 [K]: milliseconds per unit of each kind."""
@@ -92,7 +94,17 @@ def fit(samples: Sequence[Sample]) -> Fit:
         samples=len(samples),
         workloads=workloads,
         error=float(np.median(np.abs(predicted_N - step_N) / step_N)),
+        spread=_spread(samples, workloads, predicted_N / step_N),
     )
+
+
+def _spread(samples: Sequence[Sample], workloads: Sequence[str], ratio_N: np.ndarray) -> float:
+    """ratio_N: predicted to measured steps."""
+    names_N = np.array([sample.workload for sample in samples])
+    factor_N = np.select(
+        [names_N == name for name in workloads], [np.median(ratio_N[names_N == name]) for name in workloads]
+    )
+    return float(np.median(np.abs(ratio_N / factor_N - 1)))
 
 
 def _costs(samples: Sequence[Sample], workloads: Sequence[str], work_NK: np.ndarray, scale_K: np.ndarray) -> np.ndarray:

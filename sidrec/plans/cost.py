@@ -37,6 +37,9 @@ class CostModel(Protocol):
     def knows_replicas(self) -> bool:
         """Whether it knows what replicated tables cost on CPU: a dense gradient, and an update of every row."""
 
+    def margin(self, world: int) -> float:
+        """Share of a step by which two plans must differ for the model to tell which is faster on so many ranks."""
+
     def rate(self, options: Sequence[ShardingOption], workload: Workload, hardware: Hardware) -> Cost:
         """Expects every shard of every option to have a rank. The options need not hold all tables of the workload."""
 
@@ -47,6 +50,10 @@ class TorchRecCost:
 
     name = "torchrec"
     knows_replicas = False
+
+    def margin(self, world: int) -> float:
+        """Nobody has measured it: taken at its word."""
+        return 0.0
 
     def rate(self, options: Sequence[ShardingOption], workload: Workload, hardware: Hardware) -> Cost:
         """Milliseconds from shard.perf, which `enumerate_options` and `options_of` fill."""

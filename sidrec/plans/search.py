@@ -57,7 +57,8 @@ def search(
     forced: str | None = None,
     report: Callable[[str], None] = lambda stage: None,
 ) -> list[Candidate]:
-    """Plans that fit, the fastest first by `cost`, without repeats; `default` always among them where it fits.
+    """Plans that fit, the one to take and then the fastest first by `cost`, without repeats; `default` among them
+    where it fits.
 
     forced: the one sharding type that tables may have. On CPU none is replicated unless that is forced or the cost
     model knows what it costs: the dense kernel is many times slower there, which TorchRec's does not know. GPUs hold
@@ -88,7 +89,7 @@ def search(
             move_tables(board, pieces)
             found.append(_candidate(f"{name}, moved", board, workload, hardware, cost))
         if found:
-            return _ranked(found)
+            return _ranked(found, cost.margin(hardware.world))
     raise NoPlanError(shortfall(options, room, workload, hardware, sharders))
 
 
@@ -170,8 +171,12 @@ def _candidate(name: str, board: Board, workload: Workload, hardware: Hardware, 
     return Candidate(name, options, cost.rate(options, workload, hardware))
 
 
-def _ranked(found: Sequence[Candidate]) -> list[Candidate]:
-    """The fastest first; of equal plans the first, and of plans equally fast TorchRec's own before ours."""
+def _ranked(found: Sequence[Candidate], margin: float) -> list[Candidate]:
+    """The fastest first; of equal plans the first, and of plans equally fast TorchRec's own before ours.
+
+    Before it comes, of the plans that are slower by less than the share `margin`, one of fewer rounds of collectives:
+    a difference that the cost model cannot tell is no reason to mix sharding types.
+    """
     kept: dict[tuple[object, ...], Candidate] = {}
     for candidate in found:
         layout = tuple(
@@ -179,4 +184,13 @@ def _ranked(found: Sequence[Candidate]) -> list[Candidate]:
             for option in candidate.options
         )
         kept.setdefault(layout, candidate)
-    return sorted(kept.values(), key=lambda candidate: candidate.cost.step)
+    fastest_first = sorted(kept.values(), key=lambda candidate: candidate.cost.step)
+    bound = fastest_first[0].cost.step * (1 + margin)
+    alike = [candidate for candidate in fastest_first if candidate.cost.step <= bound]
+    simplest = min(alike, key=_rounds)
+    return [simplest, *(candidate for candidate in fastest_first if candidate is not simplest)]
+
+
+def _rounds(candidate: Candidate) -> int:
+    """Rounds of collectives: one per collection and sharding type."""
+    return len({(option.module[0], option.sharding_type) for option in candidate.options})

@@ -13,8 +13,8 @@ from tests.plans.tables_workload import hardware, sharders, workload
 TABLES = {"long": (5000, 16), "short": (40, 16), "wide": (300, 32)}
 
 
-def _calibrated(**milliseconds: float) -> CalibratedCost:
-    return CalibratedCost(Calibration(1, "cpu", {2: Fit(milliseconds, 1, ["m"], 0.0)}))
+def _calibrated(spread: float = 0.0, **milliseconds: float) -> CalibratedCost:
+    return CalibratedCost(Calibration(1, "cpu", {2: Fit(milliseconds, 1, ["m"], 0.0, spread)}))
 
 
 def test_a_plan_costs_what_its_work_does() -> None:
@@ -42,6 +42,17 @@ def test_where_lookups_cost_they_are_shared_by_the_ranks() -> None:
     load, there = workload({name: (1000, 16) for name in "abcd"}), hardware()
     best = search(load, there, sharders(), _calibrated(looked_up_ids=1.0, exchanges=1e-6, reductions=1e6))[0]
     assert best.cost.ranks[0] == pytest.approx(best.cost.ranks[1])
+
+
+def test_types_are_mixed_only_where_that_is_faster_by_more_than_the_fit_is_off() -> None:
+    load, there = workload({**{f"tiny_{n}": (8, 16) for n in range(8)}, "long": (1_000_000, 16)}), hardware()
+    costs = {"pooled_bags": 1e-3, "exchanges": 1.0, "reductions": 1.0, "replicated_bytes": 1e-4, "steps": 100.0}
+    types = []
+    for spread in (0.0, 0.5):
+        best = search(load, there, sharders(), _calibrated(spread, **costs))[0]
+        types.append({option.sharding_type for option in best.options})
+    assert "data_parallel" in types[0]
+    assert len(types[1]) == 1
 
 
 def test_small_tables_are_replicated_on_cpu_where_that_was_measured_to_be_cheap() -> None:

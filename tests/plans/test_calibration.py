@@ -37,6 +37,15 @@ def test_the_costs_that_made_the_measurements_are_found() -> None:
     assert found.workloads == ["model 0", "model 1", "model 2"]
 
 
+def test_the_spread_is_between_plans_of_one_workload() -> None:
+    """A model that takes half as long again under every plan is no reason to doubt the order of its plans."""
+    assert fit(_samples(40, noise=0.0)).spread < 0.01
+    noisy = _samples(60, noise=0.1)
+    slower = [replace(each, step=each.step * 1.5) if each.workload == "model 1" else each for each in noisy]
+    assert 0.02 < fit(noisy).spread < 0.1
+    assert fit(slower).spread == pytest.approx(fit(noisy).spread, abs=0.05)
+
+
 def test_plans_not_fitted_to_are_predicted_under_noise() -> None:
     found = fit(_samples(60, noise=0.05))
     for unseen in _samples(20, noise=0.0, seed=1):
