@@ -45,7 +45,7 @@ class CriteoLogFiles:
                     partial.replace(log / path)
                 self._totals.add(part.ids()[:, self._item], part.labels(), np.arange(part.first, part.stop))
                 bar.update(part.rows)
-                yield LogFile(str(path), part.rows, part.first, part.stop - 1)
+                yield LogFile(str(path), part.rows, part.first, part.stop - 1, schema.crc32_of(log / path))
 
     def _table(self, part: RowRange) -> pa.Table:
         id_NC, label_N, row_N = part.ids(), part.labels(), np.arange(part.first, part.stop)

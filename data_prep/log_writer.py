@@ -38,8 +38,9 @@ class LogWriter:
             if len(row_M):
                 path = Path(split) / f"part-{partition:05d}.parquet"
                 self._write_file(self.log / path, rows, row_M)
-                times = rows.columns[schema.TIMESTAMP][row_M]
-                self.files[split].append(schema.LogFile(str(path), len(row_M), int(times[0]), int(times[-1])))
+                first, last = map(int, rows.columns[schema.TIMESTAMP][row_M[[0, -1]]])
+                crc32 = schema.crc32_of(self.log / path)
+                self.files[split].append(schema.LogFile(str(path), len(row_M), first, last, crc32))
             self._count(split, rows, row_M)
 
     def _count(self, split: str, rows: PartitionRows, row_M: np.ndarray) -> None:

@@ -10,16 +10,15 @@ This file is the one place that spells these names. `data_prep` writes them, `si
 """
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from zlib import crc32
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 SCHEMA_VERSION = 1
+CHECKSUM_BLOCK = 1 << 20  # bytes
 
 LABEL = "label"  # float32, 0 or 1
 TIMESTAMP = "timestamp"  # int64, seconds since 1970
@@ -56,12 +55,16 @@ class ContractError(ValueError):
 
 @dataclass(frozen=True)
 class LogFile:
-    """One parquet file of a split; `path` is relative to the log folder."""
+    """One parquet file of a split; `path` is relative to the log folder.
+
+    crc32: of all its bytes, as `crc32_of` reckons it; None where whoever wrote the manifest did not say.
+    """
 
     path: str
     rows: int
     first_timestamp: int
     last_timestamp: int
+    crc32: int | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,15 @@ def log_schema(manifest: Manifest) -> pa.Schema:
     return pa.schema(columns)
 
 
+def crc32_of(path: Path) -> int:
+    """CRC-32 of a file's bytes, read a block at a time. Raises OSError."""
+    found = 0
+    with path.open("rb") as file:
+        while block := file.read(CHECKSUM_BLOCK):
+            found = crc32(block, found)
+    return found
+
+
 def save_manifest(manifest: Manifest, log: Path) -> None:
     """Writes `log/manifest.json` in one step: a reader sees the whole file or none."""
     partial = log / (MANIFEST + ".partial")
@@ -140,7 +152,7 @@ def _manifest_from_json(raw: dict[str, object], path: Path) -> Manifest:
         raise ContractError(f"{path}, schema_version", f"{SCHEMA_VERSION}", raw["schema_version"])
     try:
         splits = {
-            str(name): tuple(_log_file(entry, f"{path}, splits.{name}") for entry in entries)
+            str(name): tuple(_log_file(entry, f"{path}, splits.{name}", path.parent) for entry in entries)
             for name, entries in raw["splits"].items()  # type: ignore[attr-defined]
         }
         ids = {str(column): int(rows) for column, rows in raw["ids"].items()}  # type: ignore[attr-defined]
@@ -156,14 +168,18 @@ def _manifest_from_json(raw: dict[str, object], path: Path) -> Manifest:
     return Manifest(str(raw["source"]), seed, ids, dense, stats, length, splits, protocol)
 
 
-def _log_file(entry: object, where: str) -> LogFile:
+def _log_file(entry: object, where: str, log: Path) -> LogFile:
     keys = set(LogFile.__dataclass_fields__)
-    if not isinstance(entry, dict) or set(entry) != keys:
-        raise ContractError(where, f"entries with the keys {sorted(keys)}", entry)
-    path = str(entry["path"])
+    if not isinstance(entry, dict) or not keys - {"crc32"} <= set(entry) <= keys:
+        raise ContractError(where, f"entries with the keys {sorted(keys)}, crc32 optional", entry)
+    path, crc = str(entry["path"]), entry.get("crc32")
     if Path(path).is_absolute() or ".." in Path(path).parts:
         raise ContractError(where, "file paths inside the log folder", repr(path))
-    return LogFile(path, int(entry["rows"]), int(entry["first_timestamp"]), int(entry["last_timestamp"]))
+    target = (log / path).resolve()
+    if not target.is_relative_to(log.resolve()):
+        raise ContractError(where, "files inside the log folder", f"{path!r}, a link to {target}")
+    times = int(entry["first_timestamp"]), int(entry["last_timestamp"])
+    return LogFile(path, int(entry["rows"]), *times, None if crc is None else int(crc))
 
 
 def _check_names(path: Path, ids: Mapping[str, int], dense: tuple[str, ...], stats: tuple[str, ...]) -> None:
@@ -189,61 +205,3 @@ def check_columns(found: pa.Schema, manifest: Manifest, where: object) -> None:
             raise ContractError(where, f"a column {expected.name}", f"columns {found.names}")
         if found.field(index).type != expected.type:
             raise ContractError(f"{where}, column {expected.name}", str(expected.type), found.field(index).type)
-
-
-def broken_rows(table: pa.Table, manifest: Manifest) -> dict[str, np.ndarray]:
-    """Finds the rows that break the contract's value rules.
-
-    Returns: rule -> bool mask over the table's rows, only for rules that some row breaks. A rule reads
-    "column, expectation"; the caller turns it into an error or a quarantine.
-    """
-    rules: dict[str, np.ndarray] = {}
-
-    def add(column: str, expectation: str, bad: np.ndarray) -> None:
-        if bad.any():
-            rules[f"column {column}, expected {expectation}"] = bad
-
-    for column in log_schema(manifest).names:
-        nulls = table[column].is_null().to_numpy()
-        add(column, "no missing value", np.asarray(nulls, dtype=bool))
-    label = _numpy(table, LABEL)
-    add(LABEL, "0 or 1", ~((label == 0) | (label == 1)))
-    for column in manifest.dense:
-        add(column, "finite values", ~np.isfinite(_numpy(table, column)))
-    for column in manifest.stats:
-        values = _numpy(table, column)
-        add(column, "finite counts of at least 0", ~(np.isfinite(values) & (values >= 0)))
-    for column, rows in manifest.ids.items():
-        ids = _numpy(table, column)
-        add(column, f"ids in [0, {rows})", (ids < 0) | (ids >= rows))
-    add(HISTORY, f"item ids in [0, {manifest.ids[ITEM_ID]})", _rows_with_bad_history(table, manifest))
-    return rules
-
-
-def _rows_with_bad_history(table: pa.Table, manifest: Manifest) -> np.ndarray:
-    history = table[HISTORY].combine_chunks()
-    values = pc.list_flatten(history).to_numpy(zero_copy_only=False)
-    parents = pc.list_parent_indices(history).to_numpy(zero_copy_only=False)
-    if values.dtype != np.int64:  # a null inside a list turns the values into floats
-        values = np.where(np.isnan(values), -1, values)
-    bad = np.zeros(table.num_rows, dtype=bool)
-    bad[parents[(values < 0) | (values >= manifest.ids[ITEM_ID])]] = True
-    return bad
-
-
-def _numpy(table: pa.Table, column: str) -> np.ndarray:
-    values = table[column].to_numpy()
-    if values.dtype.kind == "f" and table.schema.field(column).type == pa.int64():
-        values = np.nan_to_num(values, nan=-1)
-    return np.asarray(values)
-
-
-def check_time_order(timestamps: np.ndarray, where: object, after: float = -math.inf) -> None:
-    """Timestamps never go back, and start no earlier than `after`. Raises ContractError with the first that does."""
-    if len(timestamps) and timestamps[0] < after:
-        raise ContractError(f"{where}, column {TIMESTAMP}", f"times from {after:.0f} on", int(timestamps[0]))
-    back = np.flatnonzero(np.diff(timestamps) < 0)
-    if len(back):
-        row = int(back[0]) + 1
-        got = f"{timestamps[row]} after {timestamps[row - 1]} at row {row}"
-        raise ContractError(f"{where}, column {TIMESTAMP}", "rows sorted by time", got)

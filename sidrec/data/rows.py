@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sidrec.data.row_rules import broken_rows, check_time_order
 from sidrec.data.split_index import RowGroup
 from sidrec.schema import (
     HISTORY,
@@ -21,8 +22,6 @@ from sidrec.schema import (
     USER_ID,
     ContractError,
     Manifest,
-    broken_rows,
-    check_time_order,
     log_schema,
 )
 

@@ -14,6 +14,7 @@ from data_prep.events import Items
 from data_prep.id_map import IdMap
 from data_prep.settings import LogSettings
 from sidrec import schema
+from sidrec.data.row_rules import broken_rows, check_time_order
 
 DAY = 86_400
 
@@ -73,9 +74,9 @@ def read_rows(out: Path) -> list[dict[str, Any]]:
         for file in files:
             table = pq.read_table(out / "log" / file.path)
             schema.check_columns(table.schema, manifest, file.path)
-            assert not schema.broken_rows(table, manifest)
+            assert not broken_rows(table, manifest)
             times = table[schema.TIMESTAMP].to_numpy()
-            schema.check_time_order(times, file.path, latest)
+            check_time_order(times, file.path, latest)
             assert (file.rows, file.first_timestamp, file.last_timestamp) == (len(times), times[0], times[-1])
             latest = times[-1]
             rows += [{**row, "split": split} for row in table.to_pylist()]

@@ -16,6 +16,7 @@ from data_prep.criteo_layout import CriteoLayout
 from data_prep.criteo_log import CriteoLogCommand
 from sidrec import schema
 from sidrec.config import Recipe, load_file
+from sidrec.data.row_rules import broken_rows
 from sidrec.data.split_index import split_index
 from sidrec.fit import fit
 from sidrec.parallel.process_group import joined_ranks
@@ -45,7 +46,7 @@ def rows_of(out: Path, split: str) -> dict[str, np.ndarray]:
     manifest = schema.load_manifest(out / schema.LOG)
     table = pq.read_table([out / schema.LOG / file.path for file in manifest.files(split)])
     schema.check_columns(table.schema, manifest, split)
-    assert not schema.broken_rows(table, manifest)
+    assert not broken_rows(table, manifest)
     return {name: table[name].to_numpy() for name in table.column_names}
 
 
