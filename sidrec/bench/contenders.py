@@ -1,12 +1,10 @@
 """The plans to measure, from the names they are asked for by."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from torch import distributed as dist
 from torch import nn
 from torchrec.distributed.types import ShardingPlan
 from torchrec.modules.embedding_configs import PoolingType
@@ -15,10 +13,9 @@ from sidrec.bench.subject import Subject, on_meta
 from sidrec.config import ConfigError
 from sidrec.config.tree import ParallelConfig, ShardingKind
 from sidrec.parallel.plan import PlanError, make_plan
-from sidrec.parallel.process_group import RankError, Ranks, together
+from sidrec.parallel.process_group import RankError, Ranks
 from sidrec.parallel.shard import sharders_of
 from sidrec.plans.capacity import NoPlanError
-from sidrec.plans.plan_file import read_plan, sharding_plan_of
 from sidrec.plans.workload import Workload, tables_of
 
 AUTO, TORCHRECS = "auto", "torchrec"
@@ -61,9 +58,11 @@ def contenders(
 
 
 def _contender(subject: Subject, name: str, workload: Workload, calibration: Path | None, ranks: Ranks) -> Contender:
-    if name.endswith(PLAN_FILE):
-        return Contender(name, _from_file(subject, Path(name), ranks), None)
     model = on_meta(subject)
+    sharders = sharders_of(model, subject.optimizer, subject.seed)
+    if name.endswith(PLAN_FILE):
+        config = ParallelConfig(plan=Path(name))
+        return Contender(name, make_plan(model, sharders, config, lambda: workload, ranks), None)
     if name == "grid_shard" and _means(model):
         return Contender(
             name, None, f"grid_shard: TorchRec pools {_means(model)} (mean) wrongly when it is grid-sharded"
@@ -73,26 +72,9 @@ def _contender(subject: Subject, name: str, workload: Workload, calibration: Pat
             config = ParallelConfig(calibration=calibration if name == AUTO else None)
         else:
             config = ParallelConfig(sharding=name)  # type: ignore[arg-type]  # the names were checked
-        sharders = sharders_of(model, subject.optimizer, subject.seed)
         return Contender(name, make_plan(model, sharders, config, lambda: workload, ranks), None)
     except (PlanError, NoPlanError, RankError) as error:
         return Contender(name, None, str(error))
-
-
-def _from_file(subject: Subject, path: Path, ranks: Ranks) -> ShardingPlan:
-    """The first rank reads, so that all have one plan."""
-
-    def read() -> ShardingPlan:
-        model = on_meta(subject)
-        sharders = sharders_of(model, subject.optimizer, subject.seed)
-        local_world = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        kept = read_plan(path)
-        return sharding_plan_of(kept, model, ranks.world, local_world, ranks.device.type, sharders, where=str(path))
-
-    plan = [together(ranks, lambda: read() if ranks.first else None)]
-    dist.broadcast_object_list(plan, src=0, group=ranks.control)
-    assert plan[0] is not None, "together raises where the first rank cannot read it"
-    return plan[0]
 
 
 def _means(model: nn.Module) -> str:
