@@ -1,0 +1,61 @@
+"""What a checkpoint holds of managed tables beside their tensors: each rank's memory of the interval it is in."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sidrec.checkpoint.index import CheckpointIndex
+from sidrec.checkpoint.piece import CheckpointError, Piece, whole
+from sidrec.model.managed_table import Slots
+from sidrec.parallel.process_group import Ranks
+
+RANKS, SLOTS = "ranks", "slots"
+
+
+def slot_pieces(model: nn.Module, ranks: Ranks) -> list[Piece]:
+    """This rank's memory, as it is now: ranks/RANK/slots/TABLE/NAME, int64 [N] for N ids met in the interval."""
+    return [
+        whole(f"{RANKS}/{ranks.rank}/{SLOTS}/{table}/{name}", values_N)
+        for table, slots in _managed(model).items()
+        for name, values_N in slots.interval().items()
+    ]
+
+
+def room_for_slot_memory(
+    path: Path, index: CheckpointIndex, model: nn.Module, training: bool, ranks: Ranks
+) -> list[Piece]:
+    """Pieces for a checkpoint's `slot_pieces` to be read into; none where none are wanted.
+
+    Raises CheckpointError when other ranks wrote it: their slots are theirs, but one rank can evaluate with all.
+    """
+    if not _managed(model):
+        return []
+    parts = [(key, key.split("/")) for key in index.tensors if key.startswith(f"{RANKS}/")]
+    owners = len({rank for _, (_, rank, kind, *_) in parts if kind == SLOTS})
+    if owners != ranks.world and (training or ranks.world > 1):
+        raise CheckpointError(
+            f"{path}: expected the {owners} rank(s) that own the slots of its managed tables, got {ranks.world}; "
+            "one rank can evaluate it too"
+        )
+    return [
+        whole(key, torch.empty(index.tensors[key].shape, dtype=torch.int64))
+        for key, (_, rank, kind, *_) in parts
+        if training and kind == SLOTS and rank == str(ranks.rank)
+    ]
+
+
+def resume_slots(model: nn.Module, memory: Sequence[Piece]) -> None:
+    """Puts managed tables where they were in their interval; memory: what `room_for_slot_memory` made, filled."""
+    intervals: dict[str, dict[str, Tensor]] = {}
+    for piece in memory:
+        table, name = piece.key.split("/")[-2:]
+        intervals.setdefault(table, {})[name] = piece.values
+    managed = _managed(model)
+    for table, interval in intervals.items():
+        managed[table].resume(interval)
+
+
+def _managed(model: nn.Module) -> dict[str, Slots]:
+    return {str(module._name): module for module in model.modules() if isinstance(module, Slots)}
