@@ -31,7 +31,9 @@ from sidrec.checkpoint.piece import DTYPES, NAMES, CheckpointError, Piece
 class PieceSavePlanner(SavePlanner):
     """Every rank writes the pieces it owns. The state it is given: name -> Piece."""
 
-    def set_up_planner(self, state_dict: dict[str, Any], *_: Any, **__: Any) -> None:
+    def set_up_planner(
+        self, state_dict: dict[str, Any], storage_meta: Any = None, is_coordinator: bool = False
+    ) -> None:
         self._pieces: dict[MetadataIndex, Piece] = {
             MetadataIndex(piece.key, piece.offset): piece for piece in state_dict.values() if piece.owned
         }
