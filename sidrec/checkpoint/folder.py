@@ -110,13 +110,14 @@ def _own_fault(path: Path, ranks: Ranks) -> str | None:
         if POSITION not in files:
             raise CheckpointError(f"{path}: expected {POSITION} among the files of its index, got {sorted(files)}")
         for name in sorted(files, key=lambda name: files[name].size, reverse=True)[ranks.rank :: ranks.world]:
-            _check_file(path / name, files[name])
+            check_file(path / name, files[name])
     except CheckpointError as error:
         return f"{error}"
     return None
 
 
-def _check_file(path: Path, stored: StoredFile) -> None:
+def check_file(path: Path, stored: StoredFile) -> None:
+    """Raises CheckpointError where a file of a checkpoint is not what was written; stored: what its index says."""
     found = path.stat().st_size if path.is_file() else None
     if found != stored.size:
         raise CheckpointError(
