@@ -1,0 +1,72 @@
+"""The campaign's report: what was dealt, what came of it, what it cost."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from benchmarks.fault_campaign.faults import Strike
+from benchmarks.fault_campaign.victim import Outcome
+
+
+def report_text(result: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
+    """report.md. result: what result.json holds."""
+    strikes = [dealt for outcome in outcomes for dealt in outcome.strikes]
+    bad = [outcome for outcome in outcomes if outcome.complaints]
+    largest = [found.largest for found in outcomes if len(found.worlds) > 1 and found.largest is not None]
+    lines = [
+        "# Fault campaign",
+        "",
+        f"{len(strikes)} kills in {len(outcomes)} runs of {_steps(result)} steps; {len(outcomes) - len(bad)} of them "
+        "ended as the uninterrupted one: metrics and losses equal, each training row seen exactly once per epoch, the same "
+        "rows in the same steps, no process and no half-written file left.",
+        "",
+        f"Equal means every bit where all starts had as many ranks, and else within 1e-6 (found: "
+        f"{max(largest, default=0.0):.2g}).",
+        "",
+        *_complaints(bad),
+        *_counts("kind", strikes, lambda dealt: dealt.kind),
+        *_counts("moment", strikes, lambda dealt: dealt.moment),
+        *_counts("ranks", strikes, lambda dealt: str(dealt.world)),
+        *_counts("damage before the next start", strikes, lambda dealt: dealt.damage or "none"),
+        *_cost(strikes),
+        f"Conditions: {', '.join(f'{name} {value}' for name, value in result['conditions'].items())}; "
+        f"seed {result['settings']['seed']}.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _steps(result: Mapping[str, Any]) -> int:
+    return max(found["steps"] for found in result["references"].values())
+
+
+def _complaints(bad: Sequence[Outcome]) -> list[str]:
+    if not bad:
+        return []
+    return ["Not as it should be:", "", *(f"* {found.name}: {'; '.join(found.complaints)}" for found in bad), ""]
+
+
+def _counts(what: str, strikes: Sequence[Strike], key: Callable[[Strike], str]) -> list[str]:
+    counted = sorted(Counter(map(key, strikes)).items())
+    return [f"| {what} | kills |", "|---|---|", *(f"| {name} | {count} |" for name, count in counted), ""]
+
+
+def _cost(strikes: Sequence[Strike]) -> list[str]:
+    """Time to resume and steps trained again, by ranks of the start that was struck."""
+    lines = ["| ranks | restarted by | seconds to the first new step: median, most | steps lost: median, most |"]
+    lines += ["|---|---|---|---|"]
+    for world in sorted({dealt.world for dealt in strikes}):
+        for restarted in (False, True):
+            found = [dealt for dealt in strikes if dealt.world == world and dealt.restarted == restarted]
+            seconds = [dealt.seconds for dealt in found if dealt.seconds is not None]
+            lost = [
+                max(0, dealt.step - dealt.resumed)
+                for dealt in found
+                if dealt.step is not None and dealt.resumed is not None and not dealt.damage
+            ]
+            if seconds and lost:
+                by = "torchrun" if restarted else "hand"
+                spent = f"{median(seconds):.1f}, {max(seconds):.1f}"
+                lines.append(f"| {world} | {by} | {spent} | {median(lost):.0f}, {max(lost)} |")
+    return [*lines, ""]
