@@ -143,6 +143,12 @@ class TrainConfig:
     """Steps between lines of metrics.jsonl and TensorBoard."""
     row_ledger: bool = False
     """Note in the run directory which rows of the train split each step was trained on."""
+    non_finite: Literal["stop", "skip"] = "stop"
+    """What to do with a step whose loss or gradients are not finite: stop, or count it and leave it out."""
+    skip_at_most: PositiveInt = 10
+    """Steps in a row that may be left out."""
+    hang_minutes: PositiveFloat = 10.0
+    """Minutes without a sign of progress after which a rank ends itself, so that torchrun can start all again."""
 
 
 @section

@@ -33,12 +33,14 @@ class SplitLoader:
 
     steps: batches per epoch, equal on every rank. rows: rows of the split over all ranks.
     quarantined: broken rows this rank has met so far; each has weight 0 but its row number, padding has row number -1.
+    reader: where rows come from.
     """
 
     def __init__(self, reader: LogReader, tables: ItemTables, world: int, workers: int, *, pin_memory: bool) -> None:
         self.steps = reader.lanes.steps
         self.rows = reader.lanes.rows
         self.quarantined = 0
+        self.reader = reader
         self._logged: set[str] = set()
         self._dataset = Steps(reader, tables.features, tables.rows_IF, tables.per_item, world)
         self._workers, self._pin_memory = workers, pin_memory

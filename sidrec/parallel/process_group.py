@@ -3,17 +3,18 @@
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
 from torch import distributed as dist
 
 from sidrec.config import ConfigError
-from sidrec.failure import SaidElsewhereError
+from sidrec.failure import LearningError, SaidElsewhereError
 from sidrec.machine import threads_per_rank
+from sidrec.parallel.pulse import COMPUTES, WAITS, Pulse
 
 T = TypeVar("T")
 
@@ -23,6 +24,7 @@ class Ranks:
     """This process among the ranks.
 
     control: a gloo group beside the training group, for facts that live on the CPU.
+    pulse: how far this rank has come.
     """
 
     rank: int
@@ -30,6 +32,7 @@ class Ranks:
     device: torch.device
     threads: int
     control: dist.ProcessGroup
+    pulse: Pulse = field(default_factory=Pulse, compare=False)
 
     @property
     def first(self) -> bool:
@@ -39,6 +42,10 @@ class Ranks:
 
 class RankError(SaidElsewhereError, ConfigError):
     """Another rank failed and says why; the message carries its sentence."""
+
+
+class LostRankError(LearningError):
+    """Another rank is gone without a word: the ranks' connections broke."""
 
 
 def _quiet() -> None:
@@ -57,6 +64,8 @@ def joined_ranks() -> Iterator[Ranks]:
     """Joins the ranks that torchrun started, or makes a world of one where nothing did; leaves them at the end.
 
     NCCL where each rank has a GPU, gloo on CPU. A rank that fails leaves without waiting for the others.
+
+    Raises LostRankError inside, where a rank died and took its connections with it.
     """
     _quiet()
     alone = "RANK" not in os.environ
@@ -75,11 +84,36 @@ def joined_ranks() -> Iterator[Ranks]:
     control = dist.new_group(backend="gloo")
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), device, threads, control)
-    except BaseException:
+    except BaseException as error:
         if alone:
             dist.destroy_process_group()
+        elif isinstance(error, RuntimeError) and _is_lost_connection(error):
+            raise LostRankError(_lost_rank(error)) from error
         raise
     dist.destroy_process_group()
+
+
+_LOST = (
+    "closed by peer",
+    "reset by peer",
+    "Broken pipe",
+    "pair closure",
+    "NCCL communicator was aborted",
+    "NCCL error",
+)
+"""What gloo and NCCL say, as plain RuntimeErrors, when a rank at the other end is gone."""
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    return isinstance(error, dist.DistError) or any(words in str(error) for words in _LOST)
+
+
+def _lost_rank(error: RuntimeError) -> str:
+    reason = str(error).splitlines()[0].rpartition("] ")[2] or type(error).__name__
+    return (
+        f"rank {dist.get_rank()} lost its connection to another rank, which has died: that rank's own last words, or "
+        f"the machine's log (killed for memory?), say why ({reason})"
+    )
 
 
 def together(ranks: Ranks, action: Callable[[], T]) -> T:
@@ -102,7 +136,9 @@ def agree(ranks: Ranks, error: Exception | None) -> None:
     """
     sentence = None if error is None else f"{error}"
     sentences: list[str | None] = [None] * ranks.world
+    ranks.pulse.beat(WAITS)
     dist.all_gather_object(sentences, sentence, group=ranks.control)
+    ranks.pulse.beat(COMPUTES)
     failed = {said: rank for rank, said in reversed(list(enumerate(sentences))) if said is not None}
     if error is not None and failed[f"{error}"] == ranks.rank:
         raise error
@@ -129,8 +165,15 @@ def total(ranks: Ranks, value: int) -> int:
 
 def largest(ranks: Ranks, value: int) -> int:
     """The largest `value` any rank has."""
+    return largest_each(ranks, [value])[0]
+
+
+def largest_each(ranks: Ranks, values: Sequence[int]) -> list[int]:
+    """Of each of `values`, equally many on every rank, the largest that any rank has; in one collective."""
     if ranks.world == 1:
-        return value
-    values = torch.tensor([value], dtype=torch.int64)
-    dist.all_reduce(values, dist.ReduceOp.MAX, group=ranks.control)
-    return int(values)
+        return list(values)
+    ranks.pulse.beat(WAITS)
+    found = torch.tensor(values, dtype=torch.int64)
+    dist.all_reduce(found, dist.ReduceOp.MAX, group=ranks.control)
+    ranks.pulse.beat(COMPUTES)
+    return [int(value) for value in found]
