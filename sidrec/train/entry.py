@@ -7,14 +7,16 @@ from pathlib import Path
 import torch
 import torchrec
 
+from sidrec.checkpoint.folder import newest_sound
+from sidrec.checkpoint.model_pieces import load_model
+from sidrec.checkpoint.position import Position, check_catalog, read_position
+from sidrec.checkpoint.random_state import resume_random
 from sidrec.config import Recipe, load
 from sidrec.model.budget import parameter_budget
 from sidrec.parallel.process_group import Ranks, joined_ranks, together
 from sidrec.parallel.shard import ShardedRanker
 from sidrec.plans.plan_file import write_plan
-from sidrec.train import checkpoint
 from sidrec.train.assembly import build_model, open_loader
-from sidrec.train.checkpoint import Position
 from sidrec.train.data import Data, open_data
 from sidrec.train.evaluation import check_splits, evaluate_splits
 from sidrec.train.loop import Trainer
@@ -38,12 +40,14 @@ def train(recipe: Recipe, ranks: Ranks) -> None:
     data = open_data(recipe, ranks)
     loader = open_loader(recipe, data, "train", shuffle=True, ranks=ranks)
     check_splits(recipe, data, ranks)
-    saved, position = together(ranks, lambda: _position(run, data))
+    saved = newest_sound(run.checkpoints, ranks, set_aside=True)
+    position = together(ranks, lambda: _position(saved, data))
 
     sharded = build_model(recipe, data, ranks)
     optimizer = build_optimizer(sharded.model, recipe.optimizer, recipe.model.embedding_dim)
     if saved is not None:
-        checkpoint.load(saved, sharded.model, optimizer, ranks)
+        load_model(saved, sharded.model, optimizer, ranks)
+        resume_random(saved, position.step, recipe.seed, ranks)
     together(ranks, lambda: _begin(run, recipe, data, sharded, ranks))
     try:
         if ranks.first:
@@ -59,12 +63,13 @@ def train(recipe: Recipe, ranks: Ranks) -> None:
         report(run, metrics)
 
 
-def _position(run: RunDirectory, data: Data) -> tuple[Path | None, Position]:
-    """The newest checkpoint, if any, and where training goes on."""
-    saved = checkpoint.newest(run.checkpoints)
+def _position(saved: Path | None, data: Data) -> Position:
+    """Where training goes on, or begins."""
     if saved is None:
-        return None, Position(step=0, epoch=0, epoch_step=0, catalog=data.fingerprint)
-    return saved, checkpoint.read_position(saved, data.fingerprint)
+        return Position(step=0, epoch=0, epoch_step=0, catalog=data.fingerprint)
+    position = read_position(saved)
+    check_catalog(saved, position, data.fingerprint)
+    return position
 
 
 def _begin(run: RunDirectory, recipe: Recipe, data: Data, sharded: ShardedRanker, ranks: Ranks) -> None:

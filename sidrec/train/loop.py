@@ -3,22 +3,29 @@
 from collections.abc import Iterator
 
 import torch
-from torch import distributed as dist
+import torchrec
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
 
+import sidrec
+from sidrec.checkpoint.model_pieces import pieces_of
+from sidrec.checkpoint.position import Position
+from sidrec.checkpoint.random_state import random_pieces
+from sidrec.checkpoint.saver import Saver
 from sidrec.config import Recipe
 from sidrec.data.batch import Batch
 from sidrec.data.loader import SplitLoader
 from sidrec.parallel.process_group import Ranks, together
-from sidrec.train import checkpoint
 from sidrec.train.agreed_batches import agreed_batches
-from sidrec.train.checkpoint import Position
+from sidrec.train.loss_terms import LossTerms
 from sidrec.train.optimizers import ScheduledOptimizer, schedule_factor
 from sidrec.train.progress import Progress
 from sidrec.train.row_ledger import RowLedger, drop_after
 from sidrec.train.run_directory import RunDirectory
+
+VERSIONS = {"sidrec": sidrec.__version__, "torch": torch.__version__, "torchrec": torchrec.__version__}
+LAST_WAIT = 30.0  # seconds
 
 
 class Trainer:
@@ -42,14 +49,22 @@ class Trainer:
         self.position = position
         self.ranks = ranks
         self.steps = recipe.train.epochs * loader.steps
-        self.terms: dict[str, torch.Tensor] = {}
-        self.term_steps = 0
+        self.terms = LossTerms(position, ranks)
+        beside = {path.name: path.read_text() for path in (run.config, run.plan) if path.exists()}
+        self.saver = Saver(run.checkpoints, recipe.checkpoint, beside, ranks)
         self.ledger = RowLedger(run.ledger, model, ranks.rank) if recipe.train.row_ledger else None
 
     def train(self) -> None:
         """Runs the remaining steps. Every table collection must be pipelined, or the run stops at once."""
         if self.position.step >= self.steps:
             return
+        try:
+            self._train()
+        except Exception:
+            self.saver.leave(LAST_WAIT)  # what is being written may be the newest checkpoint there will be
+            raise
+
+    def _train(self) -> None:
         if self.ledger:
             together(self.ranks, lambda: drop_after(self.run.ledger, self.position.step) if self.ranks.first else None)
         pipeline = self._pipeline()
@@ -62,8 +77,7 @@ class Trainer:
             terms, _ = pipeline.progress(batches)
             if step == self.position.step:
                 self._check_pipelined(pipeline)
-            self.terms = {name: term + self.terms.get(name, 0) for name, term in terms.items()}
-            self.term_steps += 1
+            self.terms.add(terms)
             self._after_step(step + 1, factor, progress)
         if isinstance(pipeline, TrainPipelineSparseDist):
             pipeline.detach()  # gives the collections their ordinary forward back, for evaluation
@@ -71,29 +85,33 @@ class Trainer:
             progress.close()
 
     def _after_step(self, step: int, factor: float, progress: Progress | None) -> None:
-        epoch, epoch_step = divmod(step, self.loader.steps)
         if self.ledger:
             self.ledger.add((step - 1) // self.loader.steps, step)
         if progress:
             progress.count(self.loader.rows / self.loader.steps)
         saving = self.recipe.checkpoint
         if step % self.recipe.train.log_every == 0 or step == self.steps:
-            terms = self._mean_terms()
+            terms = self.terms.mean()
             if progress:
                 progress.report(step, (step - 1) // self.loader.steps, terms, factor)
-        if epoch_step == 0 or (saving.every and step % saving.every == 0):
-            if self.ledger:
-                together(self.ranks, self.ledger.flush)
-            position = Position(step, epoch, epoch_step, self.position.catalog)
-            checkpoint.save(self.run.checkpoints, self.model, self.optimizer, position, saving.keep, self.ranks)
+        if step % self.loader.steps == 0 or (saving.every and step % saving.every == 0):
+            self._save(step, factor)
 
-    def _mean_terms(self) -> dict[str, float]:
-        """Mean of the loss and its terms over ranks and the steps since the last call; the same on every rank."""
-        means = torch.stack(list(self.terms.values())).cpu() / self.term_steps
-        dist.all_reduce(means, group=self.ranks.control)
-        named = {name: mean / self.ranks.world for name, mean in zip(self.terms, means.tolist(), strict=True)}
-        self.terms, self.term_steps = {}, 0
-        return named
+    def _save(self, step: int, factor: float) -> None:
+        if self.ledger:
+            together(self.ranks, self.ledger.flush)
+        position = Position(
+            step,
+            *divmod(step, self.loader.steps),
+            self.position.catalog,
+            factor,
+            self.terms.sums(),
+            self.terms.steps,
+            ranks=self.ranks.world,
+            versions=VERSIONS,
+        )
+        pieces = pieces_of(self.model, self.optimizer, self.ranks) + random_pieces(self.ranks)
+        self.saver.save(pieces, position, wait=step == self.steps)
 
     def _batches(self) -> Iterator[Batch]:
         first = self.position.epoch_step

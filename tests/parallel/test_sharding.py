@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import distributed as dist
 
+from sidrec.checkpoint.position import Position
 from sidrec.config import Recipe
 from sidrec.config.tree import ParallelConfig
 from sidrec.train.assembly import build_model, open_loader
-from sidrec.train.checkpoint import Position
 from sidrec.train.data import open_data
 from sidrec.train.evaluation import score_split
 from sidrec.train.loop import Trainer
