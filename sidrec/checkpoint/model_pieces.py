@@ -1,75 +1,93 @@
-"""A model and its optimizer as pieces, under names that do not depend on how ranks share the tables.
+"""A model and its optimizer as pieces: what a rank writes of them, and fills again whatever plan and ranks wrote it."""
 
-model/NAME            weights and buffers, named as in the state_dict; a table is [rows, width] however it is sharded
-optimizer/NAME/sum    element-wise Adagrad of a table, [rows, width]
-optimizer/NAME/row_sum  row-wise Adagrad of a table, [rows, S] for S shards of its columns; 1 where they are not cut
-optimizer/NAME/STATE  what torch's optimizer keeps of a dense layer
-ranks/RANK/...        what belongs to one rank
-"""
-
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torch.nn.parallel import DistributedDataParallel
 from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.optim.keyed import KeyedOptimizer
 
 from sidrec.checkpoint.index import read_index
+from sidrec.checkpoint.model_fit import check_model, check_optimizer
+from sidrec.checkpoint.optimizer_pieces import make_states, optimizer_pieces
 from sidrec.checkpoint.piece import Piece, whole
+from sidrec.checkpoint.piece_names import MODEL
+from sidrec.checkpoint.row_sums import RowSums
 from sidrec.checkpoint.slot_memory import resume_slots, room_for_slot_memory, slot_pieces
 from sidrec.checkpoint.storage import load_pieces
-from sidrec.checkpoint.table_state import state_pieces
 from sidrec.parallel.process_group import Ranks, together
-
-MODEL, OPTIMIZER = "model", "optimizer"
 
 
 def pieces_of(model: DistributedModelParallel, optimizer: KeyedOptimizer | None, ranks: Ranks) -> list[Piece]:
-    """What this rank holds of a checkpoint: views into model and optimizer, so that what is read into them is loaded.
+    """What this rank holds of a checkpoint: views into model and optimizer, as they are now.
 
-    optimizer: None where its state is not wanted. States that it has not made yet are no pieces.
+    optimizer: None where neither its state is wanted nor what else only training needs. States that it has not made yet
+    are no pieces.
     """
-    state = model.state_dict()
-    pieces = [piece for name, value in state.items() for piece in _of_model(f"{MODEL}/{name}", value, ranks.first)]
+    weights = model.state_dict()
+    pieces = _of_weights(weights, ranks)
     if optimizer is not None:
-        pieces += slot_pieces(model, ranks)
-        for name, states in optimizer.state_dict()["state"].items():
-            pieces += state_pieces(f"{OPTIMIZER}/{name}", state[name], states, ranks.first)
+        pieces += [*optimizer_pieces(optimizer, weights, ranks.first), *slot_pieces(model, ranks)]
     return pieces
 
 
-def _of_model(key: str, value: Tensor | ShardedTensor, owned: bool) -> Iterable[Piece]:
+def _of_weights(weights: Mapping[str, Any], ranks: Ranks) -> list[Piece]:
+    return [piece for name, value in weights.items() for piece in _of_weight(f"{MODEL}/{name}", value, ranks.first)]
+
+
+def _of_weight(key: str, value: Tensor | ShardedTensor, owned: bool) -> Iterable[Piece]:
     if not isinstance(value, ShardedTensor):
         return [whole(key, value, owned)]
     return [
         Piece(key, tuple(value.size()), tuple(shard.metadata.shard_offsets), shard.tensor)
         for shard in value.local_shards()
-        if shard.tensor.numel()  # ranks with fewer rows than shards hold empty ones
+        if shard.tensor.numel()
     ]
 
 
 def load_model(path: Path, model: DistributedModelParallel, optimizer: KeyedOptimizer | None, ranks: Ranks) -> None:
     """Reads a checkpoint into the model and, if given, its optimizer, whatever plan and ranks wrote it.
 
-    Raises CheckpointError, on all ranks, when it cannot be read or holds other tables or layers than the model, and
-    where managed tables were written by other ranks: their slots are theirs, except that one rank can evaluate all.
+    Row-wise Adagrad's state of columns that are cut differently is converted as `row_sums` says, and the log says so.
+
+    Raises CheckpointError, on all ranks: before anything is loaded, when the checkpoint has other tables, layers or
+    optimizers than the model, and where other ranks wrote managed tables (their slots are theirs, but one rank can
+    evaluate with all); and when it cannot be read.
     """
     index = together(ranks, lambda: read_index(path))
+    weights = model.state_dict()
+    together(ranks, lambda: check_model(path, index, weights))
+    memory = together(ranks, lambda: room_for_slot_memory(path, index, model, optimizer is not None, ranks))
+    pieces = _of_weights(weights, ranks)
+    row_sums = None
     if optimizer is not None:
-        _make_states(optimizer)
-    pieces = [piece for piece in pieces_of(model, optimizer, ranks) if not piece.key.startswith("ranks/")]
-    room = together(ranks, lambda: room_for_slot_memory(path, index, model, optimizer is not None, ranks))
-    load_pieces(path, pieces + room, ranks.control)
-    resume_slots(model, room)
+        make_states(optimizer, index)
+        states = optimizer_pieces(optimizer, weights, ranks.first)
+        trained = [name for name in optimizer.params if not _without_rows(weights[name])]
+        together(ranks, lambda: check_optimizer(path, index, trained, states))
+        row_sums = together(ranks, lambda: RowSums(path, index, weights, states))
+        pieces += row_sums.pieces
+        if ranks.first:
+            row_sums.say()
+    load_pieces(path, [*pieces, *memory], ranks.control)
+    if row_sums is not None:
+        row_sums.convert()
+    resume_slots(model, memory)
+    _forget_cached_rows(model)
 
 
-def _make_states(optimizer: KeyedOptimizer) -> None:
-    """Has torch's optimizers make the states that they would make in their first step, and changes no weight."""
-    rates = [group["lr"] for group in optimizer.param_groups]
-    for group in optimizer.param_groups:
-        group["lr"] = 0.0  # a gradient of zero still decays weights
-    optimizer.init_state()
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
-    optimizer.zero_grad(set_to_none=True)  # also tells FBGEMM the rate
+def _without_rows(weight: Tensor | ShardedTensor) -> bool:
+    """Whether this rank holds nothing of a table: one with fewer rows than ranks has such ranks."""
+    return isinstance(weight, ShardedTensor) and not any(shard.tensor.numel() for shard in weight.local_shards())
+
+
+def _forget_cached_rows(model: nn.Module) -> None:
+    """Rows that FBGEMM keeps in a cache, where a plan gives it one, are those of before."""
+    for module in model.modules():
+        if isinstance(module, ShardedEmbeddingBagCollection):
+            for lookup in module._lookups:
+                (lookup.module if isinstance(lookup, DistributedDataParallel) else lookup).purge()

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from sidrec.checkpoint.index import CheckpointIndex
 from sidrec.checkpoint.piece import CheckpointError, Piece, whole
+from sidrec.checkpoint.piece_names import RANKS
 from sidrec.model.managed_table import Slots
 from sidrec.parallel.process_group import Ranks
 
-RANKS, SLOTS = "ranks", "slots"
+SLOTS = "slots"
 
 
 def slot_pieces(model: nn.Module, ranks: Ranks) -> list[Piece]:
@@ -32,18 +33,17 @@ def room_for_slot_memory(
     """
     if not _managed(model):
         return []
-    parts = [(key, key.split("/")) for key in index.tensors if key.startswith(f"{RANKS}/")]
-    owners = len({rank for _, (_, rank, kind, *_) in parts if kind == SLOTS})
+    owners = len({key.split("/")[1] for key in index.tensors if f"/{SLOTS}/" in key})
     if owners != ranks.world and (training or ranks.world > 1):
         raise CheckpointError(
             f"{path}: expected the {owners} rank(s) that own the slots of its managed tables, got {ranks.world}; "
             "one rank can evaluate it too"
         )
-    return [
-        whole(key, torch.empty(index.tensors[key].shape, dtype=torch.int64))
-        for key, (_, rank, kind, *_) in parts
-        if training and kind == SLOTS and rank == str(ranks.rank)
-    ]
+    memory = slot_pieces(model, ranks) if training else []
+    missing = [piece.key for piece in memory if piece.key not in index.tensors]
+    if missing:
+        raise CheckpointError(f"{path}: expected a tensor {missing[0]}, got none of that name")
+    return [whole(piece.key, torch.empty(index.tensors[piece.key].shape, dtype=torch.int64)) for piece in memory]
 
 
 def resume_slots(model: nn.Module, memory: Sequence[Piece]) -> None:
