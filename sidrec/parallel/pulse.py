@@ -31,3 +31,8 @@ class Pulse:
         """The next stage of the work: COMPUTES, READS or WAITS."""
         if threading.get_ident() == self._thread:
             self.count, self.doing, self.since = self.count + 1, doing, time.monotonic()
+
+    @property
+    def place(self) -> str:
+        """Where the rank is, in words."""
+        return f"{self.task}: {self.doing}"

@@ -23,18 +23,23 @@ from sidrec.train.loop import Trainer
 from sidrec.train.optimizers import build_optimizer
 from sidrec.train.report import report
 from sidrec.train.run_directory import RunDirectory, write_json, write_text
+from sidrec.train.stopping import exit_status
 
 ABOUT = "Trains RECIPE from its newest checkpoint, or from the start, and evaluates it."
 
 
-def main(argv: Sequence[str]) -> None:
-    """Trains. Raises ConfigError, ContractError or PlanError, on all ranks together."""
+def main(argv: Sequence[str]) -> int:
+    """Trains. Returns the exit status: 0, or a signal's. Raises ConfigError, ContractError or PlanError, on all ranks
+    together."""
     with joined_ranks() as ranks:
-        train(together(ranks, lambda: load(argv, "sidrec train", ABOUT)), ranks)
+        return train(together(ranks, lambda: load(argv, "sidrec train", ABOUT)), ranks)
 
 
-def train(recipe: Recipe, ranks: Ranks) -> None:
-    """A recipe from its newest checkpoint, or from the start, to metrics.json. What it refuses leaves no run behind."""
+def train(recipe: Recipe, ranks: Ranks) -> int:
+    """A recipe from its newest checkpoint, or from the start, to metrics.json. What it refuses leaves no run behind.
+
+    Returns: 0, or the exit status of a process that a signal stopped, before the run's end.
+    """
     run = RunDirectory(recipe.run)
     together(ranks, lambda: run.check(recipe))
     data = open_data(recipe, ranks)
@@ -52,15 +57,18 @@ def train(recipe: Recipe, ranks: Ranks) -> None:
     try:
         if ranks.first:
             _say_what_runs(recipe, data, position, ranks)
-        Trainer(recipe, run, loader, sharded.model, optimizer, position, ranks).train()
+        signal = Trainer(recipe, run, loader, sharded.model, optimizer, position, ranks).train()
     except Exception:
         if ranks.first:
             run.give_up()
         raise
 
+    if signal:
+        return exit_status(signal)
     metrics = evaluate_splits(recipe, data, sharded.model, run, ranks)
     if ranks.first:
         report(run, metrics)
+    return 0
 
 
 def _position(saved: Path | None, data: Data) -> Position:

@@ -6,7 +6,6 @@ import torch
 import torchrec
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
-from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
 
 import sidrec
 from sidrec.checkpoint.model_pieces import pieces_of
@@ -18,11 +17,16 @@ from sidrec.data.batch import Batch
 from sidrec.data.loader import SplitLoader
 from sidrec.parallel.process_group import Ranks, together
 from sidrec.train.agreed_batches import agreed_batches
+from sidrec.train.finite_state import check_state
 from sidrec.train.loss_terms import LossTerms
+from sidrec.train.non_finite import StepGuard
 from sidrec.train.optimizers import ScheduledOptimizer, schedule_factor
+from sidrec.train.pipelines import KINDS, Pipeline, SparseDistPipeline
 from sidrec.train.progress import Progress
 from sidrec.train.row_ledger import RowLedger, drop_after
 from sidrec.train.run_directory import RunDirectory
+from sidrec.train.stopping import Stopping
+from sidrec.train.watchdog import Watchdog
 
 VERSIONS = {"sidrec": sidrec.__version__, "torch": torch.__version__, "torchrec": torchrec.__version__}
 LAST_WAIT = 30.0  # seconds
@@ -50,16 +54,24 @@ class Trainer:
         self.ranks = ranks
         self.steps = recipe.train.epochs * loader.steps
         self.terms = LossTerms(position, ranks)
+        self.guard = StepGuard(model, optimizer, loader.reader, recipe.train, position.step, ranks)
+        self.stopping = Stopping()
         beside = {path.name: path.read_text() for path in (run.config, run.plan) if path.exists()}
         self.saver = Saver(run.checkpoints, recipe.checkpoint, beside, ranks)
         self.ledger = RowLedger(run.ledger, model, ranks.rank) if recipe.train.row_ledger else None
 
-    def train(self) -> None:
-        """Runs the remaining steps. Every table collection must be pipelined, or the run stops at once."""
+    def train(self) -> int:
+        """Runs the remaining steps. Every table collection must be pipelined, or the run stops at once.
+
+        Returns: 0, or the signal that it stopped for, after a step and with a checkpoint of it, the same on all ranks.
+        Raises NonFiniteError, on all ranks, where the recipe has it stop.
+        """
         if self.position.step >= self.steps:
-            return
+            return 0
         try:
-            self._train()
+            with Watchdog(self.recipe.train.hang_minutes, self.run.path, self.ranks), self.stopping:
+                self._train()
+            return self.stopping.agreed
         except Exception:
             self.saver.leave(LAST_WAIT)  # what is being written may be the newest checkpoint there will be
             raise
@@ -74,12 +86,18 @@ class Trainer:
         for step in range(self.position.step, self.steps):
             factor = schedule_factor(self.recipe.optimizer.schedule, step, self.steps)
             self.optimizer.set_factor(factor)
+            self.ranks.pulse.begin(f"step {step + 1} of training")
             terms, _ = pipeline.progress(batches)
             if step == self.position.step:
                 self._check_pipelined(pipeline)
-            self.terms.add(terms)
+            if self.guard.skipped is None:
+                self.terms.add(terms)
             self._after_step(step + 1, factor, progress)
-        if isinstance(pipeline, TrainPipelineSparseDist):
+            if self.stopping.agreed:
+                break
+        self.stopping.agree(self.ranks, step + 1, self.steps)
+        self.guard.remove()
+        if isinstance(pipeline, SparseDistPipeline):
             pipeline.detach()  # gives the collections their ordinary forward back, for evaluation
         if progress:
             progress.close()
@@ -88,13 +106,13 @@ class Trainer:
         if self.ledger:
             self.ledger.add((step - 1) // self.loader.steps, step)
         if progress:
-            progress.count(self.loader.rows / self.loader.steps)
+            progress.count(self.loader.rows / self.loader.steps, self.guard.skipped)
         saving = self.recipe.checkpoint
         if step % self.recipe.train.log_every == 0 or step == self.steps:
             terms = self.terms.mean()
             if progress:
                 progress.report(step, (step - 1) // self.loader.steps, terms, factor)
-        if step % self.loader.steps == 0 or (saving.every and step % saving.every == 0):
+        if step % self.loader.steps == 0 or (saving.every and step % saving.every == 0) or self.stopping.agreed:
             self._save(step, factor)
 
     def _save(self, step: int, factor: float) -> None:
@@ -111,20 +129,21 @@ class Trainer:
             versions=VERSIONS,
         )
         pieces = pieces_of(self.model, self.optimizer, self.ranks) + random_pieces(self.ranks)
-        self.saver.save(pieces, position, wait=step == self.steps)
+        check_state(pieces, step, self.ranks)
+        self.saver.save(pieces, position, wait=step == self.steps or self.stopping.agreed > 0)
 
     def _batches(self) -> Iterator[Batch]:
         first = self.position.epoch_step
         for epoch in range(self.position.epoch, self.recipe.train.epochs):
-            yield from agreed_batches(self.loader.batches(epoch, first), self.loader.steps - first, self.ranks)
+            steps = self.loader.steps - first
+            yield from agreed_batches(self.loader.batches(epoch, first), steps, self.ranks, self.stopping)
             first = 0
 
-    def _pipeline(self) -> TrainPipelineBase | TrainPipelineSparseDist:
-        kinds = {"sparse_dist": TrainPipelineSparseDist, "plain": TrainPipelineBase}
-        return kinds[self.recipe.parallel.pipeline](self.model, self.optimizer, self.ranks.device)
+    def _pipeline(self) -> Pipeline:
+        return KINDS[self.recipe.parallel.pipeline](self.model, self.optimizer, self.ranks.device, self.guard)
 
-    def _check_pipelined(self, pipeline: TrainPipelineBase | TrainPipelineSparseDist) -> None:
-        if isinstance(pipeline, TrainPipelineSparseDist):
+    def _check_pipelined(self, pipeline: Pipeline) -> None:
+        if isinstance(pipeline, SparseDistPipeline):
             found = len(pipeline._pipelined_modules)
             expected = sum(isinstance(module, ShardedEmbeddingBagCollection) for module in self.model.modules())
             assert found == expected, (

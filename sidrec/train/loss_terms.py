@@ -35,7 +35,10 @@ class LossTerms:
         return {name: tuple(of_rank[name] for of_rank in found) for name in own}
 
     def mean(self) -> dict[str, float]:
-        """The mean over ranks and steps, the same on every rank; what follows is summed anew."""
+        """The mean over ranks and steps, the same on every rank, and empty where no step was added; what follows is
+        summed anew."""
+        if not self.steps:
+            return {}
         means = torch.stack(list(self._sums.values())).cpu() / self.steps
         dist.all_reduce(means, group=self._ranks.control)
         named = {name: mean / self._ranks.world for name, mean in zip(self._sums, means.tolist(), strict=True)}

@@ -1,12 +1,14 @@
 """What a person sees of training: a line with speed, loss and ETA, metrics.jsonl and TensorBoard. Rank 0 only."""
 
 import json
+import math
 import time
 from datetime import timedelta
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
+from sidrec.train.non_finite import Skipped, places_text
 from sidrec.train.run_directory import RunDirectory, write_text
 
 
@@ -19,22 +21,35 @@ class Progress:
         self.started = self.last = time.monotonic()
         self.first = done
         self.rows = 0.0
-        _drop_after(run.log, done)
+        for log in (run.log, run.skipped):
+            _drop_after(log, done)
         self.log = run.log.open("a")
+        self.skipped_log = run.skipped
+        self.skipped = len(run.skipped.read_text().splitlines()) if run.skipped.exists() else 0
         self.board = SummaryWriter(str(run.tensorboard), purge_step=done)
 
-    def count(self, rows: float) -> None:
-        """Adds the rows of a step, over all ranks."""
+    def count(self, rows: float, skipped: Skipped | None) -> None:
+        """Adds the rows of a step, over all ranks. skipped: how it was left out, where it was."""
         self.rows += rows
+        if skipped is None:
+            return
+        self.skipped += 1
+        places = f", in {places_text(skipped.rows)}" if skipped.rows else ""
+        print(f"step {skipped.step} left out: {skipped.what}{places}", flush=True)
+        rows_by_file = {str(path): numbers for path, numbers in skipped.rows.items()}
+        with self.skipped_log.open("a") as log:
+            log.write(json.dumps({"step": skipped.step, "what": skipped.what, "rows": rows_by_file}) + "\n")
 
     def report(self, step: int, epoch: int, terms: dict[str, float], lr_factor: float) -> None:
-        """Reports the steps since the last report. terms: `loss` and its parts by name, their means over all rows."""
+        """Reports the steps since the last report. terms: `loss` and its parts by name, their means over all rows;
+        empty where all these steps were left out."""
         now = time.monotonic()
         speed = self.rows / max(1e-9, now - self.last)
         left = (now - self.started) / max(1, step - self.first) * (self.steps - step)
         eta = timedelta(seconds=round(left))
         print(
-            f"step {step}/{self.steps}  epoch {epoch + 1}  loss {terms['loss']:.5f}  {speed:,.0f} samples/s  ETA {eta}",
+            f"step {step}/{self.steps}  epoch {epoch + 1}  loss {terms.get('loss', math.nan):.5f}  "
+            f"{speed:,.0f} samples/s  ETA {eta}{f'  {self.skipped} left out' if self.skipped else ''}",
             flush=True,
         )
         line = {
@@ -43,6 +58,7 @@ class Progress:
             **terms,
             "lr_factor": lr_factor,
             "samples_per_second": round(speed, 1),
+            **({"skipped": self.skipped} if self.skipped else {}),
         }
         self.log.write(json.dumps(line) + "\n")
         self.log.flush()
@@ -51,6 +67,9 @@ class Progress:
         self.last, self.rows = now, 0.0
 
     def close(self) -> None:
+        """Ends the report; says how many steps of the run were left out, if any were."""
+        if self.skipped:
+            print(f"{self.skipped} of {self.steps} steps were left out: {self.skipped_log}", flush=True)
         self.log.close()
         self.board.close()
 

@@ -4,6 +4,7 @@ config.yaml            the resolved recipe          catalog_fingerprint    the c
 plan.json              who holds which table        checkpoints/step-N/    model, optimizer, position
 metrics.jsonl          training, a line per log     metrics.json           split -> slice -> metric
 ledger/                which rows each step had, where train.row_ledger is on
+skipped.jsonl          steps left out, where train.non_finite=skip and there were any
 run.json               what ran, and on what        tensorboard/           the same curves as metrics.jsonl
 """
 
@@ -37,6 +38,7 @@ class RunDirectory:
         self.config = path / "config.yaml"
         self.plan = path / "plan.json"
         self.log = path / "metrics.jsonl"
+        self.skipped = path / "skipped.jsonl"
         self.metrics = path / "metrics.json"
         self.facts = path / "run.json"
         self.fingerprint = path / "catalog_fingerprint"

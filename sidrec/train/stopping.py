@@ -2,10 +2,13 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from types import FrameType
 from typing import Any
+
+from sidrec.parallel.process_group import Ranks, largest
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SAME_ORDER = 3.0
@@ -39,16 +42,20 @@ class Stopping:
         if self.told and not self.agreed and error is None:  # too late for the loop, so not yet obeyed
             signal.raise_signal(self.told)
 
+    def agree(self, ranks: Ranks, done: int, steps: int) -> None:
+        """After the last step: whether some rank was told to stop, and what it comes to. done: of `steps` steps."""
+        self.agreed = largest(ranks, self.told)
+        if self.agreed and ranks.first:
+            name = signal.Signals(self.agreed).name
+            what = f"{name}: stopped after step {done}/{steps}, which is saved; the same command goes on from there"
+            print(f"sidrec: {what}", file=sys.stderr, flush=True)
+
     def _note(self, number: int, _: FrameType | None) -> None:
         now = time.monotonic()
         if not self.told:
             self.told, self._first = number, now
         elif now - self._first > SAME_ORDER:
             os._exit(exit_status(self.told))
-
-
-class Stopped(Exception):  # noqa: N818  # no error: somebody wanted it
-    """All ranks agree to stop, in the middle of something that is not worth finishing."""
 
 
 def exit_status(number: int) -> int:
