@@ -1,6 +1,7 @@
 """A split as batches: worker processes read and build them ahead of training."""
 
 import logging
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from multiprocessing import forkserver
@@ -87,6 +88,7 @@ class SplitLoader:
             prefetch_factor=BATCHES_AHEAD if self._workers else None,
             persistent_workers=self._workers > 0,
             pin_memory=self._pin_memory,
+            generator=torch.Generator(),  # it draws a seed per epoch, and must not move what training draws
         )
 
     def _log(self, complaints: tuple[str, ...]) -> None:
@@ -109,10 +111,18 @@ def _until_a_worker_dies(loader: "DataLoader[Built]") -> Iterator[Built]:
 
 def _worker_context() -> ForkServerContext:
     """Workers fork from a server that has imported the worker's module and done nothing else: a fork of the training
-    process could inherit locks that gloo's, OpenMP's or arrow's threads hold, and wait for them for ever."""
+    process could inherit locks that gloo's, OpenMP's or arrow's threads hold, and wait for them for ever.
+
+    Server and workers inherit that SIGTERM and SIGINT are blocked: a scheduler or a terminal may send them to every
+    process, and training needs its workers until it has stopped by itself. They end when it ends.
+    """
     context = torch.multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([worker.__name__])
-    forkserver.ensure_running()  # it imports for seconds: beside whatever the training process prepares next
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+    try:
+        forkserver.ensure_running()  # it imports for seconds: beside whatever the training process prepares next
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return context
 
 
