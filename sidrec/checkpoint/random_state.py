@@ -1,8 +1,6 @@
 """The state of every rank's random generators, as tensors: of torch on CPU and GPU, of numpy and of Python."""
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -34,16 +32,6 @@ def resume_random(path: Path, step: int, seed: int, ranks: Ranks) -> None:
         _restore(states, ranks.device)
     else:
         _draw(seed, step, ranks.rank)
-
-
-@contextmanager
-def undisturbed(device: torch.device) -> Iterator[None]:
-    """Leaves the generators as it found them."""
-    states = _states(device)
-    try:
-        yield
-    finally:
-        _restore(states, device)
 
 
 def _draw(seed: int, step: int, rank: int) -> None:

@@ -13,7 +13,7 @@ import pytest
 from sidrec import cli
 from sidrec.config import Recipe, save
 from sidrec.sid.catalog import Catalog
-from tests.small_log import ITEMS_COUNT, write_small_log
+from tests.small_log import ITEMS_COUNT, small_recipe, write_small_log
 from tests.train.refusals import recipe_of, refusal, start, truncate
 
 
@@ -45,43 +45,100 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def edit(path: Path, old: str, new: str) -> None:
+    path.write_text(path.read_text().replace(old, new))
+
+
 def only(folder: Path, pattern: str) -> Path:
     (found,) = folder.rglob(pattern)
     return found
 
 
+def flip(path: Path) -> None:
+    """Another value in the middle of the file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 DAMAGED_CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no state": (lambda c: only(c, "*.distcp").unlink(), r"{c}/__0_0.distcp: expected a file of \d+ bytes, got none"),
-    "state cut off": (
-        lambda c: truncate(only(c, "*.distcp")),
-        r"{c}/__0_0.distcp: expected a file of \d+ bytes, got \d+",
+    "no tensors": (
+        lambda c: only(c, "*.safetensors").unlink(),
+        r"{c}/rank-0.safetensors: expected a file of \d+ bytes, got none",
     ),
-    "no index": (lambda c: (c / ".metadata").unlink(), "{c}/.metadata: expected the checkpoint's index, got .*"),
-    "no index inside": (
-        lambda c: (c / ".metadata").write_bytes(b""),
-        "{c}/.metadata: expected the checkpoint's index, got .*",
+    "tensors cut off": (
+        lambda c: truncate(only(c, "*.safetensors")),
+        r"{c}/rank-0.safetensors: expected a file of \d+ bytes, got \d+",
+    ),
+    "another value": (
+        lambda c: flip(only(c, "*.safetensors")),
+        r"{c}/rank-0.safetensors: expected the CRC-32 [\da-f]+ of its index, got [\da-f]+",
+    ),
+    "another position": (
+        lambda c: edit(c / "position.json", '"step": ', '"step": 1'),
+        r"{c}/position.json: expected a file of \d+ bytes, got \d+",
+    ),
+    "no index": (lambda c: (c / "index.json").unlink(), "{c}/index.json: expected the checkpoint's index, got .*"),
+    "nothing in the index": (
+        lambda c: (c / "index.json").write_bytes(b""),
+        "{c}/index.json: expected the checkpoint's index as JSON, got .*",
     ),
     "no position": (
         lambda c: (c / "position.json").write_text("{{"),
-        "{c}/position.json: expected JSON with step, epoch, epoch_step, catalog, got Invalid JSON: .*",
+        "{c}/position.json: expected JSON that says where training stands, got Invalid JSON: .*",
     ),
     "half a position": (
         lambda c: (c / "position.json").write_text('{"step": 3, "epoch": 0, "catalog": null}'),
-        "{c}/position.json: expected JSON with step, epoch, epoch_step, catalog, got epoch_step.Field required",
+        "{c}/position.json: expected JSON that says where training stands, got epoch_step.Field required",
+    ),
+    "of other software": (
+        lambda c: (c / "index.json").replace(c / ".metadata"),
+        "{c}/index.json: expected the checkpoint's index, got No such file or directory",
     ),
 }
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate"])
 @pytest.mark.parametrize("fault", DAMAGED_CHECKPOINTS)
-def test_a_damaged_checkpoint(fault: str, command: str, run: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_checkpoint_but_a_damaged_one(
+    fault: str, command: str, run: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
     breaks, expected = DAMAGED_CHECKPOINTS[fault]
     checkpoint = only(run.run, "step-*")
     breaks(checkpoint)
     before = content(run.run)
     sentence = refusal(capsys, again(command, run))
-    assert re.fullmatch(expected.format(c=re.escape(str(checkpoint))), sentence), sentence
+    none = f"; no checkpoint in {checkpoint.parent} is sound, remove the folder to start from the beginning"
+    assert re.fullmatch(expected.format(c=re.escape(str(checkpoint))) + re.escape(none), sentence), sentence
     assert content(run.run) == before
+
+
+def test_the_one_before_a_damaged_checkpoint(finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Training sets the damaged one aside and saves its step again; evaluation passes it over and changes nothing."""
+    recipe = small_recipe(finished, name="two", train={"epochs": 2, "runs": str(tmp_path)})
+    assert start(recipe) == 0
+    older, newer = sorted((recipe.run / "checkpoints").iterdir(), key=lambda path: int(path.name[5:]))
+    metrics, tensors = (recipe.run / "metrics.json").read_text(), (newer / "rank-0.safetensors").read_bytes()
+    flip(newer / "rank-0.safetensors")
+    capfd.readouterr()
+
+    assert again("evaluate", recipe) == 0
+    said = capfd.readouterr().err
+    assert said.endswith(f"; this checkpoint is passed over, {older.name} taken\n")
+    assert (recipe.run / "metrics.json").read_text() != metrics
+    assert {path.name for path in newer.parent.iterdir()} == {older.name, newer.name}
+
+    assert again("train", recipe) == 0
+    said = capfd.readouterr().err
+    assert f"; this checkpoint is set aside as {newer.name}.damaged, {older.name} taken\n" in said
+    assert {path.name for path in newer.parent.iterdir()} == {older.name, newer.name, f"{newer.name}.damaged"}
+    assert (newer / "rank-0.safetensors").read_bytes() == tensors
+    assert (recipe.run / "metrics.json").read_text() == metrics
+
+    shutil.rmtree(older)
+    shutil.rmtree(newer)
+    expected = f"{newer.parent}: expected a sound checkpoint, got only {newer.name}.damaged"
+    assert refusal(capfd, again("train", recipe)).startswith(expected)
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate"])
@@ -106,8 +163,8 @@ def test_a_checkpoint_of_another_log(
     manifest.write_text(manifest.read_text().replace('"user_id": 41', '"user_id": 99'))
     save(replace(run, data=replace(run.data, path=data)), run.run / "config.yaml")
     sentence = refusal(capsys, again("evaluate", run))
-    assert sentence.startswith(f"{only(run.run, 'step-*')}: expected what this model holds, got: Size mismatch")
-    assert sentence.endswith("model.context.embedding_bags.user_id.weight")
+    expected = "table user_id: expected 99 rows as this recipe's data have, the checkpoint's has 41"
+    assert sentence.startswith(f"{only(run.run, 'step-*')}: {expected}")
 
 
 def test_the_directory_of_another_recipe(run: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
@@ -136,3 +193,21 @@ def test_leavings_in_the_checkpoint_folder_do_no_harm(run: Recipe) -> None:
     whole.rename(checkpoints / "aside")
     assert again("train", run) == 0
     assert sorted(path.name for path in checkpoints.iterdir()) == ["aside", whole.name, "step-best"]
+
+
+def test_which_checkpoint_is_evaluated(run: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoints = run.run / "checkpoints"
+    (whole,) = checkpoints.iterdir()
+    assert cli.main(["evaluate", str(run.run), "--checkpoint", whole.name]) == 0
+    capsys.readouterr()
+    for flags, expected in {
+        (
+            "--checkpoint",
+            "step-99",
+        ): f"{checkpoints}: expected one of its checkpoints, got step-99; it has {whole.name}",
+        ("--checkpoint", "latest"): "--checkpoint: expected newest, best or step-N, got latest",
+        ("--checkpoint",): "--checkpoint: expected newest, best or step-N, got nothing",
+    }.items():
+        assert refusal(capsys, cli.main(["evaluate", str(run.run), *flags])) == expected
+    sentence = refusal(capsys, cli.main(["evaluate", "--checkpoint=best", str(run.run)]))
+    assert sentence.startswith(f"{checkpoints}/best.json: expected JSON")
