@@ -1,0 +1,88 @@
+"""One case, run and judged: accepted, or refused by a sentence of ours with nothing written; all else is a failure."""
+
+import hashlib
+import resource
+import traceback
+import unicodedata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from benchmarks.fuzz.case import Case, copy_of
+from benchmarks.fuzz.kinds import KINDS
+from sidrec.config import ConfigError
+from sidrec.failure import LearningError
+from sidrec.schema import ContractError
+from sidrec.stack import StackError
+
+OURS = (ConfigError, ContractError, LearningError, StackError)
+LONGEST = 4000  # characters that anybody would read
+GROWTH = 1 << 30  # bytes of memory; no file here is larger than a few megabytes
+SEVERAL = "mistake(s) in the"  # how a list of mistakes begins
+
+Verdict = Literal["accepted", "refused", "traceback", "sentence", "written", "memory", "hang", "crash"]
+SOUND: tuple[Verdict, ...] = ("accepted", "refused")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """said: the sentence, or what went wrong. seconds: wall-clock."""
+
+    verdict: Verdict
+    said: str = ""
+    seconds: float = 0.0
+
+    @property
+    def fine(self) -> bool:
+        return self.verdict in SOUND
+
+
+def judge(case: Case, sound: Path, work: Path) -> Outcome:
+    """Runs a case in a copy of its kind's sound folder, `work`, which is replaced."""
+    kind = KINDS[case.kind]
+    folder = copy_of(sound / kind.name, work)
+    case.put(folder)
+    before, memory = listing(folder), _peak()
+    try:
+        kind.read(folder)
+        outcome = Outcome("accepted")
+    except OURS as error:
+        outcome = _judged(str(error))
+    except (Exception, SystemExit) as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        words = f"{type(error).__name__}: {error}"[:LONGEST]
+        outcome = Outcome("traceback", f"{words} ({place.filename}:{place.lineno}, {place.name})")
+    if _peak() - memory > GROWTH:
+        return Outcome("memory", f"{(_peak() - memory) >> 20} MiB more; {outcome.verdict}: {outcome.said}")
+    after = listing(folder)
+    changed = {name for name in before | after if before.get(name) != after.get(name)}
+    if (outcome.verdict == "refused" and changed) or changed & set(before):
+        return Outcome("written", f"{sorted(changed)}; {outcome.verdict}: {outcome.said}")
+    return outcome
+
+
+def _judged(sentence: str) -> Outcome:
+    """Ours are told by "expected ..., got ...", in one line unless it is a list of mistakes."""
+    lines = sentence.splitlines() or [""]
+    ours = SEVERAL in lines[0] or (len(lines) == 1 and "expected" in sentence and "got" in sentence)
+    unprintable = [sign for sign in sentence if unicodedata.category(sign) in ("Cc", "Cf", "Cs") and sign != "\n"]
+    if not ours or unprintable or len(sentence) > LONGEST:
+        why = f"unprintable {unprintable[:3]}" if unprintable else f"{len(lines)} line(s), {len(sentence)} characters"
+        return Outcome("sentence", ascii(f"{why}: {sentence[:LONGEST]}"))
+    return Outcome("refused", sentence)
+
+
+def listing(folder: Path) -> dict[str, str]:
+    """Every path below the folder, with what lies there."""
+    return {str(path.relative_to(folder)): _content(path) for path in sorted(folder.rglob("*"))}
+
+
+def _content(path: Path) -> str:
+    if path.is_symlink():
+        return f"link to {path.readlink()}"
+    return "folder" if path.is_dir() else hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _peak() -> int:
+    """Bytes: the most memory that this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10

@@ -1,0 +1,114 @@
+"""Small raw logs of every layout that data_prep reads, and a data folder made of one: sound, to be broken."""
+
+import gzip
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.fuzz import entries
+from data_prep.criteo_rows import CATEGORICAL, DENSE
+from data_prep.item_vectors import add_vectors
+from sidrec.schema import ITEM_ID, ITEMS, OTHER_ID, PAIRS
+
+USERS, THINGS, EVENTS, DAY = 12, 15, 150, 86_400
+WIDTH = 8  # of item vectors
+CRITEO_ROWS = 60
+
+
+def events() -> Iterator[tuple[str, str, int, float]]:
+    """User, item, time and stars, in the order of time."""
+    random = np.random.default_rng(0)
+    for number in range(EVENTS):
+        user, thing = random.integers(USERS), random.zipf(1.3) % THINGS
+        yield f"u{user}", f"i{thing}", 1_000_000_000 + number * DAY // 3, float(random.integers(2, 11)) / 2
+
+
+def _lines(rows: Iterable[tuple[object, ...]], separator: str = ",") -> str:
+    return "".join(separator.join(map(str, row)) + "\n" for row in rows)
+
+
+def interactions(folder: Path) -> None:
+    """CSV: log.csv and items.csv."""
+    (folder / entries.LOG_CSV).write_text("user_id,item_id,timestamp,rating\n" + _lines(events()))
+    things = [(f"i{thing}", f'"Thing, number {thing}"', f"kind{thing % 3}") for thing in range(THINGS)]
+    (folder / entries.ITEMS_CSV).write_text("item_id,title,kind\n" + _lines(things))
+
+
+def interactions_parquet(folder: Path) -> None:
+    columns = dict(zip(("user_id", "item_id", "timestamp", "rating"), zip(*events(), strict=True), strict=True))
+    pq.write_table(pa.table({name: list(values) for name, values in columns.items()}), folder / entries.LOG_PARQUET)
+
+
+def movielens(folder: Path) -> None:
+    ratings = [(user[1:], thing[1:], stars, time) for user, thing, time, stars in events()]
+    movies = [(thing, f'"Film, The {thing} ({1980 + thing})"', "Comedy|Drama") for thing in range(THINGS)]
+    (folder / "ratings.csv").write_text("userId,movieId,rating,timestamp\n" + _lines(ratings))
+    (folder / "movies.csv").write_text("movieId,title,genres\n" + _lines(movies))
+
+
+def movielens_dat(folder: Path) -> None:
+    ratings = [(user[1:], thing[1:], stars, time) for user, thing, time, stars in events()]
+    movies = [(thing, f"Film {thing} (1990)", "Comedy|Drama") for thing in range(THINGS)]
+    (folder / "ratings.dat").write_text(_lines(ratings, "::"))
+    (folder / "movies.dat").write_bytes(_lines(movies, "::").encode("latin-1"))
+
+
+def amazon_csv(folder: Path) -> None:
+    log = "user_id,item_id,timestamp\n" + _lines([event[:3] for event in events()])
+    things = [(f"i{thing}", f"Soap {thing}", "Opi", "Beauty|Bath") for thing in range(THINGS)]
+    _compressed(folder / "interactions.csv.gz", log)
+    _compressed(folder / "items.csv.gz", "item_id,title,brand,categories\n" + _lines(things))
+
+
+def amazon_json(folder: Path) -> None:
+    """2014: reviews as JSON, metadata as Python literals."""
+    keys = ("reviewerID", "asin", "unixReviewTime", "overall")
+    reviews = [json.dumps(dict(zip(keys, event, strict=True))) for event in events()]
+    things = [
+        {"asin": f"i{thing}", "title": f"It's soap {thing}", "brand": "Opi", "categories": [["Beauty", "Bath"]]}
+        for thing in range(THINGS)
+    ]
+    _compressed(folder / "reviews_Toys_5.json.gz", "\n".join(reviews) + "\n")
+    _compressed(folder / "meta_Toys.json.gz", "\n".join(map(repr, things)) + "\n")
+
+
+def _compressed(path: Path, text: str) -> None:
+    path.write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
+def criteo(folder: Path) -> None:
+    random = np.random.default_rng(1)
+    rows = []
+    for _ in range(CRITEO_ROWS):
+        dense = [str(random.integers(-2, 500)) if random.random() < 0.8 else "" for _ in DENSE]
+        values = [f"{random.geometric(0.3) * 2654435:08x}" if random.random() < 0.9 else "" for _ in CATEGORICAL]
+        rows.append((random.integers(2), *dense, *values))
+    (folder / entries.CRITEO_TEXT).write_text(_lines(rows, "\t"))
+
+
+def criteo_npy(folder: Path) -> None:
+    """What data_prep.criteo makes of it."""
+    criteo(folder)
+    entries.criteo(folder)
+    (folder / entries.CRITEO_TEXT).unlink()
+    (folder / entries.OUT).rename(folder / entries.NPY)
+
+
+def data(folder: Path) -> None:
+    """What data_prep makes of interactions, with vectors and pairs."""
+    interactions(folder)
+    entries.interactions(folder)
+    for name in (entries.LOG_CSV, entries.ITEMS_CSV):
+        (folder / name).unlink()
+    (folder / entries.OUT).rename(folder / entries.DATA)
+    vectors = folder / "vectors.npy"
+    np.save(vectors, np.random.default_rng(2).normal(size=(THINGS, WIDTH)).astype(np.float32))
+    for column in ("text", "behavior"):
+        add_vectors(folder / entries.DATA / ITEMS, str(vectors), column)
+    vectors.unlink()
+    pairs = {ITEM_ID: list(range(1, THINGS)), OTHER_ID: list(range(2, THINGS + 1))}
+    pq.write_table(pa.table(pairs), folder / entries.DATA / PAIRS)
