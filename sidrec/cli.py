@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from sidrec import __version__
 from sidrec.failure import LearningError, say
+from sidrec.launcher import end_with_launcher
 from sidrec.stack import StackError, require_stack
 
 
@@ -54,6 +55,7 @@ def _run(command: Command, argv: Sequence[str]) -> int:
     from sidrec.config import ConfigError
     from sidrec.schema import ContractError
 
+    end_with_launcher()
     try:
         if command.imports_torchrec:
             require_stack()
