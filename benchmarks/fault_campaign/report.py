@@ -18,8 +18,8 @@ def report_text(result: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
         "# Fault campaign",
         "",
         f"{len(strikes)} kills in {len(outcomes)} runs of {_steps(result)} steps; {len(outcomes) - len(bad)} of them "
-        "ended as the uninterrupted one: metrics and losses equal, each training row seen exactly once per epoch, the same "
-        "rows in the same steps, no process and no half-written file left.",
+        "ended as the uninterrupted one: metrics and losses equal, each training row seen exactly once per epoch, the "
+        "same rows in the same steps, no process and no half-written file left.",
         "",
         f"Equal means every bit where all starts had as many ranks, and else within 1e-6 (found: "
         f"{max(largest, default=0.0):.2g}).",
