@@ -47,14 +47,18 @@ def room_for_slot_memory(
 
 
 def resume_slots(model: nn.Module, memory: Sequence[Piece]) -> None:
-    """Puts managed tables where they were in their interval; memory: what `room_for_slot_memory` made, filled."""
+    """Makes loaded slots usable, and puts them where they were in their interval.
+
+    memory: what `room_for_slot_memory` made, filled.
+    """
     intervals: dict[str, dict[str, Tensor]] = {}
     for piece in memory:
         table, name = piece.key.split("/")[-2:]
         intervals.setdefault(table, {})[name] = piece.values
-    managed = _managed(model)
-    for table, interval in intervals.items():
-        managed[table].resume(interval)
+    for table, slots in _managed(model).items():
+        slots.validate_state()  # sorts them by id: those of several ranks lie one rank after the other
+        if table in intervals:
+            slots.resume(intervals[table])
 
 
 def _managed(model: nn.Module) -> dict[str, Slots]:
