@@ -4,7 +4,7 @@ import logging
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 
 import torch
@@ -118,6 +118,7 @@ def _worker_context() -> ForkServerContext:
     """
     context = torch.multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([worker.__name__])
+    resource_tracker.ensure_running()  # else the server starts it, and that unblocks signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
     try:
         forkserver.ensure_running()  # it imports for seconds: beside whatever the training process prepares next
