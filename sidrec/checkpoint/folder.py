@@ -4,6 +4,7 @@ step-N.partial is being written, or removed, or was when its process ended; step
 written. best.json tells the best one.
 """
 
+import contextlib
 import shutil
 import sys
 from pathlib import Path
@@ -46,6 +47,15 @@ def remove_left_over(folder: Path) -> None:
     """Removes what killed processes were writing or removing."""
     for partial in folder.glob(f"step-*{PARTIAL}"):
         shutil.rmtree(partial)
+
+
+def bytes_written(folder: Path) -> int:
+    """Size of what is being written, so far, by all ranks."""
+    sizes = 0
+    for path in folder.glob(f"step-*{PARTIAL}/*"):
+        with contextlib.suppress(OSError):  # finished meanwhile
+            sizes += path.stat().st_size
+    return sizes
 
 
 def newest_sound(folder: Path, ranks: Ranks, *, set_aside: bool) -> Path | None:

@@ -8,7 +8,7 @@ from threading import Thread
 
 from torch import distributed as dist
 
-from sidrec.checkpoint.folder import remove_left_over
+from sidrec.checkpoint.folder import bytes_written, remove_left_over
 from sidrec.checkpoint.piece import CheckpointError, Piece
 from sidrec.checkpoint.piece_copies import PieceCopies
 from sidrec.checkpoint.position import Position
@@ -17,6 +17,9 @@ from sidrec.config import ConfigError
 from sidrec.config.checkpoint import CheckpointConfig
 from sidrec.failure import SaidElsewhereError
 from sidrec.parallel.process_group import RankError, Ranks
+from sidrec.parallel.pulse import WRITES
+
+LOOK = 5.0  # seconds between two looks at how far a checkpoint is
 
 
 class Saver:
@@ -32,6 +35,7 @@ class Saver:
         beside: name -> text of files that lie beside the pieces.
         """
         self._folder, self._config, self._copies = folder, config, PieceCopies()
+        self._pulse = ranks.pulse
         writers = replace(ranks, control=dist.new_group(backend="gloo"))
         self._writer = CheckpointWriter(folder, config.keep, beside, writers)
         self._thread: Thread | None = None
@@ -48,15 +52,15 @@ class Saver:
         """
         self._settle()
         owned = [piece for piece in pieces if piece.owned]
-        if self._config.background and not wait:
-            copies = self._copies.take(owned)
-            self._thread = Thread(target=self._try, args=(copies, position), daemon=True, name="checkpoint")
-            self._thread.start()
-            return
-        self._try(owned, position)
-        self._settle()
+        beside_training = self._config.background and not wait
+        if beside_training:
+            owned = self._copies.take(owned)
+        self._thread = Thread(target=self._try, args=(owned, position), daemon=True, name="checkpoint")
+        self._thread.start()
         if wait:
             self.finish()
+        elif not beside_training:
+            self._settle()
 
     def finish(self) -> None:
         """Waits for the checkpoint under way. Raises CheckpointError, on all ranks, where the last one failed."""
@@ -78,7 +82,7 @@ class Saver:
 
     def _settle(self) -> None:
         if self._thread is not None:
-            self._thread.join()
+            self._wait(self._thread)
             self._thread = None
         error, self._error = self._error, None
         if error is None:
@@ -91,6 +95,16 @@ class Saver:
             self._stop(f"{count} in a row failed")
         if not isinstance(error, SaidElsewhereError):
             print(f"sidrec: a checkpoint was not saved, {count} in a row: {error}", file=sys.stderr, flush=True)
+
+    def _wait(self, thread: Thread) -> None:
+        """However long it takes while some rank still writes: then none of them hangs."""
+        before = -1
+        while thread.is_alive():
+            written = bytes_written(self._folder)
+            if written != before:
+                self._pulse.beat(WRITES)
+            before = written
+            thread.join(LOOK)
 
     def _stop(self, what: str) -> None:
         last = self._failures[-1]

@@ -51,6 +51,7 @@ class LostRankError(LearningError):
 def _quiet() -> None:
     """Silences what TorchRec says of its own insides on every start: nothing to be done about it."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+    warnings.filterwarnings("ignore", message="Please use DTensor instead", category=FutureWarning)
     warnings.filterwarnings("ignore", message="fbgemm::dense_embedding_codegen_lookup_function", category=UserWarning)
     logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     for name in ("planner.types", "planner.storage_reservations", "comm", "utils"):

@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass, field
 
 COMPUTES, READS, WAITS = "computes", "reads a batch", "waits for the other ranks"
+WRITES = "waits for a checkpoint to be written"
 
 
 @dataclass
