@@ -14,8 +14,8 @@ from sidrec.config import Recipe, save
 
 TO_THE_END = 300.0  # seconds that a job may take without news
 TO_BE_GONE = 20.0  # seconds for what is left of a job after torchrun's end
-DAMAGED = 0.3  # share of starts by hand before which something is damaged
-RESTARTS = (0, 0, 2)  # what torchrun's --max-restarts is drawn from
+DAMAGED = 0.3
+RESTARTS = (0, 0, 2)
 ACROSS_WORLDS = 1e-6  # ranks add in another order: losses and metrics of other worlds differ in the last digits
 
 
@@ -51,7 +51,8 @@ class Outcome:
 class Victim:
     """A run of `recipe` that is struck by `faults`, each start on a number of ranks drawn from `worlds`.
 
-    deadline: in seconds of the monotonic clock; no fault is dealt after it.
+    deadline: in seconds of the monotonic clock; no fault is dealt after it. damaged: share of starts by hand before
+    which something is damaged. restarts: what torchrun's --max-restarts is drawn from, job by job.
     """
 
     def __init__(
@@ -62,9 +63,11 @@ class Victim:
         reference: Reference,
         seed: int,
         deadline: float,
+        damaged: float = DAMAGED,
+        restarts: Sequence[int] = RESTARTS,
     ) -> None:
         self._recipe, self._reference, self._deadline = recipe, reference, deadline
-        self._faults = list(faults)
+        self._faults, self._damaged, self._restarts = list(faults), damaged, restarts
         self._draw = random.Random(seed)
         self._path = recipe.run.parent / f"{recipe.name}.yaml"
         self.log = recipe.run.parent / f"{recipe.name}.log"
@@ -79,7 +82,7 @@ class Victim:
         save(self._recipe, self._path)
         try:
             while not self._ended():
-                if self._draw.random() < DAMAGED and self.outcome.strikes:
+                if self._draw.random() < self._damaged and self.outcome.strikes:
                     self.outcome.strikes[-1].damage = damage(self._recipe.run, self._draw)
             tolerance = ACROSS_WORLDS if len(self.outcome.worlds) > 1 else 0.0
             verdict = compare(self._reference.run, self._recipe.run, tolerance)
@@ -97,7 +100,7 @@ class Victim:
         self.outcome.jobs += 1
         world = self._draw.choice(self.outcome.worlds)
         mark = f"{self._recipe.name}-{self.outcome.jobs}-{self._draw.random()}"
-        job = Job(self._path, world, self._draw.choice(RESTARTS), self.log, mark)
+        job = Job(self._path, world, self._draw.choice(self._restarts), self.log, mark)
         before, self._last = self._last, None
         try:
             struck = self._strike(job, world)

@@ -1,0 +1,93 @@
+"""Trainings that are killed in earnest end as one that was not; the campaign's judge sees when they do not."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from benchmarks.fault_campaign.faults import Fault, Kind, Moment
+from benchmarks.fault_campaign.verdict import compare, difference
+from benchmarks.fault_campaign.victim import Outcome, Reference, Victim, make_reference
+from sidrec.config import Recipe
+from sidrec.train.row_ledger import ledger_files
+from tests.small_log import small_recipe, write_small_log
+
+NEVER = time.monotonic() + 24 * 3600
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    folder = write_small_log(tmp_path_factory.mktemp("faults"), rows=2400)
+    train = {"epochs": 3, "log_every": 1, "row_ledger": True}
+    return small_recipe(folder, train=train, checkpoint={"every": 4, "keep": 3}, data={"workers": 1})
+
+
+@pytest.fixture(scope="module")
+def reference(recipe: Recipe) -> Reference:
+    return make_reference(recipe, 2)
+
+
+def struck(recipe: Recipe, reference: Reference, faults: list[Fault], damaged: float, restarts: int) -> Outcome:
+    victim = Victim(recipe, (2,), faults, reference, 0, NEVER, damaged, [restarts])
+    outcome = victim.run()
+    assert not outcome.complaints, f"{outcome.complaints}\n{victim.log.read_text()}"
+    return outcome
+
+
+def test_started_again_by_torchrun(recipe: Recipe, reference: Reference) -> None:
+    faults = [Fault(Kind.KILL_RANK, Moment.TRAINING, 9), Fault(Kind.KILL_WORKER, Moment.TRAINING, 9)]
+    outcome = struck(recipe, reference, faults, damaged=0, restarts=2)
+    assert outcome.jobs == 1
+    assert [strike.restarted for strike in outcome.strikes] == [True, True]
+    assert all(strike.resumed for strike in outcome.strikes), "a checkpoint had been written before"
+
+
+def test_started_again_by_hand_also_with_damaged_files(recipe: Recipe, reference: Reference) -> None:
+    shutil.rmtree(recipe.run, ignore_errors=True)
+    faults = [
+        Fault(Kind.KILL_ALL, Moment.SAVING, 9),
+        Fault(Kind.TERM_LAUNCHER, Moment.TRAINING, 9),
+        Fault(Kind.KILL_LAUNCHER, Moment.TRAINING, 9),
+    ]
+    outcome = struck(recipe, reference, faults, damaged=1, restarts=0)
+    assert outcome.jobs == 4
+    assert [strike.kind for strike in outcome.strikes] == [fault.kind for fault in faults]
+    assert all(strike.damage for strike in outcome.strikes)
+    assert outcome.largest == 0, "on as many ranks, every bit is the same"
+
+
+def test_difference_is_the_largest_of_any_number_and_infinite_for_anything_else() -> None:
+    one = {"test": {"auc": 0.5, "rows": 10, "cold": None}, "steps": [1.0, 2.0]}
+    assert difference(one, one) == 0
+    assert difference(one, {"test": {"auc": 0.75, "rows": 10, "cold": None}, "steps": [1.0, 2.125]}) == 0.25
+    for other in (
+        {"test": {"auc": 0.5, "rows": 10, "cold": None}},
+        {"test": {"auc": 0.5, "rows": 11, "cold": None}, "steps": [1.0, 2.0]},
+        {"test": {"auc": 0.5, "rows": 10, "cold": 0.1}, "steps": [1.0, 2.0]},
+        {"test": {"auc": float("nan"), "rows": 10, "cold": None}, "steps": [1.0, 2.0]},
+        {"test": {"auc": 0.5, "rows": 10, "cold": None}, "steps": [1.0]},
+    ):
+        assert difference(one, other) == float("inf")
+
+
+def test_the_judge_sees_another_loss_another_row_and_what_was_left(reference: Reference, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(reference.run, run)
+    assert compare(reference.run, run, 0).complaints == ()
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    last = json.loads(lines[-1])
+    (run / "metrics.jsonl").write_text("\n".join([*lines[:-1], json.dumps(last | {"loss": last["loss"] + 1e-7})]))
+    path = ledger_files(run / "ledger")[0]
+    table = pq.read_table(path)
+    pq.write_table(table.slice(1), path)
+    (run / "checkpoints" / "step-99.partial").mkdir()
+    differs, missing, rows, left = compare(reference.run, run, 0).complaints
+    assert differs == "metrics.jsonl differs from the uninterrupted run's by 1e-07"
+    assert missing.startswith("ledger: epoch 1: 2,399 rows trained on once, 0 left out, 1 missing (")
+    assert rows == "ledger: other rows in some step than the uninterrupted run's"
+    assert left == "left behind: checkpoints/step-99.partial"
+    (run / "ledger" / path.name).unlink()
+    assert compare(reference.run, run, 1e-6).complaints[0].startswith("ledger: epoch 1: ")
