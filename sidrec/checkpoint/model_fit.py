@@ -3,11 +3,10 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from torch import Tensor
-
 from sidrec.checkpoint.index import CheckpointIndex
 from sidrec.checkpoint.piece import NAMES, CheckpointError, Piece
 from sidrec.checkpoint.piece_names import MODEL, OPTIMIZER, ROW_SUM, SUM, is_table, parameter_of, table_of
+from sidrec.checkpoint.weights import Weight, dtype_of, shape_of
 
 TABLE_OPTIMIZERS = {frozenset({SUM}): "adagrad", frozenset({ROW_SUM}): "rowwise_adagrad", frozenset[str](): "sgd"}
 LAYER_OPTIMIZERS = {
@@ -18,17 +17,17 @@ LAYER_OPTIMIZERS = {
 """The optimizers of a recipe by the states that they keep of a table, and of a layer."""
 
 
-def check_model(path: Path, index: CheckpointIndex, state: Mapping[str, Tensor]) -> None:
+def check_model(path: Path, index: CheckpointIndex, state: Mapping[str, Weight]) -> None:
     """Raises CheckpointError unless the checkpoint `path` has the tables and layers of a state_dict, and no others."""
     names = {key.removeprefix(f"{MODEL}/") for key in index.tensors if key.startswith(f"{MODEL}/")}
     for name, value in state.items():
         if name not in names:
             raise CheckpointError(f"{path}: expected the {_named(name)} of this recipe, got a checkpoint without it")
         stored = index.tensors[f"{MODEL}/{name}"]
-        expected = tuple(value.size())
-        if len(expected) != len(stored.shape) or NAMES[value.dtype] != stored.dtype:
+        expected, dtype = shape_of(value), NAMES[dtype_of(value)]
+        if len(expected) != len(stored.shape) or dtype != stored.dtype:
             raise CheckpointError(
-                f"{path}: {_named(name)}: expected {NAMES[value.dtype]} {list(expected)} as this recipe has, "
+                f"{path}: {_named(name)}: expected {dtype} {list(expected)} as this recipe has, "
                 f"the checkpoint's is {stored.dtype} {list(stored.shape)}"
             )
         if expected != stored.shape:

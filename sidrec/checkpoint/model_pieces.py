@@ -2,9 +2,8 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.nn.parallel import DistributedDataParallel
 from torchrec.distributed import DistributedModelParallel
@@ -19,6 +18,7 @@ from sidrec.checkpoint.piece_names import MODEL
 from sidrec.checkpoint.row_sums import RowSums
 from sidrec.checkpoint.slot_memory import resume_slots, room_for_slot_memory, slot_pieces
 from sidrec.checkpoint.storage import load_pieces
+from sidrec.checkpoint.weights import Weight, held, shape_of
 from sidrec.parallel.process_group import Ranks, together
 
 
@@ -35,15 +35,15 @@ def pieces_of(model: DistributedModelParallel, optimizer: KeyedOptimizer | None,
     return pieces
 
 
-def _of_weights(weights: Mapping[str, Any], ranks: Ranks) -> list[Piece]:
+def _of_weights(weights: Mapping[str, Weight], ranks: Ranks) -> list[Piece]:
     return [piece for name, value in weights.items() for piece in _of_weight(f"{MODEL}/{name}", value, ranks.first)]
 
 
-def _of_weight(key: str, value: Tensor | ShardedTensor, owned: bool) -> Iterable[Piece]:
+def _of_weight(key: str, value: Weight, owned: bool) -> Iterable[Piece]:
     if not isinstance(value, ShardedTensor):
         return [whole(key, value, owned)]
     return [
-        Piece(key, tuple(value.size()), tuple(shard.metadata.shard_offsets), shard.tensor)
+        Piece(key, shape_of(value), tuple(shard.metadata.shard_offsets), shard.tensor)
         for shard in value.local_shards()
         if shard.tensor.numel()
     ]
@@ -67,7 +67,7 @@ def load_model(path: Path, model: DistributedModelParallel, optimizer: KeyedOpti
     if optimizer is not None:
         make_states(optimizer, index)
         states = optimizer_pieces(optimizer, weights, ranks.first)
-        trained = [name for name in optimizer.params if not _without_rows(weights[name])]
+        trained = [name for name in optimizer.params if held(weights[name])]
         together(ranks, lambda: check_optimizer(path, index, trained, states))
         row_sums = together(ranks, lambda: RowSums(path, index, weights, states))
         pieces += row_sums.pieces
@@ -78,11 +78,6 @@ def load_model(path: Path, model: DistributedModelParallel, optimizer: KeyedOpti
         row_sums.convert()
     resume_slots(model, memory)
     _forget_cached_rows(model)
-
-
-def _without_rows(weight: Tensor | ShardedTensor) -> bool:
-    """Whether this rank holds nothing of a table: one with fewer rows than ranks has such ranks."""
-    return isinstance(weight, ShardedTensor) and not any(shard.tensor.numel() for shard in weight.local_shards())
 
 
 def _forget_cached_rows(model: nn.Module) -> None:

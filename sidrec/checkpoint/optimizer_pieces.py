@@ -10,13 +10,12 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
 from sidrec.checkpoint.index import CheckpointIndex
 from sidrec.checkpoint.piece import Piece, whole
 from sidrec.checkpoint.piece_names import OPTIMIZER, ROW_SUM, SUM, is_table, parameter_of
+from sidrec.checkpoint.weights import Weight, shape_of
 
 MOMENTUM = "momentum1"  # what FBGEMM calls the sum of squared gradients, of elements or of rows
 
 
-def optimizer_pieces(
-    optimizer: KeyedOptimizer, weights: Mapping[str, Tensor | ShardedTensor], owned: bool
-) -> list[Piece]:
+def optimizer_pieces(optimizer: KeyedOptimizer, weights: Mapping[str, Weight], owned: bool) -> list[Piece]:
     """The pieces of the states that an optimizer has on this rank; views.
 
     weights: the parameters, as the model's state_dict has them. owned: whether this rank writes what all ranks have.
@@ -52,7 +51,7 @@ def _parts(optimizer: KeyedOptimizer) -> list[KeyedOptimizer]:
     return [part for _, part in optimizer.optimizers] if isinstance(optimizer, CombinedOptimizer) else [optimizer]
 
 
-def _of_parameter(name: str, weight: Tensor | ShardedTensor, states: Mapping[str, Any], owned: bool) -> Iterator[Piece]:
+def _of_parameter(name: str, weight: Weight, states: Mapping[str, Any], owned: bool) -> Iterator[Piece]:
     key = f"{OPTIMIZER}/{name}"
     if isinstance(weight, ShardedTensor):
         for state_name, state in states.items():
@@ -78,9 +77,9 @@ def _fused(key: str, weight: ShardedTensor, state: ShardedTensor) -> Iterator[Pi
 
     TorchRec lays the values of rows end to end, column shard after column shard, whatever the table's own layout.
     """
-    size = tuple(weight.size())
+    size = shape_of(weight)
     held = [shard for shard in state.local_shards() if shard.tensor.numel()]
-    if len(state.size()) == len(size):
+    if len(shape_of(state)) == len(size):
         for shard in held:
             yield Piece(f"{key}/{SUM}", size, tuple(shard.metadata.shard_offsets), shard.tensor)
         return

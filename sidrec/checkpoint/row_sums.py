@@ -19,7 +19,8 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from sidrec.checkpoint.index import CheckpointIndex, StoredTensor
 from sidrec.checkpoint.piece import CheckpointError, Piece
-from sidrec.checkpoint.piece_names import MODEL, OPTIMIZER, ROW_SUM, parameter_of, table_of
+from sidrec.checkpoint.piece_names import MODEL, OPTIMIZER, ROW_SUM, is_table, parameter_of, table_of
+from sidrec.checkpoint.weights import Weight, shape_of
 
 Columns = tuple[int, int]
 """First column of a shard, and the one after its last."""
@@ -27,7 +28,7 @@ Columns = tuple[int, int]
 logger = logging.getLogger(__name__)
 
 
-def column_shards(weight: Tensor | ShardedTensor | StoredTensor) -> list[Columns]:
+def column_shards(weight: Weight | StoredTensor) -> list[Columns]:
     """How the columns of a table [rows, width] are cut, from left to right."""
     if isinstance(weight, ShardedTensor):
         cuts = {(shard.shard_offsets[1], shard.shard_sizes[1]) for shard in weight.metadata().shards_metadata}
@@ -69,7 +70,7 @@ class RowSums:
         self,
         path: Path,
         index: CheckpointIndex,
-        weights: Mapping[str, Tensor | ShardedTensor],
+        weights: Mapping[str, Weight],
         states: Sequence[Piece],
     ) -> None:
         """index: of the checkpoint `path`, which fits the model. weights: by name. states: this rank's pieces.
@@ -107,16 +108,16 @@ class RowSums:
 
 
 def _recut(
-    path: Path, index: CheckpointIndex, weights: Mapping[str, Tensor | ShardedTensor]
+    path: Path, index: CheckpointIndex, weights: Mapping[str, Weight]
 ) -> dict[str, tuple[list[Columns], list[Columns]]]:
     """Keys of all row sums whose table's columns are cut differently now: the saved shards, and those of this plan."""
     recut = {}
     for name, weight in weights.items():
         key = f"{OPTIMIZER}/{name}/{ROW_SUM}"
-        if key not in index.tensors:
+        if not is_table(name) or key not in index.tensors:
             continue
         saved, current = column_shards(index.tensors[f"{MODEL}/{name}"]), column_shards(weight)
-        expected, found = (weight.size()[0], len(saved)), index.tensors[key].shape
+        expected, found = (shape_of(weight)[0], len(saved)), index.tensors[key].shape
         if found != expected:
             raise CheckpointError(f"{path}: {key}: expected shape {list(expected)}, got {list(found)}")
         if saved != current:
