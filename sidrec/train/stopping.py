@@ -2,18 +2,26 @@
 
 import os
 import signal
-import sys
 import threading
 import time
 from types import FrameType
 from typing import Any
 
+from sidrec.failure import SaidElsewhereError, say
 from sidrec.parallel.process_group import Ranks, largest
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SAME_ORDER = 3.0
 """Seconds in which a second signal is the first order once more: a scheduler, or a terminal, tells every process, and
 torchrun tells its ranks again what it was told itself."""
+
+
+class StopNotice(Exception):  # noqa: N818  # somebody wanted it
+    """What is said of a training that was told to stop; never raised."""
+
+
+class StopSaidElsewhereNotice(SaidElsewhereError, StopNotice):  # noqa: N818
+    """The same on a rank that does not speak."""
 
 
 class Stopping:
@@ -45,10 +53,10 @@ class Stopping:
     def agree(self, ranks: Ranks, done: int, steps: int) -> None:
         """After the last step: whether some rank was told to stop, and what it comes to. done: of `steps` steps."""
         self.agreed = largest(ranks, self.told)
-        if self.agreed and ranks.first:
+        if self.agreed:
             name = signal.Signals(self.agreed).name
             what = f"{name}: stopped after step {done}/{steps}, which is saved; the same command goes on from there"
-            print(f"sidrec: {what}", file=sys.stderr, flush=True)
+            say((StopNotice if ranks.first else StopSaidElsewhereNotice)(what))
 
     def _note(self, number: int, _: FrameType | None) -> None:
         now = time.monotonic()
