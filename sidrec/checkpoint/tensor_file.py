@@ -1,0 +1,57 @@
+"""Rows of tensors in a safetensors file, read into memory of their own and none besides.
+
+The library maps the file; what it has mapped counts as the process's memory, and a file that is cut short under the map
+kills the process. So it checks the file, and rows are read from where its header says.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sidrec.checkpoint.piece import DTYPES
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """A tensor in a file. dtype: as safetensors names it. start: its first byte. Rows are its first dimension."""
+
+    path: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+
+    def read(self, first: int, last: int) -> Tensor:
+        """Rows [first, last). Raises OSError for a file that has become shorter, or cannot be read."""
+        rows = torch.empty((last - first, *self.shape[1:]), dtype=DTYPES[self.dtype])
+        if rows.numel():
+            row = math.prod(self.shape[1:]) * rows.element_size()
+            into = rows.view(-1).view(torch.uint8).numpy()
+            with self.path.open("rb") as file:
+                file.seek(self.start + first * row)
+                if file.readinto(into.data) != into.nbytes:
+                    raise OSError(None, "it ends before its last row", str(self.path))
+        return rows
+
+
+def stored_tensors(path: Path) -> Mapping[str, StoredRows]:
+    """Name -> tensor, of those that have rows and a type that is known here. Raises OSError for no safetensors file."""
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except SafetensorError as error:
+        raise OSError(None, " ".join(str(error).split()), str(path)) from None
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    return {
+        name: StoredRows(path, name, found["dtype"], tuple(found["shape"]), 8 + size + found["data_offsets"][0])
+        for name, found in header.items()
+        if name != "__metadata__" and found["shape"] and found["dtype"] in DTYPES
+    }
