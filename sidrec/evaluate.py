@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
         together(ranks, lambda: check_catalog(saved, position, data.fingerprint))
         sharded = build_model(recipe, data, ranks)
         load_model(saved, sharded.model, None, ranks)
-        metrics = evaluate_splits(recipe, data, sharded.model, run, ranks)
+        metrics = evaluate_splits(recipe, data, sharded.model, run, position.step, ranks)
         if ranks.first:
             report(run, metrics)
 

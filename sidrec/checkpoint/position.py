@@ -32,7 +32,7 @@ class Position:
 
     lr_factor: on the learning rates of the last step.
     terms: the loss and its parts by name, on every rank the sum over the `term_steps` steps since the last report.
-    best: None where none is chosen, or none was measured yet.
+    best: None where none is chosen, or none was measured yet. measured: the last step at which one was measured, or 0.
     ranks, versions: what wrote it, software by name.
     """
 
@@ -44,6 +44,7 @@ class Position:
     terms: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     term_steps: int = 0
     best: Best | None = None
+    measured: int = 0
     ranks: int = 1
     versions: Mapping[str, str] = field(default_factory=dict)
     version: int = VERSION

@@ -30,6 +30,7 @@ class CheckpointWriter:
         cannot write; then nothing of it is left."""
         final = checkpoint_path(self._folder, position.step)
         if total(self._ranks, int(final.exists())):
+            self._together(final, lambda: self._tidy(position))  # the best may be another one since
             return
         partial = final.with_name(final.name + PARTIAL)
         size = total(self._ranks, sum(piece.values.numel() * piece.values.element_size() for piece in pieces))
@@ -76,6 +77,8 @@ class CheckpointWriter:
         _to_disk(self._folder)
 
     def _tidy(self, position: Position) -> None:
+        if not self._ranks.first:
+            return
         kept = {checkpoint_path(self._folder, position.best.step)} if position.best else set()
         best = self._folder / BEST
         if position.best:

@@ -18,10 +18,10 @@ class BestConfig:
     every: NonNegativeInt = 0
     """Steps between evaluations; 0 evaluates at the end of each epoch."""
 
-    def better(self, value: float | None, than: float | None) -> bool:
-        """Whether `value` beats `than`. None: undefined on the split, or none so far."""
-        if value is None or than is None:
-            return value is not None
+    def better(self, value: float, than: float | None) -> bool:
+        """Whether `value` beats `than`, None where there is none so far."""
+        if than is None:
+            return True
         return value < than if self.metric in ("ne", "log_loss") else value > than
 
 

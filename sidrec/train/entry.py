@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import torchrec
 
-from sidrec.checkpoint.folder import newest_sound
+from sidrec.checkpoint.folder import chosen, newest_sound
 from sidrec.checkpoint.model_pieces import load_model
 from sidrec.checkpoint.position import Position, check_catalog, read_position
 from sidrec.checkpoint.random_state import resume_random
@@ -23,6 +23,7 @@ from sidrec.train.loop import Trainer
 from sidrec.train.optimizers import build_optimizer
 from sidrec.train.report import report
 from sidrec.train.run_directory import RunDirectory, write_json, write_text
+from sidrec.train.selection import Selection
 from sidrec.train.stopping import exit_status
 
 ABOUT = "Trains RECIPE from its newest checkpoint, or from the start, and evaluates it."
@@ -57,7 +58,10 @@ def train(recipe: Recipe, ranks: Ranks) -> int:
     try:
         if ranks.first:
             _say_what_runs(recipe, data, position, ranks)
-        signal = Trainer(recipe, run, loader, sharded.model, optimizer, position, ranks).train()
+        best, model = recipe.checkpoint.best, sharded.model
+        selection = Selection(best, recipe, data, model, position, loader.steps, ranks) if best else None
+        trainer = Trainer(recipe, run, loader, model, optimizer, position, ranks, selection)
+        signal = trainer.train()
     except Exception:
         if ranks.first:
             run.give_up()
@@ -65,7 +69,10 @@ def train(recipe: Recipe, ranks: Ranks) -> int:
 
     if signal:
         return exit_status(signal)
-    metrics = evaluate_splits(recipe, data, sharded.model, run, ranks)
+    step = selection.best.step if selection and selection.best else trainer.steps
+    if step != trainer.steps:
+        load_model(chosen(run.checkpoints, f"step-{step}", ranks), model, None, ranks)
+    metrics = evaluate_splits(recipe, data, model, run, step, ranks)
     if ranks.first:
         report(run, metrics)
     return 0

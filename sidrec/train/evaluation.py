@@ -18,6 +18,7 @@ from sidrec.train.predictions import PredictionCollector, Predictions
 from sidrec.train.results import SplitMetrics, measure_slices
 from sidrec.train.run_directory import RunDirectory, write_json
 from sidrec.train.slices import load_item_slices
+from sidrec.train.stopping import Stopping
 
 
 def check_splits(recipe: Recipe, data: Data, ranks: Ranks) -> None:
@@ -27,14 +28,27 @@ def check_splits(recipe: Recipe, data: Data, ranks: Ranks) -> None:
     """
     config = recipe.evaluate
     together(ranks, lambda: load_item_slices(recipe.data.path / ITEMS, config.head_share, config.tail_share))
-    for split in config.splits:
+    best = recipe.checkpoint.best
+    for split in dict.fromkeys((*config.splits, *((best.split,) if best else ()))):
         open_loader(recipe, data, split, shuffle=False, ranks=ranks)
 
 
-def score_split(recipe: Recipe, data: Data, model: DistributedModelParallel, split: str, ranks: Ranks) -> Predictions:
+class AbandonedError(Exception):
+    """All ranks were told to stop while they evaluated."""
+
+
+def score_split(
+    recipe: Recipe,
+    data: Data,
+    model: DistributedModelParallel,
+    split: str,
+    ranks: Ranks,
+    stopping: Stopping | None = None,
+) -> Predictions:
     """Scores every row of a split once; all ranks get all predictions.
 
     Beside the score: the statistics as of the row's time and, where the model has a gate, its mean value.
+    Raises AbandonedError, on all ranks, as soon as `stopping` knows that they are to stop.
     """
     loader = open_loader(recipe, data, split, shuffle=False, ranks=ranks)
     ranker = model.module
@@ -44,7 +58,9 @@ def score_split(recipe: Recipe, data: Data, model: DistributedModelParallel, spl
     model.eval()
     started = last = time.monotonic()
     with torch.no_grad():
-        for step, batch in enumerate(agreed_batches(loader.batches(0), loader.steps, ranks), start=1):
+        for step, batch in enumerate(agreed_batches(loader.batches(0), loader.steps, ranks, stopping), start=1):
+            if stopping and stopping.agreed:
+                raise AbandonedError
             on_device = batch.to(ranks.device)
             _, (_, logits_B) = model(on_device)
             values = dict(zip(data.manifest.stats, on_device.stats_BS.unbind(1), strict=True))
@@ -59,10 +75,10 @@ def score_split(recipe: Recipe, data: Data, model: DistributedModelParallel, spl
 
 
 def evaluate_splits(
-    recipe: Recipe, data: Data, model: DistributedModelParallel, run: RunDirectory, ranks: Ranks
+    recipe: Recipe, data: Data, model: DistributedModelParallel, run: RunDirectory, step: int, ranks: Ranks
 ) -> SplitMetrics:
-    """Metrics of every split that the recipe names; rank 0 also writes what the fusion listened to and,
-    if the recipe wants them, the predictions."""
+    """Metrics of every split that the recipe names, and after how many steps the model was that is measured; rank 0
+    also writes what the fusion listened to and, if the recipe wants them, the predictions."""
     config = recipe.evaluate
     items = recipe.data.path / ITEMS
     slices = together(ranks, lambda: load_item_slices(items, config.head_share, config.tail_share))
@@ -73,7 +89,8 @@ def evaluate_splits(
         attention = meter.result(ranks)
         if ranks.first and attention:
             write_json(run.attention(split), attention)
-        metrics[split] = measure_slices(predictions, slices)
+        measured = measure_slices(predictions, slices)
+        metrics[split] = {name: {**values, "step": step} for name, values in measured.items()}
         if ranks.first and config.save_predictions:
             predictions.save(run.predictions(split))
     return metrics

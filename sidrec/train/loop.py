@@ -1,6 +1,7 @@
 """The training loop: batches through the pipeline, learning rates, checkpoints, progress."""
 
 from collections.abc import Iterator
+from itertools import islice
 
 import torch
 import torchrec
@@ -25,6 +26,7 @@ from sidrec.train.pipelines import KINDS, Pipeline, SparseDistPipeline
 from sidrec.train.progress import Progress
 from sidrec.train.row_ledger import RowLedger, drop_after
 from sidrec.train.run_directory import RunDirectory
+from sidrec.train.selection import Selection
 from sidrec.train.stopping import Stopping
 from sidrec.train.watchdog import Watchdog
 
@@ -44,6 +46,7 @@ class Trainer:
         optimizer: ScheduledOptimizer,
         position: Position,
         ranks: Ranks,
+        selection: Selection | None = None,
     ) -> None:
         self.recipe = recipe
         self.run = run
@@ -52,9 +55,11 @@ class Trainer:
         self.optimizer = optimizer
         self.position = position
         self.ranks = ranks
+        self.selection = selection
         self.steps = recipe.train.epochs * loader.steps
         self.terms = LossTerms(position, ranks)
         self.guard = StepGuard(model, optimizer, loader.reader, recipe.train, position.step, ranks)
+        self.pipeline = self._pipeline()
         self.stopping = Stopping()
         beside = {path.name: path.read_text() for path in (run.config, run.plan) if path.exists()}
         self.saver = Saver(run.checkpoints, recipe.checkpoint, beside, ranks)
@@ -66,7 +71,7 @@ class Trainer:
         Returns: 0, or the signal that it stopped for, after a step and with a checkpoint of it, the same on all ranks.
         Raises NonFiniteError, on all ranks, where the recipe has it stop.
         """
-        if self.position.step >= self.steps:
+        if self.position.step >= self.steps and not self._owes_a_selection():
             return 0
         try:
             with Watchdog(self.recipe.train.hang_minutes, self.run.path, self.ranks), self.stopping:
@@ -79,26 +84,30 @@ class Trainer:
     def _train(self) -> None:
         if self.ledger:
             together(self.ranks, lambda: drop_after(self.run.ledger, self.position.step) if self.ranks.first else None)
-        pipeline = self._pipeline()
         progress = Progress(self.run, self.position.step, self.steps) if self.ranks.first else None
+        done = self.position.step
+        if self._owes_a_selection():
+            self._select(done)
+            self._save(done, self.position.lr_factor)
         self.model.train()
         batches = self._batches()
-        for step in range(self.position.step, self.steps):
-            factor = schedule_factor(self.recipe.optimizer.schedule, step, self.steps)
+        stretch = self._stretch(batches, done)
+        while done < self.steps and not self.stopping.agreed:
+            factor = schedule_factor(self.recipe.optimizer.schedule, done, self.steps)
             self.optimizer.set_factor(factor)
-            self.ranks.pulse.begin(f"step {step + 1} of training")
-            terms, _ = pipeline.progress(batches)
-            if step == self.position.step:
-                self._check_pipelined(pipeline)
+            self.ranks.pulse.begin(f"step {done + 1} of training")
+            terms, _ = self.pipeline.progress(stretch)
+            if done == self.position.step:
+                self._check_pipelined(self.pipeline)
             if self.guard.skipped is None:
                 self.terms.add(terms)
-            self._after_step(step + 1, factor, progress)
-            if self.stopping.agreed:
-                break
-        self.stopping.agree(self.ranks, step + 1, self.steps)
+            done += 1
+            self._after_step(done, factor, progress)
+            if self.selection and self.selection.measured == done:
+                stretch = self._stretch(batches, done)
+        self.stopping.agree(self.ranks, done, self.steps)
         self.guard.remove()
-        if isinstance(pipeline, SparseDistPipeline):
-            pipeline.detach()  # gives the collections their ordinary forward back, for evaluation
+        self._detach()
         if progress:
             progress.close()
 
@@ -112,8 +121,32 @@ class Trainer:
             terms = self.terms.mean()
             if progress:
                 progress.report(step, (step - 1) // self.loader.steps, terms, factor)
-        if step % self.loader.steps == 0 or (saving.every and step % saving.every == 0) or self.stopping.agreed:
+        self._select(step)
+        due = step % self.loader.steps == 0 or (saving.every and step % saving.every == 0)
+        if due or self.stopping.agreed or (self.selection and self.selection.is_best(step)):
             self._save(step, factor)
+
+    def _owes_a_selection(self) -> bool:
+        """Whether the process before this one was told to stop when it was to evaluate, and saved instead."""
+        return self.selection is not None and self.selection.is_due(self.position.step)
+
+    def _select(self, step: int) -> None:
+        """Evaluates, where that is due. Told to stop, a rank has no time for it: the resumed run begins with it."""
+        if self.selection and self.selection.is_due(step) and not self.stopping.agreed:
+            self._detach()
+            self.selection.evaluate(step, self.stopping)
+            self.model.train()
+
+    def _detach(self) -> None:
+        """Gives the collections their ordinary forward back, until the pipeline's next progress."""
+        if isinstance(self.pipeline, SparseDistPipeline):
+            self.pipeline.detach()
+
+    def _stretch(self, batches: Iterator[Batch], step: int) -> Iterator[Batch]:
+        """The batches up to the next evaluation: a pipeline that looks no further holds none while it is detached."""
+        if self.selection and isinstance(self.pipeline, SparseDistPipeline):
+            return islice(batches, self.selection.steps_to_go(step))
+        return batches
 
     def _save(self, step: int, factor: float) -> None:
         if self.ledger:
@@ -125,6 +158,8 @@ class Trainer:
             factor,
             self.terms.sums(),
             self.terms.steps,
+            self.selection.best if self.selection else None,
+            self.selection.measured if self.selection else 0,
             ranks=self.ranks.world,
             versions=VERSIONS,
         )
