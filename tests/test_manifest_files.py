@@ -46,7 +46,7 @@ def test_a_link_out_of_the_log_folder_is_refused(linked: str, log: Path, tmp_pat
     outside = tmp_path / "elsewhere"
     moved.rename(outside)
     moved.symlink_to(outside)
-    with pytest.raises(ContractError, match="splits.train: expected files inside the log folder, got .* a link to"):
+    with pytest.raises(ContractError, match=r"splits.train: expected files inside the log folder, got .* a link to"):
         load_manifest(log)
 
 
@@ -62,6 +62,6 @@ def test_a_log_folder_may_itself_be_a_link_and_so_may_files_within_it(log: Path,
 def test_a_checksum_that_is_no_number_is_refused(log: Path) -> None:
     text = (log / MANIFEST).read_text().replace('"crc32": null', '"crc32": "many"')
     (log / MANIFEST).write_text(text)
-    with pytest.raises(ContractError, match="value types of the Manifest contract"):
+    with pytest.raises(ContractError, match="crc32: expected a whole number from 0"):
         load_manifest(log)
     assert LogFile("a", 1, 0, 0).crc32 is None

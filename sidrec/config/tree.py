@@ -141,6 +141,8 @@ class TrainConfig:
     """Passes over the train split."""
     log_every: PositiveInt = 20
     """Steps between lines of metrics.jsonl and TensorBoard."""
+    preflight: Literal["refuse", "warn"] = "refuse"
+    """What to do about a problem found before anything is allocated: refuse to train, or say it and train."""
     row_ledger: bool = False
     """Note in the run directory which rows of the train split each step was trained on."""
     non_finite: Literal["stop", "skip"] = "stop"

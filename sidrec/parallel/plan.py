@@ -18,6 +18,7 @@ from sidrec.parallel.managed_table import MANAGED, managed_tables
 from sidrec.parallel.process_group import Ranks, together
 from sidrec.plans.calibrated_cost import CalibratedCost
 from sidrec.plans.calibration import load_calibration
+from sidrec.plans.hardware import Hardware
 from sidrec.plans.options import sharding_plan
 from sidrec.plans.plan_file import PlanFile, read_plan, sharding_plan_of
 from sidrec.plans.search import search
@@ -42,22 +43,33 @@ def make_plan(
     too and takes another only where that is expected to be faster. Raises PlanError; ConfigError for a calibration of
     another device; ContractError where the plan file does not fit the model or the ranks; on all ranks together.
     """
-    constraints = together(ranks, lambda: _constraints(ranker, config, ranks))
+    hardware = hardware_of(ranks)
+    together(ranks, lambda: _constraints(ranker, config, hardware))
     if config.plan is not None:
         return _kept_plan(config.plan, ranker, sharders, ranks)
 
-    def made() -> ShardingPlan | None:
-        if not ranks.first:
-            return None
-        if config.calibration is not None:
-            return _searched(workload(), sharders, config, config.calibration, ranks)
-        return _torchrecs(ranker, sharders, config, workload().rows_per_rank, constraints, ranks)
-
-    planned = [together(ranks, made)]
+    planned = [together(ranks, lambda: plan_for(ranker, sharders, config, workload, hardware) if ranks.first else None)]
     if ranks.world > 1:
         dist.broadcast_object_list(planned, src=0, group=ranks.control)
     assert planned[0] is not None, "together raises where rank 0 found no plan"
     return planned[0]
+
+
+def plan_for(
+    ranker: nn.Module,
+    sharders: Sequence[ModuleSharder[nn.Module]],
+    config: ParallelConfig,
+    workload: Callable[[], Workload],
+    hardware: Hardware,
+) -> ShardingPlan:
+    """The plan that training takes on `hardware`, whether it is there or not. Raises as `make_plan` does."""
+    constraints = _constraints(ranker, config, hardware)
+    if config.plan is not None:
+        kept, world = read_plan(config.plan), (hardware.world, hardware.local_world, hardware.device)
+        return sharding_plan_of(kept, ranker, *world, sharders, str(config.plan))
+    if config.calibration is not None:
+        return _searched(workload(), sharders, config, config.calibration, hardware)
+    return _torchrecs(ranker, sharders, config, workload().rows_per_rank, constraints, hardware)
 
 
 def _searched(
@@ -65,10 +77,9 @@ def _searched(
     sharders: Sequence[ModuleSharder[nn.Module]],
     config: ParallelConfig,
     calibration: Path,
-    ranks: Ranks,
+    hardware: Hardware,
 ) -> ShardingPlan:
-    cost = CalibratedCost(load_calibration(calibration, ranks.device.type))
-    hardware = hardware_of(ranks)
+    cost = CalibratedCost(load_calibration(calibration, hardware.device))
     forced = None if config.sharding == "auto" else config.sharding
     return sharding_plan(search(workload, hardware, sharders, cost, forced)[0].options, hardware)
 
@@ -79,10 +90,12 @@ def _torchrecs(
     config: ParallelConfig,
     rows_per_rank: int,
     constraints: dict[str, ParameterConstraints],
-    ranks: Ranks,
+    hardware: Hardware,
 ) -> ShardingPlan:
     planner = EmbeddingShardingPlanner(
-        topology=Topology(world_size=ranks.world, compute_device=ranks.device.type),
+        topology=Topology(
+            world_size=hardware.world, local_world_size=hardware.local_world, compute_device=hardware.device
+        ),
         batch_size=rows_per_rank,
         constraints=constraints,
         debug=False,
@@ -123,15 +136,15 @@ def _differing(kept: PlanFile, ranks: Ranks) -> list[int]:
     return [rank for rank, digest in enumerate(digests) if digest != digests[0]]
 
 
-def _constraints(ranker: nn.Module, config: ParallelConfig, ranks: Ranks) -> dict[str, ParameterConstraints]:
+def _constraints(ranker: nn.Module, config: ParallelConfig, hardware: Hardware) -> dict[str, ParameterConstraints]:
     if config.sharding != "auto":
         allowed = [config.sharding]
     else:
         # On CPU the dense kernel of data_parallel is many times slower than the fused one; the planner does not know.
-        unwanted = {ShardingType.DATA_PARALLEL.value} if ranks.device.type == "cpu" else set()
+        unwanted = {ShardingType.DATA_PARALLEL.value} if hardware.device == "cpu" else set()
         allowed = [kind.value for kind in ShardingType if kind.value not in unwanted]
     every = {name: ParameterConstraints(sharding_types=allowed) for name in tables_of(ranker)}
-    return every | _managed_constraints(ranker, config, ranks.world)
+    return every | _managed_constraints(ranker, config, hardware.world)
 
 
 def _managed_constraints(ranker: nn.Module, config: ParallelConfig, world: int) -> dict[str, ParameterConstraints]:

@@ -34,13 +34,16 @@ def shard(
     workload: Callable[[], Workload],
     seed: int,
     ranks: Ranks,
+    check: Callable[[ShardingPlan], None] = lambda plan: None,
 ) -> ShardedRanker:
     """Plans, shards and fills the model; rank 0 is asked for the workload where there is something to plan.
 
-    Raises PlanError or ContractError as make_plan does.
+    check: is shown the plan on every rank, before a table is allocated. Raises what it raises, and PlanError or
+    ContractError as make_plan does.
     """
     plan = make_plan(ranker, sharders_of(ranker, optimizer, seed), config, workload, ranks)
     plan_file = plan_file_of(plan, ranker, ranks.world, local_world(ranks), ranks.device.type)
+    check(plan)
     return ShardedRanker(shard_as_planned(ranker, plan, optimizer, seed, ranks), plan, plan_file)
 
 

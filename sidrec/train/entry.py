@@ -16,6 +16,7 @@ from sidrec.model.budget import parameter_budget
 from sidrec.parallel.process_group import Ranks, joined_ranks, together
 from sidrec.parallel.shard import ShardedRanker
 from sidrec.plans.plan_file import write_plan
+from sidrec.preflight.agreement import agree_on, code_facts, data_facts, recipe_facts
 from sidrec.train.assembly import build_model, open_loader
 from sidrec.train.data import Data, open_data
 from sidrec.train.evaluation import check_splits, evaluate_splits
@@ -42,14 +43,16 @@ def train(recipe: Recipe, ranks: Ranks) -> int:
     Returns: 0, or the exit status of a process that a signal stopped, before the run's end.
     """
     run = RunDirectory(recipe.run)
+    agree_on(ranks, together(ranks, lambda: {**code_facts(), **recipe_facts(recipe)}))
     together(ranks, lambda: run.check(recipe))
     data = open_data(recipe, ranks)
+    agree_on(ranks, together(ranks, lambda: data_facts(recipe, data.fingerprint)))
     loader = open_loader(recipe, data, "train", shuffle=True, ranks=ranks)
     check_splits(recipe, data, ranks)
     saved = newest_sound(run.checkpoints, ranks, set_aside=True)
     position = together(ranks, lambda: _position(saved, data))
 
-    sharded = build_model(recipe, data, ranks)
+    sharded = build_model(recipe, data, ranks, preflight=True)
     optimizer = build_optimizer(sharded.model, recipe.optimizer, recipe.model.embedding_dim)
     if saved is not None:
         load_model(saved, sharded.model, optimizer, ranks)

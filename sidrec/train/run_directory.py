@@ -58,6 +58,7 @@ class RunDirectory:
         """
         if self.config.exists():
             before = replace(load_file(self.config), parallel=recipe.parallel, checkpoint=recipe.checkpoint)
+            before = replace(before, train=replace(before.train, preflight=recipe.train.preflight))
             if before != recipe:
                 differing = [s for s in Recipe.__dataclass_fields__ if getattr(before, s) != getattr(recipe, s)]
                 raise ConfigError(
