@@ -3,6 +3,7 @@
 import json
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -26,37 +27,39 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def reference(recipe: Recipe) -> Reference:
-    return make_reference(recipe, 2)
+def alone(recipe: Recipe) -> Reference:
+    return make_reference(recipe, 1)
 
 
-def struck(recipe: Recipe, reference: Reference, faults: list[Fault], damaged: float, restarts: int) -> Outcome:
-    victim = Victim(recipe, (2,), faults, reference, 0, NEVER, damaged, [restarts])
+def struck(
+    recipe: Recipe, reference: Reference, world: int, faults: list[Fault], damaged: float, restarts: int
+) -> Outcome:
+    victim = Victim(replace(recipe, name="struck"), (world,), faults, reference, 0, NEVER, damaged, [restarts])
     outcome = victim.run()
     assert not outcome.complaints, f"{outcome.complaints}\n{victim.log.read_text()}"
+    assert outcome.largest == 0, "on as many ranks, every bit is the same"
+    assert [strike.kind for strike in outcome.strikes] == [fault.kind for fault in faults]
     return outcome
 
 
-def test_started_again_by_torchrun(recipe: Recipe, reference: Reference) -> None:
+def test_two_ranks_are_started_again_by_torchrun(recipe: Recipe) -> None:
     faults = [Fault(Kind.KILL_RANK, Moment.TRAINING, 9), Fault(Kind.KILL_WORKER, Moment.TRAINING, 9)]
-    outcome = struck(recipe, reference, faults, damaged=0, restarts=2)
+    outcome = struck(recipe, make_reference(recipe, 2), 2, faults, damaged=0, restarts=2)
     assert outcome.jobs == 1
-    assert [strike.restarted for strike in outcome.strikes] == [True, True]
+    assert all(strike.restarted for strike in outcome.strikes)
     assert all(strike.resumed for strike in outcome.strikes), "a checkpoint had been written before"
 
 
-def test_started_again_by_hand_also_with_damaged_files(recipe: Recipe, reference: Reference) -> None:
-    shutil.rmtree(recipe.run, ignore_errors=True)
+def test_a_rank_is_started_again_by_hand_with_damaged_files(recipe: Recipe, alone: Reference) -> None:
+    shutil.rmtree(recipe.run.parent.parent / "struck", ignore_errors=True)
     faults = [
         Fault(Kind.KILL_ALL, Moment.SAVING, 9),
         Fault(Kind.TERM_LAUNCHER, Moment.TRAINING, 9),
         Fault(Kind.KILL_LAUNCHER, Moment.TRAINING, 9),
     ]
-    outcome = struck(recipe, reference, faults, damaged=1, restarts=0)
+    outcome = struck(recipe, alone, 1, faults, damaged=1, restarts=0)
     assert outcome.jobs == 4
-    assert [strike.kind for strike in outcome.strikes] == [fault.kind for fault in faults]
     assert all(strike.damage for strike in outcome.strikes)
-    assert outcome.largest == 0, "on as many ranks, every bit is the same"
 
 
 def test_difference_is_the_largest_of_any_number_and_infinite_for_anything_else() -> None:
@@ -73,10 +76,10 @@ def test_difference_is_the_largest_of_any_number_and_infinite_for_anything_else(
         assert difference(one, other) == float("inf")
 
 
-def test_the_judge_sees_another_loss_another_row_and_what_was_left(reference: Reference, tmp_path: Path) -> None:
+def test_the_judge_sees_another_loss_another_row_and_what_was_left(alone: Reference, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    shutil.copytree(reference.run, run)
-    assert compare(reference.run, run, 0).complaints == ()
+    shutil.copytree(alone.run, run)
+    assert compare(alone.run, run, 0).complaints == ()
     lines = (run / "metrics.jsonl").read_text().splitlines()
     last = json.loads(lines[-1])
     (run / "metrics.jsonl").write_text("\n".join([*lines[:-1], json.dumps(last | {"loss": last["loss"] + 1e-7})]))
@@ -84,10 +87,10 @@ def test_the_judge_sees_another_loss_another_row_and_what_was_left(reference: Re
     table = pq.read_table(path)
     pq.write_table(table.slice(1), path)
     (run / "checkpoints" / "step-99.partial").mkdir()
-    differs, missing, rows, left = compare(reference.run, run, 0).complaints
+    differs, missing, rows, left = compare(alone.run, run, 0).complaints
     assert differs == "metrics.jsonl differs from the uninterrupted run's by 1e-07"
     assert missing.startswith("ledger: epoch 1: 2,399 rows trained on once, 0 left out, 1 missing (")
     assert rows == "ledger: other rows in some step than the uninterrupted run's"
     assert left == "left behind: checkpoints/step-99.partial"
     (run / "ledger" / path.name).unlink()
-    assert compare(reference.run, run, 1e-6).complaints[0].startswith("ledger: epoch 1: ")
+    assert compare(alone.run, run, 1e-6).complaints[0].startswith("ledger: epoch 1: ")
