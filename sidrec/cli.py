@@ -27,6 +27,7 @@ COMMANDS = {
     "train": Command("sidrec.train.entry", "train a recipe, in this process or under torchrun", True),
     "evaluate": Command("sidrec.evaluate", "compute a run's metrics again from its checkpoint", True),
     "plan": Command("sidrec.plan", "make a sharding plan for any hardware, explain it, keep it as a file", True),
+    "table": Command("sidrec.table", "list the tables of a checkpoint, export one to a file", False),
     "bench": Command("sidrec.bench.entry", "measure sharding plans on the ranks at hand, calibrate their costs", True),
     "doctor": Command("sidrec.doctor", "check this machine and say how to repair what is wrong", False),
 }
