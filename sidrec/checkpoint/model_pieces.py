@@ -77,10 +77,10 @@ def load_model(path: Path, model: DistributedModelParallel, optimizer: KeyedOpti
     if row_sums is not None:
         row_sums.convert()
     resume_slots(model, memory)
-    _forget_cached_rows(model)
+    forget_cached_rows(model)
 
 
-def _forget_cached_rows(model: nn.Module) -> None:
+def forget_cached_rows(model: nn.Module) -> None:
     """Rows that FBGEMM keeps in a cache, where a plan gives it one, are those of before."""
     for module in model.modules():
         if isinstance(module, ShardedEmbeddingBagCollection):

@@ -20,7 +20,7 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from sidrec.checkpoint.index import CheckpointIndex, StoredTensor
 from sidrec.checkpoint.piece import CheckpointError, Piece
 from sidrec.checkpoint.piece_names import MODEL, OPTIMIZER, ROW_SUM, is_table, parameter_of, table_of
-from sidrec.checkpoint.weights import Weight, shape_of
+from sidrec.checkpoint.weights import Weight
 
 Columns = tuple[int, int]
 """First column of a shard, and the one after its last."""
@@ -117,7 +117,7 @@ def _recut(
         if not is_table(name) or key not in index.tensors:
             continue
         saved, current = column_shards(index.tensors[f"{MODEL}/{name}"]), column_shards(weight)
-        expected, found = (shape_of(weight)[0], len(saved)), index.tensors[key].shape
+        expected, found = (index.tensors[f"{MODEL}/{name}"].shape[0], len(saved)), index.tensors[key].shape
         if found != expected:
             raise CheckpointError(f"{path}: {key}: expected shape {list(expected)}, got {list(found)}")
         if saved != current:
