@@ -50,7 +50,7 @@ def evaluate(recipe: Recipe, *splits: str) -> None:
 
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     write_small_log(tmp_path, rows=2400)
-    sections = {"train": {"epochs": 3, "log_every": 1}, "checkpoint": {"every": 7}, "data": {"workers": 1}}
+    sections = {"train": {"epochs": 3, "log_every": 3}, "checkpoint": {"every": 7}, "data": {"workers": 1}}
     whole = small_recipe(tmp_path, name="whole", **sections)
     killed = small_recipe(tmp_path, name="killed", **sections)
     finish(start(whole, tmp_path, 2))
