@@ -29,11 +29,11 @@ class ParquetRows:
             with pq.ParquetFile(path) as file:
                 schema, self._groups = file.schema_arrow, _group_rows(file)
                 self._numbered = schema.get_field_index(ROW) >= 0
-                self._spans = _spans(file) if self._numbered else None
+                self._spans = _spans(file, path) if self._numbered else None
                 self._column = _list_column(path, schema, column)
                 self.where = f"{path}, column {self._column}"
                 self.width = self._width(file)
-                self.rows = _last_row(file, path) + 1 if self._numbered else sum(self._groups)
+                self.rows = _last_row(file) + 1 if self._numbered else sum(self._groups)
         except (OSError, pa.ArrowException) as error:
             raise ContractError(path, "a readable parquet file", " ".join(str(error).split())) from None
 
@@ -105,9 +105,15 @@ def _group_rows(file: pq.ParquetFile) -> list[int]:
     return [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
 
 
-def _spans(file: pq.ParquetFile) -> list[tuple[int, int]] | None:
+def _spans(file: pq.ParquetFile, path: Path) -> list[tuple[int, int]] | None:
     """First and last row number of every group, by the file's statistics; None where these are not all there, or not in
-    order: then no group is left out unread, and the first number out of order is found."""
+    order: then no group is left out unread, and the first number out of order is found.
+
+    Raises ContractError where they are no numbers.
+    """
+    kind = file.schema_arrow.field(ROW).type
+    if not pa.types.is_integer(kind):
+        raise ContractError(f"{path}, column {ROW}", "integers", kind)
     spans: list[tuple[int, int]] = []
     for group in range(file.num_row_groups):
         found = file.metadata.row_group(group)
@@ -120,9 +126,7 @@ def _spans(file: pq.ParquetFile) -> list[tuple[int, int]] | None:
     return spans
 
 
-def _last_row(file: pq.ParquetFile, path: Path) -> int:
-    if not pa.types.is_integer(file.schema_arrow.field(ROW).type):
-        raise ContractError(f"{path}, column {ROW}", "integers", file.schema_arrow.field(ROW).type)
+def _last_row(file: pq.ParquetFile) -> int:
     if not file.metadata.num_rows:
         return -1
     last = max(group for group, rows in enumerate(_group_rows(file)) if rows)
