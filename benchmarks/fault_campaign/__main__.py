@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--minutes", type=float, default=60, help="time after which no more are dealt")
     parser.add_argument("--out", type=Path, required=True, help="folder of the result")
     arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
     with tempfile.TemporaryDirectory(prefix="fault-campaign-") as folder:
         recipe = make_subject(Path(folder), arguments.seed)
         outcomes = run_campaign(recipe, Settings(arguments.kills, arguments.seed, arguments.minutes), arguments.out)
