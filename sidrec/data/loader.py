@@ -1,10 +1,11 @@
 """A split as batches: worker processes read and build them ahead of training."""
 
+import atexit
 import logging
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import active_children, forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 
 import torch
@@ -101,12 +102,23 @@ class SplitLoader:
 def _until_a_worker_dies(loader: "DataLoader[Built]") -> Iterator[Built]:
     """What the workers send, and an error in its place when one of them is killed."""
     try:
-        yield from loader
+        batches = iter(loader)
+        atexit.unregister(_kill_workers)
+        atexit.register(_kill_workers)  # the last to be registered runs first: before what waits for workers
+        yield from batches
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
         got = f"{str(error).splitlines()[0]} (less memory: smaller data.shuffle_rows or data.workers)"
         yield Built(ContractError("data.workers", "loader processes that live as long as training", got))
+
+
+def _kill_workers() -> None:
+    """For a process that ends while an error's traceback keeps its loader: multiprocessing ends workers by SIGTERM,
+    which they block, and waits for them."""
+    for process in active_children():
+        if process.daemon:
+            process.kill()
 
 
 def _worker_context() -> ForkServerContext:

@@ -19,6 +19,7 @@ from sidrec.train.results import SplitMetrics, measure_slices
 from sidrec.train.run_directory import RunDirectory, write_json
 from sidrec.train.slices import load_item_slices
 from sidrec.train.stopping import Stopping
+from sidrec.train.watchdog import Watchdog
 
 
 def check_splits(recipe: Recipe, data: Data, ranks: Ranks) -> None:
@@ -57,10 +58,11 @@ def score_split(
     collector = PredictionCollector(split, extra)
     model.eval()
     started = last = time.monotonic()
-    with torch.no_grad():
+    with Watchdog(recipe.train.hang_minutes, recipe.run, ranks), torch.no_grad():
         for step, batch in enumerate(agreed_batches(loader.batches(0), loader.steps, ranks, stopping), start=1):
             if stopping and stopping.agreed:
                 raise AbandonedError
+            ranks.pulse.begin(f"step {step} of evaluating {split}")
             on_device = batch.to(ranks.device)
             _, (_, logits_B) = model(on_device)
             values = dict(zip(data.manifest.stats, on_device.stats_BS.unbind(1), strict=True))
