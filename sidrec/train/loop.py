@@ -113,7 +113,7 @@ class Trainer:
 
     def _after_step(self, step: int, factor: float, progress: Progress | None) -> None:
         if self.ledger:
-            self.ledger.add((step - 1) // self.loader.steps, step)
+            self.ledger.add((step - 1) // self.loader.steps, step, trained=self.guard.skipped is None)
         if progress:
             progress.count(self.loader.rows / self.loader.steps, self.guard.skipped)
         saving = self.recipe.checkpoint

@@ -23,7 +23,7 @@ from sidrec.schema import ContractError
 EPOCH, STEP, ROW, TRAINED = "epoch", "step", "row", "trained"
 SCHEMA = pa.schema({EPOCH: pa.int32(), STEP: pa.int64(), ROW: pa.int64(), TRAINED: pa.bool_()})
 """epoch: counted from 0. step: of the run, counted from 1. row: number within the train split. trained: false where the
-row was in quarantine."""
+row was in quarantine, or its step left out for not being finite."""
 
 _NAME = re.compile(r"steps-(\d+)-(\d+)\.rank-\d+\.parquet")
 
@@ -42,11 +42,12 @@ class RowLedger:
         if model.training:
             self._batch = arguments[0]
 
-    def add(self, epoch: int, step: int) -> None:
-        """The step, the `step`th of the run, is done: with the batch that the model saw last."""
+    def add(self, epoch: int, step: int, *, trained: bool = True) -> None:
+        """The `step`th step of the run is done, with the batch that the model saw last. trained: false if left out."""
         assert self._batch is not None, "a step has a forward pass"
+        trained_B = (self._batch.weight_B > 0) & trained
         # Copies, for a pipeline gives a batch's memory to the next one.
-        self._steps.append((epoch, step, self._batch.row_B.clone(), self._batch.weight_B > 0))
+        self._steps.append((epoch, step, self._batch.row_B.clone(), trained_B))
         self._batch = None
 
     def flush(self) -> None:

@@ -53,11 +53,13 @@ def test_a_step_has_the_batch_that_the_model_saw_last_in_training(tmp_path: Path
     model(batch([7]))
     model.eval()(batch([9]))  # evaluated between two steps
     ledger.add(1, 2)
+    model.train()(batch([8]))
+    ledger.add(1, 3, trained=False)
     assert not ledger_files(tmp_path), "nothing is written before a checkpoint"
     ledger.flush()
     ledger.flush()
-    assert [path.name for path in ledger_files(tmp_path)] == ["steps-000000001-000000002.rank-0.parquet"]
-    assert kept(tmp_path) == [(1, 1, 0, False), (1, 4, 0, True), (2, 7, 1, True)]
+    assert [path.name for path in ledger_files(tmp_path)] == ["steps-000000001-000000003.rank-0.parquet"]
+    assert kept(tmp_path) == [(1, 1, 0, False), (1, 4, 0, True), (2, 7, 1, True), (3, 8, 1, False)]
 
 
 def test_what_lies_beyond_the_checkpoint_is_dropped(tmp_path: Path) -> None:
