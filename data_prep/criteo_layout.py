@@ -3,7 +3,6 @@
 N rows, X = 13 dense and C = 26 categorical columns.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,10 +78,8 @@ class CriteoLayout:
     def open(cls, folder: Path) -> "CriteoLayout":
         """Raises ContractError for a folder without manifest, or with files that are not as it says."""
         path = folder / schema.MANIFEST
-        if not path.is_file():
-            raise ContractError(path, "the manifest of a folder that data_prep.criteo wrote", "no such file")
+        told = schema.read_json(path, "the manifest of a folder that data_prep.criteo wrote")
         try:
-            told = json.loads(path.read_text())
             days = tuple((int(day["day"]), int(day["rows"])) for day in told["days"])
             tables = tuple(int(rows) for rows in told["categorical"]["table_rows"])
             _check_sizes(folder, told["files"])

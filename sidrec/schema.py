@@ -13,11 +13,19 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 from zlib import crc32
 
 import pyarrow as pa
 
+from sidrec.json_file import read_json as read_json
+from sidrec.parquet_file import column_type
+from sidrec.sentence import ContractError as ContractError
+from sidrec.sentence import short_repr
+
 SCHEMA_VERSION = 1
+INT64 = (-(1 << 63), (1 << 63) - 1)
+LARGEST_TABLE = 1 << 40  # rows; more than any machine holds
 CHECKSUM_BLOCK = 1 << 20  # bytes
 
 LABEL = "label"  # float32, 0 or 1
@@ -41,16 +49,6 @@ ITEMS = "items.parquet"
 PAIRS = "pairs.parquet"  # items that belong together in the train split: item_id, other_id; beside items.parquet
 OTHER_ID = "other_id"  # int64, the partner's item id
 LOG = "log"
-
-
-class ContractError(ValueError):
-    """Data that breaks the contract. The message says where, what was expected and what was found."""
-
-    def __init__(self, where: object, expected: str, got: object) -> None:
-        super().__init__(str(where), expected, str(got))  # the arguments again: so it can leave a worker process
-
-    def __str__(self) -> str:
-        return "{}: expected {}, got {}".format(*self.args)
 
 
 @dataclass(frozen=True)
@@ -131,18 +129,13 @@ def save_manifest(manifest: Manifest, log: Path) -> None:
 def load_manifest(log: Path) -> Manifest:
     """Reads and checks `log/manifest.json`. Raises ContractError naming the key that is wrong."""
     path = log / MANIFEST
-    if not path.is_file():
-        raise ContractError(path, "a log manifest, as data_prep writes it", "no such file")
-    try:
-        raw = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ContractError(path, "valid JSON", error) from None
+    raw = read_json(path, "a log manifest, as data_prep writes it")
     if not isinstance(raw, dict):
         raise ContractError(path, "a JSON object", type(raw).__name__)
     return _manifest_from_json(raw, path)
 
 
-def _manifest_from_json(raw: dict[str, object], path: Path) -> Manifest:
+def _manifest_from_json(raw: dict[str, Any], path: Path) -> Manifest:
     fields = Manifest.__dataclass_fields__
     missing = sorted(set(fields) - set(raw) - {"protocol"})
     unknown = sorted(set(raw) - set(fields))
@@ -152,56 +145,72 @@ def _manifest_from_json(raw: dict[str, object], path: Path) -> Manifest:
         raise ContractError(f"{path}, schema_version", f"{SCHEMA_VERSION}", raw["schema_version"])
     try:
         splits = {
-            str(name): tuple(_log_file(entry, f"{path}, splits.{name}", path.parent) for entry in entries)
-            for name, entries in raw["splits"].items()  # type: ignore[attr-defined]
+            name: tuple(_log_file(entry, f"{path}, splits.{name}", path.parent) for entry in entries)
+            for name, entries in raw["splits"].items()
         }
-        ids = {str(column): int(rows) for column, rows in raw["ids"].items()}  # type: ignore[attr-defined]
-        dense = tuple(str(column) for column in raw["dense"])  # type: ignore[attr-defined]
-        stats = tuple(str(column) for column in raw["stats"])  # type: ignore[attr-defined]
-        length, seed = int(raw["history_length"]), int(raw["seed"])  # type: ignore[call-overload]
-        protocol = dict(raw.get("protocol", {}))  # type: ignore[call-overload]
+        ids = {column: _whole(rows, f"{path}, ids.{column}", 1, LARGEST_TABLE) for column, rows in raw["ids"].items()}
+        dense, stats = tuple(raw["dense"]), tuple(raw["stats"])
+        protocol = dict(raw.get("protocol", {}))
     except ContractError:
         raise
     except (TypeError, ValueError, AttributeError) as error:
         raise ContractError(path, "the value types of the Manifest contract", error) from None
     _check_names(path, ids, dense, stats)
+    for split in splits:
+        if Path(split).name != split:
+            raise ContractError(f"{path}, splits", "names that are no paths", repr(split))
+    length = _whole(raw["history_length"], f"{path}, history_length", 0, INT64[1])
+    seed = _whole(raw["seed"], f"{path}, seed", *INT64)
     return Manifest(str(raw["source"]), seed, ids, dense, stats, length, splits, protocol)
+
+
+def _whole(value: object, where: str, least: int, most: int) -> int:
+    """A whole number, not what can be made one: a manifest is not to be guessed at."""
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ContractError(where, f"a whole number from {least} to {most}", short_repr(value))
+    return value
 
 
 def _log_file(entry: object, where: str, log: Path) -> LogFile:
     keys = set(LogFile.__dataclass_fields__)
     if not isinstance(entry, dict) or not keys - {"crc32"} <= set(entry) <= keys:
-        raise ContractError(where, f"entries with the keys {sorted(keys)}, crc32 optional", entry)
+        raise ContractError(where, f"entries with the keys {sorted(keys)}, crc32 optional", short_repr(entry))
     path, crc = str(entry["path"]), entry.get("crc32")
     if Path(path).is_absolute() or ".." in Path(path).parts:
-        raise ContractError(where, "file paths inside the log folder", repr(path))
-    target = (log / path).resolve()
+        raise ContractError(where, "file paths inside the log folder", short_repr(path))
+    try:
+        target = (log / path).resolve()
+        target.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # a name of thousands of characters, or with a zero byte
+        raise ContractError(where, "file paths inside the log folder", error) from None
     if not target.is_relative_to(log.resolve()):
         raise ContractError(where, "files inside the log folder", f"{path!r}, a link to {target}")
-    times = int(entry["first_timestamp"]), int(entry["last_timestamp"])
-    return LogFile(path, int(entry["rows"]), *times, None if crc is None else int(crc))
+    rows = _whole(entry["rows"], f"{where}, {path}, rows", 0, INT64[1])
+    first, last = (
+        _whole(entry[key], f"{where}, {path}, {key}", *INT64) for key in ("first_timestamp", "last_timestamp")
+    )
+    return LogFile(
+        path, rows, first, last, None if crc is None else _whole(crc, f"{where}, {path}, crc32", 0, INT64[1])
+    )
 
 
 def _check_names(path: Path, ids: Mapping[str, int], dense: tuple[str, ...], stats: tuple[str, ...]) -> None:
     for column in (USER_ID, ITEM_ID):
         if column not in ids:
             raise ContractError(f"{path}, ids", f"the column {column}", sorted(ids))
-    for column, rows in ids.items():
+    for column in ids:
         if column not in (USER_ID, ITEM_ID) and not column.startswith(CATEGORICAL_PREFIX):
             raise ContractError(f"{path}, ids", f"{USER_ID}, {ITEM_ID} or {CATEGORICAL_PREFIX}*", repr(column))
-        if rows < 1:
-            raise ContractError(f"{path}, ids.{column}", "at least one table row", rows)
     for name, columns, prefix in (("dense", dense, DENSE_PREFIX), ("stats", stats, STAT_PREFIX)):
-        for column in columns:
-            if not column.startswith(prefix):
-                raise ContractError(f"{path}, {name}", f"names that start with {prefix}", repr(column))
+        for place, column in enumerate(columns):
+            if not isinstance(column, str) or not column.startswith(prefix) or column in columns[:place]:
+                expected = f"different names that start with {prefix}"
+                raise ContractError(f"{path}, {name}", expected, short_repr(column))
 
 
 def check_columns(found: pa.Schema, manifest: Manifest, where: object) -> None:
     """Every column of the contract is there with its type. Raises ContractError; columns beyond it are allowed."""
     for expected in log_schema(manifest):
-        index = found.get_field_index(expected.name)
-        if index < 0:
-            raise ContractError(where, f"a column {expected.name}", f"columns {found.names}")
-        if found.field(index).type != expected.type:
-            raise ContractError(f"{where}, column {expected.name}", str(expected.type), found.field(index).type)
+        kind = column_type(found, expected.name, where)
+        if kind != expected.type:
+            raise ContractError(f"{where}, column {expected.name}", str(expected.type), kind)

@@ -1,13 +1,14 @@
 """What a bench of plans leaves: one JSON, written anew after every round, so that what was measured stays readable."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from sidrec.schema import ContractError
+from sidrec.plans.plan_file import parse_plan
+from sidrec.schema import ContractError, read_json
+from sidrec.sentence import short_repr
 
 VERSION = 1
 PHASES = ("step", "input_dist", "lookup", "output_dist", "dense_forward", "backward")
@@ -82,14 +83,31 @@ _RESULT: TypeAdapter[BenchResult] = TypeAdapter(BenchResult)
 
 def load_bench(path: Path) -> BenchResult:
     """Reads a bench's JSON. Raises ContractError for what is not one."""
+    raw = read_json(path, "a bench of plans")
+    if isinstance(raw, dict) and raw.get("version") != VERSION:
+        raise ContractError(path, f"a bench of version {VERSION}", short_repr(raw.get("version")))
     try:
-        raw = json.loads(path.read_text())
-        if isinstance(raw, dict) and raw.get("version") != VERSION:
-            raise ContractError(path, f"a bench of version {VERSION}", raw.get("version"))
-        return _RESULT.validate_python(raw)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ContractError(path, "valid JSON", error) from None
+        result = _RESULT.validate_python(raw)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise ContractError(path, f"a bench of plans, {where}: {first['msg']}", first["input"]) from None
+        raise ContractError(path, f"a bench of plans, {where}: {first['msg']}", short_repr(first["input"])) from None
+    _check(result, path)
+    return result
+
+
+def _check(result: BenchResult, path: Path) -> None:
+    """What is plain data has what is read of it, and lists by rank have the world's length."""
+    device, world = result.hardware.get("device"), result.hardware.get("world")
+    if not isinstance(result.workload.get("name"), str):
+        raise ContractError(f"{path}, workload", "a name", short_repr(result.workload))
+    if device not in ("cpu", "cuda") or not isinstance(world, int) or world < 1:
+        raise ContractError(f"{path}, hardware", "a device, cpu or cuda, and a world", short_repr(result.hardware))
+    for plan in result.plans:
+        where = f"{path}, plan {plan.name}"
+        if plan.plan:
+            parse_plan(plan.plan, where)
+        predicted = [spent for of in (plan.default, plan.calibrated) if of for spent in of.tables.values()]
+        lengths = {len(plan.memory), len(plan.lookups), len(plan.cpu), *map(len, (*plan.work.values(), *predicted))}
+        if not lengths <= {0, world}:
+            raise ContractError(where, f"values of {world} rank(s)", f"{max(lengths - {0, world})} values")

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from sidrec.config.tree import Recipe
+from sidrec.sentence import quoted_lines, short_repr
 
 _RECIPE: TypeAdapter[Recipe] = TypeAdapter(Recipe)
 
@@ -24,6 +25,9 @@ only."""
 
 class ConfigError(ValueError):
     """A recipe that cannot be used; the message lists every mistake."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(quoted_lines(message))
 
 
 class _MappingLoader(yaml.SafeLoader):
@@ -51,7 +55,9 @@ def load_mapping(path: Path, what: str) -> dict[str, Any]:
         raw = yaml.load(path.read_text(), Loader=_MappingLoader)
     except OSError as error:
         raise ConfigError(f"{path}: expected a readable {what}, got {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise ConfigError(f"{path}: expected valid YAML, got values nested too deep") from None
+    except (yaml.YAMLError, ValueError) as error:  # no UTF-8, or a date or number that is none
         raise ConfigError(f"{path}: expected valid YAML, got: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected a mapping of sections, got {type(raw).__name__}")
@@ -94,8 +100,9 @@ def parse(raw: dict[str, Any], where: str) -> Recipe:
     try:
         return _RECIPE.validate_python(raw)
     except ValidationError as error:
-        lines = [f"{where}: {len(error.errors())} mistake(s) in the recipe"]
-        lines += [f"  {_path(mistake)}{_sentence(mistake)}" for mistake in error.errors()]
+        mistakes = error.errors(include_url=False)
+        lines = [f"{where}: {len(mistakes)} mistake(s) in the recipe"]
+        lines += [f"  {_path(mistake)}{_sentence(mistake)}" for mistake in mistakes]
         raise ConfigError("\n".join(lines)) from None
 
 
@@ -110,10 +117,10 @@ def _sentence(mistake: ErrorDetails) -> str:
         case "value_error":  # a check of ours
             return mistake["msg"].removeprefix("Value error, ")
         case "union_tag_not_found":
-            return f"expected a section with the key kind, got {mistake['input']!r}"
+            return f"expected a section with the key kind, got {short_repr(mistake['input'])}"
         case "missing" | "unexpected_keyword_argument" | "union_tag_invalid":
             return mistake["msg"]
-    return f"{mistake['msg']}, got {mistake['input']!r}"
+    return f"{mistake['msg']}, got {short_repr(mistake['input'])}"
 
 
 def _plain(value: Any) -> Any:

@@ -5,17 +5,17 @@ Everything that can be wrong with them is found when they are opened: by their h
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, Literal
 
 import numpy as np
 
-from sidrec.schema import MANIFEST, ContractError
+from sidrec.schema import MANIFEST, ContractError, read_json
 
 DENSE_COLUMNS, SPARSE_COLUMNS = 13, 26
 KINDS = ("dense", "sparse", "labels")
@@ -125,8 +125,8 @@ def _header(path: Path, kind: str) -> tuple[int, np.dtype]:
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, by_columns, dtype = read(file)
             data = path.stat().st_size - file.tell()
-    except ValueError as error:
-        raise ContractError(path, "a .npy file", " ".join(str(error).split())) from None
+    except (ValueError, SyntaxError, TokenError, TypeError, RecursionError, OSError) as error:  # a header is Python
+        raise ContractError(path, "a .npy file", error) from None
     if dtype not in _TYPES[kind]:
         raise ContractError(path, " or ".join(np.dtype(one).name for one in _TYPES[kind]), dtype)
     if len(shape) != 2 or shape[1] != _WIDTHS[kind] or by_columns:
@@ -162,8 +162,5 @@ def _manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         return {}
-    try:
-        told = json.loads(path.read_text())
-    except ValueError as error:
-        raise ContractError(path, "valid JSON", error) from None
+    told = read_json(path, "a manifest as data_prep.criteo writes it")
     return told if isinstance(told, dict) else {}

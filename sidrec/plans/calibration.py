@@ -15,6 +15,8 @@ from scipy.optimize import nnls
 
 from sidrec.config import ConfigError
 from sidrec.plans.work import KINDS, NO_PLANS
+from sidrec.schema import ContractError, read_json
+from sidrec.sentence import short_repr
 
 VERSION = 1
 ROUNDS = 20  # of choosing each plan's slowest rank anew; it settles within a few
@@ -137,16 +139,18 @@ def save_calibration(path: Path, calibration: Calibration) -> None:
 def load_calibration(path: Path, device: str) -> Calibration:
     """Reads a calibration file. Raises ConfigError for what is not one, or is one of another device."""
     try:
-        raw = json.loads(path.read_text())
-        if isinstance(raw, dict) and raw.get("version") != VERSION:
-            raise ConfigError(f"{path}: expected a calibration of version {VERSION}, got {raw.get('version')}")
+        raw = read_json(path, "a calibration")
+    except ContractError as error:
+        raise ConfigError(f"{error}") from None
+    if isinstance(raw, dict) and raw.get("version") != VERSION:
+        raise ConfigError(f"{path}: expected a calibration of version {VERSION}, got {short_repr(raw.get('version'))}")
+    try:
         calibration = _CALIBRATION.validate_python(raw)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: expected a calibration as JSON, got {error}") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"{path}: expected a calibration, {where}: {first['msg']}") from None
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "all of it"
+        got = short_repr(first["input"])
+        raise ConfigError(f"{path}: expected a calibration, {where}: {first['msg']}, got {got}") from None
     if calibration.device != device:
         raise ConfigError(f"{path}: expected a calibration of {device}, got one of {calibration.device}")
     if not calibration.worlds:

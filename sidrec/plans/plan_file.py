@@ -24,7 +24,8 @@ from torchrec.distributed.types import (
 
 from sidrec.plans.model_tables import check_names, check_table, collections_of
 from sidrec.plans.table_layout import TableLayout, World
-from sidrec.schema import ContractError
+from sidrec.schema import ContractError, read_json
+from sidrec.sentence import short_repr
 
 VERSION: Literal[1] = 1
 
@@ -82,22 +83,7 @@ _LAYOUT: TypeAdapter[TableLayout] = TypeAdapter(TableLayout)
 
 def read_plan(path: Path) -> PlanFile:
     """Reads a plan file. Raises ContractError for what is not one, naming the table and what is wrong with it."""
-    try:
-        raw = json.loads(path.read_text(), object_pairs_hook=lambda pairs: _without_repeats(pairs, path))
-    except OSError as error:
-        raise ContractError(path, "a readable sharding plan", error.strerror) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ContractError(path, "valid JSON", error) from None
-    return parse_plan(raw, str(path))
-
-
-def _without_repeats(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
-    """JSON keeps the last of two equal keys without a word: a table copied and not renamed."""
-    names = [name for name, _ in pairs]
-    for place, name in enumerate(names):
-        if name in names[:place]:
-            raise ContractError(path, "every key once", f"{name} twice")
-    return dict(pairs)
+    return parse_plan(read_json(path, "a readable sharding plan"), str(path))
 
 
 def parse_plan(raw: object, where: str) -> PlanFile:
@@ -105,7 +91,7 @@ def parse_plan(raw: object, where: str) -> PlanFile:
     if not isinstance(raw, dict) or "version" not in raw:
         raise ContractError(where, "a sharding plan with the key version", type(raw).__name__)
     if raw["version"] != VERSION:
-        raise ContractError(where, f"a sharding plan of version {VERSION}", f"version {raw['version']}")
+        raise ContractError(where, f"a sharding plan of version {VERSION}", f"version {short_repr(raw['version'])}")
     try:
         plan = _PLAN.validate_python(raw)
     except ValidationError as error:
@@ -118,11 +104,11 @@ def parse_plan(raw: object, where: str) -> PlanFile:
 
 def _refusal(where: str, mistakes: ValidationError) -> ContractError:
     """The first mistake, its place in words."""
-    mistake = mistakes.errors()[0]
+    mistake = mistakes.errors(include_url=False)[0]
     steps = [str(step) for step in mistake["loc"]]
     if steps[0] == "tables" and len(steps) > 2:
         steps[:3] = [f"table {steps[2]} of {steps[1]}"]
-    place, found = ", ".join([where, *steps]), repr(mistake["input"])
+    place, found = ", ".join([where, *steps]), short_repr(mistake["input"])
     match mistake["type"]:
         case "missing":
             return ContractError(place, "a value", "none")

@@ -16,7 +16,7 @@ from safetensors.numpy import save as save_arrays
 
 from sidrec.config.learners import OpqConfig, RandomCodesConfig, ResidualKMeansConfig
 from sidrec.config.tokenizer import TokenizerConfig
-from sidrec.schema import ContractError
+from sidrec.schema import ContractError, read_json
 from sidrec.sid.learners.gradient import GradientTokenizer
 from sidrec.sid.learners.opq import Opq
 from sidrec.sid.learners.random_codes import RandomCodes
@@ -65,10 +65,8 @@ def save_tokenizer(tokenizer: Tokenizer, config: TokenizerConfig, folder: Path) 
 def load_tokenizer(folder: Path) -> tuple[Tokenizer, TokenizerConfig]:
     """The tokenizer, and the config that says which vectors it wants. Raises ContractError for a damaged artifact."""
     path = folder / CARD
-    if not path.is_file():
-        raise ContractError(path, "a tokenizer artifact, as `sidrec fit` makes it", "no such file")
+    card = read_json(path, "a tokenizer artifact, as `sidrec fit` makes it")
     try:
-        card = json.loads(path.read_text())
         config = _CONFIG.validate_python(card["config"])
         version, expected = card["version"], card["arrays_sha256"]
     except (ValueError, TypeError, KeyError, ValidationError) as error:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from sidrec.schema import ContractError
+from sidrec.schema import ContractError, read_json
+from sidrec.sentence import short_repr
 from sidrec.train.metrics import PROBABILITY, RANKING, Metrics, measure, reasons
 from sidrec.train.predictions import Predictions
 from sidrec.train.slices import SLICES, ItemSlices
@@ -51,22 +52,22 @@ def save_metrics(metrics: SplitMetrics, path: Path) -> None:
 
 def load_metrics(path: Path) -> SplitMetrics:
     """Reads metrics.json. Raises ContractError when it is not split -> slice -> metric."""
-    try:
-        raw: SplitMetrics = json.loads(path.read_text())
-    except OSError as error:
-        raise ContractError(path, "a readable metrics file", error.strerror) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ContractError(path, "valid JSON", error) from None
+    raw: SplitMetrics = read_json(path, "a readable metrics file")
     slices = list(raw.values()) if isinstance(raw, dict) else [raw]
     if not all(isinstance(split, dict) and all(isinstance(m, dict) for m in split.values()) for split in slices):
         raise ContractError(path, "split -> slice -> metric", "another structure")
+    for split, of_split in raw.items():
+        for name, values in of_split.items():
+            for metric, value in values.items():
+                if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+                    raise ContractError(f"{path}, {split}, {name}, {metric}", "a number or null", short_repr(value))
     return raw
 
 
 def metrics_table(metrics: SplitMetrics) -> str:
     """One run: a line per split and slice, aligned; "-" where a metric is undefined."""
     lines = {
-        (split, name): {"rows": values["rows"], **{metric: values[metric] for metric in QUALITY}}
+        (split, name): {metric: values.get(metric) for metric in ("rows", *QUALITY)}
         for split, slices in metrics.items()
         for name, values in slices.items()
     }

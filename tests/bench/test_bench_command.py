@@ -74,7 +74,7 @@ def test_a_bench_alone_writes_result_page_and_table(tables: Path, capsys: pytest
         (["--plans", "auto,rowwise"], "--plans: expected auto, torchrec, data_parallel, table_wise, row_wise"),
         (["--plans", "auto,auto"], "--plans: expected one or more plans, each once, got auto twice"),
         (["--rounds", "0"], "--rounds: Input should be greater than 0, got 0"),
-        (["--plans", "missing.json"], "missing.json: expected a readable sharding plan, got No such file or directory"),
+        (["--plans", "missing.json"], "missing.json: expected a readable sharding plan, got no such file"),
     ],
 )
 def test_mistakes_are_refused_before_anything_is_measured(

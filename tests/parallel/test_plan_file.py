@@ -132,8 +132,8 @@ def test_two_ranks_leave_together_where_plans_disagree_or_do_not_fit(tmp_path: P
         "alone.json: expected a plan for 2 rank(s), 2 of them on a machine, on cpu, "
         "got one for 1 rank(s), 1 of them on a machine, on cpu",
         "nine.json, table hid of items: expected ranks from 0 to 1, got [9]",
-        "first.json: expected a readable sharding plan, got No such file or directory",
-        "zeroth.json: expected a readable sharding plan, got No such file or directory",
+        "first.json: expected a readable sharding plan, got no such file",
+        "zeroth.json: expected a readable sharding plan, got no such file",
     ]
     said = [("ContractError", sentence) for sentence in sentences]
     heard = [("RankError", f"rank 0 stopped: {sentence}") for sentence in sentences]

@@ -80,7 +80,7 @@ def test_the_file_reads_back_equal(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("{", "expected a calibration as JSON"),
+        ("{", "expected valid JSON"),
         ('{"version": 7}', "expected a calibration of version 1, got 7"),
         ('{"version": 1, "device": "cpu"}', "worlds: Field required"),
         ('{"version": 1, "device": "cuda", "worlds": {}}', "expected a calibration of cpu, got one of cuda"),

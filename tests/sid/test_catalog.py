@@ -102,7 +102,7 @@ def test_a_damaged_folder_is_refused_by_file(tmp_path: Path) -> None:
         load_catalog(folder)
     for broken in ("{", json.dumps({"version": 1}), "[]"):
         (folder / "catalog.json").write_text(broken)
-        with pytest.raises(ContractError, match=r"catalog\.json: expected JSON with version"):
+        with pytest.raises(ContractError, match=r"catalog\.json: expected (JSON with version|valid JSON)"):
             load_catalog(folder)
     (folder / "catalog.json").write_text(card.replace('"version": 1', '"version": 2'))
     with pytest.raises(ContractError, match="version: expected 1, got 2"):
