@@ -30,7 +30,7 @@ def readable(path: Path) -> Iterator[IO[bytes]]:
             yield cast(IO[bytes], gzip.GzipFile(fileobj=file)) if path.suffix == ".gz" else file
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ContractError(path, "a complete gzip file", error) from None
-    except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError) as error:
+    except (pa.ArrowException, KeyError) as error:
         raise ContractError(path, "a well-formed table with the columns that are needed", error) from None
     except UnicodeDecodeError as error:
         raise ContractError(path, "UTF-8 text", error) from None
@@ -88,17 +88,17 @@ def _parse_dat(text: bytes, columns: Sequence[str]) -> pa.Table:
 def _parquet_blocks(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
     if not path.is_file():
         raise ContractError(path, "a file to read", "none")
+    row = 1
     try:
         file = open_stream(path)
-    except pa.ArrowInvalid as error:
+        names = file.schema_arrow.names
+        if any(names.count(column) != 1 for column in columns):
+            raise ContractError(path, f"the columns {list(columns)}", f"columns {names}")
+        for batch in file.iter_batches(columns=list(columns)):
+            yield row, pa.Table.from_batches([batch]).select(list(columns)).cast(_as_text(columns))
+            row += batch.num_rows
+    except (pa.ArrowException, OSError) as error:
         raise ContractError(path, "a readable Parquet file", error) from None
-    missing = sorted(set(columns) - set(file.schema_arrow.names))
-    if missing:
-        raise ContractError(path, f"the columns {list(columns)}", f"columns {file.schema_arrow.names}")
-    row = 1
-    for batch in file.iter_batches(columns=list(columns)):
-        yield row, pa.Table.from_batches([batch]).select(list(columns)).cast(_as_text(columns))
-        row += batch.num_rows
 
 
 def _as_text(columns: Sequence[str]) -> pa.Schema:

@@ -4,9 +4,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sidrec.parquet_file import readable
 from sidrec.schema import TIMESTAMP, ContractError, LogFile, Manifest, check_columns
 
 FOOTER_THREADS = 8  # footers are small and far apart: reading them waits on storage, not on the processor
@@ -48,6 +48,8 @@ def split_index(log: Path, split: str, manifest: Manifest) -> tuple[RowGroup, ..
         if footer.num_rows != file.rows:
             raise ContractError(path, f"{file.rows} rows, as the manifest says", footer.num_rows)
         found = _groups(path, file, footer, groups[-1].first_row + groups[-1].rows if groups else 0)
+        if sum(group.rows for group in found) != file.rows:
+            raise ContractError(path, f"row groups of {file.rows} rows", sum(group.rows for group in found))
         if found:
             _check_times(path, file, found, groups[-1] if groups else None)
         groups += found
@@ -57,10 +59,10 @@ def split_index(log: Path, split: str, manifest: Manifest) -> tuple[RowGroup, ..
 def _footer(path: Path) -> pq.FileMetaData:
     if not path.is_file():
         raise ContractError(path, "a parquet file, as the manifest says", "no such file")
-    try:
-        return pq.read_metadata(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ContractError(path, "a whole parquet file", " ".join(str(error).split())) from None
+    with readable(path, "a whole parquet file"):
+        footer = pq.read_metadata(path)
+        footer.schema.to_arrow_schema()  # may be broken in a footer that is not
+        return footer
 
 
 def _groups(path: Path, file: LogFile, footer: pq.FileMetaData, first_row: int) -> list[RowGroup]:

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from sidrec.parquet_file import column_type, readable
 from sidrec.schema import ITEM_ID, TRAIN_IMPRESSIONS, ContractError
 
 
@@ -17,16 +18,14 @@ def read_train_impressions(items: Path) -> tuple[NDArray[np.int64], NDArray[np.i
     """
     if not items.is_file():
         raise ContractError(items, "the items, as data_prep writes them", "no such file")
-    try:
+    with readable(items, "a readable parquet file of items"):
         schema = pq.read_schema(items)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ContractError(items, "a readable parquet file of items", error) from None
     for column in (ITEM_ID, TRAIN_IMPRESSIONS):
-        if column not in schema.names:
-            raise ContractError(items, f"a column {column}", f"columns {schema.names}")
-        if schema.field(column).type != pa.int64():
-            raise ContractError(f"{items}, column {column}", "int64", schema.field(column).type)
-    table = pq.read_table(items, columns=[ITEM_ID, TRAIN_IMPRESSIONS])
+        kind = column_type(schema, column, items)
+        if kind != pa.int64():
+            raise ContractError(f"{items}, column {column}", "int64", kind)
+    with readable(items, "a readable parquet file of items"):
+        table = pq.read_table(items, columns=[ITEM_ID, TRAIN_IMPRESSIONS])
     for column in (ITEM_ID, TRAIN_IMPRESSIONS):
         if table[column].null_count:
             raise ContractError(f"{items}, column {column}", "no missing value", f"{table[column].null_count} missing")

@@ -22,7 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sidrec.schema import ITEM_ID, UNKNOWN_ID, ContractError
+from sidrec.parquet_file import readable
+from sidrec.schema import ITEM_ID, UNKNOWN_ID, ContractError, read_json
 from sidrec.sid.atomic_folder import atomic_folder
 from sidrec.sid.collisions import resolve
 from sidrec.sid.tokenizer import Tokenizer
@@ -172,14 +173,12 @@ def load_catalog(path: Path) -> Catalog:
 
 
 def _read_card(path: Path) -> tuple[tuple[int, ...], str]:
-    if not path.is_file():
-        raise ContractError(path, "a catalog, as `sidrec fit` makes it", "no such file")
+    card = read_json(path, "a catalog, as `sidrec fit` makes it")
     try:
-        card = json.loads(path.read_text())
         version = card["version"]
         codebook_sizes = tuple(int(size) for size in card["codebook_sizes"])
         fingerprint = str(card["fingerprint"])
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise ContractError(path, "JSON with version, codebook_sizes and fingerprint", repr(error)) from None
     if version != CATALOG_VERSION:
         raise ContractError(f"{path}, version", str(CATALOG_VERSION), version)
@@ -189,10 +188,8 @@ def _read_card(path: Path) -> tuple[tuple[int, ...], str]:
 def _read_codes(path: Path, levels: int) -> pa.Table:
     if not path.is_file():
         raise ContractError(path, "the catalog's codes", "no such file")
-    try:
+    with readable(path):
         table = pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ContractError(path, "a readable parquet file", error) from None
     sids = [f"sid_{level}" for level in range(1, levels + 1)]
     weights = [f"weight_{level}" for level in range(1, levels + 1)]
     if table.column_names not in ([ITEM_ID, *sids], [ITEM_ID, *sids, *weights]):

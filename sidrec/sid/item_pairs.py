@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sidrec.parquet_file import column_type, readable
 from sidrec.schema import ITEM_ID, OTHER_ID, ContractError
 
 
@@ -18,12 +19,12 @@ def read_item_pairs(path: Path, item_ids_N: np.ndarray) -> np.ndarray:
     if not path.is_file():
         expected = "item pairs for the learner's losses, as `python -m data_prep.behavior` writes them"
         raise ContractError(path, expected, "no such file")
-    try:
+    with readable(path):
         table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise ContractError(path, "a readable parquet file", error) from None
     if not {ITEM_ID, OTHER_ID} <= set(table.column_names):
         raise ContractError(path, f"columns {ITEM_ID} and {OTHER_ID}", table.column_names)
+    for name in (ITEM_ID, OTHER_ID):
+        column_type(table.schema, name, path)
     if not table.num_rows:
         raise ContractError(path, "at least one pair", "no rows")
     rows_P2 = np.stack([_rows(table[name], name, path, item_ids_N) for name in (ITEM_ID, OTHER_ID)], axis=1)

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from sidrec.parquet_file import column_type, readable
 from sidrec.schema import BEHAVIOR, ITEM_ID, PAIRS, TRAIN_IMPRESSIONS, UNKNOWN_ID, VECTOR_COLUMNS, ContractError
 from sidrec.sid.item_pairs import read_item_pairs
 from sidrec.sid.needs import NOTHING, Needs
@@ -130,14 +131,12 @@ def _behavior_width(file: pq.ParquetFile, path: Path) -> int:
 def _open(path: Path) -> pq.ParquetFile:
     if not path.is_file():
         raise ContractError(path, "item vectors, as data_prep writes them", "no such file")
-    try:
+    with readable(path):
         file = pq.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ContractError(path, "a readable parquet file", error) from None
-    if ITEM_ID not in file.schema_arrow.names:
-        raise ContractError(path, f"a column {ITEM_ID}", f"columns {file.schema_arrow.names}")
-    if file.schema_arrow.field(ITEM_ID).type != pa.int64():
-        raise ContractError(f"{path}, column {ITEM_ID}", "int64", file.schema_arrow.field(ITEM_ID).type)
+        schema = file.schema_arrow
+    kind = column_type(schema, ITEM_ID, path)
+    if kind != pa.int64():
+        raise ContractError(f"{path}, column {ITEM_ID}", "int64", kind)
     return file
 
 
@@ -145,7 +144,7 @@ def _vector_width(schema: pa.Schema, column: str, path: Path) -> int:
     if column not in schema.names:
         there = [name for name in VECTOR_COLUMNS if name in schema.names]
         raise ContractError(path, f"a vector column {column}", f"vector columns {there} among {schema.names}")
-    kind = schema.field(column).type
+    kind = column_type(schema, column, path)
     if not pa.types.is_fixed_size_list(kind) or kind.value_type != pa.float32():
         raise ContractError(f"{path}, column {column}", "fixed-size lists of float32", kind)
     return int(kind.list_size)
@@ -223,7 +222,9 @@ def _train_impressions(file: pq.ParquetFile, path: Path, ids_N: np.ndarray) -> n
     """Of these items, which lie in the file's order."""
     if TRAIN_IMPRESSIONS not in file.schema_arrow.names:
         return None
-    counts = file.read([TRAIN_IMPRESSIONS]).column(0)
+    column_type(file.schema_arrow, TRAIN_IMPRESSIONS, path)
+    with readable(path, "readable column data"):
+        counts = file.read([TRAIN_IMPRESSIONS]).column(0)
     if counts.type != pa.int64() or counts.null_count:
         raise ContractError(f"{path}, column {TRAIN_IMPRESSIONS}", "int64 without missing values", counts.type)
     if len(counts) > len(ids_N):

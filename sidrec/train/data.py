@@ -14,7 +14,7 @@ from sidrec.data.moments import stat_moments
 from sidrec.data.train_impressions import impressions_by_id
 from sidrec.model.sizes import Sizes
 from sidrec.parallel.process_group import Ranks, together
-from sidrec.schema import ITEM_ID, ITEMS, LOG, Manifest, load_manifest
+from sidrec.schema import ITEM_ID, ITEMS, LOG, MANIFEST, ContractError, Manifest, load_manifest
 from sidrec.sid.catalog import Catalog, load_catalog
 from sidrec.sid.subwords import Subwords, fit_subwords
 
@@ -79,7 +79,12 @@ def _read(recipe: Recipe, manifest: Manifest, catalog: Catalog | None, subwords:
     content = None
     if isinstance(item, ContentItem):
         content = ContentVectors(recipe.data.path / ITEMS, item.vectors, manifest.ids[ITEM_ID])
-    tables = item_tables(item, manifest, catalog, subwords, content)
+    try:
+        tables = item_tables(item, manifest, catalog, subwords, content)
+    except MemoryError as error:
+        where = f"{recipe.data.path / LOG / MANIFEST}, ids.{ITEM_ID}"
+        got = f"{manifest.ids[ITEM_ID]} ({error})"
+        raise ContractError(where, "item ids whose lookups memory has room for", got) from None
     mean_S, std_S = stat_moments(recipe.data.path, manifest)
     sizes = Sizes(
         item_tables=tables.tables,

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sidrec.parquet_file import column_type, readable
 from sidrec.schema import ITEM_ID, LABEL, USER_ID, ContractError
 
 if TYPE_CHECKING:  # reading predictions must not wait for TorchRec
@@ -62,16 +63,14 @@ class Predictions:
 
 def load_predictions(path: Path, split: str) -> Predictions:
     """Reads what `Predictions.save` wrote. Raises ContractError naming the column that is wrong."""
-    try:
+    with readable(path, "a readable parquet file of predictions"):
         table = pq.read_table(path)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ContractError(path, "a readable parquet file of predictions", error) from None
     for names, expected in ((_IDS, pa.int64()), (_VALUES, pa.float32())):
         for name in names:
-            if name not in table.column_names:
-                raise ContractError(path, f"a column {name}", f"columns {table.column_names}")
-            if table.schema.field(name).type != expected:
-                raise ContractError(f"{path}, column {name}", str(expected), table.schema.field(name).type)
+            kind = column_type(table.schema, name, path)
+            if kind != expected or table[name].null_count:
+                got = f"{kind} with {table[name].null_count} missing"
+                raise ContractError(f"{path}, column {name}", f"{expected} without missing values", got)
     columns = {name: table[name].to_numpy() for name in table.column_names}
     row, user, item, label, score = (columns.pop(name) for name in _IDS + _VALUES)
     return Predictions(split, row, user, item, label, score, columns)
