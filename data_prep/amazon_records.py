@@ -72,7 +72,7 @@ def _blocks(path: Path) -> Iterator[tuple[int, list[dict[str, object]]]]:
 def _record(text: bytes, where: str) -> dict[str, object]:
     try:
         record = json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except (ValueError, RecursionError):
         try:
             record = ast.literal_eval(text.decode())
         except (ValueError, SyntaxError, UnicodeDecodeError, RecursionError, MemoryError):
