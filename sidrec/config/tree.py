@@ -10,6 +10,7 @@ from sidrec.config.checkpoint import CheckpointConfig
 from sidrec.config.item import GateSidItem
 from sidrec.config.model import ModelConfig
 from sidrec.config.section import section, without_repeats
+from sidrec.config.start import StartConfig
 from sidrec.config.tokenizer import TokenizerConfig
 
 
@@ -184,6 +185,7 @@ class Recipe:
     data: DataConfig
     tokenizer: TokenizerConfig = TokenizerConfig()
     model: ModelConfig = ModelConfig()
+    start: StartConfig = StartConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     parallel: ParallelConfig = ParallelConfig()
     train: TrainConfig = TrainConfig()

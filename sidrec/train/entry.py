@@ -25,6 +25,7 @@ from sidrec.train.optimizers import build_optimizer
 from sidrec.train.report import report
 from sidrec.train.run_directory import RunDirectory, write_json, write_text
 from sidrec.train.selection import Selection
+from sidrec.train.start import find_start, start_facts
 from sidrec.train.stopping import exit_status
 
 ABOUT = "Trains RECIPE from its newest checkpoint, or from the start, and evaluates it."
@@ -51,13 +52,17 @@ def train(recipe: Recipe, ranks: Ranks) -> int:
     check_splits(recipe, data, ranks)
     saved = newest_sound(run.checkpoints, ranks, set_aside=True)
     position = together(ranks, lambda: _position(saved, data))
+    start = None if saved else find_start(recipe, data, ranks)
 
     sharded = build_model(recipe, data, ranks, preflight=True)
     optimizer = build_optimizer(sharded.model, recipe.optimizer, recipe.model.embedding_dim)
     if saved is not None:
         load_model(saved, sharded.model, optimizer, ranks)
         resume_random(saved, position.step, recipe.seed, ranks)
-    together(ranks, lambda: _begin(run, recipe, data, sharded, ranks))
+    elif start is not None:
+        start.fill(sharded.model, optimizer, ranks)
+    started = together(ranks, lambda: start_facts(start, run.facts))
+    together(ranks, lambda: _begin(run, recipe, data, sharded, started, ranks))
     try:
         if ranks.first:
             _say_what_runs(recipe, data, position, ranks)
@@ -90,11 +95,13 @@ def _position(saved: Path | None, data: Data) -> Position:
     return position
 
 
-def _begin(run: RunDirectory, recipe: Recipe, data: Data, sharded: ShardedRanker, ranks: Ranks) -> None:
+def _begin(
+    run: RunDirectory, recipe: Recipe, data: Data, sharded: ShardedRanker, started: dict[str, object], ranks: Ranks
+) -> None:
     if ranks.first:
         run.begin(recipe)
         write_text(run.fingerprint, f"{data.fingerprint}\n")
-        write_json(run.facts, _facts(recipe, data, ranks))
+        write_json(run.facts, _facts(recipe, data, ranks) | started)
         write_plan(run.plan, sharded.plan_file)
 
 
@@ -109,13 +116,21 @@ def _facts(recipe: Recipe, data: Data, ranks: Ranks) -> dict[str, object]:
     }
 
 
+def _beginning(recipe: Recipe, position: Position) -> str:
+    if position.step:
+        return f"resuming after step {position.step}"
+    sources = [str(recipe.start.checkpoint)] if recipe.start.checkpoint else []
+    sources += recipe.start.tables.values()
+    return f"from the start, with what is in {', '.join(sources)}" if sources else "from the start"
+
+
 def _say_what_runs(recipe: Recipe, data: Data, position: Position, ranks: Ranks) -> None:
     tables = ", ".join(f"{name} {table.rows:,}" for name, table in data.sizes.item_tables.items())
     print(
         f"{recipe.name}, seed {recipe.seed}: {data.manifest.rows('train'):,} train rows, item tables {tables}\n"
         f"{ranks.world} rank(s) on {ranks.device.type}, {ranks.threads} thread(s) each (cores / ranks); "
         f"{f'sharding plan {recipe.parallel.plan}; ' if recipe.parallel.plan else ''}"
-        f"{'from the start' if position.step == 0 else f'resuming after step {position.step}'}; "
+        f"{_beginning(recipe, position)}; "
         f"run directory {recipe.run}",
         flush=True,
     )
