@@ -35,6 +35,10 @@ class Moment(StrEnum):
     EVALUATING = "evaluating"
 
 
+TOLD = (Kind.TERM_LAUNCHER, Kind.TERM_RANK)
+"""Kinds that leave time for a last checkpoint."""
+
+
 @dataclass(frozen=True)
 class Fault:
     """A signal at a moment. after: seconds after the start where that is the moment, else steps of the same start."""
@@ -51,7 +55,8 @@ class Strike:
     moment: what the training was at indeed. world: ranks. step: the last one that this start knew of; None before it
     had read its checkpoint. restarted: by torchrun. damage: what was damaged afterwards. resumed: the step that the
     next start went on from; None where it was struck before it said so. seconds: from that start to its first new step;
-    None where no step was left, or the next start was struck before.
+    None where no step was left, or the next start was struck before. gone: seconds until torchrun had ended, where it
+    started nothing again.
     """
 
     kind: Kind
@@ -63,6 +68,7 @@ class Strike:
     damage: str = ""
     resumed: int | None = None
     seconds: float | None = None
+    gone: float | None = None
 
 
 def aim(job: Job, fault: Fault, run: Path, steps: int) -> bool:
@@ -95,7 +101,7 @@ def strike(job: Job, fault: Fault, run: Path, world: int, steps: int, draw: rand
         return None
     if fault.kind in (Kind.KILL_RANK, Kind.TERM_RANK, Kind.KILL_WORKER):
         targets = [draw.choice(targets)]
-    number = signal.SIGTERM if fault.kind in (Kind.TERM_LAUNCHER, Kind.TERM_RANK) else signal.SIGKILL
+    number = signal.SIGTERM if fault.kind in TOLD else signal.SIGKILL
     dealt = Strike(fault.kind, fault.moment, _moment(job, run, steps), world, job.start.step if job.start else None)
     job.began = time.monotonic()
     reached = [_reached(target, number) for target in targets]

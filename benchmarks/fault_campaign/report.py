@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from benchmarks.fault_campaign.faults import Strike
+from benchmarks.fault_campaign.faults import TOLD, Moment, Strike
 from benchmarks.fault_campaign.victim import Outcome
 
 
@@ -30,6 +30,7 @@ def report_text(result: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
         *_counts("ranks", strikes, lambda dealt: str(dealt.world)),
         *_counts("damage before the next start", strikes, lambda dealt: dealt.damage or "none"),
         *_cost(strikes),
+        *_leaving(strikes),
         f"Conditions: {', '.join(f'{name} {value}' for name, value in result['conditions'].items())}; "
         f"seed {result['settings']['seed']}.",
         "",
@@ -70,3 +71,15 @@ def _cost(strikes: Sequence[Strike]) -> list[str]:
                 spent = f"{median(seconds):.1f}, {max(seconds):.1f}"
                 lines.append(f"| {world} | {by} | {spent} | {median(lost):.0f}, {max(lost)} |")
     return [*lines, ""]
+
+
+def _leaving(strikes: Sequence[Strike]) -> list[str]:
+    """How long trainings took to save and leave when they were told to."""
+    found = [dealt for dealt in strikes if dealt.kind in TOLD and dealt.moment is Moment.TRAINING]
+    gone = [dealt.gone for dealt in found if dealt.gone is not None]
+    if not gone:
+        return []
+    return [
+        f"Told to stop while training, all ranks had left after {median(gone):.1f} s (most: {max(gone):.1f} s).",
+        "",
+    ]

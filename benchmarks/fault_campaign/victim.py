@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmarks.fault_campaign.damage import damage
-from benchmarks.fault_campaign.faults import Fault, Strike, aim, strike
+from benchmarks.fault_campaign.faults import TOLD, Fault, Strike, aim, strike
 from benchmarks.fault_campaign.job import HungError, Job, Start
 from benchmarks.fault_campaign.verdict import compare
 from sidrec.config import Recipe, save
 
 TO_THE_END = 300.0  # seconds that a job may take without news
+GRACE = 30.0  # seconds between SIGTERM and SIGKILL, as torchrun and schedulers have it
 TO_BE_GONE = 20.0  # seconds for what is left of a job after torchrun's end
 DAMAGED = 0.3
 RESTARTS = (0, 0, 2)
@@ -105,6 +106,7 @@ class Victim:
         try:
             struck = self._strike(job, world)
             status = job.end(TO_THE_END)
+            self._note_leaving(job)
             if left := job.left_over(TO_BE_GONE):
                 self.outcome.complaints.append(f"processes left over: {'; '.join(left)}")
         finally:
@@ -115,6 +117,13 @@ class Victim:
         if status and (job.start or not struck):
             raise FailedError(f"a job on {world} ranks ended with status {status}, and nobody had struck it")
         return status == 0
+
+    def _note_leaving(self, job: Job) -> None:
+        """How long the job took to end after its last strike, if that was the end of it."""
+        if self._last is not None:
+            self._last.gone = time.monotonic() - job.began
+            if self._last.kind in TOLD and self._last.gone > GRACE:
+                self.outcome.complaints.append(f"{self._last.kind}: not gone within {GRACE:.0f} s")
 
     def _strike(self, job: Job, world: int) -> bool:
         """Deals faults until the job ends or there are no more; whether one was dealt."""
