@@ -44,8 +44,16 @@ def train(recipe: Recipe, ranks: Ranks) -> int:
     Returns: 0, or the exit status of a process that a signal stopped, before the run's end.
     """
     run = RunDirectory(recipe.run)
+    try:
+        return _train(recipe, run, ranks)
+    finally:
+        run.lock.release()
+
+
+def _train(recipe: Recipe, run: RunDirectory, ranks: Ranks) -> int:
     agree_on(ranks, together(ranks, lambda: {**code_facts(), **recipe_facts(recipe)}))
     together(ranks, lambda: run.check(recipe))
+    together(ranks, lambda: run.lock.take() if ranks.first else None)
     data = open_data(recipe, ranks)
     agree_on(ranks, together(ranks, lambda: data_facts(recipe, data.fingerprint)))
     loader = open_loader(recipe, data, "train", shuffle=True, ranks=ranks)

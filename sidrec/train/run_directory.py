@@ -16,6 +16,7 @@ from typing import Any
 
 from sidrec.config import ConfigError, Recipe, load_file, save
 from sidrec.machine import unwritable
+from sidrec.train.run_lock import RunLock
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -45,6 +46,7 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
         self.ledger = path / "ledger"
+        self.lock = RunLock(path)
 
     def predictions(self, split: str) -> Path:
         return self.path / f"predictions_{split}.parquet"
@@ -73,9 +75,15 @@ class RunDirectory:
         return self.path / f"attention_{split}.json"
 
     def begin(self, recipe: Recipe) -> None:
-        """Makes the directory and claims it for this recipe. Raises ConfigError as `check` does."""
+        """Makes the directory, claims it for this recipe and removes what a killed process left half-written.
+
+        Raises ConfigError as `check` and `RunLock.take` do.
+        """
         self.check(recipe)
         self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self.lock.take()
+        for partial in self.path.glob("*.partial*"):
+            partial.unlink()
         if not self.config.exists() or load_file(self.config) != recipe:
             partial = self.config.with_suffix(".partial")
             save(recipe, partial)
