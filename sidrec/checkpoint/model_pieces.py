@@ -65,7 +65,7 @@ def load_model(path: Path, model: DistributedModelParallel, optimizer: KeyedOpti
     pieces = _of_weights(weights, ranks)
     row_sums = None
     if optimizer is not None:
-        make_states(optimizer, index)
+        make_states(optimizer, index.tensors)
         states = optimizer_pieces(optimizer, weights, ranks.first)
         trained = [name for name in optimizer.params if held(weights[name])]
         together(ranks, lambda: check_optimizer(path, index, trained, states))
@@ -77,10 +77,10 @@ def load_model(path: Path, model: DistributedModelParallel, optimizer: KeyedOpti
     if row_sums is not None:
         row_sums.convert()
     resume_slots(model, memory)
-    forget_cached_rows(model)
+    _forget_cached_rows(model)
 
 
-def forget_cached_rows(model: nn.Module) -> None:
+def _forget_cached_rows(model: nn.Module) -> None:
     """Rows that FBGEMM keeps in a cache, where a plan gives it one, are those of before."""
     for module in model.modules():
         if isinstance(module, ShardedEmbeddingBagCollection):

@@ -1,13 +1,12 @@
 """What optimizers keep of tables and layers, as pieces: FBGEMM's fused state and torch's under the same names."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
 
-from sidrec.checkpoint.index import CheckpointIndex
 from sidrec.checkpoint.piece import Piece, whole
 from sidrec.checkpoint.piece_names import OPTIMIZER, ROW_SUM, SUM, is_table, parameter_of
 from sidrec.checkpoint.weights import Weight, shape_of
@@ -27,10 +26,11 @@ def optimizer_pieces(optimizer: KeyedOptimizer, weights: Mapping[str, Weight], o
     ]
 
 
-def make_states(optimizer: KeyedOptimizer, index: CheckpointIndex) -> None:
-    """Has torch's optimizers make the states of their first step, to be loaded from the checkpoint; changes no weight.
+def make_states(optimizer: KeyedOptimizer, keys: Collection[str]) -> None:
+    """Has torch's optimizers make the states of their first step, to be loaded into; changes no weight.
 
-    A layer that no gradient had reached had none when it was saved, and has none again.
+    A layer that no gradient had reached had none when it was saved, and has none again. keys: of the checkpoint's
+    tensors.
     """
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
@@ -39,7 +39,7 @@ def make_states(optimizer: KeyedOptimizer, index: CheckpointIndex) -> None:
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
     optimizer.zero_grad(set_to_none=True)  # also tells FBGEMM the rate
-    saved = {parameter_of(key) for key in index.tensors if key.startswith(f"{OPTIMIZER}/")}
+    saved = {parameter_of(key) for key in keys if key.startswith(f"{OPTIMIZER}/")}
     layers = {name for name in saved if not is_table(name)}
     for part in _parts(optimizer):
         for name, parameter in part.params.items():
