@@ -37,7 +37,7 @@ from sidrec.config import Recipe
 from sidrec.config.load import parse
 from sidrec.data.batch import Batch
 from sidrec.parallel.process_group import Ranks, joined_ranks
-from sidrec.schema import LOG, LogFile, Manifest, log_schema, save_manifest
+from sidrec.schema import ITEMS, LOG, LogFile, Manifest, log_schema, save_manifest
 from sidrec.sid.catalog import Catalog
 from sidrec.train.agreed_batches import agreed_batches
 from sidrec.train.assembly import build_model, open_loader
@@ -120,6 +120,9 @@ def write_data(folder: Path, shape: Shape) -> None:
     schema = log_schema(manifest)
     pq.write_table(pa.table({name: columns[name] for name in schema.names}, schema=schema), path, row_group_size=16_384)
     save_manifest(manifest, folder / "data" / LOG)
+    items = np.arange(1, shape.items + 1)
+    impressions = np.bincount(np.asarray(columns["item_id"]), minlength=shape.items + 1)[1:]
+    pq.write_table(pa.table({"item_id": items, "train_impressions": impressions}), folder / "data" / ITEMS)
     codes = rng.integers(0, CODES, (shape.items, LEVELS))
     Catalog(np.arange(1, shape.items + 1), codes, (CODES,) * LEVELS).save(folder / "catalog")
 
