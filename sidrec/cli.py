@@ -29,7 +29,9 @@ COMMANDS = {
     "plan": Command("sidrec.plan", "make a sharding plan for any hardware, explain it, keep it as a file", True),
     "table": Command("sidrec.table", "list the tables of a checkpoint, export one to a file", False),
     "bench": Command("sidrec.bench.entry", "measure sharding plans on the ranks at hand, calibrate their costs", True),
-    "doctor": Command("sidrec.doctor", "check this machine and say how to repair what is wrong", False),
+    "doctor": Command(
+        "sidrec.doctor.entry", "check this machine, or a recipe on it, and say how to repair what is wrong", False
+    ),
 }
 
 

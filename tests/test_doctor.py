@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from sidrec import doctor, machine
-from sidrec.doctor import Finding
+from sidrec import machine
+from sidrec.doctor import entry
+from sidrec.doctor import machine_findings as doctor
+from sidrec.preflight.finding import Finding
 
 
 def test_a_sound_installation() -> None:
@@ -64,11 +66,11 @@ def test_problems_set_the_exit_status_and_notes_do_not(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     note, problem = Finding("torchx", "note", "not installed", "pip install torchx"), Finding("disk", "problem", "full")
-    monkeypatch.setattr(doctor, "examine", lambda: [note])
-    assert doctor.main([]) == 0
+    monkeypatch.setattr(entry, "examine", lambda: [note])
+    assert entry.main([]) == 0
     assert capsys.readouterr().out == (
         "torchx  note     not installed\n                 -> pip install torchx\n\nready to train\n"
     )
-    monkeypatch.setattr(doctor, "examine", lambda: [note, problem])
-    assert doctor.main([]) == 1
+    monkeypatch.setattr(entry, "examine", lambda: [note, problem])
+    assert entry.main([]) == 1
     assert capsys.readouterr().out.endswith("1 problem(s)\n")

@@ -28,17 +28,17 @@ def fit(
         room = rooms[ranks[0]]
         where = f"{len(ranks)} rank(s)" + (f" of machine {number}" if len(machines) > 1 else "")
         every = [need for rank in ranks for need in needs[rank].host]
-        memory.append(_compared("memory", where, _merged(every), room.memory, f"free of {size(room.limit)}"))
+        memory.append(_compared("fits memory", where, _merged(every), room.memory, f"free of {size(room.limit)}"))
         batches = sum(needs[rank].shared for rank in ranks)
         parts = [Need("batches on their way", batches, "data.workers, data.batch_size", about=True)]
-        shared.append(_compared("/dev/shm", where, parts if batches else [], room.shared, "free in /dev/shm"))
+        shared.append(_compared("fits /dev/shm", where, parts if batches else [], room.shared, "free in /dev/shm"))
         for rank in ranks:
             if needs[rank].device:
                 mine = list(needs[rank].device)
-                devices.append(_compared("GPU memory", f"rank {rank}", mine, rooms[rank].device, "free"))
+                devices.append(_compared("fits GPU memory", f"rank {rank}", mine, rooms[rank].device, "free"))
     found = [_least_to_spare(memory), _least_to_spare(shared), *([_least_to_spare(devices)] if devices else [])]
     more = [*disk, *([Need("less what is there already", -min(held, total(disk)), "")] if held else [])]
-    return [*found, _compared("disk", "the run directory", more, rooms[0].disk, "free at train.runs")[1]]
+    return [*found, _compared("fits disk", "the run directory", more, rooms[0].disk, "free at train.runs")[1]]
 
 
 def _compared(name: str, who: str, needs: Sequence[Need], free: int, words: str) -> tuple[float, Finding]:

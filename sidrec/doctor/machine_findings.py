@@ -1,9 +1,8 @@
-"""`sidrec doctor`: can this machine train, and if not, which one command repairs it?
+"""What there is to say about this machine: can it train, and if not, which one command repairs it?
 
 Imports neither torch nor torchrec: what may crash runs in a process of its own (sidrec.probe).
 """
 
-import argparse
 import json
 import os
 import platform
@@ -11,41 +10,16 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
 
 from sidrec import machine
+from sidrec.preflight.finding import Finding
 from sidrec.stack import fault, find_stack, repair
 
 GIB = 2**30
 PROBE_SECONDS = 180
 PYTHON = shlex.quote(sys.executable)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the table. Only a problem changes the exit status; a note may name a command too."""
-
-    name: str
-    state: Literal["ok", "note", "problem"]
-    found: str
-    repair: str = ""
-
-
-def main(argv: Sequence[str]) -> int:
-    """Prints the table, or JSON. Returns 1 if anything is a problem."""
-    parser = argparse.ArgumentParser(prog="sidrec doctor", description="Check this machine.")
-    parser.add_argument("--json", action="store_true", help="print a JSON list of findings instead of the table")
-    arguments = parser.parse_args(argv)
-    findings = examine()
-    if arguments.json:
-        print(json.dumps([asdict(finding) for finding in findings], indent=1))
-    else:
-        print(table(findings))
-    return 1 if any(finding.state == "problem" for finding in findings) else 0
 
 
 def examine() -> list[Finding]:
@@ -55,18 +29,6 @@ def examine() -> list[Finding]:
         lookup, gpus = look_up()
         findings += [lookup, gpu(gpus), all_reduce(gpus)]
     return [*findings, cores(), threads(), memory(), shared_memory(), disk(), torchx()]
-
-
-def table(findings: Sequence[Finding]) -> str:
-    """The findings as lines of text, each repair under its finding."""
-    width = max(len(finding.name) for finding in findings)
-    lines = []
-    for finding in findings:
-        lines.append(f"{finding.name:<{width}}  {finding.state:<7}  {finding.found}")
-        if finding.repair:
-            lines.append(f"{'':<{width}}  {'':<7}  -> {finding.repair}")
-    problems = sum(finding.state == "problem" for finding in findings)
-    return "\n".join([*lines, "", f"{problems} problem(s)" if problems else "ready to train"])
 
 
 def python() -> Finding:

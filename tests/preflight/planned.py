@@ -1,0 +1,32 @@
+"""A small recipe as it is planned, for tests of what it needs."""
+
+from pathlib import Path
+
+import torch
+
+from sidrec.config import Recipe
+from sidrec.parallel.hardware import hardware_here
+from sidrec.parallel.plan import plan_for
+from sidrec.parallel.shard import sharders_of
+from sidrec.preflight.planned_run import PlannedRun
+from sidrec.train.assembly import planned_run
+from sidrec.train.data import read_data
+from sidrec.train.workload import recipe_workload
+from tests.small_log import small_recipe, write_small_log
+
+CPU = torch.device("cpu")
+
+
+def planned(recipe: Recipe, world: int) -> PlannedRun:
+    """By the plan that training would take on `world` ranks of this machine."""
+    data = read_data(recipe)
+    reckoned = recipe_workload(recipe, data, world)
+    model, hardware = reckoned.workload.model, hardware_here(CPU, world, world)
+    sharders = sharders_of(model, recipe.optimizer, recipe.seed)
+    plan = plan_for(model, sharders, recipe.parallel, lambda: reckoned.workload, hardware)
+    return planned_run(recipe, data, reckoned, hardware, plan)
+
+
+def small_run(folder: Path, world: int, rows: int = 600, **sections: object) -> PlannedRun:
+    """Writes the small log into `folder` and plans its recipe."""
+    return planned(small_recipe(write_small_log(folder, rows=rows), **sections), world)
