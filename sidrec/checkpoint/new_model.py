@@ -9,7 +9,7 @@ from torchrec.distributed import DistributedModelParallel
 from torchrec.optim.keyed import KeyedOptimizer
 
 from sidrec.checkpoint.index import CheckpointIndex
-from sidrec.checkpoint.model_pieces import forget_cached_rows, pieces_of
+from sidrec.checkpoint.model_pieces import pieces_of
 from sidrec.checkpoint.optimizer_pieces import make_states, optimizer_pieces
 from sidrec.checkpoint.piece import Piece
 from sidrec.checkpoint.row_sums import RowSums
@@ -35,7 +35,7 @@ def take_over(
     pieces = _old(pieces_of(model, None, ranks), index, without)
     row_sums = None
     if optimizer is not None:
-        make_states(optimizer, index)
+        make_states(optimizer, index.tensors)
         weights = {name: value for name, value in model.state_dict().items() if not is_of(name, without)}
         states = _old(optimizer_pieces(optimizer, model.state_dict(), ranks.first), index, without)
         row_sums = together(ranks, lambda: RowSums(found.path, index, weights, states))
@@ -45,7 +45,6 @@ def take_over(
     load_pieces(found.path, pieces, ranks.control)
     if row_sums is not None:
         row_sums.convert()
-    forget_cached_rows(model)
 
 
 def is_of(name: str, tables: Collection[str]) -> bool:

@@ -1,6 +1,6 @@
 """Rows of a table in a parquet file: a column of lists of floats, and perhaps one that numbers the rows.
 
-Shapes: R rows in the file, D their width, N rows of a part.
+Shapes: R rows in the file, D their width, G rows of a row group, N rows of a part.
 """
 
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sidrec.checkpoint.stored_table import PART, rows_of_size
 from sidrec.checkpoint.table_writers import EMBEDDING, ROW
+from sidrec.parquet_file import readable
 from sidrec.schema import ContractError
 
 
@@ -25,17 +26,15 @@ class ParquetRows:
     def __init__(self, path: Path, column: str) -> None:
         """column: its name, or "". Raises ContractError where there is no such column."""
         self._path = path
-        try:
-            with pq.ParquetFile(path) as file:
-                schema, self._groups = file.schema_arrow, _group_rows(file)
-                self._numbered = schema.get_field_index(ROW) >= 0
-                self._spans = _spans(file, path) if self._numbered else None
-                self._column = _list_column(path, schema, column)
-                self.where = f"{path}, column {self._column}"
-                self.width = self._width(file)
-                self.rows = _last_row(file) + 1 if self._numbered else sum(self._groups)
-        except (OSError, pa.ArrowException) as error:
-            raise ContractError(path, "a readable parquet file", " ".join(str(error).split())) from None
+        with readable(path), pq.ParquetFile(path) as file:
+            schema, self._groups = file.schema_arrow, _group_rows(file)
+            self._numbered = schema.get_field_index(ROW) >= 0
+            self._column = _list_column(path, schema, column)
+            if self._numbered and not pa.types.is_integer(schema.field(ROW).type):
+                raise ContractError(f"{path}, column {ROW}", "integers", schema.field(ROW).type)
+            self.where = f"{path}, column {self._column}"
+            self.width = self._width(file)
+            self.rows = _last_row(file) + 1 if self._numbered else sum(self._groups)
 
     def _width(self, file: pq.ParquetFile) -> int:
         kind = file.schema_arrow.field(self._column).type
@@ -46,46 +45,52 @@ class ParquetRows:
         return 0
 
     def parts(self, first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """As TableSource says. Raises ContractError also for rows out of order and lists of another length."""
+        """As TableSource says. Raises ContractError also for rows out of order and lists of another length.
+
+        Of row groups beside the range the row numbers alone are read. Their statistics would tell as much, but a broken
+        one ends the process: pyarrow 26 does not catch what its Parquet library throws there.
+        """
         start, before = 0, -1
-        columns = [ROW, self._column] if self._numbered else [self._column]
-        try:
-            with pq.ParquetFile(self._path) as file:
-                for group, rows in enumerate(self._groups):
-                    if self._overlaps(group, start, rows, first, last):
-                        step = rows_of_size(PART, self.width * torch.float32.itemsize)
-                        for batch in file.iter_batches(step, row_groups=[group], columns=columns, use_threads=False):
-                            rows_N = self._numbers(batch, start, before)
-                            start, before = start + len(batch), int(rows_N[-1])
-                            wanted_N = (rows_N >= first) & (rows_N < last)
-                            if wanted_N.any():
-                                values_ND = self._values(batch, rows_N)[wanted_N]
-                                yield torch.from_numpy(rows_N[wanted_N]), torch.from_numpy(values_ND)
-                    else:
-                        start += rows
-        except (OSError, pa.ArrowException) as error:
-            raise ContractError(self._path, "a readable parquet file", " ".join(str(error).split())) from None
+        with readable(self._path), pq.ParquetFile(self._path) as file:
+            for group, rows in enumerate(self._groups):
+                rows_G = self._numbers(file, group, before) if self._numbered else np.arange(start, start + rows)
+                start, before = start + rows, int(rows_G[-1]) if rows else before
+                if rows and rows_G[0] < last and rows_G[-1] >= first:
+                    yield from self._parts_of(file, group, rows_G, first, last)
 
-    def _overlaps(self, group: int, start: int, rows: int, first: int, last: int) -> bool:
-        """Whether a row group, which begins at line `start`, can hold rows of [first, last)."""
-        if not self._numbered:
-            return start < last and start + rows > first
-        return rows > 0 and (self._spans is None or (self._spans[group][0] < last and self._spans[group][1] >= first))
+    def _parts_of(
+        self, file: pq.ParquetFile, group: int, rows_G: np.ndarray, first: int, last: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        step, done = rows_of_size(PART, self.width * torch.float32.itemsize), 0
+        for batch in file.iter_batches(step, row_groups=[group], columns=[self._column], use_threads=False):
+            rows_N = rows_G[done : done + len(batch)]
+            done += len(batch)
+            self._check_length(group, done, at_most=len(rows_G))
+            wanted_N = (rows_N >= first) & (rows_N < last)
+            if wanted_N.any():
+                values_ND = self._values(batch, rows_N)[wanted_N]
+                yield torch.from_numpy(rows_N[wanted_N]), torch.from_numpy(values_ND)
+        self._check_length(group, len(rows_G), at_most=done)
 
-    def _numbers(self, batch: pa.RecordBatch, start: int, before: int) -> np.ndarray:
-        """Row numbers, int64 [N]; before: the last one that was read."""
-        if not self._numbered:
-            return np.arange(start, start + len(batch))
-        rows = batch.column(ROW)
+    def _check_length(self, group: int, rows: int, at_most: int) -> None:
+        """A broken file can have columns of other lengths than it says."""
+        if rows > at_most:
+            raise ContractError(self._path, f"{self._groups[group]} rows in row group {group}", "columns of others")
+
+    def _numbers(self, file: pq.ParquetFile, group: int, before: int) -> np.ndarray:
+        """Row numbers of a row group, int64 [G]; before: the last of the group before."""
+        rows = file.read_row_group(group, columns=[ROW], use_threads=False)[ROW]
         if rows.null_count:
             raise ContractError(f"{self._path}, column {ROW}", "no missing value", f"{rows.null_count}")
-        rows_N = rows.to_numpy().astype(np.int64)
-        back = np.flatnonzero(np.diff(rows_N, prepend=before) <= 0)
+        rows_G = rows.to_numpy().astype(np.int64)
+        self._check_length(group, len(rows_G), at_most=self._groups[group])
+        self._check_length(group, self._groups[group], at_most=len(rows_G))
+        back = np.flatnonzero(np.diff(rows_G, prepend=before) <= 0)
         if len(back):
             line = int(back[0])
-            got = f"{rows_N[line]} after {rows_N[line - 1] if line else before}"
+            got = f"{rows_G[line]} after {rows_G[line - 1] if line else before}"
             raise ContractError(f"{self._path}, column {ROW}", "row numbers from 0 on, ascending", got)
-        return rows_N
+        return rows_G
 
     def _values(self, batch: pa.RecordBatch, rows_N: np.ndarray) -> np.ndarray:
         """float32 [N, D]."""
@@ -103,27 +108,6 @@ class ParquetRows:
 
 def _group_rows(file: pq.ParquetFile) -> list[int]:
     return [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-
-
-def _spans(file: pq.ParquetFile, path: Path) -> list[tuple[int, int]] | None:
-    """First and last row number of every group, by the file's statistics; None where these are not all there, or not in
-    order: then no group is left out unread, and the first number out of order is found.
-
-    Raises ContractError where they are no numbers.
-    """
-    kind = file.schema_arrow.field(ROW).type
-    if not pa.types.is_integer(kind):
-        raise ContractError(f"{path}, column {ROW}", "integers", kind)
-    spans: list[tuple[int, int]] = []
-    for group in range(file.num_row_groups):
-        found = file.metadata.row_group(group)
-        columns = [found.column(place) for place in range(found.num_columns)]
-        statistics = next(column.statistics for column in columns if column.path_in_schema == ROW)
-        before = spans[-1][1] if spans else -1
-        if statistics is None or not statistics.has_min_max or statistics.min <= before:
-            return None
-        spans.append((statistics.min, statistics.max))
-    return spans
 
 
 def _last_row(file: pq.ParquetFile) -> int:

@@ -38,7 +38,7 @@ def row_ids(recipe: Recipe, table: str, rows: int, fingerprint: str | None) -> R
 
 
 def _numbered(column: str) -> RowIds:
-    return lambda first, last: {column: pa.array(range(first, last), pa.int64())}
+    return lambda first, last: {column: pa.array(np.arange(first, last))}
 
 
 def _codes(recipe: Recipe, table: str, rows: int, fingerprint: str | None) -> RowIds:

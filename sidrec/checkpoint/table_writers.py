@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -60,7 +61,7 @@ def write_parquet(
         for first in range(0, count, step):
             last = min(first + step, count)
             rows = {name: table.rows(first, last) for name, table in tensors.items()}
-            columns = {ROW: pa.array(range(first, last), pa.int64()), **ids(first, last)}
+            columns = {ROW: pa.array(np.arange(first, last)), **ids(first, last)}
             columns |= {name: _lists(rows_ND) for name, rows_ND in rows.items()}
             file.write_table(pa.table(columns))
             progress(sum(rows_ND.nbytes for rows_ND in rows.values()))
