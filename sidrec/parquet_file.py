@@ -13,7 +13,7 @@ def readable(where: object, expected: str = "a readable parquet file") -> Iterat
     """Around calls of pyarrow that read. Raises ContractError for whatever they find wrong with the file."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ContractError(where, expected, error) from None
 
 
