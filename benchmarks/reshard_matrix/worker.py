@@ -25,9 +25,8 @@ RUNS: TypeAdapter[list[Run]] = TypeAdapter(list[Run])
 def main(argv: Sequence[str]) -> None:
     """Saves or loads, on the ranks of torchrun."""
     action, folder = argv[0], Path(argv[1])
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
-    for noisy in ("torchrec", "sidrec.checkpoint.row_sums"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    logging.basicConfig(level=logging.ERROR, format="%(asctime)s %(message)s", force=True)
+    logging.getLogger("benchmarks").setLevel(logging.INFO)
     recipe = load_file(folder / "recipe.yaml")
     with joined_ranks() as ranks:
         machines_of(RANKS_PER_MACHINE, ranks.world)
