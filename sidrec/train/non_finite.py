@@ -33,7 +33,8 @@ class NonFiniteError(LearningError):
 
 @dataclass(frozen=True)
 class Skipped:
-    """A step that was left out. rows: file -> the rows in it that were at fault, where they are known, of all ranks."""
+    """A step that was left out. rows: file -> the rows in it that were at fault, of all ranks: all of them where rows,
+    weights or logits were not finite, the likeliest where only gradients were not."""
 
     step: int
     what: str
@@ -113,7 +114,7 @@ class StepGuard:
             advice = "lower learning rates may help, from the newest checkpoint on or from the start"
         elif self._in_a_row:
             advice = f"{self._in_a_row} steps before it were left out, and train.skip_at_most allows no more in a row"
-        places = f", in {places_text(skipped.rows)}" if skipped.rows else ""
+        places = f"; {places_text(skipped.rows)}" if skipped.rows else ""
         return f"step {skipped.step}: expected a finite loss and finite gradients, got {skipped.what}{places}; {advice}"
 
 

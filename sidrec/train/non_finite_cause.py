@@ -4,10 +4,11 @@ Shapes: B rows, U item bags, N bags (U or B), T history positions, D width, X co
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec.data.batch import Batch
@@ -20,12 +21,14 @@ NAMED = 5
 @dataclass(frozen=True)
 class Finding:
     """order: the smaller, the nearer to the cause. what: in words. rows: of the split, this rank's; empty where none
-    can be told apart from the others. in_weights: whether leaving the batch out would not help."""
+    can be told apart from the others. in_weights: whether leaving the batch out would not help. loss: the rows', where
+    they are but the likeliest."""
 
     order: int
     what: str
     rows: tuple[int, ...] = ()
     in_weights: bool = False
+    loss: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Step:
 @torch.no_grad()
 def find_cause(step: Step) -> Finding | None:
     """The nearest to the cause that this rank can see; None where it sees nothing."""
-    for causes in (_table_rows, _weights, _logits, _terms, _layer_gradients, _table_gradients):
+    for causes in (_table_rows, _weights, _logits, _terms, _table_gradients, _layer_gradients):
         for finding in causes(step):
             return finding
     return None
@@ -56,7 +59,7 @@ def _table_rows(step: Step) -> Iterator[Finding]:
     for cut in step.cuts:
         assert cut.source is not None, "the step has had its forward pass"
         for feature, bad_N in _bad_bags(cut, cut.source.values()):
-            what = f"{_rows_of_table(cut, feature, bad_N, step.batch)} that are not finite"
+            what = f"weights of {_rows_of_table(cut, feature, bad_N, step.batch)} that are not finite"
             yield Finding(0, what, _rows_with(cut, bad_N, step.batch), in_weights=True)
 
 
@@ -79,17 +82,29 @@ def _terms(step: Step) -> Iterator[Finding]:
             yield Finding(3, f"a term {name} of {term.item()}{_largest_weight(step)}")
 
 
-def _layer_gradients(step: Step) -> Iterator[Finding]:
-    for name, weight in step.layers.items():
-        if weight.grad is not None and not torch.isfinite(weight.grad.square().sum()):
-            yield Finding(5, f"a gradient of the layer {name} that is not finite when squared{_largest_weight(step)}")
-
-
 def _table_gradients(step: Step) -> Iterator[Finding]:
     for cut in step.cuts:
         for feature, bad_N in _bad_bags(cut, cut.gradient().square()):
-            what = f"a gradient of {_rows_of_table(cut, feature, bad_N, step.batch)} that is not finite when squared"
-            yield Finding(4, what, _rows_with(cut, bad_N, step.batch))
+            yield _of_gradient(step, 4, _rows_of_table(cut, feature, bad_N, step.batch))
+
+
+def _layer_gradients(step: Step) -> Iterator[Finding]:
+    for name, weight in step.layers.items():
+        if weight.grad is not None and not torch.isfinite(weight.grad.square().sum()):
+            yield _of_gradient(step, 5, f"the layer {name}")
+
+
+def _of_gradient(step: Step, order: int, of: str) -> Finding:
+    """A gradient belongs to all rows; the one with the largest loss is likely to have spoilt it."""
+    loss_B = functional.binary_cross_entropy_with_logits(step.logits_B, step.batch.label_B, reduction="none")
+    real_B = step.batch.weight_B > 0
+    what = f"a gradient of {of} that is not finite when squared"
+    if not real_B.any():
+        return Finding(order, what)
+    loss = float(loss_B[real_B].amax())
+    worst_B = real_B & (loss_B == loss)
+    what += f"; largest loss: {loss:.3g}{_largest_input(step, worst_B)}{_largest_weight(step)}"
+    return Finding(order, what, _numbers(step.batch.row_B[worst_B]), loss=loss)
 
 
 def _bad_bags(cut: Cut, values_NF: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -126,12 +141,12 @@ def _largest_input(step: Step, bad_B: Tensor) -> str:
     for field, names in step.columns.items():
         values_X = getattr(step.batch, field)[bad_B].abs().amax(dim=0)
         found += [(value, name) for value, name in zip(values_X.tolist(), names, strict=True)]
-    return f", whose largest input is {max(found)[1]} = {max(found)[0]:.3g}" if found else ""
+    return f"; largest input: {max(found)[1]} = {max(found)[0]:.3g}" if found else ""
 
 
 def _largest_weight(step: Step) -> str:
     name, weight = max(step.layers.items(), key=lambda layer: float(layer[1].abs().amax()))
-    return f" (the layers' largest weight, {float(weight.abs().amax()):.3g}, is in {name})"
+    return f"; largest weight: {float(weight.abs().amax()):.3g}, in {name}"
 
 
 def _numbers(values: Tensor) -> tuple[int, ...]:
@@ -140,8 +155,12 @@ def _numbers(values: Tensor) -> tuple[int, ...]:
 
 def joined(findings: Iterable[Finding | None]) -> Finding | None:
     """One finding of all ranks': the nearest to the cause, with the rows of all ranks that found something as near."""
-    found = sorted((finding for finding in findings if finding), key=lambda finding: finding.order)
+    found = sorted((finding for finding in findings if finding), key=_nearness)
     if not found:
         return None
-    rows = {row for finding in found if finding.order == found[0].order for row in finding.rows}
-    return Finding(found[0].order, found[0].what, tuple(sorted(rows)), found[0].in_weights)
+    rows = {row for finding in found if _nearness(finding) == _nearness(found[0]) for row in finding.rows}
+    return replace(found[0], rows=tuple(sorted(rows)))
+
+
+def _nearness(finding: Finding) -> tuple[int, float]:
+    return finding.order, -finding.loss

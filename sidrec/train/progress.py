@@ -34,7 +34,7 @@ class Progress:
         if skipped is None:
             return
         self.skipped += 1
-        places = f", in {places_text(skipped.rows)}" if skipped.rows else ""
+        places = f"; {places_text(skipped.rows)}" if skipped.rows else ""
         print(f"step {skipped.step} left out: {skipped.what}{places}", flush=True)
         rows_by_file = {str(path): numbers for path, numbers in skipped.rows.items()}
         with self.skipped_log.open("a") as log:

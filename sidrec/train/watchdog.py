@@ -131,7 +131,7 @@ def _behind(notes: dict[int, Note], silent: list[int]) -> str:
     if not notes:
         return "the ranks' store does not answer: the process that keeps it hangs, rank 0 or torchrun"
     if silent:
-        last = [f"rank {rank}" + (f" (last in {notes[rank].place})" if rank in notes else "") for rank in silent]
+        last = [f"rank {rank}" + (f" (last noted in {notes[rank].place})" if rank in notes else "") for rank in silent]
         return f"no sign of life from {', '.join(last)}"
     first = min(note.count for note in notes.values())
     behind = {rank: note.place for rank, note in notes.items() if note.count == first}
