@@ -61,8 +61,11 @@ def blocks(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]
 
 
 def whole(path: Path, columns: Sequence[str]) -> pa.Table:
-    """All blocks as one table, for files with one row per item."""
-    return pa.concat_tables([table for _, table in blocks(path, columns)])
+    """All blocks as one table, for files with one row per item. Raises ContractError as `blocks`, and for no rows."""
+    tables = [table for _, table in blocks(path, columns)]
+    if not tables:
+        raise ContractError(path, "at least one row", "none")
+    return pa.concat_tables(tables)
 
 
 def dat_blocks(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
@@ -74,6 +77,8 @@ def dat_blocks(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, pa.Tab
             table = _parse_dat(text, columns)
             yield line, table
             line += table.num_rows
+    if line == 1:
+        raise ContractError(path, "at least one line", "none")
 
 
 def _parse_dat(text: bytes, columns: Sequence[str]) -> pa.Table:

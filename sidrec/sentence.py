@@ -1,8 +1,10 @@
 """Sentences that say what is wrong; what they quote is printable, and no longer than anybody reads."""
 
 import reprlib
+from collections.abc import Iterable
 
 LONGEST = 1000  # characters quoted
+LONGEST_KEY = 60  # characters of a key
 LINES = 40  # of a list of mistakes
 
 _SHORT = reprlib.Repr()
@@ -34,6 +36,11 @@ def short_repr(value: object) -> str:
         return _SHORT.repr(value)
     except ValueError:  # an integer of more digits than Python converts
         return f"a {type(value).__name__} of too many digits"
+
+
+def place(steps: Iterable[object]) -> str:
+    """The dotted path to a value, as pydantic's `loc` has it; of keys that are texts, their beginnings."""
+    return ".".join(name if len(name) <= LONGEST_KEY else f"{name[:LONGEST_KEY]}..." for name in map(str, steps))
 
 
 def _printable(sign: str) -> str:

@@ -8,7 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from sidrec.plans.plan_file import parse_plan
 from sidrec.schema import ContractError, read_json
-from sidrec.sentence import short_repr
+from sidrec.sentence import place, short_repr
 
 VERSION = 1
 PHASES = ("step", "input_dist", "lookup", "output_dist", "dense_forward", "backward")
@@ -90,7 +90,7 @@ def load_bench(path: Path) -> BenchResult:
         result = _RESULT.validate_python(raw)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
+        where = place(first["loc"])
         raise ContractError(path, f"a bench of plans, {where}: {first['msg']}", short_repr(first["input"])) from None
     _check(result, path)
     return result

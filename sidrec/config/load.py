@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from sidrec.config.tree import Recipe
-from sidrec.sentence import quoted_lines, short_repr
+from sidrec.sentence import place, quoted_lines, short_repr
 
 _RECIPE: TypeAdapter[Recipe] = TypeAdapter(Recipe)
 
@@ -108,7 +108,7 @@ def parse(raw: dict[str, Any], where: str) -> Recipe:
 
 def _path(mistake: ErrorDetails) -> str:
     """Where the mistake is; sentences about more than one section name their keys themselves."""
-    return f"{'.'.join(map(str, mistake['loc']))}: " if mistake["loc"] else ""
+    return f"{place(mistake['loc'])}: " if mistake["loc"] else ""
 
 
 def _sentence(mistake: ErrorDetails) -> str:

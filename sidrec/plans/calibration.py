@@ -16,7 +16,7 @@ from scipy.optimize import nnls
 from sidrec.config import ConfigError
 from sidrec.plans.work import KINDS, NO_PLANS
 from sidrec.schema import ContractError, read_json
-from sidrec.sentence import short_repr
+from sidrec.sentence import place, short_repr
 
 VERSION = 1
 ROUNDS = 20  # of choosing each plan's slowest rank anew; it settles within a few
@@ -148,7 +148,7 @@ def load_calibration(path: Path, device: str) -> Calibration:
         calibration = _CALIBRATION.validate_python(raw)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "all of it"
+        where = place(first["loc"]) or "all of it"
         got = short_repr(first["input"])
         raise ConfigError(f"{path}: expected a calibration, {where}: {first['msg']}, got {got}") from None
     if calibration.device != device:

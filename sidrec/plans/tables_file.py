@@ -22,7 +22,7 @@ from sidrec.config.section import section
 from sidrec.plans.criteo_mlperf import CRITEO_MLPERF, IDS_PER_BAG, ROWS, ROWS_PER_STEP, WIDTH
 from sidrec.plans.workload import TableLoad
 from sidrec.plans.zipf_law import ZipfLaw
-from sidrec.sentence import short_repr
+from sidrec.sentence import place, short_repr
 
 
 @section
@@ -115,9 +115,8 @@ def read_tables(subject: str) -> TablesFile:
     except ValidationError as error:
         lines = [f"{subject}: {error.error_count()} mistake(s) in the tables file"]
         for mistake in error.errors(include_url=False):
-            place = ".".join(map(str, mistake["loc"]))
             said = mistake["msg"].removeprefix("Value error, ")
-            lines.append(f"  {place}: {said}, got {short_repr(mistake['input'])}")
+            lines.append(f"  {place(mistake['loc'])}: {said}, got {short_repr(mistake['input'])}")
         raise ConfigError("\n".join(lines)) from None
 
 
