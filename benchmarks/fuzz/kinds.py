@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.fuzz import entries, sound_files, sound_logs
+from benchmarks.fuzz import checkpoints, entries, sound_files, sound_logs
 from benchmarks.fuzz.byte_mutations import BYTES, Mutation
 from benchmarks.fuzz.parquet_mutations import PARQUET
 from benchmarks.fuzz.text_mutations import TEXT
@@ -38,6 +38,11 @@ class Kind:
 
 LOG = f"{entries.DATA}/log"
 PLAIN, TREE, PARQUET_FILE, ZIPPED = "bytes text", "bytes text json", "bytes parquet", "bytes gzip text"
+FOLDER = checkpoints.CHECKPOINTS
+STORED = {
+    **{f"{FOLDER}/step-{checkpoints.STEPS[0]}/{name}.json": TREE for name in ("index", "position")},
+    f"{FOLDER}/step-{checkpoints.STEPS[0]}/rank-0.safetensors": "bytes",
+}
 KINDS = {
     kind.name: kind
     for kind in (
@@ -117,6 +122,9 @@ KINDS = {
         Kind("calibration", sound_files.calibration, entries.calibration, {entries.CALIBRATION: TREE}, 3),
         Kind("bench page", sound_files.bench, entries.bench_page, {entries.BENCH: TREE}, 3),
         Kind("bench calibrate", sound_files.bench, entries.bench_calibrate, {entries.BENCH: TREE}, 2),
+        Kind("checkpoints", checkpoints.make, checkpoints.chosen_one, {**STORED, f"{FOLDER}/best.json": TREE}, 3),
+        Kind("checkpoint, checksums not looked at", checkpoints.make, checkpoints.unchecked, STORED, 6),
+        Kind("checkpoint's tables", checkpoints.make, checkpoints.tables, STORED, 4),
         Kind(
             "run directory",
             sound_files.predictions,

@@ -1,0 +1,79 @@
+"""A run's checkpoints: sound ones, and the ways in which the product reads them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import distributed as dist
+
+from benchmarks.fuzz import entries
+from sidrec.checkpoint.folder import chosen
+from sidrec.checkpoint.piece import Piece, whole
+from sidrec.checkpoint.position import Best, Position, read_position
+from sidrec.checkpoint.storage import load_pieces
+from sidrec.checkpoint.writer import CheckpointWriter
+from sidrec.parallel.process_group import Ranks
+from sidrec.table import main as table_command
+
+RUN, CHECKPOINTS = "run", "run/checkpoints"
+TABLE = "model/items.embedding_bags.hid.weight"
+STEPS = (7, 9)
+
+
+@contextmanager
+def alone() -> Iterator[Ranks]:
+    """A world of one."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield Ranks(0, 1, torch.device("cpu"), 1, dist.new_group(backend="gloo"))
+    finally:
+        dist.destroy_process_group()
+
+
+def pieces() -> list[Piece]:
+    """A table with its optimizer's state, a dense layer, a number, and random state."""
+    table_RD = torch.arange(80, dtype=torch.float32).reshape(20, 4)
+    return [
+        Piece(TABLE, (20, 4), (0, 0), table_RD[:10]),
+        Piece(TABLE, (20, 4), (10, 0), table_RD[10:]),
+        whole("optimizer/items.embedding_bags.hid.weight/sum", table_RD + 1),
+        whole("model/dense.weight", torch.ones(3, 5, dtype=torch.bfloat16)),
+        whole("optimizer/dense.weight/step", torch.tensor(7.0)),
+        whole("ranks/0/random", torch.zeros(16, dtype=torch.uint8)),
+    ]
+
+
+def make(folder: Path) -> None:
+    """Two checkpoints, the older one the best."""
+    best = Best("test", "auc", 0.7, STEPS[0])
+    (folder / CHECKPOINTS).mkdir(parents=True)
+    with alone() as ranks:
+        writer = CheckpointWriter(folder / CHECKPOINTS, 2, {"plan.json": "{}\n"}, ranks)
+        for step in STEPS:
+            writer.write(pieces(), Position(step, 0, step, "fingerprint", terms={"loss": (0.5,)}, best=best))
+
+
+def chosen_one(folder: Path) -> None:
+    """What evaluation reads: the best, or the newest where none is told."""
+    with alone() as ranks:
+        _read(chosen(folder / CHECKPOINTS, None, ranks), ranks)
+
+
+def unchecked(folder: Path) -> None:
+    """The same without a look at the checksums, which keep most damage from everything that comes after."""
+    with alone() as ranks:
+        _read(folder / CHECKPOINTS / f"step-{STEPS[0]}", ranks)
+
+
+def _read(path: Path, ranks: Ranks) -> None:
+    read_position(path)
+    load_pieces(path, pieces(), ranks.control)
+
+
+def tables(folder: Path) -> None:
+    """What `sidrec table` reads, unchecked too."""
+    source = str(folder / CHECKPOINTS / f"step-{STEPS[0]}")
+    table_command(["list", source])
+    out = folder / f"{entries.OUT}.safetensors"
+    table_command(["export", source, "hid", str(out), "--optimizer", "--no-check"])
