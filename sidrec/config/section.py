@@ -1,4 +1,5 @@
-"""What every section of the recipe is: a frozen dataclass that pydantic checks and that refuses unknown keys."""
+"""What every section of the recipe is: a frozen dataclass that pydantic checks and that refuses unknown keys, and
+numbers that are none."""
 
 from dataclasses import dataclass
 from typing import TypeVar, dataclass_transform
@@ -20,5 +21,5 @@ def without_repeats(values: tuple[T, ...]) -> tuple[T, ...]:
 def section(cls: type[T]) -> type[T]:
     """Marks a class as a section of the recipe."""
     frozen = dataclass(frozen=True, kw_only=True)(cls)
-    frozen.__pydantic_config__ = ConfigDict(extra="forbid", strict=False)  # type: ignore[attr-defined]
+    frozen.__pydantic_config__ = ConfigDict(extra="forbid", strict=False, allow_inf_nan=False)  # type: ignore[attr-defined]
     return frozen

@@ -22,7 +22,11 @@ from sidrec.config.section import section
 from sidrec.plans.criteo_mlperf import CRITEO_MLPERF, IDS_PER_BAG, ROWS, ROWS_PER_STEP, WIDTH
 from sidrec.plans.workload import TableLoad
 from sidrec.plans.zipf_law import ZipfLaw
+from sidrec.schema import LARGEST_TABLE
 from sidrec.sentence import place, short_repr
+
+WIDEST = 1 << 20  # columns
+MOST_FEATURES = 100_000  # of a table; each has a name
 
 
 @section
@@ -31,11 +35,11 @@ class TableSpec:
 
     name: Annotated[str, Field(min_length=1, pattern=r"^[^.\s]+$")]
     """Its name, without dots and spaces, which names of parameters give a meaning of their own."""
-    rows: PositiveInt
+    rows: Annotated[int, Field(gt=0, le=LARGEST_TABLE)]
     """Ids that it has a row for."""
-    width: Annotated[int, Field(gt=0, multiple_of=4)]
+    width: Annotated[int, Field(gt=0, le=WIDEST, multiple_of=4)]
     """Columns; FBGEMM takes multiples of four."""
-    features: PositiveInt = 1
+    features: Annotated[int, Field(gt=0, le=MOST_FEATURES)] = 1
     """Features that are looked up in it."""
     ids_per_bag: PositiveFloat = 1.0
     """Mean ids of a feature in one row of the log."""
