@@ -110,7 +110,9 @@ def _write(
         "runs": [asdict(outcome) for outcome in outcomes],
     }
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "result.json", json.loads(json.dumps(result)))
+    write_json(
+        out / "result.json", json.loads(json.dumps(result), parse_float=lambda number: float(f"{float(number):.4g}"))
+    )
     write_text(out / "report.md", report_text(result, outcomes))
 
 

@@ -31,8 +31,8 @@ def report_text(result: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
         *_counts("damage before the next start", strikes, lambda dealt: dealt.damage or "none"),
         *_cost(strikes),
         *_leaving(strikes),
-        f"Conditions: {', '.join(f'{name} {value}' for name, value in result['conditions'].items())}; "
-        f"seed {result['settings']['seed']}.",
+        *_runs(outcomes),
+        f"Conditions: {_words(result['conditions'])}; seed {result['settings']['seed']}; beside whatever else ran there.",
         "",
     ]
     return "\n".join(lines)
@@ -40,6 +40,24 @@ def report_text(result: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
 
 def _steps(result: Mapping[str, Any]) -> int:
     return max(found["steps"] for found in result["references"].values())
+
+
+def _words(conditions: Mapping[str, Any]) -> str:
+    """Conditions in a line; those that are groups without the group's name."""
+    words = [_words(value) if isinstance(value, Mapping) else f"{name} {value}" for name, value in conditions.items()]
+    return ", ".join(words)
+
+
+def _runs(outcomes: Sequence[Outcome]) -> list[str]:
+    lines = [
+        "| run | ranks | kills | commands | minutes | ended as the uninterrupted one |",
+        "|---|---|---|---|---|---|",
+    ]
+    for found in outcomes:
+        worlds, verdict = "/".join(map(str, found.worlds)), "no" if found.complaints else "yes"
+        minutes = f"{found.seconds / 60:.1f}"
+        lines.append(f"| {found.name} | {worlds} | {len(found.strikes)} | {found.jobs} | {minutes} | {verdict} |")
+    return [*lines, ""]
 
 
 def _complaints(bad: Sequence[Outcome]) -> list[str]:
