@@ -1,6 +1,5 @@
 """A hundred kills: runs are struck, one after the other, until enough were dealt or the time is up."""
 
-import json
 import logging
 import random
 import shutil
@@ -110,9 +109,7 @@ def _write(
         "runs": [asdict(outcome) for outcome in outcomes],
     }
     out.mkdir(parents=True, exist_ok=True)
-    write_json(
-        out / "result.json", json.loads(json.dumps(result), parse_float=lambda number: float(f"{float(number):.4g}"))
-    )
+    write_json(out / "result.json", result)
     write_text(out / "report.md", report_text(result, outcomes))
 
 

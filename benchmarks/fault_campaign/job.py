@@ -44,7 +44,7 @@ class Start:
     @property
     def seconds(self) -> float | None:
         """From the start to its first step; None before."""
-        return None if self.first_step is None else self.first_step - self.began
+        return None if self.first_step is None else round(self.first_step - self.began, 2)
 
 
 class Job:

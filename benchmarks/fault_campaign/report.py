@@ -32,7 +32,7 @@ def report_text(result: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
         *_cost(strikes),
         *_leaving(strikes),
         *_runs(outcomes),
-        f"Conditions: {_words(result['conditions'])}; seed {result['settings']['seed']}; beside whatever else ran there.",
+        f"Conditions: {_words(result['conditions'])}; seed {result['settings']['seed']}.",
         "",
     ]
     return "\n".join(lines)

@@ -91,7 +91,7 @@ class Victim:
             self.outcome.largest = verdict.largest
         except (HungError, FailedError, OSError, ValueError) as error:
             self.outcome.complaints.append(f"{type(error).__name__}: {error}")
-        self.outcome.seconds = time.monotonic() - began
+        self.outcome.seconds = round(time.monotonic() - began, 2)
         for dealt, start in self._linked:
             dealt.resumed, dealt.seconds = start.position, start.seconds
         return self.outcome
@@ -121,7 +121,7 @@ class Victim:
     def _note_leaving(self, job: Job) -> None:
         """How long the job took to end after its last strike, if that was the end of it."""
         if self._last is not None:
-            self._last.gone = time.monotonic() - job.began
+            self._last.gone = round(time.monotonic() - job.began, 2)
             if self._last.kind in TOLD and self._last.gone > GRACE:
                 self.outcome.complaints.append(f"{self._last.kind}: not gone within {GRACE:.0f} s")
 
