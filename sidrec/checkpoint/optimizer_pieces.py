@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torchrec.optim.fused import FusedOptimizer
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
 
 from sidrec.checkpoint.piece import Piece, whole
@@ -32,23 +33,28 @@ def make_states(optimizer: KeyedOptimizer, keys: Collection[str]) -> None:
     A layer that no gradient had reached had none when it was saved, and has none again. keys: of the checkpoint's
     tensors.
     """
-    rates = [group["lr"] for group in optimizer.param_groups]
-    for group in optimizer.param_groups:
-        group["lr"] = 0.0  # a gradient of zero still decays weights
-    optimizer.init_state()
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
-    optimizer.zero_grad(set_to_none=True)  # also tells FBGEMM the rate
     saved = {parameter_of(key) for key in keys if key.startswith(f"{OPTIMIZER}/")}
     layers = {name for name in saved if not is_table(name)}
-    for part in _parts(optimizer):
+    for part in _of_torch(optimizer):
+        rates = [group["lr"] for group in part.param_groups]
+        for group in part.param_groups:
+            group["lr"] = 0.0  # a gradient of zero still decays weights
+        part.init_state()
+        part.zero_grad()
+        for group, rate in zip(part.param_groups, rates, strict=True):
+            group["lr"] = rate
         for name, parameter in part.params.items():
             if layers and not is_table(name) and name not in layers and parameter in part.state:
                 del part.state[parameter]
 
 
-def _parts(optimizer: KeyedOptimizer) -> list[KeyedOptimizer]:
-    return [part for _, part in optimizer.optimizers] if isinstance(optimizer, CombinedOptimizer) else [optimizer]
+def _of_torch(optimizer: KeyedOptimizer) -> Iterator[KeyedOptimizer]:
+    """The parts of an optimizer that FBGEMM does not do: its states are there from the start."""
+    if isinstance(optimizer, CombinedOptimizer):
+        for _, part in optimizer.optimizers:
+            yield from _of_torch(part)
+    elif not isinstance(optimizer, FusedOptimizer):
+        yield optimizer
 
 
 def _of_parameter(name: str, weight: Weight, states: Mapping[str, Any], owned: bool) -> Iterator[Piece]:
