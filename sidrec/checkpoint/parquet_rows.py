@@ -34,7 +34,7 @@ class ParquetRows:
                 raise ContractError(f"{path}, column {ROW}", "integers", schema.field(ROW).type)
             self.where = f"{path}, column {self._column}"
             self.width = self._width(file)
-            self.rows = _last_row(file) + 1 if self._numbered else sum(self._groups)
+            self.rows = self._last_row(file) + 1 if self._numbered else sum(self._groups)
 
     def _width(self, file: pq.ParquetFile) -> int:
         kind = file.schema_arrow.field(self._column).type
@@ -43,6 +43,10 @@ class ParquetRows:
         for batch in file.iter_batches(batch_size=1, columns=[self._column]):
             return len(batch[0][0].as_py() or ())
         return 0
+
+    def _last_row(self, file: pq.ParquetFile) -> int:
+        filled = [group for group, rows in enumerate(self._groups) if rows]
+        return int(self._numbers(file, filled[-1], before=-1)[-1]) if filled else -1
 
     def parts(self, first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
         """As TableSource says. Raises ContractError also for rows out of order and lists of another length.
@@ -108,13 +112,6 @@ class ParquetRows:
 
 def _group_rows(file: pq.ParquetFile) -> list[int]:
     return [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-
-
-def _last_row(file: pq.ParquetFile) -> int:
-    if not file.metadata.num_rows:
-        return -1
-    last = max(group for group, rows in enumerate(_group_rows(file)) if rows)
-    return int(file.read_row_group(last, columns=[ROW])[ROW][-1].as_py() or 0)
 
 
 def _list_column(path: Path, schema: pa.Schema, name: str) -> str:

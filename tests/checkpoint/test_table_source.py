@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pyarrow as pa
@@ -184,3 +185,25 @@ def test_a_file_cut_short_after_it_was_opened(tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes()[:-20])
         with pytest.raises(ContractError):
             rows_of(source, 0, 10)
+
+
+@pytest.mark.parametrize("write", [as_safetensors, as_npy, as_numbered_lists, as_lists])
+def test_broken_bytes_end_in_a_sentence_or_in_rows(write: Callable[[Path], str], tmp_path: Path) -> None:
+    """Most of them in the first and last bytes, where a file says what it is."""
+    name = write(tmp_path)
+    path = next(tmp_path.iterdir())
+    whole, random = path.read_bytes(), Random(0)
+    sentences = []
+    for _ in range(150):
+        broken = bytearray(whole)
+        for _ in range(random.choice((1, 1, 3))):
+            place = random.choice((random.randrange(300), random.randrange(len(whole)), -random.randrange(1, 300)))
+            broken[place % len(whole)] = random.randrange(256)
+        path.write_bytes(broken[: random.choice((len(whole), len(whole), random.randrange(len(whole))))])
+        try:
+            source = open_table(name, "hid")
+            check_values(source, 0, min(source.rows, 100), lambda rows: None)
+        except ContractError as error:
+            sentences.append(str(error))
+    assert 50 <= len(sentences) < 150
+    assert all(sentence.startswith(str(path)) for sentence in sentences)
