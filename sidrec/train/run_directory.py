@@ -18,6 +18,9 @@ from sidrec.config import ConfigError, Recipe, load_file, save
 from sidrec.machine import unwritable
 from sidrec.train.run_lock import RunLock
 
+PRECAUTIONS = ("preflight", "non_finite", "skip_at_most", "hang_minutes")
+"""Keys of `train` that a run may be continued with other values of."""
+
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON in one step: a reader sees the old file or the new one."""
@@ -52,15 +55,16 @@ class RunDirectory:
         return self.path / f"predictions_{split}.parquet"
 
     def check(self, recipe: Recipe) -> None:
-        """Whether this recipe may run here; writes nothing. How tables lie over ranks, and what is kept of the run, may
-        change from start to start.
+        """Whether this recipe may run here; writes nothing. How tables lie over ranks, what is kept of the run and the
+        PRECAUTIONS may change from start to start.
 
         Raises ConfigError when the directory holds a run of another recipe, naming the sections that differ, or when
         it cannot be written.
         """
         if self.config.exists():
             before = replace(load_file(self.config), parallel=recipe.parallel, checkpoint=recipe.checkpoint)
-            before = replace(before, train=replace(before.train, preflight=recipe.train.preflight))
+            precautions = {name: getattr(recipe.train, name) for name in PRECAUTIONS}
+            before = replace(before, train=replace(before.train, **precautions))
             if before != recipe:
                 differing = [s for s in Recipe.__dataclass_fields__ if getattr(before, s) != getattr(recipe, s)]
                 raise ConfigError(
