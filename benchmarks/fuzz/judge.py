@@ -16,7 +16,7 @@ from sidrec.schema import ContractError
 from sidrec.stack import StackError
 
 OURS = (ConfigError, ContractError, LearningError, StackError)
-LONGEST = 4000  # characters that anybody would read
+LONGEST, LINES = 4000, 50  # characters of a line, and lines, that anybody would read
 GROWTH = 1 << 30  # bytes of memory; no file here is larger than a few megabytes
 SEVERAL = "mistake(s) in the"  # how a list of mistakes begins
 
@@ -65,8 +65,9 @@ def _judged(sentence: str) -> Outcome:
     """Ours are told by "expected ..., got ...", in one line unless it is a list of mistakes."""
     lines = sentence.splitlines() or [""]
     ours = SEVERAL in lines[0] or (len(lines) == 1 and "expected" in sentence and "got" in sentence)
+    bounded = len(lines) <= LINES and max(map(len, lines)) <= LONGEST
     unprintable = [sign for sign in sentence if unicodedata.category(sign) in ("Cc", "Cf", "Cs") and sign != "\n"]
-    if not ours or unprintable or len(sentence) > LONGEST:
+    if not ours or unprintable or not bounded:
         why = f"unprintable {unprintable[:3]}" if unprintable else f"{len(lines)} line(s), {len(sentence)} characters"
         return Outcome("sentence", ascii(f"{why}: {sentence[:LONGEST]}"))
     return Outcome("refused", sentence)
