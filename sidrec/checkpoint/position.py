@@ -4,9 +4,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
 from sidrec.checkpoint.piece import CheckpointError
 
@@ -36,16 +36,16 @@ class Position:
     ranks, versions: what wrote it, software by name.
     """
 
-    step: int
-    epoch: int
-    epoch_step: int
+    step: NonNegativeInt
+    epoch: NonNegativeInt
+    epoch_step: NonNegativeInt
     catalog: str | None
     lr_factor: float = 1.0
-    terms: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    term_steps: int = 0
+    terms: Mapping[str, Annotated[tuple[float, ...], Field(min_length=1)]] = field(default_factory=dict)
+    term_steps: NonNegativeInt = 0
     best: Best | None = None
-    measured: int = 0
-    ranks: int = 1
+    measured: NonNegativeInt = 0
+    ranks: PositiveInt = 1
     versions: Mapping[str, str] = field(default_factory=dict)
     version: int = VERSION
 

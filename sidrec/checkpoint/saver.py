@@ -50,7 +50,7 @@ class Saver:
         A failure is said, and training can go on. Raises CheckpointError, on all ranks, for the
         `checkpoint.failures`-th in a row, and with `wait` for any.
         """
-        self._settle()
+        self._go_on()
         owned = [piece for piece in pieces if piece.owned]
         beside_training = self._config.background and not wait
         if beside_training:
@@ -60,7 +60,7 @@ class Saver:
         if wait:
             self.finish()
         elif not beside_training:
-            self._settle()
+            self._go_on()
 
     def finish(self) -> None:
         """Waits for the checkpoint under way. Raises CheckpointError, on all ranks, where the last one failed."""
@@ -80,7 +80,20 @@ class Saver:
         except Exception as error:  # for the training thread to meet
             self._error = error
 
+    def _go_on(self) -> None:
+        """Meets the failure of the checkpoint under way, if it fails, and lets training go on unless it is one too
+        many."""
+        before = len(self._failures)
+        self._settle()
+        count = len(self._failures)
+        if count >= self._config.failures:
+            self._stop(f"{count} in a row failed")
+        if count > before and not isinstance(self._failures[-1], SaidElsewhereError):
+            said = f"sidrec: a checkpoint was not saved, {count} in a row: {self._failures[-1]}"
+            print(said, file=sys.stderr, flush=True)
+
     def _settle(self) -> None:
+        """Waits for the checkpoint under way, and notes its failure."""
         if self._thread is not None:
             self._wait(self._thread)
             self._thread = None
@@ -90,11 +103,6 @@ class Saver:
         if not isinstance(error, ConfigError):  # no failed write: other ranks are gone
             raise error
         self._failures.append(error)
-        count = len(self._failures)
-        if count >= self._config.failures:
-            self._stop(f"{count} in a row failed")
-        if not isinstance(error, SaidElsewhereError):
-            print(f"sidrec: a checkpoint was not saved, {count} in a row: {error}", file=sys.stderr, flush=True)
 
     def _wait(self, thread: Thread) -> None:
         """However long it takes while some rank still writes: then none of them hangs."""

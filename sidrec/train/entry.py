@@ -9,9 +9,11 @@ import torchrec
 
 from sidrec.checkpoint.folder import chosen, newest_sound
 from sidrec.checkpoint.model_pieces import load_model
+from sidrec.checkpoint.piece import CheckpointError
 from sidrec.checkpoint.position import Position, check_catalog, read_position
 from sidrec.checkpoint.random_state import resume_random
 from sidrec.config import Recipe, load
+from sidrec.data.loader import SplitLoader
 from sidrec.model.budget import parameter_budget
 from sidrec.parallel.process_group import Ranks, joined_ranks, together
 from sidrec.parallel.shard import ShardedRanker
@@ -59,7 +61,7 @@ def _train(recipe: Recipe, run: RunDirectory, ranks: Ranks) -> int:
     loader = open_loader(recipe, data, "train", shuffle=True, ranks=ranks)
     check_splits(recipe, data, ranks)
     saved = newest_sound(run.checkpoints, ranks, set_aside=True)
-    position = together(ranks, lambda: _position(saved, data))
+    position = together(ranks, lambda: _position(saved, data, loader))
     start = None if saved else find_start(recipe, data, ranks)
 
     sharded = build_model(recipe, data, ranks, preflight=True)
@@ -94,12 +96,17 @@ def _train(recipe: Recipe, run: RunDirectory, ranks: Ranks) -> int:
     return 0
 
 
-def _position(saved: Path | None, data: Data) -> Position:
-    """Where training goes on, or begins."""
+def _position(saved: Path | None, data: Data, loader: SplitLoader) -> Position:
+    """Where training goes on, or begins. Raises CheckpointError where no such place is in this log."""
     if saved is None:
         return Position(step=0, epoch=0, epoch_step=0, catalog=data.fingerprint)
     position = read_position(saved)
     check_catalog(saved, position, data.fingerprint)
+    if position.epoch_step >= loader.steps or position.step != position.epoch * loader.steps + position.epoch_step:
+        place = f"step {position.step} as step {position.epoch_step} of epoch {position.epoch}"
+        raise CheckpointError(
+            f"{saved}: expected the log it was trained on, got one of {loader.steps} steps, not {place}"
+        )
     return position
 
 

@@ -114,7 +114,7 @@ def failing(rank: int, world: int, folder: Path, kind: str) -> tuple[list[str], 
     with redirect_stderr(StringIO()) as said:
         saver.save(own_rows(ranks, values_RD), at(3))  # meets the failure of step 2, and goes on
     with pytest.raises(ConfigError) as stopped:
-        saver.finish()
+        saver.save(own_rows(ranks, values_RD), at(5))
     end()
     saver = Saver(folder, CheckpointConfig(failures=2), BESIDE, ranks)
     saver.save(own_rows(ranks, values_RD), at(4))

@@ -6,11 +6,14 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 
 from sidrec import cli
+from sidrec.checkpoint import writer
 from sidrec.config import Recipe, save
 from sidrec.sid.catalog import Catalog
 from tests.small_log import ITEMS_COUNT, small_recipe, write_small_log
@@ -165,6 +168,35 @@ def test_a_checkpoint_of_another_log(
     sentence = refusal(capsys, again("evaluate", run))
     expected = "table user_id: expected 99 rows as this recipe's data have, the checkpoint's has 41"
     assert sentence.startswith(f"{only(run.run, 'step-*')}: {expected}")
+
+
+def test_a_log_of_another_length(run: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As many users and items, and the same catalog; 5 steps an epoch instead of 4."""
+    write_small_log(tmp_path / "longer", rows=300)
+    data = replace(run.data, path=tmp_path / "longer" / "data")
+    save(replace(run, data=data), run.run / "config.yaml")
+    checkpoint = only(run.run, "step-*")
+    expected = f"{checkpoint}: expected the log it was trained on, got one of 5 steps, not step 4 as step 0 of epoch 1"
+    assert refusal(capsys, again("train", run)) == expected
+
+
+def test_the_last_checkpoint_must_be_written(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The disk is full from the start: the first checkpoint's failure is said, the last one's ends the run."""
+    recipe = small_recipe(finished, train={"epochs": 2, "runs": str(tmp_path)})
+    full = shutil.disk_usage(tmp_path)._replace(free=1000)
+    disk = SimpleNamespace(disk_usage=lambda _: full, rmtree=shutil.rmtree)
+    with patch.object(writer, "shutil", disk):
+        assert start(recipe) == 2
+    first, last = (line for line in capsys.readouterr().err.splitlines() if line.startswith("sidrec:"))
+    room = r"expected room for a checkpoint of [\d,]+ bytes, got 1,000"
+    folder = re.escape(str(recipe.run / "checkpoints"))
+    assert re.fullmatch(f"sidrec: a checkpoint was not saved, 1 in a row: {folder}: {room}", first), first
+    ended = f"sidrec: {folder}: expected checkpoints to be saved, got: the last one failed: {folder}: {room}"
+    assert re.fullmatch(ended, last), last
+    assert list((recipe.run / "checkpoints").iterdir()) == []
+    assert start(recipe) == 0
 
 
 def test_the_directory_of_another_recipe(run: Recipe, capsys: pytest.CaptureFixture[str]) -> None:

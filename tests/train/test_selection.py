@@ -1,9 +1,12 @@
 """The best checkpoint is kept and reported; evaluating while training goes on changes nothing in training."""
 
 import json
+import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -14,6 +17,7 @@ from sidrec.config.checkpoint import BestConfig
 from sidrec.parallel.process_group import Ranks
 from sidrec.train import selection as selecting
 from sidrec.train.entry import train
+from sidrec.train.evaluation import score_split
 from tests.ranks import joined, run_on_ranks
 from tests.small_log import small_recipe, write_small_log
 
@@ -40,7 +44,11 @@ def names(recipe: Recipe) -> set[str]:
 def test_evaluating_on_the_way_changes_no_loss(pipeline: str, tmp_path: Path) -> None:
     """500 rows in steps of 64: evaluations fall into the middle of epochs, and on their end."""
     write_small_log(tmp_path, rows=500)
-    sections = {"train": EVERY_STEP, "parallel": {"pipeline": pipeline}, "data": {"workers": int(pipeline == "sparse_dist")}}
+    sections = {
+        "train": EVERY_STEP,
+        "parallel": {"pipeline": pipeline},
+        "data": {"workers": int(pipeline == "sparse_dist")},
+    }
     plain = small_recipe(tmp_path, name="plain", **sections)
     chosen = small_recipe(tmp_path, name="chosen", checkpoint={"best": BEST, "every": 5}, **sections)
     run_on_ranks(2, train_all, [plain, chosen])
@@ -105,6 +113,29 @@ def test_a_resumed_run_knows_its_best(tmp_path: Path) -> None:
         assert cli.main(["train", str(tmp_path / "other.yaml")]) == 0
     best = json.loads((resumed.run / "checkpoints" / "best.json").read_text())
     assert best == {"split": "test", "metric": "auc", "value": 0.5, "step": 12}, "by another metric none was known"
+
+
+def test_told_to_stop_while_it_evaluates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """There is no time for it: the step is saved, and the run goes on with the evaluation that it owes."""
+    write_small_log(tmp_path, rows=384)
+    best = {**BEST, "every": 4}
+    whole, told = (small_recipe(tmp_path, name=n, train=EVERY_STEP, checkpoint={"best": best}) for n in ("w", "t"))
+    for recipe in (whole, told):
+        save(recipe, tmp_path / f"{recipe.name}.yaml")
+
+    def told_meanwhile(*args: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return score_split(*args)
+
+    with patch.object(selecting, "score_split", told_meanwhile):
+        assert cli.main(["train", str(tmp_path / "t.yaml")]) == 128 + signal.SIGTERM
+    assert names(told) == {"step-4"}
+    assert "step 4  test" not in capsys.readouterr().out
+    assert cli.main(["train", str(tmp_path / "t.yaml")]) == 0
+    assert "step 4  test log_loss" in capsys.readouterr().out
+    assert cli.main(["train", str(tmp_path / "w.yaml")]) == 0
+    assert losses(told) == losses(whole)
+    assert (told.run / "metrics.json").read_text() == (whole.run / "metrics.json").read_text()
 
 
 def test_a_split_to_choose_by_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
