@@ -4,8 +4,9 @@ import json
 import resource
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -188,12 +189,19 @@ for checkpoint in sys.argv[1:]:
 """
 
 
-def test_memory_does_not_grow_with_the_table(tmp_path: Path) -> None:
+@pytest.fixture
+def large_files() -> Iterator[Path]:
+    """A folder that is removed at once, where pytest would keep those of three sessions."""
+    with TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+def test_memory_does_not_grow_with_the_table(large_files: Path) -> None:
     """256 MB of a table take what 32 MB do, but for what the allocator keeps of parts that it has freed."""
     paths = []
     for megabytes in (32, 256):
         table_RD = torch.from_numpy(np.random.default_rng(0).random((megabytes << 12, 64), np.float32))
-        paths.append(str(write_checkpoint(tmp_path / f"step-{megabytes}", {HID: grid(table_RD, 1, 2)})))
+        paths.append(str(write_checkpoint(large_files / f"step-{megabytes}", {HID: grid(table_RD, 1, 2)})))
     command = [sys.executable, "-c", EXPORT_TWICE, *paths]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     small, large = map(int, done.stdout.split())  # KiB

@@ -19,6 +19,7 @@ from sidrec.checkpoint.stored_checkpoint import open_checkpoint
 from sidrec.checkpoint.stored_table import StoredTable
 from sidrec.config import ConfigError, Recipe
 from sidrec.parallel.process_group import Ranks
+from sidrec.schema import ContractError
 from sidrec.train.assembly import build_model
 from sidrec.train.data import open_data
 from sidrec.train.optimizers import build_optimizer
@@ -281,6 +282,23 @@ def test_refusals(
     recipe = recipe_of(tmp_path, **json.loads(text))
     assert sentence in refusal(capsys, run_recipe(recipe))
     assert not recipe.run.exists(), "nothing is left behind"
+
+
+def refused(rank: int, world: int, recipe: Recipe) -> str:
+    ranks = joined(rank, world)
+    data = open_data(recipe, ranks)
+    with pytest.raises((ConfigError, ContractError)) as error:
+        find_start(recipe, data, ranks)
+    return str(error.value)
+
+
+def test_what_one_rank_finds_in_its_share_stops_all(trained: Path, tmp_path: Path) -> None:
+    rows = np.zeros((40, 16), np.float32)
+    rows[39, 15] = np.inf
+    np.save(tmp_path / "inf.npy", rows)
+    recipe = recipe_of(trained, start={"tables": {"hid": f"{tmp_path}/inf.npy"}})
+    sentence = f"{tmp_path}/inf.npy, row 39, column 15: expected a finite float32, got inf"
+    assert run_on_ranks(2, refused, recipe) == [f"rank 1 stopped: {sentence}", sentence]
 
 
 def test_a_damaged_checkpoint_is_no_start(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
