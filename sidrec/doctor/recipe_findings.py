@@ -29,6 +29,9 @@ from sidrec.train.data import Data, read_data
 from sidrec.train.run_directory import RunDirectory
 from sidrec.train.workload import recipe_workload
 
+TORCHRUN = 145 << 20
+"""Bytes that torchrun's own process has to itself (measured)."""
+
 
 def examine_recipe(recipe: Recipe, world: int | None, *, measured: bool, all_files: bool) -> list[Finding]:
     """Findings on a run of the recipe on `world` ranks of this machine; left out, one for each GPU, or one.
@@ -38,9 +41,9 @@ def examine_recipe(recipe: Recipe, world: int | None, *, measured: bool, all_fil
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     ranks = world or (torch.cuda.device_count() if device.type == "cuda" else 1)
     try:
-        run = _plan(recipe, device, ranks)
+        run = plan_here(recipe, device, ranks)
         footers = read_splits(run, None if all_files else FILES)
-        starting = psutil.Process().memory_full_info().uss
+        starting = psutil.Process().memory_full_info().uss + (TORCHRUN // ranks if ranks > 1 else 0)
         rooms = [room_here(recipe.run, _device(device, rank)) for rank in range(ranks)]
         findings = [_plan_finding(run), *start_findings(run, rooms, footers, starting)]
         findings += _data(run, list(footers), all_files)
@@ -53,8 +56,9 @@ def _device(device: torch.device, rank: int) -> torch.device:
     return torch.device("cuda", rank % torch.cuda.device_count()) if device.type == "cuda" else device
 
 
-def _plan(recipe: Recipe, device: torch.device, world: int) -> PlannedRun:
-    """Raises ConfigError or ContractError for what training would refuse."""
+def plan_here(recipe: Recipe, device: torch.device, world: int) -> PlannedRun:
+    """A run of the recipe on `world` ranks of this machine. Raises ConfigError or ContractError for what training would
+    refuse."""
     RunDirectory(recipe.run).check(recipe)
     data = read_data(recipe)
     for split in dict.fromkeys(("train", *recipe.evaluate.splits)):

@@ -12,10 +12,10 @@ from sidrec.config.tree import DataConfig
 from sidrec.data.item_tables import ItemTables
 from sidrec.data.rows import Columns
 
-LIBRARIES = 220 << 20
+LIBRARIES = 90 << 20
 """Bytes that a loader process has to itself before it holds a row: what it forked, imported and started (measured)."""
-FORK_SERVER = 75 << 20
-"""Bytes of the process that a rank's loader processes fork from (measured)."""
+FORK_SERVER = 60 << 20
+"""Bytes of the processes that start a rank's loader processes and clean up after them (measured)."""
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def bytes_in(folder: Path) -> int:
     sizes = []
     for path in folder.rglob("*"):
         try:
-            sizes.append(path.lstat().st_size)
+            sizes.append(0 if path.is_dir() else path.lstat().st_size)
         except FileNotFoundError:
             continue  # another process has just removed it
     return sum(sizes)

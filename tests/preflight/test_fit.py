@@ -1,0 +1,97 @@
+"""What is needed against what is there: shortages are problems that name bytes and keys."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sidrec.preflight.fit import fit, size
+from sidrec.preflight.needs import Need, RankNeeds
+from sidrec.preflight.room import Room, bytes_in, existing, room_here
+from tests.preflight.planned import CPU
+
+TABLES, STEP = Need("tables", 600, "model.embedding_dim"), Need("a step", 300, "data.batch_size", about=True)
+ROOM = Room(memory=10_000, limit=20_000, shared=500, device=2_000, disk=3_000)
+CHECKPOINTS = [Need("3 checkpoints", 2_400, "checkpoint.keep")]
+
+
+def needs(count: int, shared: int = 0, device: tuple[Need, ...] = ()) -> list[RankNeeds]:
+    return [RankNeeds((TABLES, STEP), device, shared, 600)] * count
+
+
+def states(found: list) -> dict[str, str]:
+    return {finding.name: finding.state for finding in found}
+
+
+def test_what_fits() -> None:
+    found = fit(needs(2, shared=50), [ROOM] * 2, 2, CHECKPOINTS, held=0)
+    assert states(found) == {"fits memory": "ok", "fits /dev/shm": "ok", "fits disk": "ok"}
+    assert found[0].found == (
+        "2 rank(s) will take about 1.80 kB more (tables 1.20 kB, a step about 600 bytes); 10.00 kB free of 20.00 kB"
+    )
+
+
+def test_a_shortage_names_bytes_needed_bytes_there_and_keys() -> None:
+    """Eleven ranks on one machine: 11 * 900 of 9,000."""
+    room = Room(memory=9_000, limit=20_000, shared=500, device=0, disk=3_000)
+    found = fit(needs(11), [room] * 11, 11, CHECKPOINTS, held=0)[0]
+    assert found.state == "problem"
+    assert found.found.startswith(
+        "11 rank(s): expected about 9,900 bytes (tables 6.60 kB, a step about 3.30 kB), got 9,000"
+    )
+    assert found.repair == "change model.embedding_dim, data.batch_size, or give it more"
+
+
+def test_the_machine_with_the_least_to_spare_is_named() -> None:
+    """Two machines of two ranks: the second one's memory is short."""
+    poor = Room(memory=1_000, limit=20_000, shared=500, device=0, disk=3_000)
+    found = fit(needs(4), [ROOM, ROOM, poor, poor], 2, CHECKPOINTS, held=0)[0]
+    assert found.state == "problem"
+    assert found.found.startswith("2 rank(s) of machine 1: expected about 1,800 bytes")
+
+
+@pytest.mark.parametrize(("shared", "state"), [(240, "note"), (249, "note"), (251, "problem"), (0, "ok")])
+def test_dev_shm(shared: int, state: str) -> None:
+    found = fit(needs(2, shared=shared), [ROOM] * 2, 2, CHECKPOINTS, held=0)
+    assert states(found)["fits /dev/shm"] == state
+
+
+def test_gpu_memory_is_each_ranks_own() -> None:
+    device = (Need("tables", 1_500, "parallel"),)
+    crowded = Room(memory=10_000, limit=20_000, shared=500, device=1_400, disk=3_000)
+    found = fit(needs(2, device=device), [ROOM, crowded], 2, CHECKPOINTS, held=0)
+    gpu = next(finding for finding in found if finding.name == "fits GPU memory")
+    assert gpu.found == "rank 1: expected 1,500 bytes (tables 1.50 kB), got 1,400 free"
+
+
+def test_checkpoints_that_are_there_already_need_no_room_again() -> None:
+    big = [Need("3 checkpoints", 5_000, "checkpoint.keep")]
+    assert states(fit(needs(1), [ROOM], 1, big, held=0))["fits disk"] == "problem"
+    assert states(fit(needs(1), [ROOM], 1, big, held=4_000))["fits disk"] == "ok"
+    assert states(fit(needs(1), [ROOM], 1, big, held=9_999))["fits disk"] == "ok"  # of another plan, or left over
+
+
+def test_the_room_here(tmp_path: Path) -> None:
+    room = room_here(tmp_path / "not" / "there" / "yet", CPU)
+    assert 0 < room.memory <= room.limit
+    assert room.disk > 0
+    assert room.device == 0
+    assert existing(tmp_path / "not" / "there") == tmp_path
+    assert not (tmp_path / "not").exists()
+
+
+def test_bytes_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "one").write_bytes(b"12345")
+    (tmp_path / "a" / "b" / "two").write_bytes(b"123")
+    assert bytes_in(tmp_path / "none") == 0
+    assert bytes_in(tmp_path / "a") == 8
+    assert bytes_in(tmp_path / "a" / "b") == 3
+
+
+@pytest.mark.parametrize(
+    ("count", "told"), [(12, "12 bytes"), (1_500, "1.50 kB"), (2.5e9, "2.50 GB"), (-7e6, "-7.00 MB")]
+)
+def test_sizes(count: float, told: str) -> None:
+    assert size(count) == told
+    assert re.fullmatch(r"-?[\d.,]+ \w+", told)
