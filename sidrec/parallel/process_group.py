@@ -110,7 +110,7 @@ def _is_lost_connection(error: RuntimeError) -> bool:
 
 
 def _lost_rank(error: RuntimeError) -> str:
-    reason = str(error).splitlines()[0].rpartition("] ")[2] or type(error).__name__
+    reason = str(error).splitlines()[0].rpartition("] ")[2].partition(". ")[0] or type(error).__name__
     return (
         f"rank {dist.get_rank()} lost its connection to another rank, which has died: that rank's own last words, or "
         f"the machine's log (killed for memory?), say why ({reason})"
