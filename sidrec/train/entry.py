@@ -27,7 +27,7 @@ from sidrec.train.optimizers import build_optimizer
 from sidrec.train.report import report
 from sidrec.train.run_directory import RunDirectory, write_json, write_text
 from sidrec.train.selection import Selection
-from sidrec.train.start import find_start, start_facts
+from sidrec.train.start import find_start, kept_facts
 from sidrec.train.stopping import exit_status
 
 ABOUT = "Trains RECIPE from its newest checkpoint, or from the start, and evaluates it."
@@ -71,7 +71,7 @@ def _train(recipe: Recipe, run: RunDirectory, ranks: Ranks) -> int:
         resume_random(saved, position.step, recipe.seed, ranks)
     elif start is not None:
         start.fill(sharded.model, optimizer, ranks)
-    started = together(ranks, lambda: start_facts(start, run.facts))
+    started: dict[str, object] = kept_facts(run.facts) if saved else {"start": start.facts} if start else {}
     together(ranks, lambda: _begin(run, recipe, data, sharded, started, ranks))
     try:
         if ranks.first:

@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import torch
+from torch import distributed as dist
 from torchrec.distributed import DistributedModelParallel
 from torchrec.optim.keyed import KeyedOptimizer
 from tqdm import tqdm
@@ -92,18 +93,24 @@ def find_start(recipe: Recipe, data: Data, ranks: Ranks) -> Start | None:
     without = frozenset((*config.without, *sources))
     checkpoint = None
     if config.checkpoint is not None:
-        checkpoint = together(ranks, lambda: _fitting(model, without))
+        path = _path_of_first(config.checkpoint, ranks)
+        checkpoint = together(ranks, lambda: _fitting(path, model, without))
         fault = fault_of(checkpoint.path, ranks)
         agree(ranks, None if fault is None else CheckpointError(fault))
     together(ranks, lambda: _check_share(sources, ranks))
     return Start(checkpoint, config.optimizer, without, sources)
 
 
-def _fitting(model: NewModel, without: frozenset[str]) -> StoredCheckpoint:
-    config = model.recipe.start
-    assert config.checkpoint is not None, "find_start asks for one that is named"
-    found = open_checkpoint(config.checkpoint)
-    check_fit(found, model, config.optimizer, without)
+def _path_of_first(source: Path, ranks: Ranks) -> Path:
+    """The checkpoint that rank 0 finds: a run that still goes on may show every rank another newest one."""
+    found = [together(ranks, lambda: open_checkpoint(source).path)]
+    dist.broadcast_object_list(found, src=0, group=ranks.control)
+    return found[0]
+
+
+def _fitting(path: Path, model: NewModel, without: frozenset[str]) -> StoredCheckpoint:
+    found = open_checkpoint(path)
+    check_fit(found, model, model.recipe.start.optimizer, without)
     return found
 
 
@@ -131,16 +138,14 @@ def _check_share(sources: Mapping[str, TableSource], ranks: Ranks) -> None:
     """Every rank reads its share of every file's rows."""
     for source in sources.values():
         share = -(-source.rows // ranks.world)
-        first, last = ranks.rank * share, min((ranks.rank + 1) * share, source.rows)
+        first, last = (min(rank * share, source.rows) for rank in (ranks.rank, ranks.rank + 1))
         hidden = None if ranks.first else True
         with tqdm(total=last - first, desc=f"check {source.where}", unit=" rows", delay=1, disable=hidden) as progress:
             check_values(source, first, last, progress.update)
 
 
-def start_facts(start: Start | None, facts: Path) -> dict[str, object]:
-    """What run.json says of a run's start under "start"; of one that goes on, what it said before. facts: run.json."""
-    if start is not None:
-        return {"start": start.facts}
+def kept_facts(facts: Path) -> dict[str, object]:
+    """What the run.json of a run that goes on said of its start, under "start"."""
     try:
         before = json.loads(facts.read_bytes())
     except (OSError, ValueError):
