@@ -20,7 +20,7 @@ from sidrec.train.agreed_batches import agreed_batches
 from sidrec.train.assembly import open_loader
 from sidrec.train.data import Data, open_data
 
-SAVED_AFTER, STEPS = 4, 8
+SAVED_AFTER, STEPS = 3, 5
 
 log = logging.getLogger(__name__)
 

@@ -12,13 +12,14 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from benchmarks.reshard_matrix.rankers import MIXED, OPTIMIZERS, TYPES, machines_of
+from benchmarks.reshard_matrix.rankers import MIXED, TYPES, machines_of
 from benchmarks.reshard_matrix.runs import Run, load_runs, save_runs
 from sidrec.config import load_file
 from sidrec.parallel.process_group import joined_ranks
 
 RANKS_PER_MACHINE = 2
 KINDS = (*TYPES, MIXED)
+MEASURED = ("adagrad", "rowwise_adagrad", "sgd")
 RUNS: TypeAdapter[list[Run]] = TypeAdapter(list[Run])
 
 
@@ -31,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     with joined_ranks() as ranks:
         machines_of(RANKS_PER_MACHINE, ranks.world)
         if action == "save":
-            runs = save_runs(recipe, tuple(OPTIMIZERS), KINDS, folder / "checkpoints", ranks)
+            runs = save_runs(recipe, MEASURED, KINDS, folder / "checkpoints", ranks)
         else:
             runs = load_runs(recipe, saved_runs(folder), KINDS, folder / "checkpoints", ranks)
         if ranks.first:
