@@ -20,8 +20,10 @@ import torch
 from torch import distributed as dist
 
 from sidrec.config import ConfigError, Recipe, load_file, save
+from sidrec.failure import LearningError, say
 from sidrec.parallel.process_group import Ranks, joined_ranks
 from sidrec.preflight.duration import LEAST, Rate
+from sidrec.schema import ContractError
 from sidrec.train.agreed_batches import agreed_batches
 from sidrec.train.assembly import build_model, open_loader
 from sidrec.train.data import open_data
@@ -30,6 +32,7 @@ from sidrec.train.optimizers import build_optimizer
 from sidrec.train.pipelines import KINDS
 
 WARM_UP, STEPS = 5, 50
+SAID = "sidrec: "
 SECONDS = 900
 
 
@@ -45,11 +48,18 @@ def measure(recipe: Recipe, world: int) -> tuple[Rate, int]:
         except subprocess.TimeoutExpired:
             raise ConfigError(f"measuring: expected {STEPS} steps within {SECONDS} s, got none") from None
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("sidrec: ") or "Error" in line]
-        raise ConfigError(f"measuring: expected {STEPS} steps, got {(lines or [f'exit status {done.returncode}'])[0]}")
+        raise ConfigError(f"measuring: {_sentence(done)}")
     facts = json.loads(done.stdout.splitlines()[-1])
     words = f"as measured just now over {len(facts['speeds'])} steps on {world} rank(s)"
     return Rate.of(facts["speeds"], words), int(facts["memory"])
+
+
+def _sentence(failed: subprocess.CompletedProcess[str]) -> str:
+    """What the processes said of their failure, or the last error among their words."""
+    lines = failed.stderr.splitlines()
+    said = [line.removeprefix(SAID) for line in lines if line.startswith(SAID)]
+    errors = [line.strip() for line in lines if "Error: " in line]
+    return (said or errors[-1:] or [f"expected {STEPS} steps, got exit status {failed.returncode}"])[0]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -68,7 +78,7 @@ def _train(recipe: Recipe, wanted: int, ranks: Ranks) -> tuple[list[float], int]
     loader = open_loader(recipe, data, "train", shuffle=True, ranks=ranks)
     steps = min(WARM_UP + wanted, loader.steps)
     if steps < WARM_UP + LEAST:
-        raise ConfigError(f"measuring: expected an epoch of at least {WARM_UP + LEAST} steps, got {loader.steps}")
+        raise ConfigError(f"expected an epoch of at least {WARM_UP + LEAST} steps, got {loader.steps}")
     sharded = build_model(recipe, data, ranks)
     optimizer = build_optimizer(sharded.model, recipe.optimizer, recipe.model.embedding_dim)
     guard = StepGuard(sharded.model, optimizer, loader.reader, recipe.train, 0, ranks)
@@ -100,4 +110,8 @@ def private_bytes(process: int) -> int:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    try:
+        main(sys.argv[1:])
+    except (ConfigError, ContractError, LearningError, OSError) as failure:
+        say(failure)
+        raise SystemExit(2) from None

@@ -1,0 +1,82 @@
+"""The doctor on a recipe; the machine itself is found well."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sidrec import cli
+from sidrec.config import save
+from sidrec.doctor import entry
+from sidrec.preflight.finding import Finding
+from tests.small_log import small_recipe, write_small_log
+from tests.train.refusals import TRAIN, truncate
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(entry, "examine", lambda: [Finding("stack", "ok", "well")])
+    save(small_recipe(write_small_log(tmp_path)), tmp_path / "recipe.yaml")
+    return tmp_path / "recipe.yaml"
+
+
+def examined(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, dict[str, str]]]:
+    status = cli.main(["doctor", *words, "--json"])
+    return status, {finding["name"]: finding for finding in json.loads(capsys.readouterr().out)}
+
+
+def test_a_sound_recipe(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, found = examined(capsys, str(recipe), "--world", "2", "--all-files", "--train.epochs", "3")
+    assert status == 0
+    assert {name for name, finding in found.items() if finding["state"] != "ok"} == {"checksums", "duration"}
+    assert found["plan"]["found"].startswith("8 table(s) on 2 rank(s): ")
+    assert found["sampled rows"]["found"] == "keep the contract (600 of 600 rows of train; 200 of 200 rows of test)"
+    assert "2 rank(s) will take about " in found["fits memory"]["found"]
+    assert "a process with its libraries " in found["fits memory"]["found"]
+    assert found["duration"]["found"] == "unknown until the first steps are done"
+    assert not (recipe.parent / "runs").exists()
+
+
+def test_what_training_would_refuse_is_a_problem(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert examined(capsys, str(recipe), "--world", "3")[1]["recipe"]["found"] == (
+        "data.lanes: expected a multiple of the number of ranks = 3, got 4"
+    )
+    truncate(recipe.parent / TRAIN)
+    status, found = examined(capsys, str(recipe))
+    assert status == 1
+    assert "train/part-0.parquet: expected a whole parquet file, got " in found["recipe"]["found"]
+
+
+def test_some_steps_are_measured(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """1,000 rows would be 16 steps; five of them are to warm up."""
+    status, found = examined(capsys, str(recipe), "--data.batch-size", "32", "--measure")
+    assert status == 0, found
+    assert found["duration"]["state"] == "ok"
+    assert "for 1,200 rows at " in found["duration"]["found"]
+    assert "as measured just now over 14 steps on 1 rank(s)" in found["duration"]["found"]
+    assert not (recipe.parent / "runs").exists()
+
+
+def test_too_few_steps_to_measure(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, found = examined(capsys, str(recipe), "--data.batch-size", "200", "--measure")
+    assert status == 1
+    assert found["measured steps"]["found"].endswith("expected an epoch of at least 8 steps, got 3")
+
+
+def test_an_ill_machine_is_repaired_first(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(entry, "examine", lambda: [Finding("stack", "problem", "no torch")])
+    assert examined(capsys, str(recipe))[1]["recipe"]["found"] == "not looked at before this is repaired: stack"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--seed", "3"], "sidrec doctor: expected a recipe before flags of one, got --seed"),
+        (["nowhere.yaml"], "nowhere.yaml: expected a readable recipe, got "),
+    ],
+)
+def test_flags_that_make_no_sense(words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", *words]) == 2
+    assert sentence in capsys.readouterr().err
