@@ -75,7 +75,7 @@ def _record(text: bytes, where: str) -> dict[str, object]:
     except (ValueError, RecursionError):
         try:
             record = ast.literal_eval(text.decode())
-        except (ValueError, SyntaxError, UnicodeDecodeError, RecursionError, MemoryError):
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             raise ContractError(where, "a JSON object (or Python literal)", repr(text[:60])) from None
     if not isinstance(record, dict):
         raise ContractError(where, "a JSON object", repr(text[:60]))

@@ -74,3 +74,9 @@ def test_deep_yaml_is_refused(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("name: " + "[" * 5000)
     with pytest.raises(ConfigError, match="expected valid YAML, got "):
         load_file(tmp_path / "recipe.yaml")
+
+
+def test_yaml_of_megabytes_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("name: [" + '"x",' * 300_000)
+    with pytest.raises(ConfigError, match="expected a recipe of at most 1,048,576 bytes, got a larger file"):
+        load_file(tmp_path / "recipe.yaml")

@@ -16,6 +16,8 @@ from sidrec.sentence import place, quoted_lines, short_repr
 
 _RECIPE: TypeAdapter[Recipe] = TypeAdapter(Recipe)
 
+LARGEST = 1 << 20  # bytes of a file; YAML takes seconds for these already
+
 FLAGS = """
 
 RECIPE is a YAML file. Each option below is one of its values, under the same name; given as a flag, it replaces the
@@ -52,9 +54,15 @@ def load_file(path: Path) -> Recipe:
 def load_mapping(path: Path, what: str) -> dict[str, Any]:
     """Reads a YAML file that holds a mapping. what: names such a file in the ConfigError that is raised without one."""
     try:
-        raw = yaml.load(path.read_text(), Loader=_MappingLoader)
+        with path.open("rb") as file:
+            content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            raise ConfigError(f"{path}: expected a {what} of at most {LARGEST:,} bytes, got a larger file")
+        raw = yaml.load(content.decode(), Loader=_MappingLoader)
     except OSError as error:
         raise ConfigError(f"{path}: expected a readable {what}, got {error.strerror}") from None
+    except ConfigError:
+        raise
     except RecursionError:
         raise ConfigError(f"{path}: expected valid YAML, got values nested too deep") from None
     except (yaml.YAMLError, ValueError) as error:  # no UTF-8, or a date or number that is none
