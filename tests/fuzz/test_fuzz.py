@@ -1,4 +1,4 @@
-"""A few hundred broken files of every kind, and the campaign that judges them."""
+"""Two hundred broken files of every kind, and the campaign that judges them."""
 
 import os
 import signal
