@@ -2,6 +2,7 @@
 
 from benchmarks.fault_campaign.faults import Kind, Moment, Strike
 from benchmarks.fault_campaign.report import report_text
+from benchmarks.fault_campaign.verdict import EXACT, Difference
 from benchmarks.fault_campaign.victim import Outcome
 
 RESULT = {
@@ -18,7 +19,7 @@ def strike(
 
 
 def test_kills_are_counted_and_costs_are_medians() -> None:
-    sound = Outcome("run-1", (2,), largest=0.0)
+    sound = Outcome("run-1", (2,), differs=EXACT)
     sound.strikes = [
         strike(Kind.KILL_RANK, Moment.TRAINING, 47, 40, 8.0),
         strike(Kind.KILL_RANK, Moment.SAVING, 61, 60, 6.0),
@@ -26,11 +27,11 @@ def test_kills_are_counted_and_costs_are_medians() -> None:
             Kind.TERM_RANK, Moment.TRAINING, 99, 100, 7.0, gone=2.5
         ),  # its last step was saved before it was printed
     ]
-    mixed = Outcome("run-2", (1, 2), complaints=["metrics.json differs"], largest=2e-5)
+    mixed = Outcome("run-2", (1, 2), complaints=["metrics.json differs"], differs=Difference(2e-6, 3e-5))
     mixed.strikes = [strike(Kind.KILL_ALL, Moment.STARTING, None, 20, 9.0, damage="newest: cut")]
     lines = report_text(RESULT, [sound, mixed]).splitlines()
     assert lines[2].startswith("4 kills in 2 runs of 300 steps; 1 of them ended as the uninterrupted one")
-    assert "within 1e-6 (found: 2e-05)" in lines[4]
+    assert "by 1e-06 (found: 2e-06) and metrics by 1e-04 (found: 3e-05)." in lines[4]
     assert "* run-2: metrics.json differs" in lines
     for row in (
         "| SIGKILL of one rank | 2 |",

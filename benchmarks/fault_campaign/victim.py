@@ -9,7 +9,7 @@ from pathlib import Path
 from benchmarks.fault_campaign.damage import damage
 from benchmarks.fault_campaign.faults import TOLD, Fault, Strike, aim, strike
 from benchmarks.fault_campaign.job import HungError, Job, Start
-from benchmarks.fault_campaign.verdict import compare
+from benchmarks.fault_campaign.verdict import ACROSS_WORLDS, EXACT, Difference, compare
 from sidrec.config import Recipe, save
 
 TO_THE_END = 300.0  # seconds that a job may take without news
@@ -17,7 +17,6 @@ GRACE = 30.0  # seconds between SIGTERM and SIGKILL, as torchrun and schedulers 
 TO_BE_GONE = 20.0  # seconds for what is left of a job after torchrun's end
 DAMAGED = 0.3
 RESTARTS = (0, 0, 2)
-ACROSS_WORLDS = 1e-6  # ranks add in another order: losses and metrics of other worlds differ in the last digits
 
 
 @dataclass(frozen=True)
@@ -37,14 +36,14 @@ class FailedError(RuntimeError):
 class Outcome:
     """What became of a run. complaints: empty where it ended as one that nobody struck. jobs: commands it took.
 
-    largest: the largest difference of a loss or metric to the uninterrupted run's; None where it did not end.
+    differs: by what, from the uninterrupted run; None where it did not end.
     """
 
     name: str
     worlds: tuple[int, ...]
     strikes: list[Strike] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
-    largest: float | None = None
+    differs: Difference | None = None
     seconds: float = 0.0
     jobs: int = 0
 
@@ -85,10 +84,10 @@ class Victim:
             while not self._ended():
                 if self._draw.random() < self._damaged and self.outcome.strikes:
                     self.outcome.strikes[-1].damage = damage(self._recipe.run, self._draw)
-            tolerance = ACROSS_WORLDS if len(self.outcome.worlds) > 1 else 0.0
-            verdict = compare(self._reference.run, self._recipe.run, tolerance)
+            allowed = ACROSS_WORLDS if len(self.outcome.worlds) > 1 else EXACT
+            verdict = compare(self._reference.run, self._recipe.run, allowed)
             self.outcome.complaints += verdict.complaints
-            self.outcome.largest = verdict.largest
+            self.outcome.differs = verdict.found
         except (HungError, FailedError, OSError, ValueError) as error:
             self.outcome.complaints.append(f"{type(error).__name__}: {error}")
         self.outcome.seconds = round(time.monotonic() - began, 2)

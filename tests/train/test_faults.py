@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.fault_campaign.faults import Fault, Kind, Moment
-from benchmarks.fault_campaign.verdict import compare, difference
+from benchmarks.fault_campaign.verdict import ACROSS_WORLDS, EXACT, compare, difference
 from benchmarks.fault_campaign.victim import Outcome, Reference, Victim, make_reference
 from sidrec.config import Recipe
 from sidrec.train.row_ledger import ledger_files
@@ -37,7 +37,7 @@ def struck(
     victim = Victim(replace(recipe, name="struck"), (world,), faults, reference, 0, NEVER, damaged, [restarts])
     outcome = victim.run()
     assert not outcome.complaints, f"{outcome.complaints}\n{victim.log.read_text()}"
-    assert outcome.largest == 0, "on as many ranks, every bit is the same"
+    assert outcome.differs == EXACT, "on as many ranks, every bit is the same"
     assert [strike.kind for strike in outcome.strikes] == [fault.kind for fault in faults]
     return outcome
 
@@ -79,7 +79,7 @@ def test_difference_is_the_largest_of_any_number_and_infinite_for_anything_else(
 def test_the_judge_sees_another_loss_another_row_and_what_was_left(alone: Reference, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(alone.run, run)
-    assert compare(alone.run, run, 0).complaints == ()
+    assert compare(alone.run, run, EXACT).complaints == ()
     lines = (run / "metrics.jsonl").read_text().splitlines()
     last = json.loads(lines[-1])
     (run / "metrics.jsonl").write_text("\n".join([*lines[:-1], json.dumps(last | {"loss": last["loss"] + 1e-7})]))
@@ -87,10 +87,10 @@ def test_the_judge_sees_another_loss_another_row_and_what_was_left(alone: Refere
     table = pq.read_table(path)
     pq.write_table(table.slice(1), path)
     (run / "checkpoints" / "step-99.partial").mkdir()
-    differs, missing, rows, left = compare(alone.run, run, 0).complaints
+    differs, missing, rows, left = compare(alone.run, run, EXACT).complaints
     assert differs == "metrics.jsonl differs from the uninterrupted run's by 1e-07"
     assert missing.startswith("ledger: epoch 1: 2,399 rows trained on once, 0 left out, 1 missing (")
     assert rows == "ledger: other rows in some step than the uninterrupted run's"
     assert left == "left behind: checkpoints/step-99.partial"
     (run / "ledger" / path.name).unlink()
-    assert compare(alone.run, run, 1e-6).complaints[0].startswith("ledger: epoch 1: ")
+    assert compare(alone.run, run, ACROSS_WORLDS).complaints[0].startswith("ledger: epoch 1: ")
