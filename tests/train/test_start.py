@@ -1,11 +1,10 @@
-"""New runs that start from an older run's checkpoint, or from files with rows of tables: bit-equal, or refused."""
+"""New runs that start from an older run's checkpoint, or from files with rows of tables, bit by bit."""
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,53 +16,20 @@ from sidrec import cli
 from sidrec.checkpoint.model_pieces import pieces_of
 from sidrec.checkpoint.stored_checkpoint import open_checkpoint
 from sidrec.checkpoint.stored_table import StoredTable
-from sidrec.config import ConfigError, Recipe
+from sidrec.config import Recipe
 from sidrec.parallel.process_group import Ranks
-from sidrec.schema import ContractError
 from sidrec.train.assembly import build_model
 from sidrec.train.data import open_data
 from sidrec.train.optimizers import build_optimizer
 from sidrec.train.start import find_start
 from tests.ranks import joined, run_on_ranks
-from tests.small_log import small_recipe, write_small_log
-from tests.train.refusals import refusal
+from tests.train.older_run import STATE, WIDE, grown, other_catalog, recipe_of, run_of
 from tests.train.refusals import start as run_recipe
 
 HID, USER = "items.embedding_bags.hid.weight", "context.embedding_bags.user_id.weight"
 SHARDINGS = ("data_parallel", "row_wise", "column_wise", "grid_shard")
 RECUT = [(kind, "adagrad") for kind in SHARDINGS]
 RECUT += [(kind, "rowwise_adagrad") for kind in ("data_parallel", "column_wise")]
-WIDE: dict[str, Any] = {"model": {"embedding_dim": 16}}  # so that columns can be cut
-STATE = {"adagrad": "sum", "rowwise_adagrad": "row_sum"}
-
-
-def recipe_of(folder: Path, **sections: Any) -> Recipe:
-    return small_recipe(folder, **{**WIDE, "train": {"epochs": 1, "runs": str(folder / "runs")}, **sections})
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a log and a run of each Adagrad, trained on one rank."""
-    folder = write_small_log(tmp_path_factory.mktemp("old"))
-    for kind in STATE:
-        assert run_recipe(recipe_of(folder, name=kind, optimizer={"tables": {"kind": kind}})) == 0
-    return folder
-
-
-def run_of(folder: Path, kind: str = "adagrad") -> Path:
-    return folder / "runs" / kind / "seed0"
-
-
-def grown(folder: Path, to: Path) -> Path:
-    """The log of another day: it knows more users and items than before."""
-    shutil.copytree(folder / "data", to / "data")
-    shutil.copytree(folder / "catalog", to / "catalog")
-    path = to / "data" / "log" / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["ids"] |= {"user_id": 50, "item_id": 70}
-    path.write_text(json.dumps(manifest))
-    return to
-
 
 Held = Mapping[str, tuple[tuple[int, ...], Tensor]]
 """Key of a tensor -> where this rank's part of it begins, and the part's values; the last one of several parts."""
@@ -206,110 +172,6 @@ def test_a_run_tells_what_it_started_from_and_asks_for_it_no_more(trained: Path,
     assert json.loads((recipe.run / "run.json").read_text()) == facts
 
 
-def other_catalog(folder: Path) -> None:
-    write_small_log(folder / "other", seed=1)
-    shutil.rmtree(folder / "catalog")
-    (folder / "other" / "catalog").rename(folder / "catalog")
-
-
-def fewer_users(folder: Path) -> None:
-    path = folder / "data" / "log" / "manifest.json"
-    path.write_text(
-        path.read_text().replace('"user_id": 50', '"user_id": 41').replace('"item_id": 70', '"item_id": 61')
-    )
-    edited = json.loads(path.read_text())
-    edited["ids"]["cat_a"] = 4
-    path.write_text(json.dumps(edited))
-
-
-def unchanged(folder: Path) -> None:
-    pass
-
-
-MANAGED = {"kind": "hid", "hid_index": {"kind": "managed_collision", "rows": 16}}
-HASHED = {"kind": "sid_coord", "hid_index": {"kind": "modulo", "rows": 61}}
-OLD = {"checkpoint": "OLD"}
-
-
-@pytest.mark.parametrize(
-    ("sections", "change", "sentence"),
-    [
-        ({"start": {"checkpoint": "nowhere"}}, unchanged, "nowhere: expected a run directory with checkpoints, or one"),
-        ({"start": {**OLD, "without": ["hit"]}}, unchanged, "got hit; did you mean hid?"),
-        ({"start": {"tables": {"user": "a.npy"}}}, unchanged, "got user; did you mean user_id?"),
-        ({"start": {"tables": {"hid": "gone.npy"}}}, unchanged, "gone.npy: expected a file with rows of the table hid"),
-        (
-            {"start": {"tables": {"hid": "wide.npy"}}},
-            unchanged,
-            "expected at most 70 rows of width 16, as the table hid",
-        ),
-        ({"start": {"tables": {"hid": "long.npy"}}}, unchanged, "has, got 71 of width 16"),
-        ({"start": {"tables": {"hid": "nan.npy"}}}, unchanged, "nan.npy, row 40, column 3: expected a finite float32"),
-        (
-            {"start": OLD},
-            other_catalog,
-            "whose codes are other rows; start.without: [s1, s2, s3, s12, s23] starts these",
-        ),
-        ({"start": OLD}, fewer_users, "expected the table cat_a of F32 [4, 16], as this model has, got F32 [5, 16]"),
-        ({"start": OLD, "model": {"embedding_dim": 32}}, unchanged, "expected the table hid of F32 [70, 32], as this"),
-        ({"start": OLD, "model": {**WIDE["model"], "item": HASHED}}, unchanged, "expected the hid_index ExactIndex"),
-        ({"start": OLD, "model": {**WIDE["model"], "item": MANAGED}}, unchanged, "got hid_index: managed_collision"),
-        ({"start": {"tables": {"hid": "one.npy"}}, "model": {"item": MANAGED}}, unchanged, "got hid, which is managed"),
-        ({"start": OLD, "model": {**WIDE["model"], "context": ["user_id"]}}, unchanged, "got the table cat_a"),
-        ({"start": OLD, "model": {**WIDE["model"], "item": {"kind": "hid"}}}, unchanged, "got the table s1"),
-        ({"start": OLD, "optimizer": {"tables": {"kind": "sgd"}}}, unchanged, "expected the optimizer.tables adagrad"),
-        ({"start": OLD, "optimizer": {"dense": {"kind": "adagrad"}}}, unchanged, "expected the optimizer.dense adam"),
-    ],
-)
-def test_refusals(
-    sections: dict[str, Any],
-    change: Callable[[Path], None],
-    sentence: str,
-    trained: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    rows = np.zeros((71, 16), np.float32)
-    np.save("long.npy", rows)
-    np.save("wide.npy", rows[:, :8])
-    rows[40, 3] = np.nan
-    np.save("nan.npy", rows[:61])
-    np.save("one.npy", rows[:1])
-    change(grown(trained, tmp_path))
-    text = json.dumps(sections).replace("OLD", str(run_of(trained)))
-    recipe = recipe_of(tmp_path, **json.loads(text))
-    assert sentence in refusal(capsys, run_recipe(recipe))
-    assert not recipe.run.exists(), "nothing is left behind"
-
-
-def refused(rank: int, world: int, recipe: Recipe) -> str:
-    ranks = joined(rank, world)
-    data = open_data(recipe, ranks)
-    with pytest.raises((ConfigError, ContractError)) as error:
-        find_start(recipe, data, ranks)
-    return str(error.value)
-
-
-def test_what_one_rank_finds_in_its_share_stops_all(trained: Path, tmp_path: Path) -> None:
-    rows = np.zeros((40, 16), np.float32)
-    rows[39, 15] = np.inf
-    np.save(tmp_path / "inf.npy", rows)
-    recipe = recipe_of(trained, start={"tables": {"hid": f"{tmp_path}/inf.npy"}})
-    sentence = f"{tmp_path}/inf.npy, row 39, column 15: expected a finite float32, got inf"
-    assert run_on_ranks(2, refused, recipe) == [f"rank 1 stopped: {sentence}", sentence]
-
-
-def test_a_damaged_checkpoint_is_no_start(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shutil.copytree(open_checkpoint(run_of(trained)).path, tmp_path / "step-1")
-    shutil.copy(run_of(trained) / "config.yaml", tmp_path / "step-1")
-    file = tmp_path / "step-1" / "rank-0.safetensors"
-    file.write_bytes(file.read_bytes()[:-1] + b"\xff")
-    recipe = recipe_of(grown(trained, tmp_path), start={"checkpoint": str(tmp_path / "step-1")})
-    assert "expected the CRC-32" in refusal(capsys, run_recipe(recipe))
-
-
 def test_tables_left_out_need_not_fit(trained: Path, tmp_path: Path) -> None:
     """Another catalog, another width of one table's ids: what is left out starts anew, the rest is taken over."""
     folder = grown(trained, tmp_path)
@@ -325,8 +187,3 @@ def test_tables_left_out_need_not_fit(trained: Path, tmp_path: Path) -> None:
     assert torch.equal(user[:41], stored(trained, f"model/{USER}"))
     assert held[""][f"model/{HID}"][1].shape == (13, 16)
     assert not held[""][f"optimizer/{HID}/sum"][1].any()
-
-
-def test_without_needs_a_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="start: expected no `without` where there is no checkpoint, got hid"):
-        recipe_of(tmp_path, start={"without": ["hid"]})
