@@ -18,7 +18,7 @@ from pathlib import Path
 
 from benchmarks.fault_campaign.subject import make_subject
 from benchmarks.reshard_matrix.report import report_text
-from benchmarks.reshard_matrix.verdicts import Outcome, judge
+from benchmarks.reshard_matrix.verdicts import Outcome, Verdict, judge
 from benchmarks.reshard_matrix.worker import read_runs
 from benchmarks.study.conditions import conditions
 from sidrec.train.run_directory import write_json, write_text
@@ -51,9 +51,22 @@ def main(argv: Sequence[str]) -> int:
         verdicts = judge(read_runs(Path(folder), "saved"), read_runs(Path(folder), "loaded"))
     facts["seconds"] = round(time.monotonic() - began)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    write_json(arguments.out / "result.json", {"conditions": facts, "cases": [asdict(found) for found in verdicts]})
+    write_json(arguments.out / "result.json", {"conditions": facts, "cases": list(map(_case, verdicts))})
     write_text(arguments.out / "report.md", report_text(facts, verdicts))
     return 1 if any(found.outcome is Outcome.WRONG for found in verdicts) else 0
+
+
+def _case(found: Verdict) -> dict[str, object]:
+    """Plain data: how columns are cut is the same for all cases of a plan, and left out."""
+    run = found.run
+    return {
+        "saved": asdict(run.start) if run.start else None,
+        "loaded": asdict(run.plan),
+        "outcome": found.outcome,
+        "difference": found.difference,
+        "between": found.between,
+        "refusal": run.refusal,
+    }
 
 
 def _start(action: str, world: int, folder: Path) -> None:
