@@ -1,0 +1,62 @@
+"""What the doctor says that a rank will take in memory, against what the largest rank of a real run took.
+
+Tables of a million rows and their copy for a checkpoint are nearly half of it. Measured is the process's highest
+resident size, as the kernel kept it: a sampled one would miss short peaks. Loader processes are not in it.
+"""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sidrec.config import save
+from sidrec.schema import LOG, load_manifest, save_manifest
+from tests.small_log import small_recipe, write_small_log
+
+TOLERANCE = 0.15
+"""Share of the prediction that a rank may differ by; without tables or copy, a prediction would be further off."""
+PREDICT = """
+import sys
+from pathlib import Path
+import psutil, torch
+from sidrec.config import load_file
+from sidrec.doctor.recipe_findings import plan_here
+from sidrec.preflight.needs import rank_needs, total
+from sidrec.train import entry
+run = plan_here(load_file(Path(sys.argv[1])), torch.device("cpu"), int(sys.argv[2]))
+needs = rank_needs(run, largest_group=50, starting=psutil.Process().memory_info().rss)
+own = [[need for need in rank.host if "loader" not in need.what] for rank in needs]
+print(max(map(total, own)))
+"""
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.mark.parametrize(("world", "background"), [(1, True), (2, False)])
+def test_a_rank_takes_what_was_predicted(world: int, background: bool, tmp_path: Path) -> None:
+    """Two epochs, as the last checkpoint of a run is never written in the background."""
+    write_small_log(tmp_path, rows=1500)
+    log = tmp_path / "data" / LOG
+    manifest = load_manifest(log)
+    save_manifest(replace(manifest, ids={**manifest.ids, "user_id": 1_000_000}), log)
+    model = {"embedding_dim": 32, "context": ["user_id", "cat_a"]}
+    checkpoint = {"background": background}
+    recipe = small_recipe(tmp_path, data={"workers": 1}, model=model, train={"epochs": 2}, checkpoint=checkpoint)
+    save(recipe, tmp_path / "recipe.yaml")
+    command = [sys.executable, "-c", PREDICT, str(tmp_path / "recipe.yaml"), str(world)]
+    predicted = int(subprocess.run(command, check=True, capture_output=True, text=True, env=ENVIRONMENT).stdout)
+    assert _largest(tmp_path / "recipe.yaml", world) == pytest.approx(predicted, rel=TOLERANCE)
+
+
+def _largest(recipe: Path, world: int) -> int:
+    """Highest resident size, in bytes, of the largest process that was waited for: the ranks, not their loaders."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)] if world > 1 else []
+    run = subprocess.Popen(
+        [sys.executable, *launch, "-m", "sidrec", "train", str(recipe)], stdout=subprocess.DEVNULL, env=ENVIRONMENT
+    )
+    _, status, usage = os.wait4(run.pid, 0)
+    run.returncode = os.waitstatus_to_exitcode(status)
+    assert run.returncode == 0
+    return usage.ru_maxrss * 1024
