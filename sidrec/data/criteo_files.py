@@ -108,11 +108,21 @@ def check_tables(days: Iterable[CriteoDay], table_rows: Sequence[int]) -> None:
     if len(table_rows) != SPARSE_COLUMNS:
         raise ContractError("table_rows", f"{SPARSE_COLUMNS} numbers, one per column", len(table_rows))
     for folder in sorted({day.sparse.parent for day in days}):
-        needed = _manifest(folder).get("categorical", {}).get("table_rows", [0] * SPARSE_COLUMNS)
-        for column, (given, least) in enumerate(zip(table_rows, needed, strict=True)):
+        for column, (given, least) in enumerate(zip(table_rows, _least_rows(folder), strict=True)):
             if given < least:
                 expected = f"at least {least} rows for column {column} (C{column + 1}), as {folder / MANIFEST} says"
                 raise ContractError("table_rows", expected, given)
+
+
+def _least_rows(folder: Path) -> list[int]:
+    """Rows that a manifest says the tables need; none where it does not say."""
+    told = _manifest(folder).get("categorical", {})
+    least = told.get("table_rows", [0] * SPARSE_COLUMNS) if isinstance(told, dict) else told
+    numbers = isinstance(least, list) and all(isinstance(rows, int) for rows in least)
+    if not numbers or len(least) != SPARSE_COLUMNS:
+        expected = f"{SPARSE_COLUMNS} whole numbers, one per column"
+        raise ContractError(f"{folder / MANIFEST}, categorical.table_rows", expected, least)
+    return least
 
 
 def _header(path: Path, kind: str) -> tuple[int, np.dtype]:

@@ -138,3 +138,11 @@ def test_the_manifest_knows_what_tables_are_needed_and_what_files_were(tmp_path:
     opened(tmp_path / "out", table_rows=needed)
     with pytest.raises(ContractError, match=r"day_0_labels.npy: expected the sha256 that manifest.json says"):
         opened(tmp_path / "out", look="full")
+
+
+@pytest.mark.parametrize("told", [[], {"table_rows": 3}, {"table_rows": [[1]] * 26}, {"table_rows": [1, 2]}])
+def test_a_manifest_whose_tables_are_no_numbers(told: object, tmp_path: Path) -> None:
+    write_days(tmp_path, [20])
+    (tmp_path / "manifest.json").write_text(json.dumps({"categorical": told}))
+    with pytest.raises(ContractError, match=r"categorical.table_rows: expected 26 whole numbers, one per column, got"):
+        opened(tmp_path, table_rows=TABLES)
