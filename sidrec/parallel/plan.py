@@ -20,6 +20,7 @@ from sidrec.plans.calibrated_cost import CalibratedCost
 from sidrec.plans.calibration import load_calibration
 from sidrec.plans.hardware import Hardware
 from sidrec.plans.options import sharding_plan
+from sidrec.plans.ordered_enumerator import OrderedEnumerator
 from sidrec.plans.plan_file import PlanFile, read_plan, sharding_plan_of
 from sidrec.plans.search import search
 from sidrec.plans.workload import Workload, tables_of
@@ -92,11 +93,13 @@ def _torchrecs(
     constraints: dict[str, ParameterConstraints],
     hardware: Hardware,
 ) -> ShardingPlan:
+    topology = Topology(
+        world_size=hardware.world, local_world_size=hardware.local_world, compute_device=hardware.device
+    )
     planner = EmbeddingShardingPlanner(
-        topology=Topology(
-            world_size=hardware.world, local_world_size=hardware.local_world, compute_device=hardware.device
-        ),
+        topology=topology,
         batch_size=rows_per_rank,
+        enumerator=OrderedEnumerator(topology, batch_size=rows_per_rank, constraints=constraints),
         constraints=constraints,
         debug=False,
     )

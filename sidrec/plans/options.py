@@ -8,7 +8,6 @@ from dataclasses import replace
 
 from torch import nn
 from torchrec.distributed.planner import ParameterConstraints
-from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.planners import to_sharding_plan
 from torchrec.distributed.planner.shard_estimators import EmbeddingPerfEstimator
 from torchrec.distributed.planner.types import Shard, ShardingOption
@@ -25,6 +24,7 @@ from sidrec.config import ConfigError
 from sidrec.plans.estimates import OncePerSize
 from sidrec.plans.hardware import Hardware
 from sidrec.plans.memory import StatefulStorageEstimator
+from sidrec.plans.ordered_enumerator import OrderedEnumerator
 from sidrec.plans.workload import Workload
 
 Sharders = Sequence[ModuleSharder[nn.Module]]
@@ -159,9 +159,9 @@ def _enumerated(
 
 def _enumerator(
     workload: Workload, hardware: Hardware, sharders: Sharders, constraints: dict[str, ParameterConstraints]
-) -> EmbeddingEnumerator:
+) -> OrderedEnumerator:
     topology = hardware.topology()
-    return EmbeddingEnumerator(
+    return OrderedEnumerator(
         topology=topology,
         batch_size=workload.rows_per_rank,
         constraints=constraints,
