@@ -100,7 +100,9 @@ def _parquet_blocks(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, p
         if any(names.count(column) != 1 for column in columns):
             raise ContractError(path, f"the columns {list(columns)}", f"columns {names}")
         for batch in file.iter_batches(columns=list(columns)):
-            yield row, pa.Table.from_batches([batch]).select(list(columns)).cast(_as_text(columns))
+            table = pa.Table.from_batches([batch]).select(list(columns)).cast(_as_text(columns))
+            table.validate(full=True)  # text that is no UTF-8 would be found wherever it is first looked at
+            yield row, table
             row += batch.num_rows
     except (pa.ArrowException, OSError) as error:
         raise ContractError(path, "a readable Parquet file", error) from None

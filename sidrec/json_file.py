@@ -22,7 +22,9 @@ def read_json(path: Path, what: str) -> Any:
         return found
 
     try:
-        return json.loads(path.read_bytes(), parse_constant=_refuse, object_pairs_hook=without_repeats)
+        value = json.loads(path.read_bytes(), parse_constant=_refuse, object_pairs_hook=without_repeats)
+        json.dumps(value, ensure_ascii=False).encode()  # half a character, as "\ud800" is one, is no name of anything
+        return value
     except ContractError:
         raise
     except FileNotFoundError:

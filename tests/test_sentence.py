@@ -41,7 +41,8 @@ JSON = {
     "[" * 100_000: "expected valid JSON, got values nested too deep",
     "[NaN]": "expected valid JSON, got the number NaN",
     "9" * 5000: "expected valid JSON, got Exceeds the limit",
-    "\xff": "expected valid JSON, got 'utf-8' codec",
+    "\xff": "expected valid JSON, got 'utf-8' codec can't decode",
+    '["\\ud800"]': "expected valid JSON, got 'utf-8' codec can't encode",
 }
 
 

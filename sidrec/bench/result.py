@@ -2,9 +2,9 @@
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import FailFast, TypeAdapter, ValidationError
 
 from sidrec.plans.plan_file import parse_plan
 from sidrec.schema import ContractError, read_json
@@ -15,6 +15,10 @@ PHASES = ("step", "input_dist", "lookup", "output_dist", "dense_forward", "backw
 """step: all of a training step. lookup: FBGEMM's forward. dense_forward: all behind the embeddings, the loss included.
 backward: with the tables' update and the communication of gradients. The parts are timed in steps of their own, in
 which every rank waits for the others after each part, so their sum may exceed a step's."""
+
+
+Numbers = Annotated[list[float], FailFast()]
+"""Of a list of a million words the first is enough to complain of."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Prediction:
     """
 
     step: float
-    tables: dict[str, list[float]]
+    tables: dict[str, Numbers]
 
 
 @dataclass(frozen=True)
@@ -52,14 +56,14 @@ class PlanMeasurement:
     name: str
     plan: dict[str, Any]
     failed: str | None
-    rounds: list[float]
+    rounds: Numbers
     timings: dict[str, Timing]
-    memory: list[int]
-    lookups: list[float]
+    memory: Annotated[list[int], FailFast()]
+    lookups: Numbers
     default: Prediction | None
     calibrated: Prediction | None
-    cpu: list[float] = field(default_factory=list)
-    work: dict[str, list[float]] = field(default_factory=dict)
+    cpu: Numbers = field(default_factory=list)
+    work: dict[str, Numbers] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

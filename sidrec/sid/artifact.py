@@ -74,7 +74,10 @@ def load_tokenizer(folder: Path) -> tuple[Tokenizer, TokenizerConfig]:
     if version != ARTIFACT_VERSION:
         raise ContractError(f"{path}, version", str(ARTIFACT_VERSION), version)
     arrays = _read_arrays(folder / ARRAYS, expected)
-    return LEARNERS[type(config.learner)].from_arrays(arrays, config.learner, config.seed), config
+    try:
+        return LEARNERS[type(config.learner)].from_arrays(arrays, config.learner, config.seed), config
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise ContractError(folder / ARRAYS, f"the arrays of the config that {CARD} holds", error) from None
 
 
 def _read_arrays(path: Path, expected: str) -> dict[str, np.ndarray]:

@@ -85,3 +85,11 @@ def test_items_file(log: Path, tmp_path: Path) -> None:
 def test_contradicting_flags(tmp_path: Path, columns: Columns, words: str) -> None:
     with pytest.raises(ContractError, match=words):
         InteractionsCommand(tmp_path / "log.csv", tmp_path / "out", columns).run()
+
+
+def test_text_that_is_no_utf8(tmp_path: Path) -> None:
+    """Parquet writers do not look at what they are given as text."""
+    named = pa.array([b"ann", b"b\xf5b", *[b"ann"] * 3], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({**LOG, "who": named}), tmp_path / "log.parquet")
+    with pytest.raises(ContractError, match=r"log.parquet: expected a readable Parquet file, got .*[Uu][Tt][Ff]"):
+        InteractionsCommand(tmp_path / "log.parquet", tmp_path / "out", Columns(**NAMES), SETTINGS).run()  # type: ignore[arg-type]

@@ -78,3 +78,15 @@ def test_damage_is_refused_by_file(tmp_path: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(card))
     with pytest.raises(ContractError, match=r"tokenizer\.json: expected JSON with version, config .* 'vq_diffusion'"):
         load_tokenizer(folder)
+
+
+def test_a_config_of_another_network_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "tokenizer"
+    saved(folder)
+    card = json.loads((folder / "tokenizer.json").read_text())
+    card["config"]["learner"] = {"kind": "opq"}
+    (folder / "tokenizer.json").write_text(json.dumps(card))
+    with pytest.raises(
+        ContractError, match=r"arrays\.safetensors: expected the arrays of the config that tokenizer\.json"
+    ):
+        load_tokenizer(folder)
