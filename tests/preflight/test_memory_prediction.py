@@ -31,6 +31,13 @@ needs = rank_needs(run, largest_group=50, starting=psutil.Process().memory_info(
 own = [[need for need in rank.host if "loader" not in need.what] for rank in needs]
 print(max(map(total, own)))
 """
+WATCH = """
+import os, subprocess, sys
+run = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, usage = os.wait4(run.pid, 0)
+print(usage.ru_maxrss * 1024)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
@@ -51,12 +58,11 @@ def test_a_rank_takes_what_was_predicted(world: int, background: bool, tmp_path:
 
 
 def _largest(recipe: Path, world: int) -> int:
-    """Highest resident size, in bytes, of the largest process that was waited for: the ranks, not their loaders."""
+    """Highest resident size, in bytes, of the largest process that was waited for: the ranks, not their loaders.
+
+    The kernel counts what a process was before its exec, a copy of its parent: so the parent is a small one.
+    """
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)] if world > 1 else []
-    run = subprocess.Popen(
-        [sys.executable, *launch, "-m", "sidrec", "train", str(recipe)], stdout=subprocess.DEVNULL, env=ENVIRONMENT
-    )
-    _, status, usage = os.wait4(run.pid, 0)
-    run.returncode = os.waitstatus_to_exitcode(status)
-    assert run.returncode == 0
-    return usage.ru_maxrss * 1024
+    command = [sys.executable, *launch, "-m", "sidrec", "train", str(recipe)]
+    watch = [sys.executable, "-c", WATCH, *command]
+    return int(subprocess.run(watch, check=True, capture_output=True, text=True, env=ENVIRONMENT).stdout)

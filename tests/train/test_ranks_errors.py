@@ -22,10 +22,13 @@ from tests.train.refusals import TRAIN, put
 ROOT = Path(__file__).parents[2]
 
 
-def outcomes(rank: int, world: int, recipes: list[list[Recipe]], no_plan: Recipe) -> list[tuple[str, str]]:
-    """Per case the error's type and sentence on this rank. recipes: per case, one for each rank."""
+def outcomes(
+    rank: int, world: int, folders: list[Path], recipes: list[Recipe], no_plan: Recipe
+) -> list[tuple[str, str]]:
+    """Per case the error's type and sentence on this rank. folders: where each rank is, as on a machine of its own."""
+    os.chdir(folders[rank])
     ranks = Ranks(rank, world, torch.device("cpu"), 1, dist.new_group(backend="gloo"))
-    found = [outcome(case[rank], ranks) for case in recipes]
+    found = [outcome(recipe, ranks) for recipe in recipes]
     EmbeddingShardingPlanner.plan = refuse_to_plan
     return [*found, outcome(no_plan, ranks)]
 
@@ -46,17 +49,19 @@ def test_two_ranks_leave_together_and_one_speaks(tmp_path: Path) -> None:
     write_small_log(tmp_path / "one", rows=800)
     write_small_log(tmp_path / "other", rows=800)
     (tmp_path / "other" / TRAIN).unlink()
-    sound, broken = small_recipe(tmp_path / "one"), small_recipe(tmp_path / "other")
+    sound = small_recipe(tmp_path / "one")
+    own = replace(sound, data=replace(sound.data, path=Path("data"), catalog=Path("catalog")))
     lanes = replace(sound, data=replace(sound.data, lanes=3, batch_size=63))
     write_small_log(tmp_path / "row", rows=800)
     put(tmp_path / "row" / TRAIN, "label", 420, 3.0)
     row = small_recipe(tmp_path / "row", checkpoint={"every": 0}, train={"epochs": 1})
 
-    first, second = run_on_ranks(2, outcomes, [[lanes, lanes], [sound, broken], [row, row]], sound)
+    folders = [tmp_path / "one", tmp_path / "other"]
+    first, second = run_on_ranks(2, outcomes, folders, [lanes, own, row], sound)
 
     assert first[0] == ("ConfigError", "data.lanes: expected a multiple of the number of ranks = 2, got 3")
     assert second[0] == ("RankError", f"rank 0 stopped: {first[0][1]}")
-    missing = f"{tmp_path / 'other' / TRAIN}: expected a parquet file, as the manifest says, got no such file"
+    missing = f"{TRAIN}: expected a parquet file, as the manifest says, got no such file"
     assert (first[1], second[1]) == (("RankError", f"rank 1 stopped: {missing}"), ("ContractError", missing))
     place = f"{tmp_path / 'row' / TRAIN}, row group 8, row 420 of the file, column label: expected 0 or 1, got 3.0"
     met = [rank for rank, found in enumerate((first, second)) if found[2] == ("ContractError", place)]
