@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.model_parallel import DefaultDataParallelWrapper
 from torchrec.distributed.types import ModuleSharder, ShardingPlan
 
 from sidrec.config.tree import OptimizerConfig, ParallelConfig
@@ -53,7 +54,14 @@ def shard_as_planned(
     """Shards and fills the model by a plan that was made for it and for as many ranks."""
     configs = tables_of(ranker)
     sharders = sharders_of(ranker, optimizer, seed)
-    model = DistributedModelParallel(ranker, device=ranks.device, plan=plan, sharders=sharders)
+    # torch's DDP lays gradients out anew after a process's first step, and more than two ranks then add them in another
+    # order: a resumed run would differ in the last bit. Looking for unused layers, it keeps the first layout. GPUs add
+    # in any order as it is.
+    ordered = ranks.device.type == "cpu" and ranks.world > 2
+    layers = DefaultDataParallelWrapper(static_graph=not ordered, find_unused_parameters=ordered)
+    model = DistributedModelParallel(
+        ranker, device=ranks.device, plan=plan, sharders=sharders, data_parallel_wrapper=layers
+    )
     fill_tables(model, configs, seed)
     return model
 
