@@ -1,13 +1,19 @@
 """The report of a fault campaign counts what was dealt and says what it cost."""
 
+import json
+from pathlib import Path
+
+import pytest
+
 from benchmarks.fault_campaign.faults import Kind, Moment, Strike
 from benchmarks.fault_campaign.report import report_text
-from benchmarks.fault_campaign.verdict import EXACT, Difference
+from benchmarks.fault_campaign.verdict import EXACT, Difference, across_worlds
 from benchmarks.fault_campaign.victim import Outcome
 
 RESULT = {
     "conditions": {"commit": "abc"},
     "settings": {"kills": 4, "seed": 3, "minutes": 60},
+    "across_worlds": {"losses": 4e-6, "metrics": 1e-4},
     "references": {1: {"steps": 300, "seconds_to_first_step": 5.0}},
 }
 
@@ -31,7 +37,7 @@ def test_kills_are_counted_and_costs_are_medians() -> None:
     mixed.strikes = [strike(Kind.KILL_ALL, Moment.STARTING, None, 20, 9.0, damage="newest: cut")]
     lines = report_text(RESULT, [sound, mixed]).splitlines()
     assert lines[2].startswith("4 kills in 2 runs of 300 steps; 1 of them ended as the uninterrupted one")
-    assert "by 1e-06 (found: 2e-06) and metrics by 1e-04 (found: 3e-05)." in lines[4]
+    assert "by 4.0e-06 (found: 2.0e-06) and metrics by 1.0e-04 (found: 3.0e-05), 2 times what" in lines[4]
     assert "* run-2: metrics.json differs" in lines
     for row in (
         "| SIGKILL of one rank | 2 |",
@@ -42,3 +48,14 @@ def test_kills_are_counted_and_costs_are_medians() -> None:
         "Told to stop while training, all ranks had left after 2.5 s (most: 2.5 s).",
     ):
         assert row in lines
+
+
+def test_ranks_that_change_may_go_as_far_as_uninterrupted_runs_are_apart(tmp_path: Path) -> None:
+    for name, loss, auc in (("one", 0.5, 0.7), ("two", 0.5 + 3e-6, 0.7), ("four", 0.5 - 1e-6, 0.7 + 1e-6)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text(json.dumps({"step": 1, "loss": loss}) + "\n")
+        (tmp_path / name / "metrics.json").write_text(json.dumps({"test": {"auc": auc}}))
+    allowed = across_worlds([tmp_path / name for name in ("one", "two", "four")])
+    assert allowed.losses == pytest.approx(8e-6)
+    assert allowed.metrics == 1e-4
+    assert across_worlds([tmp_path / "one"]) == Difference(1e-6, 1e-4)

@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.fault_campaign.faults import Fault, Kind, Moment
 from benchmarks.fault_campaign.report import report_text
+from benchmarks.fault_campaign.verdict import across_worlds
 from benchmarks.fault_campaign.victim import Outcome, Reference, Victim, make_reference
 from benchmarks.study.conditions import conditions
 from sidrec.config import Recipe
@@ -42,6 +43,8 @@ def run_campaign(recipe: Recipe, settings: Settings, out: Path) -> list[Outcome]
     facts = conditions()
     worlds = sorted({world for several in WORLDS for world in several})
     references = {world: make_reference(recipe, world) for world in worlds}
+    across = across_worlds([reference.run for reference in references.values()])
+    references = {world: replace(reference, across=across) for world, reference in references.items()}
     log.info("uninterrupted runs on %s ranks done in %.0f s", ", ".join(map(str, worlds)), time.monotonic() - began)
     outcomes: list[Outcome] = []
     for victim in _victims(recipe, settings, references, time.monotonic() + 60 * settings.minutes):
@@ -106,6 +109,7 @@ def _write(
             world: {"steps": found.steps, "seconds_to_first_step": round(found.seconds, 2)}
             for world, found in references.items()
         },
+        "across_worlds": asdict(next(iter(references.values())).across),
         "runs": [asdict(outcome) for outcome in outcomes],
     }
     out.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.fault_campaign.faults import TOLD, Moment, Strike
-from benchmarks.fault_campaign.verdict import ACROSS_WORLDS
+from benchmarks.fault_campaign.verdict import APART
 from benchmarks.fault_campaign.victim import Outcome
 
 
@@ -16,6 +16,7 @@ def report_text(result: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
     bad = [outcome for outcome in outcomes if outcome.complaints]
     mixed = [found.differs for found in outcomes if len(found.worlds) > 1 and found.differs]
     losses, metrics = (max((getattr(found, of) for found in mixed), default=0.0) for of in ("losses", "metrics"))
+    across = result["across_worlds"]
     lines = [
         "# Fault campaign",
         "",
@@ -24,8 +25,8 @@ def report_text(result: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
         "same rows in the same steps, no process and no half-written file left.",
         "",
         "Equal means every bit where all starts had as many ranks. Where ranks changed, losses may differ "
-        f"by {ACROSS_WORLDS.losses:.0e} (found: {losses:.2g}) and metrics by {ACROSS_WORLDS.metrics:.0e} "
-        f"(found: {metrics:.2g}).",
+        f"by {across['losses']:.1e} (found: {losses:.1e}) and metrics by {across['metrics']:.1e} "
+        f"(found: {metrics:.1e}), {APART} times what uninterrupted runs on these numbers of ranks differ by, at least 1e-06 and 1e-04.",
         "",
         *_complaints(bad),
         *_counts("kind", strikes, lambda dealt: dealt.kind),

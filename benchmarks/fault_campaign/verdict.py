@@ -2,7 +2,9 @@
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,10 @@ class Difference:
 
 EXACT = Difference(0.0, 0.0)
 ACROSS_WORLDS = Difference(1e-6, 1e-4)
-"""What may differ where ranks have changed: they add in another order. An AUC moves in steps, of 5e-5 where two rows of
-the smallest slice change places."""
+"""What may differ in any case where ranks have changed: they add in another order. An AUC moves in steps, of 5e-5 where
+two rows of the smallest slice change places."""
+APART = 2
+"""Times what uninterrupted runs on other numbers of ranks differ by: a run that changed among them may go as far."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,14 @@ class Verdict:
 
     complaints: tuple[str, ...]
     found: Difference
+
+
+def across_worlds(runs: Sequence[Path]) -> Difference:
+    """What a run whose ranks changed may differ by, seen from runs that nobody struck, each on other ranks."""
+    pairs = list(combinations(runs, 2))
+    losses = max((difference(_log(one), _log(other)) for one, other in pairs), default=0.0)
+    metrics = max((difference(_metrics(one), _metrics(other)) for one, other in pairs), default=0.0)
+    return Difference(max(ACROSS_WORLDS.losses, APART * losses), max(ACROSS_WORLDS.metrics, APART * metrics))
 
 
 def compare(reference: Path, run: Path, allowed: Difference) -> Verdict:

@@ -21,11 +21,15 @@ RESTARTS = (0, 0, 2)
 
 @dataclass(frozen=True)
 class Reference:
-    """A run that nobody struck. steps: of the whole run. seconds: from its start to its first step."""
+    """A run that nobody struck. steps: of the whole run. seconds: from its start to its first step.
+
+    across: what a run may differ from it by whose ranks changed.
+    """
 
     run: Path
     steps: int
     seconds: float
+    across: Difference = ACROSS_WORLDS
 
 
 class FailedError(RuntimeError):
@@ -84,7 +88,7 @@ class Victim:
             while not self._ended():
                 if self._draw.random() < self._damaged and self.outcome.strikes:
                     self.outcome.strikes[-1].damage = damage(self._recipe.run, self._draw)
-            allowed = ACROSS_WORLDS if len(self.outcome.worlds) > 1 else EXACT
+            allowed = self._reference.across if len(self.outcome.worlds) > 1 else EXACT
             verdict = compare(self._reference.run, self._recipe.run, allowed)
             self.outcome.complaints += verdict.complaints
             self.outcome.differs = verdict.found
