@@ -31,7 +31,7 @@ ACROSS_WORLDS = Difference(1e-6, 1e-4)
 """What may differ in any case where ranks have changed: they add in another order. An AUC moves in steps, of 5e-5 where
 two rows of the smallest slice change places."""
 APART = 2
-"""Times what uninterrupted runs on other numbers of ranks differ by: a run that changed among them may go as far."""
+"""Times what uninterrupted runs on other numbers of ranks differ by: how far a run that changed among them may go."""
 
 
 @dataclass(frozen=True)
