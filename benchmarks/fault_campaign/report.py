@@ -26,7 +26,8 @@ def report_text(result: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
         "",
         "Equal means every bit where all starts had as many ranks. Where ranks changed, losses may differ "
         f"by {across['losses']:.1e} (found: {losses:.1e}) and metrics by {across['metrics']:.1e} "
-        f"(found: {metrics:.1e}), {APART} times what uninterrupted runs on these numbers of ranks differ by, at least 1e-06 and 1e-04.",
+        f"(found: {metrics:.1e}), {APART} times what uninterrupted runs on these numbers of ranks differ by, "
+        "at least 1e-06 and 1e-04.",
         "",
         *_complaints(bad),
         *_counts("kind", strikes, lambda dealt: dealt.kind),
