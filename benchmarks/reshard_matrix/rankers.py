@@ -9,7 +9,6 @@ from torch import distributed as dist
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.types import ShardingType
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from sidrec.checkpoint.row_sums import Columns, column_shards
 from sidrec.config import Recipe
@@ -24,8 +23,6 @@ from sidrec.train.optimizers import ScheduledOptimizer, build_optimizer
 
 TYPES = tuple(kind.value for kind in ShardingType)
 MIXED = "mixed"  # each table another type than the one before
-BY_ROWS = (ShardingType.ROW_WISE.value, ShardingType.TABLE_ROW_WISE.value, ShardingType.GRID_SHARD.value)
-SMALL = 16  # rows
 EPS = 1e-4  # above what rounding makes of a gradient of zero, which plans round differently
 OPTIMIZERS: Mapping[str, OptimizerConfig] = {
     "adagrad": OptimizerConfig(tables=AdagradTables(lr=0.05, eps=EPS), dense=DenseOptimizer(kind="adam", lr=0.002)),
@@ -75,22 +72,13 @@ def build_ranker(recipe: Recipe, data: Data, optimizer: str, sharding: str, rank
     planner = EmbeddingShardingPlanner(
         topology=Topology(ranks.world, ranks.device.type, local_world_size=int(os.environ["LOCAL_WORLD_SIZE"])),
         constraints={
-            table.name: _constraint(_in_turn(number, table) if sharding == MIXED else sharding, recipe)
-            for number, table in enumerate(tables_of(ranker).values())
+            table: _constraint(TYPES[number % len(TYPES)] if sharding == MIXED else sharding, recipe)
+            for number, table in enumerate(tables_of(ranker))
         },
     )
     plan = planner.plan(ranker, sharders_of(ranker, recipe.optimizer, recipe.seed))
     model = shard_as_planned(ranker, plan, recipe.optimizer, recipe.seed, ranks)
     return ShardedRanker(model, build_optimizer(model, recipe.optimizer, recipe.model.embedding_dim))
-
-
-def _in_turn(number: int, table: EmbeddingBagConfig) -> str:
-    """The sharding type of the table `number` of a mixed plan.
-
-    FBGEMM fails on CPU where a rank has no row of the only table of its type: small ones are not cut by rows.
-    """
-    kind = TYPES[number % len(TYPES)]
-    return ShardingType.TABLE_WISE.value if table.num_embeddings < SMALL and kind in BY_ROWS else kind
 
 
 def _constraint(kind: str, recipe: Recipe) -> ParameterConstraints:

@@ -10,6 +10,7 @@ from torchrec.distributed.types import ModuleSharder, ShardingPlan
 
 from sidrec.config.tree import OptimizerConfig, ParallelConfig
 from sidrec.data.item_tables import HID
+from sidrec.parallel.empty_shards import set_empty_shards_apart
 from sidrec.parallel.initial import fill_tables
 from sidrec.parallel.managed_table import ManagedTableSharder
 from sidrec.parallel.plan import local_world, make_plan
@@ -62,6 +63,7 @@ def shard_as_planned(
     model = DistributedModelParallel(
         ranker, device=ranks.device, plan=plan, sharders=sharders, data_parallel_wrapper=layers
     )
+    set_empty_shards_apart(model)
     fill_tables(model, configs, seed)
     return model
 
