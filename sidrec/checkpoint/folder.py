@@ -13,9 +13,9 @@ from torch import distributed as dist
 
 from sidrec.checkpoint.index import StoredFile, read_index
 from sidrec.checkpoint.piece import CheckpointError
-from sidrec.checkpoint.piece_file import file_checksum
 from sidrec.checkpoint.position import POSITION, read_best, read_position
 from sidrec.parallel.process_group import Ranks, together
+from sidrec.schema import crc32_of
 
 BEST = "best.json"
 PARTIAL, DAMAGED = ".partial", ".damaged"
@@ -134,7 +134,7 @@ def check_file(path: Path, stored: StoredFile) -> None:
             f"{path}: expected a file of {stored.size} bytes, got {'none' if found is None else found}"
         )
     try:
-        checksum = file_checksum(path)
+        checksum = crc32_of(path)
     except OSError as error:
         raise CheckpointError(f"{path}: expected a file of {stored.size} bytes, got {error.strerror}") from None
     if checksum != stored.crc32:

@@ -1,11 +1,5 @@
-"""A rank's pieces as one safetensors file, written straight from the memory that they are in.
+"""A rank's pieces as one safetensors file, written straight from the memory that they are in."""
 
-The library's own writer takes a copy of everything as bytes first. The format: 8 bytes, little-endian, the length of a
-JSON header; the header, name -> dtype, shape, first and last byte; the tensors, row-major, one after another
-(https://github.com/huggingface/safetensors, "Format").
-"""
-
-import json
 import os
 import zlib
 from collections.abc import Sequence
@@ -16,25 +10,18 @@ import torch
 from torch import Tensor
 
 from sidrec.checkpoint.index import StoredFile
-from sidrec.checkpoint.piece import NAMES, Piece
+from sidrec.checkpoint.piece import Piece
+from sidrec.checkpoint.tensor_file import header_of
 
-ALIGNMENT = 8  # bytes
-CHUNK = 1 << 24  # bytes written, and read for the checksum, at a time
+CHUNK = 1 << 24  # bytes written at a time
 
 
 def write_piece_file(path: Path, pieces: Sequence[Piece]) -> StoredFile:
     """Writes the file and has it on the disk when it returns; the largest dtypes first, so that each is aligned."""
     ordered = sorted(pieces, key=lambda piece: -piece.values.element_size())
-    header: dict[str, object] = {}
-    end = 0
-    for piece in ordered:
-        start, end = end, end + piece.values.numel() * piece.values.element_size()
-        shape = list(piece.values.shape)
-        header[piece.name] = {"dtype": NAMES[piece.values.dtype], "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % ALIGNMENT)
+    header = header_of((piece.name, piece.values.dtype, tuple(piece.values.shape)) for piece in ordered)
     with path.open("wb") as file:
-        checksum = _write(file, len(text).to_bytes(8, "little") + text, 0)
+        checksum = _write(file, header, 0)
         for piece in ordered:
             checksum = _write_tensor(file, piece.values, checksum)
         file.flush()
@@ -56,12 +43,3 @@ def _write_tensor(file: BinaryIO, values: Tensor, checksum: int) -> int:
 def _write(file: BinaryIO, data: bytes | memoryview, checksum: int) -> int:
     file.write(data)
     return zlib.crc32(data, checksum)
-
-
-def file_checksum(path: Path) -> int:
-    """CRC-32 of a file."""
-    checksum = 0
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            checksum = zlib.crc32(chunk, checksum)
-    return checksum

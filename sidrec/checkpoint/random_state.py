@@ -9,13 +9,14 @@ from torch import Tensor
 
 from sidrec.checkpoint.index import read_index
 from sidrec.checkpoint.piece import Piece, whole
+from sidrec.checkpoint.piece_names import RANKS
 from sidrec.checkpoint.storage import load_pieces
 from sidrec.parallel.process_group import Ranks, together
 
 
 def random_pieces(ranks: Ranks) -> list[Piece]:
     """What this rank's generators are at, under keys of its own."""
-    return [whole(f"ranks/{ranks.rank}/random/{name}", state) for name, state in _states(ranks.device).items()]
+    return [whole(f"{RANKS}/{ranks.rank}/random/{name}", state) for name, state in _states(ranks.device).items()]
 
 
 def resume_random(path: Path, step: int, seed: int, ranks: Ranks) -> None:
@@ -27,7 +28,7 @@ def resume_random(path: Path, step: int, seed: int, ranks: Ranks) -> None:
     pieces = random_pieces(ranks)
     stored = {key for key in together(ranks, lambda: read_index(path)).tensors if "/random/" in key}
     states = {piece.key.rsplit("/", 1)[1]: piece.values for piece in pieces}
-    if stored == {f"ranks/{rank}/random/{name}" for rank in range(ranks.world) for name in states}:
+    if stored == {f"{RANKS}/{rank}/random/{name}" for rank in range(ranks.world) for name in states}:
         load_pieces(path, pieces, ranks.control)
         _restore(states, ranks.device)
     else:

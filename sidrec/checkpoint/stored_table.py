@@ -13,12 +13,11 @@ from torch import Tensor
 
 from sidrec.checkpoint.index import CheckpointIndex, StoredPiece, StoredTensor, read_index
 from sidrec.checkpoint.piece import DTYPES, CheckpointError, piece_name
+from sidrec.checkpoint.piece_names import MODEL, OPTIMIZER
 from sidrec.checkpoint.tensor_file import StoredRows, stored_tensors
 
 PART = 1 << 22
 """Bytes of a table that are in memory at a time, where it is read from one end to the other."""
-
-_MODEL = "model/"
 
 
 class StoredTable:
@@ -112,7 +111,7 @@ def checkpoint_tables(path: Path, index: CheckpointIndex) -> dict[str, Checkpoin
     for key in index.tensors:
         name = table_name(key)
         if name is not None:
-            states = f"optimizer/{key.removeprefix(_MODEL)}/"
+            states = f"{OPTIMIZER}/{key.removeprefix(f'{MODEL}/')}/"
             state = {
                 other.removeprefix(states): StoredTable(path, other, index)
                 for other in index.tensors
@@ -125,7 +124,7 @@ def checkpoint_tables(path: Path, index: CheckpointIndex) -> dict[str, Checkpoin
 def table_name(key: str) -> str | None:
     """Name of the table whose weights have that key; None for all other tensors."""
     match key.split("."):
-        case [start, *_, "embedding_bags", table, "weight"] if start.startswith(_MODEL):
+        case [start, *_, "embedding_bags", table, "weight"] if start.startswith(f"{MODEL}/"):
             return table
     return None
 

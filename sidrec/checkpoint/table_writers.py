@@ -3,7 +3,6 @@
 Shapes: R rows of a table, D its width, N rows of a range.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -13,8 +12,8 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from sidrec.checkpoint.piece import NAMES
 from sidrec.checkpoint.stored_table import PART, StoredTable, rows_of_size
+from sidrec.checkpoint.tensor_file import header_of
 
 ROW, EMBEDDING = "row", "embedding"
 """Columns of a parquet file: the number of a row, and its values."""
@@ -29,19 +28,9 @@ def no_ids(first: int, last: int) -> Mapping[str, pa.Array]:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, StoredTable], progress: Callable[[int], object]) -> None:
-    """Writes each as one tensor of that name, of the type that it is stored in. progress: is told of bytes written.
-
-    The library's own writer wants all of a tensor in memory. The format: 8 bytes, little-endian, the length of a JSON
-    header; the header, name -> dtype, shape, first and last byte; the tensors, row-major, one after another.
-    """
-    header, end = {}, 0
-    for name, table in tensors.items():
-        start, end = end, end + table.bytes
-        header[name] = {"dtype": NAMES[table.dtype], "shape": list(table.shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    """Writes each as one tensor of that name, of the type that it is stored in. progress: is told of bytes written."""
     with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(header_of((name, table.dtype, table.shape) for name, table in tensors.items()))
         for table in tensors.values():
             for _, rows in table.parts():
                 file.write(rows.reshape(-1).view(torch.uint8).numpy().data)

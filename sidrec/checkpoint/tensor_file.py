@@ -1,12 +1,16 @@
-"""Rows of tensors in a safetensors file, read into memory of their own and none besides.
+"""The format of safetensors files: their header, and rows of tensors, read into memory of their own and none besides.
 
-The library maps the file; what it has mapped counts as the process's memory, and a file that is cut short under the map
-kills the process. So it checks the file, and rows are read from where its header says.
+8 bytes, little-endian, the length of a JSON header; the header, name -> dtype, shape, first and last byte; the tensors,
+row-major, one after another (https://github.com/huggingface/safetensors, "Format").
+
+The library's writer wants all tensors as bytes in memory first. Its reader maps the file; what it has mapped counts as
+the process's memory, and a file that is cut short under the map kills the process. So it checks the file, and rows are
+read from where its header says.
 """
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +18,21 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sidrec.checkpoint.piece import DTYPES
+from sidrec.checkpoint.piece import DTYPES, NAMES
+
+ALIGNMENT = 8  # bytes
+
+
+def header_of(tensors: Iterable[tuple[str, torch.dtype, tuple[int, ...]]]) -> bytes:
+    """What a file begins with whose tensors, name, type and shape, follow in this order."""
+    header: dict[str, object] = {}
+    end = 0
+    for name, dtype, shape in tensors:
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
 
 
 @dataclass(frozen=True)

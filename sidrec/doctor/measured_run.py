@@ -29,7 +29,7 @@ from sidrec.train.assembly import build_model, open_loader
 from sidrec.train.data import open_data
 from sidrec.train.non_finite import StepGuard
 from sidrec.train.optimizers import build_optimizer
-from sidrec.train.pipelines import KINDS
+from sidrec.train.pipelines import guarded_pipeline
 
 WARM_UP, STEPS = 5, 50
 SAID = "sidrec: "
@@ -82,7 +82,7 @@ def _train(recipe: Recipe, wanted: int, ranks: Ranks) -> tuple[list[float], int]
     sharded = build_model(recipe, data, ranks)
     optimizer = build_optimizer(sharded.model, recipe.optimizer, recipe.model.embedding_dim)
     guard = StepGuard(sharded.model, optimizer, loader.reader, recipe.train, 0, ranks)
-    pipeline = KINDS[recipe.parallel.pipeline](sharded.model, optimizer, ranks.device, guard)
+    pipeline = guarded_pipeline(recipe.parallel.pipeline, sharded.model, optimizer, ranks.device, guard)
     sharded.model.train()
     batches = agreed_batches(loader.batches(0), loader.steps, ranks)
     seconds = []

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sidrec.data.row_rules import broken_rows, check_time_order
+from sidrec.parquet_file import readable
 from sidrec.preflight.finding import Finding
 from sidrec.preflight.footers import evenly
 from sidrec.schema import HISTORY, LABEL, TIMESTAMP, ContractError, LogFile, Manifest, crc32_of, log_schema
@@ -68,17 +69,14 @@ def _groups(log: Path, manifest: Manifest, files: Sequence[LogFile], whole: bool
     columns = log_schema(manifest).names
     chosen = evenly(files, None if whole else GROUPS)
     for number, file in enumerate(chosen):
-        try:
-            with pq.ParquetFile(log / file.path) as opened:
-                groups = range(opened.num_row_groups)
-                if not whole:
-                    wanted = GROUPS // len(chosen) + (number < GROUPS % len(chosen))
-                    groups = groups[:: max(1, -(-len(groups) // wanted))]
-                for group in groups:
-                    where = f"{log / file.path}, row group {group}"
-                    yield where, opened.read_row_group(group, columns=columns).combine_chunks()
-        except (pa.ArrowException, OSError) as error:
-            raise ContractError(log / file.path, "readable rows", " ".join(str(error).split())) from None
+        with readable(log / file.path, "readable rows"), pq.ParquetFile(log / file.path) as opened:
+            groups = range(opened.num_row_groups)
+            if not whole:
+                wanted = GROUPS // len(chosen) + (number < GROUPS % len(chosen))
+                groups = groups[:: max(1, -(-len(groups) // wanted))]
+            for group in groups:
+                where = f"{log / file.path}, row group {group}"
+                yield where, opened.read_row_group(group, columns=columns).combine_chunks()
 
 
 def sample_findings(samples: dict[str, SplitSample]) -> list[Finding]:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sidrec.schema import HISTORY, ContractError, LogFile
+from sidrec.parquet_file import readable
+from sidrec.schema import HISTORY, LogFile
 
 FILES = 64
 THREADS = 8
@@ -90,10 +90,8 @@ def evenly(files: Sequence[LogFile], most: int | None) -> list[LogFile]:
 
 
 def _footer(path: Path) -> pq.FileMetaData:
-    try:
+    with readable(path, "a whole parquet file"):
         return pq.read_metadata(path)
-    except (pa.ArrowException, OSError) as error:
-        raise ContractError(path, "a whole parquet file", " ".join(str(error).split())) from None
 
 
 def _add(file: LogFile, footer: pq.FileMetaData, found: SplitFooters) -> None:

@@ -22,7 +22,7 @@ from sidrec.train.finite_state import check_state
 from sidrec.train.loss_terms import LossTerms
 from sidrec.train.non_finite import StepGuard
 from sidrec.train.optimizers import ScheduledOptimizer, schedule_factor
-from sidrec.train.pipelines import KINDS, Pipeline, SparseDistPipeline
+from sidrec.train.pipelines import Pipeline, SparseDistPipeline, guarded_pipeline
 from sidrec.train.progress import Progress
 from sidrec.train.row_ledger import RowLedger, drop_after
 from sidrec.train.run_directory import RunDirectory
@@ -175,7 +175,8 @@ class Trainer:
             first = 0
 
     def _pipeline(self) -> Pipeline:
-        return KINDS[self.recipe.parallel.pipeline](self.model, self.optimizer, self.ranks.device, self.guard)
+        kind = self.recipe.parallel.pipeline
+        return guarded_pipeline(kind, self.model, self.optimizer, self.ranks.device, self.guard)
 
     def _check_pipelined(self, pipeline: Pipeline) -> None:
         if isinstance(pipeline, SparseDistPipeline):

@@ -11,30 +11,19 @@ from sidrec.train.non_finite import StepGuard
 from sidrec.train.optimizers import ScheduledOptimizer
 
 
-class PlainPipeline(TrainPipelineBase):
+class _Guarded:
+    guard: StepGuard
+
+    def _backward(self, losses: Tensor) -> None:
+        self.guard.backward(losses)
+
+
+class PlainPipeline(_Guarded, TrainPipelineBase):
     """One batch after the other."""
 
-    def __init__(
-        self, model: DistributedModelParallel, optimizer: ScheduledOptimizer, device: torch.device, guard: StepGuard
-    ) -> None:
-        super().__init__(model, optimizer, device)
-        self._guard = guard
 
-    def _backward(self, losses: Tensor) -> None:
-        self._guard.backward(losses)
-
-
-class SparseDistPipeline(TrainPipelineSparseDist):
+class SparseDistPipeline(_Guarded, TrainPipelineSparseDist):
     """The next batch's ids travel to their ranks while this one is computed."""
-
-    def __init__(
-        self, model: DistributedModelParallel, optimizer: ScheduledOptimizer, device: torch.device, guard: StepGuard
-    ) -> None:
-        super().__init__(model, optimizer, device)
-        self._guard = guard
-
-    def _backward(self, losses: Tensor) -> None:
-        self._guard.backward(losses)
 
 
 Pipeline = PlainPipeline | SparseDistPipeline
@@ -42,3 +31,16 @@ KINDS: dict[Literal["sparse_dist", "plain"], type[PlainPipeline] | type[SparseDi
     "sparse_dist": SparseDistPipeline,
     "plain": PlainPipeline,
 }
+
+
+def guarded_pipeline(
+    kind: Literal["sparse_dist", "plain"],
+    model: DistributedModelParallel,
+    optimizer: ScheduledOptimizer,
+    device: torch.device,
+    guard: StepGuard,
+) -> Pipeline:
+    """The pipeline of that kind, whose steps `guard` runs backward."""
+    pipeline = KINDS[kind](model, optimizer, device)
+    pipeline.guard = guard
+    return pipeline

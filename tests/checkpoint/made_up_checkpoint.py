@@ -8,8 +8,9 @@ from torch import Tensor
 
 from sidrec.checkpoint.index import VERSION, CheckpointIndex, StoredFile, StoredPiece, StoredTensor, write_index
 from sidrec.checkpoint.piece import NAMES, Piece
-from sidrec.checkpoint.piece_file import file_checksum, write_piece_file
+from sidrec.checkpoint.piece_file import write_piece_file
 from sidrec.checkpoint.position import POSITION, Position, position_text
+from sidrec.schema import crc32_of
 
 HID, USER = "model/items.embedding_bags.hid.weight", "model/context.embedding_bags.user_id.weight"
 HID_SUM = "optimizer/items.embedding_bags.hid.weight/sum"
@@ -45,7 +46,7 @@ def write_checkpoint(
         stored[key] = StoredTensor(NAMES[cut[0][1].dtype], shape, tuple(pieces))
     files = {f"rank-{n}.safetensors": write_piece_file(path / f"rank-{n}.safetensors", ranks[n]) for n in range(2)}
     (path / POSITION).write_text(position_text(Position(step=7, epoch=0, epoch_step=7, catalog=catalog)))
-    files[POSITION] = StoredFile((path / POSITION).stat().st_size, file_checksum(path / POSITION))
+    files[POSITION] = StoredFile((path / POSITION).stat().st_size, crc32_of(path / POSITION))
     write_index(path, CheckpointIndex(VERSION, stored, files))
     return path
 

@@ -10,9 +10,9 @@ from safetensors import safe_open
 
 from sidrec.checkpoint.index import INDEX, read_index
 from sidrec.checkpoint.piece import CheckpointError, Piece, whole
-from sidrec.checkpoint.piece_file import file_checksum
 from sidrec.checkpoint.storage import load_pieces, save_pieces
 from sidrec.parallel.process_group import Ranks
+from sidrec.schema import crc32_of
 from tests.ranks import joined, run_on_ranks
 
 ROWS, WIDTH = 12, 6
@@ -85,7 +85,7 @@ def test_files_are_plain_safetensors_with_their_checksum(tmp_path: Path) -> None
     index = read_index(tmp_path)
     (file,) = index.files.items()
     assert (tmp_path / file[0]).stat().st_size == file[1].size
-    assert file_checksum(tmp_path / file[0]) == file[1].crc32
+    assert crc32_of(tmp_path / file[0]) == file[1].crc32
     with safe_open(tmp_path / file[0], framework="pt") as stored:
         assert torch.equal(stored.get_tensor("table@0,0"), TABLE_RD)
     assert sorted(path.name for path in tmp_path.iterdir()) == [INDEX, "rank-0.safetensors"]
