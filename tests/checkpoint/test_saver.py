@@ -25,7 +25,7 @@ from sidrec.config.checkpoint import CheckpointConfig
 from sidrec.parallel.process_group import Ranks
 from tests.ranks import joined, run_on_ranks
 
-ROWS, WIDTH = 8, 4
+ROWS, WIDTH = 8, 1 << 14  # 256 KiB for each of two ranks
 BESIDE = {"config.yaml": "name: a\n"}
 
 
@@ -127,10 +127,10 @@ def failing(rank: int, world: int, folder: Path, kind: str) -> tuple[list[str], 
 
 
 def disk_ends(rank: int, folder: Path) -> Callable[[], None]:
-    """The second rank cannot write a file of more than 10 bytes."""
+    """The second rank cannot write a file of more than 64 KiB: what ranks tell each other through files goes on."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     if rank == 1:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
@@ -164,7 +164,7 @@ FAILURES: dict[str, Callable[[int, Path], Callable[[], None]]] = {
 SENTENCES = {
     "disk ends": r"step-\d.partial.*: rank 1: File too large",
     "folder goes": r": Not a directory",
-    "no room": r": expected room for a checkpoint of 128 bytes, got 100",
+    "no room": r": expected room for a checkpoint of 524,288 bytes, got 100",
 }
 
 
