@@ -1,0 +1,93 @@
+"""Plans as engineers lay them by hand, for `sidrec bench plans` to measure beside one sharding type for all tables.
+
+    sidrec plan SUBJECT --world 2 --local-world 2 --device cpu --export base.json
+    python -m benchmarks.plan_variants base.json OUT
+    sidrec bench plans SUBJECT --plans auto,table_wise,OUT/one_rank.json,...
+
+On one machine, with tables too narrow to be cut by columns, several sharding types are the same plan; these are not.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from sidrec.plans.plan_file import PlanFile, read_plan, write_plan
+from sidrec.plans.table_layout import COLUMNS_TOGETHER, TableLayout
+
+SMALL = 10_000  # rows
+
+
+class Tables:
+    """A plan's tables, the largest first, and who gets the next one."""
+
+    def __init__(self, plan: PlanFile) -> None:
+        self.all_ranks = tuple(range(plan.world))
+        named = [(path, name, table) for path, tables in plan.tables.items() for name, table in tables.items()]
+        self.largest_first = sorted(named, key=lambda each: (-each[2].rows * each[2].width, each[:2]))
+        self.bytes_W = [0] * plan.world
+
+    def by_rows(self, table: TableLayout) -> TableLayout:
+        return replace(table, sharding_type="row_wise", compute_kernel="fused", ranks=self.all_ranks)
+
+    def replicated(self, table: TableLayout) -> TableLayout:
+        return replace(table, sharding_type="data_parallel", compute_kernel="dense", ranks=self.all_ranks)
+
+    def by_columns(self, table: TableLayout) -> TableLayout:
+        blocks = next(n for n in range(len(self.all_ranks), 0, -1) if table.width % (n * COLUMNS_TOGETHER) == 0)
+        return replace(table, sharding_type="column_wise", compute_kernel="fused", ranks=self.all_ranks[:blocks])
+
+    def whole(self, table: TableLayout, rank: int | None = None) -> TableLayout:
+        """On that rank, else on the one that holds fewest bytes of whole tables."""
+        rank = self.bytes_W.index(min(self.bytes_W)) if rank is None else rank
+        self.bytes_W[rank] += table.rows * table.width
+        return replace(table, sharding_type="table_wise", compute_kernel="fused", ranks=(rank,))
+
+
+Rule = Callable[[Tables, int, TableLayout], TableLayout]
+"""How the table is laid that so many are larger than."""
+
+VARIANTS: Mapping[str, Rule] = {
+    "one_rank": lambda tables, _, table: tables.whole(table, 0),
+    "columns_split": lambda tables, _, table: tables.by_columns(table),
+    "largest_by_rows": lambda tables, larger, table: tables.whole(table) if larger else tables.by_rows(table),
+    "half_by_rows": lambda tables, larger, table: tables.whole(table) if larger % 2 else tables.by_rows(table),
+    "small_replicated": lambda tables, _, table: (
+        tables.replicated(table) if table.rows <= SMALL else tables.whole(table)
+    ),
+    "small_replicated_rest_by_rows": lambda tables, _, table: (
+        tables.replicated(table) if table.rows <= SMALL else tables.by_rows(table)
+    ),
+}
+
+
+def variants(plan: PlanFile) -> Iterator[tuple[str, PlanFile]]:
+    """The same tables on the same ranks, laid otherwise."""
+    for name, rule in VARIANTS.items():
+        tables = Tables(plan)
+        laid: dict[str, dict[str, TableLayout]] = {path: {} for path in plan.tables}
+        for larger, (path, table_name, table) in enumerate(tables.largest_first):
+            laid[path][table_name] = rule(tables, larger, table)
+        yield name, replace(plan, tables=laid)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.plan_variants",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("plan", type=Path, help="plan file to take tables and ranks from")
+    parser.add_argument("out", type=Path, help="folder of the variants, made if need be")
+    arguments = parser.parse_args(argv)
+    plan = read_plan(arguments.plan)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    for name, variant in variants(plan):
+        write_plan(arguments.out / f"{name}.json", variant)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
