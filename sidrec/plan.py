@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -29,7 +29,7 @@ from sidrec.plans.hardware import Hardware
 from sidrec.plans.hardware_names import EXAMPLES, bytes_of, named_hardware, with_ranks
 from sidrec.plans.options import sharding_plan
 from sidrec.plans.plan_file import plan_file_of, write_plan
-from sidrec.plans.search import search
+from sidrec.plans.search import Report, search
 from sidrec.plans.tables_file import is_tables, read_tables
 from sidrec.plans.workload import Workload
 from sidrec.train.data import read_data
@@ -37,6 +37,8 @@ from sidrec.train.workload import recipe_workload
 
 SAYS_AFTER = 3.0
 """Seconds after which the search tells what it is at."""
+SAYS_EVERY = 2.0
+"""Seconds until it says so again of the same part."""
 ABOUT = """Makes a sharding plan for hardware that need not be there, says why it is as it is, and keeps it as a file
 that training and sidrec bench plans take."""
 
@@ -141,12 +143,18 @@ def _of_recipe(
     return reckoned.workload, sharders, facts
 
 
-def _teller(started: float) -> Callable[[str], None]:
-    """Says on stderr what the search is at, once it has taken a while."""
+def _teller(started: float) -> Report:
+    """Says on stderr what the search is at, once it has taken a while, and how long the rest of that part will take."""
+    began = said = started
 
-    def tell(stage: str) -> None:
-        seconds = time.monotonic() - started
-        if seconds > SAYS_AFTER:
-            print(f"{seconds:.0f} s: {stage}", file=sys.stderr, flush=True)
+    def tell(stage: str, done: int, of: int) -> None:
+        nonlocal began, said
+        now = time.monotonic()
+        began = began if done else now
+        if now - started < SAYS_AFTER or (done and now - said < SAYS_EVERY):
+            return
+        said = now
+        left = f", {done} of {of}, about {(now - began) / done * (of - done):.0f} s more" if done else ""
+        print(f"{now - started:.0f} s: {stage}{left}", file=sys.stderr, flush=True)
 
     return tell

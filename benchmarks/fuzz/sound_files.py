@@ -10,7 +10,7 @@ from benchmarks.fuzz.sound_logs import THINGS, WIDTH, data
 from sidrec.config import save
 from sidrec.config.learners import Learner, ResidualKMeansConfig, RqVaeConfig, Training
 from sidrec.config.tokenizer import TokenizerConfig
-from sidrec.plans.calibration import Calibration, Fit, save_calibration
+from sidrec.plans.calibration import VERSION, Calibration, Fit, save_calibration
 from sidrec.plans.plan_file import PlanFile, write_plan
 from sidrec.plans.table_layout import TableLayout
 from sidrec.plans.work import KINDS
@@ -70,7 +70,7 @@ def plan(folder: Path) -> None:
 
 def calibration(folder: Path) -> None:
     fits = {world: Fit(dict.fromkeys(KINDS, 0.5), 8, ["a", "b"], 0.1) for world in (2, 4)}
-    save_calibration(folder / entries.CALIBRATION, Calibration(1, "cpu", fits, {"commit": "x"}))
+    save_calibration(folder / entries.CALIBRATION, Calibration(VERSION, "cpu", fits, {"commit": "x"}))
 
 
 def bench(folder: Path) -> None:

@@ -16,7 +16,8 @@ from sidrec.plans.workload import Workload
 
 LOOKUPS = ("looked_up_ids", "looked_up_bytes", "pooled_bags", "replicated_tables")
 INPUTS = ("sent_ids", "sorted_ids")
-OUTPUTS = ("exchanged_bytes", "reduced_bytes", "replicated_bytes")
+REPLICAS = ("replicated_bytes", "uncached_replicated_bytes")
+OUTPUTS = ("exchanged_bytes", "reduced_bytes", *REPLICAS)
 
 
 class CalibratedCost:
@@ -31,7 +32,8 @@ class CalibratedCost:
     @property
     def knows_replicas(self) -> bool:
         """Where replicated tables were measured."""
-        return all(fit.milliseconds.get("replicated_bytes", 0.0) > 0 for fit in self._calibration.worlds.values())
+        fits = self._calibration.worlds.values()
+        return all(any(fit.milliseconds.get(kind, 0.0) > 0 for kind in REPLICAS) for fit in fits)
 
     def margin(self, world: int) -> float:
         """How far the fit is off between plans of one model."""

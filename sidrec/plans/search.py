@@ -1,8 +1,10 @@
 """The search for a plan: TorchRec's own, and plans of ours that must beat it to be taken."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
+from typing import TypeVar
 
 import numpy as np
 from torchrec.distributed.planner.partitioners import GreedyPerfPartitioner, MemoryBalancedPartitioner, SortBy
@@ -31,6 +33,9 @@ DEFAULT = "default"
 """Name of the plan that TorchRec's planner would take."""
 REPLICATED, GRID = ShardingType.DATA_PARALLEL.value, ShardingType.GRID_SHARD.value
 ANY = "any types"
+Report = Callable[[str, int, int], None]
+"""Is told a part of the search, and how many of its steps are done."""
+T = TypeVar("T")
 IMPROVED = 4
 """Plans, the best ones, whose tables are then moved one by one."""
 
@@ -55,42 +60,49 @@ def search(
     sharders: Sharders,
     cost: CostModel,
     forced: str | None = None,
-    report: Callable[[str], None] = lambda stage: None,
+    report: Report = lambda stage, done, of: None,
 ) -> list[Candidate]:
     """Plans that fit, the one to take and then the fastest first by `cost`, without repeats; `default` among them
     where it fits.
 
     forced: the one sharding type that tables may have. On CPU none is replicated unless that is forced or the cost
     model knows what it costs: the dense kernel is many times slower there, which TorchRec's does not know. GPUs hold
-    tables in the host's memory (UVM) only where nothing else fits. report: is told what happens next. Work is bounded
-    by counts, not by time, so that the same question has the same answer. Raises NoPlanError, ConfigError for an
-    unknown type.
+    tables in the host's memory (UVM) only where nothing else fits. report: is told what happens next, and how much of
+    that part is done. Work is bounded by counts, not by time, so that the same question has the same answer. Raises
+    NoPlanError, ConfigError for an unknown type.
     """
     room = table_room(workload, hardware, sharders)
     options: Mapping[str, Sequence[ShardingOption]] = {}
     for kernels in (FAST_KERNELS,) if hardware.device == "cpu" else (FAST_KERNELS, FAST_KERNELS + UVM_KERNELS):
-        report("1 of 5, enumerating layouts")
+        report("1 of 5, enumerating layouts", 0, 1)
         allowed = dict.fromkeys(workload.tables, offered_types(hardware, cost, forced))
         options = enumerate_options(workload, hardware, sharders, allowed, kernels)
-        report("2 of 5, TorchRec's own search")
-        found = list(_torchrecs(options, workload, hardware, sharders, cost))
-        report("3 of 5, rating every layout of every table")
-        pieces = {name: [piece(option, cost, workload, hardware) for option in each] for name, each in options.items()}
+        found = list(_torchrecs(options, workload, hardware, sharders, cost, report))
+        pieces = {
+            name: [piece(option, cost, workload, hardware) for option in options[name]]
+            for name in _told(report, "3 of 5, rating every layout of every table", list(options))
+        }
         empty = Board.empty(hardware, room)
-        report("4 of 5, placing tables, by every set of sharding types")
-        boards = {**{plan.name: _board(plan, pieces, empty) for plan in found}, **_filled(pieces, empty)}
+        boards = {**{plan.name: _board(plan, pieces, empty) for plan in found}, **_filled(pieces, empty, report)}
         found += [
             _candidate(name, board, workload, hardware, cost)
             for name, board in boards.items()
             if name not in {plan.name for plan in found}
         ]
-        report("5 of 5, moving tables one by one")
-        for name, board in sorted(boards.items(), key=lambda named: float(named[1].load_W.max()))[:IMPROVED]:
+        fastest = sorted(boards.items(), key=lambda named: float(named[1].load_W.max()))[:IMPROVED]
+        for name, board in _told(report, "5 of 5, moving tables one by one", fastest):
             move_tables(board, pieces)
             found.append(_candidate(f"{name}, moved", board, workload, hardware, cost))
         if found:
             return _ranked(found, cost.margin(hardware.world))
     raise NoPlanError(shortfall(options, room, workload, hardware, sharders))
+
+
+def _told(report: Report, stage: str, steps: Sequence[T]) -> Iterator[T]:
+    """The steps of a part of the search, each told before it is taken."""
+    for done, step in enumerate(steps):
+        report(stage, done, len(steps))
+        yield step
 
 
 def offered_types(hardware: Hardware, cost: CostModel, forced: str | None) -> tuple[str, ...]:
@@ -107,14 +119,15 @@ def _torchrecs(
     hardware: Hardware,
     sharders: Sharders,
     cost: CostModel,
+    report: Report,
 ) -> Iterable[Candidate]:
     everything = [option for found in options.values() for option in found]
     forced = len({option.sharding_type for option in everything}) == 1
     its_own = everything if forced else [option for option in everything if _torchrec_offers(option)]
-    runs = [
-        (DEFAULT, torchrec_plan(its_own, workload, hardware, sharders)),
+    runs: list[tuple[str, Callable[[], tuple[list[ShardingOption] | None, bool]]]] = [
+        (DEFAULT, lambda: torchrec_plan(its_own, workload, hardware, sharders)),
         *(
-            (name, torchrec_plan(everything, workload, hardware, sharders, cost, partitioner, work))
+            (name, partial(torchrec_plan, everything, workload, hardware, sharders, cost, partitioner, work))
             for name, partitioner, work in (
                 ("largest first", GreedyPerfPartitioner(sort_by=SortBy.PERF), WORK // 4),
                 ("memory balanced", MemoryBalancedPartitioner(), WORK // 40),  # partitions ten times
@@ -122,7 +135,8 @@ def _torchrecs(
         ),
     ]
     order = list(workload.tables)
-    for name, (plan, cut) in runs:
+    for name, run in _told(report, "2 of 5, TorchRec's own search", runs):
+        plan, cut = run()
         if plan is not None:
             in_order = sorted(plan, key=lambda option: order.index(option.name))
             yield Candidate(name, in_order, cost.rate(in_order, workload, hardware), cut)
@@ -136,10 +150,10 @@ def _torchrec_offers(option: ShardingOption) -> bool:
     return not (narrow and len(option.shards) > 1)
 
 
-def _filled(pieces: Pieces, empty: Board) -> dict[str, Board]:
+def _filled(pieces: Pieces, empty: Board, report: Report) -> dict[str, Board]:
     """Ranks filled with tables of every set of types that fits them; where none does, by bytes alone."""
     boards = {}
-    for types in _sets_of_types(pieces):
+    for types in _told(report, "4 of 5, placing tables, by every set of sharding types", _sets_of_types(pieces)):
         some = {name: [each for each in found if each.option.sharding_type in types] for name, found in pieces.items()}
         board = fill(some, empty.copy())
         if board is not None:

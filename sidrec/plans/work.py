@@ -23,6 +23,7 @@ KINDS = (
     "looked_up_bytes",  # of their rows
     "replicated_tables",  # tables of which every rank has a copy
     "replicated_bytes",  # of these tables: their gradient is dense, summed over ranks, and applied to all rows
+    "uncached_replicated_bytes",  # of these, what is beyond CACHED over all tables
     "pooled_bags",  # bags that a rank pools, for all ranks' rows
     "sent_ids",  # ids sent to the ranks that look them up
     "sorted_ids",  # of these, ids sorted into ranges of rows first
@@ -30,11 +31,16 @@ KINDS = (
     "reduced_bytes",  # pooled embeddings sent as partial sums, and their gradients back
     "exchanges",  # rounds of collectives of collections sharded by table or column: one per sharding type
     "reductions",  # the same, by row
+    "host_exchanges",  # the same, of types that keep a table within a machine: between machines, after their reduction
     "replications",  # the same, replicated
     "multiplications",  # of the dense layers
     "steps",  # 1: what a step costs at all
 )
 """Kinds of work, each counted per rank and step."""
+CACHED = 4 << 20
+"""Bytes of replicated tables that a CPU's cache keeps from step to step, beside their gradient, what ranks exchange of
+it and the optimizer's state: an eighth of a last cache of 32 MiB that two ranks share. Measured to lie between 3 MiB,
+which cost next to nothing, and 66 MiB."""
 NO_PLANS = ("multiplications", "steps")
 """Kinds that are the same under every plan of a workload."""
 
@@ -74,13 +80,14 @@ def placed_tables(options: Sequence[ShardingOption]) -> list[PlacedTable]:
 
 
 def table_work(table: PlacedTable, load: TableLoad, world: int) -> np.ndarray:
-    """float64 [W, K]: what one table makes each rank do, without what its collection's collectives cost at all."""
+    """float64 [W, K]: what one table makes each rank do, without what it does together with others (`joint_work`)."""
     work_WK = np.zeros((world, len(KINDS)))
     ids, bags = load.bags * sum(load.ids_per_bag), load.bags * len(load.ids_per_bag)
     if table.sharding_type == REPLICATED:
-        columns = table.shards[0].columns
+        copied = table.rows * table.shards[0].columns * FLOAT
         work_WK[:, KINDS.index("replicated_tables")] = 1  # how many ids are looked up there was found not to matter
-        work_WK[:, KINDS.index("replicated_bytes")] = table.rows * columns * FLOAT
+        work_WK[:, KINDS.index("replicated_bytes")] = copied
+        work_WK[:, KINDS.index("uncached_replicated_bytes")] = max(0, copied - CACHED)
         return work_WK
     by_row = table.sharding_type in ROW_TYPES
     elsewhere = (world - 1) / world
@@ -103,23 +110,29 @@ def table_work(table: PlacedTable, load: TableLoad, world: int) -> np.ndarray:
     return work_WK
 
 
-def collective_work(tables: Sequence[PlacedTable], world: int) -> np.ndarray:
-    """float64 [W, K]: rounds of collectives, one per collection and sharding type, whatever is in them."""
+def joint_work(tables: Sequence[PlacedTable], world: int) -> np.ndarray:
+    """float64 [W, K]: what tables make each rank do together, beyond what each does alone.
+
+    Rounds of collectives, one per collection and sharding type, whatever is in them; and copies that the cache would
+    hold of any one table, but not of all.
+    """
     work_WK = np.zeros((world, len(KINDS)))
     for _, sharding_type in {(table.collection, table.sharding_type) for table in tables}:
         if sharding_type == REPLICATED:
             kind = "replications"
         else:
             kind = "reductions" if sharding_type in ROW_TYPES else "exchanges"
-        # Types that keep a table within a machine reduce there first and then exchange between machines.
-        for each in {kind, "exchanges"} if sharding_type in HOST_TYPES else {kind}:
+        for each in (kind, "host_exchanges") if sharding_type in HOST_TYPES else (kind,):
             work_WK[:, KINDS.index(each)] += 1
+    copied = [table.rows * table.shards[0].columns * FLOAT for table in tables if table.sharding_type == REPLICATED]
+    alone = sum(max(0, each - CACHED) for each in copied)
+    work_WK[:, KINDS.index("uncached_replicated_bytes")] = max(0, sum(copied) - CACHED) - alone
     return work_WK
 
 
 def plan_work(tables: Sequence[PlacedTable], workload: Workload, world: int) -> np.ndarray:
     """float64 [W, K]: everything that a plan makes each rank do in a step."""
-    work_WK = collective_work(tables, world)
+    work_WK = joint_work(tables, world)
     for table in tables:
         work_WK += table_work(table, workload.loads[table.table], world)
     work_WK[:, KINDS.index("multiplications")] += workload.rows_per_rank * workload.dense_parameters

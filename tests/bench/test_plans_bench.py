@@ -17,7 +17,7 @@ from sidrec.bench.table import bench_table
 from sidrec.bench.tables_subject import tables_subject
 from sidrec.bench.trial import Amounts
 from sidrec.parallel.process_group import Ranks
-from sidrec.plans.calibration import Calibration, Fit, save_calibration
+from sidrec.plans.calibration import VERSION, Calibration, Fit, save_calibration
 from sidrec.plans.tables_file import TablesFile, TableSpec
 from sidrec.plans.work import KINDS
 from tests.bench.subjects import small_subject
@@ -81,7 +81,7 @@ def bench_by_calibration(rank: int, world: int, folder: Path) -> BenchResult | s
     ranks = joined(rank, world)
     subject, file = small_subject(folder, ranks), folder / "calibration.json"
     if ranks.first:
-        save_calibration(file, Calibration(1, "cpu", {2: Fit({"exchanges": 9.0, "reductions": 1.0}, 1, ["m"], 0.0)}))
+        save_calibration(file, Calibration(VERSION, "cpu", {2: Fit({"exchanges": 9.0, "reductions": 1.0}, 1, ["m"], 0.0)}))
     ranks.control.barrier().wait()
     return bench_plans(subject, ("auto", "torchrec", "table_wise"), ONCE, 1, folder, ranks, file)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sidrec.plans.calibrated_cost import CalibratedCost
-from sidrec.plans.calibration import Calibration, Fit
+from sidrec.plans.calibration import VERSION, Calibration, Fit
 from sidrec.plans.cost import TorchRecCost
 from sidrec.plans.search import search
 from sidrec.plans.work import KINDS, placed_tables, plan_work
@@ -14,7 +14,7 @@ TABLES = {"long": (5000, 16), "short": (40, 16), "wide": (300, 32)}
 
 
 def _calibrated(spread: float = 0.0, **milliseconds: float) -> CalibratedCost:
-    return CalibratedCost(Calibration(1, "cpu", {2: Fit(milliseconds, 1, ["m"], 0.0, spread)}))
+    return CalibratedCost(Calibration(VERSION, "cpu", {2: Fit(milliseconds, 1, ["m"], 0.0, spread)}))
 
 
 def test_a_plan_costs_what_its_work_does() -> None:
@@ -33,7 +33,7 @@ def test_a_plan_costs_what_its_work_does() -> None:
 
 def test_where_nothing_but_rounds_of_collectives_cost_a_plan_of_one_type_is_taken() -> None:
     load, there = workload(TABLES), hardware()
-    best = search(load, there, sharders(), _calibrated(exchanges=5.0, reductions=1.0))[0]
+    best = search(load, there, sharders(), _calibrated(exchanges=5.0, reductions=1.0, host_exchanges=1.0))[0]
     assert {option.sharding_type for option in best.options} == {"row_wise"}
     assert best.cost.step == 1.0
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sidrec.config import ConfigError
-from sidrec.plans.calibration import Calibration, Fit, Sample, fit, load_calibration, save_calibration
+from sidrec.plans.calibration import VERSION, Calibration, Fit, Sample, fit, load_calibration, save_calibration
 from sidrec.plans.work import KINDS
 
 COSTS = {"looked_up_ids": 2e-4, "exchanged_bytes": 5e-6, "exchanges": 1.5, "multiplications": 1e-8, "steps": 4.0}
@@ -66,12 +66,12 @@ def test_work_that_was_never_done_costs_nothing() -> None:
 
 def test_a_world_that_was_not_measured_is_predicted_by_the_nearest() -> None:
     two = fit(_samples(10, 0.0))
-    calibration = Calibration(1, "cpu", {2: two, 8: replace(two, samples=99)})
+    calibration = Calibration(VERSION, "cpu", {2: two, 8: replace(two, samples=99)})
     assert [calibration.fit_for(world).samples for world in (1, 2, 3, 8, 64)] == [10, 10, 10, 99, 99]
 
 
 def test_the_file_reads_back_equal(tmp_path: Path) -> None:
-    calibration = Calibration(1, "cpu", {2: fit(_samples(10, 0.0))}, {"commit": "abc"})
+    calibration = Calibration(VERSION, "cpu", {2: fit(_samples(10, 0.0))}, {"commit": "abc"})
     path = tmp_path / "calibration.json"
     save_calibration(path, calibration)
     assert load_calibration(path, "cpu") == calibration
@@ -81,10 +81,10 @@ def test_the_file_reads_back_equal(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("{", "expected valid JSON"),
-        ('{"version": 7}', "expected a calibration of version 1, got 7"),
-        ('{"version": 1, "device": "cpu"}', "worlds: Field required"),
-        ('{"version": 1, "device": "cuda", "worlds": {}}', "expected a calibration of cpu, got one of cuda"),
-        ('{"version": 1, "device": "cpu", "worlds": {}}', "at least one world, got none"),
+        ('{"version": 7}', "expected a calibration of version 2, got 7"),
+        ('{"version": 2, "device": "cpu"}', "worlds: Field required"),
+        ('{"version": 2, "device": "cuda", "worlds": {}}', "expected a calibration of cpu, got one of cuda"),
+        ('{"version": 2, "device": "cpu", "worlds": {}}', "at least one world, got none"),
     ],
 )
 def test_what_is_no_calibration_is_refused(tmp_path: Path, text: str, said: str) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sidrec.plans.work import KINDS, PlacedShard, PlacedTable, collective_work, table_work, work_by_kind
+from sidrec.plans.work import CACHED, KINDS, PlacedShard, PlacedTable, joint_work, table_work, work_by_kind
 from sidrec.plans.workload import TableLoad
 
 LOAD = TableLoad(bags=10, ids_per_bag=(3.0, 1.0))
@@ -69,10 +69,28 @@ def test_collectives_are_counted_once_per_collection_and_type() -> None:
         PlacedTable("items", "d", 8, "table_row_wise", (shard,)),
         PlacedTable("items", "e", 8, "data_parallel", (shard,)),
     ]
-    counted = work_by_kind(collective_work(tables, 2)[1])
+    counted = work_by_kind(joint_work(tables, 2)[1])
     assert {kind: amount for kind, amount in counted.items() if amount} == {
-        "exchanges": 3.0,
+        "exchanges": 2.0,
         "reductions": 1.0,
+        "host_exchanges": 1.0,
         "replications": 1.0,
     }
-    assert collective_work(tables, 2).shape == (2, len(KINDS))
+    assert joint_work(tables, 2).shape == (2, len(KINDS))
+
+
+def test_copies_beyond_the_cache_are_counted_over_all_tables() -> None:
+    """Two tables of three quarters of the cache do not fit together; one of twice the cache does not fit alone."""
+
+    def copy(name: str, cached: float) -> PlacedTable:
+        rows = int(cached * CACHED) // 16
+        return PlacedTable("items", name, rows, "data_parallel", (PlacedShard(0, 0, rows, 4),))
+
+    def uncached(*tables: PlacedTable) -> float:
+        work_WK = joint_work(tables, 2) + sum(table_work(table, LOAD, 2) for table in tables)
+        return work_by_kind(work_WK[1])["uncached_replicated_bytes"] / CACHED
+
+    assert uncached(copy("a", 0.75)) == 0.0
+    assert uncached(copy("a", 0.75), copy("b", 0.75)) == 0.5
+    assert uncached(copy("a", 2.0), copy("b", 0.75)) == 1.75
+    assert work_by_kind(table_work(copy("a", 2.0), LOAD, 2)[0])["uncached_replicated_bytes"] == CACHED
