@@ -115,7 +115,7 @@ def explain(
         ranks=_ranks(best, room, hardware),
         candidates={each.name: each.cost.step for each in candidates},
         search_cut=default.cut,
-        remarks=remarks(best.options, workload, hardware),
+        remarks=remarks(best.options, workload, hardware, cost.knows_replicas),
     )
 
 

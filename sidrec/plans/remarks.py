@@ -15,9 +15,11 @@ SAID = 6
 """Tables that a sentence names, the telling ones first."""
 
 
-def remarks(options: Sequence[ShardingOption], workload: Workload, hardware: Hardware) -> list[str]:
-    """Sentences on placed options, the telling ones first."""
-    return [*_crowded(options, workload), *_small(options, workload, hardware)]
+def remarks(
+    options: Sequence[ShardingOption], workload: Workload, hardware: Hardware, knows_replicas: bool
+) -> list[str]:
+    """Sentences on placed options, the telling ones first. knows_replicas: as the cost model says."""
+    return [*_crowded(options, workload), *_small(options, workload, hardware, knows_replicas)]
 
 
 def _crowded(options: Sequence[ShardingOption], workload: Workload) -> list[str]:
@@ -44,7 +46,9 @@ def row_shares(option: ShardingOption, load: TableLoad) -> list[float]:
     return [] if None in shares else [share for share in shares if share is not None]
 
 
-def _small(options: Sequence[ShardingOption], workload: Workload, hardware: Hardware) -> list[str]:
+def _small(
+    options: Sequence[ShardingOption], workload: Workload, hardware: Hardware, knows_replicas: bool
+) -> list[str]:
     """Replicas exchange a gradient as large as the table; shards exchange embeddings and their gradients per bag."""
     found = []
     for option in options:
@@ -61,6 +65,7 @@ def _small(options: Sequence[ShardingOption], workload: Workload, hardware: Hard
     more = f" and {len(found) - SAID} more" if found[SAID:] else ""
     if not found:
         return []
-    slow = "left out all the same: on CPU the dense kernel that replicas need is several times slower"
-    verdict = slow if hardware.device == "cpu" else "what the cost model expects of that stands under DP"
+    unknown = "left out all the same: only a calibration knows what replicas cost on CPU, large ones many times as much"
+    known = knows_replicas or hardware.device != "cpu"
+    verdict = "what the cost model expects of that stands under DP" if known else unknown
     return [f"smaller than what is exchanged for them, so that replicas would send less: {names}{more}; {verdict}"]

@@ -76,12 +76,14 @@ def test_remarks_name_crowded_shards_and_tables_smaller_than_their_exchange():
     load, there = Workload("x", Tables(shapes), loads, 512), hardware(2)
     options = enumerate_options(load, there, sharders(), dict.fromkeys(shapes, ("row_wise",)))
     plan = [placed(found[0], [0, 1]) for found in options.values()]
-    crowded, small = remarks(plan, load, there)
+    crowded, small = remarks(plan, load, there, knows_replicas=False)
     share = ZipfLaw(100_000, 1.05).share(0, 50_000)
     assert f"item (row_wise: {share:.0%}, {2 * share:.1f} times an even share)" in crowded
     assert "code (0.5 kB, for which a rank sends 33 kB" in small  # 8 rows, 512 bags, of 16 floats
     assert "item (" not in small
-    assert remarks(plan[:1], load, hardware(1)) == remarks(plan[:1], load, there)
+    assert small.endswith("only a calibration knows what replicas cost on CPU, large ones many times as much")
+    assert remarks(plan, load, there, knows_replicas=True)[1].endswith("stands under DP")
+    assert remarks(plan[:1], load, hardware(1), False) == remarks(plan[:1], load, there, False)
 
 
 def test_the_command_prints_narrow_text_and_json_and_exports_a_plan_that_fits(three, tmp_path, capsys):
