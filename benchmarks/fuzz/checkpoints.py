@@ -9,6 +9,7 @@ from torch import distributed as dist
 
 from benchmarks.fuzz import entries
 from sidrec.checkpoint.folder import chosen
+from sidrec.checkpoint.index import read_index
 from sidrec.checkpoint.piece import Piece, whole
 from sidrec.checkpoint.position import Best, Position, read_position
 from sidrec.checkpoint.storage import load_pieces
@@ -68,7 +69,7 @@ def unchecked(folder: Path) -> None:
 
 def _read(path: Path, ranks: Ranks) -> None:
     read_position(path)
-    load_pieces(path, pieces(), ranks.control)
+    load_pieces(path, read_index(path), pieces(), ranks.control)
 
 
 def tables(folder: Path) -> None:

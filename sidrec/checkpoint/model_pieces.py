@@ -73,14 +73,14 @@ def load_model(path: Path, model: DistributedModelParallel, optimizer: KeyedOpti
         pieces += row_sums.pieces
         if ranks.first:
             row_sums.say()
-    load_pieces(path, [*pieces, *memory], ranks.control)
+    load_pieces(path, index, [*pieces, *memory], ranks.control)
     if row_sums is not None:
         row_sums.convert()
     resume_slots(model, memory)
-    _forget_cached_rows(model)
+    forget_cached_rows(model)
 
 
-def _forget_cached_rows(model: nn.Module) -> None:
+def forget_cached_rows(model: nn.Module) -> None:
     """Rows that FBGEMM keeps in a cache, where a plan gives it one, are those of before."""
     for module in model.modules():
         if isinstance(module, ShardedEmbeddingBagCollection):

@@ -9,7 +9,7 @@ from torchrec.distributed import DistributedModelParallel
 from torchrec.optim.keyed import KeyedOptimizer
 
 from sidrec.checkpoint.index import CheckpointIndex
-from sidrec.checkpoint.model_pieces import pieces_of
+from sidrec.checkpoint.model_pieces import forget_cached_rows, pieces_of
 from sidrec.checkpoint.optimizer_pieces import make_states, optimizer_pieces
 from sidrec.checkpoint.piece import Piece
 from sidrec.checkpoint.row_sums import RowSums
@@ -42,9 +42,10 @@ def take_over(
         pieces += row_sums.pieces
         if ranks.first:
             row_sums.say()
-    load_pieces(found.path, pieces, ranks.control)
+    load_pieces(found.path, index, pieces, ranks.control)
     if row_sums is not None:
         row_sums.convert()
+    forget_cached_rows(model)
 
 
 def is_of(name: str, tables: Collection[str]) -> bool:

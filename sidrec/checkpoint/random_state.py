@@ -26,10 +26,11 @@ def resume_random(path: Path, step: int, seed: int, ranks: Ranks) -> None:
     Raises CheckpointError as `load_pieces` does.
     """
     pieces = random_pieces(ranks)
-    stored = {key for key in together(ranks, lambda: read_index(path)).tensors if "/random/" in key}
+    index = together(ranks, lambda: read_index(path))
+    stored = {key for key in index.tensors if "/random/" in key}
     states = {piece.key.rsplit("/", 1)[1]: piece.values for piece in pieces}
     if stored == {f"{RANKS}/{rank}/random/{name}" for rank in range(ranks.world) for name in states}:
-        load_pieces(path, pieces, ranks.control)
+        load_pieces(path, index, pieces, ranks.control)
         _restore(states, ranks.device)
     else:
         _draw(seed, step, ranks.rank)

@@ -20,15 +20,7 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from sidrec.checkpoint.index import (
-    VERSION,
-    CheckpointIndex,
-    StoredFile,
-    StoredPiece,
-    StoredTensor,
-    read_index,
-    write_index,
-)
+from sidrec.checkpoint.index import VERSION, CheckpointIndex, StoredFile, StoredPiece, StoredTensor, write_index
 from sidrec.checkpoint.piece import NAMES, CheckpointError, Piece, piece_name
 from sidrec.checkpoint.piece_file import write_piece_file
 from sidrec.checkpoint.planner import PieceLoadPlanner, PieceSavePlanner
@@ -50,12 +42,11 @@ def save_pieces(path: Path, pieces: Sequence[Piece], rank: int, group: dist.Proc
         )
 
 
-def load_pieces(path: Path, pieces: Sequence[Piece], group: dist.ProcessGroup) -> None:
-    """Fills the pieces from the checkpoint in `path`, whoever wrote it.
+def load_pieces(path: Path, index: CheckpointIndex, pieces: Sequence[Piece], group: dist.ProcessGroup) -> None:
+    """Fills the pieces from the checkpoint in `path`, whose index is given, whoever wrote it.
 
     Every rank of the group calls it. Raises, on every rank, CheckpointError for what the checkpoint does not hold.
     """
-    index = read_index(path)
     state = {piece.name: piece for piece in pieces}
     with _one_sentence(path):
         dcp.load(

@@ -16,6 +16,7 @@ import torch
 
 from sidrec.checkpoint import writer
 from sidrec.checkpoint.folder import checkpoints, fault_of
+from sidrec.checkpoint.index import read_index
 from sidrec.checkpoint.piece import CheckpointError, Piece
 from sidrec.checkpoint.position import Best, Position, read_best, read_position
 from sidrec.checkpoint.saver import Saver
@@ -41,7 +42,7 @@ def at(step: int, best: Best | None = None) -> Position:
 
 def loaded(path: Path, ranks: Ranks) -> torch.Tensor:
     values_RD = torch.zeros(ROWS, WIDTH)
-    load_pieces(path, [Piece("table", (ROWS, WIDTH), (0, 0), values_RD)], ranks.control)
+    load_pieces(path, read_index(path), [Piece("table", (ROWS, WIDTH), (0, 0), values_RD)], ranks.control)
     return values_RD
 
 

@@ -66,7 +66,7 @@ def read(rank: int, world: int, path: Path, cut: str) -> None:
     others = small(0, ranks.first)
     for piece in others:
         piece.values.zero_()
-    load_pieces(path, tables + others, ranks.control)
+    load_pieces(path, read_index(path), tables + others, ranks.control)
     for piece in tables:
         assert torch.equal(piece.values, CUTS[cut](ranks, TABLE_RD)[0].values)
     for piece, expected in zip(others, small(0, owned=True), strict=True):
@@ -94,7 +94,7 @@ def test_files_are_plain_safetensors_with_their_checksum(tmp_path: Path) -> None
 def refuse(rank: int, world: int, path: Path, sentence: str) -> None:
     ranks = joined(rank, world)
     with pytest.raises(CheckpointError) as refused:
-        load_pieces(path, by_rows(ranks, torch.zeros(ROWS, WIDTH)), ranks.control)
+        load_pieces(path, read_index(path), by_rows(ranks, torch.zeros(ROWS, WIDTH)), ranks.control)
     assert sentence in str(refused.value)
 
 
