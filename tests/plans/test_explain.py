@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sidrec.plan import main
+from sidrec.plan import _teller, main
 from sidrec.plans.cost import TorchRecCost
 from sidrec.plans.explain import explain
 from sidrec.plans.explain_text import rank_ranges
@@ -124,6 +124,15 @@ def test_what_the_command_refuses(three, flags, sentence):
 def test_nothing_is_planned_where_the_export_could_not_be_written(three):
     with pytest.raises(ValueError, match="--export: expected a folder that can be written"):
         main([str(three), "--export", str(three / "plan.json")])  # a file is no folder
+
+
+def test_a_search_that_takes_long_says_what_is_left(capsys, monkeypatch):
+    seconds = iter([1.0, 4.0, 5.0, 7.0, 12.0])
+    monkeypatch.setattr("sidrec.plan.time.monotonic", lambda: next(seconds))
+    tell = _teller(started=0.0)
+    for part, done, of in (("first", 0, 1), ("second", 0, 4), ("second", 1, 4), ("second", 2, 4), ("third", 0, 2)):
+        tell(part, done, of)
+    assert capsys.readouterr().err.splitlines() == ["4 s: second", "7 s: second, 2 of 4, about 3 s more", "12 s: third"]
 
 
 def test_ranks_are_written_as_ranges():

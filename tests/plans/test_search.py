@@ -57,6 +57,19 @@ def test_the_best_plan_is_never_behind_torchrecs_default_and_fits(seed, world, l
         assert (used <= (room.hbm, room.ddr)).all()
 
 
+def test_every_part_of_the_search_says_how_much_of_it_is_done():
+    parts = {}
+    search(
+        workload(random_shapes(0)),
+        hardware(2, 2, "cpu"),
+        sharders(None),
+        COST,
+        report=lambda part, done, of: parts.setdefault((part, of), []).append(done),
+    )
+    assert [part[:6] for part, _ in parts] == [f"{number} of 5" for number in range(1, 6)]
+    assert all(told == list(range(of)) for (_, of), told in parts.items())
+
+
 def test_torchrecs_default_is_beaten_on_64_gpus():
     load, there, optimizer = tables_of(BEATEN, 64), named_hardware("8x8a100"), RowwiseAdagradTables()
     found = plans(load, there, optimizer=optimizer)
