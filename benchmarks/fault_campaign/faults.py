@@ -37,6 +37,8 @@ class Moment(StrEnum):
 
 TOLD = (Kind.TERM_LAUNCHER, Kind.TERM_RANK)
 """Kinds that leave time for a last checkpoint."""
+ENDS = (Kind.KILL_LAUNCHER, Kind.TERM_LAUNCHER, Kind.KILL_ALL)
+"""Kinds after which nobody starts the ranks again."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from benchmarks.fault_campaign.damage import damage
-from benchmarks.fault_campaign.faults import TOLD, Fault, Strike, aim, strike
+from benchmarks.fault_campaign.faults import ENDS, TOLD, Fault, Strike, aim, strike
 from benchmarks.fault_campaign.job import HungError, Job, Start
 from benchmarks.fault_campaign.verdict import ACROSS_WORLDS, EXACT, Difference, compare
 from sidrec.config import Recipe, save
@@ -107,7 +107,7 @@ class Victim:
         job = Job(self._path, world, self._draw.choice(self._restarts), self.log, mark)
         before, self._last = self._last, None
         try:
-            struck = self._strike(job, world)
+            self._strike(job, world)
             status = job.end(TO_THE_END)
             self._note_leaving(job)
             if left := job.left_over(TO_BE_GONE):
@@ -117,7 +117,7 @@ class Victim:
                 self._linked.append((before, job.starts[0]))
             if job.processes():
                 job.kill()
-        if status and (job.start or not struck):
+        if status and self._last is None:
             raise FailedError(f"a job on {world} ranks ended with status {status}, and nobody had struck it")
         return status == 0
 
@@ -128,9 +128,8 @@ class Victim:
             if self._last.kind in TOLD and self._last.gone > GRACE:
                 self.outcome.complaints.append(f"{self._last.kind}: not gone within {GRACE:.0f} s")
 
-    def _strike(self, job: Job, world: int) -> bool:
-        """Deals faults until the job ends or there are no more; whether one was dealt."""
-        struck = False
+    def _strike(self, job: Job, world: int) -> None:
+        """Deals faults until the job ends or there are no more."""
         while self._faults and time.monotonic() < self._deadline:
             if not aim(job, self._faults[0], self._recipe.run, self._reference.steps):
                 break
@@ -138,13 +137,13 @@ class Victim:
             del self._faults[0]
             if dealt is None:
                 continue
-            struck, self._last = True, dealt
+            self._last = dealt
             self.outcome.strikes.append(dealt)
-            if not job.wait_for(lambda: job.start is not None, TO_THE_END):
+            # Ranks may still say that they start when nobody is left to start them again.
+            if dealt.kind in ENDS or not job.wait_for(lambda: job.start is not None, TO_THE_END):
                 break
             dealt.restarted, self._last = True, None
             self._linked.append((dealt, job.starts[-1]))
-        return struck
 
 
 def make_reference(recipe: Recipe, world: int) -> Reference:
