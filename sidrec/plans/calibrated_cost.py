@@ -14,10 +14,10 @@ from sidrec.plans.hardware import Hardware
 from sidrec.plans.work import KINDS, placed_tables, plan_work, table_work
 from sidrec.plans.workload import Workload
 
-LOOKUPS = ("looked_up_ids", "looked_up_bytes", "pooled_bags", "replicated_tables")
+LOOKUPS = ("looked_up_ids", "looked_up_bytes", "pooled_bags")
 INPUTS = ("sent_ids", "sorted_ids")
-REPLICAS = ("replicated_bytes", "uncached_replicated_bytes")
-OUTPUTS = ("exchanged_bytes", "reduced_bytes", *REPLICAS)
+REPLICAS = "uncached_replicated_bytes"
+OUTPUTS = ("exchanged_bytes", "reduced_bytes", REPLICAS)
 
 
 class CalibratedCost:
@@ -31,9 +31,8 @@ class CalibratedCost:
 
     @property
     def knows_replicas(self) -> bool:
-        """Where replicated tables were measured."""
-        fits = self._calibration.worlds.values()
-        return all(any(fit.milliseconds.get(kind, 0.0) > 0 for kind in REPLICAS) for fit in fits)
+        """Where replicated tables beyond what a cache holds were measured."""
+        return all(fit.milliseconds.get(REPLICAS, 0.0) > 0 for fit in self._calibration.worlds.values())
 
     def margin(self, world: int) -> float:
         """How far the fit is off between plans of one model."""

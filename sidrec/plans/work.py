@@ -21,9 +21,8 @@ REPLICATED = ShardingType.DATA_PARALLEL.value
 KINDS = (
     "looked_up_ids",  # ids that FBGEMM's fused kernels look up
     "looked_up_bytes",  # of their rows
-    "replicated_tables",  # tables of which every rank has a copy
-    "replicated_bytes",  # of these tables: their gradient is dense, summed over ranks, and applied to all rows
-    "uncached_replicated_bytes",  # of these, what is beyond CACHED over all tables
+    "uncached_replicated_bytes",  # of tables of which every rank has a copy, what is beyond CACHED over all of them:
+    # their gradient is dense, summed over ranks, and applied to all rows
     "pooled_bags",  # bags that a rank pools, for all ranks' rows
     "sent_ids",  # ids sent to the ranks that look them up
     "sorted_ids",  # of these, ids sorted into ranges of rows first
@@ -85,8 +84,7 @@ def table_work(table: PlacedTable, load: TableLoad, world: int) -> np.ndarray:
     ids, bags = load.bags * sum(load.ids_per_bag), load.bags * len(load.ids_per_bag)
     if table.sharding_type == REPLICATED:
         copied = table.rows * table.shards[0].columns * FLOAT
-        work_WK[:, KINDS.index("replicated_tables")] = 1  # how many ids are looked up there was found not to matter
-        work_WK[:, KINDS.index("replicated_bytes")] = copied
+        # How many tables these are and how many ids are looked up there was found not to matter.
         work_WK[:, KINDS.index("uncached_replicated_bytes")] = max(0, copied - CACHED)
         return work_WK
     by_row = table.sharding_type in ROW_TYPES

@@ -61,7 +61,7 @@ def test_dense_layers_that_take_long_say_nothing_about_plans() -> None:
 
 
 def test_work_that_was_never_done_costs_nothing() -> None:
-    assert fit(_samples(20, noise=0.0)).milliseconds["replicated_bytes"] == 0.0
+    assert fit(_samples(20, noise=0.0)).milliseconds["uncached_replicated_bytes"] == 0.0
 
 
 def test_a_world_that_was_not_measured_is_predicted_by_the_nearest() -> None:

@@ -50,9 +50,9 @@ def test_row_wise_shares_ids_by_the_frequency_of_their_rows() -> None:
     assert [rank["looked_up_ids"] for rank in skewed] == pytest.approx([64.0, 16.0])
 
 
-def test_a_replicated_table_costs_all_its_bytes_on_every_rank() -> None:
+def test_a_small_replicated_table_costs_nothing_but_its_round_of_collectives() -> None:
     table = _placed("data_parallel", PlacedShard(0, 0, 8, 4), PlacedShard(1, 0, 8, 4))
-    assert _work(table) == [{"replicated_tables": 1.0, "replicated_bytes": 128.0}] * 2
+    assert _work(table) == [{}] * 2
 
 
 def test_nothing_is_sent_in_a_world_of_one() -> None:
