@@ -52,8 +52,8 @@ def remove_left_over(folder: Path) -> None:
 def bytes_written(folder: Path) -> int:
     """Size of what is being written, so far, by all ranks."""
     sizes = 0
-    for path in folder.glob(f"step-*{PARTIAL}/*"):
-        with contextlib.suppress(OSError):  # finished meanwhile
+    with contextlib.suppress(OSError):  # finished meanwhile: a folder or a file can be gone once it is listed
+        for path in folder.glob(f"step-*{PARTIAL}/*"):
             sizes += path.stat().st_size
     return sizes
 

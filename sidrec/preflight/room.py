@@ -1,5 +1,7 @@
 """What there is: memory, /dev/shm and disk, as far as this process may use them."""
 
+import contextlib
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,10 +40,9 @@ def existing(folder: Path) -> Path:
 
 def bytes_in(folder: Path) -> int:
     """Bytes of all files in a folder and below it; 0 where it is not there."""
-    sizes = []
-    for path in folder.rglob("*"):
-        try:
-            sizes.append(0 if path.is_dir() else path.lstat().st_size)
-        except FileNotFoundError:
-            continue  # another process has just removed it
-    return sum(sizes)
+    sizes = 0
+    for path, _, names in os.walk(folder):  # passes over folders that another process has just removed
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                sizes += Path(path, name).lstat().st_size
+    return sizes

@@ -1,9 +1,11 @@
 """Which checkpoint is taken: the newest whose files are what was written, whichever rank looks at them."""
 
+import shutil
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -105,3 +107,22 @@ def test_what_is_no_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "step-9.partial" / "rank-0.safetensors").write_bytes(b"12345")
     (tmp_path / "step-7" / "rank-0.safetensors").write_bytes(b"123")
     assert bytes_written(tmp_path) == 5
+
+
+def test_sizes_are_taken_while_checkpoints_are_finished(tmp_path: Path) -> None:
+    """A rank that waits looks at the folder while rank 0 gives the checkpoint its name, or removes an old one."""
+
+    def save_and_remove() -> None:
+        for _ in range(300):
+            partial, finished = tmp_path / "step-1.partial", tmp_path / "step-1"
+            partial.mkdir()
+            (partial / "rank-0.safetensors").write_bytes(b"12345")
+            partial.replace(finished)
+            shutil.rmtree(finished)
+
+    saving = Thread(target=save_and_remove)
+    saving.start()
+    seen = set()
+    while saving.is_alive():
+        seen.add(bytes_written(tmp_path))
+    assert seen <= {0, 5}
