@@ -5,9 +5,7 @@ from pathlib import Path
 
 from torch import nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
-from torch.nn.parallel import DistributedDataParallel
 from torchrec.distributed import DistributedModelParallel
-from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.optim.keyed import KeyedOptimizer
 
 from sidrec.checkpoint.index import read_index
@@ -19,6 +17,7 @@ from sidrec.checkpoint.row_sums import RowSums
 from sidrec.checkpoint.slot_memory import resume_slots, room_for_slot_memory, slot_pieces
 from sidrec.checkpoint.storage import load_pieces
 from sidrec.checkpoint.weights import Weight, held, shape_of
+from sidrec.parallel.lookups import lookups_of
 from sidrec.parallel.process_group import Ranks, together
 
 
@@ -82,7 +81,5 @@ def load_model(path: Path, model: DistributedModelParallel, optimizer: KeyedOpti
 
 def forget_cached_rows(model: nn.Module) -> None:
     """Rows that FBGEMM keeps in a cache, where a plan gives it one, are those of before."""
-    for module in model.modules():
-        if isinstance(module, ShardedEmbeddingBagCollection):
-            for lookup in module._lookups:
-                (lookup.module if isinstance(lookup, DistributedDataParallel) else lookup).purge()
+    for lookup in lookups_of(model):
+        lookup.purge()

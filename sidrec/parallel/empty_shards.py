@@ -1,12 +1,12 @@
 """Tables of which a rank holds no row: a table of five rows, cut by rows for four ranks, lies as 2, 2, 1 and 0."""
 
-from collections.abc import Iterator
 from itertools import accumulate
 
 import torch
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen as Tables
 from torch import nn
-from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
+
+from sidrec.parallel.lookups import lookups_of
 
 
 def set_empty_shards_apart(sharded: nn.Module) -> None:
@@ -18,7 +18,8 @@ def set_empty_shards_apart(sharded: nn.Module) -> None:
     there. The count serves for nothing else on a CPU. Where no shard has rows, the kernel for GPUs would be called
     (use_cpu in its split_embedding_codegen_lookup_invoker.template).
     """
-    for tables in _tables_looked_up_together(sharded):
+    together = (part for lookup in lookups_of(sharded) for part in lookup.modules() if isinstance(part, Tables))
+    for tables in together:
         rows = [spec[0] for spec in tables.embedding_specs]
         if tables.use_cpu and 0 in rows:
             first = [0, *accumulate(max(count, 1) for count in rows)]
@@ -26,10 +27,3 @@ def set_empty_shards_apart(sharded: nn.Module) -> None:
             tables.hash_size_cumsum.copy_(torch.tensor(counted))
             if not any(rows):
                 tables.weights_host.data = tables.weights_host.new_zeros(tables.max_D)
-
-
-def _tables_looked_up_together(sharded: nn.Module) -> Iterator[Tables]:
-    for collection in sharded.modules():
-        if isinstance(collection, ShardedEmbeddingBagCollection):
-            for lookup in collection._lookups:  # a plain list, which modules() does not look into
-                yield from (module for module in lookup.modules() if isinstance(module, Tables))

@@ -83,9 +83,8 @@ def table_work(table: PlacedTable, load: TableLoad, world: int) -> np.ndarray:
     work_WK = np.zeros((world, len(KINDS)))
     ids, bags = load.bags * sum(load.ids_per_bag), load.bags * len(load.ids_per_bag)
     if table.sharding_type == REPLICATED:
-        copied = table.rows * table.shards[0].columns * FLOAT
         # How many tables these are and how many ids are looked up there was found not to matter.
-        work_WK[:, KINDS.index("uncached_replicated_bytes")] = max(0, copied - CACHED)
+        work_WK[:, KINDS.index("uncached_replicated_bytes")] = _uncached(_copied(table))
         return work_WK
     by_row = table.sharding_type in ROW_TYPES
     elsewhere = (world - 1) / world
@@ -122,10 +121,18 @@ def joint_work(tables: Sequence[PlacedTable], world: int) -> np.ndarray:
             kind = "reductions" if sharding_type in ROW_TYPES else "exchanges"
         for each in (kind, "host_exchanges") if sharding_type in HOST_TYPES else (kind,):
             work_WK[:, KINDS.index(each)] += 1
-    copied = [table.rows * table.shards[0].columns * FLOAT for table in tables if table.sharding_type == REPLICATED]
-    alone = sum(max(0, each - CACHED) for each in copied)
-    work_WK[:, KINDS.index("uncached_replicated_bytes")] = max(0, sum(copied) - CACHED) - alone
+    copied = [_copied(table) for table in tables if table.sharding_type == REPLICATED]
+    work_WK[:, KINDS.index("uncached_replicated_bytes")] = _uncached(sum(copied)) - sum(map(_uncached, copied))
     return work_WK
+
+
+def _copied(table: PlacedTable) -> int:
+    """Bytes of a replicated table."""
+    return table.rows * table.shards[0].columns * FLOAT
+
+
+def _uncached(copied: int) -> int:
+    return max(0, copied - CACHED)
 
 
 def plan_work(tables: Sequence[PlacedTable], workload: Workload, world: int) -> np.ndarray:
