@@ -17,6 +17,7 @@ from sidrec.plans.plan_file import PlanFile, read_plan, write_plan
 from sidrec.plans.table_layout import COLUMNS_TOGETHER, TableLayout
 
 SMALL = 10_000  # rows
+FLOAT, MIB = 4, 1 << 20
 
 
 class Tables:
@@ -27,6 +28,10 @@ class Tables:
         named = [(path, name, table) for path, tables in plan.tables.items() for name, table in tables.items()]
         self.largest_first = sorted(named, key=lambda each: (-each[2].rows * each[2].width, each[:2]))
         self.bytes_W = [0] * plan.world
+
+    def smallest(self, larger: int) -> int:
+        """Bytes of all tables but that many of the largest."""
+        return sum(table.rows * table.width * FLOAT for _, _, table in self.largest_first[larger:])
 
     def by_rows(self, table: TableLayout) -> TableLayout:
         return replace(table, sharding_type="row_wise", compute_kernel="fused", ranks=self.all_ranks)
@@ -48,6 +53,16 @@ class Tables:
 Rule = Callable[[Tables, int, TableLayout], TableLayout]
 """How the table is laid that so many are larger than."""
 
+
+def replicated_up_to(mib: int) -> Rule:
+    """The smallest tables replicated, as many as take so much together, the rest whole."""
+
+    def rule(tables: Tables, larger: int, table: TableLayout) -> TableLayout:
+        return tables.replicated(table) if tables.smallest(larger) <= mib * MIB else tables.whole(table)
+
+    return rule
+
+
 VARIANTS: Mapping[str, Rule] = {
     "one_rank": lambda tables, _, table: tables.whole(table, 0),
     "columns_split": lambda tables, _, table: tables.by_columns(table),
@@ -59,6 +74,7 @@ VARIANTS: Mapping[str, Rule] = {
     "small_replicated_rest_by_rows": lambda tables, _, table: (
         tables.replicated(table) if table.rows <= SMALL else tables.by_rows(table)
     ),
+    **{f"replicated_{mib}mib": replicated_up_to(mib) for mib in (1, 4, 16)},
 }
 
 

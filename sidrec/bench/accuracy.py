@@ -57,7 +57,7 @@ def samples(result: BenchResult, where: str) -> list[Sample]:
             expected = f"work of the kinds {', '.join(KINDS)} on {world} rank(s)"
             raise ContractError(f"{where}, plan {plan.name}", expected, ", ".join(plan.work) or "none")
         work_WK = np.array([plan.work[kind] for kind in KINDS]).T
-        found.append(Sample(name, plan.name, work_WK, plan.timings["step"].p50))
+        found.append(Sample(name, where, plan.name, work_WK, plan.timings["step"].p50))
     return found
 
 
@@ -73,14 +73,12 @@ def fitted_accuracy(of: Sequence[Sample], found: Fit) -> Accuracy:
 
 
 def held_out(of: Sequence[Sample]) -> dict[str, Accuracy]:
-    """Workload -> accuracy, on its plans, of a fit to all other workloads; empty where there is but one."""
-    names = sorted({sample.workload for sample in of})
-    if len(names) < 2:
+    """Bench -> accuracy, on its plans, of a fit to all other workloads; empty where there is but one."""
+    workloads = {sample.bench: sample.workload for sample in of}
+    if len(set(workloads.values())) < 2:
         return {}
+    fits = {name: fit([sample for sample in of if sample.workload != name]) for name in set(workloads.values())}
     return {
-        name: fitted_accuracy(
-            [sample for sample in of if sample.workload == name],
-            fit([sample for sample in of if sample.workload != name]),
-        )
-        for name in names
+        bench: fitted_accuracy([sample for sample in of if sample.bench == bench], fits[name])
+        for bench, name in workloads.items()
     }

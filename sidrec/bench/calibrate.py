@@ -61,18 +61,19 @@ def _conditions(benches: Benches) -> dict[str, object]:
 def _table(world: int, of: Sequence[Sample], found: Fit, benches: Benches) -> str:
     """How well steps are foreseen: by TorchRec's constants, by a fit to the other workloads, by the fit to all."""
     others = held_out(of)
-    header = f"{'workload':<24}{'plans':>6}  {'cost model':<24}{'Spearman':>9}{'error':>9}{'regret':>9}"
+    header = f"{'workload':<24}{'plans':>6}  {'cost model':<24}{'Spearman':>9}{'error':>9}{'regret':>9}  bench"
     lines = [f"\n{world} rank(s), {len(of)} plans of {len(found.workloads)} workload(s)", header]
-    for name in found.workloads:
-        own = [sample for sample in of if sample.workload == name]
-        before = [
-            default_accuracy(result)
-            for result in benches.values()
-            if (result.workload["name"], result.hardware["world"]) == (name, world)
-        ]
-        rows = [("TorchRec's constants", default) for default in before]
-        rows += [("fitted to the others", others.get(name)), ("fitted to all", fitted_accuracy(own, found))]
-        lines += [_line(name, model, value) for model, value in rows if value is not None]
+    for path, result in sorted(benches.items(), key=lambda bench: (str(bench[1].workload["name"]), bench[0])):
+        if result.hardware["world"] != world:
+            continue
+        own = [sample for sample in of if sample.bench == str(path)]
+        rows = {
+            "TorchRec's constants": default_accuracy(result),
+            "fitted to the others": others.get(str(path)),
+            "fitted to all": fitted_accuracy(own, found),
+        }
+        name = str(result.workload["name"])
+        lines += [f"{_line(name, model, value)}  {path}" for model, value in rows.items() if value is not None]
     return "\n".join(lines)
 
 

@@ -16,7 +16,7 @@ from sidrec.plans.workload import Workload
 
 LOOKUPS = ("looked_up_ids", "looked_up_bytes", "pooled_bags")
 INPUTS = ("sent_ids", "sorted_ids")
-REPLICAS = "uncached_replicated_bytes"
+REPLICAS = "replicated_bytes"
 OUTPUTS = ("exchanged_bytes", "reduced_bytes", REPLICAS)
 
 
@@ -31,7 +31,7 @@ class CalibratedCost:
 
     @property
     def knows_replicas(self) -> bool:
-        """Where replicated tables beyond what a cache holds were measured."""
+        """Where replicated tables were measured."""
         return all(fit.milliseconds.get(REPLICAS, 0.0) > 0 for fit in self._calibration.worlds.values())
 
     def margin(self, world: int) -> float:

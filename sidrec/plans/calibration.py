@@ -18,16 +18,18 @@ from sidrec.plans.work import KINDS, NO_PLANS
 from sidrec.schema import ContractError, read_json
 from sidrec.sentence import place, short_repr
 
-VERSION = 2
+VERSION = 3
 ROUNDS = 20  # of choosing each plan's slowest rank anew; it settles within a few
 RIDGE = 1e-3  # of a plan's time, on each kind's share: decides between kinds that always come together
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A plan that was measured. work_WK: float64, what it makes each rank do. step: milliseconds."""
+    """A plan that was measured, beside the others of its bench. work_WK: float64, what it makes each rank do. step:
+    milliseconds."""
 
     workload: str
+    bench: str
     plan: str
     work_WK: np.ndarray
     step: float
@@ -37,8 +39,8 @@ class Sample:
 class Fit:
     """milliseconds: kind of work -> milliseconds per unit. samples: plans it was fitted to, of these workloads.
 
-    error: median of |predicted - measured| / measured over these plans. spread: the same where each workload's own
-    factor is taken out, which no plan changes: how far apart two plans of a model must be to be told apart.
+    error: median of |predicted - measured| / measured over these plans. spread: the same where each bench's own factor
+    is taken out, which no plan changes: how far apart two plans of a model must be to be told apart.
     """
 
     milliseconds: dict[str, float]
@@ -74,19 +76,20 @@ def fit(samples: Sequence[Sample]) -> Fit:
     """Non-negative least squares of relative errors (Lawson & Hanson 1974).
 
     A step takes what its slowest rank's work costs. Which rank that is depends on the costs: found in turns. What no
-    plan changes is one unknown per workload, so that a model whose dense layers take long says nothing about plans; the
-    costs of dense layers and of a step at all are then fitted to these. Raises ConfigError without samples.
+    plan changes is one unknown per bench, so that a model whose dense layers take long says nothing about plans, nor an
+    hour in which the machine was slow; the costs of dense layers and of a step at all are then fitted to these. Raises
+    ConfigError without samples.
     """
     if not samples:
         raise ConfigError("calibration: expected at least one measured plan, got none")
-    workloads = sorted({sample.workload for sample in samples})
+    benches = sorted({sample.bench for sample in samples})
     step_N = np.array([sample.step for sample in samples])
     most_K = np.max([sample.work_WK.max(axis=0) for sample in samples], axis=0)
     scale_K = np.where(most_K > 0, most_K, 1.0)
     cost_K = np.full(len(KINDS), step_N.mean()) / scale_K
     for _ in range(ROUNDS):
         slowest_NK = np.stack([sample.work_WK[np.argmax(sample.work_WK @ cost_K)] for sample in samples])
-        found_K = _costs(samples, workloads, slowest_NK, scale_K)
+        found_K = _costs(samples, benches, slowest_NK, scale_K)
         if np.allclose(found_K, cost_K, rtol=1e-6, atol=0):
             break
         cost_K = found_K
@@ -94,34 +97,34 @@ def fit(samples: Sequence[Sample]) -> Fit:
     return Fit(
         milliseconds=dict(zip(KINDS, cost_K.tolist(), strict=True)),
         samples=len(samples),
-        workloads=workloads,
+        workloads=sorted({sample.workload for sample in samples}),
         error=float(np.median(np.abs(predicted_N - step_N) / step_N)),
-        spread=_spread(samples, workloads, predicted_N / step_N),
+        spread=_spread(samples, benches, predicted_N / step_N),
     )
 
 
-def _spread(samples: Sequence[Sample], workloads: Sequence[str], ratio_N: np.ndarray) -> float:
+def _spread(samples: Sequence[Sample], benches: Sequence[str], ratio_N: np.ndarray) -> float:
     """ratio_N: predicted to measured steps."""
-    names_N = np.array([sample.workload for sample in samples])
+    bench_N = np.array([sample.bench for sample in samples])
     factor_N = np.select(
-        [names_N == name for name in workloads], [np.median(ratio_N[names_N == name]) for name in workloads]
+        [bench_N == name for name in benches], [np.median(ratio_N[bench_N == name]) for name in benches]
     )
     return float(np.median(np.abs(ratio_N / factor_N - 1)))
 
 
-def _costs(samples: Sequence[Sample], workloads: Sequence[str], work_NK: np.ndarray, scale_K: np.ndarray) -> np.ndarray:
+def _costs(samples: Sequence[Sample], benches: Sequence[str], work_NK: np.ndarray, scale_K: np.ndarray) -> np.ndarray:
     """float64 [K] milliseconds per unit, for the work of each plan's slowest rank. scale_K: most work of a kind."""
     step_N = np.array([sample.step for sample in samples])
     of_plans = [k for k, kind in enumerate(KINDS) if kind not in NO_PLANS]
     of_none = [k for k, kind in enumerate(KINDS) if kind in NO_PLANS]
-    workload_NJ = np.array([[sample.workload == name for name in workloads] for sample in samples], dtype=float)
-    relative = np.hstack([work_NK[:, of_plans], workload_NJ]) / step_N[:, None]
-    ridge = np.diag(np.append(RIDGE * scale_K[of_plans] / step_N.mean(), np.zeros(len(workloads))))
+    bench_NJ = np.array([[sample.bench == name for name in benches] for sample in samples], dtype=float)
+    relative = np.hstack([work_NK[:, of_plans], bench_NJ]) / step_N[:, None]
+    ridge = np.diag(np.append(RIDGE * scale_K[of_plans] / step_N.mean(), np.zeros(len(benches))))
     found, _ = nnls(np.vstack([relative, ridge]), np.append(np.ones(len(samples)), np.zeros(len(ridge))))
     cost_K = np.zeros(len(KINDS))
     cost_K[of_plans], rest_J = found[: len(of_plans)], found[len(of_plans) :]
-    first = [next(n for n, sample in enumerate(samples) if sample.workload == name) for name in workloads]
-    weight_J = 1 / np.array([step_N[workload_NJ[:, j] > 0].min() for j in range(len(workloads))])
+    first = [next(n for n, sample in enumerate(samples) if sample.bench == name) for name in benches]
+    weight_J = 1 / np.array([step_N[bench_NJ[:, j] > 0].min() for j in range(len(benches))])
     cost_K[of_none], _ = nnls(work_NK[np.ix_(first, of_none)] * weight_J[:, None], rest_J * weight_J)
     return cost_K
 

@@ -21,13 +21,14 @@ REPLICATED = ShardingType.DATA_PARALLEL.value
 KINDS = (
     "looked_up_ids",  # ids that FBGEMM's fused kernels look up
     "looked_up_bytes",  # of their rows
-    "uncached_replicated_bytes",  # of tables of which every rank has a copy, what is beyond CACHED over all of them:
-    # their gradient is dense, summed over ranks, and applied to all rows
+    "replicated_bytes",  # of tables of which every rank has a copy: their gradient is dense, summed over ranks, and
+    # applied to all rows
     "pooled_bags",  # bags that a rank pools, for all ranks' rows
     "sent_ids",  # ids sent to the ranks that look them up
     "sorted_ids",  # of these, ids sorted into ranges of rows first
     "exchanged_bytes",  # pooled embeddings sent whole, and their gradients back
     "reduced_bytes",  # pooled embeddings sent as partial sums, and their gradients back
+    "divided_collections",  # collections that are not replicated as a whole: their ids go to other ranks, and all wait
     "exchanges",  # rounds of collectives of collections sharded by table or column: one per sharding type
     "reductions",  # the same, by row
     "host_exchanges",  # the same, of types that keep a table within a machine: between machines, after their reduction
@@ -36,10 +37,6 @@ KINDS = (
     "steps",  # 1: what a step costs at all
 )
 """Kinds of work, each counted per rank and step."""
-CACHED = 4 << 20
-"""Bytes of replicated tables that a CPU's cache keeps from step to step, beside their gradient, what ranks exchange of
-it and the optimizer's state: an eighth of a last cache of 32 MiB that two ranks share. Measured to lie between 3 MiB,
-which cost next to nothing, and 66 MiB."""
 NO_PLANS = ("multiplications", "steps")
 """Kinds that are the same under every plan of a workload."""
 
@@ -84,7 +81,7 @@ def table_work(table: PlacedTable, load: TableLoad, world: int) -> np.ndarray:
     ids, bags = load.bags * sum(load.ids_per_bag), load.bags * len(load.ids_per_bag)
     if table.sharding_type == REPLICATED:
         # How many tables these are and how many ids are looked up there was found not to matter.
-        work_WK[:, KINDS.index("uncached_replicated_bytes")] = _uncached(_copied(table))
+        work_WK[:, KINDS.index("replicated_bytes")] = table.rows * table.shards[0].columns * FLOAT
         return work_WK
     by_row = table.sharding_type in ROW_TYPES
     elsewhere = (world - 1) / world
@@ -110,8 +107,8 @@ def table_work(table: PlacedTable, load: TableLoad, world: int) -> np.ndarray:
 def joint_work(tables: Sequence[PlacedTable], world: int) -> np.ndarray:
     """float64 [W, K]: what tables make each rank do together, beyond what each does alone.
 
-    Rounds of collectives, one per collection and sharding type, whatever is in them; and copies that the cache would
-    hold of any one table, but not of all.
+    Rounds of collectives, one per collection and sharding type, and one per collection for its ids,
+    whatever is in them.
     """
     work_WK = np.zeros((world, len(KINDS)))
     for _, sharding_type in {(table.collection, table.sharding_type) for table in tables}:
@@ -121,18 +118,9 @@ def joint_work(tables: Sequence[PlacedTable], world: int) -> np.ndarray:
             kind = "reductions" if sharding_type in ROW_TYPES else "exchanges"
         for each in (kind, "host_exchanges") if sharding_type in HOST_TYPES else (kind,):
             work_WK[:, KINDS.index(each)] += 1
-    copied = [_copied(table) for table in tables if table.sharding_type == REPLICATED]
-    work_WK[:, KINDS.index("uncached_replicated_bytes")] = _uncached(sum(copied)) - sum(map(_uncached, copied))
+    divided = {table.collection for table in tables if table.sharding_type != REPLICATED}
+    work_WK[:, KINDS.index("divided_collections")] = len(divided)
     return work_WK
-
-
-def _copied(table: PlacedTable) -> int:
-    """Bytes of a replicated table."""
-    return table.rows * table.shards[0].columns * FLOAT
-
-
-def _uncached(copied: int) -> int:
-    return max(0, copied - CACHED)
 
 
 def plan_work(tables: Sequence[PlacedTable], workload: Workload, world: int) -> np.ndarray:

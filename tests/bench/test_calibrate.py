@@ -58,7 +58,8 @@ def test_a_calibration_is_written_and_its_accuracy_said(tmp_path: Path, capsys: 
     said = capsys.readouterr().out
     assert "2 rank(s), 50 plans of 2 workload(s)" in said
     lines = [line.split() for line in said.splitlines() if line.startswith("beauty")]
-    by_model = {" ".join(words[2:-3]): float(words[-3]) for words in lines}
+    by_model = {" ".join(words[2:-4]): float(words[-4]) for words in lines}
+    assert {words[-1] for words in lines} == {files[1]}
     assert by_model["TorchRec's constants"] == -1.0
     assert by_model["fitted to the others"] > 0.9
     assert by_model["fitted to all"] > 0.98
@@ -81,6 +82,16 @@ def test_one_plan_has_no_order() -> None:
 
 def test_one_workload_cannot_be_held_out() -> None:
     assert held_out(samples(_bench("criteo", 5, 0), "x")) == {}
+
+
+def test_benches_of_one_workload_are_held_out_together() -> None:
+    """The second bench of criteo took ten times as long: a fit that knows it is no fit to the others."""
+    again = _bench("criteo", 25, 2)
+    slow = [replace(each, bench="b", step=each.step * 10) for each in samples(again, "b")]
+    found = held_out([*samples(_bench("criteo", 25, 0), "a"), *slow, *samples(_bench("beauty", 25, 1), "c")])
+    assert set(found) == {"a", "b", "c"}
+    assert found["a"].error < 0.3
+    assert found["b"].error > 0.8
 
 
 def test_a_bench_that_counted_no_work_is_refused(tmp_path: Path) -> None:

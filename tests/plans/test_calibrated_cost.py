@@ -50,7 +50,7 @@ def test_types_are_mixed_only_where_that_is_faster_by_more_than_the_fit_is_off()
         "pooled_bags": 1e-3,
         "exchanges": 1.0,
         "reductions": 1.0,
-        "uncached_replicated_bytes": 1e-4,
+        "replicated_bytes": 1e-4,
         "steps": 100.0,
     }
     types = []
@@ -66,7 +66,7 @@ def test_small_tables_are_replicated_on_cpu_where_that_was_measured_to_be_cheap(
     costs = {"pooled_bags": 1e-3, "exchanges": 1.0, "reductions": 1.0}
     unknown = search(load, there, sharders(), _calibrated(**costs))[0]
     assert "data_parallel" not in {option.sharding_type for option in unknown.options}
-    known = search(load, there, sharders(), _calibrated(**costs, uncached_replicated_bytes=1e-4))[0]
+    known = search(load, there, sharders(), _calibrated(**costs, replicated_bytes=1e-4))[0]
     replicated = {option.name for option in known.options if option.sharding_type == "data_parallel"}
     assert "long" not in replicated
     assert len(replicated) >= 5  # three ranks have nothing else to do than to hold one each

@@ -26,7 +26,7 @@ def _samples(count: int, noise: float, seed: int = 0) -> list[Sample]:
         work_WK[:, KINDS.index("multiplications")] = MULTIPLICATIONS[workload]
         work_WK[:, KINDS.index("steps")] = 1
         step = float((work_WK @ COST_K).max() * rng.lognormal(0, noise))
-        samples.append(Sample(workload, f"plan {n}", work_WK, step))
+        samples.append(Sample(workload, f"bench of {workload}", f"plan {n}", work_WK, step))
     return samples
 
 
@@ -60,8 +60,17 @@ def test_dense_layers_that_take_long_say_nothing_about_plans() -> None:
         assert found[kind] == pytest.approx(expected[kind], rel=0.05)
 
 
+def test_a_bench_in_a_slow_hour_says_nothing_about_plans() -> None:
+    """Two benches of one model, plans of the second 20 ms slower each: a fit that took them for one would be off."""
+    first, second = _samples(30, noise=0.0), _samples(30, noise=0.0, seed=1)
+    slow = [replace(each, step=each.step + 20.0, bench=f"{each.bench}, later") for each in second]
+    found = fit([*first, *slow])
+    assert [found.milliseconds[kind] for kind in MOST] == pytest.approx([COSTS[kind] for kind in MOST], 0.02)
+    assert found.workloads == ["model 0", "model 1", "model 2"]
+
+
 def test_work_that_was_never_done_costs_nothing() -> None:
-    assert fit(_samples(20, noise=0.0)).milliseconds["uncached_replicated_bytes"] == 0.0
+    assert fit(_samples(20, noise=0.0)).milliseconds["replicated_bytes"] == 0.0
 
 
 def test_a_world_that_was_not_measured_is_predicted_by_the_nearest() -> None:
@@ -81,10 +90,10 @@ def test_the_file_reads_back_equal(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("{", "expected valid JSON"),
-        ('{"version": 7}', "expected a calibration of version 2, got 7"),
-        ('{"version": 2, "device": "cpu"}', "worlds: Field required"),
-        ('{"version": 2, "device": "cuda", "worlds": {}}', "expected a calibration of cpu, got one of cuda"),
-        ('{"version": 2, "device": "cpu", "worlds": {}}', "at least one world, got none"),
+        ('{"version": 7}', "expected a calibration of version 3, got 7"),
+        ('{"version": 3, "device": "cpu"}', "worlds: Field required"),
+        ('{"version": 3, "device": "cuda", "worlds": {}}', "expected a calibration of cpu, got one of cuda"),
+        ('{"version": 3, "device": "cpu", "worlds": {}}', "at least one world, got none"),
     ],
 )
 def test_what_is_no_calibration_is_refused(tmp_path: Path, text: str, said: str) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sidrec.plans.work import CACHED, KINDS, PlacedShard, PlacedTable, joint_work, table_work, work_by_kind
+from sidrec.plans.work import KINDS, PlacedShard, PlacedTable, joint_work, table_work, work_by_kind
 from sidrec.plans.workload import TableLoad
 
 LOAD = TableLoad(bags=10, ids_per_bag=(3.0, 1.0))
@@ -50,9 +50,9 @@ def test_row_wise_shares_ids_by_the_frequency_of_their_rows() -> None:
     assert [rank["looked_up_ids"] for rank in skewed] == pytest.approx([64.0, 16.0])
 
 
-def test_a_small_replicated_table_costs_nothing_but_its_round_of_collectives() -> None:
+def test_a_replicated_table_costs_every_rank_what_all_its_rows_take() -> None:
     table = _placed("data_parallel", PlacedShard(0, 0, 8, 4), PlacedShard(1, 0, 8, 4))
-    assert _work(table) == [{}] * 2
+    assert _work(table) == [{"replicated_bytes": 8.0 * 16}] * 2
 
 
 def test_nothing_is_sent_in_a_world_of_one() -> None:
@@ -68,29 +68,14 @@ def test_collectives_are_counted_once_per_collection_and_type() -> None:
         PlacedTable("context", "c", 8, "table_wise", (shard,)),
         PlacedTable("items", "d", 8, "table_row_wise", (shard,)),
         PlacedTable("items", "e", 8, "data_parallel", (shard,)),
+        PlacedTable("places", "f", 8, "data_parallel", (shard,)),
     ]
     counted = work_by_kind(joint_work(tables, 2)[1])
     assert {kind: amount for kind, amount in counted.items() if amount} == {
+        "divided_collections": 2.0,  # all tables of "places" are replicated
         "exchanges": 2.0,
         "reductions": 1.0,
         "host_exchanges": 1.0,
-        "replications": 1.0,
+        "replications": 2.0,
     }
     assert joint_work(tables, 2).shape == (2, len(KINDS))
-
-
-def test_copies_beyond_the_cache_are_counted_over_all_tables() -> None:
-    """Two tables of three quarters of the cache do not fit together; one of twice the cache does not fit alone."""
-
-    def copy(name: str, cached: float) -> PlacedTable:
-        rows = int(cached * CACHED) // 16
-        return PlacedTable("items", name, rows, "data_parallel", (PlacedShard(0, 0, rows, 4),))
-
-    def uncached(*tables: PlacedTable) -> float:
-        work_WK = joint_work(tables, 2) + sum(table_work(table, LOAD, 2) for table in tables)
-        return work_by_kind(work_WK[1])["uncached_replicated_bytes"] / CACHED
-
-    assert uncached(copy("a", 0.75)) == 0.0
-    assert uncached(copy("a", 0.75), copy("b", 0.75)) == 0.5
-    assert uncached(copy("a", 2.0), copy("b", 0.75)) == 1.75
-    assert work_by_kind(table_work(copy("a", 2.0), LOAD, 2)[0])["uncached_replicated_bytes"] == CACHED
