@@ -84,9 +84,9 @@ def _body(result: BenchResult, measured: Sequence[PlanMeasurement]) -> Iterator[
         )
         yield _section(
             "All figures",
-            "A click on a heading sorts by it. Parts: steps of their own, see below. CPU: a step's CPU time on "
-            "the rank that spends most, which other work on the machine disturbs less. Memory: tables and their "
-            "optimizer state.",
+            "A click on a heading sorts by it. CPU: a step's CPU time on the rank that spends most, which other work "
+            "on the machine disturbs less. By rounds: over the fastest plan's step in the same round, median and 95% "
+            "of its bootstrap draws. Parts: steps of their own, see below. Memory: tables and their optimizer state.",
             plan_table(measured),
         )
     others = unmeasured(result)

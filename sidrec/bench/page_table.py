@@ -3,11 +3,13 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from operator import attrgetter
 from xml.etree.ElementTree import Element
 
+from sidrec.bench.behind import Behind, behind
 from sidrec.bench.page_element import element
 from sidrec.bench.page_numbers import MISSING, TIMES, byte_unit, three_digits
-from sidrec.bench.page_standing import MODELS, Model, step
+from sidrec.bench.page_standing import MODELS, Model
 from sidrec.bench.result import PHASES, PlanMeasurement
 from sidrec.bench.table import imbalance
 
@@ -42,11 +44,11 @@ def plan_table(measured: Sequence[PlanMeasurement]) -> Element:
 
 
 def _columns(measured: Sequence[PlanMeasurement]) -> Iterator[Column]:
-    fastest = step(measured[0])
     for quantile in ("p50", "p10", "p90"):
         yield Column("step, ms", quantile, _timing("step", quantile))
-    yield Column("step, ms", f"{TIMES}\N{NO-BREAK SPACE}fastest", lambda plan: step(plan) / fastest)
     yield Column("step, ms", "CPU", lambda plan: max(plan.cpu) if plan.cpu else None)
+    for title, field in (("median", "ratio"), ("from", "low"), ("to", "high")):
+        yield Column(f"{TIMES}\N{NO-BREAK SPACE}fastest, by rounds", title, _behind(measured[0], attrgetter(field)))
     for part in PARTS:
         yield Column("parts, median ms", part.replace("_", " "), _timing(part, "p50"))
     bytes_, unit = byte_unit(max((max(plan.memory, default=0) for plan in measured), default=0))
@@ -60,6 +62,10 @@ def _columns(measured: Sequence[PlanMeasurement]) -> Iterator[Column]:
 
 def _timing(phase: str, quantile: str) -> Callable[[PlanMeasurement], float | None]:
     return lambda plan: getattr(plan.timings[phase], quantile) if phase in plan.timings else None
+
+
+def _behind(fastest: PlanMeasurement, value: Callable[[Behind], float]) -> Callable[[PlanMeasurement], float | None]:
+    return lambda plan: value(found) if (found := behind(plan.rounds, fastest.rounds)) is not None else None
 
 
 def _predicted(model: Model) -> Callable[[PlanMeasurement], float | None]:

@@ -2,23 +2,25 @@
 
 from collections.abc import Sequence
 
+from sidrec.bench.behind import behind
 from sidrec.bench.result import PHASES, BenchResult, PlanMeasurement
 from sidrec.plans.hardware import GIB
 
-HEADS = ("plan", "step", "p10", "p90", "input", "lookup", "output", "dense", "backward")
+HEADS = ("plan", "step", "p10", "p90", "by rounds", "input", "lookup", "output", "dense", "backward")
 MORE_HEADS = ("CPU", "GiB", "uneven", "default", "calibrated")
 LEGEND = """\
-Milliseconds, of each step the slowest rank's. step: median, with p10 and p90. input to backward: medians of steps in
-which all ranks wait for one another after each part. CPU: a step's CPU time on the rank that spends most; other work on
-the machine disturbs it less. GiB: tables and optimizer state on the fullest rank. uneven: ids looked up on the busiest
-rank over the mean. default, calibrated: the step as TorchRec's cost model and the calibrated one predict it."""
+Milliseconds, of each step the slowest rank's. step: median, with p10 and p90. by rounds: times the first plan's step in
+the same round, median of the rounds and 95% of its bootstrap draws. input to backward: medians of steps in which all
+ranks wait for one another after each part. CPU: a step's CPU time on the rank that spends most; other work on the
+machine disturbs it less. GiB: tables and optimizer state on the fullest rank. uneven: ids looked up on the busiest rank
+over the mean. default, calibrated: the step as TorchRec's cost model and the calibrated one predict it."""
 
 
 def bench_table(result: BenchResult) -> str:
     """A line for each measured plan, fastest first; below it the plans that failed, and why."""
     measured = [plan for plan in result.plans if plan.failed is None and plan.timings]
     measured.sort(key=lambda plan: plan.timings["step"].p50)
-    rows = [[*HEADS, *MORE_HEADS], *map(_row, measured)]
+    rows = [[*HEADS, *MORE_HEADS], *(_row(plan, measured[0]) for plan in measured)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     failed = [f"{plan.name} failed: {plan.failed}" for plan in result.plans if plan.failed is not None]
     return "\n".join([*(_line(row, widths) for row in rows), *failed, "", LEGEND])
@@ -29,17 +31,24 @@ def _line(row: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join([row[0].ljust(widths[0]), *figures])
 
 
-def _row(plan: PlanMeasurement) -> list[str]:
+def _row(plan: PlanMeasurement, fastest: PlanMeasurement) -> list[str]:
     step = plan.timings["step"]
-    figures = [step.p50, step.p10, step.p90, *(plan.timings[phase].p50 for phase in PHASES[1:]), max(plan.cpu)]
+    parts = [*(plan.timings[phase].p50 for phase in PHASES[1:]), max(plan.cpu)]
     predictions = (plan.default, plan.calibrated)
     return [
         plan.name,
-        *(f"{milliseconds:.2f}" for milliseconds in figures),
+        *(f"{milliseconds:.2f}" for milliseconds in (step.p50, step.p10, step.p90)),
+        _by_rounds(plan, fastest),
+        *(f"{milliseconds:.2f}" for milliseconds in parts),
         f"{max(plan.memory) / GIB:.3f}",
         f"{imbalance(plan.lookups):.2f}",
         *(f"{prediction.step:.2f}" if prediction else "-" for prediction in predictions),
     ]
+
+
+def _by_rounds(plan: PlanMeasurement, fastest: PlanMeasurement) -> str:
+    found = behind(plan.rounds, fastest.rounds)
+    return "-" if found is None or plan is fastest else f"{found.ratio:.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 
 def imbalance(amounts: Sequence[float]) -> float:

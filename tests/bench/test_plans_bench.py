@@ -1,6 +1,7 @@
 """The bench from end to end: what it measures, what fails alone, and what ends it on all ranks together."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -75,6 +76,8 @@ def test_every_plan_of_a_recipe_on_two_ranks(tmp_path: Path) -> None:
         assert plan.name == "auto" or kinds == {plan.name}
     assert "".join(bench_table(first).splitlines()[0].split()).startswith("planstepp10p90")
     assert all(any(line.startswith(f"{name} ") for line in bench_table(first).splitlines()) for name in EVERY_PLAN)
+    by_rounds = [re.search(r"[\d.]+ \[[\d.]+, [\d.]+\]", line) for line in bench_table(first).splitlines()]
+    assert sum(found is not None for found in by_rounds) == len(EVERY_PLAN) - 1, "against the first one"
 
 
 def bench_by_calibration(rank: int, world: int, folder: Path) -> BenchResult | str:
