@@ -4,6 +4,7 @@ import os
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,9 +64,8 @@ def _memory(process: int) -> dict[str, int]:
 
 def _on_disk(folder: Path) -> int:
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_blocks * SECTOR
-        except FileNotFoundError:  # gone since it was listed
-            continue
+    for path, folders, names in os.walk(folder):  # passes over folders that are gone since they were listed
+        for name in (*folders, *names):
+            with suppress(FileNotFoundError):
+                total += Path(path, name).stat().st_blocks * SECTOR
     return total
