@@ -15,9 +15,10 @@ from pathlib import Path
 
 from sidrec.plans.plan_file import PlanFile, read_plan, write_plan
 from sidrec.plans.table_layout import COLUMNS_TOGETHER, TableLayout
+from sidrec.plans.work import FLOAT
 
 SMALL = 10_000  # rows
-FLOAT, MIB = 4, 1 << 20
+MIB = 1 << 20
 
 
 class Tables:

@@ -1,9 +1,8 @@
 """All figures of the measured plans, in a table that its reader sorts."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from operator import attrgetter
 from xml.etree.ElementTree import Element
 
 from sidrec.bench.behind import Behind, behind
@@ -47,8 +46,9 @@ def _columns(measured: Sequence[PlanMeasurement]) -> Iterator[Column]:
     for quantile in ("p50", "p10", "p90"):
         yield Column("step, ms", quantile, _timing("step", quantile))
     yield Column("step, ms", "CPU", lambda plan: max(plan.cpu) if plan.cpu else None)
+    found = {plan.name: behind(plan.rounds, measured[0].rounds) for plan in measured}
     for title, field in (("median", "ratio"), ("from", "low"), ("to", "high")):
-        yield Column(f"{TIMES}\N{NO-BREAK SPACE}fastest, by rounds", title, _behind(measured[0], attrgetter(field)))
+        yield Column(f"{TIMES}\N{NO-BREAK SPACE}fastest, by rounds", title, _behind(found, field))
     for part in PARTS:
         yield Column("parts, median ms", part.replace("_", " "), _timing(part, "p50"))
     bytes_, unit = byte_unit(max((max(plan.memory, default=0) for plan in measured), default=0))
@@ -64,8 +64,8 @@ def _timing(phase: str, quantile: str) -> Callable[[PlanMeasurement], float | No
     return lambda plan: getattr(plan.timings[phase], quantile) if phase in plan.timings else None
 
 
-def _behind(fastest: PlanMeasurement, value: Callable[[Behind], float]) -> Callable[[PlanMeasurement], float | None]:
-    return lambda plan: value(found) if (found := behind(plan.rounds, fastest.rounds)) is not None else None
+def _behind(found: Mapping[str, Behind | None], field: str) -> Callable[[PlanMeasurement], float | None]:
+    return lambda plan: getattr(found[plan.name], field, None)
 
 
 def _predicted(model: Model) -> Callable[[PlanMeasurement], float | None]:

@@ -46,13 +46,7 @@ def test_where_lookups_cost_they_are_shared_by_the_ranks() -> None:
 
 def test_types_are_mixed_only_where_that_is_faster_by_more_than_the_fit_is_off() -> None:
     load, there = workload({**{f"tiny_{n}": (8, 16) for n in range(8)}, "long": (1_000_000, 16)}), hardware()
-    costs = {
-        "pooled_bags": 1e-3,
-        "exchanges": 1.0,
-        "reductions": 1.0,
-        "replicated_bytes": 1e-4,
-        "steps": 100.0,
-    }
+    costs = {"pooled_bags": 1e-3, "exchanges": 1.0, "reductions": 1.0, "replicated_bytes": 1e-4, "steps": 100.0}
     types = []
     for spread in (0.0, 0.5):
         best = search(load, there, sharders(), _calibrated(spread, **costs))[0]
