@@ -41,9 +41,10 @@ def _crowded(options: Sequence[ShardingOption], workload: Workload) -> list[str]
 
 def row_shares(option: ShardingOption, load: TableLoad) -> list[float]:
     """Expected share of the ids that each range of rows of the option's shards gets; [] where that is not known."""
+    if load.popularity is None:
+        return []
     ranges = sorted({(shard.offset[0], shard.offset[0] + shard.size[0]) for shard in option.shards})
-    shares = [load.share(first, last) for first, last in ranges]
-    return [] if None in shares else [share for share in shares if share is not None]
+    return [load.popularity.share(first, last) for first, last in ranges]
 
 
 def _small(

@@ -95,7 +95,7 @@ class TablesFile:
             table.name: TableLoad(
                 bags=rows_per_rank,
                 ids_per_bag=(table.ids_per_bag,) * table.features,
-                law=table.law,
+                popularity=table.law,
             )
             for table in self.tables
         }

@@ -11,6 +11,7 @@ from torchrec.distributed.planner.types import ShardingOption
 from torchrec.distributed.types import ShardingType
 
 from sidrec.plans.workload import TableLoad, Workload
+from sidrec.plans.zipf_law import EVEN, ZipfLaw
 
 FLOAT = 4  # bytes
 
@@ -85,9 +86,9 @@ def table_work(table: PlacedTable, load: TableLoad, world: int) -> np.ndarray:
         return work_WK
     by_row = table.sharding_type in ROW_TYPES
     elsewhere = (world - 1) / world
+    popularity = load.popularity or ZipfLaw(table.rows, EVEN)
     for shard in table.shards:
-        share = load.share(shard.first_row, shard.first_row + shard.rows)
-        share = shard.rows / table.rows if share is None else share
+        share = popularity.share(shard.first_row, shard.first_row + shard.rows)
         pooled = world * bags * shard.columns * FLOAT
         found = {
             "looked_up_ids": world * ids * share,

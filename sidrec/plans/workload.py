@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 from torch import nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from sidrec.plans.zipf_law import ZipfLaw
+from sidrec.plans.popularity import Popularity
 
 
 @dataclass(frozen=True)
@@ -16,20 +15,12 @@ class TableLoad:
     """How one rank reads a table in a step.
 
     bags: bags per feature. ids_per_bag: mean ids in a bag, one value per feature of the table.
-    frequency_R: float64, expected share of the looked-up ids that fall on each row, where it is known; sums to 1.
-    law: the same, as a law, for tables of any size.
+    popularity: how the ids fall on the table's rows; None where that is not known.
     """
 
     bags: int
     ids_per_bag: tuple[float, ...]
-    frequency_R: np.ndarray | None = None
-    law: ZipfLaw | None = None
-
-    def share(self, first: int, last: int) -> float | None:
-        """Expected share of the looked-up ids in rows [first, last); None where frequencies are not known."""
-        if self.frequency_R is not None:
-            return float(self.frequency_R[first:last].sum())
-        return None if self.law is None else self.law.share(first, last)
+    popularity: Popularity | None = None
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,9 @@ from math import log
 
 import numpy as np
 
+EVEN = 0.0
+"""The exponent with which all rows are alike."""
+
 
 @dataclass(frozen=True)
 class ZipfLaw:

@@ -19,6 +19,7 @@ from sidrec.config.tree import DataConfig
 from sidrec.data.item_tables import ItemTables
 from sidrec.data.train_impressions import impressions_by_id
 from sidrec.model.ranker import Ranker
+from sidrec.plans.popularity import RowFrequencies
 from sidrec.plans.workload import TableLoad, Workload
 from sidrec.schema import HISTORY, ITEM_ID, ITEMS, LOG, Manifest
 from sidrec.train.data import Data
@@ -90,4 +91,4 @@ def _item_load(table: EmbeddingBagConfig, tables: ItemTables, seen_I: NDArray[np
         if not managed:
             frequency_R += np.bincount(row_I, looked_up_I, minlength=len(frequency_R))
     total = frequency_R.sum()
-    return TableLoad(bags, tuple(ids_per_bag), frequency_R / total if total else None)
+    return TableLoad(bags, tuple(ids_per_bag), RowFrequencies(frequency_R / total) if total else None)

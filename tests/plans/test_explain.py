@@ -12,6 +12,7 @@ from sidrec.plans.explain import explain
 from sidrec.plans.explain_text import rank_ranges
 from sidrec.plans.options import enumerate_options, placed
 from sidrec.plans.plan_file import read_plan, sharding_plan_of
+from sidrec.plans.popularity import RowFrequencies
 from sidrec.plans.remarks import remarks, row_shares
 from sidrec.plans.search import Candidate, search
 from sidrec.plans.workload import TableLoad, Workload
@@ -65,14 +66,14 @@ def test_shares_of_row_shards_follow_popularity():
     load = workload({"item": (8, 4)})
     option = enumerate_options(load, hardware(2), sharders(), {"item": ("row_wise",)})["item"][0]
     assert row_shares(option, TableLoad(1, (1.0,))) == []
-    by_frequency = TableLoad(1, (1.0,), frequency_R=np.array([0.5, 0.2, 0.1, 0.1, 0.05, 0.05, 0, 0]))
+    by_frequency = TableLoad(1, (1.0,), RowFrequencies(np.array([0.5, 0.2, 0.1, 0.1, 0.05, 0.05, 0, 0])))
     assert row_shares(option, by_frequency) == pytest.approx([0.9, 0.1])
-    assert row_shares(option, TableLoad(1, (1.0,), law=ZipfLaw(8, 0.0))) == pytest.approx([0.5, 0.5])
+    assert row_shares(option, TableLoad(1, (1.0,), popularity=ZipfLaw(8, 0.0))) == pytest.approx([0.5, 0.5])
 
 
 def test_remarks_name_crowded_shards_and_tables_smaller_than_their_exchange():
     shapes = {"item": (100_000, 16), "code": (8, 16)}
-    loads = {"item": TableLoad(512, (1.0,), law=ZipfLaw(100_000, 1.05)), "code": TableLoad(512, (1.0,))}
+    loads = {"item": TableLoad(512, (1.0,), popularity=ZipfLaw(100_000, 1.05)), "code": TableLoad(512, (1.0,))}
     load, there = Workload("x", Tables(shapes), loads, 512), hardware(2)
     options = enumerate_options(load, there, sharders(), dict.fromkeys(shapes, ("row_wise",)))
     plan = [placed(found[0], [0, 1]) for found in options.values()]

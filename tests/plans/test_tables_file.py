@@ -27,7 +27,7 @@ def test_a_file_becomes_a_collection_and_its_loads(tmp_path):
     loads = tables.loads(rows_per_rank=250)
     assert loads["item"].bags == 250
     assert loads["item"].ids_per_bag == (3.5, 3.5)
-    assert loads["user"].share(0, 3) == pytest.approx(1 / 3)
+    assert loads["user"].popularity.share(0, 3) == pytest.approx(1 / 3)
 
 
 def test_the_built_in_tables_are_mlperfs():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from sidrec.plans.popularity import RowFrequencies
 from sidrec.plans.work import KINDS, PlacedShard, PlacedTable, joint_work, table_work, work_by_kind
 from sidrec.plans.workload import TableLoad
 
@@ -46,7 +47,7 @@ def test_row_wise_shares_ids_by_the_frequency_of_their_rows() -> None:
     assert even[0]["sorted_ids"] == 40.0
     assert even[0]["reduced_bytes"] == 40.0 * 16 / 2
     frequency = np.array([0.7, 0.1, 0.0, 0.0, 0.1, 0.1, 0.0, 0.0])
-    skewed = _work(table, TableLoad(10, (3.0, 1.0), frequency))
+    skewed = _work(table, TableLoad(10, (3.0, 1.0), RowFrequencies(frequency)))
     assert [rank["looked_up_ids"] for rank in skewed] == pytest.approx([64.0, 16.0])
 
 

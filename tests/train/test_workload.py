@@ -54,13 +54,13 @@ def test_frequencies_are_those_of_unique_items(recipe):
     workload = recipe_workload(recipe, read_data(recipe), WORLD).workload
     for name, load in workload.loads.items():
         if name in ("user_id", "cat_a"):
-            assert load.frequency_R is None
+            assert load.popularity is None
             continue
-        assert load.frequency_R.shape == (workload.tables[name].num_embeddings,)
-        assert load.frequency_R.sum() == pytest.approx(1)
+        assert load.popularity.frequency_R.shape == (workload.tables[name].num_embeddings,)
+        assert load.popularity.frequency_R.sum() == pytest.approx(1)
         assert load.frequency_R[0] == 0  # "not known" is not looked up
     hid = workload.loads["hid"]
-    assert hid.frequency_R.max() <= 1.001 / hid.bags * 1.1  # an item is looked up at most once a step
+    assert hid.popularity.frequency_R.max() <= 1.001 / hid.bags * 1.1  # an item is looked up at most once a step
 
 
 def test_the_mean_history_is_that_of_the_used_part(recipe):
