@@ -14,7 +14,7 @@ from sidrec.plans.hardware import Hardware
 from sidrec.plans.work import KINDS, placed_tables, plan_work, table_work
 from sidrec.plans.workload import Workload
 
-LOOKUPS = ("looked_up_ids", "looked_up_bytes", "pooled_bags")
+LOOKUPS = ("looked_up_ids", "looked_up_bytes", "updated_bytes", "pooled_bags")
 INPUTS = ("sent_ids", "sorted_ids")
 REPLICAS = "replicated_bytes"
 OUTPUTS = ("exchanged_bytes", "reduced_bytes", REPLICAS)

@@ -18,7 +18,7 @@ from sidrec.plans.work import KINDS, NO_PLANS
 from sidrec.schema import ContractError, read_json
 from sidrec.sentence import place, short_repr
 
-VERSION = 3
+VERSION = 4
 ROUNDS = 20  # of choosing each plan's slowest rank anew; it settles within a few
 RIDGE = 1e-3  # of a plan's time, on each kind's share: decides between kinds that always come together
 

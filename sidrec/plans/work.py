@@ -22,6 +22,7 @@ REPLICATED = ShardingType.DATA_PARALLEL.value
 KINDS = (
     "looked_up_ids",  # ids that FBGEMM's fused kernels look up
     "looked_up_bytes",  # of their rows
+    "updated_bytes",  # of distinct rows among them: a backward pass updates a row once, however often it was looked up
     "replicated_bytes",  # of tables of which every rank has a copy: their gradient is dense, summed over ranks, and
     # applied to all rows
     "pooled_bags",  # bags that a rank pools, for all ranks' rows
@@ -88,11 +89,13 @@ def table_work(table: PlacedTable, load: TableLoad, world: int) -> np.ndarray:
     elsewhere = (world - 1) / world
     popularity = load.popularity or ZipfLaw(table.rows, EVEN)
     for shard in table.shards:
-        share = popularity.share(shard.first_row, shard.first_row + shard.rows)
+        rows = (shard.first_row, shard.first_row + shard.rows)
+        share = popularity.share(*rows)
         pooled = world * bags * shard.columns * FLOAT
         found = {
             "looked_up_ids": world * ids * share,
             "looked_up_bytes": world * ids * share * shard.columns * FLOAT,
+            "updated_bytes": popularity.distinct(*rows, world * ids) * shard.columns * FLOAT,
             "pooled_bags": world * bags,
             "reduced_bytes" if by_row else "exchanged_bytes": pooled * elsewhere,
         }

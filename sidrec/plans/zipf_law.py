@@ -1,10 +1,13 @@
 """How ids whose popularity follows a power law fall on a table's rows."""
 
 from dataclasses import dataclass
+from functools import cache
 from math import log
 
 import numpy as np
 
+RANGES = 200
+"""Ranges of rows in which a law's probabilities are taken as even, where each row counts by itself."""
 EVEN = 0.0
 """The exponent with which all rows are alike."""
 
@@ -20,6 +23,17 @@ class ZipfLaw:
     def share(self, first: int, last: int) -> float:
         """Probability that an id's row is in [first, last)."""
         return (self._mass(last) - self._mass(first)) / self._mass(self.rows)
+
+    @cache  # noqa: B019  # by value: laws are few, and a search asks for the same shards over and over
+    def distinct(self, first: int, last: int, ids: float) -> float:
+        """Expected number of rows in [first, last) that so many ids meet, up to Poisson's approximation.
+
+        The rows are taken in ranges that each are about as much longer than the last, in which they are alike.
+        """
+        edge_B = np.unique(np.geomspace(first + 1, last + 1, RANGES + 1).round()) - 1
+        mass_B = np.array([self._mass(int(row)) for row in edge_B]) / self._mass(self.rows)
+        rows_B = np.diff(edge_B)
+        return float((rows_B * -np.expm1(-ids * np.diff(mass_B) / rows_B)).sum())
 
     def draw(self, random: np.random.Generator, count: int) -> np.ndarray:
         """int64 [count] rows, by inversion of the law's distribution: any number of rows costs the same."""

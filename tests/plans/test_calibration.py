@@ -90,10 +90,10 @@ def test_the_file_reads_back_equal(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("{", "expected valid JSON"),
-        ('{"version": 7}', "expected a calibration of version 3, got 7"),
-        ('{"version": 3, "device": "cpu"}', "worlds: Field required"),
-        ('{"version": 3, "device": "cuda", "worlds": {}}', "expected a calibration of cpu, got one of cuda"),
-        ('{"version": 3, "device": "cpu", "worlds": {}}', "at least one world, got none"),
+        ('{"version": 7}', "expected a calibration of version 4, got 7"),
+        ('{"version": 4, "device": "cpu"}', "worlds: Field required"),
+        ('{"version": 4, "device": "cuda", "worlds": {}}', "expected a calibration of cpu, got one of cuda"),
+        ('{"version": 4, "device": "cpu", "worlds": {}}', "at least one world, got none"),
     ],
 )
 def test_what_is_no_calibration_is_refused(tmp_path: Path, text: str, said: str) -> None:

@@ -1,5 +1,7 @@
 """Work counted by hand: one table of 8 rows and width 4, two features of 3 and 1 ids per bag, 10 bags, 2 ranks."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -27,6 +29,7 @@ def test_table_wise_gives_all_work_to_the_owner_and_both_ranks_send_their_ids() 
         "sent_ids": 20.0,
         "looked_up_ids": 80.0,  # 2 ranks x 10 bags x 4 ids
         "looked_up_bytes": 80.0 * 16,
+        "updated_bytes": pytest.approx(8 * -math.expm1(-10) * 16),  # 80 ids, 10 per row: nearly every row
         "pooled_bags": 40.0,  # 2 ranks x 10 bags x 2 features
         "exchanged_bytes": 40.0 * 16 / 2,
     }
@@ -37,6 +40,7 @@ def test_column_wise_sends_every_id_to_every_rank_with_columns() -> None:
         assert rank["sent_ids"] == 40.0
         assert rank["looked_up_ids"] == 80.0
         assert rank["looked_up_bytes"] == 80.0 * 8
+        assert rank["updated_bytes"] == pytest.approx(8 * -math.expm1(-10) * 8)
 
 
 def test_row_wise_shares_ids_by_the_frequency_of_their_rows() -> None:
@@ -49,6 +53,9 @@ def test_row_wise_shares_ids_by_the_frequency_of_their_rows() -> None:
     frequency = np.array([0.7, 0.1, 0.0, 0.0, 0.1, 0.1, 0.0, 0.0])
     skewed = _work(table, TableLoad(10, (3.0, 1.0), RowFrequencies(frequency)))
     assert [rank["looked_up_ids"] for rank in skewed] == pytest.approx([64.0, 16.0])
+    # However many of the 80 ids fall on the first row, it is updated once.
+    met = -np.expm1(-80 * frequency) * 16
+    assert [rank["updated_bytes"] for rank in skewed] == pytest.approx([met[:4].sum(), met[4:].sum()])
 
 
 def test_a_replicated_table_costs_every_rank_what_all_its_rows_take() -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from sidrec.plans.popularity import RowFrequencies
 from sidrec.plans.zipf_law import ZipfLaw
 
 ROWS, COUNT = 1000, 200_000
@@ -20,6 +21,26 @@ def test_shares_of_row_ranges(exponent: float) -> None:
     for first, last in ((10, 100), (100, 1000)):
         expected = law[first:last].sum() / law[10:].sum()
         assert found[first:last].sum() / found[10:].sum() == pytest.approx(expected, abs=0.01)
+
+
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0, 1.05, 1.5])
+@pytest.mark.parametrize(("rows", "ids"), [(1000, 200), (1000, 5000), (10**7, 20_000)])
+def test_distinct_rows_are_those_that_draws_meet(rows: int, ids: int, exponent: float) -> None:
+    law, random = ZipfLaw(rows, exponent), np.random.default_rng(0)
+    draws = [np.unique(law.draw(random, ids)) for _ in range(40)]
+    for first, last in ((0, rows), (0, rows // 4), (rows // 4, rows), (10, 11)):
+        met = np.array([((first <= draw) & (draw < last)).sum() for draw in draws])
+        spread = met.std() / np.sqrt(len(draws))
+        assert law.distinct(first, last, ids) == pytest.approx(met.mean(), rel=0.01, abs=4 * spread + 0.1)
+    assert law.distinct(7, 7, ids) == 0
+
+
+def test_distinct_rows_of_known_frequencies_are_those_of_the_law() -> None:
+    law = ZipfLaw(500, 1.05)
+    known = RowFrequencies(np.array([law.share(row, row + 1) for row in range(500)]))
+    for first, last in ((0, 500), (0, 3), (100, 500)):
+        assert known.share(first, last) == pytest.approx(law.share(first, last))
+        assert known.distinct(first, last, 700) == pytest.approx(law.distinct(first, last, 700), rel=0.01)
 
 
 def test_one_row() -> None:
