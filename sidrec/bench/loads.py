@@ -14,6 +14,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec.bench.subject import Subject, on_meta
 from sidrec.parallel.process_group import Ranks
+from sidrec.plans.popularity import CountedRows
 from sidrec.plans.workload import TableLoad, Workload
 
 
@@ -31,20 +32,19 @@ def _load(table: EmbeddingBagConfig, means: dict[str, np.ndarray], subject: Subj
     features = table.feature_names
     bags = round(means[features[0]][0])
     ids_per_bag = tuple(float(means[feature][1]) / max(1, bags) for feature in features)
-    return TableLoad(bags, ids_per_bag, _frequency(table, subject.batches))
+    return TableLoad(bags, ids_per_bag, _popularity(table, subject.batches))
 
 
-def _frequency(table: EmbeddingBagConfig, batches: list[Any]) -> np.ndarray | None:
-    """float64 [R], None where there are no ids, or ids that are no rows: a managed table finds the row itself."""
-    count_R = np.zeros(table.num_embeddings)
+def _popularity(table: EmbeddingBagConfig, batches: list[Any]) -> CountedRows | None:
+    """None where there are no ids, or ids that are no rows: a managed table finds the row itself."""
+    count_R = np.zeros(table.num_embeddings, dtype=np.int64)
     for features in _sparse(batches):
         for feature in set(table.feature_names) & set(features.keys()):
             ids = features[feature].values().numpy()
             if len(ids) and ids.max() >= len(count_R):
                 return None
             count_R += np.bincount(ids, minlength=len(count_R))
-    total = count_R.sum()
-    return count_R / total if total else None
+    return CountedRows(count_R) if count_R.any() else None
 
 
 def _bags_and_ids(batches: list[Any]) -> dict[str, tuple[float, float]]:

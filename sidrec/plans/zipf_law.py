@@ -1,7 +1,7 @@
 """How ids whose popularity follows a power law fall on a table's rows."""
 
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from math import log
 
 import numpy as np
@@ -24,7 +24,7 @@ class ZipfLaw:
         """Probability that an id's row is in [first, last)."""
         return (self._mass(last) - self._mass(first)) / self._mass(self.rows)
 
-    @cache  # noqa: B019  # by value: laws are few, and a search asks for the same shards over and over
+    @lru_cache(maxsize=1 << 17)  # noqa: B019  # by value: a search asks for the same shards over and over
     def distinct(self, first: int, last: int, ids: float) -> float:
         """Expected number of rows in [first, last) that so many ids meet, up to Poisson's approximation.
 

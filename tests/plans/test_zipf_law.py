@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from sidrec.plans.popularity import RowFrequencies
 from sidrec.plans.zipf_law import ZipfLaw
 
 ROWS, COUNT = 1000, 200_000
@@ -33,14 +32,6 @@ def test_distinct_rows_are_those_that_draws_meet(rows: int, ids: int, exponent: 
         spread = met.std() / np.sqrt(len(draws))
         assert law.distinct(first, last, ids) == pytest.approx(met.mean(), rel=0.01, abs=4 * spread + 0.1)
     assert law.distinct(7, 7, ids) == 0
-
-
-def test_distinct_rows_of_known_frequencies_are_those_of_the_law() -> None:
-    law = ZipfLaw(500, 1.05)
-    known = RowFrequencies(np.array([law.share(row, row + 1) for row in range(500)]))
-    for first, last in ((0, 500), (0, 3), (100, 500)):
-        assert known.share(first, last) == pytest.approx(law.share(first, last))
-        assert known.distinct(first, last, 700) == pytest.approx(law.distinct(first, last, 700), rel=0.01)
 
 
 def test_one_row() -> None:

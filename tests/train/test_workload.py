@@ -58,7 +58,7 @@ def test_frequencies_are_those_of_unique_items(recipe):
             continue
         assert load.popularity.frequency_R.shape == (workload.tables[name].num_embeddings,)
         assert load.popularity.frequency_R.sum() == pytest.approx(1)
-        assert load.frequency_R[0] == 0  # "not known" is not looked up
+        assert load.popularity.frequency_R[0] == 0  # "not known" is not looked up
     hid = workload.loads["hid"]
     assert hid.popularity.frequency_R.max() <= 1.001 / hid.bags * 1.1  # an item is looked up at most once a step
 
