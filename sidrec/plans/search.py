@@ -206,5 +206,7 @@ def _ranked(found: Sequence[Candidate], margin: float) -> list[Candidate]:
 
 
 def _rounds(candidate: Candidate) -> int:
-    """Rounds of collectives: one per collection and sharding type."""
-    return len({(option.module[0], option.sharding_type) for option in candidate.options})
+    """Rounds of collectives: one per collection and sharding type, and one for the ids of a collection whose tables
+    are not all replicated."""
+    kinds = {(option.module[0], option.sharding_type) for option in candidate.options}
+    return len(kinds) + len({collection for collection, kind in kinds if kind != REPLICATED})

@@ -55,6 +55,18 @@ def test_types_are_mixed_only_where_that_is_faster_by_more_than_the_fit_is_off()
     assert len(types[1]) == 1
 
 
+def test_of_plans_that_cannot_be_told_apart_one_that_sends_no_ids_is_taken() -> None:
+    load, there = workload({f"tiny_{n}": (8, 16) for n in range(4)}), hardware()
+    bytes_in_all = 4 * 8 * 16 * 4
+    costs = {"steps": 100.0, "replicated_bytes": 1.0 / bytes_in_all, "exchanges": 0.5}  # replicas take 0.5 ms longer
+    types = []
+    for spread in (0.001, 0.05):
+        best = search(load, there, sharders(), _calibrated(spread, **costs))[0]
+        types.append({option.sharding_type for option in best.options})
+    assert "data_parallel" not in types[0]
+    assert types[1] == {"data_parallel"}
+
+
 def test_small_tables_are_replicated_on_cpu_where_that_was_measured_to_be_cheap() -> None:
     load, there = workload({**{f"tiny_{n}": (8, 16) for n in range(8)}, "long": (1_000_000, 16)}), hardware()
     costs = {"pooled_bags": 1e-3, "exchanges": 1.0, "reductions": 1.0}
