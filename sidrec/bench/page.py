@@ -5,13 +5,14 @@ from importlib.resources import files
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
+from sidrec.bench.behind import behind
 from sidrec.bench.page_conditions import conditions
 from sidrec.bench.page_costs import cost_tables
 from sidrec.bench.page_element import document, element
 from sidrec.bench.page_numbers import milliseconds, percent, three_digits
 from sidrec.bench.page_predictions import prediction_charts
 from sidrec.bench.page_ranks import lookup_chart, memory_chart, rank_table
-from sidrec.bench.page_standing import MODELS, by_step, rated, rounds_behind, step, unmeasured
+from sidrec.bench.page_standing import MODELS, by_step, rated, step, unmeasured
 from sidrec.bench.page_steps import part_chart, step_chart
 from sidrec.bench.page_table import plan_table
 from sidrec.bench.result import BenchResult, PlanMeasurement
@@ -70,9 +71,10 @@ def _fastest(measured: Sequence[PlanMeasurement]) -> Iterator[Element | str]:
     yield from ("Fastest: ", element("b", first.name), f", {milliseconds(step(first))} a step")
     yield f" (p10 {three_digits(timing.p10)}, p90 {three_digits(timing.p90)})."
     if len(measured) > 1:
-        behind, both = rounds_behind(measured[1], first)
         more = percent(step(measured[1]) / step(first) - 1)
-        yield f" Next: {measured[1].name}, {more} longer, slower in {behind} of {both} rounds."
+        found = behind(measured[1].rounds, first.rounds)
+        often = "" if found is None else f", slower in {found.slower} of {found.rounds} rounds"
+        yield f" Next: {measured[1].name}, {more} longer{often}."
 
 
 def _body(result: BenchResult, measured: Sequence[PlanMeasurement]) -> Iterator[Element]:

@@ -32,12 +32,6 @@ def unmeasured(result: BenchResult) -> list[tuple[PlanMeasurement, str]]:
     return [(plan, plan.failed or "No round was done.") for plan in result.plans if plan.name not in timed]
 
 
-def rounds_behind(plan: PlanMeasurement, other: PlanMeasurement) -> tuple[int, int]:
-    """Rounds in which `plan` was slower than `other`, and rounds that both did."""
-    both = list(zip(plan.rounds, other.rounds, strict=False))  # a bench that was cut short leaves unequal counts
-    return sum(ours > theirs for ours, theirs in both), len(both)
-
-
 @dataclass(frozen=True)
 class Rated:
     """Measured plans that a cost model rated: their places, and predicted and measured milliseconds.

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from xml.etree.ElementTree import Element
 
+from sidrec.bench.behind import behind
 from sidrec.bench.page_axis import Axis, around, from_zero, row, scale, track
 from sidrec.bench.page_element import element
 from sidrec.bench.page_numbers import MISSING, milliseconds, three_digits
-from sidrec.bench.page_standing import rounds_behind, step
+from sidrec.bench.page_standing import step
 from sidrec.bench.page_table import PARTS
 from sidrec.bench.result import PlanMeasurement, Timing
 
@@ -24,10 +25,10 @@ def step_chart(measured: Sequence[PlanMeasurement]) -> Element:
 
 def _interval(axis: Axis, plan: PlanMeasurement, fastest: PlanMeasurement) -> list[Element]:
     timing = plan.timings["step"]
-    behind, both = rounds_behind(plan, fastest)
+    found = behind(plan.rounds, fastest.rounds)
     told = f"{plan.name}: median {milliseconds(timing.p50)}, {_spread(timing)}"
-    if plan is not fastest:
-        told += f"; slower than {fastest.name} in {behind} of {both} rounds"
+    if plan is not fastest and found is not None:
+        told += f"; slower than {fastest.name} in {found.slower} of {found.rounds} rounds"
     low, middle, high = (axis.percent(value) for value in (timing.p10, timing.p50, timing.p90))
     rounds = [element("circle", cx=axis.percent(each), cy="0", r="3", class_="round") for each in plan.rounds]
     return [

@@ -11,6 +11,7 @@ def test_by_hand() -> None:
     assert found is not None
     assert found.ratio == pytest.approx(1.2)  # of 1.1, 1.2 and 1.3
     assert (found.low, found.high) == pytest.approx((1.1, 1.3))
+    assert (found.slower, found.rounds) == (3, 3)
 
 
 def test_without_a_round_of_both() -> None:
