@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
@@ -35,7 +36,7 @@ class Workload:
     loads: Mapping[str, TableLoad]
     rows_per_rank: int
 
-    @property
+    @cached_property  # a search asks for every layout of every table
     def dense_parameters(self) -> int:
         """Parameters outside of the tables: as many multiplications per row and pass, in layers that are linear."""
         tables = {id(weight) for tables in self.collections.values() for weight in tables.parameters()}
