@@ -5,6 +5,7 @@ Shapes: R rows of the table; U different counts among them.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -67,13 +68,18 @@ class CountedRows(_RowByRow):
 
     count_R: NDArray[np.int64]
 
+    @cached_property
+    def _read(self) -> int:
+        """Ids that were read."""
+        return int(self.count_R.sum())
+
     def share(self, first: int, last: int) -> float:
         """Share of the ids that were read whose row is in [first, last)."""
-        return float(self.count_R[first:last].sum() / self.count_R.sum())
+        return float(self.count_R[first:last].sum() / self._read)
 
     def _met(self, ids: float) -> NDArray[np.float64]:
         count_U, of_R = np.unique(self.count_R, return_inverse=True)
-        read = self.count_R.sum()
+        read = self._read
         left = max(0.0, read - ids)
         rare_U = count_U <= left  # a row met more often than ids are left out is among any others
         rare = count_U[rare_U]
