@@ -179,7 +179,8 @@ class AmazonCommand:
     """Item vectors: wordllama, sentence-transformers, none, or FILE.npy (row = item_id - 1)."""
 
     def run(self) -> None:
-        prepare(amazon_source(self.src), self.out, self.log, implicit=True, vectors=self.vectors)
+        source = amazon_source(self.src)
+        prepare(source, self.out, self.log, implicit=True, vectors=self.vectors, inputs=(self.src,))
 
 
 if __name__ == "__main__":

@@ -26,10 +26,10 @@ from data_prep.item_vectors import add_vectors
 from data_prep.next_item_check import HitRates, check_next_item
 from data_prep.sasrec_training import SasRecSettings, train_sasrec
 from data_prep.sequences import Sequences, read_sequences
+from data_prep.work_folder import PICTURE, REPORT, is_behavior_report
 from sidrec import schema
 from sidrec.schema import ContractError
 
-REPORT, PICTURE = "behavior.json", "behavior.png"
 PREMISE = (
     "ADC-SID takes the length of a behaviour vector for the item's frequency: Spearman {spearman}, Pearson {pearson} "
     "over {items} items"
@@ -60,10 +60,12 @@ def add_behavior(
     """Writes everything; each file appears whole, and only when all of them are ready.
 
     earliest_share: of the train split's positives, in time; the others are not looked at.
-    Raises ContractError, before any training, when settings, log or items.parquet make no sense.
+    Raises ContractError, before any training, when settings, log or items.parquet make no sense, or a file would be
+    replaced that this command did not write.
     """
     sasrec.check()
     pairs.check()
+    _check_files(data)
     sequences = read_sequences(data, earliest_share)
     row_M, rows = _rows_of(data / schema.ITEMS, sequences)
     rates = check_next_item(sequences, sasrec) if check else None
@@ -79,7 +81,8 @@ def add_behavior(
     vectors_MD = model.items.weight[: model.start].detach().numpy()
     frequency_M = sequences.frequencies()
     premise = norm_and_frequency(vectors_MD, frequency_M)
-    with _all_at_once(data, schema.PAIRS, REPORT, PICTURE) as (pairs_file, report_file, picture_file):
+    # The report comes first: it marks the files beside it as ours, should the process be killed between two of them.
+    with _all_at_once(data, REPORT, schema.PAIRS, PICTURE) as (report_file, pairs_file, picture_file):
         written = write_pairs(pairs_file, item_pairs(sequences, pairs, sasrec.seed), sequences.item_ids_M)
         facts |= {"loss": losses, "norm_and_frequency": premise, "pairs": {**asdict(pairs), "rows": written}}
         report_file.write_text(json.dumps(facts, indent=1) + "\n")
@@ -89,6 +92,13 @@ def add_behavior(
     print(f"{data / schema.PAIRS}: {written} pairs")
     print(_hit_rates(rates))
     print(PREMISE.format(**_rounded(premise)))
+
+
+def _check_files(data: Path) -> None:
+    there = [data / name for name in (schema.PAIRS, REPORT, PICTURE) if (data / name).exists()]
+    if there and not is_behavior_report(data / REPORT):
+        expected = f"no such file yet, or one that data_prep.behavior wrote together with {REPORT}"
+        raise ContractError(there[0], expected, "another file; move it away")
 
 
 def _rows_of(items: Path, sequences: Sequences) -> tuple[np.ndarray, int]:

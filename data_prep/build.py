@@ -26,11 +26,14 @@ from sidrec import schema
 from sidrec.schema import ContractError, Manifest
 
 
-def build(source: Source, out: Path, settings: LogSettings, implicit: bool) -> WorkFolder:
+def build(
+    source: Source, out: Path, settings: LogSettings, implicit: bool, inputs: tuple[Path, ...] = ()
+) -> WorkFolder:
     """Everything but the publishing, so that callers can add to `data` first. Bad input leaves nothing behind.
 
-    implicit: the log holds only positives, negatives are sampled. Raises ContractError for whatever is wrong with the
-    input.
+    implicit: the log holds only positives, negatives are sampled. inputs: what the command reads beside the source's
+    files, or the folder of these. Raises ContractError for whatever is wrong with the input, and for an OUT that must
+    not be replaced.
     """
     settings.check()
     configuration = {
@@ -41,7 +44,7 @@ def build(source: Source, out: Path, settings: LogSettings, implicit: bool) -> W
         "schema": schema.SCHEMA_VERSION,
         "details": repr(source),
     }
-    work = WorkFolder.open(out, configuration, settings.overwrite)
+    work = WorkFolder.open(out, configuration, settings.overwrite, (*source.files, *inputs))
     try:
         _fill(work, source, settings, implicit)
     except ContractError:

@@ -48,7 +48,7 @@ class CriteoCommand:
     block_kib: int = 16_384
     """KiB of text in memory at a time."""
     overwrite: bool = False
-    """Replace OUT if it exists."""
+    """Replace OUT if it exists and holds nothing but what data_prep wrote."""
 
     def run(self) -> None:
         self.check()
@@ -116,12 +116,13 @@ def _open(
     days: tuple[Day, ...], out: Path, configuration: dict[str, object], command: CriteoCommand
 ) -> tuple[WorkFolder, Steps]:
     """The work folder without what was made from files that have changed since."""
-    work = WorkFolder.open(out, configuration, command.overwrite)
+    inputs = [day.source for day in days]
+    work = WorkFolder.open(out, configuration, command.overwrite, inputs)
     steps = Steps(work, command.threshold, command.hash_rows, command.block_kib << 10)
     outdated = [day for day in days if steps.outdated(day)]
     if outdated and steps.record(VOCABULARY):  # the others' values may be gone
         work.discard()
-        work = WorkFolder.open(out, configuration, command.overwrite)
+        work = WorkFolder.open(out, configuration, command.overwrite, inputs)
     else:
         for day in outdated:
             steps.forget(day)

@@ -53,7 +53,7 @@ class CriteoLogCommand:
     seed: int = 0
     """Seed of the item vectors."""
     overwrite: bool = False
-    """Replace OUT if it exists."""
+    """Replace OUT if it exists and holds nothing but what data_prep wrote."""
 
     def run(self) -> None:
         self.check()
@@ -101,7 +101,7 @@ def write_log(command: CriteoLogCommand) -> Manifest:
         "files": file_facts(layout.files),
         **asdict(replace(command, out=command.out.resolve(), overwrite=False)),
     }
-    work = WorkFolder.open(command.out, configuration, command.overwrite)
+    work = WorkFolder.open(command.out, configuration, command.overwrite, (command.npy,))
     items = LogItems.of(layout, item, bounds["train"].stop)
     try:
         _write_items(work, layout, command, items)

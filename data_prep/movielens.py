@@ -131,7 +131,8 @@ class MovieLensCommand:
     """Item vectors: wordllama, sentence-transformers, none, or FILE.npy (row = item_id - 1)."""
 
     def run(self) -> None:
-        prepare(MovieLens(self.src, self.threshold), self.out, self.log, implicit=False, vectors=self.vectors)
+        source = MovieLens(self.src, self.threshold)
+        prepare(source, self.out, self.log, implicit=False, vectors=self.vectors, inputs=(self.src,))
 
 
 if __name__ == "__main__":

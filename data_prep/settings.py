@@ -33,7 +33,7 @@ class LogSettings:
     partition_rows: int = 1_000_000
     """Events held in memory at a time (one day's events if that is more)."""
     overwrite: bool = False
-    """Replace OUT if it exists."""
+    """Replace OUT if it exists and holds nothing but what data_prep wrote."""
 
     def check(self) -> None:
         """Raises ContractError naming the flag whose value makes no sense."""

@@ -1,25 +1,37 @@
-"""OUT.partial: where a data folder grows until it is whole, and what an interrupted run left there."""
+"""OUT and OUT.partial: a data folder grows in OUT.partial until it is whole, and then takes OUT's place.
+
+--overwrite replaces OUT only if commands of data_prep made every file in it. OUT.partial is continued or discarded only
+if it holds nothing but an unfinished preparation.
+"""
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sidrec import schema
+from sidrec.output import FolderKind, Written, check_apart, check_replaceable, output_folder, replace_folder, restore
 from sidrec.schema import ContractError
 
 CONFIGURATION = "configuration.json"
+REPORT, PICTURE = "behavior.json", "behavior.png"  # of data_prep.behavior, which also writes schema.PAIRS
+PARTIAL = ".partial"
 
 
 @dataclass(frozen=True)
 class WorkFolder:
-    """`data` becomes OUT in one rename; `scratch` is deleted then."""
+    """`data` becomes OUT in one rename; `scratch` is deleted then.
+
+    out: without links, see `output_folder`. overwrite: OUT may be there, as a folder that data_prep wrote.
+    """
 
     out: Path
+    overwrite: bool
 
     @property
     def partial(self) -> Path:
-        return self.out.with_name(self.out.name + ".partial")
+        return self.out.with_name(self.out.name + PARTIAL)
 
     @property
     def data(self) -> Path:
@@ -29,38 +41,147 @@ class WorkFolder:
     def scratch(self) -> Path:
         return self.partial / "scratch"
 
+    @property
+    def _configuration(self) -> Path:
+        return self.partial / CONFIGURATION
+
+    @property
+    def _replaced(self) -> Path:
+        """The former OUT while the new one takes its place."""
+        return self.partial / "replaced"
+
+    @property
+    def _discarded(self) -> Path:
+        """`data` while it is deleted."""
+        return self.partial / "discarded"
+
     @classmethod
-    def open(cls, out: Path, configuration: Mapping[str, object], overwrite: bool) -> "WorkFolder":
+    def open(
+        cls, out: Path, configuration: Mapping[str, object], overwrite: bool, inputs: Iterable[Path] = ()
+    ) -> "WorkFolder":
         """Continues what an equal configuration left unfinished; another configuration's leftovers are deleted.
 
-        Raises ContractError when OUT exists and must not be overwritten, or OUT.partial is not ours.
+        inputs: files and folders that the preparation reads. Raises ContractError, before anything is written, where
+        OUT must not be replaced, OUT.partial is not ours, or one of them is, holds or lies inside an input.
         """
-        work = cls(out)
-        if out.exists() and not overwrite:
-            raise ContractError(out, "no such folder yet (or the flag --overwrite)", "one that exists")
+        inputs = tuple(inputs)
+        work = cls(output_folder(out, inputs), overwrite)
+        check_apart(work.partial, inputs)
+        work._check_partial()
+        restore(work.out, work._replaced)
+        work._check_out()
         wanted = json.dumps(configuration, indent=1, sort_keys=True, default=str)
-        found = work.partial / CONFIGURATION
-        if work.partial.exists() and not found.is_file():
-            raise ContractError(work.partial, "no such folder, or an unfinished run's", "something else")
-        if found.is_file() and found.read_text() != wanted:
-            shutil.rmtree(work.partial)
+        found = work._configuration.read_text() if work._configuration.exists() else None
+        # Without `data` the work was published or discarded, and the process ended before all else was deleted.
+        if found != wanted or not work.data.exists():
+            work.discard()
         work.partial.mkdir(parents=True, exist_ok=True)
-        found.write_text(wanted)
+        partial = work.partial / (CONFIGURATION + PARTIAL)
+        partial.write_text(wanted)
+        partial.replace(work._configuration)
         work.data.mkdir(exist_ok=True)
         work.scratch.mkdir(exist_ok=True)
         return work
 
+    def _check_partial(self) -> None:
+        if not self.partial.is_symlink() and not self.partial.exists():
+            return
+        expected = "no such folder, or an unfinished run's alone"
+        if self.partial.is_symlink() or not self.partial.is_dir():
+            raise ContractError(self.partial, expected, "a link or a file; remove it or name another OUT")
+        own = (self.data, self.scratch, self._replaced, self._discarded, self._configuration)
+        names = {*(path.name for path in own), CONFIGURATION + PARTIAL}
+        foreign = sorted(path.name for path in self.partial.iterdir() if path.name not in names or path.is_symlink())
+        begun = [path for path in own if path.exists()]
+        if foreign or (begun and not isinstance(_json(self._configuration), dict)):
+            got = f"something else ({', '.join(foreign[:3]) or f'no {CONFIGURATION}'})"
+            raise ContractError(self.partial, expected, f"{got}; remove it or name another OUT")
+        if self._replaced.exists() and self.data.exists() and self.out.exists():
+            expected = f"nothing at {self.out}, whose replacement was killed"
+            raise ContractError(self._replaced, expected, "another folder there; move one of the two away")
+
+    def _check_out(self) -> None:
+        if self.out.exists() and not self.overwrite:
+            raise ContractError(self.out, "no such folder yet (or the flag --overwrite)", "one that exists")
+        check_replaceable(self.out, DATA_FOLDER)
+
     def discard(self) -> None:
         """Gives the unfinished work up."""
-        shutil.rmtree(self.partial)
+        if self.data.exists():
+            _delete(self._discarded)
+            self.data.rename(self._discarded)
+        self._delete_rest()
 
     def publish(self) -> None:
-        """Puts the finished data folder in OUT's place and removes everything else."""
-        replaced = self.partial / "replaced"
-        if self.out.exists():
-            self.out.rename(replaced)
-        self.data.rename(self.out)
-        shutil.rmtree(self.partial)
+        """Puts the finished data folder in OUT's place and deletes everything else.
+
+        Raises ContractError where OUT has become something that must not be replaced; the same command then goes on
+        from the finished work.
+        """
+        self._check_out()
+        replace_folder(self.data, self.out, self._replaced)
+        self._delete_rest()
+
+    def _delete_rest(self) -> None:
+        """The configuration goes last: as long as it is there, the rest is known to be ours."""
+        for folder in (self.scratch, self._discarded, self._replaced):
+            _delete(folder)
+        for file in (self.partial / (CONFIGURATION + PARTIAL), self._configuration):
+            file.unlink(missing_ok=True)
+        if self.partial.exists():
+            self.partial.rmdir()
+
+
+def _delete(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def _written(folder: Path) -> Written | None:
+    """The files of a log's manifest or of a Criteo folder's, and what later commands of data_prep add to a log.
+
+    Both kinds of manifests say how the folder was prepared; a manifest that only describes files is somebody else's.
+    """
+    names = _log_files(folder) or _criteo_files(folder)
+    return None if names is None else names.__contains__
+
+
+def _log_files(folder: Path) -> set[str] | None:
+    try:
+        manifest = schema.load_manifest(folder / schema.LOG)
+    except ContractError:
+        return None
+    if "as_of" not in manifest.protocol:  # all preparations of a log write it
+        return None
+    names = {schema.ITEMS, f"{schema.LOG}/{schema.MANIFEST}"}
+    names |= {f"{schema.LOG}/{file.path}" for files in manifest.splits.values() for file in files}
+    added = (schema.PAIRS, REPORT, PICTURE) if is_behavior_report(folder / REPORT) else ()
+    unfinished = {name + PARTIAL for name in (schema.ITEMS, schema.PAIRS, REPORT, PICTURE)}  # of killed commands
+    return names | {*added} | unfinished
+
+
+def _criteo_files(folder: Path) -> set[str] | None:
+    manifest = _json(folder / schema.MANIFEST)
+    keys = {"format", "rows", "dense", "categorical", "days", "files"}
+    if not isinstance(manifest, dict) or not keys <= set(manifest) or not isinstance(manifest["files"], dict):
+        return None
+    return {schema.MANIFEST, *manifest["files"]}
+
+
+def is_behavior_report(path: Path) -> bool:
+    """Whether data_prep.behavior wrote the file, and with it the files beside it."""
+    report = _json(path)
+    return isinstance(report, dict) and {"source", "settings", "norm_and_frequency", "pairs"} <= set(report)
+
+
+def _json(path: Path) -> object:
+    try:
+        return schema.read_json(path, "JSON")
+    except ContractError:
+        return None
+
+
+DATA_FOLDER = FolderKind("a folder that data_prep wrote", _written)
 
 
 def file_facts(files: tuple[Path, ...]) -> list[tuple[str, int, int]]:

@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 
 from sidrec.config import load_file
-from sidrec.schema import LOG, load_manifest
+from sidrec.output import check_replaceable
+from sidrec.schema import LOG, ContractError, load_manifest
 from sidrec.train.results import comparison_table, load_metrics
+from sidrec.train.run_directory import RUN
 
 RECIPES = {
     "SID-Coord": Path("launch/recipes/demo.yaml"),
@@ -26,7 +28,14 @@ def main() -> int:
     """Runs the demo in the current folder, the root of a checkout. Returns 1 if a step failed."""
     first = RECIPES["SID-Coord"]
     recipe = load_file(first)
-    shutil.rmtree(recipe.train.runs, ignore_errors=True)
+    for path in RECIPES.values():
+        run = load_file(path).run
+        try:
+            check_replaceable(run.resolve(), RUN)
+        except ContractError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        shutil.rmtree(run, ignore_errors=True)
     steps = [
         f"python -m data_prep.synthetic {recipe.data.path} --overwrite",
         f"sidrec fit {first} --overwrite",

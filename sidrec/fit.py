@@ -4,7 +4,6 @@ Shapes: N items, V vector width, L levels.
 """
 
 import json
-import shutil
 import sys
 import tempfile
 import time
@@ -17,16 +16,19 @@ from sidrec.config import Recipe, load
 from sidrec.config.learners import GradientLearnerConfig
 from sidrec.failure import LearningError
 from sidrec.machine import unwritable
+from sidrec.output import output_folder
 from sidrec.parallel.process_group import Ranks, agree, joined_ranks, largest, of_machine, together
 from sidrec.schema import ITEMS, ContractError
 from sidrec.sid.artifact import fit_tokenizer
-from sidrec.sid.catalog import CARD, PICTURES, Catalog, load_catalog
+from sidrec.sid.atomic_folder import replaceable_folder
+from sidrec.sid.catalog import CARD, CATALOG, PICTURES, Catalog, load_catalog
 from sidrec.sid.catalog_folder import write_catalog_folder
 from sidrec.sid.collisions import resolve
 from sidrec.sid.item_vectors import ItemVectors, map_item_vectors, read_item_vectors
 from sidrec.sid.needs import needs_of
 from sidrec.sid.quality import code_quality, quality_table, reconstruction_error
 from sidrec.sid.tokenizer import Tokenizer
+from sidrec.sid.training.checkpoint import remove_checkpoint
 
 OVERWRITE = "--overwrite"
 ABOUT = (
@@ -72,7 +74,7 @@ def fit(recipe: Recipe, ranks: Ranks, overwrite: bool = False) -> None:
     are to fit what only one can, or another catalog is there and may not be overwritten; LearningError when the
     training failed.
     """
-    together(ranks, lambda: _check(recipe, ranks))
+    together(ranks, lambda: _check(recipe, ranks, overwrite))
     work = recipe.data.catalog.with_name(f".{recipe.data.catalog.name}.fit")
     clock = _Clock()
     items = _read(recipe, ranks)
@@ -83,10 +85,10 @@ def fit(recipe: Recipe, ranks: Ranks, overwrite: bool = False) -> None:
     if ranks.first:
         fitted.facts.update(reading)
         _finish(items, fitted, recipe, overwrite)
-        shutil.rmtree(work, ignore_errors=True)
+        remove_checkpoint(work)
 
 
-def _check(recipe: Recipe, ranks: Ranks) -> None:
+def _check(recipe: Recipe, ranks: Ranks, overwrite: bool) -> None:
     """What is no catalog is never replaced, whatever the flags; and a fit for nothing is not begun."""
     target, learner = recipe.data.catalog, recipe.tokenizer.learner
     if ranks.world > 1 and not isinstance(learner, GradientLearnerConfig):
@@ -96,6 +98,9 @@ def _check(recipe: Recipe, ranks: Ranks) -> None:
         return
     if target.exists() and not (target / CARD).is_file():
         raise ContractError(target, "nothing there yet, or a catalog", f"something without {CARD}")
+    folder = output_folder(target, [recipe.data.path / ITEMS])
+    if overwrite or not folder.exists():
+        replaceable_folder(target, CATALOG)
     obstacle = unwritable(target.parent)
     if obstacle:
         raise ContractError("data.catalog", "a folder that can be written", obstacle)
@@ -138,7 +143,7 @@ def _learn(items: ItemVectors, recipe: Recipe, work: Path, ranks: Ranks) -> _Fit
         tokenizer = fit_tokenizer(items.vectors_NV, recipe.tokenizer, items.side, work)
     except (ContractError, LearningError) as error:  # all ranks raise the same, or none does
         if ranks.first:
-            shutil.rmtree(work, ignore_errors=True)
+            remove_checkpoint(work)
         agree(ranks, error)
         raise
     facts = {**clock.spent("fit"), "resumed": resumed, "processes": ranks.world}

@@ -19,6 +19,7 @@ from sidrec.config.flags import checked_flags
 from sidrec.config.section import section
 from sidrec.config.tree import OptimizerConfig
 from sidrec.machine import unwritable
+from sidrec.output import output_file
 from sidrec.parallel.shard import sharders_of
 from sidrec.plans.calibrated_cost import CalibratedCost
 from sidrec.plans.calibration import load_calibration
@@ -28,7 +29,7 @@ from sidrec.plans.explain_text import explanation_text
 from sidrec.plans.hardware import Hardware
 from sidrec.plans.hardware_names import EXAMPLES, bytes_of, named_hardware, with_ranks
 from sidrec.plans.options import sharding_plan
-from sidrec.plans.plan_file import plan_file_of, write_plan
+from sidrec.plans.plan_file import is_plan, plan_file_of, write_plan
 from sidrec.plans.search import Report, search
 from sidrec.plans.tables_file import is_tables, read_tables
 from sidrec.plans.workload import Workload
@@ -68,7 +69,7 @@ class Options:
     calibration: Path | None = None
     """What work costs on these machines, as sidrec bench calibrate wrote it, in the place of TorchRec's constants."""
     export: Path | None = None
-    """File to write the plan to."""
+    """File to write the plan to; a plan that is there is replaced."""
     json: bool = False
     """Print JSON in the place of text."""
 
@@ -82,6 +83,7 @@ def main(argv: Sequence[str]) -> None:
     hardware = _hardware(options)
     if options.export and (obstacle := unwritable(options.export.parent)):
         raise ConfigError(f"--export: expected a folder that can be written, got {obstacle}")
+    export = output_file(options.export, "a sharding plan", is_plan) if options.export else None
     cost: CostModel = TorchRecCost()
     if options.calibration:
         cost = CalibratedCost(load_calibration(options.calibration, hardware.device))
@@ -92,11 +94,11 @@ def main(argv: Sequence[str]) -> None:
     explained = replace(explained, remarks=[*facts, *explained.remarks])
     took = f"{time.monotonic() - started:.1f} s, {time.process_time() - cpu_started:.1f} s of them CPU time"
     print(json.dumps(explained.as_json()) if options.json else f"{explanation_text(explained)}\n\n{took}")
-    if options.export:
+    if export:
         plan = sharding_plan(found[0].options, hardware)
         layout = plan_file_of(plan, workload.model, hardware.world, hardware.local_world, hardware.device)
-        options.export.parent.mkdir(parents=True, exist_ok=True)
-        write_plan(options.export, layout)
+        export.parent.mkdir(parents=True, exist_ok=True)
+        write_plan(export, layout)
         print(f"plan: {options.export}", file=sys.stderr)
 
 

@@ -10,15 +10,17 @@ import tyro
 from pydantic import TypeAdapter
 from tqdm import tqdm
 
-from sidrec.checkpoint.atomic_file import atomic_file
+from sidrec.checkpoint.atomic_file import atomic_file, check_free
 from sidrec.checkpoint.row_ids import row_ids
 from sidrec.checkpoint.stored_checkpoint import StoredCheckpoint, open_checkpoint
 from sidrec.checkpoint.stored_table import CheckpointTable, StoredTable, cut_of
-from sidrec.checkpoint.table_writers import EMBEDDING, no_ids, write_parquet, write_safetensors
+from sidrec.checkpoint.table_writers import EMBEDDING, is_exported, no_ids, write_parquet, write_safetensors
 from sidrec.config import ConfigError
 from sidrec.config.flags import checked_flags
 from sidrec.config.section import section
 from sidrec.machine import unwritable
+from sidrec.output import output_file
+from sidrec.schema import ContractError
 
 HELP = """usage: sidrec table COMMAND ...
 
@@ -57,7 +59,7 @@ class ExportOptions:
     ids: bool = False
     """Say what rows stand for (parquet): a column of item_id or another id, or sid_1, sid_2... of a SID's part."""
     overwrite: bool = False
-    """Replace FILE where it exists."""
+    """Replace FILE where it exists and is such a table."""
     check: bool = True
     """First hold the files that the table lies in against their checksums, which reads them once more."""
 
@@ -120,6 +122,7 @@ def _export(options: ExportOptions) -> None:
     table = _table(checkpoint, options.table)
     to_parquet = _is_parquet(options)
     tensors = _tensors(table, options, to_parquet)
+    target = _target(options, checkpoint)
     rows = table.weight.shape[0]
     ids = row_ids(checkpoint.recipe, table.name, rows, checkpoint.position.catalog) if options.ids else no_ids
     files = set().union(*(tensor.files for tensor in tensors.values()))
@@ -127,7 +130,7 @@ def _export(options: ExportOptions) -> None:
         with _progress("check", sum(checkpoint.index.files[name].size for name in files)) as progress:
             checkpoint.check_files(files, progress.update)
     size = sum(tensor.bytes for tensor in tensors.values())
-    with atomic_file(options.file, size, options.overwrite) as partial, _progress("export", size) as progress:
+    with atomic_file(target, size, options.overwrite) as partial, _progress("export", size) as progress:
         if to_parquet:
             write_parquet(partial, tensors, progress.update, ids)
         else:
@@ -155,6 +158,16 @@ def _is_parquet(options: ExportOptions) -> bool:
     if obstacle := unwritable(options.file.parent):
         raise ConfigError(f"{options.file}: expected a folder that can be written, got {obstacle}")
     return suffix == ".parquet"
+
+
+def _target(options: ExportOptions, checkpoint: StoredCheckpoint) -> Path:
+    """FILE without links. Raises ContractError for a file of the checkpoint, or one that is no exported table."""
+    check_free(options.file, options.overwrite)
+    target = output_file(options.file, "an exported table", is_exported)
+    if checkpoint.path.resolve() in target.parents:
+        expected = "a file apart from the checkpoint that is read"
+        raise ContractError(options.file, expected, f"one in {checkpoint.path}; name another file")
+    return target
 
 
 def _tensors(table: CheckpointTable, options: ExportOptions, to_parquet: bool) -> dict[str, StoredTable]:

@@ -33,9 +33,10 @@ def main(recipe_path: str, ranks: str, *wanted: str) -> None:
     run = Path(recipe["train"]["runs"]) / recipe["name"] / f"seed{recipe['seed']}"
     run.mkdir(parents=True, exist_ok=True)
     with (run.parents[2] / "calls").open("a") as calls:
-        resumed = " resumed" if (run / "checkpoint").exists() else ""
+        resumed = " resumed" if (run / "config.yaml").exists() else ""
         calls.write(f"{run.parent.parent.name}/{run.parent.name}/{run.name}{resumed}\n")
-    (run / "checkpoint").touch()
+    (run / "config.yaml").touch()
+    (run / "checkpoints").mkdir(exist_ok=True)
     if recipe.get("optimizer", {}).get("schedule", {}).get("warmup_steps") == 13:
         sys.exit("unlucky warm-up")
 

@@ -37,7 +37,7 @@ from sidrec.train.predictions import load_predictions
 from sidrec.train.results import load_metrics, metrics_table
 from sidrec.train.slices import load_item_slices
 
-OUT, DATA, CATALOG, NPY = "out", "data", "catalog", "npy"
+OUT, RAW, DATA, CATALOG, NPY = "out", "raw", "data", "catalog", "npy"
 LOG_CSV, ITEMS_CSV, LOG_PARQUET, CRITEO_TEXT = "log.csv", "items.csv", "log.parquet", "train.txt"
 RECIPE, TABLES, PLAN, CALIBRATION, BENCH = "recipe.yaml", "tables.yaml", "plan.json", "calibration.json", "bench.json"
 SCORES, METRICS, TOKENIZERS = "predictions.parquet", "metrics.json", ("arrays", "network")
@@ -56,11 +56,11 @@ def interactions_parquet(folder: Path) -> None:
 
 
 def movielens(folder: Path) -> None:
-    MovieLensCommand(folder, folder / OUT, SETTINGS, vectors="none").run()
+    MovieLensCommand(folder / RAW, folder / OUT, SETTINGS, vectors="none").run()
 
 
 def amazon(folder: Path) -> None:
-    AmazonCommand(folder, folder / OUT, SETTINGS, vectors="none").run()
+    AmazonCommand(folder / RAW, folder / OUT, SETTINGS, vectors="none").run()
 
 
 def criteo(folder: Path) -> None:

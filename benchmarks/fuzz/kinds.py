@@ -73,21 +73,29 @@ KINDS = {
             entries.interactions_parquet,
             {entries.LOG_PARQUET: PARQUET_FILE},
         ),
-        Kind("MovieLens (CSV)", sound_logs.movielens, entries.movielens, {"ratings.csv": PLAIN, "movies.csv": PLAIN}),
         Kind(
-            "MovieLens (::)", sound_logs.movielens_dat, entries.movielens, {"ratings.dat": PLAIN, "movies.dat": PLAIN}
+            "MovieLens (CSV)",
+            sound_logs.movielens,
+            entries.movielens,
+            {f"{entries.RAW}/ratings.csv": PLAIN, f"{entries.RAW}/movies.csv": PLAIN},
+        ),
+        Kind(
+            "MovieLens (::)",
+            sound_logs.movielens_dat,
+            entries.movielens,
+            {f"{entries.RAW}/ratings.dat": PLAIN, f"{entries.RAW}/movies.dat": PLAIN},
         ),
         Kind(
             "Amazon (CSV)",
             sound_logs.amazon_csv,
             entries.amazon,
-            {"interactions.csv.gz": ZIPPED, "items.csv.gz": ZIPPED},
+            {f"{entries.RAW}/interactions.csv.gz": ZIPPED, f"{entries.RAW}/items.csv.gz": ZIPPED},
         ),
         Kind(
             "Amazon (JSON)",
             sound_logs.amazon_json,
             entries.amazon,
-            {"reviews_Toys_5.json.gz": ZIPPED, "meta_Toys.json.gz": ZIPPED},
+            {f"{entries.RAW}/reviews_Toys_5.json.gz": ZIPPED, f"{entries.RAW}/meta_Toys.json.gz": ZIPPED},
         ),
         Kind("Criteo (text)", sound_logs.criteo, entries.criteo, {entries.CRITEO_TEXT: PLAIN}),
         Kind(

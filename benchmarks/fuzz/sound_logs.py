@@ -46,22 +46,22 @@ def interactions_parquet(folder: Path) -> None:
 def movielens(folder: Path) -> None:
     ratings = [(user[1:], thing[1:], stars, time) for user, thing, time, stars in events()]
     movies = [(thing, f'"Film, The {thing} ({1980 + thing})"', "Comedy|Drama") for thing in range(THINGS)]
-    (folder / "ratings.csv").write_text("userId,movieId,rating,timestamp\n" + _lines(ratings))
-    (folder / "movies.csv").write_text("movieId,title,genres\n" + _lines(movies))
+    (_raw(folder) / "ratings.csv").write_text("userId,movieId,rating,timestamp\n" + _lines(ratings))
+    (_raw(folder) / "movies.csv").write_text("movieId,title,genres\n" + _lines(movies))
 
 
 def movielens_dat(folder: Path) -> None:
     ratings = [(user[1:], thing[1:], stars, time) for user, thing, time, stars in events()]
     movies = [(thing, f"Film {thing} (1990)", "Comedy|Drama") for thing in range(THINGS)]
-    (folder / "ratings.dat").write_text(_lines(ratings, "::"))
-    (folder / "movies.dat").write_bytes(_lines(movies, "::").encode("latin-1"))
+    (_raw(folder) / "ratings.dat").write_text(_lines(ratings, "::"))
+    (_raw(folder) / "movies.dat").write_bytes(_lines(movies, "::").encode("latin-1"))
 
 
 def amazon_csv(folder: Path) -> None:
     log = "user_id,item_id,timestamp\n" + _lines([event[:3] for event in events()])
     things = [(f"i{thing}", f"Soap {thing}", "Opi", "Beauty|Bath") for thing in range(THINGS)]
-    _compressed(folder / "interactions.csv.gz", log)
-    _compressed(folder / "items.csv.gz", "item_id,title,brand,categories\n" + _lines(things))
+    _compressed(_raw(folder) / "interactions.csv.gz", log)
+    _compressed(_raw(folder) / "items.csv.gz", "item_id,title,brand,categories\n" + _lines(things))
 
 
 def amazon_json(folder: Path) -> None:
@@ -72,8 +72,15 @@ def amazon_json(folder: Path) -> None:
         {"asin": f"i{thing}", "title": f"It's soap {thing}", "brand": "Opi", "categories": [["Beauty", "Bath"]]}
         for thing in range(THINGS)
     ]
-    _compressed(folder / "reviews_Toys_5.json.gz", "\n".join(reviews) + "\n")
-    _compressed(folder / "meta_Toys.json.gz", "\n".join(map(repr, things)) + "\n")
+    _compressed(_raw(folder) / "reviews_Toys_5.json.gz", "\n".join(reviews) + "\n")
+    _compressed(_raw(folder) / "meta_Toys.json.gz", "\n".join(map(repr, things)) + "\n")
+
+
+def _raw(folder: Path) -> Path:
+    """Where raw files lie that a command finds by their folder, which is no place for its output."""
+    raw = folder / entries.RAW
+    raw.mkdir(exist_ok=True)
+    return raw
 
 
 def _compressed(path: Path, text: str) -> None:

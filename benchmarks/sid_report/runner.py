@@ -18,7 +18,7 @@ from sidrec.failure import LearningError
 from sidrec.schema import ITEMS, ContractError
 from sidrec.sid.artifact import fit_tokenizer, save_tokenizer
 from sidrec.sid.atomic_folder import atomic_folder
-from sidrec.sid.catalog import TOKENIZER, Catalog, write_catalog
+from sidrec.sid.catalog import CATALOG, TOKENIZER, Catalog, write_catalog
 from sidrec.sid.item_vectors import ItemVectors, read_item_vectors
 from sidrec.sid.needs import needs_of
 from sidrec.sid.quality import code_quality
@@ -57,7 +57,7 @@ def run_fit(fit: Fit) -> FitResult:
     text_NT = _text(items)
     own = own_decoder(tokenizer, text_NT, encoded)
     if fit.catalog is not None:
-        with atomic_folder(fit.catalog) as partial:
+        with atomic_folder(fit.catalog, CATALOG) as partial:
             write_catalog(catalog, partial)
             save_tokenizer(tokenizer, config, partial / TOKENIZER)
     return FitResult(

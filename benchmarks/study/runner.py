@@ -20,8 +20,9 @@ from benchmarks.study.definition import Study
 from benchmarks.study.missing import do_missing
 from benchmarks.study.runs import Run, study_runs
 from benchmarks.study.store import RunResult, load_result, save_result
+from sidrec.output import check_replaceable
 from sidrec.train.results import METRICS_FILE, load_metrics
-from sidrec.train.run_directory import RunDirectory, write_text
+from sidrec.train.run_directory import RUN, RunDirectory, write_text
 
 GRACE = 30.0  # seconds for a launcher to stop its ranks
 
@@ -106,6 +107,7 @@ def _prepare(run: Run, recipe: Path) -> None:
     text = yaml.safe_dump(run.recipe, sort_keys=False)
     interrupted = recipe.exists() and recipe.read_text() == text and not (run.directory / METRICS_FILE).exists()
     if run.directory.exists() and not interrupted:
+        check_replaceable(run.directory.resolve(), RUN)
         log.info("%s: removing %s, which is of another recipe or has no result on record", run, run.directory)
         shutil.rmtree(run.directory)
     recipe.parent.mkdir(parents=True, exist_ok=True)

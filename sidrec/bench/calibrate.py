@@ -9,7 +9,8 @@ from sidrec import __version__
 from sidrec.bench.accuracy import Accuracy, default_accuracy, fitted_accuracy, held_out, samples
 from sidrec.bench.result import BenchResult, load_bench
 from sidrec.config import ConfigError
-from sidrec.plans.calibration import VERSION, Calibration, Fit, Sample, fit, save_calibration
+from sidrec.output import output_file
+from sidrec.plans.calibration import VERSION, Calibration, Fit, Sample, fit, is_calibration, save_calibration
 
 Benches = Mapping[Path, BenchResult]
 
@@ -18,8 +19,11 @@ def main(argv: Sequence[str]) -> None:
     """Fits, says how well, and writes the file. Raises ConfigError or ContractError; then nothing is written."""
     parser = argparse.ArgumentParser(prog="sidrec bench calibrate", description="Fit a cost model to measured plans.")
     parser.add_argument("benches", nargs="+", type=Path, metavar="BENCH.json", help="results of sidrec bench plans")
-    parser.add_argument("--out", type=Path, default=Path("calibration.json"), help="the calibration file to write")
+    parser.add_argument(
+        "--out", type=Path, default=Path("calibration.json"), help="the calibration file to write or replace"
+    )
     arguments = parser.parse_args(argv)
+    out = output_file(arguments.out, "a calibration", is_calibration)
     benches = {path: load_bench(path) for path in arguments.benches}
     device = _device(benches)
     worlds = _by_world(benches)
@@ -28,7 +32,7 @@ def main(argv: Sequence[str]) -> None:
     )
     for world, of in worlds.items():
         print(_table(world, of, calibration.worlds[world], benches))
-    save_calibration(arguments.out, calibration)
+    save_calibration(out, calibration)
     print(f"\nwritten: {arguments.out}; use it with sidrec plan --calibration, or parallel.calibration in a recipe")
 
 

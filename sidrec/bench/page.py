@@ -16,20 +16,34 @@ from sidrec.bench.page_standing import MODELS, by_step, rated, step, unmeasured
 from sidrec.bench.page_steps import part_chart, step_chart
 from sidrec.bench.page_table import plan_table
 from sidrec.bench.result import BenchResult, PlanMeasurement
+from sidrec.output import output_file
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 """What a browser may load for the page: nothing."""
 
 
+TITLE = "Sharding plans, measured: "
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is the page of a bench."""
+    with path.open("rb") as file:
+        return f"<title>{TITLE}".encode() in file.read(2048)
+
+
 def write_page(result: BenchResult, path: Path) -> None:
-    """Writes `result` as a page for people, also on paper. Raises OSError where `path` cannot be written."""
+    """Writes `result` as a page for people, also on paper; a page that is there is replaced.
+
+    Raises OSError where `path` cannot be written, and ContractError where another file is there.
+    """
+    path = output_file(path, "the page of a bench", is_page)
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(document(_page(result)))
     partial.replace(path)
 
 
 def _page(result: BenchResult) -> Element:
-    title = f"Sharding plans, measured: {result.workload.get('name', 'unnamed workload')}"
+    title = f"{TITLE}{result.workload.get('name', 'unnamed workload')}"
     assets = files("sidrec.bench")
     head = element(
         "head",

@@ -9,9 +9,10 @@ import tyro
 from pydantic import PositiveInt, TypeAdapter
 
 from sidrec.bench.contenders import AUTO, TYPES, check_names
-from sidrec.bench.page import write_page
+from sidrec.bench.page import is_page, write_page
 from sidrec.bench.plans_bench import RESULT, bench_plans
 from sidrec.bench.recipe_subject import recipe_subject
+from sidrec.bench.result import is_bench
 from sidrec.bench.subject import Subject
 from sidrec.bench.table import bench_table
 from sidrec.bench.tables_subject import tables_subject, with_fewer_rows
@@ -20,6 +21,7 @@ from sidrec.config import ConfigError, Recipe, load
 from sidrec.config.flags import checked_flags
 from sidrec.config.section import section
 from sidrec.machine import unwritable
+from sidrec.output import output_file
 from sidrec.parallel.process_group import Ranks, joined_ranks, together
 from sidrec.plans.tables_file import TablesFile, is_tables, read_tables
 
@@ -120,6 +122,8 @@ def _check_out(out: Path, overwrite: bool) -> None:
         raise ConfigError(f"--out: expected a folder that can be written, got {obstacle}")
     if (out / RESULT).exists() and not overwrite:
         raise ConfigError(f"{out / RESULT}: expected no result there, or --overwrite, got one")
+    output_file(out / RESULT, "a bench of plans", is_bench)
+    output_file(out / PAGE, "the page of a bench", is_page)
 
 
 def _announce(subject: Subject, names: Sequence[str], out: Path, ranks: Ranks) -> None:

@@ -85,6 +85,12 @@ class BenchResult:
 _RESULT: TypeAdapter[BenchResult] = TypeAdapter(BenchResult)
 
 
+def is_bench(path: Path) -> bool:
+    """Whether a file is a bench of any version. Raises ContractError for what is no JSON."""
+    raw = read_json(path, "a bench of plans")
+    return isinstance(raw, dict) and {"version", "workload", "plans"} <= set(raw)
+
+
 def load_bench(path: Path) -> BenchResult:
     """Reads a bench's JSON. Raises ContractError for what is not one."""
     raw = read_json(path, "a bench of plans")

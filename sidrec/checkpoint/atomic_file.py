@@ -9,6 +9,15 @@ from pathlib import Path
 from sidrec.checkpoint.piece import CheckpointError
 
 
+def check_free(target: Path, overwrite: bool) -> None:
+    """Raises CheckpointError where `target` exists and is not to be overwritten, or is no file."""
+    if target.exists() and not (overwrite and target.is_file()):
+        expected = "a file to replace" if overwrite else "no such file yet, or --overwrite"
+        raise CheckpointError(
+            f"{target}: expected {expected}, got {'one that exists' if target.is_file() else 'a folder'}"
+        )
+
+
 @contextmanager
 def atomic_file(target: Path, size: int, overwrite: bool = False) -> Iterator[Path]:
     """Gives the path of a sibling of `target` to write; it becomes `target` when the block ends, and vanishes if it
@@ -17,11 +26,7 @@ def atomic_file(target: Path, size: int, overwrite: bool = False) -> Iterator[Pa
     size: about how many bytes will be written. Raises CheckpointError where there is no room for them, before or while
     they are written, or `target` exists and is not to be overwritten.
     """
-    if target.exists() and not (overwrite and target.is_file()):
-        expected = "a file to replace" if overwrite else "no such file yet, or --overwrite"
-        raise CheckpointError(
-            f"{target}: expected {expected}, got {'one that exists' if target.is_file() else 'a folder'}"
-        )
+    check_free(target, overwrite)
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)

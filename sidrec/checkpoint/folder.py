@@ -5,6 +5,7 @@ written. best.json tells the best one.
 """
 
 import contextlib
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -19,6 +20,8 @@ from sidrec.schema import crc32_of
 
 BEST = "best.json"
 PARTIAL, DAMAGED = ".partial", ".damaged"
+WRITTEN = re.compile(r"rank-\d+\.safetensors|(index|position|plan)\.json|config\.yaml")
+"""Names of a checkpoint's files, for one without index."""
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -37,16 +40,37 @@ def _step(path: Path) -> int:
 
 
 def remove(path: Path) -> None:
-    """Removes a checkpoint. A process that is killed meanwhile leaves a partial one, not a damaged one."""
+    """Removes a checkpoint. A process that is killed meanwhile leaves a partial one, not a damaged one.
+
+    One that holds other files too stays as it is, which is said on stderr.
+    """
+    foreign = _foreign_file(path)
+    if foreign:
+        said = f"sidrec: {path}: this outdated checkpoint stays, as {foreign} is no part of it"
+        print(said, file=sys.stderr, flush=True)
+        return
     partial = path.with_name(path.name + PARTIAL)
     path.replace(partial)
     shutil.rmtree(partial)
 
 
 def remove_left_over(folder: Path) -> None:
-    """Removes what killed processes were writing or removing."""
+    """Removes what killed processes were writing or removing, except where it holds other files too."""
     for partial in folder.glob(f"step-*{PARTIAL}"):
-        shutil.rmtree(partial)
+        if partial.name.removeprefix("step-").removesuffix(PARTIAL).isdecimal() and not _foreign_file(partial):
+            shutil.rmtree(partial)
+
+
+def _foreign_file(path: Path) -> str | None:
+    """The first name in a checkpoint's folder of what no process of a training wrote; the folder itself if a link."""
+    if path.is_symlink():
+        return path.name
+    try:
+        listed = set(read_index(path).files)
+    except CheckpointError:
+        listed = set()
+    names = sorted(entry.name for entry in path.iterdir() if entry.name not in listed)
+    return next((name for name in names if not WRITTEN.fullmatch(name)), None)
 
 
 def bytes_written(folder: Path) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sidrec.checkpoint.stored_table import PART, StoredTable, rows_of_size
@@ -25,6 +26,20 @@ RowIds = Callable[[int, int], Mapping[str, pa.Array]]
 def no_ids(first: int, last: int) -> Mapping[str, pa.Array]:
     """For tables of whose rows nothing is said but their numbers."""
     return {}
+
+
+def is_exported(path: Path) -> bool:
+    """Whether a file has what the writers below give it: one table, and perhaps its optimizer's state."""
+    try:
+        if path.suffix == ".parquet":
+            names = pq.read_schema(path).names
+            return names[:1] == [ROW] and EMBEDDING in names
+        with safe_open(path, framework="pt") as file:
+            tensors = list(file.keys())
+        table = min(tensors, key=len, default="")
+        return all(name == table or name.startswith(f"{table}/") for name in tensors)
+    except (pa.ArrowException, SafetensorError, OSError):
+        return False
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, StoredTable], progress: Callable[[int], object]) -> None:

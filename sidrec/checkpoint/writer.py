@@ -34,8 +34,8 @@ class CheckpointWriter:
             return
         partial = final.with_name(final.name + PARTIAL)
         size = total(self._ranks, sum(piece.values.numel() * piece.values.element_size() for piece in pieces))
+        self._together(partial, lambda: self._prepare(partial, size))
         try:
-            self._together(partial, lambda: self._prepare(partial, size))
             self._together(partial, lambda: save_pieces(partial, pieces, self._ranks.rank, self._ranks.control))
             self._together(partial, lambda: self._complete(partial, final, position))
         except BaseException:

@@ -132,6 +132,12 @@ def _costs(samples: Sequence[Sample], benches: Sequence[str], work_NK: np.ndarra
 _CALIBRATION: TypeAdapter[Calibration] = TypeAdapter(Calibration)
 
 
+def is_calibration(path: Path) -> bool:
+    """Whether a file is a calibration of any version. Raises ContractError for what is no JSON."""
+    raw = read_json(path, "a calibration")
+    return isinstance(raw, dict) and {"version", "device", "worlds"} <= set(raw)
+
+
 def save_calibration(path: Path, calibration: Calibration) -> None:
     """Writes the file, whole or not at all."""
     partial = path.with_name(f"{path.name}.partial")

@@ -117,6 +117,12 @@ def _refusal(where: str, mistakes: ValidationError) -> ContractError:
     return ContractError(place, mistake["msg"].removeprefix("Input should be "), found)
 
 
+def is_plan(path: Path) -> bool:
+    """Whether a file is a sharding plan of any version. Raises ContractError for what is no JSON."""
+    raw = read_json(path, "a sharding plan")
+    return isinstance(raw, dict) and {"version", "world", "tables"} <= set(raw)
+
+
 def write_plan(path: Path, plan: PlanFile) -> None:
     """Writes a plan in one step: a reader sees the old file or the new one."""
     partial = path.with_name(f"{path.name}.partial{os.getpid()}")

@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sidrec.output import FolderKind, Written
 from sidrec.parquet_file import readable
 from sidrec.schema import ITEM_ID, UNKNOWN_ID, ContractError, read_json
 from sidrec.sid.atomic_folder import atomic_folder
@@ -35,6 +36,24 @@ REPORT = "report.json"
 PICTURES = "pictures"
 JOURNAL = "training.jsonl"
 CATALOG_VERSION = 1
+
+CODE_USAGE, COLLISIONS, TRAINING = "code_usage.png", "collision_groups.png", "training.png"
+"""Files in PICTURES."""
+FILES = {CODES, CARD, REPORT, JOURNAL, f"{TOKENIZER}/tokenizer.json", f"{TOKENIZER}/arrays.safetensors"}
+FILES |= {f"{PICTURES}/{name}" for name in (CODE_USAGE, COLLISIONS, TRAINING)}
+
+
+def _written(folder: Path) -> Written | None:
+    """The files of a catalog of any version."""
+    try:
+        card = read_json(folder / CARD, "a catalog")
+    except ContractError:
+        return None
+    ours = isinstance(card, dict) and {"version", "codebook_sizes", "fingerprint"} <= set(card)
+    return FILES.__contains__ if ours else None
+
+
+CATALOG = FolderKind("a catalog that sidrec wrote", _written)
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,8 +155,11 @@ class Catalog:
         )
 
     def save(self, path: Path) -> None:
-        """Writes a folder with the catalog alone, in one step; replaces one that exists."""
-        with atomic_folder(path) as partial:
+        """Writes a folder with the catalog alone, in one step; replaces a catalog that exists.
+
+        Raises ContractError where something else is there.
+        """
+        with atomic_folder(path, CATALOG) as partial:
             write_catalog(self, partial)
 
 

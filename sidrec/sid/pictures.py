@@ -10,12 +10,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from sidrec.sid.catalog import Catalog
+from sidrec.sid.catalog import CODE_USAGE, COLLISIONS, TRAINING, Catalog
 from sidrec.sid.quality import group_sizes
 
-CODE_USAGE = "code_usage.png"
-COLLISIONS = "collision_groups.png"
-TRAINING = "training.png"
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")  # Okabe-Ito, told apart by everyone
 STYLES = ("-", "--", ":", "-.")
 NO_TERMS = ("epoch", "revived_codes")

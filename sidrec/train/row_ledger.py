@@ -85,8 +85,9 @@ def _write(path: Path, table: pa.Table) -> None:
 
 def drop_after(folder: Path, step: int) -> None:
     """Leaves in a ledger what was trained on up to `step`; one process does so before a run goes on from there."""
-    for partial in folder.glob("*.partial"):  # by a process that was killed while it wrote
-        partial.unlink()
+    for partial in folder.glob("steps-*.partial"):  # by a process that was killed while it wrote
+        if _NAME.fullmatch(partial.with_suffix(".parquet").name):
+            partial.unlink()
     for path in ledger_files(folder):
         first, last = interval(path)
         if first > step:

@@ -73,11 +73,13 @@ def test_missing_file_and_short_dat_row(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layout", [folder_csv, folder_2018])
 def test_truncated_gzip(tmp_path: Path, layout: object) -> None:
-    layout(tmp_path)  # type: ignore[operator]
-    reviews = next(path for path in tmp_path.iterdir() if path.name in ("interactions.csv.gz", "Toys_5.json.gz"))
+    source = tmp_path / "src"
+    source.mkdir()
+    layout(source)  # type: ignore[operator]
+    reviews = next(path for path in source.iterdir() if path.name in ("interactions.csv.gz", "Toys_5.json.gz"))
     reviews.write_bytes(reviews.read_bytes()[:-12])
     with pytest.raises(ContractError, match=rf"{reviews.name}: expected a complete gzip file"):
-        AmazonCommand(tmp_path, tmp_path / "out", vectors="none").run()
+        AmazonCommand(tmp_path / "src", tmp_path / "out", vectors="none").run()
 
 
 @pytest.mark.parametrize(
@@ -91,10 +93,11 @@ def test_truncated_gzip(tmp_path: Path, layout: object) -> None:
     ],
 )
 def test_broken_review(tmp_path: Path, line: str, words: str) -> None:
-    folder_2018(tmp_path)
-    write(tmp_path / "Toys_5.json.gz", ['{"reviewerID": "A", "asin": "p1", "unixReviewTime": 100}', line])
+    (tmp_path / "src").mkdir()
+    folder_2018(tmp_path / "src")
+    write(tmp_path / "src" / "Toys_5.json.gz", ['{"reviewerID": "A", "asin": "p1", "unixReviewTime": 100}', line])
     with pytest.raises(ContractError) as error:
-        AmazonCommand(tmp_path, tmp_path / "out", vectors="none").run()
+        AmazonCommand(tmp_path / "src", tmp_path / "out", vectors="none").run()
     assert "Toys_5.json.gz" in str(error.value)
     assert words in str(error.value)
 
@@ -106,10 +109,11 @@ def test_folder_without_a_known_layout(tmp_path: Path) -> None:
 
 
 def test_not_gzip_and_not_parquet(tmp_path: Path) -> None:
-    folder_csv(tmp_path)
-    (tmp_path / "interactions.csv.gz").write_bytes(b"user_id,item_id,timestamp\n")
+    (tmp_path / "src").mkdir()
+    folder_csv(tmp_path / "src")
+    (tmp_path / "src" / "interactions.csv.gz").write_bytes(b"user_id,item_id,timestamp\n")
     with pytest.raises(ContractError, match=r"interactions.csv.gz: expected a complete gzip file"):
-        AmazonCommand(tmp_path, tmp_path / "out", vectors="none").run()
+        AmazonCommand(tmp_path / "src", tmp_path / "out", vectors="none").run()
     (tmp_path / "log.parquet").write_bytes(gzip.compress(b"no"))
     with pytest.raises(ContractError, match=r"log.parquet: expected a readable Parquet file"):
         InteractionsCommand(tmp_path / "log.parquet", tmp_path / "out", Columns()).run()

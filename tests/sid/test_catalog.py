@@ -12,7 +12,7 @@ import pytest
 
 from sidrec.schema import ContractError
 from sidrec.sid.atomic_folder import atomic_folder
-from sidrec.sid.catalog import Catalog, load_catalog
+from sidrec.sid.catalog import CATALOG, Catalog, load_catalog
 from sidrec.sid.learners.residual_kmeans import ResidualKMeans
 
 SIZES = (2, 3)
@@ -149,7 +149,7 @@ def test_a_folder_that_fails_half_way_leaves_the_former_one(tmp_path: Path) -> N
     catalog().save(tmp_path / "catalog")
 
     def fail_while_writing() -> None:
-        with atomic_folder(tmp_path / "catalog") as partial:
+        with atomic_folder(tmp_path / "catalog", CATALOG) as partial:
             (partial / "codes.parquet").write_text("half")
             raise KeyboardInterrupt
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import pickle
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from sidrec.config.learners import GradientLearnerConfig
 from sidrec.sid.tokenizer import SideInformation
 
-CHECKPOINT = "training.pt"
+CHECKPOINT, PARTIAL = "training.pt", "training.partial"
 VERSION = 1
 ROWS = 65_536  # rows hashed at a time
 
@@ -35,7 +36,7 @@ class Checkpoint:
         if self._path is None:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_suffix(".partial")
+        partial = self._path.with_name(PARTIAL)
         torch.save({"version": VERSION, "identity": self._identity, "state": state}, partial)
         partial.replace(self._path)
 
@@ -57,6 +58,14 @@ class Checkpoint:
         else:
             return state
         return None
+
+
+def remove_checkpoint(work: Path) -> None:
+    """Removes what a training left in its folder, and the folder if nothing else is in it. An OSError is no failure."""
+    with suppress(OSError):
+        for name in (CHECKPOINT, PARTIAL):
+            (work / name).unlink(missing_ok=True)
+        work.rmdir()
 
 
 def identity_of(
