@@ -27,21 +27,20 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from benchmarks.checkpoint_cost_resume import resume_phases
 from benchmarks.step_time import BATCH, SHAPES, Shape, write_data
-from sidrec.checkpoint.model_pieces import pieces_of
-from sidrec.checkpoint.position import Position
-from sidrec.checkpoint.random_state import random_pieces
-from sidrec.checkpoint.saver import Saver
+from sidrec.checkpoint.checkpoint_store import Saver
+from sidrec.checkpoint.state import pieces_of
+from sidrec.checkpoint.train_state import Position, random_pieces
 from sidrec.config import Recipe
-from sidrec.config.checkpoint import CheckpointConfig
 from sidrec.config.load import parse
+from sidrec.config.recipe import CheckpointConfig
+from sidrec.data.dataset import Data
 from sidrec.machine import cores
 from sidrec.parallel.process_group import Ranks, joined_ranks, largest, together, total
 from sidrec.stack import find_stack
-from sidrec.train.agreed_batches import agreed_batches
-from sidrec.train.assembly import build_model, open_loader
-from sidrec.train.data import Data, open_data
-from sidrec.train.finite_state import check_state
+from sidrec.train.assembly import build_model, open_data, open_loader
 from sidrec.train.optimizers import build_optimizer
+from sidrec.train.step import check_state
+from sidrec.train.stopping import agreed_batches
 
 SIZES: dict[str, tuple[Shape, int]] = {
     "small": (SHAPES["beauty"], 16),

@@ -7,20 +7,20 @@ from pathlib import Path
 
 from torch import distributed as dist
 
-from sidrec.checkpoint.folder import newest_sound
-from sidrec.checkpoint.model_pieces import load_model
-from sidrec.checkpoint.random_state import resume_random
+from sidrec.checkpoint.checkpoint_store import newest_sound
+from sidrec.checkpoint.state import load_model
+from sidrec.checkpoint.train_state import resume_random
 from sidrec.config import Recipe
+from sidrec.data.dataset import Data
 from sidrec.parallel.process_group import Ranks
 from sidrec.train.assembly import build_model
-from sidrec.train.data import Data
 from sidrec.train.optimizers import build_optimizer
 
 
 def resume_phases(recipe: Recipe, data: Data, folder: Path, ranks: Ranks) -> dict[str, float]:
     """Seconds of what a resumed run does before its first step, beside opening its data."""
     seconds: dict[str, float] = {}
-    code = "import time; s = time.perf_counter(); import sidrec.train.entry; print(time.perf_counter() - s)"
+    code = "import time; s = time.perf_counter(); import sidrec.train.run; print(time.perf_counter() - s)"
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     seconds["import"] = float(found.stdout)
 

@@ -17,7 +17,7 @@ from matplotlib import pyplot as plt
 
 from benchmarks.study.definition import load_study
 from benchmarks.study.store import RESULTS
-from sidrec.train.gate_report import rank_correlation, rank_text
+from sidrec.train.gate_and_attention import rank_correlation, rank_text
 from sidrec.train.run_directory import write_json
 
 

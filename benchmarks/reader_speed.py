@@ -22,11 +22,10 @@ import pyarrow.parquet as pq
 
 from sidrec.config.item import HidItem
 from sidrec.config.model import ModelConfig
-from sidrec.config.tree import DataConfig
+from sidrec.config.recipe import DataConfig
 from sidrec.data.item_tables import ItemTable, ItemTables, item_tables, unused_per_item
 from sidrec.data.loader import columns_of, open_split
-from sidrec.data.order import Lanes, Mixing
-from sidrec.data.reader import LogReader
+from sidrec.data.reader import Lanes, LogReader, Mixing
 from sidrec.data.rows import decode
 from sidrec.data.split_index import split_index
 from sidrec.schema import LOG, LogFile, Manifest, log_schema, save_manifest

@@ -14,7 +14,7 @@ import faiss
 import numpy as np
 
 from sidrec.config.learners import ResidualKMeansConfig
-from sidrec.sid.learners.residual_kmeans import ResidualKMeans
+from sidrec.sid.learners.kmeans import ResidualKMeans
 from sidrec.sid.quality import code_quality
 from sidrec.sid.tokenizer import SideInformation
 

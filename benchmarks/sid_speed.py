@@ -30,9 +30,8 @@ from benchmarks.step_time import spread
 from benchmarks.study.conditions import conditions
 from benchmarks.study.report import markdown_table
 from sidrec.config.learners import ResidualKMeansConfig, RqVaeConfig
-from sidrec.sid.learners.residual_kmeans import ResidualKMeans
-from sidrec.sid.networks.mlp import mlp
-from sidrec.sid.networks.network import ItemBatch
+from sidrec.sid.learners.kmeans import ResidualKMeans
+from sidrec.sid.networks.network import ItemBatch, mlp
 from sidrec.sid.networks.rqvae import RqVae
 from sidrec.sid.tokenizer import SideInformation
 from sidrec.train.run_directory import write_json, write_text

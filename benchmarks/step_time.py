@@ -39,10 +39,9 @@ from sidrec.data.batch import Batch
 from sidrec.parallel.process_group import Ranks, joined_ranks
 from sidrec.schema import ITEMS, LOG, LogFile, Manifest, log_schema, save_manifest
 from sidrec.sid.catalog import Catalog
-from sidrec.train.agreed_batches import agreed_batches
-from sidrec.train.assembly import build_model, open_loader
-from sidrec.train.data import open_data
+from sidrec.train.assembly import build_model, open_data, open_loader
 from sidrec.train.optimizers import build_optimizer
+from sidrec.train.stopping import agreed_batches
 
 BATCH, HISTORY = 4096, 20
 ROWS = 20 * BATCH

@@ -17,11 +17,11 @@ from benchmarks.study.definition import load_study
 from benchmarks.study.report import markdown_table
 from benchmarks.study.runs import Run, study_runs
 from benchmarks.study.summary import spread
+from sidrec.metrics.exact import measure
+from sidrec.metrics.predictions import load_predictions
+from sidrec.metrics.slices import load_item_slices
 from sidrec.schema import ITEMS
-from sidrec.train.metrics import measure
-from sidrec.train.predictions import load_predictions
 from sidrec.train.run_directory import RunDirectory, write_text
-from sidrec.train.slices import load_item_slices
 
 RESULTS = Path(__file__).parent / "results"
 PARTS = ("tail", "warm tail", "cold")

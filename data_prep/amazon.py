@@ -4,7 +4,9 @@ SRC is a folder with either interactions.csv.gz and items.csv.gz, or one review 
 (2014: reviews_X_5.json.gz, meta_X.json.gz; 2018: X_5.json.gz, meta_X.json.gz; 2023: X.jsonl.gz, meta_X.jsonl.gz).
 """
 
-from collections.abc import Iterator
+import ast
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tyro
 
-from data_prep import text_tables
-from data_prep.amazon_records import product_records, product_text, review_events
+from data_prep.build import LogSettings, prepare
 from data_prep.command import run
 from data_prep.events import (
     CATALOG_TEXT,
@@ -24,15 +25,16 @@ from data_prep.events import (
     LABEL,
     TIMESTAMP,
     USER,
+    IdMap,
     Items,
     Source,
+    blocks,
     check_events,
     check_unique,
     numbers,
+    readable,
+    whole,
 )
-from data_prep.id_map import IdMap
-from data_prep.prepare import prepare
-from data_prep.settings import LogSettings
 from sidrec.schema import ContractError
 
 INTERACTIONS, PRODUCTS = "interactions.csv.gz", "items.csv.gz"
@@ -60,7 +62,7 @@ class AmazonCsv:
 
     @cached_property
     def _products(self) -> pa.Table:
-        products = text_tables.whole(self.files[1], ("item_id", "title", "brand", "categories"))
+        products = whole(self.files[1], ("item_id", "title", "brand", "categories"))
         check_unique(products["item_id"], f"{self.files[1]}, column item_id", 2)
         return products
 
@@ -69,7 +71,7 @@ class AmazonCsv:
 
     def events(self) -> Iterator[pa.Table]:
         path = self.files[0]
-        for line, table in text_tables.blocks(path, ("user_id", "item_id", "timestamp")):
+        for line, table in blocks(path, ("user_id", "item_id", "timestamp")):
             events = pa.table(
                 {
                     USER: table["user_id"],
@@ -181,6 +183,86 @@ class AmazonCommand:
     def run(self) -> None:
         source = amazon_source(self.src)
         prepare(source, self.out, self.log, implicit=True, vectors=self.vectors, inputs=(self.src,))
+
+
+# Amazon review and metadata files with one record a line: 2014 (metadata as Python literals), 2018 and 2023 (JSON).
+#
+# Hou et al. 2024 (2023), Ni et al. 2019 (2018), He & McAuley 2016 (2014).
+
+
+LINES = 100_000
+OLD_KEYS = ("reviewerID", "asin", "unixReviewTime")
+NEW_KEYS = ("user_id", "parent_asin", "timestamp")
+
+
+def review_events(path: Path) -> Iterator[pa.Table]:
+    """Every review as a positive event. 2023's times are milliseconds, the older ones' seconds."""
+    for first_line, records in _blocks(path):
+        keys = NEW_KEYS if NEW_KEYS[1] in records[0] else OLD_KEYS
+        per_second = 1000 if keys is NEW_KEYS else 1
+        users, items, times = [], [], []
+        for line, record in enumerate(records, first_line):
+            where = f"{path}, line {line}"
+            users.append(_text(record, keys[0], where))
+            items.append(_text(record, keys[1], where))
+            time = record.get(keys[2])
+            if not isinstance(time, int):
+                raise ContractError(f"{where}, key {keys[2]}", "a whole number", repr(time))
+            times.append(time // per_second)
+        events = pa.table({USER: users, ITEM: items, TIMESTAMP: pa.array(times, pa.int64())})
+        events = events.append_column(LABEL, pa.array([1.0] * len(times), pa.float32()))
+        yield check_events(events, path, first_line)
+
+
+def product_records(path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
+    """Source id and metadata record of every product of a metadata file, in the file's order."""
+    for first_line, records in _blocks(path):
+        for line, record in enumerate(records, first_line):
+            key = NEW_KEYS[1] if NEW_KEYS[1] in record else OLD_KEYS[1]
+            yield _text(record, key, f"{path}, line {line}"), record
+
+
+def product_text(record: Mapping[str, object]) -> tuple[str, str, list[str]]:
+    """Title, brand and category path of a metadata record; what is missing is empty."""
+    title, brand = record.get("title"), record.get("brand") or record.get("store")
+    path = record.get("categories") or record.get("category") or []
+    if isinstance(path, list) and path and isinstance(path[0], list):
+        path = path[0]
+    names = [str(name) for name in path] if isinstance(path, list) else []
+    return str(title or "").strip(), str(brand or "").strip(), names
+
+
+def _blocks(path: Path) -> Iterator[tuple[int, list[dict[str, object]]]]:
+    block: list[dict[str, object]] = []
+    line = 0
+    with readable(path) as file:
+        for line, text in enumerate(file, 1):
+            block.append(_record(text, f"{path}, line {line}"))
+            if len(block) == LINES:
+                yield line - LINES + 1, block
+                block = []
+    if block:
+        yield line - len(block) + 1, block
+
+
+def _record(text: bytes, where: str) -> dict[str, object]:
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        try:
+            record = ast.literal_eval(text.decode())
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+            raise ContractError(where, "a JSON object (or Python literal)", repr(text[:60])) from None
+    if not isinstance(record, dict):
+        raise ContractError(where, "a JSON object", repr(text[:60]))
+    return record
+
+
+def _text(record: Mapping[str, object], key: str, where: str) -> str:
+    value = record.get(key)
+    if not isinstance(value, str) or not value:
+        raise ContractError(f"{where}, key {key}", "an id", repr(value))
+    return value
 
 
 if __name__ == "__main__":

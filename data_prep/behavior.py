@@ -15,17 +15,18 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 import tyro
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
-from data_prep.behavior_report import draw_norms, norm_and_frequency
 from data_prep.command import run
-from data_prep.item_pairs import PairSettings, item_pairs, write_pairs
+from data_prep.item_pairs import PairSettings, Sequences, item_pairs, read_sequences, write_pairs
 from data_prep.item_vectors import add_vectors
-from data_prep.next_item_check import HitRates, check_next_item
-from data_prep.sasrec_training import SasRecSettings, train_sasrec
-from data_prep.sequences import Sequences, read_sequences
+from data_prep.sasrec import SasRec, SasRecSettings, train_sasrec
 from data_prep.work_folder import PICTURE, REPORT, is_behavior_report
 from sidrec import schema
 from sidrec.schema import ContractError
@@ -151,11 +152,141 @@ def _title(data: Path, sasrec: SasRecSettings, premise: dict[str, object]) -> st
     return f"{data.resolve().name}: SASRec, {how}\nSpearman {short['spearman']}, Pearson {short['pearson']}"
 
 
+# Do behaviour vectors know anything? Hit rate at 10 of each user's last train event, against popularity.
+#
+# B users of a chunk, M items, U users, T positions.
+
+
+@dataclass(frozen=True)
+class HitRates:
+    """Share of `users` whose held-out item is among the TOP of all items that the user had not had before."""
+
+    users: int
+    sasrec: float
+    popularity: float
+
+
 def _hit_rates(rates: HitRates | None) -> str:
     if rates is None:
         return "next item: not checked"
     found = f"hit rate at 10 {rates.sasrec:.4f}, popularity {rates.popularity:.4f}"
     return f"next item, last train event held out, {rates.users} users: {found}"
+
+
+# What behaviour vectors are like: does their length follow the items' frequency, as ADC-SID's controller needs it?
+#
+# M items of the train split, D width, G groups of like frequency.
+
+
+GROUPS = 12
+
+
+def norm_and_frequency(vectors_MD: np.ndarray, frequency_M: np.ndarray) -> dict[str, object]:
+    """Spearman and Pearson correlation of |vector| with the number of train positives (ADC-SID, arXiv 2510.25622v3).
+
+    Over the items that the train split has. A correlation is None where norms or frequencies are all equal.
+    """
+    norm_M = np.linalg.norm(vectors_MD, axis=1)
+    ranks = (pd.Series(values).rank().to_numpy() for values in (norm_M, frequency_M))
+    return {
+        "items": len(norm_M),
+        "spearman": _correlation(*ranks),
+        "pearson": _correlation(norm_M, frequency_M),
+        "norm_quartiles": np.quantile(norm_M, [0, 0.25, 0.5, 0.75, 1]).tolist(),
+        "frequency_quartiles": np.quantile(frequency_M, [0, 0.25, 0.5, 0.75, 1]).tolist(),
+    }
+
+
+def _correlation(x_M: np.ndarray, y_M: np.ndarray) -> float | None:
+    if np.ptp(x_M) == 0 or np.ptp(y_M) == 0:
+        return None
+    return float(np.corrcoef(x_M, y_M)[0, 1])
+
+
+def median_norms(norm_M: np.ndarray, frequency_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean frequency and median norm [G] of at most GROUPS groups, by bounds evenly spaced in log frequency."""
+    bounds = np.geomspace(frequency_M.min(), frequency_M.max() + 1, GROUPS + 1)
+    group_M = np.searchsorted(bounds, frequency_M, side="right")
+    groups = np.unique(group_M)
+    frequency_G = [frequency_M[group_M == group].mean() for group in groups]
+    return np.array(frequency_G), np.array([np.median(norm_M[group_M == group]) for group in groups])
+
+
+def draw_norms(path: Path, vectors_MD: np.ndarray, frequency_M: np.ndarray, title: str) -> None:
+    """A point per item, norm against frequency on a log axis, and the median by frequency. PNG."""
+    norm_M = np.linalg.norm(vectors_MD, axis=1)
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.scatter(frequency_M, norm_M, s=5, color="#56B4E9", alpha=0.4, linewidths=0, label="items", rasterized=True)
+    axes.plot(*median_norms(norm_M, frequency_M), "o-", color="#0072B2", label="median of items of like frequency")
+    axes.set_xscale("log")
+    axes.set_xlabel("positives of the item in the train split")
+    axes.set_ylabel("length of its behaviour vector")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    axes.set_title(title, loc="left", fontsize=10)
+    FigureCanvasAgg(figure)
+    figure.savefig(path, format="png", dpi=120)
+
+
+TOP = 10
+MOST_USERS = 10_000  # a seeded sample of them where there are more
+CHUNK = 128
+
+
+def check_next_item(sequences: Sequences, settings: SasRecSettings) -> HitRates | None:
+    """Trains a model of its own without anybody's last event, and predicts these.
+
+    Popularity counts the same remaining events. Users with one event, or whose last item they had had before, are left
+    out; None when nobody is left.
+    """
+    known = sequences.without_last()
+    users = _users_to_check(sequences, settings.seed)
+    if not len(users):
+        return None
+    popularity_M = known.frequencies().astype(np.float32)
+    model, _ = train_sasrec(known, settings, "SASRec without last events")
+    hits = np.zeros(2)
+    for chunk_B in np.array_split(users, -(-len(users) // CHUNK)):
+        target_B = sequences.items_E[sequences.offsets[chunk_B + 1] - 1]
+        had = [known.items_E[known.offsets[user] : known.offsets[user + 1]] for user in chunk_B]
+        popularity_BM = np.repeat(popularity_M[None], len(chunk_B), axis=0)
+        for place, scores_BM in enumerate((_scores(model, had, settings.length), popularity_BM)):
+            hits[place] += hits_of(scores_BM, target_B, had)
+    sasrec, popularity = (hits / len(users)).tolist()
+    return HitRates(len(users), sasrec, popularity)
+
+
+def _users_to_check(sequences: Sequences, seed: int) -> np.ndarray:
+    last_U = sequences.items_E[sequences.offsets[1:] - 1]
+    repeats_E = sequences.items_E == np.repeat(last_U, sequences.lengths())
+    once_U = np.add.reduceat(repeats_E, sequences.offsets[:-1]) == 1
+    users = np.flatnonzero(once_U & (sequences.lengths() > 1))
+    if len(users) <= MOST_USERS:
+        return users
+    return np.sort(np.random.default_rng(seed).choice(users, MOST_USERS, replace=False))
+
+
+@torch.no_grad()
+def _scores(model: SasRec, had: list[np.ndarray], length: int) -> np.ndarray:
+    """float32 [B, M] from the latest events of each user."""
+    recent = [np.append(model.start, items)[-length:] for items in had]
+    inputs_BT = np.full((len(recent), max(map(len, recent))), model.start)
+    for row, items in zip(inputs_BT, recent, strict=True):
+        row[: len(items)] = items
+    last_B = torch.tensor([len(items) - 1 for items in recent])
+    hidden_BD = model(torch.from_numpy(inputs_BT))[torch.arange(len(recent)), last_B]
+    return np.asarray((hidden_BD @ model.items.weight[: model.start].T).numpy())
+
+
+def hits_of(scores_BM: np.ndarray, target_B: np.ndarray, had: list[np.ndarray]) -> int:
+    """Rows whose target is among the TOP items that are not in `had`; of equal scores the lower item wins."""
+    own_B = scores_BM[np.arange(len(target_B)), target_B][:, None]
+    ahead_BM = scores_BM > own_B
+    ahead_BM |= (scores_BM == own_B) & (np.arange(scores_BM.shape[1]) < target_B[:, None])
+    for row, items in zip(ahead_BM, had, strict=True):
+        row[items] = False
+    return int((ahead_BM.sum(axis=1) < TOP).sum())
 
 
 if __name__ == "__main__":

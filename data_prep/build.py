@@ -3,27 +3,76 @@
 Interrupted anywhere, the same command continues after the last finished partition.
 """
 
-from dataclasses import asdict, replace
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from data_prep.day_window import DayWindow
-from data_prep.event_order import NEVER, OrderedLog, order_events
+from data_prep.command import refuse_flags, rows_bar
+from data_prep.event_order import NEVER, SPLITS, DayWindow, OrderedLog, SplitKind, make_split, order_events
 from data_prep.events import Items, Source
-from data_prep.item_table import category_ids, write_items
+from data_prep.item_vectors import NONE, TEXT_SOURCES, add_vectors, check_vector_source
 from data_prep.log_pass import ROW_DENSE, STATS, LogPass, PassState
-from data_prep.log_writer import LogWriter, rows_on_items
-from data_prep.negatives import Launches, Sampler, Taken
-from data_prep.progress import rows_bar
-from data_prep.protocol import protocol
-from data_prep.settings import LogSettings
-from data_prep.snapshot import load_snapshot, restore, save_snapshot
-from data_prep.splits import SPLITS, make_split
-from data_prep.work_folder import WorkFolder, file_facts
+from data_prep.log_writer import LogWriter, category_ids, rows_on_items, write_items
+from data_prep.negatives import ATTEMPTS, Launches, Sampler, Taken
+from data_prep.work_folder import WorkFolder, file_facts, load_snapshot, restore_snapshot, save_snapshot
 from sidrec import schema
 from sidrec.schema import ContractError, Manifest
+
+# The flags that every raw log shares.
+
+
+@dataclass(frozen=True)
+class LogSettings:
+    """How events become rows."""
+
+    history: int = 50
+    """Latest positives of the user kept in `history`."""
+    recent_days: int = 30
+    """Days that the stat_*_recent columns look back (whole UTC days before the row's own day)."""
+    split: SplitKind = "global"
+    """One cut in time for everybody, or each user's last events as test."""
+    test_share: float = 0.1
+    """Share of the events in the split `test`."""
+    validation_share: float = 0.1
+    """Share of the events in the split `validation`, directly before test; 0 leaves it out."""
+    negatives: int = 1
+    """Sampled negatives per positive; only for logs that hold nothing but positives."""
+    window_days: int = 30
+    """Days before a positive from which its negatives are drawn."""
+    floor_weight: float = 0.5
+    """Weight that every launched item keeps in that draw; a positive in the window weighs 1."""
+    launch_draws: float = 1.4
+    """Draws that a newly launched item gets in its first window, per negative per positive."""
+    seed: int = 0
+    """Seed of everything random."""
+    partition_rows: int = 1_000_000
+    """Events held in memory at a time (one day's events if that is more)."""
+    overwrite: bool = False
+    """Replace OUT if it exists and holds nothing but what data_prep wrote."""
+
+    def check(self) -> None:
+        """Raises ContractError naming the flag whose value makes no sense."""
+        rules = {
+            "--history": (self.history >= 0, "a length of at least 0", self.history),
+            "--recent-days": (self.recent_days >= 1, "at least 1 day", self.recent_days),
+            "--window-days": (self.window_days >= 1, "at least 1 day", self.window_days),
+            "--negatives": (self.negatives >= 1, "at least 1", self.negatives),
+            "--floor-weight": (self.floor_weight >= 0, "at least 0", self.floor_weight),
+            "--launch-draws": (self.launch_draws >= 0, "at least 0", self.launch_draws),
+            "--seed": (self.seed >= 0, "at least 0", self.seed),
+            "--partition-rows": (self.partition_rows >= 1, "at least 1", self.partition_rows),
+            "--test-share": (0 < self.test_share < 1, "a share between 0 and 1", self.test_share),
+            "--validation-share": (
+                0 <= self.validation_share < 1 - self.test_share,
+                "a share that leaves something to train on",
+                self.validation_share,
+            ),
+        }
+        refuse_flags(rules)
 
 
 def build(
@@ -114,11 +163,11 @@ def _resume(log_pass: LogPass, writer: LogWriter, scratch: Path) -> int:
         return 0
     arrays = load_snapshot(path)
     done = int(arrays["done"])
-    log_pass.state = restore(log_pass.state, "state", arrays)
+    log_pass.state = restore_snapshot(log_pass.state, "state", arrays)
     log_pass.events_seen, log_pass.given_up = int(arrays["events_seen"]), int(arrays["given_up"])
     writer.resume(str(arrays["facts"]))
     if log_pass.sampler is not None:
-        log_pass.sampler.window = restore(log_pass.sampler.window, "window", arrays)
+        log_pass.sampler.window = restore_snapshot(log_pass.sampler.window, "window", arrays)
         log_pass.sampler.taken.resume(done)
     return done
 
@@ -144,3 +193,89 @@ def _finish(
     )
     write_items(work.data / schema.ITEMS, items, impressions)
     schema.save_manifest(manifest, writer.log)
+
+
+# The whole way of a public log: build, add item vectors, publish, and say what came out.
+
+
+def prepare(
+    source: Source, out: Path, settings: LogSettings, implicit: bool, vectors: str, inputs: tuple[Path, ...] = ()
+) -> None:
+    """Writes the data folder `out`. vectors: "none" or what `add_vectors` takes. inputs: see `build`.
+
+    Raises ContractError for bad input.
+    """
+    if vectors != NONE:
+        check_vector_source(vectors)
+    read = () if vectors == NONE or vectors in TEXT_SOURCES else (Path(vectors),)
+    work = build(source, out, settings, implicit, (*inputs, *read))
+    if vectors != NONE:
+        print(add_vectors(work.data / schema.ITEMS, vectors))
+    work.publish()
+    manifest = schema.load_manifest(out / schema.LOG)
+    print(json.dumps(dict(manifest.protocol), indent=1))
+
+
+# How rows and labels came to be, in words and numbers, for manifest.protocol.
+
+
+_NEGATIVES = (
+    "Every positive gets per_positive rows of the same user and timestamp with label 0. An item is launched at "
+    "the time of its first positive minus a seeded uniform(0, window_days) days. A negative's item is drawn "
+    "either from the items launched in the last window_days, all alike and so often that each gets about "
+    "launch_draws * per_positive draws in that time, or from all launched items in proportion to floor_weight "
+    "plus their positives in the window_days whole UTC days before the positive's own day. Never an item that the"
+    f" user took at or before that time: after {ATTEMPTS} such draws the negative is given up. Negatives count as "
+    "exposures. The launch time, and nothing else, is taken from the item's own future."
+)
+
+
+def protocol(
+    source: Source, settings: LogSettings, items: Items, log_pass: LogPass, counts: Counter[str], cold_rows: int
+) -> dict[str, object]:
+    """counts: LogWriter.counts. cold_rows: test rows on items without a train impression."""
+    rows = sum(counts[f"{split} rows"] for split in SPLITS)
+    positives = sum(counts[f"{split} positives"] for split in SPLITS)
+    facts: dict[str, object] = {
+        "labels": source.labels,
+        "events": log_pass.events_seen,
+        "rows": rows,
+        "positive_rate": _rate(positives, rows),
+        "splits": {
+            split: {
+                "rows": counts[f"{split} rows"],
+                "positive_rate": _rate(counts[f"{split} positives"], counts[f"{split} rows"]),
+            }
+            for split in SPLITS
+            if counts[f"{split} rows"]
+        },
+        "split": log_pass.split.protocol(),
+        "cold_share_of_test_rows": _rate(cold_rows, counts["test rows"]),
+        "as_of": "history and stat_* columns count rows with a strictly smaller timestamp; *_recent count the "
+        f"{settings.recent_days} whole UTC days before the row's own day. Rows of every split count.",
+        "novelty": {
+            "words": "if the label could be told from what an item has not had yet, these rates would be far "
+            "from the overall one",
+            "never_shown": _novelty(counts, "new"),
+            "taken_before_but_not_lately": _novelty(counts, "idle"),
+        },
+        "items": dict(items.notes),
+    }
+    if log_pass.sampler is not None:
+        facts["negatives"] = {
+            "words": _NEGATIVES,
+            "per_positive": settings.negatives,
+            "window_days": settings.window_days,
+            "floor_weight": settings.floor_weight,
+            "launch_draws": settings.launch_draws,
+            "given_up": log_pass.given_up,
+        }
+    return facts
+
+
+def _novelty(counts: Counter[str], kind: str) -> dict[str, object]:
+    return {"rows": counts[f"{kind} rows"], "positive_rate": _rate(counts[f"{kind} positives"], counts[f"{kind} rows"])}
+
+
+def _rate(part: int, whole: int) -> float:
+    return round(part / whole, 6) if whole else 0.0

@@ -1,10 +1,13 @@
 """Turns a dataclass with a `run` method into a command: flags from its fields, bad input as one sentence."""
 
 import sys
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Never, Protocol, cast
 
 import tyro
+from tqdm import tqdm
 
 from sidrec.schema import ContractError
 
@@ -34,3 +37,21 @@ def run(command: type[Command], module: str) -> None:
     except ContractError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+# Progress on the terminal, with the time left: bars over rows, and over the bytes of an input file.
+
+
+def rows_bar(what: str, rows: int) -> "tqdm[Never]":
+    """A bar over rows; silent where stderr is no terminal."""
+    return tqdm(total=rows, desc=what, unit="row", unit_scale=True, disable=None)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[IO[bytes]]:
+    """Opens a file for reading, with a bar over its (compressed) bytes."""
+    with (
+        path.open("rb") as file,
+        tqdm.wrapattr(file, "read", total=path.stat().st_size, desc=path.name, disable=None) as watched,
+    ):
+        yield cast(IO[bytes], watched)

@@ -4,15 +4,18 @@ A line has 40 fields between tabs: label, I1 to I13 (numbers), C1 to C26 (up to 
 may be empty. N rows of a block, X = 13 dense and C = 26 categorical columns.
 """
 
+import gzip
 import re
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from operator import add
-from typing import Any
+from pathlib import Path
+from typing import IO, Any, cast
 
 import numpy as np
 import polars as pl
 
-from data_prep.criteo_blocks import Block
 from sidrec.schema import ContractError
 
 DENSE = tuple(f"I{number}" for number in range(1, 14))
@@ -20,7 +23,6 @@ CATEGORICAL = tuple(f"C{number}" for number in range(1, 27))
 DENSE_TRANSFORM = "log(1 + max(x, 0)), the same for every file; missing and non-finite values become 0, as x = 0 does"
 MISSING = 0
 """A categorical value that is missing; the value 00000000 counts as missing too."""
-
 _FIELDS = ("label", *DENSE, *CATEGORICAL)
 _SCHEMA = {"label": pl.Int8} | dict.fromkeys(DENSE, pl.Float64) | dict.fromkeys(CATEGORICAL, pl.String)
 _HEX = re.compile(rb"[0-9a-fA-F]{0,8}")
@@ -59,6 +61,22 @@ class CriteoRows:
     value_NC: np.ndarray
     label_N1: np.ndarray
     tally: Tally
+
+
+# A raw Criteo log, plain or gzip-compressed, as blocks of whole lines: one block in memory at a time.
+
+
+@dataclass(frozen=True)
+class Block:
+    """Whole lines of a file, each with its newline. first_line: number of the first one in the file, from 1."""
+
+    source: Path
+    first_line: int
+    text: bytes
+
+    @property
+    def lines(self) -> int:
+        return self.text.count(b"\n")
 
 
 def read_rows(block: Block) -> CriteoRows:
@@ -122,3 +140,133 @@ def _mistake(column: str, text: bytes) -> str | None:
     except ValueError:
         return "a number"
     return None
+
+
+GZIP = b"\x1f\x8b"
+
+
+def blocks(source: Path, size: int, watch: Callable[[int], object] = int) -> Iterator[Block]:
+    """The lines of a file, about `size` bytes (uncompressed) at a time.
+
+    watch: told how many bytes of the file were read since the last call. Raises ContractError for a file that is empty,
+    missing or a broken gzip file, and for a line longer than `size`.
+    """
+    if not source.is_file():
+        raise ContractError(source, "a file to read", "none")
+    with source.open("rb") as file:
+        compressed = file.read(len(GZIP)) == GZIP
+        file.seek(0)
+        stream = cast(IO[bytes], gzip.GzipFile(fileobj=file)) if compressed else file
+        line, rest, before = 1, b"", 0
+        while chunk := _read(stream, size, source):
+            whole, newline, rest = (rest + chunk).rpartition(b"\n")
+            if len(rest) > size:
+                raise ContractError(f"{source}, line {line}", f"a line of at most {size} bytes", "a longer one")
+            if newline:
+                block = Block(source, line, whole + newline)
+                yield block
+                line += block.lines
+            watch(file.tell() - before)
+            before = file.tell()
+        if rest:
+            yield Block(source, line, rest + b"\n")
+        elif line == 1:
+            raise ContractError(source, "at least one line", "an empty file")
+
+
+def _read(stream: IO[bytes], size: int, source: Path) -> bytes:
+    try:
+        return stream.read(size)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ContractError(source, "a whole gzip file", error) from None
+
+
+# Values of a categorical column counted, those frequent enough numbered, and columns of values turned into ids.
+#
+# N rows, V values in a vocabulary.
+
+
+UNKNOWN, RARE, FIRST = 0, 1, 2
+LEAST_MERGED = 1 << 18  # values waiting before they are merged, so that small counts are not merged for every block
+
+
+class ValueCounts:
+    """Distinct values of one column and how often they occur; MISSING is not counted.
+
+    Holds 12 bytes per distinct uint32, up to twice that with those that wait, some 50 in the moment they are merged.
+    """
+
+    def __init__(self, kind: type[np.unsignedinteger] = np.uint32) -> None:
+        self._values, self._counts = np.zeros(0, kind), np.zeros(0, np.int64)
+        self._waiting: list[tuple[np.ndarray, np.ndarray]] = []
+        self._waiting_values = 0
+
+    @property
+    def held(self) -> int:
+        """Values in memory; some may be there more than once."""
+        return len(self._values) + self._waiting_values
+
+    def count(self, value_N: np.ndarray) -> None:
+        """Takes rows of the column in: [N] of the kind."""
+        values, counts = np.unique(value_N, return_counts=True)
+        known = slice(1, None) if len(values) and values[0] == MISSING else slice(None)
+        self.add(values[known], counts[known])
+
+    def add(self, values: np.ndarray, counts: np.ndarray) -> None:
+        """Takes other counts in: distinct values and int64 counts."""
+        self._waiting.append((values, counts))
+        self._waiting_values += len(values)
+        if self._waiting_values > max(len(self._values), LEAST_MERGED):  # as many as there are: merging stays linear
+            self._merge()
+
+    def total(self) -> tuple[np.ndarray, np.ndarray]:
+        """Distinct values, rising, and their counts int64."""
+        if self._waiting:
+            self._merge()
+        return self._values, self._counts
+
+    def _merge(self) -> None:
+        parts = [(self._values, self._counts), *self._waiting]
+        self._waiting, self._waiting_values = [], 0
+        values = np.concatenate([part[0] for part in parts])
+        counts = np.concatenate([part[1] for part in parts])
+        order = np.argsort(values)
+        values = values[order]
+        first = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1]])[: len(values)])
+        self._values = values[first]
+        self._counts = np.add.reduceat(counts[order], first) if len(first) else counts
+
+
+def vocabulary(values: np.ndarray, counts: np.ndarray, threshold: int) -> np.ndarray:
+    """uint32 [V]: the values that occur at least `threshold` times, most frequent first, then by value. The value in
+    place i has the id i + FIRST."""
+    kept = counts >= threshold
+    values, counts = values[kept], counts[kept]
+    return values[np.lexsort((values, -counts))]
+
+
+@dataclass(frozen=True)
+class VocabularyIds:
+    """Values to ids by a vocabulary: UNKNOWN for MISSING, RARE for values that it lacks. 8 bytes per value."""
+
+    sorted_values: np.ndarray
+    ids: np.ndarray
+
+    @classmethod
+    def of(cls, vocabulary_V: np.ndarray) -> "VocabularyIds":
+        values = np.concatenate([[np.uint32(MISSING)], vocabulary_V])
+        ids = np.concatenate([[UNKNOWN], np.arange(FIRST, FIRST + len(vocabulary_V))]).astype(np.int32)
+        order = np.argsort(values)
+        return cls(values[order], ids[order])
+
+    def __call__(self, value_N: np.ndarray) -> np.ndarray:
+        """int32 [N] for uint32 [N]."""
+        # Distinct values are sorted: the searches walk through the vocabulary instead of jumping about in it.
+        values, place_N = np.unique(value_N, return_inverse=True)
+        at = np.minimum(np.searchsorted(self.sorted_values, values), len(self.sorted_values) - 1)
+        return np.where(self.sorted_values[at] == values, self.ids[at], np.int32(RARE))[place_N]
+
+
+def hashed_ids(value_NC: np.ndarray, rows: int) -> np.ndarray:
+    """int32 ids in [0, rows): UNKNOWN for MISSING, else 1 + value mod (rows - 1). rows: at least 2."""
+    return np.where(value_NC == MISSING, UNKNOWN, 1 + value_NC % np.uint32(rows - 1)).astype(np.int32)

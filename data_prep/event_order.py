@@ -9,16 +9,14 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.day_window import SECONDS_PER_DAY
-from data_prep.events import ITEM, LABEL, TIMESTAMP, USER, Source
-from data_prep.id_map import IdMap
-from data_prep.parquet_stream import open_stream
-from data_prep.progress import rows_bar
+from data_prep.command import rows_bar
+from data_prep.events import ITEM, LABEL, TIMESTAMP, USER, IdMap, Source, open_stream
 from sidrec.schema import ContractError
 
 ROW = "row"  # place in the source: ties in time keep the source's order
@@ -196,3 +194,150 @@ def _batches(spool: Path) -> Iterator[pa.Table]:
 
 def _bucket_path(folder: Path, number: int) -> Path:
     return folder / f"bucket-{number:05d}.parquet"
+
+
+# What happened to each item in the preceding days: a multiset of item ids, day by day, and its counts.
+#
+# Granularity: whole UTC days. A row of day d sees the days d - W ... d - 1, never its own day.
+
+
+SECONDS_PER_DAY = 86_400
+
+
+@dataclass
+class DayWindow:
+    """Items of the preceding `days` whole days.
+
+    items, item_days: one entry per event of the window, oldest first. counts: events per item, int64 [items].
+    today_items: events of the current `day`, which nobody sees yet.
+    Memory: the events of `days` + 1 days, and one number per item.
+    """
+
+    days: int
+    counts: np.ndarray
+    items: np.ndarray
+    item_days: np.ndarray
+    today_items: np.ndarray
+    day: int = -1
+
+    @classmethod
+    def empty(cls, items: int, days: int) -> "DayWindow":
+        none = np.zeros(0, dtype=np.int32)
+        return cls(days, np.zeros(items, dtype=np.int64), none, none, none)
+
+    def move_to(self, day: int) -> None:
+        """Closes the current day when `day` is a later one, and forgets the days that leave the window."""
+        if day <= self.day:
+            return
+        kept = int(np.searchsorted(self.item_days, day - self.days))
+        np.subtract.at(self.counts, self.items[:kept], 1)
+        self.items, self.item_days = self.items[kept:], self.item_days[kept:]
+        if self.day >= day - self.days:
+            np.add.at(self.counts, self.today_items, 1)
+            self.items = np.concatenate([self.items, self.today_items])
+            self.item_days = np.concatenate([self.item_days, np.full_like(self.today_items, self.day)])
+        self.today_items = self.today_items[:0]
+        self.day = day
+
+    def add(self, items: np.ndarray) -> None:
+        """Events of the current day."""
+        self.today_items = np.concatenate([self.today_items, items.astype(np.int32)])
+
+    def counts_of(self, item_N: np.ndarray, happened_N: np.ndarray, timestamp_N: np.ndarray) -> np.ndarray:
+        """int64 [N]: events of each row's item in the days before it; then takes in the rows where `happened`."""
+        counts_N = np.empty(len(item_N), dtype=np.int64)
+        for day, begin, end in day_slices(timestamp_N):
+            self.move_to(day)
+            counts_N[begin:end] = self.counts[item_N[begin:end]]
+            self.add(item_N[begin:end][happened_N[begin:end]])
+        return counts_N
+
+
+def day_slices(timestamp_N: np.ndarray) -> list[tuple[int, int, int]]:
+    """(day, first row, row after the last) for every day of time-sorted rows."""
+    day_N = timestamp_N // SECONDS_PER_DAY
+    begins = np.flatnonzero(np.concatenate([[True], day_N[1:] != day_N[:-1]])) if len(day_N) else np.zeros(0, int)
+    ends = np.append(begins[1:], len(day_N))
+    return [(int(day_N[begin]), int(begin), int(end)) for begin, end in zip(begins, ends, strict=True)]
+
+
+# Train, validation and test by time: one cut for everybody, or one per user.
+
+
+SPLITS = ("train", "validation", "test")
+SplitKind = Literal["global", "per-user-last"]
+
+
+@dataclass(frozen=True)
+class GlobalSplit:
+    """Events from `validation_from` (seconds) on are validation, from `test_from` on test."""
+
+    validation_from: int
+    test_from: int
+
+    @classmethod
+    def of(cls, log: OrderedLog, validation_share: float, test_share: float) -> "GlobalSplit":
+        """Cuts so that the last `test_share` of the events is test and `validation_share` before it validation.
+
+        Events that share the timestamp at a cut all go to the later split. Raises ContractError when no train row is
+        left.
+        """
+        test_row = int(log.rows * (1 - test_share))
+        validation_row = int(log.rows * (1 - test_share - validation_share))
+        if not 0 < validation_row <= test_row < log.rows:
+            raise ContractError("the log", "enough events for a train and a test split", f"{log.rows} events")
+        test_from = log.timestamp_of_row(test_row)
+        validation_from = min(log.timestamp_of_row(validation_row), test_from)
+        if log.timestamp_of_row(0) >= validation_from:
+            raise ContractError(
+                "the log",
+                "events at enough different times to cut off a train split",
+                f"all up to {validation_from} alike",
+            )
+        return cls(validation_from, test_from)
+
+    def assign(self, user_N: np.ndarray, timestamp_N: np.ndarray, earlier_N: np.ndarray) -> np.ndarray:
+        """int8 [N]: place of each event's split in SPLITS."""
+        is_test = timestamp_N >= self.test_from
+        return np.where(is_test, 2, timestamp_N >= self.validation_from).astype(np.int8)
+
+    def protocol(self) -> dict[str, object]:
+        return {
+            "kind": "global",
+            "words": "one cut in time for everybody; events at the cut's own timestamp belong to the later split",
+            "validation_from": self.validation_from,
+            "test_from": self.test_from,
+        }
+
+
+@dataclass(frozen=True)
+class PerUserSplit:
+    """The last `test_share` of each user's events (rounded down) is test, `validation_share` before it validation."""
+
+    user_rows: np.ndarray
+    validation_share: float
+    test_share: float
+
+    def assign(self, user_N: np.ndarray, timestamp_N: np.ndarray, earlier_N: np.ndarray) -> np.ndarray:
+        """int8 [N], from how many of the user's events are strictly earlier: events at one timestamp stay together."""
+        rows_N = self.user_rows[user_N]
+        test_from = rows_N - np.floor(rows_N * self.test_share).astype(np.int64)
+        validation_from = test_from - np.floor(rows_N * self.validation_share).astype(np.int64)
+        return np.where(earlier_N >= test_from, 2, earlier_N >= validation_from).astype(np.int8)
+
+    def protocol(self) -> dict[str, object]:
+        return {
+            "kind": "per-user-last",
+            "words": "each user's last events are test; the splits overlap in time, so training sees other users' "
+            "events that are later than a test row. Statistics and histories are strictly as-of all the same: they "
+            "count earlier rows of all splits",
+        }
+
+
+Split = GlobalSplit | PerUserSplit
+
+
+def make_split(kind: SplitKind, log: OrderedLog, validation_share: float, test_share: float) -> Split:
+    if kind == "global":
+        return GlobalSplit.of(log, validation_share, test_share)
+    return PerUserSplit(log.user_rows, validation_share, test_share)

@@ -4,16 +4,22 @@ An event table has the columns user, item (string, the source's own ids), timest
 label (float32, 0 or 1), and whatever `int_*` (float32) and `cat_*` (string) columns the source brings along.
 """
 
-from collections.abc import Iterator, Mapping
+import gzip
+import io
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol, cast
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
 
-from data_prep.id_map import IdMap
+from data_prep.command import reading
 from sidrec.schema import ContractError
 
 USER, ITEM, TIMESTAMP, LABEL = "user", "item", "timestamp", "label"
@@ -34,6 +40,46 @@ class Items:
     categories: Mapping[str, pa.Array]
     vectors: Mapping[str, np.ndarray]
     notes: Mapping[str, object]
+
+
+# Source ids (text) to dense ids 1, 2, ... in order of first appearance; 0 stays free for "not known".
+
+
+class IdMap:
+    """A growing dictionary of ids. Holds every source id in memory."""
+
+    def __init__(self, source_ids: Iterable[str] = ()) -> None:
+        self._dense: dict[str, int] = {}
+        for source_id in source_ids:
+            self._dense.setdefault(source_id, len(self._dense) + 1)
+
+    def __len__(self) -> int:
+        return len(self._dense)
+
+    def source_ids(self) -> list[str]:
+        """Source ids in order of their dense ids, starting with id 1."""
+        return list(self._dense)
+
+    def get(self, source_id: str) -> int:
+        """The dense id, 0 when there is none."""
+        return self._dense.get(source_id, 0)
+
+    def add(self, column: pa.ChunkedArray) -> np.ndarray:
+        """Dense ids int64 [rows] of a text column; new ones are appended, empty or missing text is id 0."""
+        encoded = column.combine_chunks().dictionary_encode()
+        if isinstance(encoded, pa.ChunkedArray):
+            encoded = encoded.combine_chunks()
+        dense = self._dense
+        known = [dense.setdefault(text, len(dense) + 1) if text else 0 for text in encoded.dictionary.to_pylist()]
+        codes = encoded.indices.fill_null(len(known)).to_numpy(zero_copy_only=False)
+        return np.asarray([*known, 0], dtype=np.int64)[codes]
+
+    def save(self, path: Path) -> None:
+        pq.write_table(pa.table({"source_id": pa.array(self._dense, pa.string())}), path)
+
+    @classmethod
+    def load(cls, path: Path) -> "IdMap":
+        return cls(pq.read_table(path)["source_id"].to_pylist())
 
 
 class Source(Protocol):
@@ -124,3 +170,115 @@ def check_unique(column: pa.ChunkedArray, where: str, first_line: int) -> None:
         if not value or value in seen:
             raise ContractError(f"{where}, line {first_line + row}", "an id of its own", repr(value))
         seen.add(value)
+
+
+# Reads columns of CSV (also gzipped), Parquet and `::`-separated .dat files, block by block, as text.
+
+
+BLOCK_BYTES = 8 << 20
+DAT_SEPARATOR = b"::"
+UNIT_SEPARATOR = b"\x1f"  # one byte that no title contains
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[IO[bytes]]:
+    """Opens a plain or gzipped file; whatever goes wrong while reading becomes a ContractError naming the file."""
+    if not path.is_file():
+        raise ContractError(path, "a file to read", "none")
+    try:
+        with reading(path) as file:
+            yield cast(IO[bytes], gzip.GzipFile(fileobj=file)) if path.suffix == ".gz" else file
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ContractError(path, "a complete gzip file", error) from None
+    except (pa.ArrowException, KeyError) as error:
+        raise ContractError(path, "a well-formed table with the columns that are needed", error) from None
+    except UnicodeDecodeError as error:
+        raise ContractError(path, "UTF-8 text", error) from None
+
+
+def blocks(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
+    """Blocks of a CSV or Parquet file with the named columns as text, missing values null, each with its first line.
+
+    Line numbers count from 1, the header included (a quoted line break counts as none); Parquet rows count from 1.
+    Raises ContractError for a missing file or column, a broken row, and a truncated or empty file.
+    """
+    if path.suffix == ".parquet":
+        yield from _parquet_blocks(path, columns)
+        return
+    convert = pa_csv.ConvertOptions(
+        include_columns=list(columns),
+        column_types=dict.fromkeys(columns, pa.string()),
+        strings_can_be_null=True,
+        null_values=[""],
+    )
+    with readable(path) as file:
+        options = pa_csv.ReadOptions(block_size=BLOCK_BYTES)
+        reader = pa_csv.open_csv(file, options, pa_csv.ParseOptions(newlines_in_values=True), convert)
+        line = 2
+        for batch in reader:
+            yield line, pa.Table.from_batches([batch])
+            line += batch.num_rows
+
+
+def whole(path: Path, columns: Sequence[str]) -> pa.Table:
+    """All blocks as one table, for files with one row per item. Raises ContractError as `blocks`, and for no rows."""
+    tables = [table for _, table in blocks(path, columns)]
+    if not tables:
+        raise ContractError(path, "at least one row", "none")
+    return pa.concat_tables(tables)
+
+
+def dat_blocks(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
+    """The same for MovieLens 1M's files: `::` between values, Latin-1, no header; all columns must be named."""
+    with readable(path) as file:
+        line = 1
+        while lines := file.readlines(BLOCK_BYTES):
+            text = b"".join(lines).replace(DAT_SEPARATOR, UNIT_SEPARATOR).decode("latin-1").encode()
+            table = _parse_dat(text, columns)
+            yield line, table
+            line += table.num_rows
+    if line == 1:
+        raise ContractError(path, "at least one line", "none")
+
+
+def _parse_dat(text: bytes, columns: Sequence[str]) -> pa.Table:
+    return pa_csv.read_csv(
+        io.BytesIO(text),
+        pa_csv.ReadOptions(column_names=list(columns)),
+        pa_csv.ParseOptions(delimiter=UNIT_SEPARATOR.decode(), quote_char=False),
+        pa_csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=True),
+    )
+
+
+def _parquet_blocks(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
+    if not path.is_file():
+        raise ContractError(path, "a file to read", "none")
+    row = 1
+    try:
+        file = open_stream(path)
+        names = file.schema_arrow.names
+        if any(names.count(column) != 1 for column in columns):
+            raise ContractError(path, f"the columns {list(columns)}", f"columns {names}")
+        for batch in file.iter_batches(columns=list(columns)):
+            table = pa.Table.from_batches([batch]).select(list(columns)).cast(_as_text(columns))
+            table.validate(full=True)  # text that is no UTF-8 would be found wherever it is first looked at
+            yield row, table
+            row += batch.num_rows
+    except (pa.ArrowException, OSError) as error:
+        raise ContractError(path, "a readable Parquet file", error) from None
+
+
+def _as_text(columns: Sequence[str]) -> pa.Schema:
+    return pa.schema([(column, pa.string()) for column in columns])
+
+
+# Parquet files that are read from beginning to end, a buffer at a time.
+
+
+BUFFER = 1 << 20  # bytes
+
+
+def open_stream(path: Path) -> pq.ParquetFile:
+    """Opens a file for `iter_batches`. By default pyarrow holds on to all that it has read until the iteration ends,
+    so that memory grows with the file."""
+    return pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tyro
 
-from data_prep import text_tables
+from data_prep.build import LogSettings, prepare
 from data_prep.command import run
 from data_prep.events import (
     CATALOG_TEXT,
@@ -19,15 +19,15 @@ from data_prep.events import (
     LABEL,
     TIMESTAMP,
     USER,
+    IdMap,
     Items,
+    blocks,
     check_events,
     check_unique,
     numbers,
+    whole,
 )
-from data_prep.id_map import IdMap
 from data_prep.item_vectors import NONE
-from data_prep.prepare import prepare
-from data_prep.settings import LogSettings
 from sidrec import schema
 from sidrec.schema import ContractError
 
@@ -114,7 +114,7 @@ class Interactions:
         if columns.items_file is None:
             return None
         wanted = (columns.items_id_column, *columns.text_columns, *columns.item_cat_columns)
-        items = text_tables.whole(columns.items_file, tuple(dict.fromkeys(wanted)))
+        items = whole(columns.items_file, tuple(dict.fromkeys(wanted)))
         first = 1 if columns.items_file.suffix == ".parquet" else 2
         check_unique(items[columns.items_id_column], f"{columns.items_file}, column {columns.items_id_column}", first)
         return items
@@ -128,7 +128,7 @@ class Interactions:
         own = (columns.user_column, columns.item_column, columns.timestamp_column)
         target = [column for column in (columns.label_column, columns.rating_column) if column]
         wanted = tuple(dict.fromkeys((*own, *target, *columns.cat_columns)))
-        for line, table in text_tables.blocks(self.log, wanted):
+        for line, table in blocks(self.log, wanted):
             user, item, timestamp = (table[column] for column in own)
             seconds = numbers(timestamp, pa.int64(), f"{self.log}, column {columns.timestamp_column}", line)
             events = pa.table(

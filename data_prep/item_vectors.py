@@ -11,10 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tyro
 
-from data_prep.command import run
+from data_prep.command import rows_bar, run
 from data_prep.events import CATALOG_TEXT
-from data_prep.item_table import vector_column
-from data_prep.progress import rows_bar
+from data_prep.log_writer import vector_column
 from sidrec import schema
 from sidrec.schema import ContractError
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tyro
 
-from data_prep import text_tables
+from data_prep.build import LogSettings, prepare
 from data_prep.command import run
 from data_prep.events import (
     CATALOG_TEXT,
@@ -19,14 +19,15 @@ from data_prep.events import (
     LABEL,
     TIMESTAMP,
     USER,
+    IdMap,
     Items,
+    blocks,
     check_events,
     check_unique,
+    dat_blocks,
     numbers,
+    whole,
 )
-from data_prep.id_map import IdMap
-from data_prep.prepare import prepare
-from data_prep.settings import LogSettings
 
 MOVIE, TITLE, GENRES = "movieId", "title", "genres"
 RATING_COLUMNS = ("userId", MOVIE, "rating", "timestamp")
@@ -66,9 +67,9 @@ class MovieLens:
         columns = (MOVIE, TITLE, GENRES)
         path = self.files[1]
         if self._is_dat:
-            movies = pa.concat_tables([table for _, table in text_tables.dat_blocks(path, columns)])
+            movies = pa.concat_tables([table for _, table in dat_blocks(path, columns)])
         else:
-            movies = text_tables.whole(path, columns)
+            movies = whole(path, columns)
         check_unique(movies[MOVIE], f"{path}, column {MOVIE}", 1 if self._is_dat else 2)
         return movies
 
@@ -77,8 +78,8 @@ class MovieLens:
 
     def events(self) -> Iterator[pa.Table]:
         path = self.files[0]
-        blocks = text_tables.dat_blocks if self._is_dat else text_tables.blocks
-        for line, table in blocks(path, RATING_COLUMNS):
+        read = dat_blocks if self._is_dat else blocks
+        for line, table in read(path, RATING_COLUMNS):
             rating = numbers(table["rating"], pa.float64(), f"{path}, column rating", line)
             events = pa.table(
                 {

@@ -3,9 +3,17 @@
 B sequences, T positions, D width, H heads, M items.
 """
 
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from data_prep.command import refuse_flags, rows_bar
+from data_prep.item_pairs import Sequences
 
 INIT_STD = 0.02
 
@@ -69,3 +77,149 @@ class SasRec(nn.Module):
         """items_BT: int64 rows of `items`, T at most `length`. Returns float [B, T, D]."""
         x_BTD = self.items(items_BT) * self.items.embedding_dim**0.5 + self.positions[: items_BT.shape[1]]
         return self.norm(self.blocks(self.dropout(x_BTD)))
+
+
+# Trains SASRec on sequences, with a sampled softmax over uniform negatives.
+#
+# B sequences, T positions, P real positions of a batch, D width, W windows, S negatives, M items, E events, U users.
+
+
+@dataclass(frozen=True)
+class SasRecSettings:
+    """How SASRec is built and trained."""
+
+    width: int = 64
+    """Width of the behaviour vectors."""
+    blocks: int = 2
+    """Blocks of attention and point-wise network."""
+    heads: int = 2
+    """Attention heads; they divide the width."""
+    length: int = 50
+    """Events in a window; longer sequences are cut, so that every event is a target once per epoch."""
+    dropout: float = 0.2
+    """Dropout of inputs and blocks."""
+    epochs: int = 20
+    """Passes over all events."""
+    lr: float = 2e-3
+    """Learning rate of Adam at the start; it falls linearly to 0. There is no weight decay."""
+    batch_events: int = 2048
+    """Positions of a batch, padding included."""
+    negatives: int = 512
+    """Uniform negatives that a batch shares; where there are no more items than that, the softmax is exact."""
+    seed: int = 0
+    """Seed of everything random."""
+    threads: int = 1
+    """Threads of the training. The same seed gives the same vectors only with the same number of threads."""
+
+    def check(self) -> None:
+        """Raises ContractError naming the flag whose value makes no sense."""
+        least_one = ("width", "blocks", "heads", "length", "epochs", "batch_events", "negatives", "threads")
+        rules = {name: (getattr(self, name) >= 1, "at least 1") for name in least_one}
+        rules["heads"] = (self.heads >= 1 and self.width % self.heads == 0, f"a divisor of the width {self.width}")
+        rules["dropout"] = (0 <= self.dropout < 1, "a share from 0 to below 1")
+        rules["lr"] = (0 < self.lr < float("inf"), "a positive number")
+        rules["batch_events"] = (self.batch_events >= self.length, f"at least a window's length {self.length}")
+        rules["seed"] = (self.seed >= 0, "at least 0")
+        refuse_flags({f"--{name.replace('_', '-')}": (*rule, getattr(self, name)) for name, rule in rules.items()})
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Pieces of sequences: window w's targets are items_E[begin_W[w] : begin_W[w] + length_W[w]].
+
+    The first input of a window is the event before it, or the start where there is none (opens_W).
+    """
+
+    items_E: np.ndarray
+    begin_W: np.ndarray
+    length_W: np.ndarray
+    opens_W: np.ndarray
+
+    @classmethod
+    def of(cls, sequences: Sequences, length: int) -> "Windows":
+        lengths_U = sequences.lengths()
+        pieces_U = -(-lengths_U // length)
+        user_W = np.repeat(np.arange(sequences.users), pieces_U)
+        place_W = np.arange(len(user_W)) - np.repeat(np.cumsum(pieces_U) - pieces_U, pieces_U)
+        left_W = lengths_U[user_W] - place_W * length
+        begin_W = sequences.offsets[user_W] + place_W * length
+        return cls(sequences.items_E, begin_W, np.minimum(left_W, length), place_W == 0)
+
+    def batches(self, positions: int, random: np.random.Generator) -> Iterator[np.ndarray]:
+        """All windows in random batches of like lengths, at most `positions` with padding; yields window numbers."""
+        by_length_W = np.lexsort((random.random(len(self.length_W)), -self.length_W))
+        cuts = [0]
+        while cuts[-1] < len(by_length_W):
+            cuts.append(cuts[-1] + max(1, positions // int(self.length_W[by_length_W[cuts[-1]]])))
+        for number in random.permutation(len(cuts) - 1):
+            yield by_length_W[cuts[number] : cuts[number + 1]]
+
+    def inputs_and_targets(self, window_B: np.ndarray, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs int64 [B, T], which positions are real bool [B, T], and their targets int64 [P]."""
+        length_B = self.length_W[window_B]
+        step_T = np.arange(length_B.max())
+        real_BT = step_T < length_B[:, None]
+        place_BT = np.where(real_BT, self.begin_W[window_B][:, None] + step_T, 0)
+        inputs_BT = np.where(real_BT, self.items_E[place_BT - 1], start)
+        inputs_BT[self.opens_W[window_B], 0] = start
+        targets_P = self.items_E[place_BT[real_BT]]
+        return torch.from_numpy(inputs_BT), torch.from_numpy(real_BT), torch.from_numpy(targets_P)
+
+
+def train_sasrec(sequences: Sequences, settings: SasRecSettings, what: str) -> tuple[SasRec, list[float]]:
+    """Trains on all sequences; returns the model and the mean loss of every epoch. `what` names the progress bar.
+
+    The same arguments give the same bits; torch's global random state and thread count are left as they were.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(settings.threads)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            return _train(sequences, settings, what)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _train(sequences: Sequences, settings: SasRecSettings, what: str) -> tuple[SasRec, list[float]]:
+    items, events = len(sequences.item_ids_M), len(sequences.items_E)
+    model = SasRec(items, settings.width, settings.blocks, settings.heads, settings.length, settings.dropout)
+    optimizer = torch.optim.Adam(model.parameters(), settings.lr)
+    windows = Windows.of(sequences, settings.length)
+    random = np.random.default_rng(settings.seed)
+    losses: list[float] = []
+    done = 0
+    with rows_bar(what, settings.epochs * events) as bar:
+        for _ in range(settings.epochs):
+            total = 0.0
+            for window_B in windows.batches(settings.batch_events, random):
+                optimizer.param_groups[0]["lr"] = settings.lr * (1 - done / (settings.epochs * events))
+                inputs_BT, real_BT, targets_P = windows.inputs_and_targets(window_B, model.start)
+                loss = sampled_softmax(
+                    model(inputs_BT)[real_BT], targets_P, _negatives(items, settings.negatives, random), model, items
+                )
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                total += loss.item() * len(targets_P)
+                done += len(targets_P)
+                bar.update(len(targets_P))
+            losses.append(total / events)
+            bar.set_postfix(loss=f"{losses[-1]:.3f}")
+    return model.eval(), losses
+
+
+def _negatives(items: int, wanted: int, random: np.random.Generator) -> Tensor:
+    return torch.from_numpy(np.arange(items) if items <= wanted else random.integers(items, size=wanted))
+
+
+def sampled_softmax(hidden_PD: Tensor, targets_P: Tensor, negatives_S: Tensor, model: SasRec, items: int) -> Tensor:
+    """Mean cross-entropy of the targets against shared uniform negatives, each standing for M / S items.
+
+    A negative that is the position's own target does not count. With every item as a negative once, it is the exact
+    softmax over M items.
+    """
+    own_P = (hidden_PD * model.items(targets_P)).sum(dim=1, keepdim=True)
+    others_PS = hidden_PD @ model.items(negatives_S).T + math.log(items / len(negatives_S))
+    others_PS = others_PS.masked_fill(targets_P[:, None] == negatives_S, -torch.inf)
+    return functional.cross_entropy(torch.cat([own_P, others_PS], dim=1), torch.zeros_like(targets_P))

@@ -1,4 +1,4 @@
-"""The known-answer world as a data folder: `python -m data_prep.synthetic OUT`. Its rules are in data_prep/world.py."""
+"""The known-answer world as a data folder: `python -m data_prep.synthetic OUT`."""
 
 import json
 from collections.abc import Iterator
@@ -9,19 +9,94 @@ from typing import Annotated
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import tyro
 
-from data_prep.bayes import BAYES_PROBABILITY, bayes_auc
-from data_prep.build import build
+from data_prep.build import LogSettings, build
 from data_prep.command import run
-from data_prep.events import CATALOG_TEXT, CATALOG_TITLE, ITEM, LABEL, TIMESTAMP, USER, Items
-from data_prep.id_map import IdMap
-from data_prep.settings import LogSettings
-from data_prep.world import LEVELS, World, WorldSettings
+from data_prep.event_order import SECONDS_PER_DAY
+from data_prep.events import CATALOG_TEXT, CATALOG_TITLE, ITEM, LABEL, TIMESTAMP, USER, IdMap, Items, open_stream
 from sidrec import schema
+from sidrec.schema import ContractError, Manifest
 
 BLOCK_TICKS = 50
 CAT_NOISE_VALUES = 1000
+
+
+# The AUC of the true probabilities on the test split: what no model can beat but by luck.
+
+
+BAYES_PROBABILITY = "bayes_probability"
+
+
+# A world whose right answers are known: items in a three-level hierarchy, users who like what is near their history.
+#
+# A row is an exposure of an item to a user. Its label is drawn with a probability that depends on nothing hidden:
+#
+#     p = sigmoid(bias + sum_l affinity_l * m_l + popularity * log1p(exposures of the item before) + charm_item)
+#
+# charm_item has scale `charm` (0: none); half its variance is common to an item's second-level cluster, so that a SID
+# can tell it; half is the item's own and shows in nothing but its record, so that only a HID can learn it. m_l is the
+# share of the user's history (latest positives before the row) that lies in the item's cluster of level l; with an
+# empty history it is 0. So the AUC of p itself is the best that any model can reach, and without charm a model that
+# knows the clusters and the history can reach it. What users are shown drifts with interests that only steer exposures.
+#
+# A rows of one tick, H history length, I items.
+
+
+@dataclass(frozen=True)
+class WorldSettings:
+    """How large the world is and what its people like."""
+
+    rows: int = 150_000
+    """Exposures."""
+    users: int = 2_000
+    """Users; at least a thousandth of the rows."""
+    items: int = 3_000
+    """Items."""
+    days: int = 120
+    """Length of the log."""
+    branching: int = 8
+    """Clusters per level within one of the level above. Levels share their offsets: residual codes recover them."""
+    width: int = 64
+    """Width of the items' content vectors."""
+    vector_noise: float = 0.15
+    """Length of the noise on a content vector, relative to the offset of the first level."""
+    zipf: float = 1.0
+    """Exponent of the items' popularity."""
+    late_items: float = 0.5
+    """Share of items that appear while the log runs, at a constant pace."""
+    fresh_share: float = 0.15
+    """Share of exposures that go to items launched in the last tenth of the log."""
+    interest_share: float = 0.5
+    """Share of exposures that follow the user's interests."""
+    interests: int = 2
+    """Second-level clusters a user is interested in at a time."""
+    drift: float = 0.01
+    """Chance per exposure that one of them is replaced."""
+    bias: float = -2.2
+    """Log odds of a positive without any affinity."""
+    affinity: tuple[float, float, float] = (3.0, 2.0, 1.0)
+    """Log odds per share of the history in the item's cluster, level by level."""
+    popularity: float = 0.1
+    """Log odds per log1p of the item's exposures so far."""
+    charm: float = 0.0
+    """Standard deviation of log odds that an item has for everyone; half of the variance is its cluster's."""
+    int_noise: int = 3
+    """Dense columns without meaning."""
+    cat_noise: int = 2
+    """Categorical columns without meaning."""
+
+    def check(self) -> None:
+        """Raises ContractError naming the flag whose value makes no sense."""
+        if self.rows < TICKS:
+            raise ContractError("--rows", f"at least {TICKS}", self.rows)
+        if self.users * TICKS < self.rows:
+            raise ContractError("--users", f"at least {-(-self.rows // TICKS)} for {self.rows} rows", self.users)
+        if self.width < LEVELS * self.branching:
+            raise ContractError("--width", f"at least {LEVELS} * branching = {LEVELS * self.branching}", self.width)
+        if self.items < 10 * self.branching:
+            raise ContractError("--items", f"at least 10 * branching = {10 * self.branching}", self.items)
 
 
 @dataclass(frozen=True)
@@ -108,6 +183,168 @@ class SyntheticCommand:
         schema.save_manifest(replace(manifest, protocol=facts), log)
         work.publish()
         print(json.dumps(facts, indent=1))
+
+
+LEVELS = 3
+TICKS = 1000  # moments at which rows happen; a user has at most one row in each
+FIRST_SECOND = 1_704_067_200  # 2024-01-01
+LEVEL_SCALE = 0.6  # length of a level's offset, relative to the level above
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Rows of one moment; every user at most once. Ids start at 1."""
+
+    timestamp: int
+    user_A: np.ndarray
+    item_A: np.ndarray
+    probability_A: np.ndarray
+    label_A: np.ndarray
+
+
+class World:
+    """Items and users. The same settings, history length and seed give the same items and the same ticks."""
+
+    def __init__(self, settings: WorldSettings, history: int, seed: int) -> None:
+        settings.check()
+        self._settings, self._history = settings, history
+        item_seed, self._vector_seed, self._tick_seed, charm_seed = np.random.SeedSequence(seed).spawn(4)
+        random = np.random.default_rng(item_seed)
+        self.codes_IL = random.integers(settings.branching, size=(settings.items, LEVELS))
+        self.clusters_IL = np.cumsum(self.codes_IL * settings.branching ** np.arange(LEVELS), axis=1)
+        self._weight_I = random.permutation(np.arange(1, settings.items + 1) ** -settings.zipf)
+        charm = np.random.default_rng(charm_seed)
+        of_cluster_I = charm.normal(size=settings.branching**2)[self.clusters_IL[:, 1]]
+        self._charm_I = settings.charm * (of_cluster_I + charm.normal(size=settings.items)) / 2**0.5
+        late = int(settings.items * settings.late_items)
+        # Items are numbered in order of their launch, a share of the log's length: those on the market are a prefix.
+        self._launch_I = np.concatenate([np.zeros(settings.items - late), (np.arange(late) + 1) / (late + 1)])
+
+    def vectors(self) -> np.ndarray:
+        """float32 [I, width]: an offset per level and code, orthogonal to all others, plus noise."""
+        random, settings = np.random.default_rng(self._vector_seed), self._settings
+        basis, _ = np.linalg.qr(random.normal(size=(settings.width, settings.width)))
+        vectors = random.normal(size=(settings.items, settings.width)) * settings.vector_noise / settings.width**0.5
+        for level in range(LEVELS):
+            vectors += LEVEL_SCALE**level * basis[level * settings.branching + self.codes_IL[:, level]]
+        return vectors.astype(np.float32)
+
+    def ticks(self) -> Iterator[Tick]:
+        """All rows, tick by tick in time order. Holds numbers per user and item only."""
+        settings = self._settings
+        random = np.random.default_rng(self._tick_seed)
+        interests = random.integers(settings.branching**2, size=(settings.users, settings.interests))
+        histories = np.full((settings.users, self._history), -1)  # newest first
+        exposures_I = np.zeros(settings.items, dtype=np.int64)
+        bounds = np.linspace(0, settings.rows, TICKS + 1).astype(np.int64)
+        for tick, rows in enumerate(np.diff(bounds)):
+            user_A = np.sort(random.choice(settings.users, size=rows, replace=False))
+            self._drift(random, interests, user_A)
+            item_A = self._show(random, interests[user_A], tick / TICKS)
+            probability_A = self._probability(item_A, histories[user_A], exposures_I[item_A])
+            label_A = random.random(len(user_A)) < probability_A
+            liking = user_A[label_A]
+            histories[liking, 1:] = histories[liking, :-1]
+            histories[liking, 0] = item_A[label_A]
+            exposures_I += np.bincount(item_A, minlength=settings.items)
+            timestamp = FIRST_SECOND + tick * settings.days * SECONDS_PER_DAY // TICKS
+            yield Tick(timestamp, user_A + 1, item_A + 1, probability_A, label_A)
+
+    def _drift(self, random: np.random.Generator, interests: np.ndarray, user_A: np.ndarray) -> None:
+        moved = user_A[random.random(len(user_A)) < self._settings.drift]
+        place = random.integers(self._settings.interests, size=len(moved))
+        interests[moved, place] = random.integers(self._settings.branching**2, size=len(moved))
+
+    def _show(self, random: np.random.Generator, interests_AN: np.ndarray, now: float) -> np.ndarray:
+        """Item per row: one of an interest's cluster, a freshly launched one, or just a popular one."""
+        settings = self._settings
+        live = int(np.searchsorted(self._launch_I, now, side="right"))
+        fresh_from = int(np.searchsorted(self._launch_I, now - 0.1)) if now > 0.1 else 0
+        rows = len(interests_AN)
+        item_A = _draw(random, np.cumsum(self._weight_I[:live]), np.zeros(rows), np.ones(rows))
+        kind_A = random.random(rows)
+        fresh = kind_A < settings.fresh_share
+        item_A[fresh] = random.integers(min(fresh_from, live - 1), live, size=int(fresh.sum()))
+        guided = ~fresh & (kind_A < settings.fresh_share + settings.interest_share)
+        wanted = interests_AN[np.arange(rows), random.integers(settings.interests, size=rows)]
+        item_A[guided] = self._of_cluster(random, wanted[guided], live, item_A[guided])
+        return item_A
+
+    def _of_cluster(
+        self, random: np.random.Generator, wanted_A: np.ndarray, live: int, otherwise_A: np.ndarray
+    ) -> np.ndarray:
+        """A popular item of each wanted second-level cluster, or `otherwise` where none of it is on the market."""
+        cluster_I = self.clusters_IL[:live, 1]
+        by_cluster = np.argsort(cluster_I, kind="stable")
+        mass = np.concatenate([[0.0], np.cumsum(self._weight_I[:live][by_cluster])])
+        edges = np.searchsorted(cluster_I[by_cluster], np.arange(self._settings.branching**2 + 1))
+        low, high = edges[wanted_A], edges[wanted_A + 1]
+        place = _draw(random, mass[1:], mass[low] / mass[-1], mass[high] / mass[-1])
+        return np.where(
+            low < high, by_cluster[np.clip(place, low, np.maximum(high - 1, low).clip(max=live - 1))], otherwise_A
+        )
+
+    def _probability(self, item_A: np.ndarray, history_AH: np.ndarray, exposures_A: np.ndarray) -> np.ndarray:
+        settings, there_AH = self._settings, history_AH >= 0
+        logit_A = settings.bias + settings.popularity * np.log1p(exposures_A) + self._charm_I[item_A]
+        for level, weight in enumerate(settings.affinity):
+            cluster_I = self.clusters_IL[:, level]
+            same_AH = (cluster_I[history_AH] == cluster_I[item_A][:, None]) & there_AH
+            logit_A += weight * same_AH.sum(axis=1) / np.maximum(there_AH.sum(axis=1), 1)
+        return np.asarray(1 / (1 + np.exp(-logit_A)))
+
+
+def _draw(random: np.random.Generator, mass: np.ndarray, low_A: np.ndarray, high_A: np.ndarray) -> np.ndarray:
+    """Places drawn by mass (cumulative), between the shares `low` and `high` of the whole."""
+    point_A = (low_A + random.random(len(low_A)) * (high_A - low_A)) * mass[-1]
+    return np.minimum(np.searchsorted(mass, point_A, side="right"), len(mass) - 1)
+
+
+HEAD_SHARE, TAIL_SHARE = 0.1, 0.5
+BINS = 100_000  # probabilities are compared to five digits, so that memory does not grow with the log
+
+
+def bayes_auc(data: Path, manifest: Manifest) -> dict[str, object]:
+    """AUC and number of rows of the test split and of its rows on head, torso, tail and cold items.
+
+    Items by train impressions: head the first 10%, tail the last half (with the cold ones), torso between, cold without
+    any.
+    AUC is None where only one label is there. It is the sample's: the same rows that a model is measured on.
+    """
+    slices_SI = item_slices(pq.read_table(data / schema.ITEMS, columns=[schema.TRAIN_IMPRESSIONS]))
+    counts = {name: np.zeros((2, BINS + 1), dtype=np.int64) for name in slices_SI}
+    columns = [schema.LABEL, schema.ITEM_ID, BAYES_PROBABILITY]
+    for entry in manifest.files("test"):
+        for batch in open_stream(data / schema.LOG / entry.path).iter_batches(columns=columns):
+            label_N, item_N, probability_N = (batch[column].to_numpy() for column in columns)
+            bin_N = np.round(probability_N * BINS).astype(np.int64)
+            for name, wanted_I in slices_SI.items():
+                chosen_N = wanted_I[item_N - 1]
+                for label in (0, 1):
+                    counts[name][label] += np.bincount(bin_N[chosen_N & (label_N == label)], minlength=BINS + 1)
+    return {name: {"auc": auc_of_counts(*by_label), "rows": int(by_label.sum())} for name, by_label in counts.items()}
+
+
+def item_slices(items: "pq.Table") -> dict[str, np.ndarray]:
+    """Slice name -> bool per item (row 0 is item 1)."""
+    impressions_I = items[schema.TRAIN_IMPRESSIONS].to_numpy()
+    number = len(impressions_I)
+    rank_I = np.empty(number, dtype=np.int64)
+    rank_I[np.lexsort((np.arange(number), -impressions_I))] = np.arange(number)
+    cold_I = impressions_I == 0
+    tail_I = (rank_I >= number - round(TAIL_SHARE * number)) | cold_I
+    head_I = (rank_I < round(HEAD_SHARE * number)) & ~tail_I
+    everything = np.ones(number, dtype=bool)
+    return {"all": everything, "head": head_I, "torso": ~head_I & ~tail_I, "tail": tail_I, "cold": cold_I}
+
+
+def auc_of_counts(negatives: np.ndarray, positives: np.ndarray) -> float | None:
+    """Share of (positive, negative) pairs in the right order, ties half, from counts per bin in ascending order."""
+    pairs = int(positives.sum()) * int(negatives.sum())
+    if not pairs:
+        return None
+    below = np.cumsum(negatives) - negatives
+    return float((positives * (below + negatives / 2)).sum() / pairs)
 
 
 if __name__ == "__main__":

@@ -7,11 +7,22 @@ if it holds nothing but an unfinished preparation.
 import json
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
 
 from sidrec import schema
-from sidrec.output import FolderKind, Written, check_apart, check_replaceable, output_folder, replace_folder, restore
+from sidrec.io.output_folders import (
+    FolderKind,
+    Written,
+    check_apart,
+    check_replaceable,
+    output_folder,
+    replace_folder,
+    restore,
+)
 from sidrec.schema import ContractError
 
 CONFIGURATION = "configuration.json"
@@ -192,3 +203,44 @@ def file_facts(files: tuple[Path, ...]) -> list[tuple[str, int, int]]:
             raise ContractError(file, "a file to read", "none")
         facts.append((str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns))
     return facts
+
+
+# Saves and restores a tree of dataclasses whose leaves are numpy arrays, numbers and text, in one .npz file.
+
+
+T = TypeVar("T")
+
+
+def save_snapshot(path: Path, **roots: object) -> None:
+    """Writes the trees in one step: the file is whole or absent."""
+    arrays: dict[str, np.ndarray] = {}
+    for name, root in roots.items():
+        _flatten(name, root, arrays)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    partial.replace(path)
+
+
+def load_snapshot(path: Path) -> dict[str, np.ndarray]:
+    """All leaves by dotted name."""
+    with np.load(path) as stored:
+        return dict(stored)
+
+
+def restore_snapshot(template: T, name: str, arrays: dict[str, np.ndarray]) -> T:
+    """A tree of the template's shape with the leaves saved under `name`."""
+    if not is_dataclass(template):
+        leaf: Any = arrays[name]
+        return leaf if isinstance(template, np.ndarray) else leaf.item()
+    parts = {f.name: restore_snapshot(getattr(template, f.name), f"{name}.{f.name}", arrays) for f in fields(template)}
+    tree: Any = type(template)
+    return tree(**parts)
+
+
+def _flatten(name: str, node: object, arrays: dict[str, np.ndarray]) -> None:
+    if is_dataclass(node):
+        for field in fields(node):
+            _flatten(f"{name}.{field.name}", getattr(node, field.name), arrays)
+    else:
+        arrays[name] = np.asarray(node)

@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 from sidrec.config import load_file
-from sidrec.output import check_replaceable
+from sidrec.io.output_folders import check_replaceable
+from sidrec.metrics.exact import comparison_table, load_metrics
 from sidrec.schema import LOG, ContractError, load_manifest
-from sidrec.train.results import comparison_table, load_metrics
 from sidrec.train.run_directory import RUN
 
 RECIPES = {

@@ -18,10 +18,10 @@ from zlib import crc32
 
 import pyarrow as pa
 
-from sidrec.json_file import read_json as read_json
-from sidrec.parquet_file import column_type
-from sidrec.sentence import ContractError as ContractError
-from sidrec.sentence import short_repr
+from sidrec.errors import ContractError as ContractError
+from sidrec.errors import short_repr
+from sidrec.io.json_files import read_json as read_json
+from sidrec.io.parquet_files import column_type
 
 SCHEMA_VERSION = 1
 INT64 = (-(1 << 63), (1 << 63) - 1)

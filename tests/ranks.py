@@ -23,7 +23,7 @@ from torch import multiprocessing
 
 from sidrec.parallel.process_group import Ranks
 
-PRELOADED = ["torchrec.distributed", "sidrec.train.entry"]
+PRELOADED = ["torchrec.distributed", "sidrec.train.run"]
 """Imported once by the process that ranks are forked from: seconds less for every rank of every test."""
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sidrec import __version__, cli
+from sidrec import __version__
+from sidrec.cli import dispatch as cli
 from sidrec.config import ConfigError
 from sidrec.schema import ContractError
 from sidrec.stack import StackError

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from sidrec import machine
-from sidrec.doctor import entry
-from sidrec.doctor import machine_findings as doctor
-from sidrec.preflight.finding import Finding
+from sidrec.cli import doctor as entry
+from sidrec.doctor import machine_checks as doctor
+from sidrec.preflight.planned_run import Finding
 
 
 def test_a_sound_installation() -> None:

@@ -8,8 +8,7 @@ import pytest
 from benchmarks.generative.protocol import Protocol, check_leave_one_out, leave_one_out, log_split
 from benchmarks.generative.sequences import Sequences, read_sequences
 from benchmarks.generative.windows import Windows
-from sidrec.config.learners import QuaSidConfig, RandomCodesConfig, Training
-from sidrec.config.tokenizer import TokenizerConfig
+from sidrec.config.learners import QuaSidConfig, RandomCodesConfig, TokenizerConfig, Training
 from sidrec.schema import LOG, ContractError
 from sidrec.sid.artifact import fit_tokenizer, save_tokenizer
 from sidrec.sid.tokenizer import SideInformation

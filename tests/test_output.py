@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sidrec.output import (
+from sidrec.io.output_folders import (
     FolderKind,
     Written,
     check_apart,

@@ -12,10 +12,9 @@ import torch
 
 from sidrec import cli
 from sidrec.bench.page import write_page
-from sidrec.checkpoint.folder import remove, remove_left_over
-from sidrec.output import check_replaceable
+from sidrec.checkpoint.checkpoint_store import remove, remove_left_over
+from sidrec.io.output_folders import check_replaceable, replaceable_folder
 from sidrec.schema import ContractError
-from sidrec.sid.atomic_folder import replaceable_folder
 from sidrec.sid.catalog import CATALOG, Catalog, load_catalog
 from sidrec.sid.training.checkpoint import remove_checkpoint
 from sidrec.train.row_ledger import drop_after
@@ -77,7 +76,7 @@ def test_a_file_that_comes_while_the_fit_runs_stops_the_replacement(
         draw_pictures(*arguments)  # type: ignore[arg-type]
         (catalog / "notes.txt").write_text("mine")
 
-    monkeypatch.setattr("sidrec.sid.catalog_folder.draw_pictures", draw)
+    monkeypatch.setattr("sidrec.sid.artifact.draw_pictures", draw)
     first = load_catalog(catalog).fingerprint
     assert "got also notes.txt" in said_of(capsys, "fit", fitted, "--tokenizer.seed", 1, "--overwrite")
     assert load_catalog(catalog).fingerprint == first

@@ -18,8 +18,8 @@ from sidrec.config import ConfigError
 from sidrec.config.learners import RandomCodesConfig, ResidualKMeansConfig
 from sidrec.sid.artifact import load_tokenizer
 from sidrec.sid.catalog import TOKENIZER, load_catalog
+from sidrec.sid.learners.kmeans import ResidualKMeans
 from sidrec.sid.learners.random_codes import RandomCodes
-from sidrec.sid.learners.residual_kmeans import ResidualKMeans
 from sidrec.sid.tokenizer import SideInformation
 
 ITEMS, TEXT, BEHAVIOR = 60, 4, 3

@@ -6,7 +6,7 @@ import torch
 
 from benchmarks.sid_speed import clustered_vectors, faiss_encode, faiss_fit, step_models, summary, training
 from sidrec.config.learners import ResidualKMeansConfig
-from sidrec.sid.learners.residual_kmeans import ResidualKMeans
+from sidrec.sid.learners.kmeans import ResidualKMeans
 from sidrec.sid.tokenizer import SideInformation
 
 

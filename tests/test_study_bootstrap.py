@@ -8,11 +8,11 @@ import pytest
 from benchmarks.study import differences
 from benchmarks.study.bootstrap import CHUNK, MeanAuc, PooledAuc, user_multiplicities
 from benchmarks.study.differences import Differences, bootstrap_differences
+from sidrec.metrics.exact import measure
 from sidrec.metrics.pairs import Ints
+from sidrec.metrics.predictions import Predictions
+from sidrec.metrics.slices import ItemSlices, slice_items
 from sidrec.schema import ContractError
-from sidrec.train.metrics import measure
-from sidrec.train.predictions import Predictions
-from sidrec.train.slices import ItemSlices, slice_items
 
 ROWS, USERS, ITEMS = 600, 60, 12
 

@@ -8,14 +8,12 @@ import torch
 from torch import distributed as dist
 
 from benchmarks.fuzz import entries
-from sidrec.checkpoint.folder import chosen
-from sidrec.checkpoint.index import read_index
-from sidrec.checkpoint.piece import Piece, whole
-from sidrec.checkpoint.position import Best, Position, read_position
-from sidrec.checkpoint.storage import load_pieces
-from sidrec.checkpoint.writer import CheckpointWriter
+from sidrec.checkpoint.checkpoint_store import CheckpointWriter, chosen
+from sidrec.checkpoint.dcp_storage import load_pieces
+from sidrec.checkpoint.tensor_shard import Piece, read_index, whole
+from sidrec.checkpoint.train_state import Best, Position, read_position
+from sidrec.cli.table import main as table_command
 from sidrec.parallel.process_group import Ranks
-from sidrec.table import main as table_command
 
 RUN, CHECKPOINTS = "run", "run/checkpoints"
 TABLE = "model/items.embedding_bags.hid.weight"

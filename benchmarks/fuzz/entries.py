@@ -12,30 +12,30 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from data_prep.amazon import AmazonCommand
+from data_prep.build import LogSettings
 from data_prep.criteo import CriteoCommand
 from data_prep.criteo_log import CriteoLogCommand
 from data_prep.interactions import Columns, InteractionsCommand
 from data_prep.movielens import MovieLensCommand
-from data_prep.settings import LogSettings
-from sidrec.bench.entry import main as bench_command
+from sidrec.cli.bench import main as bench_command
 from sidrec.config import Recipe, load, load_file, save
 from sidrec.config.load import parse
-from sidrec.config.tree import AdagradTables
+from sidrec.config.recipe import AdagradTables
 from sidrec.data.criteo import CriteoBatches, criteo_paths
+from sidrec.data.dataset import read_data
 from sidrec.data.loader import open_split
-from sidrec.parallel.sharders import EveryTypeSharder, fused_params
-from sidrec.plans.calibration import load_calibration
+from sidrec.metrics.exact import load_metrics, metrics_table
+from sidrec.metrics.predictions import load_predictions
+from sidrec.metrics.slices import load_item_slices
+from sidrec.parallel.sharding import EveryTypeSharder, fused_params
+from sidrec.plans.cost import load_calibration
 from sidrec.plans.plan_file import read_plan, sharding_plan_of
 from sidrec.plans.tables_file import is_tables, read_tables
 from sidrec.schema import ITEMS
 from sidrec.sid.artifact import load_tokenizer
 from sidrec.sid.catalog import load_catalog
 from sidrec.sid.item_vectors import read_item_vectors
-from sidrec.sid.needs import Needs
-from sidrec.train.data import read_data
-from sidrec.train.predictions import load_predictions
-from sidrec.train.results import load_metrics, metrics_table
-from sidrec.train.slices import load_item_slices
+from sidrec.sid.training.objectives import Needs
 
 OUT, RAW, DATA, CATALOG, NPY = "out", "raw", "data", "catalog", "npy"
 LOG_CSV, ITEMS_CSV, LOG_PARQUET, CRITEO_TEXT = "log.csv", "items.csv", "log.parquet", "train.txt"

@@ -11,7 +11,7 @@ from typing import Literal
 from benchmarks.fuzz.case import Case, copy_of
 from benchmarks.fuzz.kinds import KINDS
 from sidrec.config import ConfigError
-from sidrec.failure import LearningError
+from sidrec.errors import LearningError
 from sidrec.schema import ContractError
 from sidrec.stack import StackError
 

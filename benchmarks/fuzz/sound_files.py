@@ -8,18 +8,17 @@ import numpy as np
 from benchmarks.fuzz import entries
 from benchmarks.fuzz.sound_logs import THINGS, WIDTH, data
 from sidrec.config import save
-from sidrec.config.learners import Learner, ResidualKMeansConfig, RqVaeConfig, Training
-from sidrec.config.tokenizer import TokenizerConfig
-from sidrec.plans.calibration import VERSION, Calibration, Fit, save_calibration
+from sidrec.config.learners import Learner, ResidualKMeansConfig, RqVaeConfig, TokenizerConfig, Training
+from sidrec.metrics.exact import QUALITY
+from sidrec.metrics.predictions import Predictions
+from sidrec.metrics.slices import SLICES
+from sidrec.plans.cost import VERSION, Calibration, Fit, save_calibration
 from sidrec.plans.plan_file import PlanFile, write_plan
 from sidrec.plans.table_layout import TableLayout
 from sidrec.plans.work import KINDS
 from sidrec.sid.artifact import fit_tokenizer, save_tokenizer
 from sidrec.sid.catalog import Catalog
 from sidrec.sid.tokenizer import SideInformation
-from sidrec.train.predictions import Predictions
-from sidrec.train.results import QUALITY
-from sidrec.train.slices import SLICES
 
 BENCH = Path(__file__).parents[1] / "results/plans/amazon_beauty-2/bench.json"
 CODEBOOK = 4

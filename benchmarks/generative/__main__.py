@@ -25,7 +25,7 @@ import tyro
 
 from benchmarks.generative.run import evaluate_catalog
 from benchmarks.generative.settings import Settings
-from sidrec.failure import LearningError
+from sidrec.errors import LearningError
 from sidrec.schema import ContractError
 
 

@@ -12,7 +12,7 @@ from benchmarks.generative.sequences import Sequences
 from sidrec.schema import BEHAVIOR, ContractError
 from sidrec.sid.artifact import load_tokenizer
 from sidrec.sid.catalog import TOKENIZER
-from sidrec.sid.needs import needs_of
+from sidrec.sid.training.objectives import needs_of
 
 NO_EVENT = -1
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data_prep.sequences import positives
+from data_prep.item_pairs import positives
 from sidrec import schema
 from sidrec.schema import ContractError, Manifest
 

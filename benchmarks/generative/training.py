@@ -16,7 +16,7 @@ from tqdm import tqdm
 from benchmarks.generative.model import SidTransformer
 from benchmarks.generative.settings import SIZES, Settings
 from benchmarks.generative.windows import Windows
-from sidrec.failure import LearningError
+from sidrec.errors import LearningError
 
 LEAST = 1e-8  # sum of weights to divide by, where every weight is 0
 

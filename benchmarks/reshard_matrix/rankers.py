@@ -10,15 +10,15 @@ from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.types import ShardingType
 
-from sidrec.checkpoint.row_sums import Columns, column_shards
+from sidrec.checkpoint.rowwise_adagrad_reshard import Columns, column_shards
 from sidrec.config import Recipe
-from sidrec.config.tree import AdagradTables, DenseOptimizer, OptimizerConfig, RowwiseAdagradTables, SgdTables
+from sidrec.config.recipe import AdagradTables, DenseOptimizer, OptimizerConfig, RowwiseAdagradTables, SgdTables
 from sidrec.data.batch import Batch
+from sidrec.data.dataset import Data
 from sidrec.model.ranker import Ranker
 from sidrec.parallel.process_group import Ranks
-from sidrec.parallel.shard import shard_as_planned, sharders_of
+from sidrec.parallel.sharding import shard_as_planned, sharders_of
 from sidrec.plans.workload import tables_of
-from sidrec.train.data import Data
 from sidrec.train.optimizers import ScheduledOptimizer, build_optimizer
 
 TYPES = tuple(kind.value for kind in ShardingType)

@@ -10,15 +10,15 @@ from pathlib import Path
 from torch import distributed as dist
 
 from benchmarks.reshard_matrix.rankers import build_ranker
-from sidrec.checkpoint.model_pieces import load_model, pieces_of
-from sidrec.checkpoint.row_sums import Columns
-from sidrec.checkpoint.storage import save_pieces
+from sidrec.checkpoint.dcp_storage import save_pieces
+from sidrec.checkpoint.rowwise_adagrad_reshard import Columns
+from sidrec.checkpoint.state import load_model, pieces_of
 from sidrec.config import ConfigError, Recipe
 from sidrec.data.batch import Batch
+from sidrec.data.dataset import Data
 from sidrec.parallel.process_group import Ranks
-from sidrec.train.agreed_batches import agreed_batches
-from sidrec.train.assembly import open_loader
-from sidrec.train.data import Data, open_data
+from sidrec.train.assembly import open_data, open_loader
+from sidrec.train.stopping import agreed_batches
 
 SAVED_AFTER, STEPS = 3, 5
 

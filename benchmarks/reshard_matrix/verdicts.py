@@ -6,7 +6,7 @@ from enum import StrEnum
 
 from benchmarks.reshard_matrix.rankers import OPTIMIZERS
 from benchmarks.reshard_matrix.runs import Plan, Run
-from sidrec.config.tree import RowwiseAdagradTables
+from sidrec.config.recipe import RowwiseAdagradTables
 
 TOLERANCE = 1e-6
 

@@ -25,8 +25,8 @@ from pydantic import Field
 from benchmarks.study.definition import Overrides, checked
 from benchmarks.study.runs import merge
 from sidrec.config import ConfigError, load_mapping
+from sidrec.config.learners import TokenizerConfig
 from sidrec.config.section import section
-from sidrec.config.tokenizer import TokenizerConfig
 
 TEXT = "text"  # the column that all rows see and whose reconstruction is compared
 

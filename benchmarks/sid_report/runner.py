@@ -14,15 +14,15 @@ from benchmarks.sid_report.text_reconstruction import additive_decoder, own_deco
 from benchmarks.study.conditions import conditions
 from benchmarks.study.missing import do_missing
 from sidrec.config import ConfigError
-from sidrec.failure import LearningError
+from sidrec.errors import LearningError
+from sidrec.io.output_folders import atomic_folder
 from sidrec.schema import ITEMS, ContractError
 from sidrec.sid.artifact import fit_tokenizer, save_tokenizer
-from sidrec.sid.atomic_folder import atomic_folder
 from sidrec.sid.catalog import CATALOG, TOKENIZER, Catalog, write_catalog
 from sidrec.sid.item_vectors import ItemVectors, read_item_vectors
-from sidrec.sid.needs import needs_of
 from sidrec.sid.quality import code_quality
 from sidrec.sid.tokenizer import Encoded, Tokenizer
+from sidrec.sid.training.objectives import needs_of
 
 ENCODES = 3
 

@@ -10,10 +10,10 @@ from benchmarks.study.definition import Study
 from benchmarks.study.differences import LEVEL, RESAMPLES, SEED, Differences, bootstrap_differences
 from benchmarks.study.runs import Run, study_runs
 from benchmarks.study.store import RunResult, finished
+from sidrec.metrics.predictions import Predictions, load_predictions
+from sidrec.metrics.slices import load_item_slices
 from sidrec.schema import ITEMS, ContractError
-from sidrec.train.predictions import Predictions, load_predictions
 from sidrec.train.run_directory import RunDirectory, write_json
-from sidrec.train.slices import load_item_slices
 
 BOOTSTRAP_FILE = "bootstrap.json"
 

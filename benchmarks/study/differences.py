@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from benchmarks.study.bootstrap import MeanAuc, PooledAuc, user_multiplicities
 from sidrec.metrics.pairs import Floats, Ints
+from sidrec.metrics.predictions import Predictions
+from sidrec.metrics.slices import ItemSlices
 from sidrec.schema import ContractError
-from sidrec.train.predictions import Predictions
-from sidrec.train.slices import ItemSlices
 
 SLICES = ("all", "tail", "cold")
 RESAMPLES = 1000

@@ -20,8 +20,8 @@ from benchmarks.study.definition import Study
 from benchmarks.study.missing import do_missing
 from benchmarks.study.runs import Run, study_runs
 from benchmarks.study.store import RunResult, load_result, save_result
-from sidrec.output import check_replaceable
-from sidrec.train.results import METRICS_FILE, load_metrics
+from sidrec.io.output_folders import check_replaceable
+from sidrec.metrics.exact import METRICS_FILE, load_metrics
 from sidrec.train.run_directory import RUN, RunDirectory, write_text
 
 GRACE = 30.0  # seconds for a launcher to stop its ranks

@@ -7,8 +7,8 @@ from typing import TypedDict, TypeVar
 from benchmarks.study.conditions import Conditions
 from benchmarks.study.definition import Overrides
 from benchmarks.study.runs import Run
+from sidrec.metrics.exact import SplitMetrics
 from sidrec.schema import ContractError
-from sidrec.train.results import SplitMetrics
 from sidrec.train.run_directory import write_json
 
 T = TypeVar("T")

@@ -1,27 +1,43 @@
 """A bench as one HTML file that needs nothing else: conditions, a table to sort, and charts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 from xml.etree.ElementTree import Element
 
-from sidrec.bench.behind import behind
-from sidrec.bench.page_conditions import conditions
-from sidrec.bench.page_costs import cost_tables
-from sidrec.bench.page_element import document, element
-from sidrec.bench.page_numbers import milliseconds, percent, three_digits
-from sidrec.bench.page_predictions import prediction_charts
-from sidrec.bench.page_ranks import lookup_chart, memory_chart, rank_table
-from sidrec.bench.page_standing import MODELS, by_step, rated, step, unmeasured
-from sidrec.bench.page_steps import part_chart, step_chart
-from sidrec.bench.page_table import plan_table
+from sidrec.bench.page_charts import (
+    lookup_chart,
+    memory_chart,
+    part_chart,
+    plan_table,
+    prediction_charts,
+    rank_table,
+    step_chart,
+)
+from sidrec.bench.page_elements import (
+    MISSING,
+    MODELS,
+    TIMES,
+    Axis,
+    by_step,
+    byte_unit,
+    document,
+    element,
+    from_zero,
+    milliseconds,
+    percent,
+    rated,
+    step,
+    three_digits,
+    unmeasured,
+)
 from sidrec.bench.result import BenchResult, PlanMeasurement
-from sidrec.output import output_file
+from sidrec.bench.summary import behind
+from sidrec.io.output_folders import output_file
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 """What a browser may load for the page: nothing."""
-
-
 TITLE = "Sharding plans, measured: "
 
 
@@ -141,3 +157,166 @@ def _charts(result: BenchResult, measured: Sequence[PlanMeasurement]) -> Iterato
 
 def _section(title: str, told: str, content: Element) -> Element:
     return element("section", element("h2", title), element("p", told, class_="told"), content)
+
+
+# Under which conditions a bench measured: whatever its result says of them, in readable units.
+
+
+LONG = 400  # letters from which a condition is folded away
+LINE = 80  # letters of it that stay in sight
+DEPTH = 2  # of mappings within mappings that are laid out; deeper ones become one line
+
+
+def conditions(result: BenchResult) -> Element:
+    done = max((len(plan.rounds) for plan in result.plans), default=0)
+    rounds = {"rounds": f"{done} of {result.rounds_wanted}"}
+    parts = {
+        "Hardware": _in_units(result.hardware),
+        "Workload": result.workload,
+        "Conditions": {**rounds, **result.conditions},
+    }
+    return element("div", *(_card(title, values) for title, values in parts.items()), class_="cards")
+
+
+def _in_units(hardware: Mapping[str, Any]) -> dict[str, Any]:
+    """Bytes and bytes per second of `sidrec.plans.hardware.Hardware` as people say them."""
+    return {key: UNITS[key](value) if key in UNITS and _is_number(value) else value for key, value in hardware.items()}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _bytes(value: float) -> str:
+    size, unit = byte_unit(value)
+    return f"{three_digits(value / size)} {unit}"
+
+
+def _rate(value: float) -> str:
+    return f"{three_digits(value / 1e9)} GB/s"
+
+
+UNITS: dict[str, Callable[[float], str]] = {
+    "hbm": _bytes,
+    "ddr": _bytes,
+    **dict.fromkeys(("hbm_bandwidth", "ddr_bandwidth", "host_link", "intra_bandwidth", "inter_bandwidth"), _rate),
+}
+
+
+def _card(title: str, values: Mapping[str, Any]) -> Element:
+    return element("section", element("h2", title), _pairs(values.items(), DEPTH), class_="card")
+
+
+def _pairs(values: Iterable[tuple[str, Any]], depth: int) -> Element:
+    lines = [
+        part for key, value in values for part in (element("dt", _words(key)), element("dd", _value(value, depth)))
+    ]
+    return element("dl", *lines)
+
+
+def _value(value: Any, depth: int) -> Element | str:
+    text = _text(value)
+    if isinstance(value, Mapping) and depth > 1:
+        inner = _pairs(value.items(), depth - 1)
+        return inner if len(text) <= LONG else _folded(f"{len(value)} entries", inner)
+    return text if len(text) <= LONG else _folded(f"{text[:LINE]}…", text)
+
+
+def _folded(title: str, content: Element | str) -> Element:
+    return element("details", element("summary", title), content)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{_words(key)} {_text(each)}" for key, each in value.items()) or "none"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_text, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return MISSING if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _words(key: str) -> str:
+    return key.replace("_", " ")
+
+
+# What the cost models expect of each table under one plan, the plan chosen by the reader.
+
+
+SHOWN = 40  # tables of a plan, the costliest; the others are one line together
+
+
+def cost_tables(plans: Sequence[PlanMeasurement]) -> Element | None:
+    """A select box, and under it the tables of one plan; without a script, of all. None where no plan was rated."""
+    rated = [plan for plan in plans if plan.default is not None or plan.calibrated is not None]
+    if not rated:
+        return None
+    options = [element("option", plan.name, value=index) for index, plan in enumerate(rated)]
+    choice = element("label", "Plan ", element("select", *options, id="plan-of-costs"), class_="choice")
+    return element("div", choice, *(_cost_section(index, plan) for index, plan in enumerate(rated)))
+
+
+def _cost_section(index: int, plan: PlanMeasurement) -> Element:
+    rated = {title: one for title, model in MODELS.items() if (one := model(plan)) is not None}
+    costs = [one.tables for one in rated.values()]
+    leading = next((tables for tables in reversed(costs) if tables), {})  # the calibrated model's, where it has any
+    order = sorted(leading, key=lambda table: -sum(leading[table]))
+    axes = [from_zero([sum(spent) for spent in tables.values()]) for tables in costs]
+    lines = []
+    for table in order[:SHOWN]:
+        cells = [_cost(tables.get(table), axis) for tables, axis in zip(costs, axes, strict=True)]
+        lines.append(_line(table, _layout(plan, table), cells))
+    if others := order[SHOWN:]:
+        sums = [[_told(_together([tables[table] for table in others if table in tables]))] for tables in costs]
+        lines.append(_line(f"{len(others)} others", "together", sums))
+    steps: list[list[Element | str]] = [[milliseconds(one.step)] for one in rated.values()]
+    foot = element("tfoot", _line("all", "slowest rank's step", steps))
+    head = element("thead", element("tr", *(element("th", title, scope="col") for title in ("table", *rated))))
+    figures = element("table", head, element("tbody", *lines), foot, class_="costs")
+    region = element("div", figures, class_="wide", role="region", aria_label=f"Tables of {plan.name}", tabindex=0)
+    return element("section", element("h3", plan.name), region, class_="of-plan", data_index=index)
+
+
+def _line(title: str, told: str, cells: Sequence[Sequence[Element | str]]) -> Element:
+    head = element("th", title, element("small", told), scope="row")
+    return element("tr", head, *(element("td", *cell) for cell in cells))
+
+
+def _cost(spent: Sequence[float] | None, axis: Axis) -> list[Element | str]:
+    """A bar of all ranks' milliseconds, pale, the costliest rank's in full colour."""
+    if not spent:
+        return [_told([])]
+    bar = element(
+        "svg",
+        element("rect", width=axis.percent(sum(spent)), height="100%", class_="all"),
+        element("rect", width=axis.percent(max(spent)), height="100%", class_="most"),
+        class_="bar",
+        aria_hidden="true",
+    )
+    return [bar, _told(spent)]
+
+
+def _told(spent: Sequence[float]) -> Element:
+    if not spent:
+        return element("span", MISSING)
+    most = f"{three_digits(max(spent))} of " if len(spent) > 1 else ""
+    return element("span", f"{most}{milliseconds(sum(spent))}")
+
+
+def _together(costs: Sequence[Sequence[float]]) -> list[float]:
+    """[tables][world] -> [world]"""
+    return [sum(spent) for spent in zip(*costs, strict=True)]
+
+
+def _layout(plan: PlanMeasurement, table: str) -> str:
+    """As the plan's file has it."""
+    for tables in plan.plan.get("tables", {}).values():
+        if table in tables:
+            layout = tables[table]
+            held = layout["ranks"]
+            ranks = f"rank {held[0]}" if len(held) == 1 else f"{len(set(held))} ranks"
+            size = f"{layout['rows']:,} {TIMES} {layout['width']}"
+            return f"{size}: {layout['sharding_type']}, {layout['compute_kernel']}, {ranks}"
+    return "layout not known"

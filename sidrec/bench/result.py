@@ -1,22 +1,30 @@
 """What a bench of plans leaves: one JSON, written anew after every round, so that what was measured stays readable."""
 
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import FailFast, TypeAdapter, ValidationError
 
+from sidrec import __version__
+from sidrec.bench.subject import Subject
+from sidrec.bench.trial import Amounts
+from sidrec.errors import place, short_repr
+from sidrec.machine import cores
+from sidrec.parallel.process_group import Ranks
 from sidrec.plans.plan_file import parse_plan
 from sidrec.schema import ContractError, read_json
-from sidrec.sentence import place, short_repr
+from sidrec.stack import find_stack
 
 VERSION = 1
 PHASES = ("step", "input_dist", "lookup", "output_dist", "dense_forward", "backward")
 """step: all of a training step. lookup: FBGEMM's forward. dense_forward: all behind the embeddings, the loss included.
 backward: with the tables' update and the communication of gradients. The parts are timed in steps of their own, in
 which every rank waits for the others after each part, so their sum may exceed a step's."""
-
-
 Numbers = Annotated[list[float], FailFast()]
 """Of a list of a million words the first is enough to complain of."""
 
@@ -64,6 +72,33 @@ class PlanMeasurement:
     calibrated: Prediction | None
     cpu: Numbers = field(default_factory=list)
     work: dict[str, Numbers] = field(default_factory=dict)
+
+
+# Under which conditions a bench was run: a figure without them says nothing.
+
+
+def conditions(subject: Subject, amounts: Amounts, keep: bool, ranks: Ranks) -> dict[str, Any]:
+    """Plain data."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "sidrec": __version__,
+        "commit": _commit(),
+        "stack": str(find_stack()),
+        "processor": _processor(),
+        "cores": cores(),
+        "ranks": ranks.world,
+        "threads_per_rank": ranks.threads,
+        "warm_up": amounts.warm_up,
+        "steps": amounts.steps,
+        "step": {
+            "sparse_dist": "TrainPipelineSparseDist, which sends the next batch's ids during a step",
+            "plain": "TrainPipelineBase, one batch after the other",
+        }[subject.pipeline],
+        "models": "kept between rounds" if keep else "built anew for every round, as all at once would not fit",
+        "optimizer": f"tables {subject.optimizer.tables.kind}, dense layers {subject.optimizer.dense.kind}",
+        "held_fixed": HELD_FIXED,
+        **subject.facts,
+    }
 
 
 @dataclass(frozen=True)
@@ -121,3 +156,69 @@ def _check(result: BenchResult, path: Path) -> None:
         lengths = {len(plan.memory), len(plan.lookups), len(plan.cpu), *map(len, (*plan.work.values(), *predicted))}
         if not lengths <= {0, world}:
             raise ContractError(where, f"values of {world} rank(s)", f"{max(lengths - {0, world})} values")
+
+
+HELD_FIXED = (
+    "batches and their order, first values of tables and dense layers, and the optimizer of every table: replicated "
+    "tables (data_parallel), which FBGEMM's fused optimizer does not see, are stepped by torch's of its kind and rate"
+)
+
+
+def _commit() -> str | None:
+    """Of the checkout that sidrec runs from, `+` where it was changed; None for an installed package."""
+    root = Path(__file__).parents[2]
+    try:
+        commit = _git(root, "rev-parse", "--short=12", "HEAD")
+        return f"{commit}+" if _git(root, "status", "--porcelain", "--", "sidrec") else commit
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(root: Path, *words: str) -> str:
+    return subprocess.run(["git", *words], cwd=root, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+# Do all plans train the same? A plan that computes something else is not a faster way to the same end.
+#
+# Shapes: S steps.
+
+
+TOLERANCE = 1e-3
+"""Largest relative difference between two plans' losses of the same step. Other orders of summation differ by 1e-6."""
+
+
+def dissenters(losses: Mapping[str, Sequence[float]]) -> dict[str, str]:
+    """Plans that lose otherwise than most, and the sentence that says so.
+
+    losses: plan -> [S] mean loss over all ranks. The plan that most others agree with is taken to be right; of several
+    such the first.
+    """
+    if not losses:
+        return {}
+    friends = {
+        name: sum(_first_difference(own, other) is None for other in losses.values()) for name, own in losses.items()
+    }
+    right = max(losses, key=lambda name: friends[name])
+    sentences = {}
+    for name, own in losses.items():
+        step = _first_difference(losses[right], own)
+        if step is not None:
+            expected, got = losses[right][step], own[step]
+            sentences[name] = f"step {step + 1}: expected the loss of {right}, {expected:.6f}, got {got:.6f}"
+    return sentences
+
+
+def _first_difference(losses: Sequence[float], others: Sequence[float]) -> int | None:
+    for step, (one, other) in enumerate(zip(losses, others, strict=True)):
+        if not abs(one - other) <= TOLERANCE * max(abs(one), abs(other)):  # also where one is not a number
+            return step
+    return None

@@ -2,13 +2,27 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from functools import partial
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
+from torch import distributed as dist
 from torch import nn
+from torchrec.datasets.utils import Batch
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from sidrec.config.tree import AdagradTables, OptimizerConfig, RowwiseAdagradTables, TableOptimizer
+from sidrec.config import ConfigError, Recipe
+from sidrec.config.recipe import AdagradTables, OptimizerConfig, ParallelConfig, RowwiseAdagradTables, TableOptimizer
+from sidrec.data.dataset import Sizes
+from sidrec.model.ranker import Ranker
+from sidrec.parallel.process_group import Ranks
+from sidrec.plans.tables_file import DENSE, TablesFile, TablesModel
+from sidrec.plans.workload import CountedRows, TableLoad, Workload
+from sidrec.train.assembly import open_data, open_loader
+from sidrec.train.stopping import agreed_batches
 
 
 @dataclass(frozen=True)
@@ -71,3 +85,140 @@ def on_meta(subject: Subject) -> nn.Module:
     """The model, nothing of it allocated."""
     with torch.device("meta"):
         return subject.model()
+
+
+# A recipe as a subject: its ranker, on batches of its own log.
+
+
+def recipe_subject(recipe: Recipe, batches: int, ranks: Ranks) -> Subject:
+    """A subject with the first `batches` train batches of the recipe, or all where the log has fewer.
+
+    Raises ConfigError or ContractError on all ranks together, as training does.
+    """
+    data = open_data(recipe, ranks)
+    loader = open_loader(recipe, data, "train", shuffle=True, ranks=ranks)
+    count = min(batches, loader.steps)
+    read = list(agreed_batches(islice(loader.batches(0), count), count, ranks))
+    loader.close()
+    optimizer, change = same_under_every_plan(recipe.optimizer)
+    facts = {"batches": f"{count} per rank of {recipe.data.path}, split train"}
+    return Subject(
+        name=recipe.name,
+        model=partial(_ranker_model, recipe, data.sizes),
+        batches=read,
+        rows_per_rank=max(1, recipe.data.batch_size // ranks.world),
+        optimizer=optimizer,
+        pipeline=recipe.parallel.pipeline,
+        seed=recipe.seed,
+        facts=facts | ({"optimizer": change} if change else {}),
+    )
+
+
+def _ranker_model(recipe: Recipe, sizes: Sizes) -> nn.Module:
+    torch.manual_seed(recipe.seed)
+    return Ranker(recipe.model, sizes)
+
+
+# Tables alone as a subject: a model around them, and batches drawn by the tables' own statistics.
+#
+# Shapes: B rows of one rank, X dense columns.
+
+
+SEED = 0
+
+
+def tables_subject(tables: TablesFile, batches: int, ranks: Ranks) -> Subject:
+    """A subject with `batches` batches on every rank. Raises ConfigError where ranks do not divide a step's rows."""
+    if tables.rows_per_step % ranks.world:
+        expected = f"a multiple of the number of ranks = {ranks.world}"
+        raise ConfigError(f"{tables.name}, rows_per_step: expected {expected}, got {tables.rows_per_step}")
+    rows = tables.rows_per_step // ranks.world
+    return Subject(
+        name=tables.name,
+        model=partial(_model, tables),
+        batches=[_batch(tables, rows, ranks.rank, number) for number in range(batches)],
+        rows_per_rank=rows,
+        optimizer=OptimizerConfig(),
+        pipeline=ParallelConfig().pipeline,
+        seed=SEED,
+        facts={"batches": f"{batches} synthetic ones per rank, each table's ids drawn by its own Zipf law"},
+    )
+
+
+def with_fewer_rows(tables: TablesFile, divisor: int) -> TablesFile:
+    """The same tables at a `divisor`-th of their rows, at least one, for machines that the whole ones do not fit."""
+    smaller = tuple(replace(table, rows=max(1, table.rows // divisor)) for table in tables.tables)
+    return replace(tables, tables=smaller)
+
+
+def _model(tables: TablesFile) -> nn.Module:
+    torch.manual_seed(SEED)
+    return TablesModel(tables.collection())
+
+
+def _batch(tables: TablesFile, rows: int, rank: int, number: int) -> Batch:
+    random = np.random.default_rng([SEED, rank, number])
+    keys, values, lengths = [], [], []
+    for table in tables.tables:
+        for feature in table.feature_names:
+            # A mean of 2.3 ids: every bag has 2, and three in ten have another.
+            sizes_B = int(table.ids_per_bag) + (random.random(rows) < table.ids_per_bag % 1)
+            keys.append(feature)
+            lengths.append(sizes_B)
+            values.append(table.law.draw(random, int(sizes_B.sum())))
+    dense_BX = random.standard_normal((rows, DENSE), dtype=np.float32)
+    labels_B = (random.random(rows) < 0.5).astype(np.float32)
+    sparse = KeyedJaggedTensor(
+        keys=keys, values=torch.from_numpy(np.concatenate(values)), lengths=torch.from_numpy(np.concatenate(lengths))
+    )
+    return Batch(torch.from_numpy(dense_BX), sparse, torch.from_numpy(labels_B))
+
+
+# How a subject's batches read its tables: bags, ids, and how often each row.
+#
+# Shapes: R rows of a table.
+
+
+def workload_of(subject: Subject, ranks: Ranks) -> Workload:
+    """The subject as a plan's cost model sees it. Bags and ids are those of all ranks, frequencies this rank's."""
+    everyone: list[dict[str, tuple[float, float]]] = [{}] * ranks.world
+    dist.all_gather_object(everyone, _bags_and_ids(subject.batches), group=ranks.control)
+    means = {feature: np.mean([rank[feature] for rank in everyone], axis=0) for feature in everyone[0]}
+    workload = Workload(subject.name, on_meta(subject), {}, subject.rows_per_rank)
+    return replace(workload, loads={name: _load(table, means, subject) for name, table in workload.tables.items()})
+
+
+def _load(table: EmbeddingBagConfig, means: dict[str, np.ndarray], subject: Subject) -> TableLoad:
+    """means: feature -> mean bags and ids of a rank's batch."""
+    features = table.feature_names
+    bags = round(means[features[0]][0])
+    ids_per_bag = tuple(float(means[feature][1]) / max(1, bags) for feature in features)
+    return TableLoad(bags, ids_per_bag, _popularity(table, subject.batches))
+
+
+def _popularity(table: EmbeddingBagConfig, batches: list[Any]) -> CountedRows | None:
+    """None where there are no ids, or ids that are no rows: a managed table finds the row itself."""
+    count_R = np.zeros(table.num_embeddings, dtype=np.int64)
+    for features in _sparse(batches):
+        for feature in set(table.feature_names) & set(features.keys()):
+            ids = features[feature].values().numpy()
+            if len(ids) and ids.max() >= len(count_R):
+                return None
+            count_R += np.bincount(ids, minlength=len(count_R))
+    return CountedRows(count_R) if count_R.any() else None
+
+
+def _bags_and_ids(batches: list[Any]) -> dict[str, tuple[float, float]]:
+    """Feature -> mean number of bags and of ids in a batch."""
+    counted: dict[str, tuple[float, float]] = {}
+    for features in _sparse(batches):
+        for feature, ids in zip(features.keys(), features.length_per_key(), strict=True):
+            bags_before, ids_before = counted.get(feature, (0.0, 0.0))
+            counted[feature] = (bags_before + features.stride() / len(batches), ids_before + ids / len(batches))
+    return counted
+
+
+def _sparse(batches: list[Any]) -> Iterator[KeyedJaggedTensor]:
+    for batch in batches:
+        values = (getattr(batch, field.name) for field in fields(batch))
+        yield from (value for value in values if isinstance(value, KeyedJaggedTensor))

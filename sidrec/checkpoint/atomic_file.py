@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sidrec.checkpoint.piece import CheckpointError
+from sidrec.checkpoint.tensor_shard import CheckpointError
 
 
 def check_free(target: Path, overwrite: bool) -> None:

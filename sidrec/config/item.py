@@ -4,19 +4,54 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from sidrec.config.alignment import Alignment, AutoDisAlignment, NoAlignment
-from sidrec.config.fusion import AdditiveFusion, ConcatProjectFusion, Fusion
-from sidrec.config.gate import Gate, StandardizedStats, Stats, StatsGate
-from sidrec.config.granularity import Granularities
-from sidrec.config.index import ExactIndex, HidIndex, Index
-from sidrec.config.section import section, without_repeats
-from sidrec.config.tokens import GranularityTokens, SpmTokens, Tokens
+from sidrec.config.section import Granularities, section, without_repeats
 
 TokenWeights = Literal["off", "multiply", "append", "both"]
 """What becomes of a catalog's token weights (ADC-SID, arXiv 2510.25622, ranking): multiply scales a granularity's
 embedding by the product of its tokens' weights, append gives the target's weights to the backbone, both does both."""
-
 Histories = Annotated[tuple[Literal["hid", "sid"], ...], AfterValidator(without_repeats)]
+
+
+# How ids become rows of embedding tables.
+
+
+@section
+class ExactIndex:
+    """Every id that occurs has a row of its own, and every SID granularity a table of its own."""
+
+    kind: Literal["exact"] = "exact"
+
+
+@section
+class ManagedCollisionIndex:
+    """Ids get rows of their own as training meets them and lose them to others: TorchRec's managed collision, also
+    called zero-collision hashing (ZCH). An id without a row reads one that all such ids share.
+
+    Every rank deals out its share of the rows: results depend on the number of ranks, which must divide `rows`.
+    """
+
+    kind: Literal["managed_collision"] = "managed_collision"
+    rows: Annotated[int, Field(ge=2)]
+    """Rows of the table; the last of each rank is that of ids without one of their own."""
+    eviction: Literal["lru", "lfu", "distance_lfu"] = "distance_lfu"
+    """Who loses rows: the id not met for longest (lru), the one met least often (lfu), or the one with the fewest
+    meetings for each step since the last (distance_lfu). An id is met once per rank and step. With lfu, a new id takes
+    a row by more meetings in one interval than another id had in all."""
+    eviction_interval: PositiveInt = 100
+    """Steps after which ids met in them get rows, and others lose theirs; each time costs a sort of a rank's rows."""
+
+
+@section
+class ModuloIndex:
+    """Ids are hashed to the rows of one table and share them where they collide: the hashing trick, and of SIDs the
+    table that all granularities share in Meta's prefix n-gram (arXiv 2504.02137), each hashed in a way of its own."""
+
+    kind: Literal["modulo"] = "modulo"
+    rows: Annotated[int, Field(ge=2)]
+    """Rows of the table; row 0 is kept for what is not known."""
+
+
+HidIndex = Annotated[ExactIndex | ModuloIndex | ManagedCollisionIndex, Field(discriminator="kind")]
 
 
 @section
@@ -32,6 +67,148 @@ class HidItem(HashedItem):
     """Items are their hashed ids: the twin that SID-Coord is compared with."""
 
     kind: Literal["hid"] = "hid"
+
+
+# How the embeddings of an item's granularities become one. Every default cites its source.
+
+
+@section
+class AdditiveFusion:
+    """softmax_k(v . tanh(W e_k + b_k)): of the item alone, so that e_sid can be cached and compared by cosine."""
+
+    kind: Literal["additive"] = "additive"
+    hidden: PositiveInt = 16
+    """Width of the scorer's hidden layer."""
+
+
+# How alike target and history are in the space of SIDs. Every default cites its source.
+
+
+@section
+class AutoDisAlignment:
+    """[max; mean] over the history of AutoDis(cos(e_sid(target), e_sid(history item))) (SID-Coord, module III)."""
+
+    kind: Literal["autodis"] = "autodis"
+    buckets: PositiveInt = 20
+    """Soft buckets H."""
+    width: PositiveInt = 16
+    """Width d_a of a meta-embedding."""
+    skip: float = 0.8
+    """Weight kappa of the skip connection."""
+    temperature: PositiveFloat = 0.1
+    """Softmax temperature tau."""
+    stop_gradient: bool = False
+    """Keep the alignment's gradient out of the SID tables."""
+
+
+@section
+class HistogramAlignment:
+    """[max; mean] over the history of fixed Gaussian bins on [-1, 1]."""
+
+    kind: Literal["histogram"] = "histogram"
+    bins: PositiveInt = 20
+    """Number of bins."""
+    stop_gradient: bool = False
+    """Keep the alignment's gradient out of the SID tables."""
+
+
+@section
+class MatchStatsAlignment:
+    """How many items of the history share the target's granule, per granularity: log1p of the count, and the share.
+    The match statistics that SID-Coord's paper pairs with DAS's SIDs (arXiv 2508.10584)."""
+
+    kind: Literal["match_stats"] = "match_stats"
+
+
+@section
+class NoAlignment:
+    """No alignment features (the ablation "w/o alignment")."""
+
+    kind: Literal["none"] = "none"
+
+
+@section
+class RawStatsAlignment:
+    """max, mean and standard deviation of the similarities: the control that AutoDis must beat."""
+
+    kind: Literal["raw_stats"] = "raw_stats"
+    stop_gradient: bool = False
+    """Keep the alignment's gradient out of the SID tables."""
+
+
+Alignment = Annotated[
+    AutoDisAlignment | HistogramAlignment | RawStatsAlignment | MatchStatsAlignment | NoAlignment,
+    Field(discriminator="kind"),
+]
+
+
+@section
+class ConcatMlpFusion:
+    """softmax(MLP([e_1; ...; e_G]))."""
+
+    kind: Literal["concat_mlp"] = "concat_mlp"
+    hidden: PositiveInt = 64
+    """Width of the hidden layer."""
+
+
+@section
+class ConcatProjectFusion:
+    """W [e_1; ...; e_G]: no attention, all of every part."""
+
+    kind: Literal["concat_project"] = "concat_project"
+
+
+@section
+class MeanFusion:
+    """The same weight for every granularity: the control that attention must beat."""
+
+    kind: Literal["mean"] = "mean"
+
+
+@section
+class QueryFusion:
+    """softmax_k(q . W e_k / sqrt(D)) with one learned query q."""
+
+    kind: Literal["query"] = "query"
+
+
+@section
+class SumFusion:
+    """The plain sum, as Meta and Google pool the parts of a SID (arXiv 2504.02137, 2306.08121)."""
+
+    kind: Literal["sum"] = "sum"
+
+
+Fusion = Annotated[
+    AdditiveFusion | QueryFusion | ConcatMlpFusion | MeanFusion | SumFusion | ConcatProjectFusion,
+    Field(discriminator="kind"),
+]
+
+
+# What an item's SID is cut into: the features that are looked up.
+
+
+@section
+class GranularityTokens:
+    """The granularities that the item section names."""
+
+    kind: Literal["granularities"] = "granularities"
+
+
+Index = Annotated[ExactIndex | ModuloIndex, Field(discriminator="kind")]
+
+
+@section
+class SpmTokens:
+    """Subwords of SIDs that SentencePiece learns (Google, arXiv 2306.08121): frequent runs of codes get a row of their
+    own, rare SIDs fall apart into what they share with others. Trained on the SIDs of the train split's impressions."""
+
+    kind: Literal["spm"] = "spm"
+    vocabulary: PositiveInt
+    """Rows of the table at most: one per subword, and row 0 for items without a SID."""
+
+
+Tokens = Annotated[GranularityTokens | SpmTokens, Field(discriminator="kind")]
 
 
 @section
@@ -73,6 +250,74 @@ class HidAndSidItem(SemanticItem, HashedItem):
     alignment: Alignment = NoAlignment()
     history: Histories = ("hid", "sid")
     """Which embeddings of the history are pooled into features of the backbone."""
+
+
+# How HID and SID of the target become one embedding. Every default cites its source.
+
+
+@section
+class MeanGate:
+    """No gate: e = (e_hid + e_sid) / 2, whatever the item."""
+
+    kind: Literal["mean"] = "mean"
+
+
+@section
+class StandardizedStats:
+    """log1p of each count, then standardisation with the moments of the train split."""
+
+    kind: Literal["standardize"] = "standardize"
+
+
+@section
+class BucketizedStats:
+    """Each count's power-of-two bucket, embedded."""
+
+    kind: Literal["bucketize"] = "bucketize"
+    buckets: PositiveInt = 20
+    """Buckets per statistic; bucket k holds counts in [2^(k-1), 2^k)."""
+    width: PositiveInt = 4
+    """Width of a bucket's embedding."""
+
+
+Stats = Annotated[StandardizedStats | BucketizedStats, Field(discriminator="kind")]
+
+
+@section
+class StatsGate:
+    """g = sigmoid(MLP(stats)) decides between HID and SID (SID-Coord, module II)."""
+
+    kind: Literal["stats"] = "stats"
+    form: Literal["mix", "residual"] = "mix"
+    """mix: e = g * e_hid + (1 - g) * e_sid, as published. residual: e = e_sid + g * e_hid, the HID corrects the SID."""
+    stats: Stats = StandardizedStats()
+    hidden: PositiveInt = 64
+    """Width of the hidden layer."""
+    output_bias: float = 0.0
+    """Bias of the output layer: 0 starts at g = 0.5, negative values start nearer to the SID."""
+    lengths: Literal["as_is", "equal"] = "as_is"
+    """equal: both embeddings get one learned length before they are mixed [I]. As published, g decides about trust and
+    about the length of e at once, and which way it goes with popularity differs from seed to seed."""
+    per_dimension: bool = False
+    """One gate value per embedding dimension instead of one per candidate."""
+    start: Literal["balanced", "hid_only"] = "balanced"
+    """hid_only: e = e_hid at first, and a learned scalar that starts at 0 opens the way to the SID, as in ReZero
+    (arXiv 2003.04887) [I]: for a model that goes on from a checkpoint without SIDs. balanced: as published."""
+
+    def __post_init__(self) -> None:
+        if self.start == "hid_only" and (self.form, self.lengths) != ("mix", "as_is"):
+            got = f"form {self.form} and lengths {self.lengths}"
+            raise ValueError(f"expected form mix and lengths as_is with start hid_only, which keeps the HID, got {got}")
+
+
+@section
+class SumGate:
+    """No gate: e = e_hid + e_sid (the ablation "w/o gate")."""
+
+    kind: Literal["sum"] = "sum"
+
+
+Gate = Annotated[StatsGate | SumGate | MeanGate, Field(discriminator="kind")]
 
 
 @section

@@ -1,4 +1,4 @@
-"""Learners of semantic ids, as the recipe names them. Every default cites its source; [I] marks one of our own."""
+"""The tokenizer section: from item vectors to semantic ids."""
 
 from typing import Annotated, Literal
 
@@ -17,86 +17,7 @@ from sidrec.config.sid_losses import (
     SidLossConfig,
 )
 
-
-@section
-class ResidualKMeansConfig:
-    """Residual k-means (RQ-KMeans; QARM, OneRec) with faiss: per level, the best of a growing and of plain k-means."""
-
-    kind: Literal["residual_kmeans"] = "residual_kmeans"
-    levels: PositiveInt = 3
-    """Levels L of a SID."""
-    codebook_size: PositiveInt = 256
-    """Codes K per level."""
-    dimension_steps: PositiveInt = 10
-    """Rounds in which the growing k-means goes from one principal axis to all."""
-    restarts: NonNegativeInt = 2
-    """Plain k-means beside the growing one, each from a k-means++ start; the lowest squared error is kept."""
-    iterations: PositiveInt = 10
-    """Lloyd iterations per round, and per plain k-means."""
-    points_per_code: PositiveInt = 256
-    """Training vectors per code; more items than this times K are subsampled."""
-    beam: PositiveInt = 1
-    """Beam width of the encoder: how many partial SIDs are kept per level."""
-    balanced: bool = False
-    """Clusters of equal size in fitting, as OneRec has them; new items still take the nearest code."""
-    threads: PositiveInt = 1
-    """Threads of the fit. The same seed gives the same codebooks only with the same number of threads."""
-
-
-@section
-class RandomCodesConfig:
-    """Codes drawn at random: the control that shows whether SIDs carry meaning at all."""
-
-    kind: Literal["random"] = "random"
-    levels: PositiveInt = 3
-    """Levels L of a SID."""
-    codebook_size: PositiveInt = 256
-    """Codes K per level."""
-
-
-@section
-class OpqConfig:
-    """Optimised product quantisation (RPG): PCA, a learned rotation, then k-means in each subspace. Any K."""
-
-    kind: Literal["opq"] = "opq"
-    levels: PositiveInt = 6
-    """Subspaces L; codes have no order."""
-    codebook_size: PositiveInt = 256
-    """Codes K per subspace."""
-    components: PositiveInt | None = None
-    """Width after the PCA, a multiple of `levels`; left out, the largest multiple up to 128 and the vectors' width."""
-    iterations: PositiveInt = 25
-    """Lloyd iterations per subspace."""
-    points_per_code: PositiveInt = 256
-    """Training vectors per code; more items than this times K are subsampled."""
-    threads: PositiveInt = 1
-    """Threads of the fit. The same seed gives the same codebooks only with the same number of threads."""
-
-    def __post_init__(self) -> None:
-        if self.components is not None and self.components % self.levels:
-            raise ValueError(f"expected components as a multiple of levels, got {self.components} for {self.levels}")
-
-
-@section
-class Training:
-    """How a gradient-trained learner learns."""
-
-    epochs: PositiveInt = 100
-    """Passes over all items."""
-    batch_size: PositiveInt = 1024
-    """Items per step over all processes; with pairs, half of them are partners of the other half."""
-    lr: PositiveFloat = 1e-3
-    """Learning rate of AdamW."""
-    weight_decay: NonNegativeFloat = 1e-4
-    """Weight decay of AdamW; codebooks have none."""
-    revive_every: NonNegativeInt = 1
-    """Epochs after which codes that no item took are put on random residuals; 0 never."""
-    revive_until: Annotated[float, Field(ge=0, le=1)] = 0.8
-    """Share of the training after which no code is revived any more, so that the codebooks settle."""
-    least_utilisation: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """A codebook of which a smaller share is in use after the training has collapsed, and the fit fails."""
-    save_every: PositiveInt = 10
-    """Epochs between two checkpoints that a killed fit resumes from."""
+# Learners of semantic ids, as the recipe names them. Every default cites its source; [I] marks one of our own.
 
 
 @section
@@ -121,6 +42,28 @@ class Router:
     """Off: the ablation "w/o sparse training"."""
     hidden: PositiveInt = 64
     """Width of the hidden layer."""
+
+
+@section
+class Training:
+    """How a gradient-trained learner learns."""
+
+    epochs: PositiveInt = 100
+    """Passes over all items."""
+    batch_size: PositiveInt = 1024
+    """Items per step over all processes; with pairs, half of them are partners of the other half."""
+    lr: PositiveFloat = 1e-3
+    """Learning rate of AdamW."""
+    weight_decay: NonNegativeFloat = 1e-4
+    """Weight decay of AdamW; codebooks have none."""
+    revive_every: NonNegativeInt = 1
+    """Epochs after which codes that no item took are put on random residuals; 0 never."""
+    revive_until: Annotated[float, Field(ge=0, le=1)] = 0.8
+    """Share of the training after which no code is revived any more, so that the codebooks settle."""
+    least_utilisation: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """A codebook of which a smaller share is in use after the training has collapsed, and the fit fails."""
+    save_every: PositiveInt = 10
+    """Epochs between two checkpoints that a killed fit resumes from."""
 
 
 @section
@@ -161,54 +104,6 @@ class RqVaeConfig(GradientLearner):
 
 
 @section
-class MultiVqConfig(GradientLearner):
-    """A control: one encoder head and codebook per level, independent of each other; the decoder sees the sum."""
-
-    kind: Literal["multi_vq"] = "multi_vq"
-
-
-@section
-class LetterConfig(RqVaeConfig):
-    """LETTER (arXiv 2405.07314): RQ-VAE with diversity of codes and collaborative signal. Needs behaviour vectors."""
-
-    kind: Literal["letter"] = "letter"  # type: ignore[assignment]
-    levels: PositiveInt = 4
-    """Levels L of a SID."""
-    hidden: tuple[PositiveInt, ...] = (2048, 1024, 512, 256, 128, 64)
-    """Hidden widths of the encoder, as released."""
-    reconstruction: Literal["sum", "mean"] = "mean"
-    """The released code takes the mean over dimensions."""
-    sinkhorn: NonNegativeFloat = 0.003
-    """Of the last level, as released."""
-    losses: tuple[SidLossConfig, ...] = (Diversity(), Collaborative())
-    """LETTER\'s own."""
-
-
-@section
-class DasLiteConfig(RqVaeConfig):
-    """The item half of DAS (arXiv 2508.10584): RQ-VAE aligned with behaviour vectors and co-occurring items.
-
-    Without DAS's users, its debiasing and its joint recommender. Needs behaviour vectors and item pairs.
-    """
-
-    kind: Literal["das_lite"] = "das_lite"  # type: ignore[assignment]
-    losses: tuple[SidLossConfig, ...] = (
-        BehaviorAlignment(weight=0.5, on="quantized"),
-        Contrast(weight=0.5, on="quantized"),
-    )
-    """DAS\'s own."""
-
-
-@section
-class QuaSidConfig(RqVaeConfig):
-    """QuaSID (arXiv 2603.00632): RQ-VAE, contrast of co-occurring items, Hamming-guided repulsion. Needs item pairs."""
-
-    kind: Literal["quasid"] = "quasid"  # type: ignore[assignment]
-    losses: tuple[SidLossConfig, ...] = (Contrast(), HammingRepulsion())
-    """QuaSID\'s own."""
-
-
-@section
 class AdaSidConfig(RqVaeConfig):
     """AdaSID (arXiv 2604.23522): RQ-VAE, overlap repulsion that relaxes and adapts, contrast that takes over.
 
@@ -221,28 +116,6 @@ class AdaSidConfig(RqVaeConfig):
         Contrast(schedule=Schedule(first=0.0, last=1.0)),
     )
     """AdaSID\'s own."""
-
-
-@section
-class MmRqVaeConfig(GradientLearner):
-    """MM-RQ-VAE (MME-SID): one RQ-VAE per vector column, tied by their distributions or item by item.
-
-    `levels` counts all columns together and is shared out evenly.
-    """
-
-    kind: Literal["mm_rqvae"] = "mm_rqvae"
-    levels: PositiveInt = 6
-    """Levels L of a SID, a multiple of the number of vector columns."""
-    reconstruct: Literal["mmd", "squared"] = "mmd"
-    """Multi-kernel MMD between inputs and reconstructions, as released, or the squared error."""
-    reconstruct_weight: NonNegativeFloat = 3.0
-    """Weight of the reconstruction, as released."""
-    align: Literal["mmd", "contrast"] = "mmd"
-    """Between the quantised latents of behaviour and of each other column: MMD as released, InfoNCE as described."""
-    align_weight: NonNegativeFloat = 0.01
-    """Weight of the alignment, as released."""
-    temperature: PositiveFloat = 0.07
-    """tau of the InfoNCE [I]."""
 
 
 @section
@@ -293,6 +166,76 @@ class AdcSidConfig:
     training: Training = Training(batch_size=2048)
 
 
+@section
+class DasLiteConfig(RqVaeConfig):
+    """The item half of DAS (arXiv 2508.10584): RQ-VAE aligned with behaviour vectors and co-occurring items.
+
+    Without DAS's users, its debiasing and its joint recommender. Needs behaviour vectors and item pairs.
+    """
+
+    kind: Literal["das_lite"] = "das_lite"  # type: ignore[assignment]
+    losses: tuple[SidLossConfig, ...] = (
+        BehaviorAlignment(weight=0.5, on="quantized"),
+        Contrast(weight=0.5, on="quantized"),
+    )
+    """DAS\'s own."""
+
+
+@section
+class LetterConfig(RqVaeConfig):
+    """LETTER (arXiv 2405.07314): RQ-VAE with diversity of codes and collaborative signal. Needs behaviour vectors."""
+
+    kind: Literal["letter"] = "letter"  # type: ignore[assignment]
+    levels: PositiveInt = 4
+    """Levels L of a SID."""
+    hidden: tuple[PositiveInt, ...] = (2048, 1024, 512, 256, 128, 64)
+    """Hidden widths of the encoder, as released."""
+    reconstruction: Literal["sum", "mean"] = "mean"
+    """The released code takes the mean over dimensions."""
+    sinkhorn: NonNegativeFloat = 0.003
+    """Of the last level, as released."""
+    losses: tuple[SidLossConfig, ...] = (Diversity(), Collaborative())
+    """LETTER\'s own."""
+
+
+@section
+class MmRqVaeConfig(GradientLearner):
+    """MM-RQ-VAE (MME-SID): one RQ-VAE per vector column, tied by their distributions or item by item.
+
+    `levels` counts all columns together and is shared out evenly.
+    """
+
+    kind: Literal["mm_rqvae"] = "mm_rqvae"
+    levels: PositiveInt = 6
+    """Levels L of a SID, a multiple of the number of vector columns."""
+    reconstruct: Literal["mmd", "squared"] = "mmd"
+    """Multi-kernel MMD between inputs and reconstructions, as released, or the squared error."""
+    reconstruct_weight: NonNegativeFloat = 3.0
+    """Weight of the reconstruction, as released."""
+    align: Literal["mmd", "contrast"] = "mmd"
+    """Between the quantised latents of behaviour and of each other column: MMD as released, InfoNCE as described."""
+    align_weight: NonNegativeFloat = 0.01
+    """Weight of the alignment, as released."""
+    temperature: PositiveFloat = 0.07
+    """tau of the InfoNCE [I]."""
+
+
+@section
+class MultiVqConfig(GradientLearner):
+    """A control: one encoder head and codebook per level, independent of each other; the decoder sees the sum."""
+
+    kind: Literal["multi_vq"] = "multi_vq"
+
+
+@section
+class QuaSidConfig(RqVaeConfig):
+    """QuaSID (arXiv 2603.00632): RQ-VAE, contrast of co-occurring items, Hamming-guided repulsion. Needs item pairs."""
+
+    kind: Literal["quasid"] = "quasid"  # type: ignore[assignment]
+    losses: tuple[SidLossConfig, ...] = (Contrast(), HammingRepulsion())
+    """QuaSID\'s own."""
+
+
 GradientLearnerConfig = (
     RqVaeConfig
     | MultiVqConfig
@@ -303,6 +246,93 @@ GradientLearnerConfig = (
     | MmRqVaeConfig
     | AdcSidConfig
 )
+
+
+@section
+class OpqConfig:
+    """Optimised product quantisation (RPG): PCA, a learned rotation, then k-means in each subspace. Any K."""
+
+    kind: Literal["opq"] = "opq"
+    levels: PositiveInt = 6
+    """Subspaces L; codes have no order."""
+    codebook_size: PositiveInt = 256
+    """Codes K per subspace."""
+    components: PositiveInt | None = None
+    """Width after the PCA, a multiple of `levels`; left out, the largest multiple up to 128 and the vectors' width."""
+    iterations: PositiveInt = 25
+    """Lloyd iterations per subspace."""
+    points_per_code: PositiveInt = 256
+    """Training vectors per code; more items than this times K are subsampled."""
+    threads: PositiveInt = 1
+    """Threads of the fit. The same seed gives the same codebooks only with the same number of threads."""
+
+    def __post_init__(self) -> None:
+        if self.components is not None and self.components % self.levels:
+            raise ValueError(f"expected components as a multiple of levels, got {self.components} for {self.levels}")
+
+
+@section
+class RandomCodesConfig:
+    """Codes drawn at random: the control that shows whether SIDs carry meaning at all."""
+
+    kind: Literal["random"] = "random"
+    levels: PositiveInt = 3
+    """Levels L of a SID."""
+    codebook_size: PositiveInt = 256
+    """Codes K per level."""
+
+
+@section
+class ResidualKMeansConfig:
+    """Residual k-means (RQ-KMeans; QARM, OneRec) with faiss: per level, the best of a growing and of plain k-means."""
+
+    kind: Literal["residual_kmeans"] = "residual_kmeans"
+    levels: PositiveInt = 3
+    """Levels L of a SID."""
+    codebook_size: PositiveInt = 256
+    """Codes K per level."""
+    dimension_steps: PositiveInt = 10
+    """Rounds in which the growing k-means goes from one principal axis to all."""
+    restarts: NonNegativeInt = 2
+    """Plain k-means beside the growing one, each from a k-means++ start; the lowest squared error is kept."""
+    iterations: PositiveInt = 10
+    """Lloyd iterations per round, and per plain k-means."""
+    points_per_code: PositiveInt = 256
+    """Training vectors per code; more items than this times K are subsampled."""
+    beam: PositiveInt = 1
+    """Beam width of the encoder: how many partial SIDs are kept per level."""
+    balanced: bool = False
+    """Clusters of equal size in fitting, as OneRec has them; new items still take the nearest code."""
+    threads: PositiveInt = 1
+    """Threads of the fit. The same seed gives the same codebooks only with the same number of threads."""
+
+
 Learner = Annotated[
     ResidualKMeansConfig | RandomCodesConfig | OpqConfig | GradientLearnerConfig, Field(discriminator="kind")
 ]
+
+
+@section
+class TokenizerConfig:
+    """What `sidrec fit` learns and from which vectors."""
+
+    vectors: tuple[Literal["text", "visual", "behavior"], ...] = ("text",)
+    """Vector columns of items.parquet, concatenated in this order."""
+    normalize: bool = True
+    """Scale each vector column to unit length first; adc_sid uses the norm of `behavior` and gets that one as it is."""
+    learner: Learner = ResidualKMeansConfig()
+    seed: int = 0
+    """Seed of the learner."""
+    resolve_collisions: bool = False
+    """Move items that share a SID to the nearest free code of the last level; those that find none keep sharing."""
+
+    def __post_init__(self) -> None:
+        learner, columns = self.learner, list(self.vectors)
+        if isinstance(learner, AdcSidConfig) and ("behavior" not in columns or len(columns) < 2):
+            raise ValueError(f"expected vectors of adc_sid to be behavior and at least one content, got {columns}")
+        if isinstance(learner, MmRqVaeConfig) and learner.levels % len(columns):
+            raise ValueError(
+                f"expected levels of mm_rqvae as a multiple of {len(columns)} vectors, got {learner.levels}"
+            )
+        if isinstance(learner, RandomCodesConfig) and self.resolve_collisions:
+            raise ValueError("expected resolve_collisions with a learner whose codes are nearest ones, got random")

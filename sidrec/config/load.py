@@ -4,19 +4,19 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tyro
 import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from sidrec.config.tree import Recipe
-from sidrec.sentence import place, quoted_lines, short_repr
+from sidrec.config.recipe import Recipe
+from sidrec.errors import place, quoted_lines, short_repr
 
 _RECIPE: TypeAdapter[Recipe] = TypeAdapter(Recipe)
-
 LARGEST = 1 << 20  # bytes of a file; YAML takes seconds for these already
+
 
 FLAGS = """
 
@@ -138,3 +138,19 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+# Flags of a command, checked as a recipe's values are.
+
+
+T = TypeVar("T")
+
+
+def checked_flags(options: TypeAdapter[T], parsed: Any) -> T:
+    """The options as their section checks them. Raises ConfigError that names the first mistaken flag."""
+    try:
+        return options.validate_python(vars(parsed))
+    except ValidationError as error:
+        first = error.errors()[0]
+        flag = "--" + str(first["loc"][0]).replace("_", "-")
+        raise ConfigError(f"{flag}: {first['msg']}, got {first['input']!r}") from None

@@ -1,10 +1,11 @@
 """What every section of the recipe is: a frozen dataclass that pydantic checks and that refuses unknown keys, and
-numbers that are none."""
+numbers that are none.
+"""
 
 from dataclasses import dataclass
-from typing import TypeVar, dataclass_transform
+from typing import Annotated, TypeVar, dataclass_transform
 
-from pydantic import ConfigDict
+from pydantic import AfterValidator, ConfigDict
 
 T = TypeVar("T")
 
@@ -23,3 +24,41 @@ def section(cls: type[T]) -> type[T]:
     frozen = dataclass(frozen=True, kw_only=True)(cls)
     frozen.__pydantic_config__ = ConfigDict(extra="forbid", strict=False, allow_inf_nan=False)  # type: ignore[attr-defined]
     return frozen
+
+
+# Names of granularities: s1 is level 1 alone, s12 the pair of levels 1 and 2, s123 the first three levels together.
+
+
+MOST_LEVELS = 4  # radix 10,000 to the fourth is the last power that int64 holds with room
+
+
+def granularity_levels(name: str) -> tuple[int, ...]:
+    """The levels (counted from 1) that a granularity joins, as in s23 -> (2, 3).
+
+    Raises ValueError for a name that is not `s` and one to four adjacent, ascending level digits. Non-adjacent levels
+    such as s13 are refused because their composed ids are too sparse (SID-Coord, arXiv 2604.10471).
+    """
+    digits = name[1:]
+    levels = tuple(int(digit) for digit in digits if digit in "123456789")
+    if not name.startswith("s") or len(levels) != len(digits) or not 1 <= len(levels) <= MOST_LEVELS:
+        raise ValueError(f"expected a granularity such as s1, s12 or s123, got {name!r}")
+    if levels != tuple(range(levels[0], levels[0] + len(levels))):
+        raise ValueError(f"expected adjacent, ascending levels in a granularity, such as s12, got {name!r}")
+    return levels
+
+
+def _checked(name: str) -> str:
+    granularity_levels(name)
+    return name
+
+
+Granularity = Annotated[str, AfterValidator(_checked)]
+
+
+def _some(names: tuple[str, ...]) -> tuple[str, ...]:
+    if not names:
+        raise ValueError("expected at least one granularity, got none")
+    return names
+
+
+Granularities = Annotated[tuple[Granularity, ...], AfterValidator(_some), AfterValidator(without_repeats)]

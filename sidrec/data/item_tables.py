@@ -3,23 +3,36 @@
 Shapes: I item ids (0 is "not known"), F item features, G granularities, L levels of a SID.
 """
 
+import hashlib
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from sidrec.config.alignment import MatchStatsAlignment
-from sidrec.config.granularity import granularity_levels
-from sidrec.config.index import ExactIndex, HidIndex, ManagedCollisionIndex, ModuloIndex
-from sidrec.config.item import HashedItem, Item, SemanticItem
+from sidrec.config.item import (
+    ExactIndex,
+    HashedItem,
+    HidIndex,
+    Item,
+    ManagedCollisionIndex,
+    MatchStatsAlignment,
+    ModuloIndex,
+    SemanticItem,
+)
+from sidrec.config.section import granularity_levels
 from sidrec.data.batch_arrays import PER_BAG, PerItem
-from sidrec.data.hashed_rows import hashed_rows
-from sidrec.schema import ITEM_ID, UNKNOWN_ID, ContractError, Manifest
+from sidrec.io.parquet_files import column_type, readable
+from sidrec.schema import ITEM_ID, TRAIN_IMPRESSIONS, UNKNOWN_ID, ContractError, Manifest
 from sidrec.sid.catalog import Catalog
-from sidrec.sid.granularity import granularity_rows, radix_ids
-from sidrec.sid.subwords import Subwords
+from sidrec.sid.granularity import Subwords, granularity_rows, radix_ids
+from sidrec.sid.item_vectors import VECTORS, mapped_array, read_item_vectors
 
 HID = "hid"
 """Name of the table of hashed item ids, and of its feature."""
@@ -141,3 +154,103 @@ def granularity_weights(weights_IL: np.ndarray, granularities: tuple[str, ...]) 
     """float32 [I, G]: a granularity weighs as much as the product of the tokens that it joins."""
     levels = [[level - 1 for level in granularity_levels(name)] for name in granularities]
     return np.stack([weights_IL[:, joined].prod(axis=1) for joined in levels], axis=1).astype(np.float32)
+
+
+# The hashing trick: ids that share the rows of a table.
+#
+# Shapes: I item ids.
+
+
+def hashed_rows(ids_I: np.ndarray, feature: str, rows: int) -> np.ndarray:
+    """Rows of ids in a table of `rows` rows: int64 [I] in [1, rows), 0 for ids below 0.
+
+    Features that share a table collide in ways of their own, as each starts from an offset of its own. Ids are mixed
+    (splitmix64) before the modulo: of composed ids, which have a round radix, a plain modulo by a round number of rows
+    would keep the last code alone.
+    """
+    offset = np.uint64(int.from_bytes(hashlib.blake2b(feature.encode(), digest_size=8).digest(), "little"))
+    mixed_I = _splitmix64(ids_I.astype(np.uint64) + offset)
+    return np.where(ids_I < 0, 0, 1 + (mixed_I % np.uint64(rows - 1)).astype(np.int64))
+
+
+def _splitmix64(numbers: np.ndarray) -> np.ndarray:
+    """The output function of the splitmix64 generator, a bijection of 64-bit numbers (Steele et al., OOPSLA 2014)."""
+    mixed = numbers + np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+# Content vectors of items, on disk: batches read the rows that they need.
+#
+# Shapes: I item ids, U items of a batch, N items of items.parquet, V width.
+
+
+class ContentVectors:
+    """A PerItem of content vectors, in a scratch folder of this process that goes when this object does.
+
+    Loader processes get the folder and map the file themselves: no vector is copied for them.
+    """
+
+    def __init__(self, items: Path, columns: tuple[str, ...], ids: int) -> None:
+        """Reads vector columns, each scaled to unit length, concatenated. ids: item ids that the log knows.
+
+        Raises ContractError as `read_item_vectors` does.
+        """
+        self._scratch = tempfile.TemporaryDirectory(prefix="sidrec-content-")
+        self._folder = Path(self._scratch.name)
+        found = read_item_vectors(items, columns, normalize=True, scratch=self._folder)
+        self.width = found.vectors_NV.shape[1]
+        known_N = found.item_ids_N < ids
+        self._place_I = np.full(ids, -1)
+        self._place_I[found.item_ids_N[known_N]] = np.flatnonzero(known_N)
+        self._vectors_NV: np.ndarray | None = None
+
+    def __getitem__(self, ids_U: np.ndarray) -> np.ndarray:
+        """float32 [U, V], zeros for items without content."""
+        if self._vectors_NV is None:
+            self._vectors_NV = mapped_array(self._folder, VECTORS)
+        place_U = self._place_I[ids_U]
+        vectors_UV = self._vectors_NV[place_U]
+        vectors_UV[place_U < 0] = 0
+        return vectors_UV
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_scratch": None, "_vectors_NV": None}
+
+
+# How often the train split shows each item: from items.parquet.
+
+
+def read_train_impressions(items: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Item ids and their train impressions, in the file's order.
+
+    Raises ContractError naming the column of items.parquet that is wrong.
+    """
+    if not items.is_file():
+        raise ContractError(items, "the items, as data_prep writes them", "no such file")
+    with readable(items, "a readable parquet file of items"):
+        schema = pq.read_schema(items)
+    for column in (ITEM_ID, TRAIN_IMPRESSIONS):
+        kind = column_type(schema, column, items)
+        if kind != pa.int64():
+            raise ContractError(f"{items}, column {column}", "int64", kind)
+    with readable(items, "a readable parquet file of items"):
+        table = pq.read_table(items, columns=[ITEM_ID, TRAIN_IMPRESSIONS])
+    for column in (ITEM_ID, TRAIN_IMPRESSIONS):
+        if table[column].null_count:
+            raise ContractError(f"{items}, column {column}", "no missing value", f"{table[column].null_count} missing")
+    impressions = table[TRAIN_IMPRESSIONS].to_numpy()
+    if (impressions < 0).any():
+        raise ContractError(f"{items}, column {TRAIN_IMPRESSIONS}", "counts of at least 0", int(impressions.min()))
+    return table[ITEM_ID].to_numpy(), impressions
+
+
+def impressions_by_id(items: Path, ids: int) -> NDArray[np.int64]:
+    """Train impressions indexed by item id: int64 [ids], 0 for ids that the file does not list.
+
+    Raises ContractError as `read_train_impressions` does.
+    """
+    item_N, impressions_N = read_train_impressions(items)
+    known_N = (item_N >= 0) & (item_N < ids)
+    return np.bincount(item_N[known_N], impressions_N[known_N], minlength=ids).astype(np.int64)

@@ -12,13 +12,11 @@ import torch
 from torch.utils.data import DataLoader
 
 from sidrec.config.model import ModelConfig
-from sidrec.config.tree import DataConfig
+from sidrec.config.recipe import DataConfig
 from sidrec.data import worker
-from sidrec.data.batch import Batch
-from sidrec.data.collate import collate
+from sidrec.data.batch import Batch, collate
 from sidrec.data.item_tables import ItemTables
-from sidrec.data.order import Lanes, Mixing
-from sidrec.data.reader import LogReader
+from sidrec.data.reader import Lanes, LogReader, Mixing
 from sidrec.data.rows import Columns
 from sidrec.data.split_index import split_index
 from sidrec.data.worker import Built, Steps, as_is, end_with_training
@@ -26,7 +24,6 @@ from sidrec.schema import ITEM_ID, LOG, USER_ID, ContractError, Manifest
 
 BATCHES_AHEAD = 4  # per worker: enough to ride over the reading of a buffer
 COMPLAINTS_LOGGED = 5
-
 logger = logging.getLogger(__name__)
 
 

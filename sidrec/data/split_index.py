@@ -1,12 +1,14 @@
 """The row groups of a split, from the files' footers: everything that can be checked before a row is read."""
 
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 
-from sidrec.parquet_file import readable
+from sidrec.io.parquet_files import readable
 from sidrec.schema import TIMESTAMP, ContractError, LogFile, Manifest, check_columns
 
 FOOTER_THREADS = 8  # footers are small and far apart: reading them waits on storage, not on the processor
@@ -93,3 +95,18 @@ def _check_times(path: Path, file: LogFile, groups: list[RowGroup], previous: Ro
         if before is not None and not same and group.earliest < before.latest:
             where = f"{path}, row group {group.group}, column {TIMESTAMP}"
             raise ContractError(where, f"times from {before.latest} on, where the rows before end", group.earliest)
+
+
+# Where rows of a split lie: the files that they were read from.
+#
+# Shapes: N rows.
+
+
+def row_places(groups: Sequence[RowGroup], row_N: Iterable[int]) -> dict[Path, list[int]]:
+    """File -> the rows' numbers within it, ascending. row_N: numbers within the split, each at least 0."""
+    starts = np.array([group.first_row for group in groups])
+    places: dict[Path, list[int]] = {}
+    for row in sorted(row_N):
+        group = groups[int(np.searchsorted(starts, row, side="right")) - 1]
+        places.setdefault(group.path, []).append(row - group.first_row + group.first_row_in_file)
+    return places

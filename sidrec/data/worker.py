@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from sidrec.data.batch_arrays import BatchArrays, PerItem
-from sidrec.data.batch_block import BatchBlock, block_of
+from sidrec.data.batch_arrays import BatchArrays, BatchBlock, PerItem, block_of
 from sidrec.data.reader import LogReader
 from sidrec.schema import ContractError
 

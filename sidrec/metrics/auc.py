@@ -1,6 +1,6 @@
 """GAUC, UAUC and AUC by item slice as torchmetrics objects: for any training loop, under torchrun or alone.
 
-Defined as in sidrec.train.metrics, whose code they share: a user's AUC is the share of (positive, negative) pairs of
+Defined as in sidrec.metrics.exact, whose code they share: a user's AUC is the share of (positive, negative) pairs of
 its rows that are ranked right, ties one half; GAUC weighs users by their rows (Zhu et al., KDD 2017), UAUC counts them
 alike, both over users with both classes.
 
@@ -19,11 +19,9 @@ from torch.distributed import ProcessGroup
 from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from sidrec.metrics.estimate import Estimate
-from sidrec.metrics.histograms import Histograms
-from sidrec.metrics.item_slices import ItemSlices, Slices
-from sidrec.metrics.rows import Rows, checked_rows
-from sidrec.metrics.window import Window
+from sidrec.metrics.pairs import Estimate, Rows, checked_rows
+from sidrec.metrics.slices import SliceLookup, Slices
+from sidrec.metrics.streaming import Histograms, Window
 from sidrec.schema import ContractError
 
 ALL = "all"
@@ -47,7 +45,7 @@ class RankingMetric(Metric):
         # A cached result would let a rank without new rows skip the collective that the others wait in.
         super().__init__(process_group=process_group, compute_with_cache=False)
         self.form = form
-        self.item_slices = ItemSlices(slices) if slices else None
+        self.item_slices = SliceLookup(slices) if slices else None
         names = self.item_slices.names if self.item_slices else ()
         self._bits: dict[str, int | None] = {ALL: None, **{name: bit for bit, name in enumerate(names)}}
         with torch.inference_mode(False):
@@ -163,7 +161,7 @@ class Uauc(Gauc):
 class SlicedAuc(RankingMetric):
     """AUC, GAUC and UAUC, on all rows and on the rows of each slice of items, from one state.
 
-    slices: at most 8, as sidrec.train.slices.slice_items makes them from ids and train impressions.
+    slices: at most 8, as sidrec.metrics.slices.slice_items makes them from ids and train impressions.
     Raises ContractError for slices that do not fit their items.
     """
 

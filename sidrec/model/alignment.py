@@ -4,11 +4,16 @@
 Shapes: B rows, U items, T history positions, D width, H soft buckets, A width of a meta-embedding, G granularities.
 """
 
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from sidrec.config.alignment import (
+from sidrec.config.item import (
     Alignment,
     AutoDisAlignment,
     HistogramAlignment,
@@ -16,7 +21,6 @@ from sidrec.config.alignment import (
     NoAlignment,
     RawStatsAlignment,
 )
-from sidrec.model.autodis import autodis_max_and_mean
 from sidrec.model.history import HistoryIndex, products_with_history
 
 
@@ -152,3 +156,107 @@ def build_alignment(config: Alignment, granularities: int) -> InterestAlignment 
             return MatchStatistics(granularities)
         case NoAlignment():
             return None
+
+
+# AutoDis of similarities, pooled over histories, a few rows at a time.
+#
+# A plain chain of operators would write and read [B, T, H] and [B, T, A] tensors a dozen times. Here a piece of rows
+# goes through all of them while it is in the cache; backward computes the piece again instead of keeping it.
+#
+# Shapes: B rows, T history positions, R rows of a piece, P = T R positions of a piece, H soft buckets, A width of a
+# meta-embedding. Pieces have the rows last, so that every operator runs along them.
+
+
+ROWS = 512  # rows of a piece
+
+
+class _Piece(NamedTuple):
+    """magnitude_2P: |x| where x >= 0, and where x < 0; else 0. share_HP: exp(u - max u). total_P: its sum over H.
+
+    embedded_ATR: a = p ME with p = share / total.
+    """
+
+    magnitude_2P: Tensor
+    share_HP: Tensor
+    total_P: Tensor
+    embedded_ATR: Tensor
+
+
+def autodis_max_and_mean(x_BT: Tensor, valid_BT: Tensor, slope_2H: Tensor, meta_HA: Tensor) -> Tensor:
+    """[max_t; mean_t] of a_t = softmax(u_t) ME over the valid positions, [B, 2A]; zeros where none is valid.
+
+    slope_2H: u = x slope[0] where x >= 0, and -x slope[1] where x < 0. At equal maxima their gradient is shared.
+    """
+    return _pooled(x_BT, valid_BT, slope_2H, meta_HA)
+
+
+@fx.wrap  # the pipelines trace the ranker, and fx cannot look into an autograd function
+def _pooled(x_BT: Tensor, valid_BT: Tensor, slope_2H: Tensor, meta_HA: Tensor) -> Tensor:
+    pooled_B2A: Tensor = _MaxAndMean.apply(x_BT, valid_BT, slope_2H, meta_HA)  # type: ignore[no-untyped-call]
+    return pooled_B2A
+
+
+def _pieces(*tensors_BT: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
+    """Slices of rows, and the tensors' rows in them as contiguous [T, R]."""
+    for first in range(0, len(tensors_BT[0]), ROWS):
+        rows = slice(first, first + ROWS)
+        yield rows, [tensor_BT[rows].t().contiguous() for tensor_BT in tensors_BT]
+
+
+def _embed(x_TR: Tensor, slope_2H: Tensor, meta_HA: Tensor) -> _Piece:
+    x_P = x_TR.flatten()
+    magnitude_2P = torch.stack([x_P.clamp_min(0), x_P.neg().clamp_min_(0)])
+    below_max_2H = (slope_2H - slope_2H.amax(dim=1, keepdim=True)) / math.log(2)
+    share_HP = torch.mm(below_max_2H.t(), magnitude_2P).exp2_()  # torch's exp2 is four times as fast as its exp
+    with_total_HA = torch.cat([meta_HA, torch.ones_like(meta_HA[:, :1])], dim=1)
+    sums_AP = torch.mm(with_total_HA.t(), share_HP)
+    embedded_AP, total_P = sums_AP[:-1], sums_AP[-1]
+    return _Piece(magnitude_2P, share_HP, total_P, embedded_AP.div_(total_P).view(-1, *x_TR.shape))
+
+
+class _MaxAndMean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_BT: Tensor, valid_BT: Tensor, slope_2H: Tensor, meta_HA: Tensor) -> Tensor:
+        pooled_B2A = x_BT.new_empty(len(x_BT), 2 * meta_HA.shape[1])
+        for rows, (x_TR, valid_TR) in _pieces(x_BT, valid_BT):
+            embedded_ATR = _embed(x_TR, slope_2H, meta_HA).embedded_ATR
+            count_R = valid_TR.sum(dim=0)
+            but_padding_TR = x_TR.new_zeros(x_TR.shape).masked_fill_(~valid_TR, -torch.inf)
+            highest_AR = (embedded_ATR + but_padding_TR).amax(dim=1).masked_fill_(count_R == 0, 0)
+            mean_AR = embedded_ATR.mul_(valid_TR.to(x_TR.dtype) / count_R.clamp_min(1)).sum(dim=1)
+            pooled_B2A[rows] = torch.cat([highest_AR, mean_AR]).t()
+        ctx.save_for_backward(x_BT, valid_BT, slope_2H, meta_HA, pooled_B2A)
+        return pooled_B2A
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_B2A: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
+        x_BT, valid_BT, slope_2H, meta_HA, pooled_B2A = ctx.saved_tensors
+        x_grad_BT = torch.empty_like(x_BT)
+        slope_grad_2H, meta_grad_HA = torch.zeros_like(slope_2H), torch.zeros_like(meta_HA)
+        width = meta_HA.shape[1]
+        plus_one_HA = torch.cat([meta_HA, torch.ones_like(meta_HA[:, :1])], dim=1)
+        for rows, (x_TR, valid_TR) in _pieces(x_BT, valid_BT):
+            piece = _embed(x_TR, slope_2H, meta_HA)
+            grad_AP = _embedded_grad(piece, valid_TR, pooled_B2A[rows, :width].t(), grad_B2A[rows].t()).flatten(1)
+            # softmax: du = p (ME g - a . g), with p = share / total
+            inner_1P = (piece.embedded_ATR.flatten(1) * grad_AP).sum(dim=0, keepdim=True)
+            grad_AP = torch.cat([grad_AP, -inner_1P]).div_(piece.total_P)
+            meta_grad_HA += torch.mm(piece.share_HP, grad_AP[:-1].t())
+            u_grad_HP = torch.mm(plus_one_HA, grad_AP).mul_(piece.share_HP)
+            slope_grad_2H += torch.mm(piece.magnitude_2P, u_grad_HP.t())
+            positive_P, negative_P = torch.mm(slope_2H, u_grad_HP)
+            x_grad_TR = torch.where(x_TR.flatten() >= 0, positive_P, -negative_P).view_as(x_TR)
+            x_grad_BT[rows] = x_grad_TR.t()
+        return x_grad_BT, None, slope_grad_2H, meta_grad_HA
+
+
+def _embedded_grad(piece: _Piece, valid_TR: Tensor, highest_AR: Tensor, grad_2AR: Tensor) -> Tensor:
+    """The gradient of a_t, [A, T, R]: of the maxima, shared among equals, and of the mean; zero at padding."""
+    of_max_AR, of_mean_AR = grad_2AR.chunk(2)
+    highest_A1R = highest_AR.contiguous().unsqueeze(1)
+    valid_TR = valid_TR.to(highest_AR.dtype)
+    is_max_ATR = torch.eq(piece.embedded_ATR, highest_A1R, out=torch.empty_like(piece.embedded_ATR)).mul_(valid_TR)
+    of_max_AR = of_max_AR / is_max_ATR.sum(dim=1).clamp_min_(1)
+    of_mean_AR = of_mean_AR / valid_TR.sum(dim=0).clamp_min_(1)
+    return is_max_ATR.mul_(of_max_AR.unsqueeze(1)).add_(of_mean_AR.unsqueeze(1)).mul_(valid_TR)

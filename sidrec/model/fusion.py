@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sidrec.config.fusion import (
+from sidrec.config.item import (
     AdditiveFusion,
     ConcatMlpFusion,
     ConcatProjectFusion,

@@ -3,24 +3,21 @@
 Shapes: B rows, F embedding features, D width, X dense columns, S statistics, E alignment features.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from sidrec.config.model import ModelConfig
 from sidrec.data.batch import Batch
+from sidrec.data.dataset import Sizes
 from sidrec.data.item_tables import HID
-from sidrec.model.backbones.build import build_backbone
+from sidrec.model.backbones import build_backbone
 from sidrec.model.fusion import GranularityFusion
-from sidrec.model.gate import TargetAwareGate
-from sidrec.model.items.build import build_item
-from sidrec.model.items.representation import ItemLookup
-from sidrec.model.items.semantic import SemanticRepresentation
-from sidrec.model.items.sid_coord import SidCoordRepresentation
-from sidrec.model.managed_table import managed_table, with_managed
-from sidrec.model.sizes import Sizes
-from sidrec.model.statistics import StandardizeStats
-from sidrec.model.tables import embedding_tables, one_feature_each
+from sidrec.model.gate import StandardizeStats, TargetAwareGate
+from sidrec.model.items import ItemLookup, SemanticRepresentation, SidCoordRepresentation, build_item
+from sidrec.model.tables import embedding_tables, managed_table, one_feature_each, with_managed
 
 
 class Ranker(nn.Module):
@@ -100,3 +97,36 @@ class Ranker(nn.Module):
 
 def _mean(loss_B: Tensor, batch: Batch) -> Tensor:
     return (loss_B * batch.weight_B).sum() / batch.rows_per_rank
+
+
+# What a recipe's model costs in parameters: for comparisons at equal budgets.
+
+
+@dataclass(frozen=True)
+class Budget:
+    """item_rows: rows of all item tables together. item_parameters, context_parameters: rows times D of their tables.
+
+    dense_parameters: everything else that learns. Frozen content vectors and the tokenizer do not.
+    """
+
+    item_rows: int
+    item_parameters: int
+    context_parameters: int
+    dense_parameters: int
+
+
+def parameter_budget(config: ModelConfig, sizes: Sizes) -> Budget:
+    """Counts the ranker that `config` and `sizes` make, on `meta`: nothing is allocated or drawn."""
+    with torch.device("meta"):
+        ranker = Ranker(config, sizes)
+    items, context = _parameters(ranker.items, ranker.managed_hids), _parameters(ranker.context)
+    return Budget(
+        item_rows=sum(table.rows for table in sizes.item_tables.values()),
+        item_parameters=items,
+        context_parameters=context,
+        dense_parameters=_parameters(ranker) - items - context,
+    )
+
+
+def _parameters(*modules: nn.Module | None) -> int:
+    return sum(p.numel() for module in modules if module is not None for p in module.parameters())

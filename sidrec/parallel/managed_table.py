@@ -16,8 +16,8 @@ from torchrec.distributed.types import ParameterSharding, ShardingEnv, ShardingT
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
 
-from sidrec.model.managed_table import Slots
-from sidrec.parallel.initial import initial_rows
+from sidrec.model.tables import Slots
+from sidrec.parallel.initial_values import initial_rows
 
 MANAGED = ParameterConstraints(
     sharding_types=[ShardingType.ROW_WISE.value], compute_kernels=[EmbeddingComputeKernel.FUSED.value]

@@ -1,6 +1,7 @@
 """What a plan is made for: ranks, their memory, and how fast bytes move within and between machines."""
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Literal
 
@@ -59,3 +60,106 @@ class Hardware:
             inter_host_bw=self.inter_bandwidth * per_ms,
             **unwarned,
         )
+
+
+# Machines to plan for that are not there, by name: published figures of what every rank has to itself.
+#
+# `8xa100`: 8 GPUs of one machine; `16x8h100`: 16 machines of 8. Bandwidths are those of one direction, since in a
+# collective every byte sent by one rank is received by another:
+#
+# * A100 80GB SXM (NVIDIA A100 datasheet, DGX A100 datasheet): 80 GB HBM2e at 2,039 GB/s; NVLink 600 GB/s both ways; a
+#   DGX A100 has eight 200 Gb/s InfiniBand ports for its 8 GPUs, PCIe 4.0 x16, 2 TB of DDR4-3200 on 2 x 8 channels.
+# * H100 80GB SXM (NVIDIA H100 datasheet, DGX H100 datasheet): 80 GB HBM3 at 3,350 GB/s; NVLink 900 GB/s both ways; a
+#   DGX H100 has eight 400 Gb/s InfiniBand ports, PCIe 5.0 x16, 2 TB of DDR5-4800 on 2 x 8 channels.
+# * H200 141GB SXM (NVIDIA H200 datasheet): 141 GB HBM3e at 4,800 GB/s, the rest as H100.
+# * cpu: no published figure but a guess, TorchRec's own for DDR (51 GiB/s) and 1 GB/s for gloo between processes;
+#   replace
+#   it by a calibration of the machine itself.
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What each GPU of a machine has. Bytes, and bytes per second in one direction."""
+
+    hbm: int
+    hbm_bandwidth: float
+    nvlink: float
+    pcie: float
+    network: float
+    ddr_bandwidth: float
+
+
+GPUS = {
+    "a100": Gpu(80 * GB, 2039 * GB, 300 * GB, 32 * GB, 25 * GB, 409.6 * GB / 8),
+    "h100": Gpu(80 * GB, 3350 * GB, 450 * GB, 64 * GB, 50 * GB, 614.4 * GB / 8),
+    "h200": Gpu(141 * GB, 4800 * GB, 450 * GB, 64 * GB, 50 * GB, 614.4 * GB / 8),
+}
+
+
+HOST_MEMORY_PER_GPU = 256 * GB  # 2 TB for 8
+CPU_MEMORY = 128 * GIB  # TorchRec's own default for a rank
+NAME = re.compile(r"(?:(?P<machines>\d+)x)?(?P<gpus>\d+)x?(?P<kind>[a-z]\w*)")
+EXAMPLES = "cpu, 2xcpu, 8xa100, 8xh100, 16x8h100"
+
+
+def named_hardware(name: str) -> Hardware:
+    """Raises ConfigError for a name that is none: `cpu`, NxKIND or MACHINESxNKIND, KIND one of GPUS or cpu."""
+    found = NAME.fullmatch("1xcpu" if name == "cpu" else name.lower())
+    kind = found["kind"] if found else None
+    if found is None or kind not in (*GPUS, "cpu"):
+        raise ConfigError(f"hardware: expected a name such as {EXAMPLES} of {', '.join(GPUS)} or cpu, got {name!r}")
+    local_world = int(found["gpus"])
+    world = int(found["machines"] or 1) * local_world
+    if kind == "cpu":
+        return _cpus(name, world, local_world)
+    gpu = GPUS[kind]
+    return Hardware(
+        name=name,
+        device="cuda",
+        world=world,
+        local_world=local_world,
+        hbm=gpu.hbm,
+        ddr=HOST_MEMORY_PER_GPU,
+        hbm_bandwidth=gpu.hbm_bandwidth,
+        ddr_bandwidth=gpu.ddr_bandwidth,
+        host_link=gpu.pcie,
+        intra_bandwidth=gpu.nvlink,
+        inter_bandwidth=gpu.network,
+    )
+
+
+def _cpus(name: str, world: int, local_world: int) -> Hardware:
+    return Hardware(
+        name=name,
+        device="cpu",
+        world=world,
+        local_world=local_world,
+        hbm=0,
+        ddr=CPU_MEMORY,
+        hbm_bandwidth=51 * GIB,
+        ddr_bandwidth=51 * GIB,
+        host_link=51 * GIB,
+        intra_bandwidth=GB,
+        inter_bandwidth=GB,
+    )
+
+
+def with_ranks(hardware: Hardware, world: int | None, local_world: int | None) -> Hardware:
+    """The same machines, more or fewer. local_world: left out, that of `hardware`, or all of a smaller world; on one
+    machine of CPU processes, all.
+
+    Raises ConfigError where local_world does not divide the world.
+    """
+    ranks = world or hardware.world
+    one_machine = hardware.device == "cpu" and hardware.machines == 1
+    together = local_world or (ranks if one_machine else min(hardware.local_world, ranks))
+    return replace(hardware, world=ranks, local_world=together)
+
+
+def bytes_of(text: str) -> int:
+    """`80GB`, `1.5TiB`, `512MB` as bytes. Raises ConfigError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?", text.strip().upper())
+    if found is None:
+        raise ConfigError(f"bytes: expected a number and a unit such as 80GB or 512MiB, got {text!r}")
+    power = " KMGT".index(found[2] or " ")
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** power)

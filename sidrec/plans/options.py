@@ -1,16 +1,20 @@
 """The ways each table can be laid over ranks, with TorchRec's estimates; and plans from them and back."""
 
 import logging
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
+from typing import Any
 
 from torch import nn
 from torchrec.distributed.planner import ParameterConstraints
+from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.planners import to_sharding_plan
 from torchrec.distributed.planner.shard_estimators import EmbeddingPerfEstimator
-from torchrec.distributed.planner.types import Shard, ShardingOption
+from torchrec.distributed.planner.storage_reservations import HeuristicalStorageReservation
+from torchrec.distributed.planner.types import PlannerError, Shard, ShardEstimator, ShardingOption, Storage, Topology
 from torchrec.distributed.types import (
     CacheParams,
     EmbeddingModuleShardingPlan,
@@ -21,10 +25,8 @@ from torchrec.distributed.types import (
 )
 
 from sidrec.config import ConfigError
-from sidrec.plans.estimates import OncePerSize
 from sidrec.plans.hardware import Hardware
 from sidrec.plans.memory import StatefulStorageEstimator
-from sidrec.plans.ordered_enumerator import OrderedEnumerator
 from sidrec.plans.workload import Workload
 
 Sharders = Sequence[ModuleSharder[nn.Module]]
@@ -157,6 +159,23 @@ def _enumerated(
             raise ConfigError(f"sharding of {workload.name} on {hardware.device}: {error}") from error
 
 
+# TorchRec's options of a table in an order that every process finds alike.
+
+
+class OrderedEnumerator(EmbeddingEnumerator):
+    """TorchRec takes sharding types and kernels out of sets of strings, whose order Python draws anew in each process,
+    and its planner takes the first of equally cheap options: the same recipe, started again, would get another plan,
+    and with it sums in another order."""
+
+    def _filter_sharding_types(self, *arguments: Any, **named: Any) -> list[str]:
+        return sorted(
+            super()._filter_sharding_types(*arguments, **named), reverse=True
+        )  # table_wise before column_wise
+
+    def _filter_compute_kernels(self, *arguments: Any, **named: Any) -> list[str]:
+        return sorted(super()._filter_compute_kernels(*arguments, **named), reverse=True)  # fused before dense
+
+
 def _enumerator(
     workload: Workload, hardware: Hardware, sharders: Sharders, constraints: dict[str, ParameterConstraints]
 ) -> OrderedEnumerator:
@@ -209,3 +228,78 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         logging.disable(disabled)
+
+
+# TorchRec's estimators, asked once for shards that are alike: a table in 128 equal parts is estimated once, not 128
+# times, which makes planning for 128 ranks several times faster.
+
+
+class OncePerSize(ShardEstimator):
+    """Gives shards of one option that have the same size the same estimate, made once by `estimator`."""
+
+    def __init__(self, estimator: ShardEstimator) -> None:
+        self._estimator = estimator
+
+    def estimate(self, sharding_options: list[ShardingOption], *arguments: Any, **named: Any) -> None:
+        """Fills shard.perf or shard.storage, as `estimator` does."""
+        every = [option.shards for option in sharding_options]
+        first: list[dict[tuple[int, ...], Shard]] = []
+        try:
+            for option in sharding_options:
+                first.append({tuple(shard.size): shard for shard in reversed(option.shards)})
+                option.shards = list(first[-1].values())
+            self._estimator.estimate(sharding_options, *arguments, **named)
+        finally:
+            for option, shards in zip(sharding_options, every, strict=True):
+                option.shards = shards
+        for shards, alike in zip(every, first, strict=True):
+            for shard in shards:
+                shard.perf, shard.storage = alike[tuple(shard.size)].perf, alike[tuple(shard.size)].storage
+
+
+# What tables may fill of each rank's memory: what TorchRec's planner leaves after its reservation for all else.
+
+
+MARGIN = 0.15
+"""Share of a GPU's memory that is kept free, as TorchRec's planner does."""
+
+
+class NoPlanError(ConfigError):
+    """No plan fits. The message says what lacks how much, and what would help."""
+
+
+def reservation() -> HeuristicalStorageReservation:
+    """TorchRec's default: MARGIN, six times the dense parameters, and twenty times a batch's ids."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return HeuristicalStorageReservation(percentage=MARGIN)
+
+
+def table_room(workload: Workload, hardware: Hardware, sharders: Sharders) -> Storage:
+    """Bytes of one rank that are left for tables. Raises NoPlanError where there is less than nothing."""
+    constraints = {name: table_constraint(workload, hardware, name) for name in workload.tables}
+    with quiet():
+        try:
+            topology: Topology = reservation().reserve(
+                topology=hardware.topology(),
+                batch_size=workload.rows_per_rank,
+                module=workload.model,
+                sharders=list(sharders),
+                constraints=constraints,
+            )
+        except PlannerError:
+            topology = None
+    room = topology.devices[0].storage if topology else Storage(hbm=-1, ddr=0)
+    if room.hbm < 0 or room.ddr < 0:
+        raise NoPlanError(_nothing_left(workload, hardware))
+    return room
+
+
+def _nothing_left(workload: Workload, hardware: Hardware) -> str:
+    cap = hardware.ddr if hardware.device == "cpu" else hardware.hbm
+    ids = sum(load.bags * sum(load.ids_per_bag) for load in workload.loads.values())
+    return (
+        f"memory of a rank of {hardware.name}: expected room for tables beside the dense layers "
+        f"({6 * 4 * workload.dense_parameters:,} bytes reserved) and the batches ({20 * 8 * ids:,.0f} bytes reserved), "
+        f"got {cap:,} bytes in all; fewer rows per step or more memory would help"
+    )

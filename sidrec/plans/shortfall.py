@@ -9,11 +9,10 @@ from dataclasses import replace
 import numpy as np
 from torchrec.distributed.planner.types import ShardingOption, Storage
 
-from sidrec.plans.filling import Pieces, fill
 from sidrec.plans.hardware import GB, Hardware
 from sidrec.plans.memory import ROWWISE, STATE_BYTES, in_host_memory, optimizer_of, table_bytes
 from sidrec.plans.options import Sharders, enumerate_options
-from sidrec.plans.placing import Board, Piece
+from sidrec.plans.placement import Board, Piece, Pieces, fill
 from sidrec.plans.workload import Workload
 
 UNBOUNDED = Storage(hbm=2**62, ddr=2**62)

@@ -13,17 +13,21 @@ from typing import Annotated
 
 import torch
 from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
+from torch import Tensor, nn
+from torch.nn import functional
+from torchrec.datasets.utils import Batch
+from torchrec.models.dlrm import OverArch
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from sidrec.config import ConfigError
 from sidrec.config.load import load_mapping
+from sidrec.config.model import DlrmBackbone
 from sidrec.config.section import section
-from sidrec.plans.criteo_mlperf import CRITEO_MLPERF, IDS_PER_BAG, ROWS, ROWS_PER_STEP, WIDTH
-from sidrec.plans.workload import TableLoad
-from sidrec.plans.zipf_law import ZipfLaw
+from sidrec.errors import place, short_repr
+from sidrec.model.backbones import build_dlrm
+from sidrec.plans.workload import TableLoad, ZipfLaw
 from sidrec.schema import LARGEST_TABLE
-from sidrec.sentence import place, short_repr
 
 WIDEST = 1 << 20  # columns
 MOST_FEATURES = 100_000  # of a table; each has a name
@@ -131,3 +135,66 @@ def criteo_mlperf() -> TablesFile:
         for number, (rows, ids) in enumerate(zip(ROWS, IDS_PER_BAG, strict=True))
     )
     return TablesFile(name=CRITEO_MLPERF, rows_per_step=ROWS_PER_STEP, tables=tables)
+
+
+# Sizes of MLPerf Training's recommendation benchmark, DLRM-DCNv2 on Criteo 1TB with synthetic multi-hot ids.
+#
+# As the reference's commands give them (github.com/facebookresearch/dlrm and mlcommons/training, torchrec_dlrm:
+# --num_embeddings_per_feature, --multi_hot_sizes, --embedding_dim), with the reference's global batch. How popular ids
+# are is not part of it: a tables file's default is taken.
+
+
+CRITEO_MLPERF = "criteo-mlperf"
+"""What stands in the place of a file to plan for and to measure these tables."""
+
+
+ROWS = (
+    *(40_000_000, 39_060, 17_295, 7_424, 20_265, 3, 7_122, 1_543, 63, 40_000_000, 3_067_956, 405_282, 10),
+    *(2_209, 11_938, 155, 4, 976, 14, 40_000_000, 40_000_000, 40_000_000, 590_152, 12_973, 108, 36),
+)
+
+
+IDS_PER_BAG = (3, 2, 1, 2, 6, 1, 1, 1, 1, 7, 3, 8, 1, 6, 9, 5, 1, 1, 1, 12, 100, 27, 10, 3, 1, 1)
+WIDTH = 128
+ROWS_PER_STEP = 65_536
+
+
+# A model for tables that come without one: DLRM's dense arch, interaction and over arch.
+#
+# Shapes: B rows, F features, D width, X dense columns.
+
+
+DENSE = 13
+"""Dense columns X, as Criteo's logs have."""
+
+
+class TablesModel(nn.Module):
+    """Scores rows by one collection of tables, and by a dense part small enough to leave the tables in sight.
+
+    With tables of one width, TorchRec's DLRM; with several, whose embeddings cannot be multiplied with one another, an
+    MLP over all of them side by side.
+    """
+
+    def __init__(self, tables: EmbeddingBagCollection) -> None:
+        super().__init__()
+        self.tables = tables
+        configs = tables.embedding_bag_configs()
+        self.features = [feature for table in configs for feature in table.feature_names]
+        widths = {table.embedding_dim for table in configs}
+        total = sum(table.embedding_dim * len(table.feature_names) for table in configs)
+        config = DlrmBackbone()
+        self.dlrm = build_dlrm(config, self.features, widths.pop(), DENSE) if len(widths) == 1 else None
+        self.over = None if self.dlrm else OverArch(total + DENSE, [*config.over_layers, 1])
+
+    def forward(self, batch: Batch) -> tuple[Tensor, tuple[dict[str, Tensor], Tensor]]:
+        """The loss, and what the pipelines hand on: the loss by name, and the logits [B]."""
+        embedded = self.tables(batch.sparse_features).to_dict()
+        if self.dlrm is not None:
+            embedded_BFD = torch.stack([embedded[feature] for feature in self.features], dim=1)
+            logits_B = self.dlrm(batch.dense_features, embedded_BFD).squeeze(1)
+        else:
+            assert self.over is not None, "one of the two is there"
+            side_by_side = torch.cat([batch.dense_features, *(embedded[feature] for feature in self.features)], dim=1)
+            logits_B = self.over(side_by_side).squeeze(1)
+        loss = functional.binary_cross_entropy_with_logits(logits_B, batch.labels)
+        return loss, ({"loss": loss.detach()}, logits_B.detach())

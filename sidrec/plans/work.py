@@ -10,8 +10,7 @@ import numpy as np
 from torchrec.distributed.planner.types import ShardingOption
 from torchrec.distributed.types import ShardingType
 
-from sidrec.plans.workload import TableLoad, Workload
-from sidrec.plans.zipf_law import EVEN, ZipfLaw
+from sidrec.plans.workload import EVEN, TableLoad, Workload, ZipfLaw
 
 FLOAT = 4  # bytes
 

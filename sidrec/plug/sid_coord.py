@@ -3,22 +3,22 @@
 Shapes: B rows, A alignment features, D width.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn import functional
 from torchrec.modules.embedding_configs import DataType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-from sidrec.config.gate import StatsGate
-from sidrec.config.index import ExactIndex
-from sidrec.config.item import SidCoordItem
-from sidrec.config.tokens import GranularityTokens
+from sidrec.config.item import ExactIndex, GranularityTokens, NoAlignment, SidCoordItem, StatsGate
+from sidrec.model.gate import build_gate
+from sidrec.model.history import index_history
+from sidrec.model.items import ItemLookup, SemanticPart
 from sidrec.model.tables import embedding_tables, one_feature_each
-from sidrec.plug.catalog_rows import catalog_rows
-from sidrec.plug.coordination import Coordination
-from sidrec.plug.sid_join import SidJoin
+from sidrec.plug.sid_join import JoinedSids, SidJoin, catalog_rows
 from sidrec.plug.statistics import Statistics
 from sidrec.schema import ContractError
 from sidrec.sid.catalog import Catalog
@@ -134,3 +134,80 @@ def _check(config: SidCoordItem, statistics: Statistics | None) -> None:
 
 def _as_bytes(fingerprint: str) -> Tensor:
     return torch.tensor(list(bytes.fromhex(fingerprint)), dtype=torch.uint8)
+
+
+# What SID-Coord computes between a model's embeddings and its interaction layers.
+#
+# Shapes: B rows, U bags, A alignment features, D width.
+
+
+class Coordination(nn.Module):
+    """e = gate(e_hid, e_sid, statistics) + P f, with f the alignment features (SID-Coord, arXiv 2604.10471).
+
+    The paper gives f to the ranker as features of its own. A model whose shape stays as it is takes no more features,
+    so P maps them to the item's width [I]; it starts at zero. Where the model takes them, there is no P.
+
+    mean_S, std_S: moments of log1p(statistics). history: whether there is one; without, there is no alignment.
+    project: whether f goes into e. width: A.
+    """
+
+    def __init__(
+        self, config: SidCoordItem, dim: int, mean_S: Tensor, std_S: Tensor, history: bool, project: bool
+    ) -> None:
+        super().__init__()
+        self.semantic = SemanticPart(config if history else replace(config, alignment=NoAlignment()), dim)
+        self.gate = build_gate(config.gate, dim, mean_S, std_S)
+        self.width = self.semantic.width
+        self.project = nn.Linear(self.width, dim, bias=False) if project and self.width else None
+        if self.project is not None:
+            nn.init.zeros_(self.project.weight)
+
+    def forward(self, hid_BD: Tensor, granules: KeyedTensor, joined: JoinedSids) -> tuple[Tensor, Tensor]:
+        """Returns e [B, D] and f [B, A]. granules: what the SID tables hold for the bags, [U, D] per granularity."""
+        items = ItemLookup(granules.to_dict(), joined.token_weights_UW, joined.rows_UG)
+        sid_UD = self.semantic.embed(items)
+        target_BD = self.gate(hid_BD, functional.embedding(joined.target_B, sid_UD), joined.stats_BS)
+        aligned_BA = self.semantic.dense(sid_UD, items, joined.target_B, index_history(joined.history_BT))
+        if self.project is not None:
+            target_BD = torch.addmm(target_BD, aligned_BA, self.project.weight.t())
+        return target_BD, aligned_BA
+
+
+# TorchRec's sparse architectures with SID-Coord in them; the rest of a model does not see the difference.
+#
+# Both keep the old architecture's collection under its name, so that the keys of old checkpoints stay valid.
+#
+# Shapes: B rows, F features, D width.
+
+
+class SidCoordSparseArch(nn.Module):
+    """For DLRM, DLRM_DCN, DLRM_Projection: as torchrec.models.dlrm.SparseArch, with F, D, sparse_feature_names."""
+
+    def __init__(self, embedding_bag_collection: EmbeddingBagCollection, sid_coord: SidCoord) -> None:
+        super().__init__()
+        self.embedding_bag_collection = embedding_bag_collection
+        self.sid_coord = sid_coord
+        tables = embedding_bag_collection.embedding_bag_configs()
+        self.sparse_feature_names = [name for table in tables for name in table.feature_names]
+        self.F = len(self.sparse_feature_names)
+        self.D = tables[0].embedding_dim
+
+    def forward(self, features: KeyedJaggedTensor) -> Tensor:
+        """Returns [B, F, D]. Raises as `SidCoord.forward` does."""
+        embedded = self.embedding_bag_collection(features).to_dict()
+        target_BD, _ = self.sid_coord.target(embedded[self.sid_coord.item], features)
+        stacked = [target_BD if name == self.sid_coord.item else embedded[name] for name in self.sparse_feature_names]
+        return torch.cat(stacked, dim=1).reshape(-1, self.F, self.D)
+
+
+class SidCoordKeyedArch(nn.Module):
+    """For SimpleDeepFMNN: as torchrec.models.deepfm.SparseArch."""
+
+    def __init__(self, embedding_bag_collection: EmbeddingBagCollection, sid_coord: SidCoord) -> None:
+        super().__init__()
+        self.embedding_bag_collection = embedding_bag_collection
+        self.sid_coord = sid_coord
+
+    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
+        """Returns [B, D] per feature. Raises as `SidCoord.forward` does."""
+        return self.sid_coord(self.embedding_bag_collection(features), features)

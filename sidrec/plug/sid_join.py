@@ -6,16 +6,22 @@ Shapes: B rows, U bags, T history positions, P ids of all histories in one line,
 S statistics, W weighted granularities.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
-from sidrec.plug.catalog_rows import CatalogRows
+from sidrec.config.item import SidCoordItem
+from sidrec.data.item_tables import granularity_weights
 from sidrec.plug.statistics import ItemCounts, StatFeatures, Statistics
 from sidrec.schema import ContractError
+from sidrec.sid.catalog import Catalog
+from sidrec.sid.granularity import granularity_rows
 
 
 class JoinedSids(NamedTuple):
@@ -31,6 +37,26 @@ class JoinedSids(NamedTuple):
     target_B: Tensor
     history_BT: Tensor
     stats_BS: Tensor
+
+
+# What a plugged model keeps of a catalog: the table row of every item id at every granularity.
+#
+# Shapes: I item ids, G granularities, W weighted granularities.
+
+
+@dataclass(frozen=True)
+class CatalogRows:
+    """granularities: G table names. table_rows: rows of each table.
+
+    rows_IG: int32, row 0 stands for "no SID" and is never looked up. weights_IW: float32 token weights, W = 0 where
+    none are used. fingerprint: the catalog's.
+    """
+
+    granularities: tuple[str, ...]
+    table_rows: tuple[int, ...]
+    rows_IG: Tensor
+    weights_IW: Tensor
+    fingerprint: str
 
 
 class SidJoin(nn.Module):
@@ -132,3 +158,30 @@ def _most_on_any_rank(count: int, device: torch.device) -> int:
     most = torch.tensor(count, device=device)
     dist.all_reduce(most, dist.ReduceOp.MAX)
     return int(most)
+
+
+def catalog_rows(catalog: Catalog, config: SidCoordItem, items: int) -> CatalogRows:
+    """Rows of the ids in [0, items), as many as the item table has rows.
+
+    Raises ContractError when the catalog has ids beyond them, lacks levels that a granularity joins, or lacks token
+    weights that the config wants.
+    """
+    if len(catalog) and catalog.item_ids_N[-1] >= items:
+        expected = f"ids below {items}, the rows of the item table"
+        raise ContractError("catalog, item ids", expected, int(catalog.item_ids_N[-1]))
+    codes_IL = catalog.codes_by_id(items)
+    columns = [granularity_rows(codes_IL, name) for name in config.granularities]
+    weights_IW = np.zeros((items, 0), np.float32)
+    if config.token_weights != "off":
+        weights_IW = granularity_weights(catalog.weights_by_id(items), config.granularities)
+    return CatalogRows(
+        granularities=config.granularities,
+        table_rows=tuple(rows for _, rows in columns),
+        rows_IG=torch.from_numpy(_stacked([rows_I for rows_I, _ in columns])),
+        weights_IW=torch.from_numpy(weights_IW),
+        fingerprint=catalog.fingerprint,
+    )
+
+
+def _stacked(columns_I: Sequence[np.ndarray]) -> np.ndarray:
+    return np.stack(columns_I, axis=1).astype(np.int32)

@@ -13,10 +13,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sidrec.data.row_rules import broken_rows, check_time_order
-from sidrec.parquet_file import readable
-from sidrec.preflight.finding import Finding
-from sidrec.preflight.footers import evenly
+from sidrec.data.rows import broken_rows, check_time_order
+from sidrec.io.parquet_files import readable
+from sidrec.preflight.data_checks import evenly
+from sidrec.preflight.planned_run import Finding
 from sidrec.schema import HISTORY, LABEL, TIMESTAMP, ContractError, LogFile, Manifest, crc32_of, log_schema
 
 GROUPS = 4

@@ -19,8 +19,8 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from sidrec.config.model import ModelConfig
 from sidrec.data.batch import Batch
+from sidrec.data.dataset import Sizes
 from sidrec.model.ranker import Ranker
-from sidrec.model.sizes import Sizes
 
 LOOKUP_COPIES = 4
 """Times that looked-up vectors are there at once: as the kernel and as the exchange leave them, and their gradients."""

@@ -5,6 +5,7 @@ No pickle: an artifact is data and runs no code. Loading gives a tokenizer that 
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,19 +15,21 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from sidrec.config.learners import OpqConfig, RandomCodesConfig, ResidualKMeansConfig
-from sidrec.config.tokenizer import TokenizerConfig
+from sidrec.config.learners import OpqConfig, RandomCodesConfig, ResidualKMeansConfig, TokenizerConfig
+from sidrec.io.output_folders import atomic_folder
 from sidrec.schema import ContractError, read_json
-from sidrec.sid.learners.gradient import GradientTokenizer
+from sidrec.sid.catalog import CATALOG, JOURNAL, PICTURES, REPORT, TOKENIZER, Catalog, write_catalog
+from sidrec.sid.learners.gradient import NETWORKS, GradientTokenizer
+from sidrec.sid.learners.kmeans import ResidualKMeans
 from sidrec.sid.learners.opq import Opq
 from sidrec.sid.learners.random_codes import RandomCodes
-from sidrec.sid.learners.residual_kmeans import ResidualKMeans
-from sidrec.sid.networks.build import NETWORKS
+from sidrec.sid.pictures import draw_pictures, draw_training
 from sidrec.sid.tokenizer import SideInformation, Tokenizer
 
 CARD = "tokenizer.json"
 ARRAYS = "arrays.safetensors"
 ARTIFACT_VERSION = 1
+
 
 LEARNERS: dict[type, type[Tokenizer]] = {
     ResidualKMeansConfig: ResidualKMeans,
@@ -34,6 +37,8 @@ LEARNERS: dict[type, type[Tokenizer]] = {
     OpqConfig: Opq,
     **dict.fromkeys(NETWORKS, GradientTokenizer),
 }
+
+
 _CONFIG: TypeAdapter[TokenizerConfig] = TypeAdapter(TokenizerConfig)
 
 
@@ -90,3 +95,31 @@ def _read_arrays(path: Path, expected: str) -> dict[str, np.ndarray]:
     if found != expected:
         raise ContractError(f"{path}, sha256", f"{expected} as {CARD} says", found)
     return arrays
+
+
+# Everything that `sidrec fit` keeps of a fit, in the catalog's folder: see `sidrec.sid.catalog`.
+
+
+def write_catalog_folder(
+    target: Path,
+    catalog: Catalog,
+    tokenizer: Tokenizer,
+    config: TokenizerConfig,
+    name: str,
+    report: Mapping[str, object],
+) -> None:
+    """Writes the folder in one step; replaces a catalog that exists. Raises ContractError as `atomic_folder` does.
+
+    name: of the recipe, for the pictures' titles. report: what report.json says beside the tokenizer's config.
+    """
+    sizes = " x ".join(map(str, catalog.codebook_sizes))
+    what = f"{config.learner.kind} {sizes} on {'+'.join(config.vectors)}, seed {config.seed}"
+    conditions = f"{name}: {len(catalog):,} items, {what}"
+    with atomic_folder(target, CATALOG) as partial:
+        write_catalog(catalog, partial)
+        save_tokenizer(tokenizer, config, partial / TOKENIZER)
+        (partial / REPORT).write_text(json.dumps({"tokenizer": asdict(config), **report}, indent=1) + "\n")
+        draw_pictures(catalog, conditions, partial / PICTURES)
+        if tokenizer.journal:
+            (partial / JOURNAL).write_text("".join(f"{json.dumps(entry)}\n" for entry in tokenizer.journal))
+            draw_training(tokenizer.journal, conditions, partial / PICTURES)

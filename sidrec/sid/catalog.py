@@ -22,10 +22,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sidrec.output import FolderKind, Written
-from sidrec.parquet_file import readable
+from sidrec.io.output_folders import FolderKind, Written, atomic_folder
+from sidrec.io.parquet_files import readable
 from sidrec.schema import ITEM_ID, UNKNOWN_ID, ContractError, read_json
-from sidrec.sid.atomic_folder import atomic_folder
 from sidrec.sid.collisions import resolve
 from sidrec.sid.tokenizer import Tokenizer
 

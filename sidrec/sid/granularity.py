@@ -3,9 +3,14 @@
 Shapes: N or I items, L levels.
 """
 
-import numpy as np
+import hashlib
+import io
+from collections.abc import Sequence
 
-from sidrec.config.granularity import granularity_levels
+import numpy as np
+import sentencepiece
+
+from sidrec.config.section import granularity_levels
 from sidrec.schema import ContractError
 
 RADIX = 10_000
@@ -48,3 +53,104 @@ def granularity_rows(codes_IL: np.ndarray, name: str) -> tuple[np.ndarray, int]:
     starts_unknown = bool(len(observed)) and bool(observed[0] == -1)
     offset = 0 if starts_unknown else 1
     return rows_I.astype(np.int64) + offset, len(observed) + offset
+
+
+# Subwords of SIDs: SentencePiece learns which runs of codes belong together (arXiv 2306.08121).
+#
+# An item's SID is a word, a code at its level a letter: one private-use character of Unicode per level and code.
+#
+# Shapes: N items, S distinct SIDs, L levels, P subwords of the SID that has most.
+
+
+PLANE = 65_534
+"""Private-use characters of a Unicode plane."""
+LETTERS = 2 * PLANE
+"""There are two such planes."""
+UNKNOWN = 0
+"""SentencePiece's id for letters that it does not know; here the row of items without a SID."""
+
+
+class Subwords:
+    """Cuts SIDs into subwords. model: what `fit_subwords` made. codebook_sizes: of the catalog, L of them."""
+
+    def __init__(self, model: bytes, codebook_sizes: tuple[int, ...]) -> None:
+        self._cut = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self._sizes = codebook_sizes
+        self.rows = int(self._cut.get_piece_size())
+        self.fingerprint = hashlib.sha256(model).hexdigest()
+
+    def rows_of(self, codes_NL: np.ndarray) -> np.ndarray:
+        """int64 [N, P] in [1, rows): the subwords of every SID from left to right, 0 behind the last.
+
+        codes_NL: -1 in a whole row for an item without a SID, whose row is zeros.
+        """
+        distinct_SL, sid_N = np.unique(codes_NL, axis=0, return_inverse=True)
+        without = int(len(distinct_SL) > 0 and distinct_SL[0, 0] < 0)  # -1 sorts first
+        subwords_S = [[]] * without + self._cut.encode(_words(distinct_SL[without:], self._sizes))
+        rows_SP = np.zeros((len(subwords_S), max(map(len, subwords_S), default=0)), np.int64)
+        for sid, subwords in enumerate(subwords_S):
+            rows_SP[sid, : len(subwords)] = subwords
+        return rows_SP[sid_N.reshape(-1)]
+
+
+def fit_subwords(
+    codes_NL: np.ndarray, impressions_N: np.ndarray, codebook_sizes: tuple[int, ...], vocabulary: int
+) -> bytes:
+    """A SentencePiece model of at most `vocabulary` subwords, UNKNOWN among them; the same input gives the same model.
+
+    Pairs of neighbours are merged, the most frequent first (SentencePiece's BPE). Its unigram model is not for words as
+    short as SIDs: while it still holds every SID as a whole it drops the codes, and in the end rare SIDs are whole.
+
+    codes_NL: -1 in a whole row for an item without a SID. impressions_N: how often each item counts.
+    Every code that occurs is a subword, also of items without impressions, so that every SID can be cut.
+    Raises ContractError for more codes than there are letters, more than the vocabulary has room for, or no impression.
+    """
+    if sum(codebook_sizes) > LETTERS:
+        raise ContractError("model.item.tokens", f"at most {LETTERS} codes over all levels", sum(codebook_sizes))
+    known_N = (codes_NL >= 0).all(axis=1)
+    distinct_SL, sid_N = np.unique(codes_NL[known_N], axis=0, return_inverse=True)
+    count_S = np.bincount(sid_N.reshape(-1), impressions_N[known_N], minlength=len(distinct_SL)).astype(np.int64)
+    if not count_S.any():
+        raise ContractError("model.item.tokens", "impressions of items with a SID in the train split", "none")
+    words = _words(distinct_SL, codebook_sizes)
+    letters = sorted(set("".join(words)))
+    if len(letters) + 1 > vocabulary:
+        expected = f"at least {len(letters) + 1}, a row for each code that occurs and one for none"
+        raise ContractError("model.item.tokens.vocabulary", expected, vocabulary)
+    shown = [(word, count) for word, count in zip(words, count_S.tolist(), strict=True) if count]
+    alone = [(letter, 1) for letter in letters]  # a letter that is nowhere in the corpus would be unknown
+    return _train([*shown, *alone], vocabulary, len(codebook_sizes))
+
+
+def _train(corpus: Sequence[tuple[str, int]], vocabulary: int, levels: int) -> bytes:
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=(f"{word}\t{count}" for word, count in corpus),
+        input_format="tsv",
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=vocabulary,
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        max_sentencepiece_length=levels,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        split_by_unicode_script=False,
+        split_by_number=False,
+        split_by_whitespace=False,
+        unk_id=UNKNOWN,
+        bos_id=-1,
+        eos_id=-1,
+        pad_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+def _words(codes_SL: np.ndarray, codebook_sizes: tuple[int, ...]) -> list[str]:
+    offset_L = np.concatenate([[0], np.cumsum(codebook_sizes)[:-1]])
+    number_SL = codes_SL + offset_L
+    letters_SL = 0xF0000 + number_SL + 2 * (number_SL >= PLANE)  # the last two of a plane are no characters
+    return ["".join(map(chr, row)) for row in letters_SL.tolist()]

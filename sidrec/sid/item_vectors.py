@@ -3,6 +3,8 @@
 Shapes: N items, V width of all columns together, D width of one column, R rows of a batch, F rows of the file.
 """
 
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +12,22 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import DTypeLike
 from tqdm import tqdm
 
-from sidrec.parquet_file import column_type, readable
-from sidrec.schema import BEHAVIOR, ITEM_ID, PAIRS, TRAIN_IMPRESSIONS, UNKNOWN_ID, VECTOR_COLUMNS, ContractError
-from sidrec.sid.item_pairs import read_item_pairs
-from sidrec.sid.needs import NOTHING, Needs
-from sidrec.sid.scratch_arrays import mapped_array, new_array
+from sidrec.io.parquet_files import column_type, readable
+from sidrec.schema import (
+    BEHAVIOR,
+    ITEM_ID,
+    OTHER_ID,
+    PAIRS,
+    TRAIN_IMPRESSIONS,
+    UNKNOWN_ID,
+    VECTOR_COLUMNS,
+    ContractError,
+)
 from sidrec.sid.tokenizer import SideInformation
+from sidrec.sid.training.objectives import NOTHING, Needs
 
 ROWS = 16_384  # rows in memory at a time
 BUFFER = 1 << 20  # bytes of the file in memory at a time; pyarrow would keep row groups whole, and all it has read
@@ -230,3 +240,82 @@ def _train_impressions(file: pq.ParquetFile, path: Path, ids_N: np.ndarray) -> n
     if len(counts) > len(ids_N):
         return counts.to_numpy()[np.isin(file.read([ITEM_ID]).column(0).to_numpy(), ids_N)]
     return counts.to_numpy()
+
+
+# Item pairs from pairs.parquet, as row numbers of items.parquet. Shapes: N items, P pairs.
+
+
+def read_item_pairs(path: Path, item_ids_N: np.ndarray) -> np.ndarray:
+    """int64 [P, 2]: row numbers of items that belong together, in the file's order and direction.
+
+    item_ids_N: ids by row, every id once. Raises ContractError for a missing or unreadable file, columns that are no
+    int64 or lack values, no pairs, ids that no item has, and an item paired with itself.
+    """
+    if not path.is_file():
+        expected = "item pairs for the learner's losses, as `python -m data_prep.behavior` writes them"
+        raise ContractError(path, expected, "no such file")
+    with readable(path):
+        table = pq.read_table(path)
+    if not {ITEM_ID, OTHER_ID} <= set(table.column_names):
+        raise ContractError(path, f"columns {ITEM_ID} and {OTHER_ID}", table.column_names)
+    for name in (ITEM_ID, OTHER_ID):
+        column_type(table.schema, name, path)
+    if not table.num_rows:
+        raise ContractError(path, "at least one pair", "no rows")
+    rows_P2 = np.stack([_rows(table[name], name, path, item_ids_N) for name in (ITEM_ID, OTHER_ID)], axis=1)
+    alike = np.flatnonzero(rows_P2[:, 0] == rows_P2[:, 1])
+    if len(alike):
+        item = item_ids_N[rows_P2[alike[0], 0]]
+        raise ContractError(f"{path}, row {alike[0]}", "two different items", f"item {item} twice")
+    return rows_P2
+
+
+def _rows(column: pa.ChunkedArray, name: str, path: Path, item_ids_N: np.ndarray) -> np.ndarray:
+    if column.type != pa.int64() or column.null_count:
+        missing = f"{column.type} with {column.null_count} missing"
+        raise ContractError(f"{path}, column {name}", "int64 without missing values", missing)
+    ids_P = column.to_numpy()
+    order = np.argsort(item_ids_N, kind="stable")
+    place_P = np.minimum(np.searchsorted(item_ids_N, ids_P, sorter=order), len(order) - 1)
+    rows_P = order[place_P]
+    unknown = np.flatnonzero(item_ids_N[rows_P] != ids_P)
+    if len(unknown):
+        got = f"{ids_P[unknown[0]]} ({len(unknown)} such rows)"
+        raise ContractError(f"{path}, row {unknown[0]}, column {name}", "an id of items.parquet", got)
+    return rows_P
+
+
+# Arrays in a folder of their own: written by one process, mapped by any on the same machine, larger than RAM.
+
+
+def new_array(folder: Path | None, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+    """An array to fill, mapped from FOLDER/NAME.npy; without a folder, one in memory.
+
+    Its place on disk is taken at once: a disk that gets full under a mapped file kills the process without a word.
+    Raises ContractError when there is not enough.
+    """
+    if folder is None:
+        return np.empty(shape, dtype)
+    path = folder / f"{name}.npy"
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        except OSError as error:
+            free = shutil.disk_usage(folder).free
+            expected = f"room for {array.nbytes / 1e9:.1f} GB of {name}; TMPDIR names another folder"
+            raise ContractError(folder, expected, f"{error.strerror}, {free / 1e9:.1f} GB free") from None
+    return array
+
+
+def mapped_array(folder: Path, name: str) -> np.ndarray:
+    """What another process of this machine has filled, read-only.
+
+    Raises ContractError where it is not to be seen from here.
+    """
+    path = folder / f"{name}.npy"
+    try:
+        return np.load(path, mmap_mode="r")
+    except OSError as error:
+        expected = "a file that the first process of this machine has written for all of them"
+        raise ContractError(path, expected, error.strerror) from None

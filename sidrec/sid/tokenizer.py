@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from sidrec.failure import LearningError
+from sidrec.errors import LearningError
 from sidrec.schema import ContractError
 
 

@@ -3,19 +3,33 @@
 from functools import cache
 
 import torch
+from torch import distributed as dist
 from torchrec.distributed.types import ShardingPlan
 
 from sidrec.config import Recipe
+from sidrec.data.dataset import Data, assemble_data, fit_item_subwords, read_contracts
 from sidrec.data.loader import SplitLoader, open_split
 from sidrec.model.ranker import Ranker
-from sidrec.parallel.hardware import hardware_of
+from sidrec.parallel.planning import hardware_of
 from sidrec.parallel.process_group import Ranks, together
-from sidrec.parallel.shard import ShardedRanker, shard, sharders_of
+from sidrec.parallel.sharding import ShardedRanker, shard, sharders_of
 from sidrec.plans.hardware import Hardware
+from sidrec.plans.recipe_workload import RecipeWorkload, recipe_workload
 from sidrec.preflight.planned_run import PlannedRun
-from sidrec.preflight.start import check_start
-from sidrec.train.data import Data
-from sidrec.train.workload import RecipeWorkload, recipe_workload
+from sidrec.preflight.start_checks import check_start
+
+
+def open_data(recipe: Recipe, ranks: Ranks) -> Data:
+    """Reads manifest and catalog and checks them against the recipe, on all ranks together.
+
+    Rank 0 learns the subwords and all ranks get them: machines that round differently must not disagree.
+    Raises ConfigError or ContractError, before anything is allocated.
+    """
+    manifest, catalog = together(ranks, lambda: read_contracts(recipe))
+    fitted = [together(ranks, lambda: fit_item_subwords(recipe, manifest, catalog) if ranks.first else None)]
+    if ranks.world > 1:
+        dist.broadcast_object_list(fitted, src=0, group=ranks.control)
+    return together(ranks, lambda: assemble_data(recipe, manifest, catalog, fitted[0]))
 
 
 def open_loader(recipe: Recipe, data: Data, split: str, shuffle: bool, ranks: Ranks) -> SplitLoader:

@@ -6,7 +6,7 @@ nothing of a table has an empty tensor in its place, which nobody updates.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torchrec.distributed import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer, KeyedOptimizerWrapper
 
-from sidrec.config.tree import (
+from sidrec.config.recipe import (
     AdagradTables,
     DenseOptimizer,
     OptimizerConfig,
@@ -25,7 +25,6 @@ from sidrec.config.tree import (
     TableOptimizer,
 )
 from sidrec.data.item_tables import HID
-from sidrec.train.rowwise_adagrad import FlatRowwiseAdagrad
 
 Factory = Callable[[list[Tensor]], Optimizer]
 
@@ -92,3 +91,35 @@ def schedule_factor(schedule: Schedule, step: int, steps: int) -> float:
     if schedule.kind == "linear":
         return 1 + (schedule.final - 1) * done
     return schedule.final + (1 - schedule.final) * (1 + math.cos(math.pi * done)) / 2
+
+
+# Row-wise Adagrad for replicated tables, as FBGEMM's fused kernel computes it for sharded ones.
+#
+# TorchRec's own RowWiseAdagrad wants tables as matrices; the replicated tables of a sharded collection are flat.
+
+
+class FlatRowwiseAdagrad(Optimizer):
+    """s_row += mean(g_row^2); w_row -= lr * g_row / (sqrt(s_row) + eps), for tables stored flat, row after row.
+
+    dim: width of a row, the same for all tables.
+    """
+
+    def __init__(self, tables: Iterable[Tensor], dim: int, lr: float, eps: float) -> None:
+        super().__init__(tables, {"lr": lr, "eps": eps})
+        self.dim = dim
+        for group in self.param_groups:
+            for table in group["params"]:
+                rows = table.numel() // dim
+                self.state[table]["sum"] = torch.zeros(rows, 1, dtype=table.dtype, device=table.device)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for table in group["params"]:
+                if table.grad is None:
+                    continue
+                weight_ND = table.view(-1, self.dim)
+                gradient_ND = table.grad.view(-1, self.dim)
+                sum_N1 = self.state[table]["sum"]
+                sum_N1.add_(gradient_ND.square().mean(dim=1, keepdim=True))
+                weight_ND.addcdiv_(gradient_ND, sum_N1.sqrt().add_(group["eps"]), value=-group["lr"])

@@ -24,7 +24,6 @@ EPOCH, STEP, ROW, TRAINED = "epoch", "step", "row", "trained"
 SCHEMA = pa.schema({EPOCH: pa.int32(), STEP: pa.int64(), ROW: pa.int64(), TRAINED: pa.bool_()})
 """epoch: counted from 0. step: of the run, counted from 1. row: number within the train split. trained: false where the
 row was in quarantine, or its step left out for not being finite."""
-
 _NAME = re.compile(r"steps-(\d+)-(\d+)\.rank-\d+\.parquet")
 
 

@@ -8,30 +8,41 @@ skipped.jsonl          steps left out, where train.non_finite=skip and there wer
 run.json               what ran, and on what        tensorboard/           the same curves as metrics.jsonl
 """
 
+import fcntl
 import json
+import math
 import os
 import re
+import time
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from torch.utils.tensorboard import SummaryWriter
+
 from sidrec.config import ConfigError, Recipe, load_file, save
+from sidrec.io.output_folders import FolderKind, Written
 from sidrec.machine import unwritable
-from sidrec.output import FolderKind, Written
 from sidrec.schema import ContractError, read_json
-from sidrec.train.run_lock import RunLock
+from sidrec.train.step import Skipped, places_text
 
 _FILE = (
     r"(config\.yaml|(run|plan|metrics)\.json|(metrics|skipped)\.jsonl|catalog_fingerprint|hang-rank-\d+\.txt"
     r"|predictions_[^/]+\.parquet|(attention|gate)_[^/]+\.json|gate_[^/]+\.png)"
 )
+
+
 _PARTIAL = rf"(config|{_FILE})\.partial\d*"
+
+
 _FOLDERS = (
     r"tensorboard/events\.out\.tfevents\.[^/]+|ledger/steps-[^/]+\.(parquet|partial)|checkpoints/best\.(json|partial)"
     r"|checkpoints/step-\d+(\.partial|\.damaged(-\d+)?)?/"
     r"(rank-\d+\.safetensors|(index|position|plan)\.json|config\.yaml)"
 )
 """Names of the files that training and evaluation write."""
+
 
 PRECAUTIONS = ("preflight", "non_finite", "skip_at_most", "hang_minutes")
 """Keys of `train` that a run may be continued with other values of."""
@@ -148,3 +159,136 @@ class RunDirectory:
         if not self.config.is_file():
             raise ConfigError(f"{self.path}: expected a run directory with config.yaml, got none")
         return load_file(self.config)
+
+
+# One training per run directory: a second one would remove what the first is writing.
+
+
+PATIENCE = 10.0  # seconds: ranks whose torchrun was killed are on their way out
+
+
+class RunLock:
+    """A run directory, held by one process at a time.
+
+    The lock lies on the directory itself, leaves no file behind, and goes with the process, however that ends. Where a
+    file system knows no locks, nothing is held and nobody is refused.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._held: int | None = None
+
+    def take(self, patience: float = PATIENCE) -> None:
+        """Holds the directory from now on, if it is there. patience: seconds to wait for a process that is leaving.
+
+        Raises ConfigError when another process holds it for longer.
+        """
+        if self._held is not None or not self._path.is_dir():
+            return
+        directory = os.open(self._path, os.O_RDONLY)
+        deadline = time.monotonic() + patience
+        try:
+            while not _locked(directory):
+                if time.monotonic() > deadline:
+                    raise ConfigError(
+                        f"{self._path}: expected a run that no other process trains, got one that is held"
+                    )
+                time.sleep(0.1)
+        except BaseException:
+            os.close(directory)
+            raise
+        self._held = directory
+
+    def release(self) -> None:
+        """Lets others have it."""
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
+
+
+def _locked(directory: int) -> bool:
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # no locks here
+        pass
+    return True
+
+
+# What a person sees of training: a line with speed, loss and ETA, metrics.jsonl and TensorBoard. Rank 0 only.
+
+
+class Progress:
+    """Reports one training run."""
+
+    def __init__(self, run: RunDirectory, done: int, steps: int) -> None:
+        """done: steps finished before this process began; lines that a lost process wrote beyond them are dropped."""
+        self.steps = steps
+        self.started = self.last = time.monotonic()
+        self.first = done
+        self.rows = 0.0
+        for log in (run.log, run.skipped):
+            _drop_after(log, done)
+        self.log = run.log.open("a")
+        self.skipped_log = run.skipped
+        self.skipped = len(run.skipped.read_text().splitlines()) if run.skipped.exists() else 0
+        self.board = SummaryWriter(str(run.tensorboard), purge_step=done)
+
+    def count(self, rows: float, skipped: Skipped | None) -> None:
+        """Adds the rows of a step, over all ranks. skipped: how it was left out, where it was."""
+        self.rows += rows
+        if skipped is None:
+            return
+        self.skipped += 1
+        places = f"; {places_text(skipped.rows)}" if skipped.rows else ""
+        print(f"step {skipped.step} left out: {skipped.what}{places}", flush=True)
+        rows_by_file = {str(path): numbers for path, numbers in skipped.rows.items()}
+        with self.skipped_log.open("a") as log:
+            log.write(json.dumps({"step": skipped.step, "what": skipped.what, "rows": rows_by_file}) + "\n")
+
+    def report(self, step: int, epoch: int, terms: dict[str, float], lr_factor: float) -> None:
+        """Reports the steps since the last report. terms: `loss` and its parts by name, their means over all rows;
+        empty where all these steps were left out."""
+        now = time.monotonic()
+        speed = self.rows / max(1e-9, now - self.last)
+        left = (now - self.started) / max(1, step - self.first) * (self.steps - step)
+        eta = timedelta(seconds=round(left))
+        print(
+            f"step {step}/{self.steps}  epoch {epoch + 1}  loss {terms.get('loss', math.nan):.5f}  "
+            f"{speed:,.0f} samples/s  ETA {eta}{f'  {self.skipped} left out' if self.skipped else ''}",
+            flush=True,
+        )
+        line = {
+            "step": step,
+            "epoch": epoch,
+            **terms,
+            "lr_factor": lr_factor,
+            "samples_per_second": round(speed, 1),
+            **({"skipped": self.skipped} if self.skipped else {}),
+        }
+        self.log.write(json.dumps(line) + "\n")
+        self.log.flush()
+        for name in (*terms, "lr_factor", "samples_per_second"):
+            self.board.add_scalar(f"train/{name}", line[name], step)
+        self.last, self.rows = now, 0.0
+
+    def close(self) -> None:
+        """Ends the report; says how many steps of the run were left out, if any were."""
+        if self.skipped:
+            print(f"{self.skipped} of {self.steps} steps were left out: {self.skipped_log}", flush=True)
+        self.log.close()
+        self.board.close()
+
+
+def _drop_after(log: Path, step: int) -> None:
+    if log.exists():
+        kept = [line for line in log.read_text().splitlines() if _step_of(line) <= step]
+        write_text(log, "".join(line + "\n" for line in kept))
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (json.JSONDecodeError, KeyError, TypeError):  # the process died in the middle of this line
+        return float("inf")

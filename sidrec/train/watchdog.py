@@ -17,9 +17,8 @@ from typing import Any
 
 from torch import distributed as dist
 
-from sidrec.failure import LearningError, SaidElsewhereError, say
-from sidrec.parallel.process_group import Ranks
-from sidrec.parallel.pulse import Pulse
+from sidrec.errors import LearningError, SaidElsewhereError, say
+from sidrec.parallel.process_group import Pulse, Ranks
 
 HUNG = 75  # EX_TEMPFAIL of sysexits.h: worth another try
 LONGEST_LOOK = 5.0  # seconds between two looks at the pulse

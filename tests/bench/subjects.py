@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from sidrec.bench.recipe_subject import recipe_subject
-from sidrec.bench.subject import Subject
+from sidrec.bench.subject import Subject, recipe_subject
 from sidrec.parallel.process_group import Ranks
 from tests.small_log import small_recipe
 

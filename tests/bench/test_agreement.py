@@ -1,6 +1,6 @@
 """Which plans train something else than the others."""
 
-from sidrec.bench.agreement import dissenters
+from sidrec.bench.result import dissenters
 
 
 def test_most_plans_are_right_whatever_their_order() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sidrec.bench.behind import behind
+from sidrec.bench.summary import behind
 
 
 def test_by_hand() -> None:

@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sidrec.bench.accuracy import accuracy, held_out, samples
-from sidrec.bench.calibrate import main
+from sidrec.bench.calibrate import accuracy, held_out, main, samples
 from sidrec.bench.result import BenchResult, PlanMeasurement, Prediction, Timing
 from sidrec.config import ConfigError
-from sidrec.plans.calibration import load_calibration
+from sidrec.plans.cost import load_calibration
 from sidrec.plans.work import KINDS, NO_PLANS
 from sidrec.schema import ContractError
 

@@ -4,8 +4,7 @@ import math
 
 import pytest
 
-from sidrec.bench.page_axis import Axis, around, from_zero, logarithmic
-from sidrec.bench.page_numbers import MISSING, byte_unit, percent, three_digits
+from sidrec.bench.page_elements import MISSING, Axis, around, byte_unit, from_zero, logarithmic, percent, three_digits
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from sidrec.bench import room
-from sidrec.bench.plans_bench import RESULT, bench_plans
+from sidrec.bench import candidate_plans
+from sidrec.bench.measure import RESULT, bench_plans
 from sidrec.bench.result import PHASES, BenchResult, load_bench
-from sidrec.bench.subject import Subject
-from sidrec.bench.table import bench_table
-from sidrec.bench.tables_subject import tables_subject
+from sidrec.bench.subject import Subject, tables_subject
+from sidrec.bench.summary import bench_table
 from sidrec.bench.trial import Amounts
 from sidrec.parallel.process_group import Ranks
-from sidrec.plans.calibration import VERSION, Calibration, Fit, save_calibration
+from sidrec.plans.cost import VERSION, Calibration, Fit, save_calibration
 from sidrec.plans.tables_file import TablesFile, TableSpec
 from sidrec.plans.work import KINDS
 from tests.bench.subjects import small_subject
@@ -147,9 +146,9 @@ def benches_of_tables(rank: int, world: int, folder: Path) -> dict[str, BenchRes
     found["misfit"] = outcome(subject, (str(folder / "edited_0.json"), "table_wise"), folder / "misfit", ranks)
     names = ("table_wise", "row_wise", "column_wise", "table_row_wise")
     found["wrong"] = outcome(wrong_in_its_third_model(subject), names, folder / "wrong", ranks, rounds=2)
-    room.memory = lambda: (120_000, 10**9)  # type: ignore[assignment]  # bytes
+    candidate_plans.memory = lambda: (120_000, 10**9)  # type: ignore[assignment]  # bytes
     found["short"] = outcome(subject, ("data_parallel", "table_wise", "row_wise"), folder / "short", ranks)
-    room.memory = lambda: (100, 10**9)  # type: ignore[assignment]
+    candidate_plans.memory = lambda: (100, 10**9)  # type: ignore[assignment]
     found["none"] = outcome(subject, ("table_wise",), folder / "none", ranks)
     return found
 

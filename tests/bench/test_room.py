@@ -2,14 +2,14 @@
 
 import pytest
 
-from sidrec.bench import room
-from sidrec.bench.room import Room
+from sidrec.bench import candidate_plans
+from sidrec.bench.candidate_plans import Room
 from sidrec.plans.hardware import GB, Hardware
 
 
 @pytest.fixture
 def four_ranks_on_two_machines(monkeypatch: pytest.MonkeyPatch) -> Room:
-    monkeypatch.setattr(room, "memory", lambda: (10 * GB, 16 * GB))
+    monkeypatch.setattr(candidate_plans, "memory", lambda: (10 * GB, 16 * GB))
     hardware = Hardware("test", "cpu", 4, 2, 0, 16 * GB, *[1e9] * 5)
     return Room(hardware)
 

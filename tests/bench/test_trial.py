@@ -7,14 +7,12 @@ from torch.optim import Optimizer
 from torchrec.distributed import DistributedModelParallel
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from sidrec.bench.contenders import contenders
-from sidrec.bench.loads import workload_of
-from sidrec.bench.phases import PARTS, PartedStep, sharded_collections
+from sidrec.bench.candidate_plans import contenders
 from sidrec.bench.result import PHASES
-from sidrec.bench.subject import Subject, on_meta
-from sidrec.bench.trial import Amounts, Trial, Visit
+from sidrec.bench.subject import Subject, on_meta, workload_of
+from sidrec.bench.trial import PARTS, Amounts, PartedStep, Trial, Visit, sharded_collections
 from sidrec.parallel.process_group import Ranks
-from sidrec.parallel.shard import shard_as_planned
+from sidrec.parallel.sharding import shard_as_planned
 from sidrec.train.optimizers import build_optimizer
 from tests.bench.subjects import small_subject
 from tests.ranks import joined, run_on_ranks

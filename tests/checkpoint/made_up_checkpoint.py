@@ -6,10 +6,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sidrec.checkpoint.index import VERSION, CheckpointIndex, StoredFile, StoredPiece, StoredTensor, write_index
-from sidrec.checkpoint.piece import NAMES, Piece
-from sidrec.checkpoint.piece_file import write_piece_file
-from sidrec.checkpoint.position import POSITION, Position, position_text
+from sidrec.checkpoint.tensor_shard import (
+    NAMES,
+    VERSION,
+    CheckpointIndex,
+    Piece,
+    StoredFile,
+    StoredPiece,
+    StoredTensor,
+    write_index,
+    write_piece_file,
+)
+from sidrec.checkpoint.train_state import POSITION, Position, position_text
 from sidrec.schema import crc32_of
 
 HID, USER = "model/items.embedding_bags.hid.weight", "model/context.embedding_bags.user_id.weight"

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pytest
 
 from sidrec.config import Recipe, save
+from sidrec.data.dataset import read_data
 from sidrec.data.loader import open_split
-from sidrec.train.data import read_data
-from sidrec.train.entry import train
-from sidrec.train.loop import Trainer
 from sidrec.train.row_ledger import ledger_files, read_ledger
+from sidrec.train.run import train
 from sidrec.train.run_directory import RunDirectory
+from sidrec.train.trainer import Trainer
 from tests.ranks import joined, run_on_ranks
 from tests.small_log import small_recipe, write_small_log
 
@@ -80,7 +80,7 @@ def test_any_number_of_ranks_reads_on_where_two_stopped(tmp_path: Path) -> None:
 
 
 def train_until_stopped(rank: int, world: int, recipe: Recipe) -> None:
-    with patch("sidrec.train.entry.Trainer", Stopped), pytest.raises(StoppedError):
+    with patch("sidrec.train.run.Trainer", Stopped), pytest.raises(StoppedError):
         train(recipe, joined(rank, world))
 
 

@@ -10,11 +10,10 @@ from threading import Thread
 import pytest
 import torch
 
-from sidrec.checkpoint.folder import bytes_written, checkpoints, chosen, newest_sound
-from sidrec.checkpoint.piece import CheckpointError, whole
-from sidrec.checkpoint.position import Best, Position
-from sidrec.checkpoint.saver import Saver
-from sidrec.config.checkpoint import CheckpointConfig
+from sidrec.checkpoint.checkpoint_store import Saver, bytes_written, checkpoints, chosen, newest_sound
+from sidrec.checkpoint.tensor_shard import CheckpointError, whole
+from sidrec.checkpoint.train_state import Best, Position
+from sidrec.config.recipe import CheckpointConfig
 from sidrec.parallel.process_group import Ranks
 from tests.ranks import joined, run_on_ranks
 

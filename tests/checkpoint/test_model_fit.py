@@ -13,15 +13,13 @@ import torch
 from benchmarks.reshard_matrix import rankers
 from benchmarks.reshard_matrix.rankers import OPTIMIZERS, ShardedRanker, build_ranker
 from benchmarks.reshard_matrix.runs import first_batches
-from sidrec.checkpoint.index import INDEX
-from sidrec.checkpoint.model_pieces import load_model, pieces_of
-from sidrec.checkpoint.optimizer_pieces import make_states
-from sidrec.checkpoint.piece import CheckpointError
-from sidrec.checkpoint.storage import save_pieces
+from sidrec.checkpoint.dcp_storage import save_pieces
+from sidrec.checkpoint.state import load_model, make_states, pieces_of
+from sidrec.checkpoint.tensor_shard import INDEX, CheckpointError
 from sidrec.config import Recipe
 from sidrec.model.ranker import Ranker
 from sidrec.parallel.process_group import RankError, Ranks
-from sidrec.train.data import open_data
+from sidrec.train.assembly import open_data
 from tests.ranks import joined, run_on_ranks
 from tests.small_log import small_recipe, write_small_log
 

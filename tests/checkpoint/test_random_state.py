@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sidrec.checkpoint.random_state import random_pieces, resume_random
-from sidrec.checkpoint.storage import save_pieces
+from sidrec.checkpoint.dcp_storage import save_pieces
+from sidrec.checkpoint.train_state import random_pieces, resume_random
 from tests.ranks import joined, run_on_ranks
 
 

@@ -7,9 +7,9 @@ import pytest
 from benchmarks.reshard_matrix.rankers import OPTIMIZERS, build_ranker, machines_of
 from benchmarks.reshard_matrix.runs import SAVED_AFTER, STEPS, Plan, Run, first_batches, load_runs, save_runs
 from benchmarks.reshard_matrix.verdicts import TOLERANCE, Outcome, judge
-from sidrec.checkpoint.model_pieces import load_model
+from sidrec.checkpoint.state import load_model
 from sidrec.config import Recipe
-from sidrec.train.data import open_data
+from sidrec.train.assembly import open_data
 from tests.ranks import joined, run_on_ranks
 from tests.small_log import small_recipe, write_small_log
 

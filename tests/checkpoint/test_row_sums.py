@@ -9,12 +9,12 @@ from safetensors import safe_open
 
 from benchmarks.reshard_matrix.rankers import ShardedRanker, build_ranker, machines_of
 from benchmarks.reshard_matrix.runs import first_batches
-from sidrec.checkpoint.model_pieces import load_model, pieces_of
-from sidrec.checkpoint.row_sums import shares
-from sidrec.checkpoint.storage import save_pieces
+from sidrec.checkpoint.dcp_storage import save_pieces
+from sidrec.checkpoint.rowwise_adagrad_reshard import shares
+from sidrec.checkpoint.state import load_model, pieces_of
 from sidrec.config import Recipe
 from sidrec.parallel.process_group import Ranks
-from sidrec.train.data import open_data
+from sidrec.train.assembly import open_data
 from tests.ranks import joined, run_on_ranks
 from tests.small_log import small_recipe, write_small_log
 
@@ -92,7 +92,7 @@ def convert(rank: int, world: int, recipe: Recipe, folder: Path) -> tuple[torch.
     said: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("sidrec.checkpoint.row_sums").addHandler(handler)
+    logging.getLogger("sidrec.checkpoint.rowwise_adagrad_reshard").addHandler(handler)
     data = open_data(recipe, ranks)
     batches = first_batches(recipe, data, 2, ranks)
     cut = build_ranker(recipe, data, "rowwise_adagrad", "column_wise", ranks)

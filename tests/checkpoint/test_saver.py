@@ -14,15 +14,13 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from sidrec.checkpoint import writer
-from sidrec.checkpoint.folder import checkpoints, fault_of
-from sidrec.checkpoint.index import read_index
-from sidrec.checkpoint.piece import CheckpointError, Piece
-from sidrec.checkpoint.position import Best, Position, read_best, read_position
-from sidrec.checkpoint.saver import Saver
-from sidrec.checkpoint.storage import load_pieces
+from sidrec.checkpoint import checkpoint_store
+from sidrec.checkpoint.checkpoint_store import Saver, checkpoints, fault_of
+from sidrec.checkpoint.dcp_storage import load_pieces
+from sidrec.checkpoint.tensor_shard import CheckpointError, Piece, read_index
+from sidrec.checkpoint.train_state import Best, Position, read_best, read_position
 from sidrec.config import ConfigError
-from sidrec.config.checkpoint import CheckpointConfig
+from sidrec.config.recipe import CheckpointConfig
 from sidrec.parallel.process_group import Ranks
 from tests.ranks import joined, run_on_ranks
 
@@ -79,14 +77,14 @@ def save_beside_training(rank: int, world: int, folder: Path) -> None:
     (folder / "step-9.partial").mkdir(exist_ok=True)
     torch.distributed.barrier()
     saver = Saver(folder, CheckpointConfig(), BESIDE, ranks)
-    let_go, really = threading.Event(), writer.save_pieces
+    let_go, really = threading.Event(), checkpoint_store.save_pieces
     pieces = own_rows(ranks, torch.zeros(ROWS, WIDTH))
 
     def held_up(*args: object) -> None:
         assert let_go.wait(20)
         really(*args)  # type: ignore[arg-type]
 
-    with patch.object(writer, "save_pieces", held_up):
+    with patch.object(checkpoint_store, "save_pieces", held_up):
         saver.save(pieces, at(1))
         assert checkpoints(folder) == []
         let_go.set()

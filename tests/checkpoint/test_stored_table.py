@@ -5,10 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sidrec.checkpoint.index import read_index
-from sidrec.checkpoint.piece import CheckpointError
-from sidrec.checkpoint.stored_checkpoint import open_checkpoint
-from sidrec.checkpoint.stored_table import StoredTable, checkpoint_tables, cut_of
+from sidrec.checkpoint.stored_tables import StoredTable, checkpoint_tables, cut_of, open_checkpoint
+from sidrec.checkpoint.tensor_shard import CheckpointError, read_index
 from tests.checkpoint.made_up_checkpoint import HID, HID_ROW_SUM, HID_SUM, USER, grid, numbered, write_checkpoint
 
 TABLE_RD = numbered(13, 6)

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sidrec.checkpoint import parquet_rows, table_source
-from sidrec.checkpoint.table_source import TableSource, check_values, open_table
+from sidrec.checkpoint import table_files
+from sidrec.checkpoint.table_files import TableSource, check_values, open_table
 from sidrec.schema import ContractError
 from tests.checkpoint.made_up_checkpoint import numbered
 
@@ -23,7 +23,7 @@ FIXED = pa.FixedSizeListArray.from_arrays(pa.array(ROWS_RD.flatten().numpy()), 4
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (table_source, parquet_rows):
+    for module in (table_files, table_files):
         monkeypatch.setattr(module, "PART", 3 * 16)
 
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from sidrec.config.item import HidItem
 from sidrec.config.model import ModelConfig
-from sidrec.config.tree import DataConfig
+from sidrec.config.recipe import DataConfig
 from sidrec.data.batch import Batch
 from sidrec.data.item_tables import item_tables
 from sidrec.data.loader import SplitLoader, open_split

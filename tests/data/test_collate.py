@@ -6,10 +6,8 @@ import torch
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from sidrec.data.batch import Batch
-from sidrec.data.batch_arrays import BatchArrays
-from sidrec.data.batch_block import block_of
-from sidrec.data.collate import collate, pad_items
+from sidrec.data.batch import Batch, collate, pad_items
+from sidrec.data.batch_arrays import BatchArrays, block_of
 from sidrec.data.item_tables import ItemTable, ItemTables, unused_per_item
 from sidrec.data.rows import Rows
 

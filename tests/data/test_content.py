@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sidrec.data.content import ContentVectors
+from sidrec.data.item_tables import ContentVectors
 from sidrec.schema import ContractError
 
 

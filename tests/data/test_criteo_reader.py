@@ -14,7 +14,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from data_prep.criteo import CriteoCommand
-from sidrec.data import criteo_order
+from sidrec.data import criteo
 from sidrec.data.criteo import CriteoBatches, criteo_paths
 from tests.data.criteo_npy import torchrec_reader, write_days
 from tests.data_prep.criteo_text import random_lines, write
@@ -83,8 +83,8 @@ def test_hashes_and_both_id_types(tmp_path: Path, sparse: type) -> None:
 def test_shuffled_epochs_hold_every_row_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[int], world_size: int
 ) -> None:
-    monkeypatch.setattr(criteo_order, "CHUNK_ROWS", 16)
-    monkeypatch.setattr(criteo_order, "WINDOW_CHUNKS", 8)
+    monkeypatch.setattr(criteo, "CHUNK_ROWS", 16)
+    monkeypatch.setattr(criteo, "WINDOW_CHUNKS", 8)
     paths = write_days(tmp_path, rows)
     together = [np.concatenate([np.load(path) for path in kind]) for kind in paths]
     epochs = []

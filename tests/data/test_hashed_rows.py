@@ -3,7 +3,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from sidrec.data.hashed_rows import hashed_rows
+from sidrec.data.item_tables import hashed_rows
 
 WORD = 2**64
 

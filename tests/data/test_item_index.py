@@ -3,14 +3,19 @@
 import numpy as np
 import pytest
 
-from sidrec.config.alignment import MatchStatsAlignment
-from sidrec.config.index import ManagedCollisionIndex, ModuloIndex
-from sidrec.config.item import ContentItem, HidAndSidItem, HidItem, SidItem
-from sidrec.config.tokens import SpmTokens
-from sidrec.data.hashed_rows import hashed_rows
-from sidrec.data.item_tables import ItemTable, item_tables
+from sidrec.config.item import (
+    ContentItem,
+    HidAndSidItem,
+    HidItem,
+    ManagedCollisionIndex,
+    MatchStatsAlignment,
+    ModuloIndex,
+    SidItem,
+    SpmTokens,
+)
+from sidrec.data.item_tables import ItemTable, hashed_rows, item_tables
 from sidrec.schema import ContractError
-from sidrec.sid.subwords import Subwords, fit_subwords
+from sidrec.sid.granularity import Subwords, fit_subwords
 from tests.data.log_files import manifest_of
 from tests.data.test_item_tables import CATALOG
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from sidrec.config import ConfigError
-from sidrec.data.order import Lanes, Mixing
+from sidrec.data.reader import Lanes, Mixing
 
 
 def test_the_picture_in_the_docstring() -> None:

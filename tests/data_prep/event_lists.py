@@ -9,12 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.build import build
-from data_prep.events import Items
-from data_prep.id_map import IdMap
-from data_prep.settings import LogSettings
+from data_prep.build import LogSettings, build
+from data_prep.events import IdMap, Items
 from sidrec import schema
-from sidrec.data.row_rules import broken_rows, check_time_order
+from sidrec.data.rows import broken_rows, check_time_order
 
 DAY = 86_400
 

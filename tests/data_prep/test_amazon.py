@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.amazon import AmazonCommand
-from data_prep.settings import LogSettings
+from data_prep.build import LogSettings
 from sidrec import schema
 from tests.data_prep.event_lists import DAY, read_rows
 

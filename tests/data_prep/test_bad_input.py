@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from data_prep.amazon import AmazonCommand
+from data_prep.build import LogSettings
 from data_prep.interactions import Columns, InteractionsCommand
 from data_prep.movielens import MovieLensCommand
-from data_prep.settings import LogSettings
 from sidrec.schema import ContractError
 from tests.data_prep.test_amazon import folder_2018, folder_csv, write
 from tests.data_prep.test_movielens import csv_folder, dat_folder

@@ -15,11 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.amazon import AmazonCommand
-from data_prep.behavior import add_behavior
-from data_prep.behavior_report import median_norms, norm_and_frequency
+from data_prep.behavior import add_behavior, median_norms, norm_and_frequency
+from data_prep.build import LogSettings
 from data_prep.item_pairs import PairSettings
-from data_prep.sasrec_training import SasRecSettings
-from data_prep.settings import LogSettings
+from data_prep.sasrec import SasRecSettings
 from sidrec.schema import ContractError
 from tests.data_prep.event_lists import DAY, Event, make_log
 

@@ -8,11 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import criteo_days, criteo_vocabulary
+from data_prep import criteo, criteo_rows
 from data_prep.criteo import CriteoCommand, numbered
-from data_prep.criteo_blocks import blocks
-from data_prep.criteo_rows import read_rows
-from data_prep.criteo_vocabulary import ValueCounts, VocabularyIds, hashed_ids, vocabulary
+from data_prep.criteo_rows import ValueCounts, VocabularyIds, blocks, hashed_ids, read_rows, vocabulary
 from sidrec.schema import ContractError
 from tests.data_prep.criteo_text import line, plain_reading, random_lines, write
 
@@ -56,8 +54,8 @@ def test_days_equal_a_plain_reading_whatever_is_held_in_memory(tmp_path: Path, m
     days = [random_lines(700, 0), random_lines(300, 1)]
     sources = (write(tmp_path / "day_10", days[1], end=""), write(tmp_path / "day_2.gz", days[0]))
     expected = plain_reading(days, threshold=3)
-    for kib, held in ((8, 2000), (16_384, criteo_days.COUNTED_VALUES)):
-        monkeypatch.setattr(criteo_days, "COUNTED_VALUES", held)
+    for kib, held in ((8, 2000), (16_384, criteo.COUNTED_VALUES)):
+        monkeypatch.setattr(criteo, "COUNTED_VALUES", held)
         out = tmp_path / f"out{kib}"
         CriteoCommand((*sources, out), block_kib=kib).run()
         for number, day in zip((2, 10), expected, strict=True):
@@ -107,7 +105,7 @@ def test_hashing_needs_no_vocabulary(tmp_path: Path) -> None:
 
 
 def test_counts_are_right_however_often_they_are_merged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(criteo_vocabulary, "LEAST_MERGED", 5)
+    monkeypatch.setattr(criteo_rows, "LEAST_MERGED", 5)
     random = np.random.default_rng(0)
     parts = [(random.zipf(1.3, 50) % 2**32).astype(np.uint32) for _ in range(40)]
     parts[3][:7] = 0

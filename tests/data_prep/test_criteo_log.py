@@ -9,21 +9,20 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import sparse
 
-from data_prep import criteo_log_files
+from data_prep import criteo_log
 from data_prep.criteo import CriteoCommand
-from data_prep.criteo_item_vectors import CoOccurrence
 from data_prep.criteo_layout import CriteoLayout
-from data_prep.criteo_log import CriteoLogCommand
+from data_prep.criteo_log import CoOccurrence, CriteoLogCommand
 from sidrec import schema
+from sidrec.cli.fit import fit
 from sidrec.config import Recipe, load_file
-from sidrec.data.row_rules import broken_rows
+from sidrec.data.rows import broken_rows
 from sidrec.data.split_index import split_index
-from sidrec.fit import fit
+from sidrec.metrics.exact import load_metrics
 from sidrec.parallel.process_group import joined_ranks
 from sidrec.schema import ContractError
 from sidrec.sid.catalog import load_catalog
-from sidrec.train.entry import train
-from sidrec.train.results import load_metrics
+from sidrec.train.run import train
 from tests.data_prep.criteo_text import random_lines, write
 from tests.ranks import joined, run_on_ranks
 
@@ -51,7 +50,7 @@ def rows_of(out: Path, split: str) -> dict[str, np.ndarray]:
 
 
 def test_log_by_a_plain_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(criteo_log_files, "FILE_ROWS", 64)
+    monkeypatch.setattr(criteo_log, "FILE_ROWS", 64)
     npy, out = prepared(tmp_path), tmp_path / "data"
     command(npy, out).run()
     manifest = schema.load_manifest(out / schema.LOG)

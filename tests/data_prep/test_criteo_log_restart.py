@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import criteo_item_vectors, criteo_log_files
+from data_prep import criteo_log
 from data_prep.criteo import CriteoCommand
 from data_prep.criteo_log import CriteoLogCommand
 from tests.data_prep.criteo_text import random_lines, write
@@ -13,11 +13,11 @@ from tests.data_prep.interruption import digest, kill_when
 FLAGS = {"FILE_ROWS": 16, "RANGE_ROWS": 16, "SNAPSHOT_ROWS": 64}
 SCRIPT = f"""
 import sys
-from data_prep import criteo_item_vectors, criteo_log_files
+from data_prep import criteo_log
 from data_prep.command import run
 from data_prep.criteo_log import CriteoLogCommand
-criteo_log_files.FILE_ROWS = {FLAGS["FILE_ROWS"]}
-criteo_item_vectors.RANGE_ROWS, criteo_item_vectors.SNAPSHOT_ROWS = {FLAGS["RANGE_ROWS"]}, {FLAGS["SNAPSHOT_ROWS"]}
+criteo_log.FILE_ROWS = {FLAGS["FILE_ROWS"]}
+criteo_log.RANGE_ROWS, criteo_log.SNAPSHOT_ROWS = {FLAGS["RANGE_ROWS"]}, {FLAGS["SNAPSHOT_ROWS"]}
 run(CriteoLogCommand, "data_prep.criteo_log")
 """
 
@@ -25,9 +25,9 @@ run(CriteoLogCommand, "data_prep.criteo_log")
 @pytest.fixture
 def npy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Prepared files of 1,500 rows, which this process cuts as small as the one that is killed."""
-    monkeypatch.setattr(criteo_log_files, "FILE_ROWS", FLAGS["FILE_ROWS"])
-    monkeypatch.setattr(criteo_item_vectors, "RANGE_ROWS", FLAGS["RANGE_ROWS"])
-    monkeypatch.setattr(criteo_item_vectors, "SNAPSHOT_ROWS", FLAGS["SNAPSHOT_ROWS"])
+    monkeypatch.setattr(criteo_log, "FILE_ROWS", FLAGS["FILE_ROWS"])
+    monkeypatch.setattr(criteo_log, "RANGE_ROWS", FLAGS["RANGE_ROWS"])
+    monkeypatch.setattr(criteo_log, "SNAPSHOT_ROWS", FLAGS["SNAPSHOT_ROWS"])
     lines = random_lines(1500, 4)
     days = [write(tmp_path / f"day_{day}", part) for day, part in enumerate((lines[:704], lines[704:]))]
     CriteoCommand((*days, tmp_path / "npy"), threshold=2).run()
@@ -68,11 +68,11 @@ def test_pairs_are_counted_on_from_a_snapshot(tmp_path: Path, npy: Path, monkeyp
         save(path, **roots)
         taken.append(int(str(roots["done"])))
 
-    save = criteo_item_vectors.save_snapshot
-    monkeypatch.setattr(criteo_item_vectors, "save_snapshot", fail_at_the_third)
+    save = criteo_log.save_snapshot
+    monkeypatch.setattr(criteo_log, "save_snapshot", fail_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         finish(npy, tmp_path / "out")
-    monkeypatch.setattr(criteo_item_vectors, "save_snapshot", lambda path, done, **roots: taken.append(int(str(done))))
+    monkeypatch.setattr(criteo_log, "save_snapshot", lambda path, done, **roots: taken.append(int(str(done))))
     finish(npy, tmp_path / "out")
     assert taken == list(range(64, 1200, 64)), "1,200 rows are train; none is counted twice"
     assert digest(tmp_path / "out") == digest(tmp_path / "straight")

@@ -6,10 +6,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.build import build
+from data_prep.build import LogSettings, build
 from data_prep.event_order import order_events
 from data_prep.log_pass import LogPass
-from data_prep.settings import LogSettings
 from sidrec.schema import ContractError
 from tests.data_prep.event_lists import DAY, Event, EventList, make_log, read_rows
 

@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data_prep.build import LogSettings
 from data_prep.interactions import Columns, InteractionsCommand
-from data_prep.settings import LogSettings
 from sidrec import schema
 from sidrec.schema import ContractError
 from tests.data_prep.event_lists import DAY, read_rows

@@ -12,8 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep import item_pairs
-from data_prep.item_pairs import Neighbours, PairSettings, co_occurrence, swing, write_pairs
-from data_prep.sequences import Sequences
+from data_prep.item_pairs import Neighbours, PairSettings, Sequences, co_occurrence, swing, write_pairs
 from sidrec.schema import ContractError
 
 EVERYBODY = 10_000

@@ -6,8 +6,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from data_prep.build import LogSettings
 from data_prep.movielens import MovieLensCommand
-from data_prep.settings import LogSettings
 from sidrec import schema
 from tests.data_prep.event_lists import read_rows
 

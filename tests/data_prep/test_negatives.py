@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep.day_window import DayWindow
+from data_prep.event_order import DayWindow
 from data_prep.negatives import Launches, Pool, Sampler, Taken, uniforms
 from sidrec import schema
 from tests.data_prep.event_lists import DAY, Event, make_log

@@ -17,6 +17,7 @@ import pytest
 
 from data_prep.amazon import AmazonCommand
 from data_prep.behavior import add_behavior
+from data_prep.build import LogSettings
 from data_prep.criteo import CriteoCommand
 from data_prep.criteo_log import CriteoLogCommand
 from data_prep.event_order import ORDERED
@@ -24,11 +25,9 @@ from data_prep.interactions import Columns, InteractionsCommand
 from data_prep.item_pairs import PairSettings
 from data_prep.item_vectors import add_vectors
 from data_prep.movielens import MovieLensCommand
-from data_prep.sasrec_training import SasRecSettings
-from data_prep.settings import LogSettings
-from data_prep.synthetic import SyntheticCommand
+from data_prep.sasrec import SasRecSettings
+from data_prep.synthetic import SyntheticCommand, WorldSettings
 from data_prep.work_folder import CONFIGURATION
-from data_prep.world import WorldSettings
 from sidrec.schema import ContractError
 from tests.data_prep.criteo_text import random_lines
 from tests.data_prep.criteo_text import write as write_lines
@@ -296,7 +295,7 @@ def test_what_comes_to_out_meanwhile_is_refused_at_the_end_and_the_work_is_kept(
 
 
 def _and_then(action: Callable[[], object]) -> Callable[..., None]:
-    from data_prep.item_table import write_items
+    from data_prep.log_writer import write_items
 
     def both(*arguments: object) -> None:
         write_items(*arguments)  # type: ignore[arg-type]

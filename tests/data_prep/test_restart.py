@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_prep.build import LogSettings
 from data_prep.interactions import Columns, InteractionsCommand
-from data_prep.settings import LogSettings
 from tests.data_prep.interruption import digest, kill_when
 
 ROWS = 3_000

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.sequences import Sequences, read_sequences
+from data_prep.item_pairs import Sequences, read_sequences
 from sidrec.schema import ContractError
 from tests.data_prep.event_lists import DAY, Event, make_log
 

@@ -10,10 +10,8 @@ from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import adjusted_rand_score, roc_auc_score
 
-from data_prep.bayes import BAYES_PROBABILITY, auc_of_counts
-from data_prep.settings import LogSettings
-from data_prep.synthetic import SyntheticCommand
-from data_prep.world import LEVELS, WorldSettings
+from data_prep.build import LogSettings
+from data_prep.synthetic import BAYES_PROBABILITY, LEVELS, SyntheticCommand, WorldSettings, auc_of_counts
 from sidrec import schema
 from tests.data_prep.event_lists import read_rows
 

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sidrec.train.metrics import measure
+from sidrec.metrics.exact import measure
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from sidrec.metrics import Gauc, Histograms, SlicedAuc, Window
+from sidrec.metrics.slices import slice_items
 from sidrec.schema import ContractError
-from sidrec.train.slices import slice_items
 
 SLICES = slice_items(np.array([3, 5, 9]), np.array([4, 2, 0]), head_share=0.3, tail_share=0.3)
 GOOD = {

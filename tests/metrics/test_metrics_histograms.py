@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from sidrec.metrics import Estimate, Gauc, Histograms, SlicedAuc, Uauc
-from sidrec.metrics.user_sample import FREE, sampled_share, user_keys
-from sidrec.train.metrics import measure
-from sidrec.train.slices import slice_items
+from sidrec.metrics.exact import measure
+from sidrec.metrics.slices import slice_items
+from sidrec.metrics.streaming import FREE, sampled_share, user_keys
 from tests.metrics.made_up_log import Log
 
 

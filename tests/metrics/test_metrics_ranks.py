@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sidrec.metrics import Gauc, Histograms, SlicedAuc, Window
-from sidrec.train.slices import ItemSlices, slice_items
+from sidrec.metrics.slices import ItemSlices, slice_items
 from tests.metrics.made_up_log import Log
 from tests.ranks import run_on_ranks
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sidrec.metrics import Estimate, Gauc, SlicedAuc, Uauc, Window
-from sidrec.train.slices import slice_items
+from sidrec.metrics.slices import slice_items
 from tests.metrics.made_up_log import Log
 
 

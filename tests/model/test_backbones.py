@@ -14,7 +14,8 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from sidrec.config.backbone import (
+from sidrec.config.load import ConfigError, parse
+from sidrec.config.model import (
     Backbone,
     DeepFmBackbone,
     DlrmBackbone,
@@ -22,9 +23,7 @@ from sidrec.config.backbone import (
     DlrmProjectionBackbone,
     PpnetBackbone,
 )
-from sidrec.config.load import ConfigError, parse
-from sidrec.model.backbones.build import build_backbone
-from sidrec.model.backbones.ppnet import PPNet
+from sidrec.model.backbones import PPNet, build_backbone
 
 B, D, X, ROWS = 6, 8, 5, 20
 ITEM, CONTEXT = ("item", "history_hid"), ("user_id", "cat_a")

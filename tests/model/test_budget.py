@@ -5,8 +5,8 @@ import torch
 from pydantic import TypeAdapter
 
 from sidrec.config.model import ModelConfig
-from sidrec.model.budget import Budget, parameter_budget
-from sidrec.model.sizes import Sizes
+from sidrec.data.dataset import Sizes
+from sidrec.model.ranker import Budget, parameter_budget
 from tests.model.test_ranker import ROWS, ranker_for, tables_for
 
 # dense layers: 2 int_* columns, 1 history length, 2 statistics = 5 inputs

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from sidrec.config.item import GateContrast, GateSidItem
-from sidrec.model.contrast import contrast_within_lanes
-from sidrec.model.items.gate_sid import GateSidRepresentation
-from sidrec.model.sizes import Sizes
+from sidrec.data.dataset import Sizes
+from sidrec.model.items import GateSidRepresentation, contrast_within_lanes
 from tests.model.test_ranker import batch_for, ranker_for, tables_for
 from tests.model.test_rivals import D, S, lookup_of
 

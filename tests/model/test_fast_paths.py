@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sidrec.model import autodis
-from sidrec.model.alignment import AutoDis
-from sidrec.model.autodis import autodis_max_and_mean
+from sidrec.model import alignment
+from sidrec.model.alignment import AutoDis, autodis_max_and_mean
 from sidrec.model.history import index_history, mean_of_history, products_with_history
 
 B, U, T, D, H, A = 7, 9, 5, 4, 6, 3
@@ -99,7 +98,7 @@ def slow_autodis(x_BT: Tensor, valid_BT: Tensor, slope_2H: Tensor, meta_HA: Tens
 
 @pytest.mark.parametrize("rows", [2, 3, 100])
 def test_autodis_in_pieces(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(autodis, "ROWS", rows)
+    monkeypatch.setattr(alignment, "ROWS", rows)
     valid_BT = histories() > 0
     x_BT = (torch.rand(B, T, dtype=torch.double) * 2 - 1) * valid_BT
     x_BT[0, 1] = x_BT[0, 0]  # the same item twice: equal maxima

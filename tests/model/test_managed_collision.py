@@ -8,9 +8,9 @@ from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCo
 from torchrec.modules.mc_modules import MCHManagedCollisionModule
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
-from sidrec.config.index import ManagedCollisionIndex
+from sidrec.config.item import ManagedCollisionIndex
 from sidrec.data.item_tables import ItemTable
-from sidrec.model.managed_table import POLICIES, Slots, managed_table
+from sidrec.model.tables import POLICIES, Slots, managed_table
 
 Table = ManagedCollisionEmbeddingBagCollection
 

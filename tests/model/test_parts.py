@@ -5,14 +5,23 @@ import math
 import pytest
 import torch
 
-from sidrec.config.alignment import AutoDisAlignment, HistogramAlignment, RawStatsAlignment
-from sidrec.config.fusion import AdditiveFusion, ConcatMlpFusion, Fusion, MeanFusion, QueryFusion
-from sidrec.config.gate import BucketizedStats, StatsGate, SumGate
+from sidrec.config.item import (
+    AdditiveFusion,
+    AutoDisAlignment,
+    BucketizedStats,
+    ConcatMlpFusion,
+    Fusion,
+    HistogramAlignment,
+    MeanFusion,
+    QueryFusion,
+    RawStatsAlignment,
+    StatsGate,
+    SumGate,
+)
 from sidrec.model.alignment import build_alignment, masked_max_and_mean, similarities
 from sidrec.model.fusion import build_fusion
-from sidrec.model.gate import TargetAwareGate, build_gate
+from sidrec.model.gate import TargetAwareGate, build_gate, build_statistics
 from sidrec.model.history import index_history
-from sidrec.model.statistics import build_statistics
 
 U, G, D = 6, 5, 8
 

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sidrec.config.pooling import MeanPooling, Pooling, TargetAttentionPooling
-from sidrec.model import pooling
-from sidrec.model.history import index_history
-from sidrec.model.pooling import TargetAttention, build_pooling
+from sidrec.config.model import MeanPooling, Pooling, TargetAttentionPooling
+from sidrec.model import history as pooling
+from sidrec.model.history import TargetAttention, build_pooling, index_history
 
 B, U, T, D = 7, 9, 5, 4
 

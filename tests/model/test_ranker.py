@@ -10,15 +10,13 @@ from pydantic import TypeAdapter
 from torchrec.distributed.train_pipeline.tracing import Tracer
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from sidrec.config.index import ManagedCollisionIndex, ModuloIndex
-from sidrec.config.item import HashedItem, Item, SemanticItem
+from sidrec.config.item import HashedItem, Item, ManagedCollisionIndex, ModuloIndex, SemanticItem, SpmTokens
 from sidrec.config.model import ModelConfig
-from sidrec.config.tokens import SpmTokens
 from sidrec.data.batch import Batch
+from sidrec.data.dataset import Sizes
 from sidrec.data.item_tables import ItemTable
-from sidrec.model.managed_table import managed_table
 from sidrec.model.ranker import Ranker
-from sidrec.model.sizes import Sizes
+from sidrec.model.tables import managed_table
 
 B, U, T, V, ROWS = 6, 9, 4, 3, 20
 _MODEL: TypeAdapter[ModelConfig] = TypeAdapter(ModelConfig)

@@ -8,10 +8,7 @@ import pytest
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from sidrec.config.alignment import Alignment
-from sidrec.config.fusion import Fusion
-from sidrec.config.gate import Gate
-from sidrec.config.item import Item
+from sidrec.config.item import Alignment, Fusion, Gate, Item
 from sidrec.config.model import ModelConfig
 from tests.model.test_ranker import batch_for, ranker_for
 

@@ -6,20 +6,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from sidrec.config.alignment import MatchStatsAlignment
-from sidrec.config.fusion import ConcatProjectFusion, SumFusion
-from sidrec.config.gate import MeanGate
-from sidrec.config.item import ContentItem, GateSidItem, HidAndSidItem
-from sidrec.config.pooling import MeanPooling
+from sidrec.config.item import (
+    ConcatProjectFusion,
+    ContentItem,
+    GateSidItem,
+    HidAndSidItem,
+    MatchStatsAlignment,
+    MeanGate,
+    SumFusion,
+)
+from sidrec.config.model import MeanPooling
+from sidrec.data.dataset import Sizes
 from sidrec.model.alignment import MatchStatistics, build_alignment
 from sidrec.model.fusion import ConcatProject, build_fusion
 from sidrec.model.gate import build_gate
 from sidrec.model.history import index_history
-from sidrec.model.items.content import ContentRepresentation
-from sidrec.model.items.gate_sid import GateSidRepresentation
-from sidrec.model.items.hid_and_sid import HidAndSidRepresentation
-from sidrec.model.items.representation import ItemLookup
-from sidrec.model.sizes import Sizes
+from sidrec.model.items import ContentRepresentation, GateSidRepresentation, HidAndSidRepresentation, ItemLookup
 from tests.model.test_ranker import ranker_for, tables_for
 
 B, U, T, D, V, S = 5, 7, 4, 8, 3, 2

@@ -12,8 +12,8 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from sidrec.config.tree import AdagradTables, OptimizerConfig, RowwiseAdagradTables, SgdTables, TableOptimizer
-from sidrec.parallel.shard import shard_as_planned, sharders_of
+from sidrec.config.recipe import AdagradTables, OptimizerConfig, RowwiseAdagradTables, SgdTables, TableOptimizer
+from sidrec.parallel.sharding import shard_as_planned, sharders_of
 from tests.ranks import joined, run_on_ranks
 
 ROWS_AND_WIDTHS = {

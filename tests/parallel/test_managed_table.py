@@ -10,8 +10,8 @@ from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCo
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec.config import Recipe
-from sidrec.config.index import ManagedCollisionIndex
-from sidrec.config.tree import (
+from sidrec.config.item import ManagedCollisionIndex
+from sidrec.config.recipe import (
     AdagradTables,
     OptimizerConfig,
     ParallelConfig,
@@ -20,14 +20,14 @@ from sidrec.config.tree import (
     TableOptimizer,
 )
 from sidrec.data.item_tables import ItemTable
-from sidrec.model.managed_table import Slots, managed_table
-from sidrec.parallel.initial import initial_rows
+from sidrec.model.tables import Slots, managed_table
+from sidrec.parallel.initial_values import initial_rows
 from sidrec.parallel.managed_table import ShardedManagedTable
-from sidrec.parallel.plan import PlanError
+from sidrec.parallel.planning import PlanError
 from sidrec.parallel.process_group import RankError, joined_ranks
-from sidrec.parallel.shard import shard
+from sidrec.parallel.sharding import shard
 from sidrec.plans.workload import Workload
-from sidrec.train.entry import train
+from sidrec.train.run import train
 from tests.ranks import joined, run_on_ranks
 from tests.small_log import small_recipe, write_small_log
 

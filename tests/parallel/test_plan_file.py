@@ -13,7 +13,7 @@ from torch import distributed as dist
 from sidrec import cli
 from sidrec.config import Recipe, load_file, save
 from sidrec.plans.plan_file import read_plan
-from sidrec.train.entry import train
+from sidrec.train.run import train
 from sidrec.train.run_directory import RunDirectory
 from tests.ranks import joined, run_on_ranks
 from tests.small_log import small_recipe, write_small_log

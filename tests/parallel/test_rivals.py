@@ -15,8 +15,7 @@ import torch
 from sidrec.config import Recipe
 from sidrec.parallel.process_group import joined_ranks
 from sidrec.schema import ITEMS, ContractError
-from sidrec.train.assembly import open_loader
-from sidrec.train.data import open_data
+from sidrec.train.assembly import open_data, open_loader
 from tests.parallel.test_sharding import scores_after_training
 from tests.ranks import joined, run_on_ranks
 from tests.small_log import ITEMS_COUNT, small_recipe, write_small_log

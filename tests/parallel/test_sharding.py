@@ -7,15 +7,14 @@ import pytest
 import torch
 from torch import distributed as dist
 
-from sidrec.checkpoint.position import Position
+from sidrec.checkpoint.train_state import Position
 from sidrec.config import Recipe
-from sidrec.config.tree import ParallelConfig
-from sidrec.train.assembly import build_model, open_loader
-from sidrec.train.data import open_data
+from sidrec.config.recipe import ParallelConfig
+from sidrec.train.assembly import build_model, open_data, open_loader
 from sidrec.train.evaluation import score_split
-from sidrec.train.loop import Trainer
 from sidrec.train.optimizers import build_optimizer
 from sidrec.train.run_directory import RunDirectory
+from sidrec.train.trainer import Trainer
 from tests.ranks import joined, run_on_ranks
 from tests.small_log import small_recipe, write_small_log
 

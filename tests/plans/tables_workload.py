@@ -7,8 +7,8 @@ from torch import nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from sidrec.config.tree import AdagradTables, TableOptimizer
-from sidrec.parallel.sharders import EveryTypeSharder, fused_params
+from sidrec.config.recipe import AdagradTables, TableOptimizer
+from sidrec.parallel.sharding import EveryTypeSharder, fused_params
 from sidrec.plans.hardware import GB, Hardware
 from sidrec.plans.workload import TableLoad, Workload
 

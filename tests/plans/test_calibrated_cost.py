@@ -3,9 +3,7 @@
 import numpy as np
 import pytest
 
-from sidrec.plans.calibrated_cost import CalibratedCost
-from sidrec.plans.calibration import VERSION, Calibration, Fit
-from sidrec.plans.cost import TorchRecCost
+from sidrec.plans.cost import VERSION, CalibratedCost, Calibration, Fit, TorchRecCost
 from sidrec.plans.search import search
 from sidrec.plans.work import KINDS, placed_tables, plan_work
 from tests.plans.tables_workload import hardware, sharders, workload

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sidrec.config import ConfigError
-from sidrec.plans.calibration import VERSION, Calibration, Fit, Sample, fit, load_calibration, save_calibration
+from sidrec.plans.cost import VERSION, Calibration, Fit, Sample, fit, load_calibration, save_calibration
 from sidrec.plans.work import KINDS
 
 COSTS = {"looked_up_ids": 2e-4, "exchanged_bytes": 5e-6, "exchanges": 1.5, "multiplications": 1e-8, "steps": 4.0}

@@ -6,17 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sidrec.plan import _teller, main
+from sidrec.cli.plan import _teller, main
 from sidrec.plans.cost import TorchRecCost
-from sidrec.plans.explain import explain
-from sidrec.plans.explain_text import rank_ranges
+from sidrec.plans.explain import explain, rank_ranges, remarks, row_shares
 from sidrec.plans.options import enumerate_options, placed
 from sidrec.plans.plan_file import read_plan, sharding_plan_of
-from sidrec.plans.popularity import RowFrequencies
-from sidrec.plans.remarks import remarks, row_shares
 from sidrec.plans.search import Candidate, search
-from sidrec.plans.workload import TableLoad, Workload
-from sidrec.plans.zipf_law import ZipfLaw
+from sidrec.plans.workload import RowFrequencies, TableLoad, Workload, ZipfLaw
 from tests.plans.tables_workload import Tables, hardware, sharders, workload
 
 COST = TorchRecCost()
@@ -129,7 +125,7 @@ def test_nothing_is_planned_where_the_export_could_not_be_written(three):
 
 def test_a_search_that_takes_long_says_what_is_left(capsys, monkeypatch):
     seconds = iter([1.0, 4.0, 5.0, 7.0, 12.0])
-    monkeypatch.setattr("sidrec.plan.time.monotonic", lambda: next(seconds))
+    monkeypatch.setattr("sidrec.cli.plan.time.monotonic", lambda: next(seconds))
     tell = _teller(started=0.0)
     for part, done, of in (("first", 0, 1), ("second", 0, 4), ("second", 1, 4), ("second", 2, 4), ("third", 0, 2)):
         tell(part, done, of)

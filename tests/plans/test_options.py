@@ -4,7 +4,7 @@ import pytest
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 
 from sidrec.config import ConfigError
-from sidrec.config.tree import AdagradTables, RowwiseAdagradTables, SgdTables
+from sidrec.config.recipe import AdagradTables, RowwiseAdagradTables, SgdTables
 from sidrec.plans.cost import TorchRecCost
 from sidrec.plans.memory import table_bytes
 from sidrec.plans.options import TYPES, enumerate_options, options_of, sharding_plan, table_constraint

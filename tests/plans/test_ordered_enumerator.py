@@ -11,7 +11,7 @@ from torchrec import EmbeddingBagCollection, EmbeddingBagConfig
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner import ParameterConstraints, Topology
 from torchrec.distributed.types import ShardingType
-from sidrec.plans.ordered_enumerator import OrderedEnumerator
+from sidrec.plans.options import OrderedEnumerator
 table = EmbeddingBagConfig(name="hid", embedding_dim=16, num_embeddings=400, feature_names=["hid"])
 constraints = {"hid": ParameterConstraints(sharding_types=[kind.value for kind in ShardingType])}
 enumerator = OrderedEnumerator(Topology(world_size=4, compute_device="cpu"), batch_size=16, constraints=constraints)

@@ -15,8 +15,8 @@ from torchrec.distributed.types import BoundsCheckMode, CacheParams, ParameterSh
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from sidrec.config.tree import ShardingKind
-from sidrec.parallel.sharders import EveryTypeSharder
+from sidrec.config.recipe import ShardingKind
+from sidrec.parallel.sharding import EveryTypeSharder
 from sidrec.plans.plan_file import PlanFile, plan_file_of, read_plan, sharding_plan_of, write_plan
 from sidrec.schema import ContractError
 

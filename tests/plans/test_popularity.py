@@ -5,8 +5,7 @@ from math import comb
 import numpy as np
 import pytest
 
-from sidrec.plans.popularity import CountedRows, RowFrequencies
-from sidrec.plans.zipf_law import ZipfLaw
+from sidrec.plans.workload import CountedRows, RowFrequencies, ZipfLaw
 
 
 def test_distinct_rows_of_known_frequencies_are_those_of_the_law() -> None:

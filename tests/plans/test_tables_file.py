@@ -5,7 +5,7 @@ import pytest
 
 from sidrec.config import ConfigError
 from sidrec.plans.tables_file import is_tables, read_tables
-from sidrec.plans.zipf_law import ZipfLaw
+from sidrec.plans.workload import ZipfLaw
 
 TEXT = """
 name: mine

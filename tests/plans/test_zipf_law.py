@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sidrec.plans.zipf_law import ZipfLaw
+from sidrec.plans.workload import ZipfLaw
 
 ROWS, COUNT = 1000, 200_000
 

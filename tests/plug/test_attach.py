@@ -11,7 +11,7 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 
 from sidrec.config.item import HidItem
 from sidrec.plug import ItemCounts, SidCoord, embedding_parameters
-from sidrec.plug.sparse_arch import SidCoordKeyedArch, SidCoordSparseArch
+from sidrec.plug.sid_coord import SidCoordKeyedArch, SidCoordSparseArch
 from sidrec.schema import ContractError
 from sidrec.sid.catalog import Catalog
 from tests.plug.hosts import DIM, MODELS, batch, dlrm, plugged, train_dlrm

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sidrec.config import ConfigError
-from sidrec.config.gate import StatsGate
+from sidrec.config.item import StatsGate
 from sidrec.config.load import parse
 from sidrec.model.gate import TargetAwareGate
 

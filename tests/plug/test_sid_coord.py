@@ -9,9 +9,15 @@ from torch.nn import functional
 from torchrec.modules.embedding_configs import DataType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-from sidrec.config.alignment import MatchStatsAlignment, NoAlignment, RawStatsAlignment
-from sidrec.config.gate import BucketizedStats, StatsGate, SumGate
-from sidrec.config.item import SidCoordItem
+from sidrec.config.item import (
+    BucketizedStats,
+    MatchStatsAlignment,
+    NoAlignment,
+    RawStatsAlignment,
+    SidCoordItem,
+    StatsGate,
+    SumGate,
+)
 from sidrec.plug import SidCoord, StatFeatures, embedding_parameters
 from tests.plug.hosts import DIM, ITEMS, KNOWN, batch, catalog, counts, tables
 

@@ -11,8 +11,7 @@ import torch
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec.config.item import SidCoordItem
-from sidrec.plug.catalog_rows import catalog_rows
-from sidrec.plug.sid_join import JoinedSids, SidJoin
+from sidrec.plug.sid_join import JoinedSids, SidJoin, catalog_rows
 from sidrec.plug.statistics import ItemCounts, StatFeatures
 from sidrec.schema import ContractError
 from sidrec.sid.catalog import Catalog

@@ -18,7 +18,7 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from sidrec.parallel.sharders import EveryTypeSharder
+from sidrec.parallel.sharding import EveryTypeSharder
 from sidrec.plug import embedding_parameters
 from tests.plug.hosts import batch
 

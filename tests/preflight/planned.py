@@ -5,13 +5,12 @@ from pathlib import Path
 import torch
 
 from sidrec.config import Recipe
-from sidrec.parallel.hardware import hardware_here
-from sidrec.parallel.plan import plan_for
-from sidrec.parallel.shard import sharders_of
+from sidrec.data.dataset import read_data
+from sidrec.parallel.planning import hardware_here, plan_for
+from sidrec.parallel.sharding import sharders_of
+from sidrec.plans.recipe_workload import recipe_workload
 from sidrec.preflight.planned_run import PlannedRun
 from sidrec.train.assembly import planned_run
-from sidrec.train.data import read_data
-from sidrec.train.workload import recipe_workload
 from tests.small_log import small_recipe, write_small_log
 
 CPU = torch.device("cpu")

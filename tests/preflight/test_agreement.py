@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sidrec.parallel.process_group import RankError
-from sidrec.preflight.agreement import (
+from sidrec.preflight.start_checks import (
     DisagreementError,
     agree_on,
     code_facts,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sidrec.config import Recipe, save
-from sidrec.preflight.duration import Rate, duration, logged_rate
+from sidrec.doctor.measured_run import Rate, duration, logged_rate
 from tests.small_log import small_recipe
 
 

@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sidrec.preflight.fit import fit, size
-from sidrec.preflight.needs import Need, RankNeeds
-from sidrec.preflight.room import Room, bytes_in, existing, room_here
+from sidrec.preflight.capacity_check import Room, bytes_in, existing, fit, room_here, size
+from sidrec.preflight.resource_estimate import Need, RankNeeds
 from tests.preflight.planned import CPU
 
 TABLES, STEP = Need("tables", 600, "model.embedding_dim"), Need("a step", 300, "data.batch_size", about=True)

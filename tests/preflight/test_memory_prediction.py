@@ -23,9 +23,9 @@ import sys
 from pathlib import Path
 import psutil, torch
 from sidrec.config import load_file
-from sidrec.doctor.recipe_findings import plan_here
-from sidrec.preflight.needs import rank_needs, total
-from sidrec.train import entry
+from sidrec.doctor.recipe_checks import plan_here
+from sidrec.preflight.resource_estimate import rank_needs, total
+from sidrec.train import run as entry
 run = plan_here(load_file(Path(sys.argv[1])), torch.device("cpu"), int(sys.argv[2]))
 needs = rank_needs(run, largest_group=50, starting=psutil.Process().memory_info().rss)
 own = [[need for need in rank.host if "loader" not in need.what] for rank in needs]

@@ -6,19 +6,24 @@ from pathlib import Path
 import pytest
 import torch
 
-from sidrec.checkpoint.model_pieces import pieces_of
-from sidrec.data.batch_arrays import BatchArrays
-from sidrec.data.batch_block import block_of
+from sidrec.checkpoint.state import pieces_of
+from sidrec.data.batch_arrays import BatchArrays, block_of
+from sidrec.data.dataset import read_data
 from sidrec.data.loader import open_split
 from sidrec.data.rows import Rows
 from sidrec.model.ranker import Ranker
 from sidrec.parallel.process_group import Ranks
-from sidrec.preflight.loader_memory import bytes_per_row, item_bytes, loader_memory
-from sidrec.preflight.needs import disk_needs, rank_needs, total
+from sidrec.preflight.resource_estimate import (
+    bytes_per_row,
+    disk_needs,
+    item_bytes,
+    loader_memory,
+    rank_needs,
+    rank_tables,
+    total,
+)
 from sidrec.preflight.step_memory import kept_for_backward
-from sidrec.preflight.table_memory import rank_tables
 from sidrec.train.assembly import build_model
-from sidrec.train.data import read_data
 from sidrec.train.optimizers import build_optimizer
 from tests.preflight.planned import small_run
 from tests.ranks import joined, run_on_ranks

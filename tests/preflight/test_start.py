@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from sidrec import machine
-from sidrec.preflight import room, start
-from sidrec.preflight.room import Room
+from sidrec.preflight import capacity_check, start_checks
+from sidrec.preflight.capacity_check import Room
 from tests.ranks import joined, run_on_ranks
 from tests.small_log import small_recipe, write_small_log
 from tests.train.refusals import TEST, TRAIN, edit, recipe_of, refusal
@@ -36,8 +36,8 @@ def test_a_run_that_does_not_fit_is_refused_and_leaves_nothing_behind(
 def test_a_full_disk_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    here = room.shutil.disk_usage(folder)
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: here._replace(free=1000))
+    here = capacity_check.shutil.disk_usage(folder)
+    monkeypatch.setattr(capacity_check.shutil, "disk_usage", lambda path: here._replace(free=1000))
     assert "preflight: fits disk: the run directory: expected about " in refusal(
         capsys, start_training(recipe_of(folder))
     )
@@ -49,7 +49,7 @@ def test_warn_trains_all_the_same_and_a_run_may_go_on_with_it(
 ) -> None:
     assert start_training(recipe_of(folder)) == 0
     assert "preflight: fine: fits memory, fits /dev/shm, fits disk, labels, values, " in capsys.readouterr().out
-    monkeypatch.setattr(start, "room_here", lambda runs, device: LITTLE)
+    monkeypatch.setattr(start_checks, "room_here", lambda runs, device: LITTLE)
     assert start_training(recipe_of(folder), "--train.preflight", "warn", "--data.shuffle-rows", "100") == 0
     assert "preflight: fits memory  problem  1 rank(s): expected about " in capsys.readouterr().out
 
@@ -71,10 +71,10 @@ def test_labels_of_one_kind_in_a_scored_split_are_said(folder: Path, capsys: pyt
 
 
 def _train(rank: int, world: int, folder: str, sections: list[dict[str, object]], little_on: int) -> str:
-    from sidrec.train.entry import train
+    from sidrec.train.run import train
 
     if rank == little_on:
-        start.room_here = lambda runs, device: LITTLE
+        start_checks.room_here = lambda runs, device: LITTLE
     os.environ["LOCAL_WORLD_SIZE"] = "1" if little_on >= 0 else str(world)  # two machines of one rank each
     os.environ["LOCAL_RANK"] = "0" if little_on >= 0 else str(rank)
     try:

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sidrec.config.learners import Learner, RandomCodesConfig, ResidualKMeansConfig
-from sidrec.config.tokenizer import TokenizerConfig
+from sidrec.config.learners import Learner, RandomCodesConfig, ResidualKMeansConfig, TokenizerConfig
 from sidrec.schema import ContractError
 from sidrec.sid.artifact import fit_tokenizer, load_tokenizer, save_tokenizer
 from sidrec.sid.tokenizer import SideInformation

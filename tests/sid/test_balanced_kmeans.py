@@ -8,8 +8,7 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from sidrec.config.learners import ResidualKMeansConfig
-from sidrec.sid.learners.balanced_kmeans import SLACK, balanced_assignment, balanced_kmeans
-from sidrec.sid.learners.residual_kmeans import ResidualKMeans
+from sidrec.sid.learners.kmeans import SLACK, ResidualKMeans, balanced_assignment, balanced_kmeans
 from sidrec.sid.quality import code_quality
 from sidrec.sid.tokenizer import SideInformation
 

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sidrec.io.output_folders import atomic_folder
 from sidrec.schema import ContractError
-from sidrec.sid.atomic_folder import atomic_folder
 from sidrec.sid.catalog import CATALOG, Catalog, load_catalog
-from sidrec.sid.learners.residual_kmeans import ResidualKMeans
+from sidrec.sid.learners.kmeans import ResidualKMeans
 
 SIZES = (2, 3)
 

@@ -10,8 +10,8 @@ from sidrec.schema import ContractError
 from sidrec.sid import collisions
 from sidrec.sid.catalog import Catalog
 from sidrec.sid.collisions import resolve
+from sidrec.sid.learners.kmeans import ResidualKMeans
 from sidrec.sid.learners.random_codes import RandomCodes
-from sidrec.sid.learners.residual_kmeans import ResidualKMeans
 
 
 def decimals(ones: int = 3) -> ResidualKMeans:

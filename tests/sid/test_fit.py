@@ -14,8 +14,8 @@ from sidrec import cli
 from sidrec.sid.artifact import load_tokenizer
 from sidrec.sid.catalog import load_catalog
 from sidrec.sid.item_vectors import read_item_vectors
-from sidrec.sid.needs import needs_of
 from sidrec.sid.quality import code_quality
+from sidrec.sid.training.objectives import needs_of
 from tests.sid.item_files import clustered_vectors, write_items
 
 RECIPE = """
@@ -88,7 +88,7 @@ def test_the_same_fit_in_another_process_changes_nothing(recipe: Path, tmp_path:
     folder = tmp_path / "catalogs" / "catalog"
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     again = subprocess.run(
-        [sys.executable, "-m", "sidrec.fit", str(recipe)], check=True, capture_output=True, text=True
+        [sys.executable, "-m", "sidrec.cli.fit", str(recipe)], check=True, capture_output=True, text=True
     )
     assert "already holds exactly these codes" in again.stdout
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before

@@ -16,9 +16,9 @@ import pytest
 from matplotlib.image import imread
 
 from sidrec import cli
-from sidrec import fit as fit_module
+from sidrec.cli import fit as fit_module
+from sidrec.cli.fit import fit
 from sidrec.config import load_file
-from sidrec.fit import fit
 from sidrec.parallel.process_group import of_machine
 from sidrec.sid.catalog import load_catalog
 from tests.ranks import joined, run_on_ranks
@@ -49,7 +49,7 @@ def test_killed_and_started_again_equals_uninterrupted(tmp_path: Path) -> None:
     work, scratch = tmp_path / "killed" / ".catalog.fit", tmp_path / "scratch"
     scratch.mkdir()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(scratch)}
-    process = subprocess.Popen([sys.executable, "-m", "sidrec.fit", str(killed)], cwd=ROOT, env=environment)
+    process = subprocess.Popen([sys.executable, "-m", "sidrec.cli.fit", str(killed)], cwd=ROOT, env=environment)
     deadline = time.monotonic() + 120
     while not (work / "training.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -60,7 +60,11 @@ def test_killed_and_started_again_equals_uninterrupted(tmp_path: Path) -> None:
     assert not (tmp_path / "killed" / "catalog").exists(), "the fit was over before it could be killed"
 
     again = subprocess.run(
-        [sys.executable, "-m", "sidrec.fit", str(killed)], check=True, cwd=ROOT, env=environment, stdout=subprocess.PIPE
+        [sys.executable, "-m", "sidrec.cli.fit", str(killed)],
+        check=True,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
     )
     assert f"{work}: left by a fit that did not end" in again.stdout.decode()
     assert not work.exists()

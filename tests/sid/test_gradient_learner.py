@@ -18,6 +18,7 @@ from sidrec.config.learners import (
     QuaSidConfig,
     Router,
     RqVaeConfig,
+    TokenizerConfig,
     Training,
 )
 from sidrec.config.sid_losses import (
@@ -29,7 +30,6 @@ from sidrec.config.sid_losses import (
     OverlapRepulsion,
     SidLossConfig,
 )
-from sidrec.config.tokenizer import TokenizerConfig
 from sidrec.schema import ContractError
 from sidrec.sid.artifact import fit_tokenizer, load_tokenizer, save_tokenizer
 from sidrec.sid.learners import gradient

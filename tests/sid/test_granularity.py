@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from sidrec.config.granularity import Granularity
+from sidrec.config.section import Granularity
 from sidrec.schema import ContractError
 from sidrec.sid.granularity import granularity_rows, radix_ids
 

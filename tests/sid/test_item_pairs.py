@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sidrec.schema import ContractError
-from sidrec.sid.item_pairs import read_item_pairs
+from sidrec.sid.item_vectors import read_item_pairs
 
 IDS = np.array([30, 10, 20])
 

@@ -13,7 +13,7 @@ from sidrec.config.learners import AdcSidConfig, MmRqVaeConfig
 from sidrec.schema import ContractError
 from sidrec.sid import item_vectors
 from sidrec.sid.item_vectors import map_item_vectors, read_item_vectors
-from sidrec.sid.needs import Needs, needs_of
+from sidrec.sid.training.objectives import Needs, needs_of
 from tests.sid.item_files import clustered_vectors, vector_column, write_items
 
 TEXT = np.array([[3, 4], [0, 2], [1, 0]])

@@ -17,9 +17,8 @@ from sidrec.config.learners import (
     RqVaeConfig,
 )
 from sidrec.config.sid_losses import BehaviorAlignment, Contrast, Diversity, SidLossConfig
-from sidrec.sid.losses.build import build_loss, loss_needs
-from sidrec.sid.needs import NOTHING, Needs, needs_of
 from sidrec.sid.networks.rqvae import RqVae
+from sidrec.sid.training.objectives import NOTHING, Needs, build_loss, loss_needs, needs_of
 
 
 def test_learners_by_hand() -> None:

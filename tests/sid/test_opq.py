@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from sidrec.config.learners import OpqConfig
-from sidrec.config.tokenizer import TokenizerConfig
+from sidrec.config.learners import OpqConfig, TokenizerConfig
 from sidrec.schema import ContractError
 from sidrec.sid.artifact import fit_tokenizer, load_tokenizer, save_tokenizer
 from sidrec.sid.learners import opq

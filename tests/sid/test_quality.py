@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sidrec.schema import ContractError
-from sidrec.sid.learners.residual_kmeans import ResidualKMeans
+from sidrec.sid.learners.kmeans import ResidualKMeans
 from sidrec.sid.quality import (
     code_quality,
     embedding_hit_rate,

@@ -6,8 +6,8 @@ from pathlib import Path
 import yaml
 from pydantic import TypeAdapter
 
+from sidrec.config.learners import TokenizerConfig
 from sidrec.config.sid_losses import SidLossConfig
-from sidrec.config.tokenizer import TokenizerConfig
 from sidrec.sid.artifact import LEARNERS
 
 SECTION = (Path(__file__).parents[2] / "README.md").read_text().split("\n## Semantic IDs\n")[1].split("\n## ")[0]

@@ -9,7 +9,7 @@ import pytest
 
 from sidrec.config.learners import ResidualKMeansConfig
 from sidrec.schema import ContractError
-from sidrec.sid.learners.residual_kmeans import ResidualKMeans
+from sidrec.sid.learners.kmeans import ResidualKMeans
 from sidrec.sid.quality import code_quality, reconstruction_error
 from sidrec.sid.tokenizer import SideInformation
 
@@ -59,7 +59,7 @@ def test_many_rows_encode_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None
     tokenizer = ResidualKMeans(rng.standard_normal((2, 5, 4)).astype(np.float32), beam=2)
     vectors = rng.standard_normal((33, 4)).astype(np.float32)
     whole = tokenizer.encode(vectors).codes_NL
-    monkeypatch.setattr("sidrec.sid.learners.residual_kmeans.DISTANCES", 40)  # 4 rows at a time
+    monkeypatch.setattr("sidrec.sid.learners.kmeans.DISTANCES", 40)  # 4 rows at a time
     assert tokenizer.encode(vectors).codes_NL.tolist() == whole.tolist()
     assert [tokenizer.encode(row[None]).codes_NL[0].tolist() for row in vectors] == whole.tolist()
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sidrec.schema import ContractError
-from sidrec.sid.subwords import LETTERS, PLANE, Subwords, _words, fit_subwords
+from sidrec.sid.granularity import LETTERS, PLANE, Subwords, _words, fit_subwords
 
 SIZES = (8, 8, 8)
 

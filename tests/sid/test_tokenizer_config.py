@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from sidrec.config.tokenizer import TokenizerConfig
+from sidrec.config.learners import TokenizerConfig
 
 
 def read(**section: Any) -> TokenizerConfig:

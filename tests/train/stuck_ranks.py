@@ -9,9 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from sidrec.failure import say
-from sidrec.parallel.process_group import Ranks, joined_ranks, largest
-from sidrec.parallel.pulse import READS
+from sidrec.errors import say
+from sidrec.parallel.process_group import READS, Ranks, joined_ranks, largest
 from sidrec.train.watchdog import Watchdog
 
 MINUTES = 0.1

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from sidrec.train.attention import AttentionMeter, attention_report
+from sidrec.train.gate_and_attention import AttentionMeter, attention_report
 from sidrec.train.run_directory import RunDirectory, write_json
 from tests.model.test_ranker import batch_for, ranker_for
 from tests.ranks import joined, run_on_ranks

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from sidrec import cli
-from sidrec.checkpoint import writer
+from sidrec.checkpoint import checkpoint_store
 from sidrec.config import Recipe, save
 from sidrec.sid.catalog import Catalog
 from tests.small_log import ITEMS_COUNT, small_recipe, write_small_log
@@ -187,7 +187,7 @@ def test_the_last_checkpoint_must_be_written(
     recipe = small_recipe(finished, train={"epochs": 2, "runs": str(tmp_path)})
     full = shutil.disk_usage(tmp_path)._replace(free=1000)
     disk = SimpleNamespace(disk_usage=lambda _: full, rmtree=shutil.rmtree)
-    with patch.object(writer, "shutil", disk):
+    with patch.object(checkpoint_store, "shutil", disk):
         assert start(recipe) == 2
     first, last = (line for line in capsys.readouterr().err.splitlines() if line.startswith("sidrec:"))
     room = r"expected room for a checkpoint of [\d,]+ bytes, got 1,000"

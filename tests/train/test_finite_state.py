@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sidrec.checkpoint.piece import Piece, whole
+from sidrec.checkpoint.tensor_shard import Piece, whole
 from sidrec.parallel.process_group import joined_ranks
-from sidrec.train.finite_state import check_state
-from sidrec.train.non_finite import NonFiniteError
+from sidrec.train.step import NonFiniteError, check_state
 
 LARGEST_RD = torch.full((10, 4), torch.finfo(torch.float32).max)
 

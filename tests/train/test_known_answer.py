@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sidrec.cli.fit import fit
 from sidrec.config import Recipe, load_file
-from sidrec.fit import fit
+from sidrec.metrics.exact import load_metrics
 from sidrec.parallel.process_group import joined_ranks
 from sidrec.schema import LOG, load_manifest
 from sidrec.sid.catalog import Catalog, load_catalog
-from sidrec.train.entry import train
-from sidrec.train.results import load_metrics
+from sidrec.train.run import train
 from tests.ranks import joined, run_on_ranks
 
 ROOT = Path(__file__).parents[2]

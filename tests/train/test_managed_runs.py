@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from sidrec.cli.evaluate import main as evaluate
 from sidrec.config import ConfigError, Recipe
-from sidrec.evaluate import main as evaluate
-from sidrec.model.managed_table import Slots
+from sidrec.model.tables import Slots
 from sidrec.parallel.process_group import joined_ranks
-from sidrec.train.entry import train
-from sidrec.train.loop import Trainer
+from sidrec.train.run import train
+from sidrec.train.trainer import Trainer
 from tests.ranks import joined, run_on_ranks
 from tests.small_log import ITEMS_COUNT, small_recipe, write_small_log
 
@@ -68,7 +68,7 @@ def recipe_of(folder: Path, name: str) -> Recipe:
 def train_and_stop(rank: int, world: int, folder: Path) -> list[int]:
     """Trains once from start to end, and once for each of the stops, resuming after it. Returns this rank's items."""
     ranks = joined(rank, world)
-    with patch("sidrec.train.entry.Trainer", Watched):
+    with patch("sidrec.train.run.Trainer", Watched):
         for name, stop in {"whole": 0, **STOPS}.items():
             Watched.stop = stop
             recipe = recipe_of(folder, name)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
+from sidrec.metrics.exact import measure, reasons
 from sidrec.metrics.pairs import Ints, Reals
-from sidrec.train.metrics import measure, reasons
 
 RANKING_AND_NE = ("auc", "gauc", "uauc", "ne")
 

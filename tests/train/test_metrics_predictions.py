@@ -11,9 +11,9 @@ import torch.distributed as dist
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec.data.batch import Batch
+from sidrec.metrics.exact import Metrics, measure
+from sidrec.metrics.predictions import PredictionCollector, Predictions, load_predictions
 from sidrec.schema import ContractError
-from sidrec.train.metrics import Metrics, measure
-from sidrec.train.predictions import PredictionCollector, Predictions, load_predictions
 from tests.ranks import run_on_ranks
 
 ROWS = 999

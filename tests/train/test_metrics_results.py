@@ -5,9 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sidrec.schema import ContractError
-from sidrec.train.predictions import Predictions
-from sidrec.train.results import (
+from sidrec.metrics.exact import (
     SplitMetrics,
     comparison_table,
     load_metrics,
@@ -16,7 +14,9 @@ from sidrec.train.results import (
     save_metrics,
     undefined,
 )
-from sidrec.train.slices import slice_items
+from sidrec.metrics.predictions import Predictions
+from sidrec.metrics.slices import slice_items
+from sidrec.schema import ContractError
 
 
 def _metrics() -> SplitMetrics:

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
+from sidrec.metrics.slices import ItemSlices, load_item_slices, slice_items
 from sidrec.schema import ContractError
-from sidrec.train.slices import ItemSlices, load_item_slices, slice_items
 
 
 def _slices(impressions: dict[int, int], head_share: float = 0.2, tail_share: float = 0.4) -> ItemSlices:

@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sidrec.checkpoint.model_pieces import pieces_of
+from sidrec.checkpoint.state import pieces_of
 from sidrec.config import Recipe
-from sidrec.train import entry
-from sidrec.train.entry import train
-from sidrec.train.loop import Trainer
+from sidrec.train import run
 from sidrec.train.non_finite_cause import Finding, joined
+from sidrec.train.run import train
+from sidrec.train.trainer import Trainer
 from tests.ranks import joined as joined_ranks
 from tests.ranks import run_on_ranks
 from tests.small_log import write_small_log
@@ -57,7 +57,7 @@ class RecordingTrainer(Trainer):
 
 def changes(rank: int, world: int, recipes: list[Recipe]) -> list[list[tuple[bool, set[str]]]]:
     """Per recipe and step: whether it was left out, and the tensors that it changed on this rank."""
-    entry.Trainer = RecordingTrainer  # type: ignore[misc,attr-defined]
+    run.Trainer = RecordingTrainer  # type: ignore[misc,attr-defined]
     ranks = joined_ranks(rank, world)
     found = []
     for recipe in recipes:
@@ -154,7 +154,7 @@ def broken_weights(rank: int, world: int, recipe: Recipe) -> list[str]:
     ranks = joined_ranks(rank, world)
     said = []
     for name, row in (("items.embedding_bags.hid.weight", 7), ("backbone.", 0)):
-        entry.Trainer = trainer_with_nan(name, row)  # type: ignore[misc,attr-defined]
+        run.Trainer = trainer_with_nan(name, row)  # type: ignore[misc,attr-defined]
         try:
             train(recipe, ranks)
         except (RuntimeError, ValueError) as error:

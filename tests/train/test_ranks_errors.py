@@ -14,7 +14,7 @@ from torchrec.distributed.planner.types import PlannerError, PlannerErrorType
 
 from sidrec.config import Recipe, save
 from sidrec.parallel.process_group import Ranks
-from sidrec.train.entry import train
+from sidrec.train.run import train
 from tests.ranks import run_on_ranks
 from tests.small_log import small_recipe, write_small_log
 from tests.train.refusals import TRAIN, put

@@ -11,7 +11,7 @@ from torch import nn
 
 from sidrec.config import Recipe
 from sidrec.data.batch import Batch
-from sidrec.data.order import Lanes, Mixing
+from sidrec.data.reader import Lanes, Mixing
 from sidrec.schema import ContractError
 from sidrec.train.ledger_check import check_ledger, main
 from sidrec.train.row_ledger import EPOCH, ROW, SCHEMA, STEP, TRAINED, RowLedger, drop_after, ledger_files, read_ledger
@@ -122,7 +122,7 @@ def test_on_two_ranks_each_step_has_the_rows_that_the_order_says(tmp_path: Path,
 
 
 def _train(rank: int, world: int, recipe: Recipe) -> None:
-    from sidrec.train.entry import train
+    from sidrec.train.run import train
     from tests.ranks import joined
 
     train(recipe, joined(rank, world))

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from sidrec.config import ConfigError
-from sidrec.train.run_lock import RunLock
+from sidrec.train.run_directory import RunLock
 from tests.small_log import write_small_log
 from tests.train.refusals import recipe_of, refusal, start
 
 HOLDS = """
 import sys
 from pathlib import Path
-from sidrec.train.run_lock import RunLock
+from sidrec.train.run_directory import RunLock
 lock = RunLock(Path(sys.argv[1]))
 lock.take()
 print("held", flush=True)

@@ -13,11 +13,11 @@ import pytest
 
 from sidrec import cli
 from sidrec.config import Recipe, save
-from sidrec.config.checkpoint import BestConfig
+from sidrec.config.recipe import BestConfig
 from sidrec.parallel.process_group import Ranks
-from sidrec.train import selection as selecting
-from sidrec.train.entry import train
+from sidrec.train import evaluation as selecting
 from sidrec.train.evaluation import score_split
+from sidrec.train.run import train
 from tests.ranks import joined, run_on_ranks
 from tests.small_log import small_recipe, write_small_log
 

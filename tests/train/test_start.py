@@ -13,15 +13,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 from sidrec import cli
-from sidrec.checkpoint.model_pieces import pieces_of
-from sidrec.checkpoint.stored_checkpoint import open_checkpoint
-from sidrec.checkpoint.stored_table import StoredTable
+from sidrec.checkpoint.state import pieces_of
+from sidrec.checkpoint.stored_tables import StoredTable, open_checkpoint
 from sidrec.config import Recipe
 from sidrec.parallel.process_group import Ranks
-from sidrec.train.assembly import build_model
-from sidrec.train.data import open_data
+from sidrec.train.assembly import build_model, open_data
 from sidrec.train.optimizers import build_optimizer
-from sidrec.train.start import find_start
+from sidrec.train.warm_start import find_start
 from tests.ranks import joined, run_on_ranks
 from tests.train.older_run import STATE, WIDE, grown, other_catalog, recipe_of, run_of
 from tests.train.refusals import start as run_recipe

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sidrec.checkpoint.stored_checkpoint import open_checkpoint
+from sidrec.checkpoint.stored_tables import open_checkpoint
 from sidrec.config import ConfigError, Recipe
 from sidrec.schema import ContractError
-from sidrec.train.data import open_data
-from sidrec.train.start import find_start
+from sidrec.train.assembly import open_data
+from sidrec.train.warm_start import find_start
 from tests.ranks import joined, run_on_ranks
 from tests.train.older_run import WIDE, grown, other_catalog, recipe_of, run_of
 from tests.train.refusals import refusal, start

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from sidrec.config import Recipe, save
-from sidrec.train import entry, stopping
-from sidrec.train.entry import train
-from sidrec.train.loop import Trainer
+from sidrec.train import run, stopping
+from sidrec.train.run import train
 from sidrec.train.stopping import Stopping
+from sidrec.train.trainer import Trainer
 from tests.ranks import joined, run_on_ranks
 from tests.small_log import small_recipe, write_small_log
 
@@ -60,10 +60,10 @@ class ToldTrainer(Trainer):
 def told_and_continued(rank: int, world: int, recipe: Recipe) -> tuple[int, list[str], int]:
     """The exit status of a run that one rank was told to stop, its checkpoints, and the status of its continuation."""
     ranks = joined(rank, world)
-    entry.Trainer = ToldTrainer  # type: ignore[misc,attr-defined]
+    run.Trainer = ToldTrainer  # type: ignore[misc,attr-defined]
     status = train(recipe, ranks)
     saved = sorted(path.name for path in recipe.run.glob("checkpoints/step-*"))
-    entry.Trainer = Trainer  # type: ignore[misc,attr-defined]
+    run.Trainer = Trainer  # type: ignore[misc,attr-defined]
     return status, saved, train(recipe, ranks)
 
 

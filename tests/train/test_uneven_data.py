@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sidrec.metrics.predictions import load_predictions
 from sidrec.schema import LOG, ContractError, LogFile, load_manifest, save_manifest
-from sidrec.train.entry import train
-from sidrec.train.predictions import load_predictions
+from sidrec.train.run import train
 from tests.ranks import joined, run_on_ranks
 from tests.small_log import small_recipe, write_small_log
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from sidrec.data.dataset import read_data
 from sidrec.data.loader import open_split
-from sidrec.train.data import read_data
-from sidrec.train.workload import mean_history, recipe_workload, seen_at_least_once
+from sidrec.plans.recipe_workload import mean_history, recipe_workload, seen_at_least_once
 from tests.small_log import small_recipe, write_small_log
 
 WORLD = 2

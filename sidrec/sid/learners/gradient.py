@@ -5,29 +5,39 @@ Shapes: N items, V vector width, L levels, K codes of the last level, C rows of 
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sidrec.config.learners import GradientLearnerConfig
+from sidrec.config.learners import (
+    AdaSidConfig,
+    AdcSidConfig,
+    DasLiteConfig,
+    GradientLearnerConfig,
+    LetterConfig,
+    MmRqVaeConfig,
+    MultiVqConfig,
+    QuaSidConfig,
+    RqVaeConfig,
+)
 from sidrec.schema import ContractError
 from sidrec.sid.losses.loss import Need
-from sidrec.sid.networks.build import build_network
+from sidrec.sid.networks.adc_sid import AdcSid
+from sidrec.sid.networks.mm_rqvae import MmRqVae
 from sidrec.sid.networks.network import Network
+from sidrec.sid.networks.rqvae import MultiVq, RqVae
 from sidrec.sid.replicas import Replicas, current_replicas
 from sidrec.sid.tokenizer import Encoded, SideInformation, Tokenizer, check_width
 from sidrec.sid.training.batches import Batches
 from sidrec.sid.training.checkpoint import Checkpoint, identity_of
-from sidrec.sid.training.health import Usage, refuse_collapse
-from sidrec.sid.training.scheduled_losses import ScheduledLoss, clip_quantile, scheduled_losses
-from sidrec.sid.training.trainer import Trainer
+from sidrec.sid.training.objectives import ScheduledLoss, clip_quantile, scheduled_losses
+from sidrec.sid.training.trainer import Trainer, Usage, refuse_collapse
 
 SAMPLE = 256  # items per code that are looked at first for a collapse
 CHUNK = 1024  # rows encoded at a time, always so many: a matrix product's last bits depend on its shape
-
 Columns = tuple[tuple[str, int], ...]
 
 
@@ -219,3 +229,26 @@ def _chunks(
             part = slice(start, start + len(rows))
             yield part, (codes_CL[: len(rows)], None if weights_CL is None else weights_CL[: len(rows)])
             progress.update(len(rows))
+
+
+# From a learner's section to its network.
+
+
+ColumnRanges = tuple[tuple[str, int], ...]
+
+
+NETWORKS: dict[type, Callable[[Any, ColumnRanges], Network]] = {
+    **dict.fromkeys((RqVaeConfig, LetterConfig, DasLiteConfig, QuaSidConfig, AdaSidConfig), RqVae),
+    MultiVqConfig: MultiVq,
+    MmRqVaeConfig: MmRqVae,
+    AdcSidConfig: AdcSid,
+}
+
+
+def build_network(config: GradientLearnerConfig, columns: ColumnRanges) -> Network:
+    """The untrained network, drawn from torch's generator.
+
+    columns: (name, width) of the vector columns that are concatenated, in order. Raises ContractError when they do not
+    suit the learner.
+    """
+    return NETWORKS[type(config)](config, columns)

@@ -4,20 +4,21 @@ router (arXiv 2510.25622v3, equations 1 to 23).
 Shapes: B items, N all items, V vector width, D width of experts and towers, L levels, K codes.
 """
 
+from collections.abc import Sequence
+from itertools import combinations
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sidrec.config.learners import AdcSidConfig
 from sidrec.schema import BEHAVIOR, ContractError
-from sidrec.sid.networks.behavior_norm import BehaviorNorm
+from sidrec.sid.losses.attraction import alignment_strength
+from sidrec.sid.losses.loss import info_nce, mean_or_zero, same_item
 from sidrec.sid.networks.codebook import Codebook, quantisation_terms
-from sidrec.sid.networks.item_weights import column_part
-from sidrec.sid.networks.mlp import mlp
-from sidrec.sid.networks.modality_alignment import between_content, content_to_behavior
-from sidrec.sid.networks.network import Coded, ItemBatch, Network
-from sidrec.sid.networks.router import TokenRouter
+from sidrec.sid.networks.network import Coded, ItemBatch, Network, mlp
 from sidrec.sid.networks.rqvae import reconstruction
+from sidrec.sid.networks.token_weights import BehaviorNorm, TokenRouter, column_part
 
 
 class AdcSid(Network):
@@ -195,3 +196,42 @@ class AdcSid(Network):
             "align_behavior": self.config.align_weight * to_behavior,
             "align_content": self.config.align_weight * between,
         }
+
+
+# Alignment of an item's modalities with each other (ADC-SID, arXiv 2510.25622v3, equations 15 to 21).
+#
+# Shapes: B items of a batch, D width of a tower, A items that have a behaviour vector.
+
+
+def content_to_behavior(
+    content: Sequence[Tensor],
+    behavior_BD: Tensor,
+    scaled_norm_B: Tensor,
+    known_B: Tensor,
+    rows_B: Tensor,
+    config: AdcSidConfig,
+) -> Tensor:
+    """Sum over content columns of mean_i w_i InfoNCE(content_i -> behaviour_i); w_i = 1 without a controller.
+
+    known_B: bool, which items have a behaviour vector; the others are neither anchors nor negatives.
+    """
+    behavior_AD = (behavior_BD.detach() if config.detach_behavior else behavior_BD)[known_B]
+    excluded_AA = same_item(rows_B[known_B])
+    total = behavior_BD.new_zeros(())
+    for content_BD in content:
+        loss_A = info_nce(content_BD[known_B], behavior_AD, config.temperature, excluded_AA)
+        if config.controller is not None:
+            loss_A = loss_A * alignment_strength(scaled_norm_B[known_B], config.controller)
+        total = total + mean_or_zero(loss_A)
+    return total
+
+
+def between_content(content: Sequence[Tensor], rows_B: Tensor, config: AdcSidConfig) -> Tensor:
+    """Sum over pairs of content columns of the mean InfoNCE in both directions; 0 for a single column."""
+    excluded_BB = same_item(rows_B)
+    total = content[0].new_zeros(())
+    for one_BD, other_BD in combinations(content, 2):
+        there_B = info_nce(one_BD, other_BD, config.temperature, excluded_BB)
+        back_B = info_nce(other_BD, one_BD, config.temperature, excluded_BB)
+        total = total + (there_B + back_B).mean()
+    return total

@@ -4,7 +4,9 @@ Shapes: N all items, B items of a batch, V vector width, D latent width, L level
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -115,3 +117,18 @@ def nearest(points_BD: Tensor, codewords_KD: Tensor) -> Tensor:
     if distances_BK.device.type == "cpu":
         return torch.from_numpy(distances_BK.numpy().argmin(axis=1))  # vectorised, unlike torch's: several times faster
     return distances_BK.argmin(dim=1)
+
+
+# Multi-layer perceptrons of encoders, decoders, experts and routers.
+
+
+def mlp(widths: Sequence[int], last_activation: bool = False) -> nn.Sequential:
+    """Linear layers from widths[0] to widths[-1] with ReLU between them, and behind the last one if asked for."""
+    layers = list(_layers(widths))
+    return nn.Sequential(*(layers if last_activation else layers[:-1]))
+
+
+def _layers(widths: Sequence[int]) -> Iterator[nn.Module]:
+    for inputs, outputs in pairwise(widths):
+        yield nn.Linear(inputs, outputs)
+        yield nn.ReLU()

@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from sidrec.schema import ContractError
-from sidrec.sid.networks.behavior_norm import norm_range, norms, scaled
 from sidrec.sid.networks.network import ItemBatch
+from sidrec.sid.networks.token_weights import norm_range, norms, scaled
 from sidrec.sid.replicas import Replicas
-from sidrec.sid.training.order import epoch_order
-from sidrec.sid.training.partners import Partners
 
 MEMORY = 2 << 30  # bytes of vectors that RAM holds at least
 WINDOW = 256 << 20  # bytes of vectors read at a time when all do not fit
@@ -118,3 +116,60 @@ class Batches:
 def _scaled_norms(behavior_NE: np.ndarray, clip_quantile: float) -> Tensor:
     norms_N = norms(behavior_NE)
     return scaled(torch.from_numpy(norms_N), *norm_range(norms_N, clip_quantile)).float()
+
+
+# The order of items in an epoch: every item once, seeded, and near each other on disk where vectors do not fit in RAM.
+#
+# Shapes: N items.
+
+
+BLOCK = 4096  # neighbouring rows that a streamed epoch keeps within one window
+
+
+def epoch_order(items: int, window: int, seed: int, epoch: int) -> np.ndarray:
+    """int64 [N]: all row numbers, shuffled anew for every epoch.
+
+    window: rows that the reader can hold. When it holds all, any order is as likely as any other. Otherwise blocks of
+    neighbouring rows are shuffled, and the rows of as many blocks as fit in a window are shuffled among each other.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    if items <= window:
+        return generator.permutation(items)
+    starts = generator.permutation(np.arange(0, items, BLOCK))
+    order = np.concatenate([np.arange(start, min(start + BLOCK, items)) for start in starts])
+    rows = max(window // BLOCK, 1) * BLOCK
+    for start in range(0, items, rows):
+        generator.shuffle(order[start : start + rows])
+    return order
+
+
+# The items that an item belongs together with.
+#
+# Shapes: P pairs, N items, A anchors.
+
+
+class Partners:
+    """Partners of every item. A pair (a, b) makes b a partner of a and a one of b; a pair given twice counts twice."""
+
+    def __init__(self, pairs_P2: np.ndarray, items: int) -> None:
+        """Raises ContractError when the pairs are no int [P, 2] of row numbers, or there is none."""
+        if pairs_P2.ndim != 2 or pairs_P2.shape[1] != 2 or not len(pairs_P2) or pairs_P2.dtype.kind != "i":
+            raise ContractError("item pairs", "int [pairs, 2], at least one", f"{pairs_P2.dtype} {pairs_P2.shape}")
+        if pairs_P2.min() < 0 or pairs_P2.max() >= items:
+            extremes = f"{pairs_P2.min()} to {pairs_P2.max()}"
+            raise ContractError("item pairs", f"row numbers in [0, {items})", extremes)
+        anchors, others = pairs_P2.T, pairs_P2.T[::-1]
+        by_anchor = np.argsort(anchors.ravel(), kind="stable")
+        self._others = others.ravel()[by_anchor]
+        self._count_N = np.bincount(pairs_P2.ravel(), minlength=items)
+        self._start_N = np.cumsum(self._count_N) - self._count_N
+
+    def draw(self, rows_A: np.ndarray, chance_A: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """A partner's row for every anchor, the anchor's own where it has none; and bool [A], whether it has one.
+
+        chance_A: uniform on [0, 1), picks among an anchor's partners.
+        """
+        count_A = self._count_N[rows_A]
+        place_A = self._start_N[rows_A] + (chance_A * count_A).astype(np.int64)
+        known_A = count_A > 0
+        return np.where(known_A, self._others[np.where(known_A, place_A, 0)], rows_A), known_A

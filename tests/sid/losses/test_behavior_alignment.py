@@ -5,9 +5,8 @@ import torch
 from torch import Tensor
 
 from sidrec.config.sid_losses import AlignmentController, BehaviorAlignment
-from sidrec.sid.losses.behavior_alignment import BehaviorAlignmentLoss
-from sidrec.sid.losses.controller import alignment_strength
-from sidrec.sid.losses.info_nce import info_nce
+from sidrec.sid.losses.attraction import BehaviorAlignmentLoss, alignment_strength
+from sidrec.sid.losses.loss import info_nce
 from sidrec.sid.networks.network import Coded, ItemBatch
 from tests.sid.losses.tiny_network import TinyNetwork, random_batch
 

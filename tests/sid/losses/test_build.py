@@ -8,8 +8,8 @@ import torch
 from sidrec.config.learners import AdcSidConfig, GradientLearnerConfig, MmRqVaeConfig, MultiVqConfig, RqVaeConfig
 from sidrec.config.sid_losses import BehaviorAlignment, Collaborative, Diversity, SidLossConfig
 from sidrec.schema import ContractError
-from sidrec.sid.losses.build import build_loss
-from sidrec.sid.networks.build import build_network
+from sidrec.sid.learners.gradient import build_network
+from sidrec.sid.training.objectives import build_loss
 from tests.sid.losses.tiny_network import TinyNetwork, random_batch
 
 COLUMNS = (("text", 4), ("behavior", 5))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sidrec.config.sid_losses import Collaborative
-from sidrec.sid.losses.collaborative import CollaborativeLoss
+from sidrec.sid.losses.attraction import CollaborativeLoss
 from sidrec.sid.networks.network import ItemBatch
 from tests.sid.losses.tiny_network import TinyNetwork, coded, random_batch
 

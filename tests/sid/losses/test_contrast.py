@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sidrec.config.sid_losses import Contrast
-from sidrec.sid.losses.contrast import ContrastLoss
-from sidrec.sid.losses.info_nce import info_nce
+from sidrec.sid.losses.attraction import ContrastLoss
+from sidrec.sid.losses.loss import info_nce
 from sidrec.sid.networks.network import ItemBatch
 from tests.sid.losses.tiny_network import TinyNetwork, coded, items, on_angle, random_batch
 

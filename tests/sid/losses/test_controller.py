@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sidrec.config.sid_losses import AlignmentController
-from sidrec.sid.losses.controller import alignment_strength
+from sidrec.sid.losses.attraction import alignment_strength
 
 NORMS = torch.tensor([0, 0.25, 0.5, 0.75, 0.9, 1], dtype=torch.float64)
 

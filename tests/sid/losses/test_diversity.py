@@ -9,8 +9,7 @@ import torch
 
 from sidrec.config.sid_losses import Diversity
 from sidrec.schema import ContractError
-from sidrec.sid.losses.balanced_groups import balanced_groups
-from sidrec.sid.losses.diversity import DiversityLoss, diversity, draw_other
+from sidrec.sid.losses.attraction import DiversityLoss, balanced_groups, diversity, draw_other
 from tests.sid.losses.tiny_network import TinyNetwork, coded, items
 
 

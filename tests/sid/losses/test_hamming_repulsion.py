@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from sidrec.config.sid_losses import HammingRepulsion
-from sidrec.sid.losses.hamming_repulsion import HammingRepulsionLoss
-from sidrec.sid.losses.valid_pairs import valid_pairs
+from sidrec.sid.losses.repulsion import HammingRepulsionLoss, valid_pairs
 from sidrec.sid.networks.network import ItemBatch
 from tests.sid.losses.tiny_network import TinyNetwork, coded, items, on_angle, random_batch
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sidrec.sid.losses.cosine import unit
-from sidrec.sid.losses.info_nce import info_nce, mean_or_zero
+from sidrec.sid.losses.loss import info_nce, mean_or_zero, unit
 from tests.sid.losses.tiny_network import on_angle
 
 

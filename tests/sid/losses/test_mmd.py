@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sidrec.sid.losses.mmd import gaussian_mmd, mmd
+from sidrec.sid.networks.mm_rqvae import gaussian_mmd, mmd
 
 
 def slow_mmd(x_BD: Tensor, y_CD: Tensor) -> float:
@@ -66,7 +66,7 @@ def test_piece_by_piece_is_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     x_BD, y_CD = torch.randn(5, 3, requires_grad=True), torch.randn(6, 3, requires_grad=True)
     whole = mmd(x_BD, y_CD)
     expected = torch.autograd.grad(whole, (x_BD, y_CD))
-    monkeypatch.setattr("sidrec.sid.losses.mmd.ROWS", 4)
+    monkeypatch.setattr("sidrec.sid.networks.mm_rqvae.ROWS", 4)
     pieces = mmd(x_BD, y_CD)
     assert pieces.item() == pytest.approx(whole.item(), abs=1e-6)
     for found, gradient in zip(torch.autograd.grad(pieces, (x_BD, y_CD)), expected, strict=True):

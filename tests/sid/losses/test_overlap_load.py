@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sidrec.config.sid_losses import OverlapRepulsion
-from sidrec.sid.losses.overlap_load import STEPS, LoadStrength, bucket_load, pattern_load
+from sidrec.sid.losses.repulsion import STEPS, LoadStrength, bucket_load, pattern_load
 
 CODES = torch.tensor([[1, 2, 3], [1, 2, 4], [1, 5, 3], [6, 2, 3]])
 FIRST, SECOND = torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([1, 2, 3, 2, 3, 3])

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from sidrec.config.sid_losses import OverlapRepulsion
-from sidrec.sid.losses.overlap_repulsion import OverlapRepulsionLoss, relax, repulsion
-from sidrec.sid.losses.valid_pairs import valid_pairs
+from sidrec.sid.losses.repulsion import OverlapRepulsionLoss, relax, repulsion, valid_pairs
 from sidrec.sid.networks.network import ItemBatch
 from tests.sid.losses.tiny_network import TinyNetwork, coded, items, on_angle, random_batch
 

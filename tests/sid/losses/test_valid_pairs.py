@@ -2,7 +2,7 @@
 
 import torch
 
-from sidrec.sid.losses.valid_pairs import repelled_once, shared_levels, valid_pairs
+from sidrec.sid.losses.repulsion import repelled_once, shared_levels, valid_pairs
 from tests.sid.losses.tiny_network import items
 
 

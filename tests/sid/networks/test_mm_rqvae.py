@@ -9,9 +9,8 @@ from torch import Tensor
 
 from sidrec.config.learners import MmRqVaeConfig, Router, RqVaeConfig
 from sidrec.schema import ContractError
-from sidrec.sid.losses.info_nce import info_nce
-from sidrec.sid.losses.mmd import mmd
-from sidrec.sid.networks.mm_rqvae import MmRqVae
+from sidrec.sid.losses.loss import info_nce
+from sidrec.sid.networks.mm_rqvae import MmRqVae, mmd
 from sidrec.sid.networks.network import ItemBatch
 from sidrec.sid.networks.rqvae import RqVae
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 
 from sidrec.config.learners import MultiVqConfig, Router
-from sidrec.sid.networks.multi_vq import MultiVq
 from sidrec.sid.networks.network import ItemBatch
+from sidrec.sid.networks.rqvae import MultiVq
 
 SMALL = MultiVqConfig(levels=3, codebook_size=6, width=4, hidden=(8,))
 

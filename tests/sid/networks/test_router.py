@@ -9,9 +9,7 @@ import torch
 
 from sidrec.config.learners import Router
 from sidrec.schema import ContractError
-from sidrec.sid.networks.behavior_norm import BehaviorNorm, norm_range
-from sidrec.sid.networks.item_weights import ItemWeights
-from sidrec.sid.networks.router import STRONGEST, WEAKEST, TokenRouter
+from sidrec.sid.networks.token_weights import STRONGEST, WEAKEST, BehaviorNorm, ItemWeights, TokenRouter, norm_range
 
 
 def router(tokens: int = 4, **settings: object) -> TokenRouter:

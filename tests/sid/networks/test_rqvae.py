@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from sidrec.config.learners import LetterConfig, Router, RqVaeConfig
+from sidrec.sid.networks.codebook import spread
 from sidrec.sid.networks.network import ItemBatch
 from sidrec.sid.networks.rqvae import RqVae
-from sidrec.sid.networks.sinkhorn import spread
 
 SMALL = RqVaeConfig(levels=3, codebook_size=6, width=4, hidden=(8,))
 COLUMNS = (("text", 5),)

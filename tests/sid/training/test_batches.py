@@ -9,10 +9,8 @@ import torch
 from sidrec.schema import ContractError
 from sidrec.sid.replicas import ALONE, Replicas
 from sidrec.sid.training import batches as module
-from sidrec.sid.training import order as order_module
-from sidrec.sid.training.batches import Batches
-from sidrec.sid.training.order import epoch_order
-from sidrec.sid.training.partners import Partners
+from sidrec.sid.training import batches as order_module
+from sidrec.sid.training.batches import Batches, Partners, epoch_order
 
 VECTORS = np.random.default_rng(0).standard_normal((1003, 6)).astype(np.float32)
 PAIRS = np.array([[0, 1], [0, 2], [5, 6]])

@@ -6,7 +6,7 @@ import torch
 
 from sidrec.sid.quality import code_quality
 from sidrec.sid.tokenizer import CollapseError
-from sidrec.sid.training.health import Health, Usage, refuse_collapse
+from sidrec.sid.training.trainer import Health, Usage, refuse_collapse
 
 
 def test_usage_by_hand() -> None:

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from sidrec.config.learners import MultiVqConfig, Router, RqVaeConfig, Training
 from sidrec.config.sid_losses import Schedule
+from sidrec.sid.learners.gradient import build_network
 from sidrec.sid.losses.loss import Need, SidLoss
-from sidrec.sid.networks.build import build_network
 from sidrec.sid.networks.network import Coded, ItemBatch, Network
 from sidrec.sid.replicas import ALONE
 from sidrec.sid.training.batches import Batches
 from sidrec.sid.training.checkpoint import Checkpoint
-from sidrec.sid.training.scheduled_losses import ScheduledLoss
+from sidrec.sid.training.objectives import ScheduledLoss
 from sidrec.sid.training.trainer import DivergedError, Trainer
 from tests.sid.item_files import clustered_vectors
 

@@ -1,0 +1,169 @@
+"""The plans to measure, from the names they are asked for by."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import torch
+from torch import nn
+from torchrec.distributed.types import ModuleSharder, ShardingPlan
+from torchrec.modules.embedding_configs import PoolingType
+
+from sidrec.bench.result import Prediction
+from sidrec.bench.subject import Subject, on_meta
+from sidrec.config import ConfigError
+from sidrec.config.recipe import ParallelConfig, ShardingKind
+from sidrec.machine import memory
+from sidrec.parallel.planning import PlanError, make_plan
+from sidrec.parallel.process_group import RankError, Ranks
+from sidrec.parallel.sharding import sharders_of
+from sidrec.plans.cost import Cost, CostModel, TorchRecCost
+from sidrec.plans.hardware import GB, Hardware
+from sidrec.plans.memory import table_bytes
+from sidrec.plans.options import NoPlanError, options_of
+from sidrec.plans.work import KINDS, placed_tables, plan_work
+from sidrec.plans.workload import Workload, tables_of
+
+AUTO, TORCHRECS = "auto", "torchrec"
+TYPES: tuple[str, ...] = get_args(ShardingKind)
+PLAN_FILE = ".json"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A plan by its name, or the sentence that says why there is none."""
+
+    name: str
+    plan: ShardingPlan | None
+    failed: str | None
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raises ConfigError for a name that no plan has, or one given twice."""
+    for name in names:
+        if name not in (AUTO, TORCHRECS, *TYPES) and not name.endswith(PLAN_FILE):
+            known = ", ".join((AUTO, TORCHRECS, *TYPES))
+            raise ConfigError(f"--plans: expected {known} or a plan file (*{PLAN_FILE}), got {name!r}")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice or not names:
+        got = f"{twice} twice" if twice else "none"
+        raise ConfigError(f"--plans: expected one or more plans, each once, got {got}")
+
+
+def contenders(
+    subject: Subject, names: Sequence[str], workload: Workload, calibration: Path | None, ranks: Ranks
+) -> list[Contender]:
+    """A plan for every name, the same on all ranks.
+
+    auto: what training takes, with the calibration if there is one. torchrec: what its planner takes, which is auto's
+    without a calibration. A sharding type: that one for every table. A file: the plan that it holds.
+    A plan that cannot be made is a contender that has failed; a file that does not fit the model or the ranks is a
+    mistake, and raises ConfigError on all ranks together.
+    """
+    return [_contender(subject, name, workload, calibration, ranks) for name in names]
+
+
+def _contender(subject: Subject, name: str, workload: Workload, calibration: Path | None, ranks: Ranks) -> Contender:
+    model = on_meta(subject)
+    sharders = sharders_of(model, subject.optimizer, subject.seed)
+    if name.endswith(PLAN_FILE):
+        config = ParallelConfig(plan=Path(name))
+        return Contender(name, make_plan(model, sharders, config, lambda: workload, ranks), None)
+    if name == "grid_shard" and _means(model):
+        return Contender(
+            name, None, f"grid_shard: TorchRec pools {_means(model)} (mean) wrongly when it is grid-sharded"
+        )
+    try:
+        if name in (AUTO, TORCHRECS):
+            config = ParallelConfig(calibration=calibration if name == AUTO else None)
+        else:
+            config = ParallelConfig(sharding=name)  # type: ignore[arg-type]  # the names were checked
+        return Contender(name, make_plan(model, sharders, config, lambda: workload, ranks), None)
+    except (PlanError, NoPlanError, RankError) as error:
+        return Contender(name, None, str(error))
+
+
+def _means(model: nn.Module) -> str:
+    """Tables that are pooled by their mean."""
+    return ", ".join(name for name, table in tables_of(model).items() if table.pooling == PoolingType.MEAN)
+
+
+# What is expected of a plan before it is measured: the bytes it takes, and what cost models say of its step.
+#
+# Shapes: W ranks, K kinds of work.
+
+
+@dataclass(frozen=True)
+class Rating:
+    """bytes_W: tables and optimizer state on each rank, and dense gradients of replicated tables."""
+
+    bytes_W: list[int]
+    work: dict[str, list[float]]
+    default: Prediction | None
+    calibrated: Prediction | None
+
+
+def rate(
+    plan: ShardingPlan,
+    workload: Workload,
+    hardware: Hardware,
+    sharders: Sequence[ModuleSharder[nn.Module]],
+    calibrated: CostModel | None,
+) -> Rating:
+    """Rates a plan that was made for `workload` and `hardware`, by TorchRec's cost model and a calibrated one."""
+    options = options_of(plan, workload, hardware, sharders)
+    bytes_W = [0] * hardware.world
+    for option in options:
+        for shard, size in zip(option.shards, table_bytes(option, sharders), strict=True):
+            assert shard.rank is not None, "the options are placed"
+            bytes_W[shard.rank] += size.weights + size.state
+    work_WK = plan_work(placed_tables(options), workload, hardware.world)
+    work = dict(zip(KINDS, work_WK.T.tolist(), strict=True))
+    models: list[CostModel | None] = [TorchRecCost(), calibrated]
+    default, ours = (_prediction(model.rate(options, workload, hardware)) if model else None for model in models)
+    return Rating(bytes_W, work, default, ours)
+
+
+def _prediction(cost: Cost) -> Prediction:
+    return Prediction(cost.step, cost.tables)
+
+
+# Whether plans' models fit the memory at hand: each by itself, and all at once.
+
+
+FOR_ONE = 0.9
+"""Share of the free memory that one plan's tables may take; batches and buffers need the rest."""
+FOR_ALL = 0.5
+"""The same for the tables of all plans, where all models are kept between rounds."""
+
+
+class Room:
+    """The memory that is free now on this rank's device, or on this rank's machine, which its ranks share."""
+
+    def __init__(self, hardware: Hardware) -> None:
+        self._hardware = hardware
+        self._on_gpu = hardware.device == "cuda"
+        self.free = torch.cuda.mem_get_info()[0] if self._on_gpu else memory()[0]
+
+    def lacks(self, bytes_W: Sequence[int]) -> str | None:
+        """Why tables of so many bytes on each rank do not fit; None where they do."""
+        needed, allowed = self._needed(bytes_W), FOR_ONE * self.free
+        if needed <= allowed:
+            return None
+        where = "one GPU" if self._on_gpu else "one machine"
+        return (
+            f"expected tables and optimizer state of at most {allowed / GB:.1f} GB on {where} "
+            f"({FOR_ONE:.0%} of what is free), got {needed / GB:.1f} GB"
+        )
+
+    def keeps(self, plans: Sequence[Sequence[int]]) -> bool:
+        """Whether the models of all plans fit at once. plans: for each, bytes on each rank."""
+        return sum(map(self._needed, plans)) <= FOR_ALL * self.free
+
+    def _needed(self, bytes_W: Sequence[int]) -> int:
+        """Bytes on the fullest GPU or machine."""
+        if self._on_gpu:
+            return max(bytes_W)
+        local = self._hardware.local_world
+        return max(sum(bytes_W[first : first + local]) for first in range(0, len(bytes_W), local))

@@ -1,0 +1,400 @@
+"""The checkpoints of a run: checkpoints/step-N, the newest sound one of them, and what is no longer wanted.
+
+step-N.partial is being written, or removed, or was when its process ended; step-N.damaged was found not to be what was
+written. best.json tells the best one.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import sys
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from threading import Thread
+
+from torch import distributed as dist
+
+from sidrec.checkpoint.dcp_storage import save_pieces
+from sidrec.checkpoint.tensor_shard import (
+    INDEX,
+    CheckpointError,
+    Piece,
+    PieceCopies,
+    StoredFile,
+    read_index,
+    write_index,
+)
+from sidrec.checkpoint.train_state import POSITION, Position, best_text, position_text, read_best, read_position
+from sidrec.config import ConfigError
+from sidrec.config.recipe import CheckpointConfig
+from sidrec.errors import SaidElsewhereError
+from sidrec.parallel.process_group import WRITES, RankError, Ranks, together, total
+from sidrec.schema import crc32_of
+
+BEST = "best.json"
+PARTIAL, DAMAGED = ".partial", ".damaged"
+WRITTEN = re.compile(r"rank-\d+\.safetensors|(index|position|plan)\.json|config\.yaml")
+"""Names of a checkpoint's files, for one without index."""
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return folder / f"step-{step}"
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """What carries a checkpoint's name, newest first; a copy that somebody made beside them does not."""
+    named = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal()]
+    return sorted(named, key=_step, reverse=True)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def remove(path: Path) -> None:
+    """Removes a checkpoint. A process that is killed meanwhile leaves a partial one, not a damaged one.
+
+    One that holds other files too stays as it is, which is said on stderr.
+    """
+    foreign = _foreign_file(path)
+    if foreign:
+        said = f"sidrec: {path}: this outdated checkpoint stays, as {foreign} is no part of it"
+        print(said, file=sys.stderr, flush=True)
+        return
+    partial = path.with_name(path.name + PARTIAL)
+    path.replace(partial)
+    shutil.rmtree(partial)
+
+
+def remove_left_over(folder: Path) -> None:
+    """Removes what killed processes were writing or removing, except where it holds other files too."""
+    for partial in folder.glob(f"step-*{PARTIAL}"):
+        if partial.name.removeprefix("step-").removesuffix(PARTIAL).isdecimal() and not _foreign_file(partial):
+            shutil.rmtree(partial)
+
+
+def _foreign_file(path: Path) -> str | None:
+    """The first name in a checkpoint's folder of what no process of a training wrote; the folder itself if a link."""
+    if path.is_symlink():
+        return path.name
+    try:
+        listed = set(read_index(path).files)
+    except CheckpointError:
+        listed = set()
+    names = sorted(entry.name for entry in path.iterdir() if entry.name not in listed)
+    return next((name for name in names if not WRITTEN.fullmatch(name)), None)
+
+
+def bytes_written(folder: Path) -> int:
+    """Size of what is being written, so far, by all ranks."""
+    sizes = 0
+    with contextlib.suppress(OSError):  # finished meanwhile: a folder or a file can be gone once it is listed
+        for path in folder.glob(f"step-*{PARTIAL}/*"):
+            sizes += path.stat().st_size
+    return sizes
+
+
+def newest_sound(folder: Path, ranks: Ranks, *, set_aside: bool) -> Path | None:
+    """The newest checkpoint whose files all are what was written; None where there is none at all. A damaged newer one
+    is said on stderr. Every rank calls it and checks its share of the files.
+
+    set_aside: give damaged ones newer than the result the name step-N.damaged, so that their steps can be saved again.
+    Raises CheckpointError, and changes nothing, where there are checkpoints and none of them is sound.
+    """
+    damaged: list[tuple[Path, str]] = []
+    for path in _of_first(ranks, checkpoints(folder)):
+        fault = fault_of(path, ranks)
+        if fault is None:
+            for unsound, words in damaged if ranks.first else ():
+                _pass_over(unsound, words, path, set_aside)
+            return path
+        damaged.append((path, fault))
+    again = "remove the folder to start from the beginning"
+    if damaged:
+        raise CheckpointError(f"{damaged[0][1]}; no checkpoint in {folder} is sound, {again}")
+    aside = _of_first(ranks, sorted(folder.glob(f"step-*{DAMAGED}*")))
+    if aside:
+        raise CheckpointError(f"{folder}: expected a sound checkpoint, got only {aside[-1].name}; {again}")
+    return None
+
+
+def _of_first(ranks: Ranks, paths: list[Path]) -> list[Path]:
+    """The paths that rank 0 found: another one could meet the folder in another state."""
+    found = [paths]
+    dist.broadcast_object_list(found, src=0, group=ranks.control)
+    return found[0]
+
+
+def _pass_over(path: Path, fault: str, sound: Path, set_aside: bool) -> None:
+    what = "passed over"
+    if set_aside:
+        aside = _free_name(path)
+        path.replace(aside)
+        what = f"set aside as {aside.name}"
+    print(f"sidrec: {fault}; this checkpoint is {what}, {sound.name} taken", file=sys.stderr, flush=True)
+
+
+def _free_name(path: Path) -> Path:
+    aside, number = path.with_name(path.name + DAMAGED), 1
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.name}{DAMAGED}-{number}")
+    return aside
+
+
+def fault_of(path: Path, ranks: Ranks) -> str | None:
+    """What is wrong with a checkpoint, in one sentence; None if nothing is. Every rank calls it and gets the same."""
+    faults: list[str | None] = [None] * ranks.world
+    dist.all_gather_object(faults, _own_fault(path, ranks), group=ranks.control)
+    return next((fault for fault in faults if fault is not None), None)
+
+
+def _own_fault(path: Path, ranks: Ranks) -> str | None:
+    try:
+        files = read_index(path).files
+        read_position(path)
+        if POSITION not in files:
+            raise CheckpointError(f"{path}: expected {POSITION} among the files of its index, got {sorted(files)}")
+        for name in sorted(files, key=lambda name: files[name].size, reverse=True)[ranks.rank :: ranks.world]:
+            check_file(path / name, files[name])
+    except CheckpointError as error:
+        return f"{error}"
+    return None
+
+
+def check_file(path: Path, stored: StoredFile) -> None:
+    """Raises CheckpointError where a file of a checkpoint is not what was written; stored: what its index says."""
+    found = path.stat().st_size if path.is_file() else None
+    if found != stored.size:
+        raise CheckpointError(
+            f"{path}: expected a file of {stored.size} bytes, got {'none' if found is None else found}"
+        )
+    try:
+        checksum = crc32_of(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: expected a file of {stored.size} bytes, got {error.strerror}") from None
+    if checksum != stored.crc32:
+        raise CheckpointError(f"{path}: expected the CRC-32 {stored.crc32:08x} of its index, got {checksum:08x}")
+
+
+def chosen(folder: Path, which: str | None, ranks: Ranks) -> Path:
+    """A checkpoint to read: "newest" (as `newest_sound` passes over damaged ones), "best" or "step-N"; None means the
+    best where the run keeps one, else the newest. Raises CheckpointError where there is no such one, or it is damaged.
+    """
+    if which is None:
+        which = "best" if together(ranks, (folder / BEST).is_file) else "newest"
+    if which == "newest":
+        newest = newest_sound(folder, ranks, set_aside=False)
+        if newest is None:
+            raise CheckpointError(f"{folder}: expected a checkpoint, got none")
+        return newest
+    path = folder / which
+    if which == "best":
+        path = checkpoint_path(folder, together(ranks, lambda: read_best(folder / BEST)).step)
+    there = checkpoints(folder)
+    if path not in there:
+        raise CheckpointError(f"{folder}: expected one of its checkpoints, got {path.name}; it has {_names(there)}")
+    fault = fault_of(path, ranks)
+    if fault is not None:
+        raise CheckpointError(fault)
+    return path
+
+
+def _names(paths: list[Path]) -> str:
+    return ", ".join(path.name for path in paths) or "none"
+
+
+# Writes one checkpoint of all ranks: there whole or not at all, the outdated ones removed.
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of one run into its folder. Every rank has one and calls it together with the others.
+
+    keep: newest checkpoints that are kept, and the best one. beside: name -> text of files that lie beside the pieces.
+    ranks: their control group is used for nothing else, so that a thread of its own can write.
+    """
+
+    def __init__(self, folder: Path, keep: int, beside: Mapping[str, str], ranks: Ranks) -> None:
+        self._folder, self._keep, self._beside, self._ranks = folder, keep, beside, ranks
+
+    def write(self, pieces: Sequence[Piece], position: Position) -> None:
+        """Writes step-N, N the position's step, unless it is there. Raises CheckpointError, on all ranks, where one
+        cannot write; then nothing of it is left."""
+        final = checkpoint_path(self._folder, position.step)
+        if total(self._ranks, int(final.exists())):
+            self._together(final, lambda: self._tidy(position))  # the best may be another one since
+            return
+        partial = final.with_name(final.name + PARTIAL)
+        size = total(self._ranks, sum(piece.values.numel() * piece.values.element_size() for piece in pieces))
+        self._together(partial, lambda: self._prepare(partial, size))
+        try:
+            self._together(partial, lambda: save_pieces(partial, pieces, self._ranks.rank, self._ranks.control))
+            self._together(partial, lambda: self._complete(partial, final, position))
+        except BaseException:
+            if self._ranks.first:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+    def _together(self, path: Path, action: Callable[[], None]) -> None:
+        def one_sentence() -> None:
+            try:
+                action()
+            except OSError as error:
+                raise CheckpointError(f"{error.filename or path}: {error.strerror or error}") from None
+
+        together(self._ranks, one_sentence)
+
+    def _prepare(self, partial: Path, size: int) -> None:
+        if not self._ranks.first:
+            return
+        free = shutil.disk_usage(self._folder).free
+        if free < size:
+            raise CheckpointError(f"{self._folder}: expected room for a checkpoint of {size:,} bytes, got {free:,}")
+        partial.mkdir()
+
+    def _complete(self, partial: Path, final: Path, position: Position) -> None:
+        if not self._ranks.first:
+            return
+        files = {name: text.encode() for name, text in self._beside.items()}
+        files[POSITION] = position_text(position).encode()
+        for name, content in files.items():
+            (partial / name).write_bytes(content)
+        index = read_index(partial)
+        stored = {name: StoredFile(len(content), zlib.crc32(content)) for name, content in files.items()}
+        write_index(partial, replace(index, files={**index.files, **stored}))
+        for name in (*files, INDEX, "."):
+            _to_disk(partial / name)
+        partial.replace(final)
+        self._tidy(position)
+        _to_disk(self._folder)
+
+    def _tidy(self, position: Position) -> None:
+        if not self._ranks.first:
+            return
+        kept = {checkpoint_path(self._folder, position.best.step)} if position.best else set()
+        best = self._folder / BEST
+        if position.best:
+            partial = best.with_suffix(PARTIAL)
+            partial.write_text(best_text(position.best))
+            partial.replace(best)
+        else:
+            best.unlink(missing_ok=True)
+        for outdated in checkpoints(self._folder)[self._keep :]:
+            if outdated not in kept:
+                remove(outdated)
+
+
+def _to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# Saves checkpoints while training goes on, and decides what becomes of training when one cannot be saved.
+
+
+LOOK = 5.0  # seconds between two looks at how far a checkpoint is
+
+
+class Saver:
+    """Saves one run's checkpoints. Every rank has one and calls its methods together with the others.
+
+    In the background a thread writes from a copy of the pieces and talks to the other ranks' threads over a gloo group
+    of its own. Failures of any rank are known to all ranks when the next checkpoint is saved, or at `finish`.
+    """
+
+    def __init__(self, folder: Path, config: CheckpointConfig, beside: Mapping[str, str], ranks: Ranks) -> None:
+        """folder: of the run's checkpoints; what killed processes left in it half-written is removed.
+
+        beside: name -> text of files that lie beside the pieces.
+        """
+        self._folder, self._config, self._copies = folder, config, PieceCopies()
+        self._pulse = ranks.pulse
+        writers = replace(ranks, control=dist.new_group(backend="gloo"))
+        self._writer = CheckpointWriter(folder, config.keep, beside, writers)
+        self._thread: Thread | None = None
+        self._error: Exception | None = None
+        self._failures: list[ConfigError] = []  # in a row
+        if ranks.first:
+            remove_left_over(folder)
+
+    def save(self, pieces: Sequence[Piece], position: Position, *, wait: bool = False) -> None:
+        """Saves step-N, N the position's step. Waits for the checkpoint before it, and with `wait` for this one.
+
+        A failure is said, and training can go on. Raises CheckpointError, on all ranks, for the
+        `checkpoint.failures`-th in a row, and with `wait` for any.
+        """
+        self._go_on()
+        owned = [piece for piece in pieces if piece.owned]
+        beside_training = self._config.background and not wait
+        if beside_training:
+            owned = self._copies.take(owned)
+        self._thread = Thread(target=self._try, args=(owned, position), daemon=True, name="checkpoint")
+        self._thread.start()
+        if wait:
+            self.finish()
+        elif not beside_training:
+            self._go_on()
+
+    def finish(self) -> None:
+        """Waits for the checkpoint under way. Raises CheckpointError, on all ranks, where the last one failed."""
+        self._settle()
+        if self._failures:
+            self._stop("the last one failed")
+
+    def leave(self, seconds: float) -> None:
+        """Waits for the checkpoint under way, but not for ever: for a rank that ends with an error."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+
+    def _try(self, pieces: Sequence[Piece], position: Position) -> None:
+        try:
+            self._writer.write(pieces, position)
+            self._failures.clear()
+        except Exception as error:  # for the training thread to meet
+            self._error = error
+
+    def _go_on(self) -> None:
+        """Meets the failure of the checkpoint under way, if it fails, and lets training go on unless it is one too
+        many."""
+        before = len(self._failures)
+        self._settle()
+        count = len(self._failures)
+        if count >= self._config.failures:
+            self._stop(f"{count} in a row failed")
+        if count > before and not isinstance(self._failures[-1], SaidElsewhereError):
+            said = f"sidrec: a checkpoint was not saved, {count} in a row: {self._failures[-1]}"
+            print(said, file=sys.stderr, flush=True)
+
+    def _settle(self) -> None:
+        """Waits for the checkpoint under way, and notes its failure."""
+        if self._thread is not None:
+            self._wait(self._thread)
+            self._thread = None
+        error, self._error = self._error, None
+        if error is None:
+            return
+        if not isinstance(error, ConfigError):  # no failed write: other ranks are gone
+            raise error
+        self._failures.append(error)
+
+    def _wait(self, thread: Thread) -> None:
+        """However long it takes while some rank still writes: then none of them hangs."""
+        before = -1
+        while thread.is_alive():
+            written = bytes_written(self._folder)
+            if written != before:
+                self._pulse.beat(WRITES)
+            before = written
+            thread.join(LOOK)
+
+    def _stop(self, what: str) -> None:
+        last = self._failures[-1]
+        kind = RankError if isinstance(last, SaidElsewhereError) else CheckpointError
+        raise kind(f"{self._folder}: expected checkpoints to be saved, got: {what}: {last}") from None

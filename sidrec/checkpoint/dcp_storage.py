@@ -1,0 +1,321 @@
+"""Where torch.distributed.checkpoint writes pieces to and reads them from: safetensors files and index.json.
+
+Its own FileSystemWriter and FileSystemReader keep their index as a pickle, which can run any code when it is read.
+"""
+
+import io
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch import distributed as dist
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint import StorageReader, StorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import (
+    LoadPlan,
+    LoadPlanner,
+    ReadItem,
+    SavePlan,
+    SavePlanner,
+    TensorWriteData,
+    WriteItem,
+    WriteItemType,
+)
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
+
+from sidrec.checkpoint.tensor_shard import (
+    DTYPES,
+    NAMES,
+    VERSION,
+    CheckpointError,
+    CheckpointIndex,
+    Piece,
+    StoredFile,
+    StoredPiece,
+    StoredTensor,
+    piece_name,
+    write_index,
+    write_piece_file,
+)
+
+
+def save_pieces(path: Path, pieces: Sequence[Piece], rank: int, group: dist.ProcessGroup) -> None:
+    """Writes the owned pieces of all ranks into the folder `path`, which is there and empty; the index comes last.
+
+    Every rank of the group calls it. Raises, on every rank, the CheckpointError or OSError of the first that failed.
+    """
+    state = {piece.name: piece for piece in pieces}
+    with _one_sentence(path):
+        dcp.save(
+            state,
+            checkpoint_id=path,
+            storage_writer=PieceWriter(path, rank),
+            planner=PieceSavePlanner(),
+            process_group=group,
+        )
+
+
+def load_pieces(path: Path, index: CheckpointIndex, pieces: Sequence[Piece], group: dist.ProcessGroup) -> None:
+    """Fills the pieces from the checkpoint in `path`, whose index is given, whoever wrote it.
+
+    Every rank of the group calls it. Raises, on every rank, CheckpointError for what the checkpoint does not hold.
+    """
+    state = {piece.name: piece for piece in pieces}
+    with _one_sentence(path):
+        dcp.load(
+            state,
+            checkpoint_id=path,
+            storage_reader=PieceReader(path, index),
+            planner=PieceLoadPlanner(index),
+            process_group=group,
+        )
+
+
+@contextmanager
+def _one_sentence(path: Path) -> Iterator[None]:
+    """torch's exception, which it gathers from all ranks and which is no Exception, as the first failed rank's own."""
+    try:
+        yield
+    except CheckpointException as failed:
+        rank, (error, _) = min(failed.failures.items())
+        if isinstance(error, OSError):
+            raise OSError(error.errno, f"rank {rank}: {error.strerror or error}", str(error.filename or path)) from None
+        words = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"{path}: {words}") from None
+
+
+class PieceWriter(StorageWriter):
+    """Writes rank-R.safetensors of every rank, and index.json once all are there."""
+
+    def __init__(self, path: Path, rank: int) -> None:
+        self._path, self._rank = path, rank
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        pass
+
+    def set_up_storage_writer(self, is_coordinator: bool, *_: Any, **__: Any) -> None:
+        pass
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        return plan
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        return plans
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        assert isinstance(planner, PieceSavePlanner), "save_pieces gives it"
+        name = f"rank-{self._rank}.safetensors"
+        pieces = [planner.piece(item) for item in plan.items]
+        written: Future[list[WriteResult]] = Future()
+        stored = write_piece_file(self._path / name, pieces) if pieces else StoredFile(0, 0)
+        sizes = [piece.values.numel() * piece.values.element_size() for piece in pieces]
+        written.set_result(
+            [
+                WriteResult(item.index, size, (name, piece.values.shape, stored))
+                for item, piece, size in zip(plan.items, pieces, sizes, strict=True)
+            ]
+        )
+        return written
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        files: dict[str, StoredFile] = {}
+        pieces: dict[str, list[StoredPiece]] = {}
+        for result in (result for of_rank in results for result in of_rank):
+            name, shape, stored = result.storage_data
+            files[name] = stored
+            offset = tuple(result.index.offset or ())
+            pieces.setdefault(result.index.fqn, []).append(StoredPiece(offset, tuple(shape), name))
+        tensors = {}
+        for key, found in sorted(pieces.items()):
+            tensor = metadata.state_dict_metadata[key]
+            assert isinstance(tensor, TensorStorageMetadata), "pieces are tensors"
+            by_offset = tuple(sorted(found, key=lambda piece: piece.offset))
+            tensors[key] = StoredTensor(NAMES[tensor.properties.dtype], tuple(tensor.size), by_offset)
+        write_index(self._path, CheckpointIndex(VERSION, tensors, files))
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        return True
+
+    def storage_meta(self) -> StorageMeta | None:
+        return None
+
+
+class PieceReader(StorageReader):
+    """Reads what a PieceWriter wrote, each piece from the memory-mapped file as far as it is wanted."""
+
+    def __init__(self, path: Path, index: CheckpointIndex) -> None:
+        self._path = path
+        self._files = {
+            MetadataIndex(key, piece.offset): (piece.file, piece_name(key, piece.offset))
+            for key, tensor in index.tensors.items()
+            for piece in tensor.pieces
+        }
+
+    def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
+        pass
+
+    def read_metadata(self, *_: Any, **__: Any) -> Metadata:
+        return Metadata({})
+
+    def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *_: Any, **__: Any) -> None:
+        pass
+
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        return plan
+
+    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
+        return plans
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        by_file: dict[str, list[tuple[str, Any]]] = {}
+        for item in plan.items:
+            file, name = self._files[item.storage_index]
+            by_file.setdefault(file, []).append((name, item))
+        for file, wanted in by_file.items():
+            try:
+                with safe_open(self._path / file, framework="pt") as stored:
+                    for name, item in wanted:
+                        planner.resolve_tensor(item).copy_(_stored_part(stored, name, item))
+            except (SafetensorError, OSError, RuntimeError) as error:
+                words = " ".join(str(error).split())
+                raise CheckpointError(f"{file}: expected the tensors of its index, got: {words}") from None
+        read: Future[None] = Future()
+        read.set_result(None)
+        return read
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
+        return True
+
+
+def _stored_part(stored: Any, name: str, item: ReadItem) -> Tensor:
+    """The part of a stored piece that an item wants; stored: an open safetensors file."""
+    if not item.lengths:
+        scalar: Tensor = stored.get_tensor(name)
+        return scalar
+    wanted = zip(item.storage_offsets, item.lengths, strict=True)
+    part: Tensor = stored.get_slice(name)[tuple(slice(start, start + length) for start, length in wanted)]
+    return part
+
+
+# What torch.distributed.checkpoint is told of pieces: who writes which, and which stored ones fill which.
+
+
+class PieceSavePlanner(SavePlanner):
+    """Every rank writes the pieces it owns. The state it is given: name -> Piece."""
+
+    def set_up_planner(
+        self, state_dict: dict[str, Any], storage_meta: Any = None, is_coordinator: bool = False
+    ) -> None:
+        self._pieces: dict[MetadataIndex, Piece] = {
+            MetadataIndex(piece.key, piece.offset): piece for piece in state_dict.values() if piece.owned
+        }
+
+    def create_local_plan(self) -> SavePlan:
+        return SavePlan([_write_item(index, piece) for index, piece in self._pieces.items()])
+
+    def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
+        """Raises CheckpointError where pieces do not cover their tensor exactly once: nobody could read it again."""
+        tensors: dict[str, TensorStorageMetadata] = {}
+        for plan in all_plans:
+            for item in plan.items:
+                data = item.tensor_data
+                assert data is not None, "pieces are tensors"
+                tensor = tensors.setdefault(item.index.fqn, TensorStorageMetadata(data.properties, data.size, []))
+                tensor.chunks.append(data.chunk)
+        for key, tensor in tensors.items():
+            held = sum(chunk.sizes.numel() for chunk in tensor.chunks)
+            if held != tensor.size.numel():
+                raise CheckpointError(f"{key}: expected pieces of {tensor.size.numel()} values together, got {held}")
+        return all_plans, Metadata(dict(tensors))
+
+    def finish_plan(self, new_plan: SavePlan) -> SavePlan:
+        return new_plan
+
+    def resolve_data(self, write_item: WriteItem) -> Tensor | io.BytesIO:
+        return self._pieces[write_item.index].values
+
+    def piece(self, write_item: WriteItem) -> Piece:
+        """The piece that an item of the plan stands for."""
+        return self._pieces[write_item.index]
+
+
+def _write_item(index: MetadataIndex, piece: Piece) -> WriteItem:
+    chunk = ChunkStorageMetadata(torch.Size(piece.offset), piece.values.shape)
+    data = TensorWriteData(chunk, TensorProperties(piece.values.dtype), torch.Size(piece.shape))
+    return WriteItem(index, WriteItemType.SHARD, tensor_data=data)
+
+
+class PieceLoadPlanner(LoadPlanner):
+    """Fills every piece from the stored ones that overlap it. The state it is given: name -> Piece."""
+
+    def __init__(self, index: CheckpointIndex) -> None:
+        self._index = index
+
+    def set_up_planner(self, state_dict: dict[str, Any], *_: Any, **__: Any) -> None:
+        self._pieces: dict[MetadataIndex, Piece] = {
+            MetadataIndex(piece.key, piece.offset): piece for piece in state_dict.values()
+        }
+
+    def create_local_plan(self) -> LoadPlan:
+        """Raises CheckpointError for a tensor that the checkpoint lacks, or holds in another shape or type."""
+        items: list[ReadItem] = []
+        for piece in self._pieces.values():
+            stored = self._stored(piece)
+            chunk = ChunkStorageMetadata(torch.Size(piece.offset), piece.values.shape)
+            items += create_read_items_for_chunk_list(piece.key, _described(stored), [chunk])
+        return LoadPlan(items)
+
+    def _stored(self, piece: Piece) -> StoredTensor:
+        stored = self._index.tensors.get(piece.key)
+        if stored is None:
+            raise CheckpointError(f"expected a tensor {piece.key}, got none of that name")
+        expected, found = (NAMES[piece.values.dtype], piece.shape), (stored.dtype, stored.shape)
+        if expected != found:
+            raise CheckpointError(f"{piece.key}: expected {_words(*expected)}, got {_words(*found)}")
+        return stored
+
+    def create_global_plan(self, global_plan: list[LoadPlan]) -> list[LoadPlan]:
+        return global_plan
+
+    def finish_plan(self, central_plan: LoadPlan) -> LoadPlan:
+        return central_plan
+
+    def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
+        raise NotImplementedError("pieces are tensors")
+
+    def resolve_tensor(self, read_item: ReadItem) -> Tensor:
+        """The part of a piece that an item of the plan fills."""
+        values = self._pieces[read_item.dest_index].values.detach()
+        for dimension, (start, length) in enumerate(zip(read_item.dest_offsets, read_item.lengths, strict=True)):
+            values = values.narrow(dimension, start, length)
+        return values
+
+    def commit_tensor(self, read_item: ReadItem, tensor: Tensor) -> None:
+        pass
+
+
+def _described(stored: StoredTensor) -> TensorStorageMetadata:
+    chunks = [ChunkStorageMetadata(torch.Size(piece.offset), torch.Size(piece.shape)) for piece in stored.pieces]
+    return TensorStorageMetadata(TensorProperties(DTYPES[stored.dtype]), torch.Size(stored.shape), chunks)
+
+
+def _words(dtype: str, shape: tuple[int, ...]) -> str:
+    return f"{dtype} {list(shape)}"

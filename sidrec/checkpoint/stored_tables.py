@@ -1,0 +1,203 @@
+"""A checkpoint as something to read from, by a process that need not have its model: tables, recipe, catalog."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sidrec.checkpoint.checkpoint_store import BEST, check_file, checkpoint_path, checkpoints
+from sidrec.checkpoint.tensor_shard import (
+    DTYPES,
+    INDEX,
+    MODEL,
+    OPTIMIZER,
+    CheckpointError,
+    CheckpointIndex,
+    StoredPiece,
+    StoredRows,
+    StoredTensor,
+    piece_name,
+    read_index,
+    stored_tensors,
+)
+from sidrec.checkpoint.train_state import Position, read_best, read_position
+from sidrec.config import Recipe, load_file
+
+# Tables of a checkpoint, read by row ranges: by any process, without the model, and no more than is asked for.
+#
+# Shapes: R rows of a table, D its width, N rows of a range.
+
+
+PART = 1 << 22
+"""Bytes of a table that are in memory at a time, where it is read from one end to the other."""
+
+
+class StoredTable:
+    """A tensor of a checkpoint whose first dimension is rows, in whatever rectangles it was stored."""
+
+    def __init__(self, path: Path, key: str, index: CheckpointIndex | None = None) -> None:
+        """path: the checkpoint's folder. index: its index, where it has been read already.
+
+        Raises CheckpointError where there is no such tensor, or one that has no rows.
+        """
+        tensor = (index or read_index(path)).tensors.get(key)
+        if tensor is None or not tensor.shape:
+            got = "none of that name" if tensor is None else "a single number"
+            raise CheckpointError(f"{path}: expected a table {key}, got {got}")
+        self.path, self.key, self.tensor = path, key, tensor
+        self._stored: dict[str, Mapping[str, StoredRows]] = {}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[R, D] of a table."""
+        return self.tensor.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return DTYPES[self.tensor.dtype]
+
+    @property
+    def bytes(self) -> int:
+        """Of the whole tensor."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def files(self) -> set[str]:
+        """Files of the checkpoint that hold parts of it."""
+        return {piece.file for piece in self.tensor.pieces}
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """Rows [first, last), [N, ...] of the stored type.
+
+        Raises CheckpointError for a file that does not hold what the index says.
+        """
+        assert 0 <= first <= last <= self.shape[0], f"rows of {self.key}, which has {self.shape[0]}"
+        rows = torch.empty((last - first, *self.shape[1:]), dtype=self.dtype)
+        for piece in self.tensor.pieces:
+            start, end = max(first, piece.offset[0]), min(last, piece.offset[0] + piece.shape[0])
+            if start < end:
+                into = rows[start - first : end - first]
+                for dimension, (offset, length) in enumerate(zip(piece.offset[1:], piece.shape[1:], strict=True), 1):
+                    into = into.narrow(dimension, offset, length)
+                into.copy_(self._stored_rows(piece, start - piece.offset[0], end - piece.offset[0]))
+        return rows
+
+    def _stored_rows(self, piece: StoredPiece, first: int, last: int) -> Tensor:
+        path = self.path / piece.file
+        try:
+            if piece.file not in self._stored:
+                self._stored[piece.file] = stored_tensors(path)
+            stored = self._stored[piece.file].get(piece_name(self.key, piece.offset))
+            if stored is None or (stored.dtype, stored.shape) != (self.tensor.dtype, piece.shape):
+                got = "none" if stored is None else f"{stored.dtype} {list(stored.shape)}"
+                expected = f"{self.tensor.dtype} {list(piece.shape)} of {self.key}, as the index says"
+                raise CheckpointError(f"{path}: expected {expected}, got {got}")
+            return stored.read(first, last)
+        except OSError as error:
+            raise CheckpointError(f"{path}: expected rows of {self.key}, got: {error.strerror or error}") from None
+
+    def parts(self, size: int = PART) -> Iterator[tuple[int, Tensor]]:
+        """The whole table in order, by row ranges of at most `size` bytes, and one row at least: (first row, rows)."""
+        step = rows_of_size(size, self.bytes // max(1, self.shape[0]))
+        for first in range(0, self.shape[0], step):
+            yield first, self.rows(first, min(first + step, self.shape[0]))
+
+
+@dataclass(frozen=True)
+class CheckpointTable:
+    """An embedding table of a checkpoint: its weights [R, D], and the optimizer's state by torch's name for it."""
+
+    name: str
+    weight: StoredTable
+    state: Mapping[str, StoredTable]
+
+
+@dataclass(frozen=True)
+class StoredCheckpoint:
+    """A checkpoint's folder and its index."""
+
+    path: Path
+    index: CheckpointIndex
+
+    @cached_property
+    def tables(self) -> Mapping[str, CheckpointTable]:
+        """Its embedding tables by name."""
+        return checkpoint_tables(self.path, self.index)
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """Of the run that wrote it: beside its files, or in the run directory that it lies in. Raises ConfigError."""
+        beside, run = self.path / "config.yaml", self.path.parent.parent / "config.yaml"
+        return load_file(run if run.is_file() and not beside.is_file() else beside)
+
+    @cached_property
+    def position(self) -> Position:
+        """Where it stands, and with which catalog it was trained. Raises CheckpointError."""
+        return read_position(self.path)
+
+    def check_files(self, names: Iterable[str], progress: Callable[[int], object] = lambda size: None) -> None:
+        """Reads files and holds them against the index. progress: is told the size of each that is read.
+
+        Raises CheckpointError for the first that is not as it was written.
+        """
+        for name in sorted(names):
+            check_file(self.path / name, self.index.files[name])
+            progress(self.index.files[name].size)
+
+
+def open_checkpoint(path: Path) -> StoredCheckpoint:
+    """Opens a checkpoint; or of a run directory the best where the run keeps one, else the newest.
+
+    Raises CheckpointError where there is none.
+    """
+    if (path / INDEX).is_file():
+        return StoredCheckpoint(path, read_index(path))
+    folder = path / "checkpoints"
+    there = checkpoints(folder)
+    if (folder / BEST).is_file():
+        there = [checkpoint_path(folder, read_best(folder / BEST).step)]
+    if not there:
+        raise CheckpointError(f"{path}: expected a run directory with checkpoints, or one of these, got neither")
+    return StoredCheckpoint(there[0], read_index(there[0]))
+
+
+def rows_of_size(size: int, row: int) -> int:
+    """How many rows of `row` bytes are at most `size` bytes; one at least."""
+    return max(1, size // max(1, row))
+
+
+def checkpoint_tables(path: Path, index: CheckpointIndex) -> dict[str, CheckpointTable]:
+    """Name -> table, of all embedding tables of a checkpoint."""
+    found = {}
+    for key in index.tensors:
+        name = table_name(key)
+        if name is not None:
+            states = f"{OPTIMIZER}/{key.removeprefix(f'{MODEL}/')}/"
+            state = {
+                other.removeprefix(states): StoredTable(path, other, index)
+                for other in index.tensors
+                if other.startswith(states)
+            }
+            found[name] = CheckpointTable(name, StoredTable(path, key, index), state)
+    return found
+
+
+def table_name(key: str) -> str | None:
+    """Name of the table whose weights have that key; None for all other tensors."""
+    match key.split("."):
+        case [start, *_, "embedding_bags", table, "weight"] if start.startswith(f"{MODEL}/"):
+            return table
+    return None
+
+
+def cut_of(tensor: StoredTensor) -> str:
+    """How a table was cut, in words: "whole", "4 ranges of rows", "2 blocks of columns", or both."""
+    rows = len({piece.offset[0] for piece in tensor.pieces})
+    columns = len({piece.offset[1:] for piece in tensor.pieces})
+    words = [f"{rows} ranges of rows"] if rows > 1 else []
+    words += [f"{columns} blocks of columns"] if columns > 1 else []
+    return " x ".join(words) or "whole"

@@ -1,0 +1,375 @@
+"""Files with the rows of one table, ours or made by others: safetensors, npy and parquet, read by ranges of rows.
+
+Shapes: R rows in the file, D their width, N rows of a part.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sidrec.checkpoint.stored_tables import PART, StoredTable, rows_of_size
+from sidrec.checkpoint.tensor_shard import DTYPES, CheckpointError, header_of, stored_tensors
+from sidrec.config import Recipe
+from sidrec.config.item import ExactIndex, HashedItem, SemanticItem
+from sidrec.config.section import granularity_levels
+from sidrec.data.item_tables import HID
+from sidrec.io.parquet_files import readable
+from sidrec.schema import ITEM_ID, LOG, ContractError, load_manifest
+from sidrec.sid.catalog import load_catalog
+from sidrec.sid.granularity import granularity_rows
+
+
+class TableSource(Protocol):
+    """Rows of a table. where: names the file, for sentences. rows: one more than the last row's number. width: D."""
+
+    where: str
+    rows: int
+    width: int
+
+    def parts(self, first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Rows in [first, last) that the file has, a few at a time: their numbers, int64 [N], ascending, and their
+        values, float32 [N, D]. Raises ContractError for a file that does not hold what it says."""
+
+
+def open_table(name: str, table: str) -> TableSource:
+    """Opens FILE or FILE:NAME; NAME is a tensor of a safetensors file, or a column of a parquet file.
+
+    Without one it is the only tensor, or that called `table`; the only column of lists, or that called "embedding".
+    Raises ContractError where there is no two-dimensional table of floats.
+    """
+    file, _, part = (name, "", "") if Path(name).is_file() else name.rpartition(":") if ":" in name else (name, "", "")
+    path = Path(file)
+    if not path.is_file():
+        raise ContractError(path, f"a file with rows of the table {table}", "none")
+    match path.suffix:
+        case ".safetensors":
+            return SafetensorsRows(path, part, table)
+        case ".npy" if not part:
+            return NpyRows(path)
+        case ".parquet":
+            return ParquetRows(path, part)
+    raise ContractError(path, "FILE.safetensors[:TENSOR], FILE.npy or FILE.parquet[:COLUMN]", repr(name))
+
+
+class SafetensorsRows:
+    """A tensor of a safetensors file."""
+
+    def __init__(self, path: Path, name: str, table: str) -> None:
+        try:
+            tensors = stored_tensors(path)
+        except OSError as error:
+            raise ContractError(path, "a safetensors file", error.strerror or error) from None
+        self._stored = tensors[_tensor_name(path, list(tensors), name, table)]
+        self.where = f"{path}, {self._stored.name}"
+        floats = DTYPES[self._stored.dtype].is_floating_point
+        self.rows, self.width = _shape_of(self.where, self._stored.shape, self._stored.dtype, floats)
+
+    def parts(self, first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for start, end in _ranges(first, min(last, self.rows), self.width):
+            try:
+                values_ND = self._stored.read(start, end).to(torch.float32)
+            except OSError as error:
+                raise ContractError(self.where, "readable rows", error.strerror or error) from None
+            yield torch.arange(start, end), values_ND
+
+
+class NpyRows:
+    """An array of numpy's; mapped anew for every part, so that its pages are given back."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self.where = path, str(path)
+        found = self._mapped()
+        self.rows, self.width = _shape_of(self.where, found.shape, str(found.dtype), found.dtype.kind == "f")
+
+    def _mapped(self) -> np.ndarray:
+        try:
+            mapped: Any = np.load(self._path, mmap_mode="r", allow_pickle=False)
+            assert isinstance(mapped, np.ndarray), "it holds several arrays"
+        except Exception as error:  # numpy takes a broken header for Python, and raises what Python's parser does
+            words = " ".join(str(error).split()) or type(error).__name__
+            raise ContractError(self._path, "an array as numpy.save writes it", words) from None
+        return mapped
+
+    def parts(self, first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for start, end in _ranges(first, min(last, self.rows), self.width):
+            with np.errstate(over="ignore"):  # what is too large becomes inf, and is refused as such
+                values_ND = np.array(self._mapped()[start:end], dtype=np.float32, order="C")
+            yield torch.arange(start, end), torch.from_numpy(values_ND)
+
+
+def _tensor_name(path: Path, names: list[str], name: str, table: str) -> str:
+    wanted = name or (names[0] if len(names) == 1 else table)
+    if wanted not in names:
+        close = get_close_matches(wanted, names, n=1)
+        hint = f"; did you mean {close[0]}?" if close else f" among {', '.join(names) or 'no tensors'}"
+        raise ContractError(path, f"a tensor {wanted}", f"none of that name{hint}")
+    return wanted
+
+
+def _shape_of(where: str, shape: tuple[int, ...], dtype: str, floats: bool) -> tuple[int, int]:
+    if len(shape) != 2 or not floats:
+        raise ContractError(where, "floats of shape [rows, width]", f"{dtype} {list(shape)}")
+    return shape[0], shape[1]
+
+
+def _ranges(first: int, last: int, width: int) -> Iterator[tuple[int, int]]:
+    step = rows_of_size(PART, width * torch.float32.itemsize)
+    for start in range(first, last, step):
+        yield start, min(start + step, last)
+
+
+def check_values(source: TableSource, first: int, last: int, progress: Callable[[int], object]) -> None:
+    """Reads rows [first, last). progress: is told of rows that are read.
+
+    Raises ContractError naming the first value that is no finite float32.
+    """
+    for rows_N, values_ND in source.parts(first, last):
+        bad_ND = ~torch.isfinite(values_ND)
+        if bad_ND.any():
+            place, column = bad_ND.nonzero()[0].tolist()
+            where = f"{source.where}, row {rows_N[place]}, column {column}"
+            raise ContractError(where, "a finite float32", values_ND[place, column].item())
+        progress(len(rows_N))
+
+
+# Rows of a table in a parquet file: a column of lists of floats, and perhaps one that numbers the rows.
+#
+# Shapes: R rows in the file, D their width, G rows of a row group, N rows of a part.
+
+
+class ParquetRows:
+    """A column of lists, all of one length. A column `row` of ascending numbers says which rows they are; without one
+    they are rows 0, 1, 2... of the table."""
+
+    def __init__(self, path: Path, column: str) -> None:
+        """column: its name, or "". Raises ContractError where there is no such column."""
+        self._path = path
+        with readable(path), pq.ParquetFile(path) as file:
+            schema, self._groups = file.schema_arrow, _group_rows(file)
+            self._numbered = schema.get_field_index(ROW) >= 0
+            self._column = _list_column(path, schema, column)
+            if self._numbered and not pa.types.is_integer(schema.field(ROW).type):
+                raise ContractError(f"{path}, column {ROW}", "integers", schema.field(ROW).type)
+            self.where = f"{path}, column {self._column}"
+            self.width = self._width(file)
+            self.rows = self._last_row(file) + 1 if self._numbered else sum(self._groups)
+
+    def _width(self, file: pq.ParquetFile) -> int:
+        kind = file.schema_arrow.field(self._column).type
+        if pa.types.is_fixed_size_list(kind):
+            return int(kind.list_size)
+        for batch in file.iter_batches(batch_size=1, columns=[self._column]):
+            return len(batch[0][0].as_py() or ())
+        return 0
+
+    def _last_row(self, file: pq.ParquetFile) -> int:
+        filled = [group for group, rows in enumerate(self._groups) if rows]
+        return int(self._numbers(file, filled[-1], before=-1)[-1]) if filled else -1
+
+    def parts(self, first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """As TableSource says. Raises ContractError also for rows out of order and lists of another length.
+
+        Of row groups beside the range the row numbers alone are read. Their statistics would tell as much, but a broken
+        one ends the process: pyarrow 26 does not catch what its Parquet library throws there.
+        """
+        start, before = 0, -1
+        with readable(self._path), pq.ParquetFile(self._path) as file:
+            for group, rows in enumerate(self._groups):
+                rows_G = self._numbers(file, group, before) if self._numbered else np.arange(start, start + rows)
+                start, before = start + rows, int(rows_G[-1]) if rows else before
+                if rows and rows_G[0] < last and rows_G[-1] >= first:
+                    yield from self._parts_of(file, group, rows_G, first, last)
+
+    def _parts_of(
+        self, file: pq.ParquetFile, group: int, rows_G: np.ndarray, first: int, last: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        step, done = rows_of_size(PART, self.width * torch.float32.itemsize), 0
+        for batch in file.iter_batches(step, row_groups=[group], columns=[self._column], use_threads=False):
+            rows_N = rows_G[done : done + len(batch)]
+            done += len(batch)
+            self._check_length(group, done, at_most=len(rows_G))
+            wanted_N = (rows_N >= first) & (rows_N < last)
+            if wanted_N.any():
+                values_ND = self._values(batch, rows_N)[wanted_N]
+                yield torch.from_numpy(rows_N[wanted_N]), torch.from_numpy(values_ND)
+        self._check_length(group, len(rows_G), at_most=done)
+
+    def _check_length(self, group: int, rows: int, at_most: int) -> None:
+        """A broken file can have columns of other lengths than it says."""
+        if rows > at_most:
+            raise ContractError(self._path, f"{self._groups[group]} rows in row group {group}", "columns of others")
+
+    def _numbers(self, file: pq.ParquetFile, group: int, before: int) -> np.ndarray:
+        """Row numbers of a row group, int64 [G]; before: the last of the group before."""
+        rows = file.read_row_group(group, columns=[ROW], use_threads=False)[ROW]
+        if rows.null_count:
+            raise ContractError(f"{self._path}, column {ROW}", "no missing value", f"{rows.null_count}")
+        rows_G = rows.to_numpy().astype(np.int64)
+        self._check_length(group, len(rows_G), at_most=self._groups[group])
+        self._check_length(group, self._groups[group], at_most=len(rows_G))
+        back = np.flatnonzero(np.diff(rows_G, prepend=before) <= 0)
+        if len(back):
+            line = int(back[0])
+            got = f"{rows_G[line]} after {rows_G[line - 1] if line else before}"
+            raise ContractError(f"{self._path}, column {ROW}", "row numbers from 0 on, ascending", got)
+        return rows_G
+
+    def _values(self, batch: pa.RecordBatch, rows_N: np.ndarray) -> np.ndarray:
+        """float32 [N, D]."""
+        lists = batch.column(self._column)
+        lengths_N = pc.list_value_length(lists).fill_null(-1).to_numpy()
+        wrong = np.flatnonzero(lengths_N != self.width)
+        if len(wrong):
+            where = f"{self.where}, row {rows_N[wrong[0]]}"
+            got = "a missing value" if lengths_N[wrong[0]] < 0 else lengths_N[wrong[0]]
+            raise ContractError(where, f"a list of {self.width} floats", got)
+        with np.errstate(over="ignore"):  # what is too large becomes inf, and is refused as such; so do missing ones
+            flat = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+        return flat.reshape(len(batch), self.width)
+
+
+def _group_rows(file: pq.ParquetFile) -> list[int]:
+    return [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+
+
+def _list_column(path: Path, schema: pa.Schema, name: str) -> str:
+    lists = [field.name for field in schema if _is_float_list(field.type)]
+    wanted = name or (lists[0] if len(lists) == 1 else EMBEDDING)
+    if wanted not in lists:
+        got = f"columns of lists {', '.join(lists) or 'none'} of {', '.join(schema.names)}"
+        raise ContractError(path, f"a column {wanted} of lists of floats", got)
+    return wanted
+
+
+def _is_float_list(kind: pa.DataType) -> bool:
+    is_list = pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return is_list and pa.types.is_floating(kind.value_type)
+
+
+# Tables of a checkpoint as files that others read: safetensors and parquet, written a range of rows at a time.
+#
+# Shapes: R rows of a table, D its width, N rows of a range.
+
+
+ROW, EMBEDDING = "row", "embedding"
+"""Columns of a parquet file: the number of a row, and its values."""
+RowIds = Callable[[int, int], Mapping[str, pa.Array]]
+"""Rows [first, last) -> columns that say what these rows stand for."""
+
+
+def no_ids(first: int, last: int) -> Mapping[str, pa.Array]:
+    """For tables of whose rows nothing is said but their numbers."""
+    return {}
+
+
+def is_exported(path: Path) -> bool:
+    """Whether a file has what the writers below give it: one table, and perhaps its optimizer's state."""
+    try:
+        if path.suffix == ".parquet":
+            names = pq.read_schema(path).names
+            return names[:1] == [ROW] and EMBEDDING in names
+        with safe_open(path, framework="pt") as file:
+            tensors = list(file.keys())
+        table = min(tensors, key=len, default="")
+        return all(name == table or name.startswith(f"{table}/") for name in tensors)
+    except (pa.ArrowException, SafetensorError, OSError):
+        return False
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, StoredTable], progress: Callable[[int], object]) -> None:
+    """Writes each as one tensor of that name, of the type that it is stored in. progress: is told of bytes written."""
+    with path.open("wb") as file:
+        file.write(header_of((name, table.dtype, table.shape) for name, table in tensors.items()))
+        for table in tensors.values():
+            for _, rows in table.parts():
+                file.write(rows.reshape(-1).view(torch.uint8).numpy().data)
+                progress(rows.nbytes)
+
+
+def write_parquet(
+    path: Path, tensors: Mapping[str, StoredTable], progress: Callable[[int], object], ids: RowIds = no_ids
+) -> None:
+    """Writes a line per row: its number, what it stands for, and each tensor [R, D] as a column of D float32.
+
+    tensors: column -> table, all of as many rows. progress: is told of bytes read.
+    """
+    count = next(iter(tensors.values())).shape[0]
+    step = rows_of_size(PART, sum(table.bytes // max(1, count) for table in tensors.values()))
+    with pq.ParquetWriter(path, _schema(tensors, ids), compression="none", use_dictionary=False) as file:
+        for first in range(0, count, step):
+            last = min(first + step, count)
+            rows = {name: table.rows(first, last) for name, table in tensors.items()}
+            columns = {ROW: pa.array(np.arange(first, last)), **ids(first, last)}
+            columns |= {name: _lists(rows_ND) for name, rows_ND in rows.items()}
+            file.write_table(pa.table(columns))
+            progress(sum(rows_ND.nbytes for rows_ND in rows.values()))
+
+
+def _schema(tensors: Mapping[str, StoredTable], ids: RowIds) -> pa.Schema:
+    said = [(name, array.type) for name, array in ids(0, 0).items()]
+    widths = {name: table.shape[1] for name, table in tensors.items()}
+    lists = [(name, pa.list_(pa.float32(), width)) for name, width in widths.items()]
+    return pa.schema([(ROW, pa.int64()), *said, *lists])
+
+
+def _lists(rows_ND: Tensor) -> pa.Array:
+    values = pa.array(rows_ND.to(torch.float32).reshape(-1).numpy())
+    return pa.FixedSizeListArray.from_arrays(values, rows_ND.shape[1])
+
+
+# What the rows of an exported table stand for: ids of the log, or codes of the catalog.
+#
+# Shapes: R rows of a table, I item ids, L levels of a SID.
+
+
+def row_ids(recipe: Recipe, table: str, rows: int, fingerprint: str | None) -> RowIds:
+    """Columns for the rows of a table: item_id or the log's id column, or sid_1, sid_2... of a SID's part; row 0, which
+    stands for what is not known, has id 0 and no codes.
+
+    fingerprint: of the catalog that the checkpoint was trained with. Raises CheckpointError where ids share rows or
+    rows change owners, and where the recipe's catalog or log is not the checkpoint's any more.
+    """
+    item = recipe.model.item
+    if table in recipe.model.context:
+        return _numbered(table)
+    if table == HID and isinstance(item, HashedItem) and isinstance(item.hid_index, ExactIndex):
+        return _numbered(ITEM_ID)
+    if isinstance(item, SemanticItem) and table in item.granularities:
+        return _codes(recipe, table, rows, fingerprint)
+    raise CheckpointError(f"--ids: expected a table with a row for each id, got {table}, whose rows ids share or swap")
+
+
+def _numbered(column: str) -> RowIds:
+    return lambda first, last: {column: pa.array(np.arange(first, last))}
+
+
+def _codes(recipe: Recipe, table: str, rows: int, fingerprint: str | None) -> RowIds:
+    catalog = load_catalog(recipe.data.catalog)
+    if catalog.fingerprint != fingerprint:
+        was = f"{recipe.data.catalog} as the checkpoint was trained with, {fingerprint}"
+        raise CheckpointError(f"--ids: expected the catalog {was}, got {catalog.fingerprint}")
+    codes_IL = catalog.codes_by_id(load_manifest(recipe.data.path / LOG).ids[ITEM_ID])
+    rows_I, found = granularity_rows(codes_IL, table)
+    if found != rows:
+        log = f"{recipe.data.path} as the checkpoint was trained with, {rows:,} rows of {table}"
+        raise CheckpointError(f"--ids: expected the log {log}, got {found:,}")
+    columns = {}
+    for level in granularity_levels(table):
+        codes_R = np.full(rows, -1)
+        codes_R[rows_I] = codes_IL[:, level - 1]
+        columns[f"sid_{level}"] = codes_R
+    return lambda first, last: _part(columns, first, last)
+
+
+def _part(columns: Mapping[str, np.ndarray], first: int, last: int) -> dict[str, pa.Array]:
+    parts = {name: codes_R[first:last] for name, codes_R in columns.items()}
+    return {name: pa.array(codes_N, pa.int32(), mask=codes_N < 0) for name, codes_N in parts.items()}

@@ -1,0 +1,165 @@
+"""position.json: where in the log and in its schedule a checkpoint stands, and what it was made with."""
+
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import numpy as np
+import torch
+from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
+from torch import Tensor
+
+from sidrec.checkpoint.dcp_storage import load_pieces
+from sidrec.checkpoint.tensor_shard import RANKS, CheckpointError, Piece, read_index, whole
+from sidrec.parallel.process_group import Ranks, together
+
+POSITION = "position.json"
+VERSION = 1
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best value of `metric` on `split` so far, and the step at which it was measured."""
+
+    split: str
+    metric: str
+    value: float
+    step: int
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where training stands: `step` steps done, `epoch_step` of them in epoch `epoch`; and with which catalog.
+
+    lr_factor: on the learning rates of the last step.
+    terms: the loss and its parts by name, on every rank the sum over the `term_steps` steps since the last report.
+    best: None where none is chosen, or none was measured yet. measured: the last step at which one was measured, or 0.
+    ranks, versions: what wrote it, software by name.
+    """
+
+    step: NonNegativeInt
+    epoch: NonNegativeInt
+    epoch_step: NonNegativeInt
+    catalog: str | None
+    lr_factor: float = 1.0
+    terms: Mapping[str, Annotated[tuple[float, ...], Field(min_length=1)]] = field(default_factory=dict)
+    term_steps: NonNegativeInt = 0
+    best: Best | None = None
+    measured: NonNegativeInt = 0
+    ranks: PositiveInt = 1
+    versions: Mapping[str, str] = field(default_factory=dict)
+    version: int = VERSION
+
+
+_POSITION: TypeAdapter[Position] = TypeAdapter(Position)
+_BEST: TypeAdapter[Best] = TypeAdapter(Best)
+
+
+def position_text(position: Position) -> str:
+    """The content of position.json."""
+    return json.dumps(asdict(position), indent=1) + "\n"
+
+
+def read_position(path: Path) -> Position:
+    """The position of the checkpoint in the folder `path`. Raises CheckpointError where it has none that is whole."""
+    position = _read(path / POSITION, _POSITION)
+    if position.version != VERSION:
+        raise CheckpointError(f"{path / POSITION}: expected a position of version {VERSION}, got {position.version}")
+    return position
+
+
+def best_text(best: Best) -> str:
+    """The content of best.json."""
+    return json.dumps(asdict(best), indent=1) + "\n"
+
+
+def read_best(path: Path) -> Best:
+    """Reads best.json at `path`. Raises CheckpointError where there is none."""
+    return _read(path, _BEST)
+
+
+def check_catalog(path: Path, position: Position, catalog: str | None) -> None:
+    """Raises CheckpointError where the checkpoint in `path` was trained with another catalog; catalog: fingerprint."""
+    if position.catalog != catalog:
+        raise CheckpointError(f"{path}: expected the catalog {position.catalog} it was trained with, got {catalog}")
+
+
+def _read(path: Path, kind: TypeAdapter[T]) -> T:
+    try:
+        return kind.validate_json(path.read_bytes())
+    except OSError as error:
+        raise CheckpointError(f"{path}: expected JSON that says where training stands, got {error.strerror}") from None
+    except ValidationError as error:
+        mistakes = ", ".join(".".join(map(str, (*found["loc"], found["msg"]))) for found in error.errors())
+        raise CheckpointError(f"{path}: expected JSON that says where training stands, got {mistakes}") from None
+
+
+# The state of every rank's random generators, as tensors: of torch on CPU and GPU, of numpy and of Python.
+
+
+def random_pieces(ranks: Ranks) -> list[Piece]:
+    """What this rank's generators are at, under keys of its own."""
+    return [whole(f"{RANKS}/{ranks.rank}/random/{name}", state) for name, state in _states(ranks.device).items()]
+
+
+def resume_random(path: Path, step: int, seed: int, ranks: Ranks) -> None:
+    """Puts the generators where the checkpoint in `path` had them. Where other ranks wrote it, or another kind of
+    device, every rank's are drawn anew from (seed, step, rank). Every rank calls it.
+
+    Raises CheckpointError as `load_pieces` does.
+    """
+    pieces = random_pieces(ranks)
+    index = together(ranks, lambda: read_index(path))
+    stored = {key for key in index.tensors if "/random/" in key}
+    states = {piece.key.rsplit("/", 1)[1]: piece.values for piece in pieces}
+    if stored == {f"{RANKS}/{rank}/random/{name}" for rank in range(ranks.world) for name in states}:
+        load_pieces(path, index, pieces, ranks.control)
+        _restore(states, ranks.device)
+    else:
+        _draw(seed, step, ranks.rank)
+
+
+def _draw(seed: int, step: int, rank: int) -> None:
+    torch_seed, numpy_seed, python_seed = map(int, np.random.SeedSequence((seed, step, rank)).generate_state(3))
+    torch.manual_seed(torch_seed)
+    np.random.seed(numpy_seed)
+    random.seed(python_seed)
+
+
+def _states(device: torch.device) -> dict[str, Tensor]:
+    numpy = np.random.get_state(legacy=False)
+    _, words, python_gauss = random.getstate()
+    states = {
+        "torch": torch.get_rng_state(),
+        "numpy": _packed(
+            (*numpy["state"]["key"].tolist(), numpy["state"]["pos"]), numpy["gauss"] if numpy["has_gauss"] else None
+        ),
+        "python": _packed(words, python_gauss),
+    }
+    return states if device.type == "cpu" else {**states, "cuda": torch.cuda.get_rng_state(device)}
+
+
+def _restore(states: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["torch"])
+    words, gauss = _unpacked(states["numpy"])
+    keys = np.array(words[:-1], dtype=np.uint32)
+    np.random.set_state(("MT19937", keys, words[-1], int(gauss is not None), gauss or 0.0))
+    words, gauss = _unpacked(states["python"])
+    random.setstate((3, tuple(words), gauss))
+    if "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def _packed(words: tuple[int, ...], gauss: float | None) -> Tensor:
+    """int64: the generator's words, whether it holds the second of two normal numbers, and the bits of that one."""
+    bits = int(np.float64(gauss or 0.0).view(np.int64))
+    return torch.tensor([*words, int(gauss is not None), bits], dtype=torch.int64)
+
+
+def _unpacked(packed: Tensor) -> tuple[list[int], float | None]:
+    *words, has_gauss, bits = packed.tolist()
+    return words, float(np.int64(bits).view(np.float64)) if has_gauss else None

@@ -1,0 +1,3 @@
+"""The command line: one module per command, each imported when it is called."""
+
+from sidrec.cli.dispatch import main as main

@@ -1,0 +1,155 @@
+"""What a recipe's data folder and catalog hold, read and checked before anything is allocated."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sidrec.config import Recipe
+from sidrec.config.item import ContentItem, SemanticItem, SpmTokens
+from sidrec.data.item_tables import HID, ContentVectors, ItemTable, ItemTables, impressions_by_id, item_tables
+from sidrec.data.loader import columns_of
+from sidrec.data.split_index import RowGroup, split_index
+from sidrec.schema import ITEM_ID, ITEMS, LOG, MANIFEST, ContractError, Manifest, load_manifest
+from sidrec.sid.catalog import Catalog, load_catalog
+from sidrec.sid.granularity import Subwords, fit_subwords
+
+# What the data decides about the model's shape.
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """item_tables: table name -> rows and features. context_rows: id column -> rows. dense: int_* columns used (X).
+
+    stats_mean, stats_std: moments of log1p(stat_*) over the train split, one per statistic (S).
+    content: width V of an item's content vector, 0 where the model uses none.
+    rows_per_lane: rows of a batch that come from one lane, the same at any number of ranks; padding included.
+    """
+
+    item_tables: Mapping[str, ItemTable]
+    context_rows: Mapping[str, int]
+    dense: int
+    stats_mean: tuple[float, ...]
+    stats_std: tuple[float, ...]
+    content: int = 0
+    rows_per_lane: int = 0
+
+    @property
+    def sid_features(self) -> tuple[str, ...]:
+        """Names of the item features that are parts of a SID."""
+        return tuple(name for table, found in self.item_tables.items() if table != HID for name in found.features)
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a recipe's data folder and catalog hold.
+
+    fingerprint: the catalog's, and that of the subwords its SIDs are cut into; None where items have no SIDs.
+    """
+
+    manifest: Manifest
+    tables: ItemTables
+    sizes: Sizes
+    fingerprint: str | None
+
+
+def read_contracts(recipe: Recipe) -> tuple[Manifest, Catalog | None]:
+    """The manifest of the log, and the catalog where items have SIDs. Raises ContractError."""
+    manifest = load_manifest(recipe.data.path / LOG)
+    return manifest, load_catalog(recipe.data.catalog) if isinstance(recipe.model.item, SemanticItem) else None
+
+
+def read_data(recipe: Recipe) -> Data:
+    """Reads manifest and catalog and checks them against the recipe, in a process that is no rank.
+
+    Raises ConfigError or ContractError.
+    """
+    manifest, catalog = read_contracts(recipe)
+    return assemble_data(recipe, manifest, catalog, fit_item_subwords(recipe, manifest, catalog))
+
+
+def fit_item_subwords(recipe: Recipe, manifest: Manifest, catalog: Catalog | None) -> bytes | None:
+    """The model of the subwords that SIDs are cut into; None where the recipe has no subwords."""
+    item = recipe.model.item
+    if catalog is None or not isinstance(item, SemanticItem) or not isinstance(item.tokens, SpmTokens):
+        return None
+    ids = manifest.ids[ITEM_ID]
+    impressions_I = impressions_by_id(recipe.data.path / ITEMS, ids)
+    return fit_subwords(catalog.codes_by_id(ids), impressions_I, catalog.codebook_sizes, item.tokens.vocabulary)
+
+
+def assemble_data(recipe: Recipe, manifest: Manifest, catalog: Catalog | None, fitted: bytes | None) -> Data:
+    """Everything that a model needs to know of its data. fitted: the model of the subwords, None where there is none.
+
+    Raises ConfigError or ContractError, before anything is allocated.
+    """
+    subwords = Subwords(fitted, catalog.codebook_sizes) if fitted is not None and catalog is not None else None
+    item = recipe.model.item
+    columns = columns_of(recipe.data, recipe.model, manifest)
+    content = None
+    if isinstance(item, ContentItem):
+        content = ContentVectors(recipe.data.path / ITEMS, item.vectors, manifest.ids[ITEM_ID])
+    try:
+        tables = item_tables(item, manifest, catalog, subwords, content)
+    except MemoryError as error:
+        where = f"{recipe.data.path / LOG / MANIFEST}, ids.{ITEM_ID}"
+        got = f"{manifest.ids[ITEM_ID]} ({error})"
+        raise ContractError(where, "item ids whose lookups memory has room for", got) from None
+    mean_S, std_S = stat_moments(recipe.data.path, manifest)
+    sizes = Sizes(
+        item_tables=tables.tables,
+        context_rows={column: manifest.ids[column] for column in recipe.model.context},
+        dense=len(columns.log.dense),
+        stats_mean=tuple(mean_S.tolist()),
+        stats_std=tuple(std_S.tolist()),
+        content=content.width if content else 0,
+        rows_per_lane=recipe.data.batch_size // recipe.data.lanes,
+    )
+    return Data(manifest, tables, sizes, _fingerprint(catalog, subwords))
+
+
+def _fingerprint(catalog: Catalog | None, subwords: Subwords | None) -> str | None:
+    if catalog is None:
+        return None
+    return catalog.fingerprint if subwords is None else f"{catalog.fingerprint}, subwords {subwords.fingerprint}"
+
+
+# Moments of the statistics columns, measured on the train split: what the standardisation of counts needs.
+#
+# Shapes: N rows of a row group, S statistics columns.
+
+
+def stat_moments(
+    data: Path, manifest: Manifest, split: str = "train", rows: int = 1_000_000
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of log1p(stat_*), float64 [S] each, over about `rows` rows of the split.
+
+    Row groups are taken at equal distances, so that every period of the log counts; small splits are read whole. Rows
+    with a count that breaks the contract are left out: the reader refuses them or puts them in quarantine.
+    Raises ContractError as `split_index` does, and for a row group that cannot be read.
+    """
+    groups = split_index(data / LOG, split, manifest)
+    wanted = max(1, min(len(groups), round(len(groups) * rows / max(1, manifest.rows(split)))))
+    total, first, second = 0, np.zeros(len(manifest.stats)), np.zeros(len(manifest.stats))
+    for position in np.linspace(0, len(groups) - 1, wanted).round().astype(int):
+        counts_NS = _counts(groups[position], manifest.stats)
+        logs_NS = np.log1p(counts_NS[(np.isfinite(counts_NS) & (counts_NS >= 0)).all(axis=1)])
+        total += len(logs_NS)
+        first += logs_NS.sum(axis=0)
+        second += np.square(logs_NS).sum(axis=0)
+    mean = first / max(1, total)
+    return mean, np.sqrt(np.maximum(second / max(1, total) - np.square(mean), 0))
+
+
+def _counts(group: RowGroup, stats: tuple[str, ...]) -> np.ndarray:
+    """float64 [N, S], NaN for a missing value."""
+    try:
+        with pq.ParquetFile(group.path) as file:
+            table = file.read_row_group(group.group, columns=list(stats))
+    except (pa.ArrowException, OSError) as error:
+        where = f"{group.path}, row group {group.group}"
+        raise ContractError(where, "readable column data", " ".join(str(error).split())) from None
+    return np.stack([table[name].to_numpy() for name in stats], axis=1, dtype=np.float64)

@@ -1,0 +1,164 @@
+"""What there is to say about this machine: can it train, and if not, which one command repairs it?
+
+Imports neither torch nor torchrec: what may crash runs in a process of its own (sidrec.doctor.probe).
+"""
+
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from sidrec import machine
+from sidrec.preflight.planned_run import Finding
+from sidrec.stack import fault, find_stack, repair
+
+GIB = 2**30
+PROBE_SECONDS = 180
+PYTHON = shlex.quote(sys.executable)
+
+
+def examine() -> list[Finding]:
+    """Everything there is to say about this machine, cheapest first."""
+    findings = [python(), stack()]
+    if findings[-1].state == "ok":
+        lookup, gpus = look_up()
+        findings += [lookup, gpu(gpus), all_reduce(gpus)]
+    return [*findings, cores(), threads(), memory(), shared_memory(), disk(), torchx()]
+
+
+def python() -> Finding:
+    """3.11 is what the locks are made and tested for."""
+    found = f"{platform.python_version()} at {sys.executable}"
+    if sys.version_info[:2] != (3, 11):
+        return Finding("Python", "note", f"{found}; tested with 3.11", "rm -rf .venv && make .venv PYTHON=python3.11")
+    return Finding("Python", "ok", found)
+
+
+def stack() -> Finding:
+    """torch, FBGEMM and torchrec belong together, by their metadata."""
+    installed = find_stack()
+    sentence = fault(installed)
+    if sentence:
+        return Finding("stack", "problem", f"{sentence} ({installed})", repair(installed))
+    return Finding("stack", "ok", str(installed))
+
+
+def look_up() -> tuple[Finding, int]:
+    """One fused embedding lookup with its update; and the number of GPUs that torch sees."""
+    done = _probe([sys.executable, "-m", "sidrec.doctor.probe", "lookup"])
+    if done.returncode:
+        return Finding("fused lookup", "problem", _last_words(done), repair(find_stack())), 0
+    facts = json.loads(done.stdout.splitlines()[-1])
+    return Finding("fused lookup", "ok", f"forward, backward and update; torchrec {facts['torchrec']}"), facts["gpus"]
+
+
+def gpu(gpus: int) -> Finding:
+    """GPUs that the driver shows and torch can use."""
+    devices = sorted(Path("/dev").glob("nvidia[0-9]*"))
+    if gpus:
+        return Finding("GPU", "ok", f"{gpus} that torch can use")
+    if devices:
+        command = "make .venv BUILD=cuda" if find_stack().torch_build == "cpu" else "nvidia-smi"
+        return Finding("GPU", "note", f"{len(devices)} in /dev, none that torch can use", command)
+    return Finding("GPU", "ok", "none; sidrec trains on CPU")
+
+
+def all_reduce(gpus: int) -> Finding:
+    """Ranks find each other on this machine and can sum: over NCCL with GPUs, else two over gloo."""
+    ranks, name = (gpus, "NCCL") if gpus else (2, "gloo")
+    launch = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(ranks),
+        "-m",
+        "sidrec.doctor.probe",
+    ]
+    done = _probe([sys.executable, *launch, "all_reduce"])
+    if done.returncode:
+        command = "NCCL_DEBUG=INFO sidrec doctor" if gpus else "GLOO_SOCKET_IFNAME=lo sidrec doctor"
+        return Finding(name, "problem", f"{ranks} rank(s) cannot sum: {_last_words(done)}", command)
+    return Finding(name, "ok", f"{ranks} rank(s) sum")
+
+
+def cores() -> Finding:
+    """Cores by affinity and container quota, of those in the machine."""
+    usable = machine.cores()
+    return Finding("cores", "ok", f"{usable:g} usable of {os.cpu_count()}")
+
+
+def threads() -> Finding:
+    """More threads than cores spin against one another: measured, 2 to 4 times slower."""
+    wanted = os.environ.get("OMP_NUM_THREADS")
+    if wanted is None:
+        return Finding("threads", "ok", "OMP_NUM_THREADS is not set: every rank gets cores / ranks")
+    if not wanted.isdigit() or int(wanted) < 1 or int(wanted) > max(1, machine.cores()):
+        found = f"OMP_NUM_THREADS={wanted}, expected 1 to {max(1, int(machine.cores()))}"
+        return Finding("threads", "problem", found, "unset OMP_NUM_THREADS")
+    return Finding("threads", "ok", f"OMP_NUM_THREADS={wanted}")
+
+
+def memory() -> Finding:
+    """Two ranks with a loader worker each hold about 330 MB of libraries four times (measured), before any table."""
+    free, limit = machine.memory()
+    found = f"{free / GIB:.1f} GiB free of {limit / GIB:.1f}"
+    if free < 2 * GIB:
+        return Finding("memory", "problem", f"{found}; expected 2 GiB free", "ps aux --sort=-rss | head")
+    return Finding("memory", "ok", found)
+
+
+def shared_memory() -> Finding:
+    """Loader workers hand batches over through /dev/shm; containers often have 64 MB of it."""
+    folder = Path("/dev/shm")
+    if not folder.is_dir():
+        return Finding("/dev/shm", "note", "none; set data.workers to 0", "sidrec train RECIPE --data.workers 0")
+    usage = shutil.disk_usage(folder)
+    found = f"{usage.free / GIB:.1f} GiB free of {usage.total / GIB:.1f}"
+    if usage.free < GIB // 4:
+        command = "mount -o remount,size=2G /dev/shm" if usage.total < GIB else "ls -lS /dev/shm | head"
+        return Finding("/dev/shm", "problem", f"{found}; expected 0.25 GiB free", command)
+    return Finding("/dev/shm", "ok", found)
+
+
+def disk(folder: Path | None = None) -> Finding:
+    """Room for run directories: tables and their optimizer state, twice while a checkpoint is replaced."""
+    where = Path.cwd() if folder is None else folder
+    free = shutil.disk_usage(where).free
+    found = f"{free / GIB:.1f} GiB free in {where}"
+    if free < 2 * GIB:
+        return Finding("disk", "problem", f"{found}; expected 2", "sidrec train RECIPE --train.runs LARGER_DISK")
+    return Finding("disk", "ok", found)
+
+
+def torchx() -> Finding:
+    """Only launch/components.py needs it."""
+    try:
+        return Finding("torchx", "ok", version("torchx"))
+    except PackageNotFoundError:
+        found = "not installed; torchrun works without it"
+        return Finding("torchx", "note", found, f"{PYTHON} -m pip install 'torchx>=0.7'")
+
+
+def _probe(command: list[str]) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    try:
+        return subprocess.run(
+            command, check=False, capture_output=True, text=True, timeout=PROBE_SECONDS, env=environment
+        )
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 1, "", f"no answer after {PROBE_SECONDS} s")
+
+
+def _last_words(done: subprocess.CompletedProcess[str]) -> str:
+    """The error's own line if there is one: launchers print a report of their own after it."""
+    if done.returncode < 0:
+        return f"killed by signal {-done.returncode}"
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    errors = [line for line in lines if "Error: " in line or "expected" in line]
+    return (errors or lines or [f"exit status {done.returncode}"])[0 if errors else -1][:300]

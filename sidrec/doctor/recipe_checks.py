@@ -1,0 +1,112 @@
+"""Is a recipe ready to be trained on this machine? What training checks at its start, and more: a sample of the rows,
+checksums, and how long it will take.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import torch
+
+from sidrec.config import ConfigError, Recipe
+from sidrec.data.dataset import Data, read_data
+from sidrec.data.loader import open_split
+from sidrec.doctor.measured_run import duration, logged_rate, measure
+from sidrec.parallel.planning import hardware_here, plan_for
+from sidrec.parallel.sharding import sharders_of
+from sidrec.plans.options import quiet
+from sidrec.plans.recipe_workload import recipe_workload
+from sidrec.preflight.capacity_check import room_here, size
+from sidrec.preflight.data_checks import FILES
+from sidrec.preflight.data_sample import checksum_finding, read_sample, sample_findings
+from sidrec.preflight.planned_run import Finding, PlannedRun, problems
+from sidrec.preflight.start_checks import read_splits, start_findings
+from sidrec.schema import LOG, ContractError
+from sidrec.train.assembly import planned_run
+from sidrec.train.run_directory import RunDirectory
+
+TORCHRUN = 145 << 20
+"""Bytes that torchrun's own process has to itself (measured)."""
+
+
+def examine_recipe(recipe: Recipe, world: int | None, *, measured: bool, all_files: bool) -> list[Finding]:
+    """Findings on a run of the recipe on `world` ranks of this machine; left out, one for each GPU, or one.
+
+    measured: train some steps, to know how fast. all_files: read all rows and files in the place of a sample.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    ranks = world or (torch.cuda.device_count() if device.type == "cuda" else 1)
+    try:
+        run = plan_here(recipe, device, ranks)
+        footers = read_splits(run, None if all_files else FILES)
+        starting = psutil.Process().memory_full_info().uss + (TORCHRUN // ranks if ranks > 1 else 0)
+        rooms = [room_here(recipe.run, _device(device, rank)) for rank in range(ranks)]
+        findings = [_plan_finding(run), *start_findings(run, rooms, footers, starting)]
+        findings += _data(run, list(footers), all_files)
+    except (ConfigError, ContractError) as error:
+        return [Finding("recipe", "problem", str(error))]
+    return [*findings, *_duration(run, measured and not problems(findings))]
+
+
+def _device(device: torch.device, rank: int) -> torch.device:
+    return torch.device("cuda", rank % torch.cuda.device_count()) if device.type == "cuda" else device
+
+
+def plan_here(recipe: Recipe, device: torch.device, world: int) -> PlannedRun:
+    """A run of the recipe on `world` ranks of this machine. Raises ConfigError or ContractError for what training would
+    refuse."""
+    RunDirectory(recipe.run).check(recipe)
+    data = read_data(recipe)
+    for split in dict.fromkeys(("train", *recipe.evaluate.splits)):
+        _check_split(recipe, data, split, world)
+    hardware = hardware_here(device, world, world)
+    reckoned = recipe_workload(recipe, data, world)
+    model = reckoned.workload.model
+    sharders = sharders_of(model, recipe.optimizer, recipe.seed)
+    with quiet():
+        plan = plan_for(model, sharders, recipe.parallel, lambda: reckoned.workload, hardware)
+    return planned_run(recipe, data, reckoned, hardware, plan)
+
+
+def _check_split(recipe: Recipe, data: Data, split: str, world: int) -> None:
+    """Every file of it, and whether lanes fit the ranks."""
+    open_split(
+        replace(recipe.data, workers=0),
+        recipe.model,
+        split,
+        rank=0,
+        world=world,
+        seed=recipe.seed,
+        shuffle=split == "train",
+        tables=data.tables,
+        manifest=data.manifest,
+    )
+
+
+def _plan_finding(run: PlannedRun) -> Finding:
+    kinds: dict[str, int] = {}
+    for tables in run.plan.plan.values():
+        for layout in dict(tables).values():
+            kinds[layout.sharding_type] = kinds.get(layout.sharding_type, 0) + 1
+    told = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    return Finding("plan", "ok", f"{sum(kinds.values())} table(s) on {run.hardware.world} rank(s): {told}")
+
+
+def _data(run: PlannedRun, splits: Sequence[str], all_files: bool) -> list[Finding]:
+    log: Path = run.recipe.data.path / LOG
+    manifest = run.columns.log
+    samples = {split: read_sample(log, manifest, split, whole=all_files) for split in splits}
+    return [*sample_findings(samples), checksum_finding(log, manifest, splits, whole=all_files)]
+
+
+def _duration(run: PlannedRun, measured: bool) -> list[Finding]:
+    rows, world = run.manifest.rows("train"), run.hardware.world
+    if not measured:
+        return [duration(run.recipe, rows, logged_rate(run.recipe, world))]
+    try:
+        rate, memory = measure(run.recipe, world)
+    except ConfigError as error:
+        return [Finding("measured steps", "problem", str(error))]
+    found = f"ranks and loader processes have {size(memory)} to themselves after the measured steps"
+    return [duration(run.recipe, rows, rate), Finding("measured memory", "ok", found)]

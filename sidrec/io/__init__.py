@@ -1,0 +1,1 @@
+"""Files: JSON, parquet, and writing without leaving half a file."""

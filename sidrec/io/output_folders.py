@@ -1,0 +1,207 @@
+"""Where a command may write: what is there is replaced only if commands of ours made all of it.
+
+Refusals are ContractErrors. They are raised before any work, and again before anything is replaced.
+"""
+
+import glob
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from sidrec.errors import ContractError
+
+NAMED = 3  # foreign files that a message names
+Written = Callable[[str], bool]
+"""Whether commands write a file of that name, which is relative to the folder and has slashes."""
+
+
+@dataclass(frozen=True)
+class FolderKind:
+    """A kind of folder that commands write.
+
+    what: its name in messages. written: folder -> which names of files in it are ours; None where the folder does not
+    bear the mark of its kind.
+    """
+
+    what: str
+    written: Callable[[Path], Written | None]
+
+
+def output_folder(out: Path, inputs: Iterable[Path] = ()) -> Path:
+    """OUT without links: a link stays, and the folder that it names is replaced.
+
+    Raises ContractError where OUT is a file, lies below one or is a link to nothing, and as `check_apart` does.
+    """
+    try:
+        if out.is_symlink() and not out.exists():
+            raise ContractError(
+                out,
+                "a folder to write",
+                f"a link to {out.readlink()}, which is not there; make it or name another folder",
+            )
+        real = out.resolve()
+        there = next(path for path in (real, *real.parents) if path.exists())
+        if not there.is_dir():
+            got = "a file" if there == real else f"a path below the file {there}"
+            raise ContractError(out, "a folder to write", f"{got}; name another folder")
+    except (OSError, RuntimeError) as error:  # RuntimeError: links that lead to one another
+        raise ContractError(out, "a folder to write", getattr(error, "strerror", None) or error) from None
+    check_apart(real, inputs)
+    return real
+
+
+def check_apart(folder: Path, inputs: Iterable[Path]) -> None:
+    """Raises ContractError where the folder, which has no links in its path, is, holds or lies inside an input."""
+    for given in inputs:
+        try:
+            paths = {given.parent.resolve() / given.name, given.resolve()}  # a link, and what it names
+        except (OSError, RuntimeError) as error:
+            raise ContractError(given, "an input that can be read", error) from None
+        for path in paths:
+            relation = _relation(folder, path)
+            if relation:
+                expected = "an output folder apart from the input"
+                raise ContractError(folder, expected, f"{relation} {given}; name another folder")
+
+
+def _relation(folder: Path, path: Path) -> str | None:
+    if _same(folder, path):
+        return "the input"
+    if any(_same(folder, parent) for parent in path.parents):
+        return "a folder that holds the input"
+    if any(_same(path, parent) for parent in folder.parents):
+        return "a folder inside the input"
+    return None
+
+
+def _same(first: Path, second: Path) -> bool:
+    """Also for mounts of one folder at two places, and where names do not distinguish capital letters."""
+    try:
+        return first == second or first.samefile(second)
+    except OSError:
+        return False
+
+
+def check_replaceable(folder: Path, kind: FolderKind) -> None:
+    """Raises ContractError unless the folder is absent, empty, or holds files of its kind alone, no links among them.
+
+    folder: as `output_folder` returns it. The folder in which the process runs is not replaced either.
+    """
+    if not folder.exists():
+        return
+    try:
+        if _relation(folder, Path.cwd()) in ("the input", "a folder that holds the input"):
+            raise ContractError(folder, "a folder to replace", "the folder that this command runs in; leave it first")
+        written = kind.written(folder)
+        foreign = _named(name for name in _files(folder) if written is None or not written(name))
+    except OSError as error:
+        raise ContractError(folder, "a folder to replace", error.strerror or error) from None
+    if foreign and written is None:
+        raise ContractError(
+            folder, f"{kind.what}, or nothing, to replace", f"a folder with {foreign}; name another folder"
+        )
+    if foreign:
+        got = f"also {foreign}; move what is to be kept, or name another folder"
+        raise ContractError(folder, f"nothing but the files of {kind.what} to replace", got)
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Names of all files and links below the folder, sorted by folder. Raises OSError where one cannot be listed."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for path, folders, files in os.walk(folder, onerror=fail):
+        folders.sort()
+        links = [name for name in folders if (Path(path) / name).is_symlink()]
+        for name in sorted([*files, *links]):
+            yield (Path(path) / name).relative_to(folder).as_posix()
+
+
+def _named(names: Iterator[str]) -> str:
+    """The first names, in words; empty where there is none."""
+    found = list(islice(names, NAMED + 1))
+    return ", ".join(found[:NAMED]) + (" and more" if len(found) > NAMED else "")
+
+
+def replace_folder(new: Path, folder: Path, former: Path) -> None:
+    """Gives `new` the name of `folder`, and a folder that has it the name `former`. An error leaves both as they were.
+
+    Killed between its two renames, it leaves the old folder as `former`: see `restore`.
+    """
+    try:
+        if folder.exists():
+            folder.rename(former)
+        new.rename(folder)
+    except BaseException:
+        restore(folder, former)
+        raise
+
+
+def restore(folder: Path, former: Path) -> None:
+    """Puts back what a replacement moved away, if it ended before the new folder was there."""
+    if former.exists() and not folder.exists():
+        former.rename(folder)
+
+
+def output_file(path: Path, what: str, is_ours: Callable[[Path], bool]) -> Path:
+    """PATH without links. Raises ContractError where it is a folder, a link to nothing, or a file that is not ours.
+
+    what: the kind of file, in messages. is_ours: whether a file is of that kind; may raise ContractError if not.
+    """
+    expected = f"no such file yet, or {what} to replace"
+    if path.is_symlink() and not path.exists():
+        raise ContractError(path, expected, f"a link to {path.readlink()}, which is not there")
+    if path.exists() and not path.is_file():
+        raise ContractError(path, expected, f"{'a folder' if path.is_dir() else 'a device'}; name another file")
+    if path.exists() and not _is(path, is_ours):
+        raise ContractError(path, expected, "another file; name another one")
+    return path.resolve()
+
+
+def _is(path: Path, is_ours: Callable[[Path], bool]) -> bool:
+    try:
+        return is_ours(path)
+    except ContractError:
+        return False
+
+
+# Folders that appear whole or not at all.
+
+
+@contextmanager
+def atomic_folder(target: Path, kind: FolderKind) -> Iterator[Path]:
+    """Gives an empty sibling of `target` to fill; it becomes `target` when the block ends, and vanishes if it raises.
+
+    A `target` of this kind is replaced, and stays as it is until then. Raises ContractError, before the block and
+    again after it, for one that must not be replaced: see `sidrec.io.output_folders`.
+    """
+    folder = replaceable_folder(target, kind)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    former = folder.with_name(f".{folder.name}.former-{os.getpid()}")
+    partial.mkdir()
+    try:
+        yield partial
+        check_replaceable(folder, kind)
+        replace_folder(partial, folder, former)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def replaceable_folder(target: Path, kind: FolderKind) -> Path:
+    """The target without links. A former one that a killed replacement had moved away is put back first.
+
+    Raises ContractError where the target must not be replaced.
+    """
+    folder = output_folder(target)
+    for former in sorted(folder.parent.glob(f".{glob.escape(folder.name)}.former-*")):
+        if kind.written(former) is not None:
+            restore(folder, former)
+    check_replaceable(folder, kind)
+    return folder

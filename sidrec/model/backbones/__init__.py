@@ -1,1 +1,0 @@
-"""Backbones: rankers fed with embeddings that are already looked up, TorchRec's own wherever it has the model."""

@@ -1,1 +1,0 @@
-"""Item representations: what a ranker sees of target and history, from the tables of the unique items."""

@@ -1,0 +1,191 @@
+"""Which table lives where: as a plan file says, TorchRec's planner, or a search by what work costs on this machine."""
+
+import os
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from torch import distributed as dist
+from torch import nn
+from torchrec.distributed.comm import get_local_size
+from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology, constants
+from torchrec.distributed.planner.types import PlannerError
+from torchrec.distributed.types import ModuleSharder, ShardingPlan, ShardingType
+
+from sidrec.config import ConfigError
+from sidrec.config.recipe import ParallelConfig
+from sidrec.machine import memory
+from sidrec.parallel.managed_table import MANAGED, managed_tables
+from sidrec.parallel.process_group import Ranks, together
+from sidrec.plans.cost import CalibratedCost, load_calibration
+from sidrec.plans.hardware import Hardware
+from sidrec.plans.options import OrderedEnumerator, sharding_plan
+from sidrec.plans.plan_file import PlanFile, read_plan, sharding_plan_of
+from sidrec.plans.search import search
+from sidrec.plans.workload import Workload, tables_of
+from sidrec.schema import ContractError
+
+
+class PlanError(ConfigError):
+    """No plan satisfies the recipe on these ranks."""
+
+
+def make_plan(
+    ranker: nn.Module,
+    sharders: Sequence[ModuleSharder[nn.Module]],
+    config: ParallelConfig,
+    workload: Callable[[], Workload],
+    ranks: Ranks,
+) -> ShardingPlan:
+    """The plan of config.plan, or one that rank 0 makes for `workload` and all ranks get.
+
+    TorchRec's planner makes it; where config.calibration tells what work costs here, ours, which rates TorchRec's plan
+    too and takes another only where that is expected to be faster. Raises PlanError; ConfigError for a calibration of
+    another device; ContractError where the plan file does not fit the model or the ranks; on all ranks together.
+    """
+    hardware = hardware_of(ranks)
+    together(ranks, lambda: _constraints(ranker, config, hardware))
+    if config.plan is not None:
+        return _kept_plan(config.plan, ranker, sharders, ranks)
+
+    planned = [together(ranks, lambda: plan_for(ranker, sharders, config, workload, hardware) if ranks.first else None)]
+    if ranks.world > 1:
+        dist.broadcast_object_list(planned, src=0, group=ranks.control)
+    assert planned[0] is not None, "together raises where rank 0 found no plan"
+    return planned[0]
+
+
+def plan_for(
+    ranker: nn.Module,
+    sharders: Sequence[ModuleSharder[nn.Module]],
+    config: ParallelConfig,
+    workload: Callable[[], Workload],
+    hardware: Hardware,
+) -> ShardingPlan:
+    """The plan that training takes on `hardware`, whether it is there or not. Raises as `make_plan` does."""
+    constraints = _constraints(ranker, config, hardware)
+    if config.plan is not None:
+        kept, world = read_plan(config.plan), (hardware.world, hardware.local_world, hardware.device)
+        return sharding_plan_of(kept, ranker, *world, sharders, str(config.plan))
+    if config.calibration is not None:
+        return _searched(workload(), sharders, config, config.calibration, hardware)
+    return _torchrecs(ranker, sharders, config, workload().rows_per_rank, constraints, hardware)
+
+
+def _searched(
+    workload: Workload,
+    sharders: Sequence[ModuleSharder[nn.Module]],
+    config: ParallelConfig,
+    calibration: Path,
+    hardware: Hardware,
+) -> ShardingPlan:
+    cost = CalibratedCost(load_calibration(calibration, hardware.device))
+    forced = None if config.sharding == "auto" else config.sharding
+    return sharding_plan(search(workload, hardware, sharders, cost, forced)[0].options, hardware)
+
+
+def _torchrecs(
+    ranker: nn.Module,
+    sharders: Sequence[ModuleSharder[nn.Module]],
+    config: ParallelConfig,
+    rows_per_rank: int,
+    constraints: dict[str, ParameterConstraints],
+    hardware: Hardware,
+) -> ShardingPlan:
+    topology = Topology(
+        world_size=hardware.world, local_world_size=hardware.local_world, compute_device=hardware.device
+    )
+    planner = EmbeddingShardingPlanner(
+        topology=topology,
+        batch_size=rows_per_rank,
+        enumerator=OrderedEnumerator(topology, batch_size=rows_per_rank, constraints=constraints),
+        constraints=constraints,
+        debug=False,
+    )
+    try:
+        return planner.plan(ranker, list(sharders))
+    except (PlannerError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:400]
+        raise PlanError(f"no sharding plan for parallel.sharding={config.sharding}: {reason}") from error
+
+
+def local_world(ranks: Ranks) -> int:
+    """Ranks on each machine, as TorchRec's sharding counts them."""
+    return get_local_size(ranks.world)
+
+
+def _kept_plan(
+    path: Path, ranker: nn.Module, sharders: Sequence[ModuleSharder[nn.Module]], ranks: Ranks
+) -> ShardingPlan:
+    """Every rank reads the file, which lies on its own machine, and all must have read the same."""
+    kept = together(ranks, lambda: read_plan(path))
+    others = _differing(kept, ranks)
+
+    def checked() -> ShardingPlan:
+        if others:
+            listed = ", ".join(map(str, others))
+            raise ContractError(path, "the same plan on all ranks", f"another on rank(s) {listed} than on rank 0")
+        device = ranks.device.type
+        return sharding_plan_of(kept, ranker, ranks.world, local_world(ranks), device, sharders, str(path))
+
+    return together(ranks, checked)
+
+
+def _differing(kept: PlanFile, ranks: Ranks) -> list[int]:
+    """Ranks whose plan is not rank 0's."""
+    digests = [""] * ranks.world
+    dist.all_gather_object(digests, sha256(kept.as_text().encode()).hexdigest(), group=ranks.control)
+    return [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+
+
+def _constraints(ranker: nn.Module, config: ParallelConfig, hardware: Hardware) -> dict[str, ParameterConstraints]:
+    if config.sharding != "auto":
+        allowed = [config.sharding]
+    else:
+        # On CPU the dense kernel of data_parallel is many times slower than the fused one; the planner does not know.
+        unwanted = {ShardingType.DATA_PARALLEL.value} if hardware.device == "cpu" else set()
+        allowed = [kind.value for kind in ShardingType if kind.value not in unwanted]
+    every = {name: ParameterConstraints(sharding_types=allowed) for name in tables_of(ranker)}
+    return every | _managed_constraints(ranker, config, hardware.world)
+
+
+def _managed_constraints(ranker: nn.Module, config: ParallelConfig, world: int) -> dict[str, ParameterConstraints]:
+    """Raises PlanError for what TorchRec cannot do with a managed table."""
+    constraints = {}
+    for table in managed_tables(ranker):
+        where, rows = f"no sharding plan for table {table.name}, which is managed", table.num_embeddings
+        if config.sharding not in ("auto", "row_wise"):
+            raise PlanError(f"{where}: expected parallel.sharding auto or row_wise, got {config.sharding}")
+        if rows % world or rows < 2 * world:
+            raise PlanError(f"{where}: expected rows that {world} rank(s) share evenly, two at least each, got {rows}")
+        constraints[table.name] = MANAGED
+    return constraints
+
+
+# The hardware under the ranks at hand, as a plan's cost model wants it described.
+
+
+def hardware_of(ranks: Ranks) -> Hardware:
+    """These ranks, with the memory they have and the bandwidths that TorchRec assumes where it is told none."""
+    return hardware_here(ranks.device, ranks.world, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def hardware_here(device: torch.device, world: int, local_world: int) -> Hardware:
+    """`world` ranks, not necessarily there, `local_world` of them on each machine, which are all like this one."""
+    per_second = 1e3  # TorchRec counts bytes per millisecond
+    gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+    _, host_memory = memory()
+    return Hardware(
+        name=gpu.name if gpu else "CPU",
+        device="cuda" if gpu else "cpu",
+        world=world,
+        local_world=local_world,
+        hbm=gpu.total_memory if gpu else 0,
+        ddr=host_memory // local_world,
+        hbm_bandwidth=constants.HBM_MEM_BW * per_second,
+        ddr_bandwidth=constants.DDR_MEM_BW * per_second,
+        host_link=constants.HBM_TO_DDR_MEM_BW * per_second,
+        intra_bandwidth=constants.INTRA_NODE_BANDWIDTH * per_second,
+        inter_bandwidth=constants.CROSS_NODE_BANDWIDTH * per_second,
+    )

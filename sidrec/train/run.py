@@ -1,0 +1,170 @@
+"""`sidrec train RECIPE [flags]`: trains a recipe and evaluates it, in this process or on the ranks of torchrun."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torchrec
+
+from sidrec.checkpoint.checkpoint_store import chosen, newest_sound
+from sidrec.checkpoint.state import load_model
+from sidrec.checkpoint.tensor_shard import CheckpointError
+from sidrec.checkpoint.train_state import Position, check_catalog, read_position, resume_random
+from sidrec.config import Recipe, load
+from sidrec.data.dataset import Data
+from sidrec.data.loader import SplitLoader
+from sidrec.metrics.exact import SplitMetrics, load_metrics, metrics_table, save_metrics, undefined
+from sidrec.model.ranker import parameter_budget
+from sidrec.parallel.process_group import Ranks, joined_ranks, together
+from sidrec.parallel.sharding import ShardedRanker
+from sidrec.plans.plan_file import write_plan
+from sidrec.preflight.start_checks import agree_on, code_facts, data_facts, recipe_facts
+from sidrec.train.assembly import build_model, open_data, open_loader
+from sidrec.train.evaluation import Selection, check_splits, evaluate_splits
+from sidrec.train.gate_and_attention import attention_report, gate_report
+from sidrec.train.optimizers import build_optimizer
+from sidrec.train.run_directory import RunDirectory, write_json, write_text
+from sidrec.train.stopping import exit_status
+from sidrec.train.trainer import Trainer
+from sidrec.train.warm_start import find_start, kept_facts
+
+ABOUT = "Trains RECIPE from its newest checkpoint, or from the start, and evaluates it."
+
+
+def main(argv: Sequence[str]) -> int:
+    """Trains. Returns the exit status: 0, or a signal's. Raises ConfigError, ContractError or PlanError, on all ranks
+    together."""
+    with joined_ranks() as ranks:
+        return train(together(ranks, lambda: load(argv, "sidrec train", ABOUT)), ranks)
+
+
+def train(recipe: Recipe, ranks: Ranks) -> int:
+    """A recipe from its newest checkpoint, or from the start, to metrics.json. What it refuses leaves no run behind.
+
+    Returns: 0, or the exit status of a process that a signal stopped, before the run's end.
+    """
+    run = RunDirectory(recipe.run)
+    try:
+        return _train(recipe, run, ranks)
+    finally:
+        run.lock.release()
+
+
+def _train(recipe: Recipe, run: RunDirectory, ranks: Ranks) -> int:
+    agree_on(ranks, together(ranks, lambda: {**code_facts(), **recipe_facts(recipe)}))
+    together(ranks, lambda: run.check(recipe))
+    together(ranks, lambda: run.lock.take() if ranks.first else None)
+    data = open_data(recipe, ranks)
+    agree_on(ranks, together(ranks, lambda: data_facts(recipe, data.fingerprint)))
+    loader = open_loader(recipe, data, "train", shuffle=True, ranks=ranks)
+    check_splits(recipe, data, ranks)
+    saved = newest_sound(run.checkpoints, ranks, set_aside=True)
+    position = together(ranks, lambda: _position(saved, data, loader))
+    start = None if saved else find_start(recipe, data, ranks)
+
+    sharded = build_model(recipe, data, ranks, preflight=True)
+    optimizer = build_optimizer(sharded.model, recipe.optimizer, recipe.model.embedding_dim)
+    if saved is not None:
+        load_model(saved, sharded.model, optimizer, ranks)
+        resume_random(saved, position.step, recipe.seed, ranks)
+    elif start is not None:
+        start.fill(sharded.model, optimizer, ranks)
+    started: dict[str, object] = kept_facts(run.facts) if saved else {"start": start.facts} if start else {}
+    together(ranks, lambda: _begin(run, recipe, data, sharded, started, ranks))
+    try:
+        if ranks.first:
+            _say_what_runs(recipe, data, position, ranks)
+        best, model = recipe.checkpoint.best, sharded.model
+        selection = Selection(best, recipe, data, model, position, loader.steps, ranks) if best else None
+        trainer = Trainer(recipe, run, loader, model, optimizer, position, ranks, selection)
+        signal = trainer.train()
+    except Exception:
+        if ranks.first:
+            run.give_up()
+        raise
+
+    if signal:
+        return exit_status(signal)
+    step = selection.best.step if selection and selection.best else trainer.steps
+    if step != trainer.steps:
+        load_model(chosen(run.checkpoints, f"step-{step}", ranks), model, None, ranks)
+    metrics = evaluate_splits(recipe, data, model, run, step, ranks)
+    if ranks.first:
+        report(run, metrics)
+    return 0
+
+
+def _position(saved: Path | None, data: Data, loader: SplitLoader) -> Position:
+    """Where training goes on, or begins. Raises CheckpointError where no such place is in this log."""
+    if saved is None:
+        return Position(step=0, epoch=0, epoch_step=0, catalog=data.fingerprint)
+    position = read_position(saved)
+    check_catalog(saved, position, data.fingerprint)
+    if position.epoch_step >= loader.steps or position.step != position.epoch * loader.steps + position.epoch_step:
+        place = f"step {position.step} as step {position.epoch_step} of epoch {position.epoch}"
+        raise CheckpointError(
+            f"{saved}: expected the log it was trained on, got one of {loader.steps} steps, not {place}"
+        )
+    return position
+
+
+def _begin(
+    run: RunDirectory, recipe: Recipe, data: Data, sharded: ShardedRanker, started: dict[str, object], ranks: Ranks
+) -> None:
+    if ranks.first:
+        run.begin(recipe)
+        write_text(run.fingerprint, f"{data.fingerprint}\n")
+        write_json(run.facts, _facts(recipe, data, ranks) | started)
+        write_plan(run.plan, sharded.plan_file)
+
+
+def _facts(recipe: Recipe, data: Data, ranks: Ranks) -> dict[str, object]:
+    return {
+        "torch": torch.__version__,
+        "torchrec": torchrec.__version__,
+        "ranks": ranks.world,
+        "device": ranks.device.type if ranks.device.type == "cpu" else torch.cuda.get_device_name(ranks.device),
+        "threads_per_rank": ranks.threads,
+        "parameters": asdict(parameter_budget(recipe.model, data.sizes)),
+    }
+
+
+def _beginning(recipe: Recipe, position: Position) -> str:
+    if position.step:
+        return f"resuming after step {position.step}"
+    sources = [str(recipe.start.checkpoint)] if recipe.start.checkpoint else []
+    sources += recipe.start.tables.values()
+    return f"from the start, with what is in {', '.join(sources)}" if sources else "from the start"
+
+
+def _say_what_runs(recipe: Recipe, data: Data, position: Position, ranks: Ranks) -> None:
+    tables = ", ".join(f"{name} {table.rows:,}" for name, table in data.sizes.item_tables.items())
+    print(
+        f"{recipe.name}, seed {recipe.seed}: {data.manifest.rows('train'):,} train rows, item tables {tables}\n"
+        f"{ranks.world} rank(s) on {ranks.device.type}, {ranks.threads} thread(s) each (cores / ranks); "
+        f"{f'sharding plan {recipe.parallel.plan}; ' if recipe.parallel.plan else ''}"
+        f"{_beginning(recipe, position)}; "
+        f"run directory {recipe.run}",
+        flush=True,
+    )
+
+
+# What a finished run tells: metrics.json, a table, and whether the gate learned what it should.
+
+
+def report(run: RunDirectory, metrics: SplitMetrics) -> None:
+    """Writes metrics.json and the gate's picture, and prints the table and what attention and gate came to.
+
+    Splits that metrics.json has from before, and that are not among these, stay in it.
+    """
+    before = load_metrics(run.metrics) if run.metrics.exists() else {}
+    save_metrics({**before, **metrics}, run.metrics)
+    print(metrics_table(metrics))
+    for line in undefined(metrics):
+        print(line)
+    for split in metrics:
+        for sentence in (attention_report(run, split), gate_report(run, split)):
+            if sentence:
+                print(sentence)
+    print(f"run directory: {run.path}", flush=True)

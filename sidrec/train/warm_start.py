@@ -1,0 +1,277 @@
+"""A new run that starts from what others have learned: another run's checkpoint, files with rows of tables.
+
+Shapes: R rows of a table, D its width, N rows of a part.
+"""
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import distributed as dist
+from torchrec.distributed import DistributedModelParallel
+from torchrec.optim.keyed import KeyedOptimizer
+from tqdm import tqdm
+
+from sidrec.checkpoint.checkpoint_store import fault_of
+from sidrec.checkpoint.partial_load import is_of, take_over
+from sidrec.checkpoint.state import pieces_of
+from sidrec.checkpoint.stored_tables import StoredCheckpoint, open_checkpoint, table_name
+from sidrec.checkpoint.table_files import TableSource, check_values, open_table
+from sidrec.checkpoint.tensor_shard import MODEL, NAMES, CheckpointError, Piece
+from sidrec.config import ConfigError, Recipe
+from sidrec.config.item import ExactIndex, HashedItem
+from sidrec.data.dataset import Data
+from sidrec.data.item_tables import HID
+from sidrec.model.ranker import Ranker
+from sidrec.parallel.process_group import Ranks, agree, together
+from sidrec.schema import ContractError
+
+
+@dataclass(frozen=True)
+class Start:
+    """What was found to be sound and to fit.
+
+    optimizer: whether its state is taken over too. without: tables that take nothing from the checkpoint.
+    sources: table -> its rows, which take the place of the checkpoint's, and start without state of an optimizer.
+    """
+
+    checkpoint: StoredCheckpoint | None
+    optimizer: bool
+    without: frozenset[str]
+    sources: Mapping[str, TableSource]
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """What run.json keeps of it."""
+        facts: dict[str, object] = {
+            "tables": {name: {"file": source.where, "rows": source.rows} for name, source in self.sources.items()}
+        }
+        if self.checkpoint is not None:
+            facts["checkpoint"] = str(self.checkpoint.path)
+            facts["step"] = self.checkpoint.position.step
+            facts |= {"optimizer": self.optimizer, "without": sorted(self.without)}
+        return facts
+
+    def fill(self, model: DistributedModelParallel, optimizer: KeyedOptimizer, ranks: Ranks) -> None:
+        """Puts it into a model that has its first values: every rank reads what its shards hold, and no more.
+
+        All ranks call it. Raises CheckpointError or ContractError for files that have changed since they were checked.
+        """
+        if self.checkpoint is not None:
+            take_over(self.checkpoint, model, optimizer if self.optimizer else None, self.without, ranks)
+        together(ranks, lambda: self._fill_tables(pieces_of(model, None, ranks)))
+
+    def _fill_tables(self, pieces: list[Piece]) -> None:
+        for piece in pieces:
+            source = self.sources.get(table_name(piece.key) or "")
+            if source is not None:
+                _fill_piece(piece, source)
+
+
+def _fill_piece(piece: Piece, source: TableSource) -> None:
+    (first, column), (count, width) = piece.offset, piece.values.shape
+    with torch.no_grad():
+        for rows_N, values_ND in source.parts(first, first + count):
+            piece.values[rows_N - first] = values_ND[:, column : column + width].to(piece.values)
+
+
+def find_start(recipe: Recipe, data: Data, ranks: Ranks) -> Start | None:
+    """What the recipe's section `start` names, read through and held against the model, before there is any of it.
+
+    Returns: None where it names nothing. All ranks call it, and raise together: ConfigError for names that the model
+    does not have, CheckpointError or ContractError for a checkpoint or file that is not sound or does not fit.
+    """
+    config = recipe.start
+    if config.checkpoint is None and not config.tables:
+        return None
+    model = NewModel(recipe, data)
+    together(ranks, lambda: _check_names(model, (*config.without, *config.tables)))
+    sources = together(ranks, lambda: {name: _source(model, name, file) for name, file in config.tables.items()})
+    without = frozenset((*config.without, *sources))
+    checkpoint = None
+    if config.checkpoint is not None:
+        path = _path_of_first(config.checkpoint, ranks)
+        checkpoint = together(ranks, lambda: _fitting(path, model, without))
+        fault = fault_of(checkpoint.path, ranks)
+        agree(ranks, None if fault is None else CheckpointError(fault))
+    together(ranks, lambda: _check_share(sources, ranks))
+    return Start(checkpoint, config.optimizer, without, sources)
+
+
+def _path_of_first(source: Path, ranks: Ranks) -> Path:
+    """The checkpoint that rank 0 finds: a run that still goes on may show every rank another newest one."""
+    found = [together(ranks, lambda: open_checkpoint(source).path)]
+    dist.broadcast_object_list(found, src=0, group=ranks.control)
+    return found[0]
+
+
+# Whether another run's checkpoint fits a new run's model, found out from its index and recipe before a table is made.
+#
+# Shapes: R rows of a table, D its width.
+
+
+@dataclass(frozen=True)
+class NewModel:
+    """The model of a run that is about to start, before there is any of it."""
+
+    recipe: Recipe
+    data: Data
+
+    @cached_property
+    def tensors(self) -> Mapping[str, tuple[str, tuple[int, ...]]]:
+        """Key of a weight or buffer, as checkpoints have it -> type and shape."""
+        with torch.device("meta"):
+            state = Ranker(self.recipe.model, self.data.sizes).state_dict()
+        return {f"{MODEL}/{name}": (NAMES[value.dtype], tuple(value.shape)) for name, value in state.items()}
+
+    @cached_property
+    def tables(self) -> Mapping[str, tuple[int, ...]]:
+        """Table -> [R, D]."""
+        named = {table_name(key): shape for key, (_, shape) in self.tensors.items()}
+        return {name: shape for name, shape in named.items() if name is not None}
+
+    @property
+    def sid_tables(self) -> list[str]:
+        """Tables whose rows stand for parts of SIDs."""
+        return [name for name in self.data.sizes.item_tables if name != HID]
+
+    @property
+    def managed(self) -> bool:
+        """Whether the HID table deals its rows itself."""
+        return HID in self.data.sizes.item_tables and self.data.sizes.item_tables[HID].managed is not None
+
+    def may_grow(self, table: str) -> bool:
+        """Whether more rows leave the old ones what they were: where a row's number is an id of the log."""
+        item = self.recipe.model.item
+        numbered = isinstance(item, HashedItem) and isinstance(item.hid_index, ExactIndex)
+        return table in self.recipe.model.context or (table == HID and numbered)
+
+
+def _fitting(path: Path, model: NewModel, without: frozenset[str]) -> StoredCheckpoint:
+    found = open_checkpoint(path)
+    check_fit(found, model, model.recipe.start.optimizer, without)
+    return found
+
+
+def _check_names(model: NewModel, names: tuple[str, ...]) -> None:
+    for name in names:
+        if name not in model.tables:
+            close = get_close_matches(name, model.tables, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ConfigError(f"start: expected tables among {', '.join(model.tables)}, got {name}{hint}")
+
+
+def _source(model: NewModel, name: str, file: str) -> TableSource:
+    """Raises ContractError where its rows are not as wide as the table's, or more."""
+    if name == HID and model.managed:
+        raise ConfigError(f"start.tables: expected tables whose rows stay with their ids, got {name}, which is managed")
+    source = open_table(file, name)
+    rows, width = model.tables[name]
+    if source.width != width or source.rows > rows:
+        expected = f"at most {rows:,} rows of width {width}, as the table {name} has"
+        raise ContractError(source.where, expected, f"{source.rows:,} of width {source.width}")
+    return source
+
+
+def _check_share(sources: Mapping[str, TableSource], ranks: Ranks) -> None:
+    """Every rank reads its share of every file's rows."""
+    for source in sources.values():
+        share = -(-source.rows // ranks.world)
+        first, last = (min(rank * share, source.rows) for rank in (ranks.rank, ranks.rank + 1))
+        hidden = None if ranks.first else True
+        with tqdm(total=last - first, desc=f"check {source.where}", unit=" rows", delay=1, disable=hidden) as progress:
+            check_values(source, first, last, progress.update)
+
+
+def kept_facts(facts: Path) -> dict[str, object]:
+    """What the run.json of a run that goes on said of its start, under "start"."""
+    try:
+        before = json.loads(facts.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return {"start": before["start"]} if isinstance(before, dict) and "start" in before else {}
+
+
+def check_fit(found: StoredCheckpoint, model: NewModel, optimizer: bool, without: Collection[str]) -> None:
+    """Raises CheckpointError where the checkpoint's weights, and optimizer's state if wanted, cannot be the model's."""
+    _check_meaning(found, model, without)
+    wanted = {key: value for key, value in model.tensors.items() if not is_of(key, without)}
+    stored = [key for key in found.index.tensors if key.startswith(f"{MODEL}/") and not is_of(key, without)]
+    for key in sorted(wanted, key=_tables_first):
+        if key not in found.index.tensors:
+            raise CheckpointError(f"{found.path}: expected {_words(key)} of this model, got none{_anew(key)}")
+    for key in sorted(stored, key=_tables_first):
+        if key not in wanted:
+            raise CheckpointError(f"{found.path}: expected nothing but what this model has, got {_words(key)}")
+    for key, (dtype, shape) in wanted.items():
+        _check_tensor(found, model, key, dtype, shape)
+    if optimizer:
+        _check_optimizer(found, model.recipe, without)
+
+
+def _check_meaning(found: StoredCheckpoint, model: NewModel, without: Collection[str]) -> None:
+    """Rows are the same ids' and codes' as they were."""
+    sids = [name for name in model.sid_tables if name not in without]
+    if sids and found.position.catalog != model.data.fingerprint:
+        raise CheckpointError(
+            f"{found.path}: expected the catalog {found.position.catalog} it was trained with, got "
+            f"{model.data.fingerprint}, whose codes are other rows; start.without: [{', '.join(sids)}] starts these "
+            "tables anew"
+        )
+    item, before = model.recipe.model.item, found.recipe.model.item
+    if not isinstance(item, HashedItem) or HID in without:
+        return
+    if model.managed:
+        raise CheckpointError(
+            "start.checkpoint: expected a HID table whose rows stay with their ids, got hid_index: managed_collision; "
+            f"start.without: [{HID}] starts it anew"
+        )
+    if isinstance(before, HashedItem) and before.hid_index != item.hid_index:
+        raise CheckpointError(
+            f"{found.path}: expected the hid_index {before.hid_index} it was trained with, got {item.hid_index}; "
+            f"start.without: [{HID}] starts the table anew"
+        )
+
+
+def _check_tensor(found: StoredCheckpoint, model: NewModel, key: str, dtype: str, shape: tuple[int, ...]) -> None:
+    stored = found.index.tensors[key]
+    table = table_name(key)
+    widths = stored.shape[1:] == shape[1:]
+    grown = table is not None and model.may_grow(table) and widths and stored.shape[0] <= shape[0]
+    if stored.dtype != dtype or (stored.shape != shape and not grown):
+        expected, got = f"{dtype} {list(shape)}", f"{stored.dtype} {list(stored.shape)}"
+        where = f"{found.path}: expected {_words(key)} of {expected}, as this model has"
+        raise CheckpointError(f"{where}, got {got}{_anew(key)}")
+
+
+def _check_optimizer(found: StoredCheckpoint, recipe: Recipe, without: Collection[str]) -> None:
+    now, before = recipe.optimizer, found.recipe.optimizer
+    kinds = {"tables": (now.tables.kind, before.tables.kind), "dense": (now.dense.kind, before.dense.kind)}
+    if HID not in without:
+        kinds["hid"] = ((now.hid or now.tables).kind, (before.hid or before.tables).kind)
+    for part, (kind, was) in kinds.items():
+        if kind != was:
+            raise CheckpointError(
+                f"{found.path}: expected the optimizer.{part} {was} whose state it holds, got {kind}; "
+                "start.optimizer: false leaves all state behind"
+            )
+
+
+def _words(key: str) -> str:
+    table = table_name(key)
+    return f"the table {table}" if table else f"the layer {key.removeprefix(f'{MODEL}/')}"
+
+
+def _anew(key: str) -> str:
+    """What a table that does not fit can do; a layer can do nothing."""
+    table = table_name(key)
+    return f"; start.without: [{table}] starts it anew" if table else ""
+
+
+def _tables_first(key: str) -> bool:
+    """Sorts tables before layers, whose shapes often only follow from them."""
+    return table_name(key) is None
