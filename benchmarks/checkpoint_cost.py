@@ -33,11 +33,11 @@ from sidrec.checkpoint.train_state import Position, random_pieces
 from sidrec.config import Recipe
 from sidrec.config.load import parse
 from sidrec.config.recipe import CheckpointConfig
-from sidrec.data.dataset import Data
+from sidrec.data.dataset import Dataset
 from sidrec.machine import cores
-from sidrec.parallel.process_group import Ranks, joined_ranks, largest, together, total
+from sidrec.parallel.process_group import Ranks, joined_ranks, largest, run_on_all_ranks, total
 from sidrec.stack import find_stack
-from sidrec.train.assembly import build_model, open_data, open_loader
+from sidrec.train.assembly import build_model, open_dataset, open_loader
 from sidrec.train.optimizers import build_optimizer
 from sidrec.train.step import check_state
 from sidrec.train.stopping import agreed_batches
@@ -67,7 +67,7 @@ class Block:
 class Training:
     """A model in training, as sidrec.train's Trainer drives it, on batches kept ready."""
 
-    def __init__(self, recipe: Recipe, data: Data, folder: Path, ranks: Ranks) -> None:
+    def __init__(self, recipe: Recipe, data: Dataset, folder: Path, ranks: Ranks) -> None:
         loader = open_loader(recipe, data, "train", shuffle=True, ranks=ranks)
         self._batches = cycle(list(agreed_batches(loader.batches(0), min(KEPT_BATCHES, loader.steps), ranks)))
         loader.close()
@@ -167,9 +167,9 @@ def summary(blocks: dict[str, list[Block]], steps: int) -> dict[str, Any]:
 
 def measure(size: str, rounds: int, least: int, folder: Path, ranks: Ranks) -> dict[str, Any]:
     shape, width = SIZES[size]
-    together(ranks, lambda: write_data(folder, shape) if ranks.first else None)
+    run_on_all_ranks(ranks, lambda: write_data(folder, shape) if ranks.first else None)
     recipe = recipe_of(folder, shape, width)
-    data = open_data(recipe, ranks)
+    data = open_dataset(recipe, ranks)
     checkpoints = folder / "checkpoints"
     checkpoints.mkdir(exist_ok=True)
     training = Training(recipe, data, checkpoints, ranks)

@@ -11,13 +11,13 @@ from sidrec.checkpoint.checkpoint_store import newest_sound
 from sidrec.checkpoint.state import load_model
 from sidrec.checkpoint.train_state import resume_random
 from sidrec.config import Recipe
-from sidrec.data.dataset import Data
+from sidrec.data.dataset import Dataset
 from sidrec.parallel.process_group import Ranks
 from sidrec.train.assembly import build_model
 from sidrec.train.optimizers import build_optimizer
 
 
-def resume_phases(recipe: Recipe, data: Data, folder: Path, ranks: Ranks) -> dict[str, float]:
+def resume_phases(recipe: Recipe, data: Dataset, folder: Path, ranks: Ranks) -> dict[str, float]:
     """Seconds of what a resumed run does before its first step, beside opening its data."""
     seconds: dict[str, float] = {}
     code = "import time; s = time.perf_counter(); import sidrec.train.run; print(time.perf_counter() - s)"

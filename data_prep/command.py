@@ -35,7 +35,7 @@ def run(command: type[Command], module: str) -> None:
     try:
         parsed.run()
     except ContractError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"sidrec: error: {error}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -1,86 +1,109 @@
-"""Sentences that say what is wrong; what they quote is printable, and no longer than anybody reads."""
+"""Every error that a user meets, as siblings under `SidrecError`.
+
+A message is one clear sentence: where, what was expected, what was found, and what to do. The command line prints it
+without a traceback; SIDREC_TRACEBACK=1 shows the traceback too.
+"""
 
 import json
 import os
-import reprlib
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
-LONGEST = 1000  # characters quoted
-LONGEST_KEY = 60  # characters of a key
-LINES = 40  # of a list of mistakes
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
-_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 6
-_SHORT.maxlevel = 3
+from sidrec.text import quoted, quoted_lines
 
 
-def quoted(found: object) -> str:
-    """In one line: other white space than blanks becomes a blank, and what no terminal should obey is escaped."""
-    text = " ".join(str(found).splitlines())
-    line = "".join(map(_printable, text[: LONGEST + 1]))
-    if len(line) <= LONGEST:
-        return line
-    end = f" ... ({len(text):,} characters)"
-    return line[: LONGEST - len(end)] + end
+class SidrecError(Exception):
+    """Base of all errors below. What a message quotes is made printable, and long lists are cut."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(quoted_lines(message))
 
 
-def quoted_lines(message: str) -> str:
-    """The same for a message that may have several lines."""
-    lines = message.splitlines()
-    more = [f"  ... and {len(lines) - LINES:,} lines more"] if len(lines) > LINES else []
-    return "\n".join([*map(quoted, lines[:LINES]), *more])
+class ConfigError(SidrecError, ValueError):
+    """A recipe or flags that cannot be used; the message lists every mistake."""
 
 
-def short_repr(value: object) -> str:
-    """repr, of large or deep values only their beginnings: what YAML aliases repeat would fill the memory."""
-    try:
-        return _SHORT.repr(value)
-    except ValueError:  # an integer of more digits than Python converts
-        return f"a {type(value).__name__} of too many digits"
-
-
-def place(steps: Iterable[object]) -> str:
-    """The dotted path to a value, as pydantic's `loc` has it; of keys that are texts, their beginnings."""
-    return ".".join(name if len(name) <= LONGEST_KEY else f"{name[:LONGEST_KEY]}..." for name in map(str, steps))
-
-
-def _printable(sign: str) -> str:
-    return sign if sign.isprintable() else ascii(sign)[1:-1]
-
-
-class ContractError(ValueError):
-    """Data that breaks the contract. The message says where, what was expected and what was found."""
+class ContractError(SidrecError, ValueError):
+    """Data that breaks the contract (`sidrec.schema`), or a file that is not what it should be."""
 
     def __init__(self, where: object, expected: str, got: object) -> None:
-        # The arguments again: so it can leave a worker process.
-        super().__init__(quoted(where), quoted(expected), quoted(got))
+        # All three are the exception's arguments, so that it can be pickled out of a worker process.
+        Exception.__init__(self, quoted(where), quoted(expected), quoted(got))
 
     def __str__(self) -> str:
         return "{}: expected {}, got {}".format(*self.args)
 
 
-# How a failure reaches a person: one sentence on stderr, said by one process, and again in torchrun's own report.
+class CheckpointError(SidrecError):
+    """A checkpoint that cannot be read or written, or that belongs to another model."""
 
 
-class SaidElsewhereError(Exception):
-    """Mixed into the error of a process that only follows another one, which says the sentence."""
+class PlanError(SidrecError):
+    """No sharding plan satisfies the recipe on these ranks."""
 
 
-class LearningError(RuntimeError):
-    """A training that cannot end well. The message says why, and what to try."""
+class NoPlanError(PlanError):
+    """The tables do not fit the hardware; the message says by how many bytes, and what would make them fit."""
 
 
-def say(error: Exception) -> None:
-    """Prints the error's sentence, unless another process does, and hands it to torchrun.
+class PreflightError(SidrecError):
+    """A run that would end badly, found before anything was allocated."""
 
-    torchrun ends with a report on every rank that failed; what a rank left in TORCHELASTIC_ERROR_FILE stands in it.
+
+class InstallationError(SidrecError, RuntimeError):
+    """torch, FBGEMM and torchrec do not belong together; the message ends with the command that repairs it."""
+
+
+class DisagreementError(SidrecError):
+    """Ranks differ in versions, code, recipe or data; the message names the rank and both values."""
+
+
+class TrainingError(SidrecError, RuntimeError):
+    """Training, or the fit of a tokenizer, cannot go on. The message says why, and what to try."""
+
+
+class NonFiniteError(TrainingError):
+    """A loss or gradient is not finite; the message names the step, the tensor and the rows of the batch."""
+
+
+class DivergedError(TrainingError):
+    """The loss of a tokenizer's training is not finite."""
+
+
+class CollapseError(TrainingError):
+    """After a fit, almost no code of a codebook is in use."""
+
+
+class HangError(TrainingError):
+    """Ranks make no progress; the message says which are behind, and where."""
+
+
+class LostRankError(TrainingError):
+    """Another rank ended without a message: the connections to it broke."""
+
+
+class Notice(Exception):  # noqa: N818
+    """An outcome that somebody asked for, such as a stop by SIGTERM: printed as an error is, but called none."""
+
+
+class ReportedElsewhereError(Exception):
+    """Marks an error that another rank already reported: this process prints nothing."""
+
+
+class RankError(ReportedElsewhereError, SidrecError):
+    """Another rank failed; the message carries that rank's message."""
+
+
+def print_error(error: Exception) -> None:
+    """Prints the message on stderr, unless another rank reports it, and hands it to torchrun.
+
+    torchrun ends with a summary of every rank that failed. It takes the message from TORCHELASTIC_ERROR_FILE.
     """
-    if not isinstance(error, SaidElsewhereError):
-        print(f"sidrec: {error}", file=sys.stderr, flush=True)
-    report = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if report:
-        times = {"py_callstack": f"sidrec: {error}", "timestamp": str(int(time.time()))}
-        Path(report).write_text(json.dumps({"message": {"message": f"{error}", "extraInfo": times}}))
+    line = f"sidrec: {error}" if isinstance(error, Notice) else f"sidrec: error: {error}"
+    if not isinstance(error, ReportedElsewhereError):
+        print(line, file=sys.stderr, flush=True)
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if error_file:
+        extra = {"py_callstack": line, "timestamp": str(int(time.time()))}
+        Path(error_file).write_text(json.dumps({"message": {"message": f"{error}", "extraInfo": extra}}))

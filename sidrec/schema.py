@@ -19,9 +19,9 @@ from zlib import crc32
 import pyarrow as pa
 
 from sidrec.errors import ContractError as ContractError
-from sidrec.errors import short_repr
 from sidrec.io.json_files import read_json as read_json
 from sidrec.io.parquet_files import column_type
+from sidrec.text import short_repr
 
 SCHEMA_VERSION = 1
 INT64 = (-(1 << 63), (1 << 63) - 1)

@@ -16,6 +16,8 @@ from importlib.machinery import PathFinder
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
+from sidrec.errors import InstallationError
+
 TESTED = {"torch": "2.13.0", "torchrec": "1.8.0", "fbgemm": "1.8.0"}
 """The releases sidrec is tested with and that the repair installs."""
 
@@ -24,10 +26,6 @@ FBGEMM_OF_TORCH = {"2.13": "1.8", "2.12": "1.7", "2.11": "1.6"}
 
 TORCHREC = ("1.6", "1.7", "1.8")
 """torchrec is Python only and runs on any of the pairs above."""
-
-
-class StackError(RuntimeError):
-    """torch, FBGEMM and torchrec do not belong together; the message ends with the command that repairs it."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ def require_stack() -> None:
     stack = find_stack()
     sentence = fault(stack)
     if sentence:
-        raise StackError(f"{sentence} ({stack}). Repair: {repair(stack)}")
+        raise InstallationError(f"{sentence} ({stack}). Repair: {repair(stack)}")
 
 
 def _torch(folders: list[str]) -> tuple[str | None, str]:

@@ -10,8 +10,8 @@ import pytest
 from sidrec import __version__
 from sidrec.cli import dispatch as cli
 from sidrec.config import ConfigError
+from sidrec.errors import InstallationError
 from sidrec.schema import ContractError
-from sidrec.stack import StackError
 
 
 def _script(*words: str) -> subprocess.CompletedProcess[str]:
@@ -43,7 +43,7 @@ def test_unknown_command() -> None:
     done = _script("trian")
     assert done.returncode == 2
     commands = "fit, train, evaluate, plan, table, bench, doctor"
-    assert done.stderr == f"sidrec: expected one of the commands {commands}, got 'trian'\n"
+    assert done.stderr == f"sidrec: error: expected one of the commands {commands}, got 'trian'; did you mean train?\n"
 
 
 def _command(monkeypatch: pytest.MonkeyPatch, outcome: int | BaseException | None) -> None:
@@ -67,10 +67,10 @@ def test_exit_status(outcome: int | BaseException | None, status: int, monkeypat
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
-        (ConfigError("a.yaml: 1 mistake(s) in the recipe"), "sidrec: a.yaml: 1 mistake(s) in the recipe\n"),
+        (ConfigError("a.yaml: 1 mistake(s) in the recipe"), "sidrec: error: a.yaml: 1 mistake(s) in the recipe\n"),
         (
             ContractError("log/a.parquet", "a column label", "none"),
-            "sidrec: log/a.parquet: expected a column label, got none\n",
+            "sidrec: error: log/a.parquet: expected a column label, got none\n",
         ),
     ],
 )
@@ -95,9 +95,9 @@ def test_a_broken_stack_is_refused_before_the_command_is_imported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refuse() -> None:
-        raise StackError("torch 2.13 needs FBGEMM 1.8, got 1.9.0. Repair: pip install ...")
+        raise InstallationError("torch 2.13 needs FBGEMM 1.8, got 1.9.0. Repair: pip install ...")
 
     monkeypatch.setattr(cli, "require_stack", refuse)
     monkeypatch.setitem(cli.COMMANDS, "some", cli.Command("no_such_module", "", imports_torchrec=True))
     assert cli.main(["some"]) == 2
-    assert capsys.readouterr().err == "sidrec: torch 2.13 needs FBGEMM 1.8, got 1.9.0. Repair: pip install ...\n"
+    assert capsys.readouterr().err == "sidrec: error: torch 2.13 needs FBGEMM 1.8, got 1.9.0. Repair: pip install ...\n"

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from sidrec.config import ConfigError, load_file
-from sidrec.errors import LINES, LONGEST, short_repr
 from sidrec.io.json_files import read_json
 from sidrec.schema import ContractError
+from sidrec.text import LINES, LONGEST, short_repr
 
 
 def test_quotes_stay_in_their_line_and_give_no_orders_to_a_terminal() -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from sidrec import stack as stack_module
-from sidrec.stack import Stack, StackError, fault, find_stack, repair, require_stack
+from sidrec.errors import InstallationError
+from sidrec.stack import Stack, fault, find_stack, repair, require_stack
 
 
 def _distribution(site: Path, name: str, version: str, files: tuple[str, ...] = ()) -> None:
@@ -106,5 +107,5 @@ def test_the_refusal_names_fault_and_repair(site: Path, monkeypatch: pytest.Monk
     _fbgemm_folder(site, "1.9.0", "cpu")
     found = _find(site)
     monkeypatch.setattr(stack_module, "find_stack", lambda: found)
-    with pytest.raises(StackError, match=r"needs FBGEMM 1\.8, got 1\.9\.0 .* Repair: .*fbgemm-gpu-cpu==1\.8\.0"):
+    with pytest.raises(InstallationError, match=r"needs FBGEMM 1\.8, got 1\.9\.0 .* Repair: .*fbgemm-gpu-cpu==1\.8\.0"):
         require_stack()

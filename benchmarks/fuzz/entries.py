@@ -22,7 +22,7 @@ from sidrec.config import Recipe, load, load_file, save
 from sidrec.config.load import parse
 from sidrec.config.recipe import AdagradTables
 from sidrec.data.criteo import CriteoBatches, criteo_paths
-from sidrec.data.dataset import read_data
+from sidrec.data.dataset import read_dataset
 from sidrec.data.loader import open_split
 from sidrec.metrics.exact import load_metrics, metrics_table
 from sidrec.metrics.predictions import load_predictions
@@ -87,7 +87,7 @@ def recipe_of(folder: Path) -> Recipe:
 def log(folder: Path) -> None:
     """All that training reads before its first step, and then every row."""
     recipe = recipe_of(folder)
-    found = read_data(recipe)
+    found = read_dataset(recipe)
     load_item_slices(folder / DATA / ITEMS, 0.1, 0.5)
     for split in ("train", "test"):
         batches = open_split(

@@ -25,8 +25,7 @@ import tyro
 
 from benchmarks.generative.run import evaluate_catalog
 from benchmarks.generative.settings import Settings
-from sidrec.errors import LearningError
-from sidrec.schema import ContractError
+from sidrec.errors import SidrecError
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def main() -> int:
     command = tyro.cli(Command, prog="python -m benchmarks.generative", description=__doc__)
     try:
         evaluate_catalog(command.catalog, command.data, command.out, command.settings)
-    except (ContractError, LearningError, OSError) as error:
+    except (SidrecError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from benchmarks.generative.model import SidTransformer
 from benchmarks.generative.settings import SIZES, Settings
 from benchmarks.generative.windows import Windows
-from sidrec.errors import LearningError
+from sidrec.errors import TrainingError
 
 LEAST = 1e-8  # sum of weights to divide by, where every weight is 0
 
@@ -96,7 +96,7 @@ def _step(
 def _check_finite(journal: Journal) -> None:
     for name, losses in (("training", journal.train_loss), ("validation", journal.validation_loss)):
         if not math.isfinite(losses[-1]):
-            raise LearningError(f"epoch {len(losses)}: expected a finite {name} loss, got {losses[-1]}; try less --lr")
+            raise TrainingError(f"epoch {len(losses)}: expected a finite {name} loss, got {losses[-1]}; try less --lr")
 
 
 @torch.no_grad()

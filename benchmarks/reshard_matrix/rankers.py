@@ -14,7 +14,7 @@ from sidrec.checkpoint.rowwise_adagrad_reshard import Columns, column_shards
 from sidrec.config import Recipe
 from sidrec.config.recipe import AdagradTables, DenseOptimizer, OptimizerConfig, RowwiseAdagradTables, SgdTables
 from sidrec.data.batch import Batch
-from sidrec.data.dataset import Data
+from sidrec.data.dataset import Dataset
 from sidrec.model.ranker import Ranker
 from sidrec.parallel.process_group import Ranks
 from sidrec.parallel.sharding import shard_as_planned, sharders_of
@@ -61,7 +61,7 @@ class ShardedRanker:
         return {name: column_shards(weight) for name, weight in weights.items() if ".embedding_bags." in name}
 
 
-def build_ranker(recipe: Recipe, data: Data, optimizer: str, sharding: str, ranks: Ranks) -> ShardedRanker:
+def build_ranker(recipe: Recipe, data: Dataset, optimizer: str, sharding: str, ranks: Ranks) -> ShardedRanker:
     """The recipe's ranker with that one of OPTIMIZERS, all tables sharded as `sharding`, of TYPES or MIXED, says.
 
     Columns are cut into two shards where the type cuts any, into four by table_column_wise.

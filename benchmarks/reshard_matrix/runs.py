@@ -13,11 +13,12 @@ from benchmarks.reshard_matrix.rankers import build_ranker
 from sidrec.checkpoint.dcp_storage import save_pieces
 from sidrec.checkpoint.rowwise_adagrad_reshard import Columns
 from sidrec.checkpoint.state import load_model, pieces_of
-from sidrec.config import ConfigError, Recipe
+from sidrec.config import Recipe
 from sidrec.data.batch import Batch
-from sidrec.data.dataset import Data
+from sidrec.data.dataset import Dataset
+from sidrec.errors import SidrecError
 from sidrec.parallel.process_group import Ranks
-from sidrec.train.assembly import open_data, open_loader
+from sidrec.train.assembly import open_dataset, open_loader
 from sidrec.train.stopping import agreed_batches
 
 SAVED_AFTER, STEPS = 3, 5
@@ -54,7 +55,7 @@ class Run:
 
 def save_runs(recipe: Recipe, optimizers: Sequence[str], kinds: Sequence[str], folder: Path, ranks: Ranks) -> list[Run]:
     """Trains each optimizer with each sharding type from the start; saves after SAVED_AFTER steps, and trains on."""
-    data = open_data(recipe, ranks)
+    data = open_dataset(recipe, ranks)
     batches = first_batches(recipe, data, STEPS, ranks)
     runs = []
     for optimizer in optimizers:
@@ -73,7 +74,7 @@ def save_runs(recipe: Recipe, optimizers: Sequence[str], kinds: Sequence[str], f
 
 def load_runs(recipe: Recipe, saved: Sequence[Run], kinds: Sequence[str], folder: Path, ranks: Ranks) -> list[Run]:
     """Goes on from each saved run with each sharding type, on these ranks."""
-    data = open_data(recipe, ranks)
+    data = open_dataset(recipe, ranks)
     batches = first_batches(recipe, data, STEPS, ranks)[SAVED_AFTER:]
     runs: list[Run] = []
     began = time.monotonic()
@@ -86,14 +87,14 @@ def load_runs(recipe: Recipe, saved: Sequence[Run], kinds: Sequence[str], folder
                 try:
                     load_model(start.checkpoint(folder), ranker.model, ranker.optimizer, ranks)
                     runs.append(Run(plan, start, tuple(ranker.train(batches)), columns))
-                except ConfigError as refusal:
+                except SidrecError as refusal:
                     runs.append(Run(plan, start, (), columns, str(refusal)))
             if ranks.first:
                 _say(len(runs), len(saved) * len(kinds), began, ranks)
     return runs
 
 
-def first_batches(recipe: Recipe, data: Data, steps: int, ranks: Ranks) -> list[Batch]:
+def first_batches(recipe: Recipe, data: Dataset, steps: int, ranks: Ranks) -> list[Batch]:
     """This rank's first batches of the train split."""
     batches = open_loader(recipe, data, "train", shuffle=True, ranks=ranks).batches(0)
     return list(agreed_batches(islice(batches, steps), steps, ranks))

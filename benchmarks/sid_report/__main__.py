@@ -18,8 +18,7 @@ from benchmarks.sid_report.definition import load_sid_study
 from benchmarks.sid_report.report import report
 from benchmarks.sid_report.runner import run_study
 from benchmarks.study.store import RESULTS
-from sidrec.config import ConfigError
-from sidrec.schema import ContractError
+from sidrec.errors import SidrecError
 
 
 def main(argv: Sequence[str]) -> int:
@@ -39,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
         study = load_sid_study(arguments.study)
         failed = run_study(study, arguments.results, arguments.setting) if arguments.what == "run" else []
         print(report(study, arguments.results))
-    except (ConfigError, ContractError) as error:
+    except SidrecError as error:
         print(error, file=sys.stderr)
         return 2
     return 1 if failed else 0

@@ -14,8 +14,8 @@ from benchmarks.sid_report.text_reconstruction import additive_decoder, own_deco
 from benchmarks.study.conditions import conditions
 from benchmarks.study.missing import do_missing
 from sidrec.config import ConfigError
-from sidrec.errors import LearningError
-from sidrec.io.output_folders import atomic_folder
+from sidrec.errors import TrainingError
+from sidrec.io.output_folders import replaced_folder
 from sidrec.schema import ITEMS, ContractError
 from sidrec.sid.artifact import fit_tokenizer, save_tokenizer
 from sidrec.sid.catalog import CATALOG, TOKENIZER, Catalog, write_catalog
@@ -40,7 +40,7 @@ def run_study(study: SidStudy, results: Path, setting: str | None = None) -> lis
     def run(fit: Fit) -> None:
         save_result(results, fit, run_fit(fit))
 
-    failures = (OSError, LearningError, ContractError)
+    failures = (OSError, TrainingError, ContractError)
     return do_missing(study.name, fits, lambda fit: load_result(results, fit) is not None, run, failures)
 
 
@@ -57,7 +57,7 @@ def run_fit(fit: Fit) -> FitResult:
     text_NT = _text(items)
     own = own_decoder(tokenizer, text_NT, encoded)
     if fit.catalog is not None:
-        with atomic_folder(fit.catalog, CATALOG) as partial:
+        with replaced_folder(fit.catalog, CATALOG) as partial:
             write_catalog(catalog, partial)
             save_tokenizer(tokenizer, config, partial / TOKENIZER)
     return FitResult(

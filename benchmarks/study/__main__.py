@@ -21,8 +21,7 @@ from benchmarks.study.report import report
 from benchmarks.study.runner import run_study
 from benchmarks.study.store import RESULTS
 from benchmarks.study.tuning import tuning_report
-from sidrec.config import ConfigError
-from sidrec.schema import ContractError
+from sidrec.errors import SidrecError
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
         if arguments.what == "run" and not study.trials:
             update_bootstraps(study, arguments.results)
         print((tuning_report if study.trials else report)(study, arguments.results))
-    except (ConfigError, ContractError) as error:
+    except SidrecError as error:
         print(error, file=sys.stderr)
         return 2
     return 1 if failed else 0

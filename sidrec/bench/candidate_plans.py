@@ -14,14 +14,15 @@ from sidrec.bench.result import Prediction
 from sidrec.bench.subject import Subject, on_meta
 from sidrec.config import ConfigError
 from sidrec.config.recipe import ParallelConfig, ShardingKind
+from sidrec.errors import PlanError, RankError
 from sidrec.machine import memory
-from sidrec.parallel.planning import PlanError, make_plan
-from sidrec.parallel.process_group import RankError, Ranks
+from sidrec.parallel.planning import make_plan
+from sidrec.parallel.process_group import Ranks
 from sidrec.parallel.sharding import sharders_of
 from sidrec.plans.cost import Cost, CostModel, TorchRecCost
 from sidrec.plans.hardware import GB, Hardware
 from sidrec.plans.memory import table_bytes
-from sidrec.plans.options import NoPlanError, options_of
+from sidrec.plans.options import options_of
 from sidrec.plans.work import KINDS, placed_tables, plan_work
 from sidrec.plans.workload import Workload, tables_of
 
@@ -80,7 +81,7 @@ def _contender(subject: Subject, name: str, workload: Workload, calibration: Pat
         else:
             config = ParallelConfig(sharding=name)  # type: ignore[arg-type]  # the names were checked
         return Contender(name, make_plan(model, sharders, config, lambda: workload, ranks), None)
-    except (PlanError, NoPlanError, RankError) as error:
+    except (PlanError, RankError) as error:
         return Contender(name, None, str(error))
 
 

@@ -18,14 +18,14 @@ from sidrec.bench.result import PHASES, VERSION, BenchResult, PlanMeasurement, T
 from sidrec.bench.subject import Subject, on_meta, workload_of
 from sidrec.bench.trial import Amounts, Trial, Visit
 from sidrec.config import ConfigError
+from sidrec.errors import SidrecError
 from sidrec.parallel.planning import hardware_of
-from sidrec.parallel.process_group import Ranks, together
+from sidrec.parallel.process_group import Ranks, run_on_all_ranks
 from sidrec.parallel.sharding import sharders_of
 from sidrec.plans.cost import CalibratedCost, CostModel, load_calibration
 from sidrec.plans.hardware import Hardware
 from sidrec.plans.plan_file import plan_file_of
 from sidrec.plans.workload import Workload
-from sidrec.schema import ContractError
 from sidrec.train.run_directory import write_json
 
 T = TypeVar("T")
@@ -60,7 +60,7 @@ def bench_plans(
     Raises ConfigError or ContractError on all ranks together, for a plan file that does not fit, and where no plan
     could be measured.
     """
-    calibrated = together(ranks, lambda: _calibrated(calibration, ranks))
+    calibrated = run_on_all_ranks(ranks, lambda: _calibrated(calibration, ranks))
     workload = workload_of(subject, ranks)
     bench = Bench(subject, workload, hardware_of(ranks), amounts, rounds, calibrated, out, ranks)
     made = contenders(subject, names, workload, calibration, ranks)
@@ -70,14 +70,14 @@ def bench_plans(
 
     def save(complete: bool = False) -> BenchResult:
         result = _result(bench, records, facts, complete)
-        together(ranks, lambda: write_json(out / RESULT, result.as_json()) if ranks.first else None)
+        run_on_all_ranks(ranks, lambda: write_json(out / RESULT, result.as_json()) if ranks.first else None)
         return result
 
-    together(ranks, lambda: out.mkdir(parents=True, exist_ok=True))
+    run_on_all_ranks(ranks, lambda: out.mkdir(parents=True, exist_ok=True))
     save()
     Rounds(subject, made, records, amounts, keep, save, ranks).run(rounds)
     result = save(complete=True)
-    together(ranks, lambda: _check_measured(result))
+    run_on_all_ranks(ranks, lambda: _check_measured(result))
     return result
 
 
@@ -144,7 +144,7 @@ def _record(bench: Bench, contender: Contender) -> Record:
     """The first rank describes and rates a plan; all ranks get the same record."""
     if contender.plan is None:
         return Record(contender.name, {}, contender.failed, None)
-    described = [together(bench.ranks, lambda: _describe(bench, contender) if bench.ranks.first else None)]
+    described = [run_on_all_ranks(bench.ranks, lambda: _describe(bench, contender) if bench.ranks.first else None)]
     dist.broadcast_object_list(described, src=0, group=bench.ranks.control)
     assert described[0] is not None, "together raises where the first rank fails"
     return described[0]
@@ -159,7 +159,7 @@ def _describe(bench: Bench, contender: Contender) -> Record:
         rating = rate(contender.plan, bench.workload, hardware, sharders, bench.calibrated)
         world = (hardware.world, hardware.local_world, hardware.device)
         layout = plan_file_of(contender.plan, on_meta(subject), *world).as_json()
-    except (ConfigError, ContractError) as error:
+    except SidrecError as error:
         return Record(contender.name, {}, str(error), rating)
     return Record(contender.name, layout, None, rating)
 
@@ -271,7 +271,7 @@ class Rounds:
     def _measure(self, record: Record) -> None:
         """A visit on all ranks. One that fails on any rank ends this plan on all; the others go on."""
         try:
-            visit = together(self._ranks, lambda: self._visit(record.name))
+            visit = run_on_all_ranks(self._ranks, lambda: self._visit(record.name))
         except Exception as error:
             if os.environ.get("SIDREC_TRACEBACK") == "1":
                 traceback.print_exc()

@@ -13,12 +13,12 @@ from pydantic import FailFast, TypeAdapter, ValidationError
 from sidrec import __version__
 from sidrec.bench.subject import Subject
 from sidrec.bench.trial import Amounts
-from sidrec.errors import place, short_repr
 from sidrec.machine import cores
 from sidrec.parallel.process_group import Ranks
 from sidrec.plans.plan_file import parse_plan
 from sidrec.schema import ContractError, read_json
 from sidrec.stack import find_stack
+from sidrec.text import place, short_repr
 
 VERSION = 1
 PHASES = ("step", "input_dist", "lookup", "output_dist", "dense_forward", "backward")

@@ -21,7 +21,7 @@ from sidrec.model.ranker import Ranker
 from sidrec.parallel.process_group import Ranks
 from sidrec.plans.tables_file import DENSE, TablesFile, TablesModel
 from sidrec.plans.workload import CountedRows, TableLoad, Workload
-from sidrec.train.assembly import open_data, open_loader
+from sidrec.train.assembly import open_dataset, open_loader
 from sidrec.train.stopping import agreed_batches
 
 
@@ -95,7 +95,7 @@ def recipe_subject(recipe: Recipe, batches: int, ranks: Ranks) -> Subject:
 
     Raises ConfigError or ContractError on all ranks together, as training does.
     """
-    data = open_data(recipe, ranks)
+    data = open_dataset(recipe, ranks)
     loader = open_loader(recipe, data, "train", shuffle=True, ranks=ranks)
     count = min(batches, loader.steps)
     read = list(agreed_batches(islice(loader.batches(0), count), count, ranks))

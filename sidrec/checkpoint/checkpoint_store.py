@@ -18,20 +18,11 @@ from threading import Thread
 from torch import distributed as dist
 
 from sidrec.checkpoint.dcp_storage import save_pieces
-from sidrec.checkpoint.tensor_shard import (
-    INDEX,
-    CheckpointError,
-    Piece,
-    PieceCopies,
-    StoredFile,
-    read_index,
-    write_index,
-)
+from sidrec.checkpoint.tensor_shard import INDEX, Piece, PieceCopies, StoredFile, read_index, write_index
 from sidrec.checkpoint.train_state import POSITION, Position, best_text, position_text, read_best, read_position
-from sidrec.config import ConfigError
 from sidrec.config.recipe import CheckpointConfig
-from sidrec.errors import SaidElsewhereError
-from sidrec.parallel.process_group import WRITES, RankError, Ranks, together, total
+from sidrec.errors import CheckpointError, RankError, ReportedElsewhereError, SidrecError
+from sidrec.parallel.process_group import WRITES, Ranks, run_on_all_ranks, total
 from sidrec.schema import crc32_of
 
 BEST = "best.json"
@@ -186,7 +177,7 @@ def chosen(folder: Path, which: str | None, ranks: Ranks) -> Path:
     best where the run keeps one, else the newest. Raises CheckpointError where there is no such one, or it is damaged.
     """
     if which is None:
-        which = "best" if together(ranks, (folder / BEST).is_file) else "newest"
+        which = "best" if run_on_all_ranks(ranks, (folder / BEST).is_file) else "newest"
     if which == "newest":
         newest = newest_sound(folder, ranks, set_aside=False)
         if newest is None:
@@ -194,7 +185,7 @@ def chosen(folder: Path, which: str | None, ranks: Ranks) -> Path:
         return newest
     path = folder / which
     if which == "best":
-        path = checkpoint_path(folder, together(ranks, lambda: read_best(folder / BEST)).step)
+        path = checkpoint_path(folder, run_on_all_ranks(ranks, lambda: read_best(folder / BEST)).step)
     there = checkpoints(folder)
     if path not in there:
         raise CheckpointError(f"{folder}: expected one of its checkpoints, got {path.name}; it has {_names(there)}")
@@ -246,7 +237,7 @@ class CheckpointWriter:
             except OSError as error:
                 raise CheckpointError(f"{error.filename or path}: {error.strerror or error}") from None
 
-        together(self._ranks, one_sentence)
+        run_on_all_ranks(self._ranks, one_sentence)
 
     def _prepare(self, partial: Path, size: int) -> None:
         if not self._ranks.first:
@@ -320,7 +311,7 @@ class Saver:
         self._writer = CheckpointWriter(folder, config.keep, beside, writers)
         self._thread: Thread | None = None
         self._error: Exception | None = None
-        self._failures: list[ConfigError] = []  # in a row
+        self._failures: list[SidrecError] = []  # in a row
         if ranks.first:
             remove_left_over(folder)
 
@@ -368,7 +359,7 @@ class Saver:
         count = len(self._failures)
         if count >= self._config.failures:
             self._stop(f"{count} in a row failed")
-        if count > before and not isinstance(self._failures[-1], SaidElsewhereError):
+        if count > before and not isinstance(self._failures[-1], ReportedElsewhereError):
             said = f"sidrec: a checkpoint was not saved, {count} in a row: {self._failures[-1]}"
             print(said, file=sys.stderr, flush=True)
 
@@ -380,7 +371,7 @@ class Saver:
         error, self._error = self._error, None
         if error is None:
             return
-        if not isinstance(error, ConfigError):  # no failed write: other ranks are gone
+        if not isinstance(error, CheckpointError | RankError):  # no failed write: other ranks are gone
             raise error
         self._failures.append(error)
 
@@ -396,5 +387,5 @@ class Saver:
 
     def _stop(self, what: str) -> None:
         last = self._failures[-1]
-        kind = RankError if isinstance(last, SaidElsewhereError) else CheckpointError
+        kind = RankError if isinstance(last, ReportedElsewhereError) else CheckpointError
         raise kind(f"{self._folder}: expected checkpoints to be saved, got: {what}: {last}") from None

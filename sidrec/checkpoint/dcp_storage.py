@@ -43,7 +43,6 @@ from sidrec.checkpoint.tensor_shard import (
     DTYPES,
     NAMES,
     VERSION,
-    CheckpointError,
     CheckpointIndex,
     Piece,
     StoredFile,
@@ -53,6 +52,7 @@ from sidrec.checkpoint.tensor_shard import (
     write_index,
     write_piece_file,
 )
+from sidrec.errors import CheckpointError
 
 
 def save_pieces(path: Path, pieces: Sequence[Piece], rank: int, group: dist.ProcessGroup) -> None:

@@ -13,7 +13,7 @@ from sidrec.checkpoint.rowwise_adagrad_reshard import RowSums
 from sidrec.checkpoint.state import forget_cached_rows, make_states, optimizer_pieces, pieces_of
 from sidrec.checkpoint.stored_tables import StoredCheckpoint
 from sidrec.checkpoint.tensor_shard import CheckpointIndex, Piece
-from sidrec.parallel.process_group import Ranks, together
+from sidrec.parallel.process_group import Ranks, run_on_all_ranks
 
 
 def take_over(
@@ -36,7 +36,7 @@ def take_over(
         make_states(optimizer, index.tensors)
         weights = {name: value for name, value in model.state_dict().items() if not is_of(name, without)}
         states = _old(optimizer_pieces(optimizer, model.state_dict(), ranks.first), index, without)
-        row_sums = together(ranks, lambda: RowSums(found.path, index, weights, states))
+        row_sums = run_on_all_ranks(ranks, lambda: RowSums(found.path, index, weights, states))
         pieces += row_sums.pieces
         if ranks.first:
             row_sums.say()

@@ -21,7 +21,6 @@ from sidrec.checkpoint.tensor_shard import (
     MODEL,
     OPTIMIZER,
     ROW_SUM,
-    CheckpointError,
     CheckpointIndex,
     Piece,
     StoredTensor,
@@ -30,6 +29,7 @@ from sidrec.checkpoint.tensor_shard import (
     parameter_of,
     table_of,
 )
+from sidrec.errors import CheckpointError
 
 Columns = tuple[int, int]
 """First column of a shard, and the one after its last."""

@@ -20,7 +20,6 @@ from sidrec.checkpoint.tensor_shard import (
     RANKS,
     ROW_SUM,
     SUM,
-    CheckpointError,
     CheckpointIndex,
     Piece,
     Weight,
@@ -33,9 +32,10 @@ from sidrec.checkpoint.tensor_shard import (
     table_of,
     whole,
 )
+from sidrec.errors import CheckpointError
 from sidrec.model.tables import Slots
 from sidrec.parallel.initial_values import lookups_of
-from sidrec.parallel.process_group import Ranks, together
+from sidrec.parallel.process_group import Ranks, run_on_all_ranks
 
 
 def pieces_of(model: DistributedModelParallel, optimizer: KeyedOptimizer | None, ranks: Ranks) -> list[Piece]:
@@ -74,18 +74,18 @@ def load_model(path: Path, model: DistributedModelParallel, optimizer: KeyedOpti
     optimizers than the model, and where other ranks wrote managed tables (their slots are theirs, but one rank can
     evaluate with all); and when it cannot be read.
     """
-    index = together(ranks, lambda: read_index(path))
+    index = run_on_all_ranks(ranks, lambda: read_index(path))
     weights = model.state_dict()
-    together(ranks, lambda: check_model(path, index, weights))
-    memory = together(ranks, lambda: room_for_slot_memory(path, index, model, optimizer is not None, ranks))
+    run_on_all_ranks(ranks, lambda: check_model(path, index, weights))
+    memory = run_on_all_ranks(ranks, lambda: room_for_slot_memory(path, index, model, optimizer is not None, ranks))
     pieces = _of_weights(weights, ranks)
     row_sums = None
     if optimizer is not None:
         make_states(optimizer, index.tensors)
         states = optimizer_pieces(optimizer, weights, ranks.first)
         trained = [name for name in optimizer.params if held(weights[name])]
-        together(ranks, lambda: check_optimizer(path, index, trained, states))
-        row_sums = together(ranks, lambda: RowSums(path, index, weights, states))
+        run_on_all_ranks(ranks, lambda: check_optimizer(path, index, trained, states))
+        row_sums = run_on_all_ranks(ranks, lambda: RowSums(path, index, weights, states))
         pieces += row_sums.pieces
         if ranks.first:
             row_sums.say()

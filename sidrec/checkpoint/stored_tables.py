@@ -15,7 +15,6 @@ from sidrec.checkpoint.tensor_shard import (
     INDEX,
     MODEL,
     OPTIMIZER,
-    CheckpointError,
     CheckpointIndex,
     StoredPiece,
     StoredRows,
@@ -26,6 +25,7 @@ from sidrec.checkpoint.tensor_shard import (
 )
 from sidrec.checkpoint.train_state import Position, read_best, read_position
 from sidrec.config import Recipe, load_file
+from sidrec.errors import CheckpointError
 
 # Tables of a checkpoint, read by row ranges: by any process, without the model, and no more than is asked for.
 #

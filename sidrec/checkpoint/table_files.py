@@ -17,11 +17,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sidrec.checkpoint.stored_tables import PART, StoredTable, rows_of_size
-from sidrec.checkpoint.tensor_shard import DTYPES, CheckpointError, header_of, stored_tensors
+from sidrec.checkpoint.tensor_shard import DTYPES, header_of, stored_tensors
 from sidrec.config import Recipe
 from sidrec.config.item import ExactIndex, HashedItem, SemanticItem
 from sidrec.config.section import granularity_levels
 from sidrec.data.item_tables import HID
+from sidrec.errors import CheckpointError
 from sidrec.io.parquet_files import readable
 from sidrec.schema import ITEM_ID, LOG, ContractError, load_manifest
 from sidrec.sid.catalog import load_catalog

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
-from sidrec.config import ConfigError
+from sidrec.errors import CheckpointError
 
 NAMES = {
     torch.float64: "F64",
@@ -33,10 +33,6 @@ NAMES = {
 
 
 DTYPES = {name: dtype for dtype, name in NAMES.items()}
-
-
-class CheckpointError(ConfigError):
-    """A checkpoint that cannot be used here; the message says why."""
 
 
 @dataclass(frozen=True)

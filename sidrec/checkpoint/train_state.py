@@ -13,8 +13,9 @@ from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, Validation
 from torch import Tensor
 
 from sidrec.checkpoint.dcp_storage import load_pieces
-from sidrec.checkpoint.tensor_shard import RANKS, CheckpointError, Piece, read_index, whole
-from sidrec.parallel.process_group import Ranks, together
+from sidrec.checkpoint.tensor_shard import RANKS, Piece, read_index, whole
+from sidrec.errors import CheckpointError
+from sidrec.parallel.process_group import Ranks, run_on_all_ranks
 
 POSITION = "position.json"
 VERSION = 1
@@ -113,7 +114,7 @@ def resume_random(path: Path, step: int, seed: int, ranks: Ranks) -> None:
     Raises CheckpointError as `load_pieces` does.
     """
     pieces = random_pieces(ranks)
-    index = together(ranks, lambda: read_index(path))
+    index = run_on_all_ranks(ranks, lambda: read_index(path))
     stored = {key for key in index.tensors if "/random/" in key}
     states = {piece.key.rsplit("/", 1)[1]: piece.values for piece in pieces}
     if stored == {f"{RANKS}/{rank}/random/{name}" for rank in range(ranks.world) for name in states}:

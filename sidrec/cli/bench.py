@@ -21,7 +21,7 @@ from sidrec.config.load import checked_flags
 from sidrec.config.section import section
 from sidrec.io.output_folders import output_file
 from sidrec.machine import unwritable
-from sidrec.parallel.process_group import Ranks, joined_ranks, together
+from sidrec.parallel.process_group import Ranks, joined_ranks, run_on_all_ranks
 from sidrec.plans.tables_file import TablesFile, is_tables, read_tables
 
 HELP = """usage: sidrec bench COMMAND ...
@@ -97,12 +97,12 @@ _OPTIONS: TypeAdapter[Options] = TypeAdapter(Options)
 def bench_plans_command(argv: Sequence[str]) -> None:
     """Measures. Raises ConfigError or ContractError on all ranks together."""
     with joined_ranks() as ranks:
-        options, flags = together(ranks, lambda: _options(argv))
+        options, flags = run_on_all_ranks(ranks, lambda: _options(argv))
         names = options.plans.split(",")
-        together(ranks, lambda: check_names(names))
+        run_on_all_ranks(ranks, lambda: check_names(names))
         subject = _subject(options, flags, ranks)
         out = options.out or Path("runs/bench") / subject.name
-        together(ranks, lambda: _check_out(out, options.overwrite) if ranks.first else None)
+        run_on_all_ranks(ranks, lambda: _check_out(out, options.overwrite) if ranks.first else None)
         _announce(subject, names, out, ranks)
         result = bench_plans(
             subject, names, Amounts(options.warm_up, options.steps), options.rounds, out, ranks, options.calibration
@@ -127,11 +127,11 @@ def _options(words: Sequence[str]) -> tuple[Options, list[str]]:
 
 def _subject(options: Options, flags: Sequence[str], ranks: Ranks) -> Subject:
     """As many batches as a visit has steps, so that every visit sees the same ones."""
-    found = together(ranks, lambda: _read(options, flags))
+    found = run_on_all_ranks(ranks, lambda: _read(options, flags))
     batches = options.warm_up + 2 * options.steps
     if isinstance(found, Recipe):
         return recipe_subject(found, batches, ranks)
-    return together(ranks, lambda: tables_subject(found, batches, ranks))
+    return run_on_all_ranks(ranks, lambda: tables_subject(found, batches, ranks))
 
 
 def _read(options: Options, flags: Sequence[str]) -> Recipe | TablesFile:

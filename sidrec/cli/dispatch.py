@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sidrec import __version__
-from sidrec.errors import LearningError, say
+from sidrec.errors import SidrecError, print_error
 from sidrec.launcher import end_with_launcher
-from sidrec.stack import StackError, require_stack
+from sidrec.stack import require_stack
+from sidrec.text import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"sidrec {__version__}")
         return 0
     if words[0] not in COMMANDS:
-        print(f"sidrec: expected one of the commands {', '.join(COMMANDS)}, got {words[0]!r}", file=sys.stderr)
+        known = f"expected one of the commands {', '.join(COMMANDS)}, got {words[0]!r}"
+        print(f"sidrec: error: {known}{did_you_mean(words[0], COMMANDS)}", file=sys.stderr)
         return 2
     return _run(COMMANDS[words[0]], words[1:])
 
 
 def _run(command: Command, argv: Sequence[str]) -> int:
-    from sidrec.config import ConfigError
-    from sidrec.schema import ContractError
-
     end_with_launcher()
     try:
         if command.imports_torchrec:
@@ -67,10 +66,10 @@ def _run(command: Command, argv: Sequence[str]) -> int:
     except BrokenPipeError:  # as in `sidrec train --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes at its end
         return 1
-    except (ConfigError, ContractError, LearningError, StackError, OSError) as error:
+    except (SidrecError, OSError) as error:
         if os.environ.get("SIDREC_TRACEBACK") == "1":
             raise
-        say(error)
+        print_error(error)
         return 2
     except KeyboardInterrupt:
         return 130

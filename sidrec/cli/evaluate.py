@@ -8,8 +8,8 @@ from sidrec.checkpoint.checkpoint_store import chosen
 from sidrec.checkpoint.state import load_model
 from sidrec.checkpoint.train_state import check_catalog, read_position
 from sidrec.config import ConfigError
-from sidrec.parallel.process_group import joined_ranks, together
-from sidrec.train.assembly import build_model, open_data
+from sidrec.parallel.process_group import joined_ranks, run_on_all_ranks
+from sidrec.train.assembly import build_model, open_dataset
 from sidrec.train.evaluation import check_splits, evaluate_splits
 from sidrec.train.run import report
 from sidrec.train.run_directory import RunDirectory
@@ -36,15 +36,15 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError(f"sidrec evaluate: expected a run directory, got {words[0] if words else 'nothing'}")
     run = RunDirectory(Path(words[0]))
     with joined_ranks() as ranks:
-        recipe = together(ranks, run.recipe)
+        recipe = run_on_all_ranks(ranks, run.recipe)
         recipe = replace(recipe, parallel=replace(recipe.parallel, plan=None))  # it is for the ranks that trained
         if words[1:]:
             recipe = replace(recipe, evaluate=replace(recipe.evaluate, splits=tuple(words[1:])))
-        data = open_data(recipe, ranks)
+        data = open_dataset(recipe, ranks)
         check_splits(recipe, data, ranks)
         saved = chosen(run.checkpoints, which, ranks)
-        position = together(ranks, lambda: read_position(saved))
-        together(ranks, lambda: check_catalog(saved, position, data.fingerprint))
+        position = run_on_all_ranks(ranks, lambda: read_position(saved))
+        run_on_all_ranks(ranks, lambda: check_catalog(saved, position, data.fingerprint))
         sharded = build_model(recipe, data, ranks)
         load_model(saved, sharded.model, None, ranks)
         metrics = evaluate_splits(recipe, data, sharded.model, run, position.step, ranks)

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 from sidrec.config import Recipe, load
 from sidrec.config.learners import GradientLearnerConfig
-from sidrec.errors import LearningError
+from sidrec.errors import TrainingError
 from sidrec.io.output_folders import output_folder, replaceable_folder
 from sidrec.machine import unwritable
-from sidrec.parallel.process_group import Ranks, agree, joined_ranks, largest, of_machine, together
+from sidrec.parallel.process_group import Ranks, joined_ranks, largest, of_machine, raise_on_all_ranks, run_on_all_ranks
 from sidrec.schema import ITEMS, ContractError
 from sidrec.sid.artifact import fit_tokenizer, write_catalog_folder
 from sidrec.sid.catalog import CARD, CATALOG, PICTURES, Catalog, load_catalog
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
     """
     words = [word for word in argv if word != OVERWRITE]
     with joined_ranks() as ranks:
-        fit(together(ranks, lambda: load(words, "sidrec fit", ABOUT)), ranks, OVERWRITE in argv)
+        fit(run_on_all_ranks(ranks, lambda: load(words, "sidrec fit", ABOUT)), ranks, OVERWRITE in argv)
 
 
 def fit(recipe: Recipe, ranks: Ranks, overwrite: bool = False) -> None:
@@ -74,7 +74,7 @@ def fit(recipe: Recipe, ranks: Ranks, overwrite: bool = False) -> None:
     are to fit what only one can, or another catalog is there and may not be overwritten; LearningError when the
     training failed.
     """
-    together(ranks, lambda: _check(recipe, ranks, overwrite))
+    run_on_all_ranks(ranks, lambda: _check(recipe, ranks, overwrite))
     work = recipe.data.catalog.with_name(f".{recipe.data.catalog.name}.fit")
     clock = _Clock()
     items = _read(recipe, ranks)
@@ -121,15 +121,15 @@ def _read(recipe: Recipe, ranks: Ranks) -> ItemVectors:
         def read() -> ItemVectors | None:
             return read_item_vectors(path, config.vectors, config.normalize, scratch, needs) if reads else None
 
-        found = together(ranks, read)
-        items = together(ranks, lambda: found or map_item_vectors(path, config.vectors, scratch, needs))
+        found = run_on_all_ranks(ranks, read)
+        items = run_on_all_ranks(ranks, lambda: found or map_item_vectors(path, config.vectors, scratch, needs))
     most = largest(ranks, len(items.item_ids_N))
 
     def check() -> None:
         if len(items.item_ids_N) != most:
             raise ContractError(path, f"{most} items, as another rank has", f"{len(items.item_ids_N)} items")
 
-    together(ranks, check)
+    run_on_all_ranks(ranks, check)
     return items
 
 
@@ -141,10 +141,10 @@ def _learn(items: ItemVectors, recipe: Recipe, work: Path, ranks: Ranks) -> _Fit
     clock = _Clock()
     try:
         tokenizer = fit_tokenizer(items.vectors_NV, recipe.tokenizer, items.side, work)
-    except (ContractError, LearningError) as error:  # all ranks raise the same, or none does
+    except (ContractError, TrainingError) as error:  # all ranks raise the same, or none does
         if ranks.first:
             remove_checkpoint(work)
-        agree(ranks, error)
+        raise_on_all_ranks(ranks, error)
         raise
     facts = {**clock.spent("fit"), "resumed": resumed, "processes": ranks.world}
     return _Fitted(tokenizer, {**facts, "threads_per_process": ranks.threads, "device": ranks.device.type})

@@ -17,7 +17,7 @@ from sidrec.config import ConfigError, Recipe, load_file
 from sidrec.config.load import checked_flags
 from sidrec.config.recipe import OptimizerConfig
 from sidrec.config.section import section
-from sidrec.data.dataset import read_data
+from sidrec.data.dataset import read_dataset
 from sidrec.io.output_folders import output_file
 from sidrec.machine import unwritable
 from sidrec.parallel.sharding import sharders_of
@@ -130,7 +130,7 @@ def _of_recipe(
 ) -> tuple[Workload, list[ModuleSharder[nn.Module]], list[str]]:
     if batch_size:
         recipe = replace(recipe, data=replace(recipe.data, batch_size=batch_size))
-    reckoned = recipe_workload(recipe, read_data(recipe), world)
+    reckoned = recipe_workload(recipe, read_dataset(recipe), world)
     facts = [
         f"a rank looks up about {reckoned.unique_items:,.0f} unique items in a step, for {reckoned.ids:,.0f} ids of "
         f"targets and histories ({reckoned.history_length:.1f} items on average): each is looked up once, so popular "

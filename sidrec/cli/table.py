@@ -10,12 +10,12 @@ import tyro
 from pydantic import TypeAdapter
 from tqdm import tqdm
 
-from sidrec.checkpoint.atomic_file import atomic_file, check_free
 from sidrec.checkpoint.stored_tables import CheckpointTable, StoredCheckpoint, StoredTable, cut_of, open_checkpoint
 from sidrec.checkpoint.table_files import EMBEDDING, is_exported, no_ids, row_ids, write_parquet, write_safetensors
 from sidrec.config import ConfigError
 from sidrec.config.load import checked_flags
 from sidrec.config.section import section
+from sidrec.io.files import check_free, new_file
 from sidrec.io.output_folders import output_file
 from sidrec.machine import unwritable
 from sidrec.schema import ContractError
@@ -132,7 +132,7 @@ def _export(options: ExportOptions) -> None:
         with _progress("check", sum(checkpoint.index.files[name].size for name in files)) as progress:
             checkpoint.check_files(files, progress.update)
     size = sum(tensor.bytes for tensor in tensors.values())
-    with atomic_file(target, size, options.overwrite) as partial, _progress("export", size) as progress:
+    with new_file(target, size, options.overwrite) as partial, _progress("export", size) as progress:
         if to_parquet:
             write_parquet(partial, tensors, progress.update, ids)
         else:

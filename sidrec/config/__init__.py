@@ -1,8 +1,8 @@
 """The recipe: one typed tree that says everything a run does."""
 
-from sidrec.config.load import ConfigError as ConfigError
 from sidrec.config.load import load as load
 from sidrec.config.load import load_file as load_file
 from sidrec.config.load import load_mapping as load_mapping
 from sidrec.config.load import save as save
 from sidrec.config.recipe import Recipe as Recipe
+from sidrec.errors import ConfigError as ConfigError

@@ -12,7 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from sidrec.config.recipe import Recipe
-from sidrec.errors import place, quoted_lines, short_repr
+from sidrec.errors import ConfigError
+from sidrec.text import place, short_repr
 
 _RECIPE: TypeAdapter[Recipe] = TypeAdapter(Recipe)
 LARGEST = 1 << 20  # bytes of a file; YAML takes seconds for these already
@@ -23,13 +24,6 @@ FLAGS = """
 RECIPE is a YAML file. Each option below is one of its values, under the same name; given as a flag, it replaces the
 recipe's for this run. What is marked (required) must stand in the recipe. A variant (kind) is chosen in the recipe
 only."""
-
-
-class ConfigError(ValueError):
-    """A recipe that cannot be used; the message lists every mistake."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(quoted_lines(message))
 
 
 class _MappingLoader(yaml.SafeLoader):

@@ -44,7 +44,7 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Data:
+class Dataset:
     """What a recipe's data folder and catalog hold.
 
     fingerprint: the catalog's, and that of the subwords its SIDs are cut into; None where items have no SIDs.
@@ -62,13 +62,13 @@ def read_contracts(recipe: Recipe) -> tuple[Manifest, Catalog | None]:
     return manifest, load_catalog(recipe.data.catalog) if isinstance(recipe.model.item, SemanticItem) else None
 
 
-def read_data(recipe: Recipe) -> Data:
+def read_dataset(recipe: Recipe) -> Dataset:
     """Reads manifest and catalog and checks them against the recipe, in a process that is no rank.
 
     Raises ConfigError or ContractError.
     """
     manifest, catalog = read_contracts(recipe)
-    return assemble_data(recipe, manifest, catalog, fit_item_subwords(recipe, manifest, catalog))
+    return assemble_dataset(recipe, manifest, catalog, fit_item_subwords(recipe, manifest, catalog))
 
 
 def fit_item_subwords(recipe: Recipe, manifest: Manifest, catalog: Catalog | None) -> bytes | None:
@@ -81,7 +81,7 @@ def fit_item_subwords(recipe: Recipe, manifest: Manifest, catalog: Catalog | Non
     return fit_subwords(catalog.codes_by_id(ids), impressions_I, catalog.codebook_sizes, item.tokens.vocabulary)
 
 
-def assemble_data(recipe: Recipe, manifest: Manifest, catalog: Catalog | None, fitted: bytes | None) -> Data:
+def assemble_dataset(recipe: Recipe, manifest: Manifest, catalog: Catalog | None, fitted: bytes | None) -> Dataset:
     """Everything that a model needs to know of its data. fitted: the model of the subwords, None where there is none.
 
     Raises ConfigError or ContractError, before anything is allocated.
@@ -108,7 +108,7 @@ def assemble_data(recipe: Recipe, manifest: Manifest, catalog: Catalog | None, f
         content=content.width if content else 0,
         rows_per_lane=recipe.data.batch_size // recipe.data.lanes,
     )
-    return Data(manifest, tables, sizes, _fingerprint(catalog, subwords))
+    return Dataset(manifest, tables, sizes, _fingerprint(catalog, subwords))
 
 
 def _fingerprint(catalog: Catalog | None, subwords: Subwords | None) -> str | None:

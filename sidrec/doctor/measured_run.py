@@ -23,17 +23,16 @@ import torch
 from torch import distributed as dist
 
 from sidrec.config import ConfigError, Recipe, load_file, save
-from sidrec.errors import LearningError, say
+from sidrec.errors import SidrecError, print_error
 from sidrec.parallel.process_group import Ranks, joined_ranks
 from sidrec.preflight.planned_run import Finding
-from sidrec.schema import ContractError
-from sidrec.train.assembly import build_model, open_data, open_loader
+from sidrec.train.assembly import build_model, open_dataset, open_loader
 from sidrec.train.optimizers import build_optimizer
 from sidrec.train.step import StepGuard, guarded_pipeline
 from sidrec.train.stopping import agreed_batches
 
 WARM_UP, STEPS = 5, 50
-SAID = "sidrec: "
+SAID = "sidrec: error: "
 SECONDS = 900
 
 
@@ -97,7 +96,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _train(recipe: Recipe, wanted: int, ranks: Ranks) -> tuple[list[float], int]:
     """Seconds of each step, of the slowest rank; and memory over all ranks."""
-    data = open_data(recipe, ranks)
+    data = open_dataset(recipe, ranks)
     loader = open_loader(recipe, data, "train", shuffle=True, ranks=ranks)
     steps = min(WARM_UP + wanted, loader.steps)
     if steps < WARM_UP + LEAST:
@@ -195,6 +194,6 @@ def _object(text: str) -> dict[str, Any]:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except (ConfigError, ContractError, LearningError, OSError) as failure:
-        say(failure)
+    except (SidrecError, OSError) as failure:
+        print_error(failure)
         raise SystemExit(2) from None

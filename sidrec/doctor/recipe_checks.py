@@ -9,10 +9,11 @@ from pathlib import Path
 import psutil
 import torch
 
-from sidrec.config import ConfigError, Recipe
-from sidrec.data.dataset import Data, read_data
+from sidrec.config import Recipe
+from sidrec.data.dataset import Dataset, read_dataset
 from sidrec.data.loader import open_split
 from sidrec.doctor.measured_run import duration, logged_rate, measure
+from sidrec.errors import SidrecError
 from sidrec.parallel.planning import hardware_here, plan_for
 from sidrec.parallel.sharding import sharders_of
 from sidrec.plans.options import quiet
@@ -22,7 +23,7 @@ from sidrec.preflight.data_checks import FILES
 from sidrec.preflight.data_sample import checksum_finding, read_sample, sample_findings
 from sidrec.preflight.planned_run import Finding, PlannedRun, problems
 from sidrec.preflight.start_checks import read_splits, start_findings
-from sidrec.schema import LOG, ContractError
+from sidrec.schema import LOG
 from sidrec.train.assembly import planned_run
 from sidrec.train.run_directory import RunDirectory
 
@@ -44,7 +45,7 @@ def examine_recipe(recipe: Recipe, world: int | None, *, measured: bool, all_fil
         rooms = [room_here(recipe.run, _device(device, rank)) for rank in range(ranks)]
         findings = [_plan_finding(run), *start_findings(run, rooms, footers, starting)]
         findings += _data(run, list(footers), all_files)
-    except (ConfigError, ContractError) as error:
+    except SidrecError as error:
         return [Finding("recipe", "problem", str(error))]
     return [*findings, *_duration(run, measured and not problems(findings))]
 
@@ -57,7 +58,7 @@ def plan_here(recipe: Recipe, device: torch.device, world: int) -> PlannedRun:
     """A run of the recipe on `world` ranks of this machine. Raises ConfigError or ContractError for what training would
     refuse."""
     RunDirectory(recipe.run).check(recipe)
-    data = read_data(recipe)
+    data = read_dataset(recipe)
     for split in dict.fromkeys(("train", *recipe.evaluate.splits)):
         _check_split(recipe, data, split, world)
     hardware = hardware_here(device, world, world)
@@ -69,7 +70,7 @@ def plan_here(recipe: Recipe, device: torch.device, world: int) -> PlannedRun:
     return planned_run(recipe, data, reckoned, hardware, plan)
 
 
-def _check_split(recipe: Recipe, data: Data, split: str, world: int) -> None:
+def _check_split(recipe: Recipe, data: Dataset, split: str, world: int) -> None:
     """Every file of it, and whether lanes fit the ranks."""
     open_split(
         replace(recipe.data, workers=0),
@@ -106,7 +107,7 @@ def _duration(run: PlannedRun, measured: bool) -> list[Finding]:
         return [duration(run.recipe, rows, logged_rate(run.recipe, world))]
     try:
         rate, memory = measure(run.recipe, world)
-    except ConfigError as error:
+    except SidrecError as error:
         return [Finding("measured steps", "problem", str(error))]
     found = f"ranks and loader processes have {size(memory)} to themselves after the measured steps"
     return [duration(run.recipe, rows, rate), Finding("measured memory", "ok", found)]

@@ -174,7 +174,7 @@ def _is(path: Path, is_ours: Callable[[Path], bool]) -> bool:
 
 
 @contextmanager
-def atomic_folder(target: Path, kind: FolderKind) -> Iterator[Path]:
+def replaced_folder(target: Path, kind: FolderKind) -> Iterator[Path]:
     """Gives an empty sibling of `target` to fill; it becomes `target` when the block ends, and vanishes if it raises.
 
     A `target` of this kind is replaced, and stays as it is until then. Raises ContractError, before the block and

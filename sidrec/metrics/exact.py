@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from sidrec.errors import short_repr
 from sidrec.metrics.pairs import Floats, Ints, Reals, pair_counts
 from sidrec.metrics.predictions import Predictions
 from sidrec.metrics.slices import SLICES, ItemSlices
 from sidrec.schema import ContractError, read_json
+from sidrec.text import short_repr
 
 Metrics = dict[str, float | int | None]
 RANKING = ("auc", "gauc", "uauc")

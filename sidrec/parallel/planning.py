@@ -13,11 +13,11 @@ from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterCons
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import ModuleSharder, ShardingPlan, ShardingType
 
-from sidrec.config import ConfigError
 from sidrec.config.recipe import ParallelConfig
+from sidrec.errors import PlanError
 from sidrec.machine import memory
 from sidrec.parallel.managed_table import MANAGED, managed_tables
-from sidrec.parallel.process_group import Ranks, together
+from sidrec.parallel.process_group import Ranks, run_on_all_ranks
 from sidrec.plans.cost import CalibratedCost, load_calibration
 from sidrec.plans.hardware import Hardware
 from sidrec.plans.options import OrderedEnumerator, sharding_plan
@@ -25,10 +25,6 @@ from sidrec.plans.plan_file import PlanFile, read_plan, sharding_plan_of
 from sidrec.plans.search import search
 from sidrec.plans.workload import Workload, tables_of
 from sidrec.schema import ContractError
-
-
-class PlanError(ConfigError):
-    """No plan satisfies the recipe on these ranks."""
 
 
 def make_plan(
@@ -45,11 +41,13 @@ def make_plan(
     another device; ContractError where the plan file does not fit the model or the ranks; on all ranks together.
     """
     hardware = hardware_of(ranks)
-    together(ranks, lambda: _constraints(ranker, config, hardware))
+    run_on_all_ranks(ranks, lambda: _constraints(ranker, config, hardware))
     if config.plan is not None:
         return _kept_plan(config.plan, ranker, sharders, ranks)
 
-    planned = [together(ranks, lambda: plan_for(ranker, sharders, config, workload, hardware) if ranks.first else None)]
+    planned = [
+        run_on_all_ranks(ranks, lambda: plan_for(ranker, sharders, config, workload, hardware) if ranks.first else None)
+    ]
     if ranks.world > 1:
         dist.broadcast_object_list(planned, src=0, group=ranks.control)
     assert planned[0] is not None, "together raises where rank 0 found no plan"
@@ -119,7 +117,7 @@ def _kept_plan(
     path: Path, ranker: nn.Module, sharders: Sequence[ModuleSharder[nn.Module]], ranks: Ranks
 ) -> ShardingPlan:
     """Every rank reads the file, which lies on its own machine, and all must have read the same."""
-    kept = together(ranks, lambda: read_plan(path))
+    kept = run_on_all_ranks(ranks, lambda: read_plan(path))
     others = _differing(kept, ranks)
 
     def checked() -> ShardingPlan:
@@ -129,7 +127,7 @@ def _kept_plan(
         device = ranks.device.type
         return sharding_plan_of(kept, ranker, ranks.world, local_world(ranks), device, sharders, str(path))
 
-    return together(ranks, checked)
+    return run_on_all_ranks(ranks, checked)
 
 
 def _differing(kept: PlanFile, ranks: Ranks) -> list[int]:

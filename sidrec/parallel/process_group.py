@@ -13,8 +13,7 @@ from typing import TypeVar
 import torch
 from torch import distributed as dist
 
-from sidrec.config import ConfigError
-from sidrec.errors import LearningError, SaidElsewhereError
+from sidrec.errors import LostRankError, RankError
 from sidrec.machine import threads_per_rank
 
 T = TypeVar("T")
@@ -76,14 +75,6 @@ class Ranks:
     def first(self) -> bool:
         """Whether this rank speaks for all: prints, writes, plans."""
         return self.rank == 0
-
-
-class RankError(SaidElsewhereError, ConfigError):
-    """Another rank failed and says why; the message carries its sentence."""
-
-
-class LostRankError(LearningError):
-    """Another rank is gone without a word: the ranks' connections broke."""
 
 
 def _quiet() -> None:
@@ -155,7 +146,7 @@ def _lost_rank(error: RuntimeError) -> str:
     )
 
 
-def together(ranks: Ranks, action: Callable[[], T]) -> T:
+def run_on_all_ranks(ranks: Ranks, action: Callable[[], T]) -> T:
     """Runs `action` on every rank and returns its result; where it fails on any rank, all raise as `agree` says."""
     result: list[T] = []
     error: Exception | None = None
@@ -163,21 +154,18 @@ def together(ranks: Ranks, action: Callable[[], T]) -> T:
         result.append(action())
     except Exception as problem:
         error = problem
-    agree(ranks, error)
+    raise_on_all_ranks(ranks, error)
     return result[0]
 
 
-def agree(ranks: Ranks, error: Exception | None) -> None:
+def raise_on_all_ranks(ranks: Ranks, error: Exception | None) -> None:
     """Every rank calls this with its own outcome; if any has an error, all raise.
 
     Raises: this rank's own error, or RankError where it has none or the same as a rank before it, so that a sentence
     is said once.
     """
     sentence = None if error is None else f"{error}"
-    sentences: list[str | None] = [None] * ranks.world
-    ranks.pulse.beat(WAITS)
-    dist.all_gather_object(sentences, sentence, group=ranks.control)
-    ranks.pulse.beat(COMPUTES)
+    sentences = gather_objects(ranks, sentence)
     failed = {said: rank for rank, said in reversed(list(enumerate(sentences))) if said is not None}
     if error is not None and failed[f"{error}"] == ranks.rank:
         raise error
@@ -188,11 +176,27 @@ def agree(ranks: Ranks, error: Exception | None) -> None:
 
 def of_machine(ranks: Ranks, value: T) -> T:
     """The `value` of the first rank on this rank's machine. Ranks are numbered machine by machine, as torchrun does."""
-    values: list[T | None] = [None] * ranks.world
-    dist.all_gather_object(values, value, group=ranks.control)
-    found = values[ranks.rank - int(os.environ.get("LOCAL_RANK", "0"))]
-    assert found is not None, "every rank gives a value"
-    return found
+    return gather_objects(ranks, value)[ranks.rank - int(os.environ.get("LOCAL_RANK", "0"))]
+
+
+def gather_objects(ranks: Ranks, value: T) -> list[T]:
+    """Every rank's `value`, by rank, on all ranks."""
+    values = [value] * ranks.world
+    if ranks.world > 1:
+        ranks.pulse.beat(WAITS)
+        dist.all_gather_object(values, value, group=ranks.control)
+        ranks.pulse.beat(COMPUTES)
+    return values
+
+
+def broadcast_object(ranks: Ranks, value: T) -> T:
+    """Rank 0's `value` on all ranks; what the others pass is ignored."""
+    values = [value]
+    if ranks.world > 1:
+        ranks.pulse.beat(WAITS)
+        dist.broadcast_object_list(values, src=0, group=ranks.control)
+        ranks.pulse.beat(COMPUTES)
+    return values[0]
 
 
 def total(ranks: Ranks, value: int) -> int:

@@ -12,11 +12,11 @@ from scipy.optimize import nnls
 from torchrec.distributed.planner.types import Shard, ShardingOption
 
 from sidrec.config import ConfigError
-from sidrec.errors import place, short_repr
 from sidrec.plans.hardware import Hardware
 from sidrec.plans.work import KINDS, NO_PLANS, placed_tables, plan_work, table_work
 from sidrec.plans.workload import Workload
 from sidrec.schema import ContractError, read_json
+from sidrec.text import place, short_repr
 
 PARTS = ("fwd_compute", "fwd_comms", "bwd_compute", "bwd_comms", "input_dist")
 

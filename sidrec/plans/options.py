@@ -25,6 +25,7 @@ from torchrec.distributed.types import (
 )
 
 from sidrec.config import ConfigError
+from sidrec.errors import NoPlanError
 from sidrec.plans.hardware import Hardware
 from sidrec.plans.memory import StatefulStorageEstimator
 from sidrec.plans.workload import Workload
@@ -262,10 +263,6 @@ class OncePerSize(ShardEstimator):
 
 MARGIN = 0.15
 """Share of a GPU's memory that is kept free, as TorchRec's planner does."""
-
-
-class NoPlanError(ConfigError):
-    """No plan fits. The message says what lacks how much, and what would help."""
 
 
 def reservation() -> HeuristicalStorageReservation:

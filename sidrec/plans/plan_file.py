@@ -22,9 +22,9 @@ from torchrec.distributed.types import (
     ShardingPlan,
 )
 
-from sidrec.errors import short_repr
 from sidrec.plans.table_layout import TableLayout, World, check_names, check_table, collections_of
 from sidrec.schema import ContractError, read_json
+from sidrec.text import short_repr
 
 VERSION: Literal[1] = 1
 

@@ -16,7 +16,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 from sidrec.config import Recipe
 from sidrec.config.recipe import DataConfig
-from sidrec.data.dataset import Data
+from sidrec.data.dataset import Dataset
 from sidrec.data.item_tables import ItemTables, impressions_by_id
 from sidrec.model.ranker import Ranker
 from sidrec.plans.workload import RowFrequencies, TableLoad, Workload
@@ -37,7 +37,7 @@ class RecipeWorkload:
     history_length: float
 
 
-def recipe_workload(recipe: Recipe, data: Data, world: int) -> RecipeWorkload:
+def recipe_workload(recipe: Recipe, data: Dataset, world: int) -> RecipeWorkload:
     """How each of `world` ranks would read the recipe's tables in a step.
 
     An item is looked up once per step and rank, however many rows show it. Of n draws by train impressions, which

@@ -22,6 +22,7 @@ from torchrec.distributed.planner.types import (
 )
 from torchrec.distributed.types import ModuleSharder, ShardingType
 
+from sidrec.errors import NoPlanError
 from sidrec.plans.cost import Cost, CostModel
 from sidrec.plans.hardware import Hardware
 from sidrec.plans.options import (
@@ -30,7 +31,6 @@ from sidrec.plans.options import (
     SPLIT,
     TYPES,
     UVM_KERNELS,
-    NoPlanError,
     Sharders,
     enumerate_options,
     quiet,

@@ -24,10 +24,10 @@ from sidrec.config import ConfigError
 from sidrec.config.load import load_mapping
 from sidrec.config.model import DlrmBackbone
 from sidrec.config.section import section
-from sidrec.errors import place, short_repr
 from sidrec.model.backbones import build_dlrm
 from sidrec.plans.workload import TableLoad, ZipfLaw
 from sidrec.schema import LARGEST_TABLE
+from sidrec.text import place, short_repr
 
 WIDEST = 1 << 20  # columns
 MOST_FEATURES = 100_000  # of a table; each has a name

@@ -10,19 +10,16 @@ from typing import Any
 from torch import distributed as dist
 
 import sidrec
-from sidrec.config import ConfigError, Recipe
+from sidrec.config import Recipe
 from sidrec.data.item_tables import impressions_by_id
-from sidrec.parallel.process_group import Ranks, agree, together
+from sidrec.errors import DisagreementError, PreflightError
+from sidrec.parallel.process_group import Ranks, raise_on_all_ranks, run_on_all_ranks
 from sidrec.preflight.capacity_check import Room, bytes_in, fit, room_here
 from sidrec.preflight.data_checks import FILES, SplitFooters, check_values, footer_findings, read_footers, semantic_ids
 from sidrec.preflight.planned_run import Finding, PlannedRun, lines, problems
 from sidrec.preflight.resource_estimate import disk_needs, rank_needs
 from sidrec.schema import ITEM_ID, ITEMS, LOG, MANIFEST
 from sidrec.stack import find_stack
-
-
-class PreflightError(ConfigError):
-    """What was found before anything was allocated, and would end badly."""
 
 
 def check_start(recipe: Recipe, planned: Callable[[], PlannedRun], ranks: Ranks) -> None:
@@ -32,9 +29,9 @@ def check_start(recipe: Recipe, planned: Callable[[], PlannedRun], ranks: Ranks)
     train.preflight says warn, and ContractError for a broken row that training would refuse; on all ranks together.
     """
     rooms: list[Room | None] = [None] * ranks.world
-    own = together(ranks, lambda: room_here(recipe.run, ranks.device))
+    own = run_on_all_ranks(ranks, lambda: room_here(recipe.run, ranks.device))
     dist.all_gather_object(rooms, own, group=ranks.control)
-    together(ranks, lambda: _judge(planned(), [room for room in rooms if room]) if ranks.first else None)
+    run_on_all_ranks(ranks, lambda: _judge(planned(), [room for room in rooms if room]) if ranks.first else None)
 
 
 def _judge(run: PlannedRun, rooms: Sequence[Room]) -> None:
@@ -77,13 +74,6 @@ def start_findings(
     return [*findings, *([ids] if ids else [])]
 
 
-# Whether all ranks run the same code on the same recipe and data: what differs would train something else, or hang.
-
-
-class DisagreementError(ConfigError):
-    """Ranks differ; the message names the rank and both values."""
-
-
 def agree_on(ranks: Ranks, facts: Mapping[str, str]) -> None:
     """Every rank calls this with its own facts, name -> value.
 
@@ -93,7 +83,7 @@ def agree_on(ranks: Ranks, facts: Mapping[str, str]) -> None:
     every: list[Mapping[str, str]] = [{}] * ranks.world
     dist.all_gather_object(every, dict(facts), group=ranks.control)
     sentence = next(_differences(every), None)
-    agree(ranks, None if sentence is None else DisagreementError(sentence))
+    raise_on_all_ranks(ranks, None if sentence is None else DisagreementError(sentence))
 
 
 def _differences(every: Sequence[Mapping[str, str]]) -> Iterator[str]:

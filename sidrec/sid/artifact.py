@@ -16,7 +16,7 @@ from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
 from sidrec.config.learners import OpqConfig, RandomCodesConfig, ResidualKMeansConfig, TokenizerConfig
-from sidrec.io.output_folders import atomic_folder
+from sidrec.io.output_folders import replaced_folder
 from sidrec.schema import ContractError, read_json
 from sidrec.sid.catalog import CATALOG, JOURNAL, PICTURES, REPORT, TOKENIZER, Catalog, write_catalog
 from sidrec.sid.learners.gradient import NETWORKS, GradientTokenizer
@@ -115,7 +115,7 @@ def write_catalog_folder(
     sizes = " x ".join(map(str, catalog.codebook_sizes))
     what = f"{config.learner.kind} {sizes} on {'+'.join(config.vectors)}, seed {config.seed}"
     conditions = f"{name}: {len(catalog):,} items, {what}"
-    with atomic_folder(target, CATALOG) as partial:
+    with replaced_folder(target, CATALOG) as partial:
         write_catalog(catalog, partial)
         save_tokenizer(tokenizer, config, partial / TOKENIZER)
         (partial / REPORT).write_text(json.dumps({"tokenizer": asdict(config), **report}, indent=1) + "\n")

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sidrec.io.output_folders import FolderKind, Written, atomic_folder
+from sidrec.io.output_folders import FolderKind, Written, replaced_folder
 from sidrec.io.parquet_files import readable
 from sidrec.schema import ITEM_ID, UNKNOWN_ID, ContractError, read_json
 from sidrec.sid.collisions import resolve
@@ -158,7 +158,7 @@ class Catalog:
 
         Raises ContractError where something else is there.
         """
-        with atomic_folder(path, CATALOG) as partial:
+        with replaced_folder(path, CATALOG) as partial:
             write_catalog(self, partial)
 
 

@@ -10,12 +10,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from sidrec.errors import LearningError
 from sidrec.schema import ContractError
-
-
-class CollapseError(LearningError):
-    """A codebook of which hardly any code is in use after the fit."""
 
 
 class Encoded(NamedTuple):

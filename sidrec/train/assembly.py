@@ -7,11 +7,11 @@ from torch import distributed as dist
 from torchrec.distributed.types import ShardingPlan
 
 from sidrec.config import Recipe
-from sidrec.data.dataset import Data, assemble_data, fit_item_subwords, read_contracts
+from sidrec.data.dataset import Dataset, assemble_dataset, fit_item_subwords, read_contracts
 from sidrec.data.loader import SplitLoader, open_split
 from sidrec.model.ranker import Ranker
 from sidrec.parallel.planning import hardware_of
-from sidrec.parallel.process_group import Ranks, together
+from sidrec.parallel.process_group import Ranks, run_on_all_ranks
 from sidrec.parallel.sharding import ShardedRanker, shard, sharders_of
 from sidrec.plans.hardware import Hardware
 from sidrec.plans.recipe_workload import RecipeWorkload, recipe_workload
@@ -19,22 +19,22 @@ from sidrec.preflight.planned_run import PlannedRun
 from sidrec.preflight.start_checks import check_start
 
 
-def open_data(recipe: Recipe, ranks: Ranks) -> Data:
+def open_dataset(recipe: Recipe, ranks: Ranks) -> Dataset:
     """Reads manifest and catalog and checks them against the recipe, on all ranks together.
 
     Rank 0 learns the subwords and all ranks get them: machines that round differently must not disagree.
     Raises ConfigError or ContractError, before anything is allocated.
     """
-    manifest, catalog = together(ranks, lambda: read_contracts(recipe))
-    fitted = [together(ranks, lambda: fit_item_subwords(recipe, manifest, catalog) if ranks.first else None)]
+    manifest, catalog = run_on_all_ranks(ranks, lambda: read_contracts(recipe))
+    fitted = [run_on_all_ranks(ranks, lambda: fit_item_subwords(recipe, manifest, catalog) if ranks.first else None)]
     if ranks.world > 1:
         dist.broadcast_object_list(fitted, src=0, group=ranks.control)
-    return together(ranks, lambda: assemble_data(recipe, manifest, catalog, fitted[0]))
+    return run_on_all_ranks(ranks, lambda: assemble_dataset(recipe, manifest, catalog, fitted[0]))
 
 
-def open_loader(recipe: Recipe, data: Data, split: str, shuffle: bool, ranks: Ranks) -> SplitLoader:
+def open_loader(recipe: Recipe, data: Dataset, split: str, shuffle: bool, ranks: Ranks) -> SplitLoader:
     """This rank's batches of a split. Raises ConfigError or ContractError on all ranks together."""
-    return together(
+    return run_on_all_ranks(
         ranks,
         lambda: open_split(
             recipe.data,
@@ -50,7 +50,7 @@ def open_loader(recipe: Recipe, data: Data, split: str, shuffle: bool, ranks: Ra
     )
 
 
-def build_model(recipe: Recipe, data: Data, ranks: Ranks, *, preflight: bool = False) -> ShardedRanker:
+def build_model(recipe: Recipe, data: Dataset, ranks: Ranks, *, preflight: bool = False) -> ShardedRanker:
     """The ranker, sharded and filled. Dense layers start alike on every rank, seeded by the recipe.
 
     preflight: check the planned run before a table is allocated. Raises what `check_start` raises then, and PlanError
@@ -70,7 +70,7 @@ def build_model(recipe: Recipe, data: Data, ranks: Ranks, *, preflight: bool = F
 
 
 def planned_run(
-    recipe: Recipe, data: Data, reckoned: RecipeWorkload, hardware: Hardware, plan: ShardingPlan
+    recipe: Recipe, data: Dataset, reckoned: RecipeWorkload, hardware: Hardware, plan: ShardingPlan
 ) -> PlannedRun:
     """A run on `hardware` by `plan`, of which nothing is allocated."""
     return PlannedRun(

@@ -8,12 +8,12 @@ from torchrec.distributed import DistributedModelParallel
 from sidrec.checkpoint.train_state import Best, Position
 from sidrec.config import Recipe
 from sidrec.config.recipe import BestConfig
-from sidrec.data.dataset import Data
+from sidrec.data.dataset import Dataset
 from sidrec.metrics.exact import SplitMetrics, measure, measure_slices
 from sidrec.metrics.predictions import PredictionCollector, Predictions
 from sidrec.metrics.slices import load_item_slices
 from sidrec.model.ranker import Ranker
-from sidrec.parallel.process_group import Ranks, together, total
+from sidrec.parallel.process_group import Ranks, run_on_all_ranks, total
 from sidrec.schema import ITEMS
 from sidrec.train.assembly import open_loader
 from sidrec.train.gate_and_attention import GATE, AttentionMeter
@@ -22,13 +22,13 @@ from sidrec.train.stopping import Stopping, agreed_batches
 from sidrec.train.watchdog import Watchdog
 
 
-def check_splits(recipe: Recipe, data: Data, ranks: Ranks) -> None:
+def check_splits(recipe: Recipe, data: Dataset, ranks: Ranks) -> None:
     """Refuses, before hours of training, what evaluation would refuse after them: a split or its files, the items.
 
     Raises ContractError on all ranks together.
     """
     config = recipe.evaluate
-    together(ranks, lambda: load_item_slices(recipe.data.path / ITEMS, config.head_share, config.tail_share))
+    run_on_all_ranks(ranks, lambda: load_item_slices(recipe.data.path / ITEMS, config.head_share, config.tail_share))
     best = recipe.checkpoint.best
     for split in dict.fromkeys((*config.splits, *((best.split,) if best else ()))):
         open_loader(recipe, data, split, shuffle=False, ranks=ranks)
@@ -40,7 +40,7 @@ class AbandonedError(Exception):
 
 def score_split(
     recipe: Recipe,
-    data: Data,
+    data: Dataset,
     model: DistributedModelParallel,
     split: str,
     ranks: Ranks,
@@ -77,13 +77,13 @@ def score_split(
 
 
 def evaluate_splits(
-    recipe: Recipe, data: Data, model: DistributedModelParallel, run: RunDirectory, step: int, ranks: Ranks
+    recipe: Recipe, data: Dataset, model: DistributedModelParallel, run: RunDirectory, step: int, ranks: Ranks
 ) -> SplitMetrics:
     """Metrics of every split that the recipe names, and after how many steps the model was that is measured; rank 0
     also writes what the fusion listened to and, if the recipe wants them, the predictions."""
     config = recipe.evaluate
     items = recipe.data.path / ITEMS
-    slices = together(ranks, lambda: load_item_slices(items, config.head_share, config.tail_share))
+    slices = run_on_all_ranks(ranks, lambda: load_item_slices(items, config.head_share, config.tail_share))
     metrics: SplitMetrics = {}
     for split in config.splits:
         with AttentionMeter(model.module) as meter:
@@ -111,7 +111,7 @@ class Selection:
         self,
         config: BestConfig,
         recipe: Recipe,
-        data: Data,
+        data: Dataset,
         model: DistributedModelParallel,
         position: Position,
         epoch_steps: int,

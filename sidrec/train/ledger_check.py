@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sidrec.config import ConfigError
+from sidrec.errors import SidrecError
 from sidrec.schema import LOG, ContractError, load_manifest
 from sidrec.train.row_ledger import EPOCH, ROW, TRAINED, ledger_files, read_ledger
 from sidrec.train.run_directory import RunDirectory
@@ -90,8 +90,8 @@ def main(argv: Sequence[str]) -> int:
         return 2
     try:
         epochs = check_ledger(Path(argv[0]))
-    except (ConfigError, ContractError) as error:
-        print(f"sidrec: {error}", file=sys.stderr)
+    except SidrecError as error:
+        print(f"sidrec: error: {error}", file=sys.stderr)
         return 2
     print(*epochs, sep="\n")
     return 0 if all(epoch.exact for epoch in epochs) else 1

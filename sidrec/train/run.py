@@ -9,18 +9,18 @@ import torchrec
 
 from sidrec.checkpoint.checkpoint_store import chosen, newest_sound
 from sidrec.checkpoint.state import load_model
-from sidrec.checkpoint.tensor_shard import CheckpointError
 from sidrec.checkpoint.train_state import Position, check_catalog, read_position, resume_random
 from sidrec.config import Recipe, load
-from sidrec.data.dataset import Data
+from sidrec.data.dataset import Dataset
 from sidrec.data.loader import SplitLoader
+from sidrec.errors import CheckpointError
 from sidrec.metrics.exact import SplitMetrics, load_metrics, metrics_table, save_metrics, undefined
 from sidrec.model.ranker import parameter_budget
-from sidrec.parallel.process_group import Ranks, joined_ranks, together
+from sidrec.parallel.process_group import Ranks, joined_ranks, run_on_all_ranks
 from sidrec.parallel.sharding import ShardedRanker
 from sidrec.plans.plan_file import write_plan
 from sidrec.preflight.start_checks import agree_on, code_facts, data_facts, recipe_facts
-from sidrec.train.assembly import build_model, open_data, open_loader
+from sidrec.train.assembly import build_model, open_dataset, open_loader
 from sidrec.train.evaluation import Selection, check_splits, evaluate_splits
 from sidrec.train.gate_and_attention import attention_report, gate_report
 from sidrec.train.optimizers import build_optimizer
@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     """Trains. Returns the exit status: 0, or a signal's. Raises ConfigError, ContractError or PlanError, on all ranks
     together."""
     with joined_ranks() as ranks:
-        return train(together(ranks, lambda: load(argv, "sidrec train", ABOUT)), ranks)
+        return train(run_on_all_ranks(ranks, lambda: load(argv, "sidrec train", ABOUT)), ranks)
 
 
 def train(recipe: Recipe, ranks: Ranks) -> int:
@@ -52,15 +52,15 @@ def train(recipe: Recipe, ranks: Ranks) -> int:
 
 
 def _train(recipe: Recipe, run: RunDirectory, ranks: Ranks) -> int:
-    agree_on(ranks, together(ranks, lambda: {**code_facts(), **recipe_facts(recipe)}))
-    together(ranks, lambda: run.check(recipe))
-    together(ranks, lambda: run.lock.take() if ranks.first else None)
-    data = open_data(recipe, ranks)
-    agree_on(ranks, together(ranks, lambda: data_facts(recipe, data.fingerprint)))
+    agree_on(ranks, run_on_all_ranks(ranks, lambda: {**code_facts(), **recipe_facts(recipe)}))
+    run_on_all_ranks(ranks, lambda: run.check(recipe))
+    run_on_all_ranks(ranks, lambda: run.lock.take() if ranks.first else None)
+    data = open_dataset(recipe, ranks)
+    agree_on(ranks, run_on_all_ranks(ranks, lambda: data_facts(recipe, data.fingerprint)))
     loader = open_loader(recipe, data, "train", shuffle=True, ranks=ranks)
     check_splits(recipe, data, ranks)
     saved = newest_sound(run.checkpoints, ranks, set_aside=True)
-    position = together(ranks, lambda: _position(saved, data, loader))
+    position = run_on_all_ranks(ranks, lambda: _position(saved, data, loader))
     start = None if saved else find_start(recipe, data, ranks)
 
     sharded = build_model(recipe, data, ranks, preflight=True)
@@ -71,7 +71,7 @@ def _train(recipe: Recipe, run: RunDirectory, ranks: Ranks) -> int:
     elif start is not None:
         start.fill(sharded.model, optimizer, ranks)
     started: dict[str, object] = kept_facts(run.facts) if saved else {"start": start.facts} if start else {}
-    together(ranks, lambda: _begin(run, recipe, data, sharded, started, ranks))
+    run_on_all_ranks(ranks, lambda: _begin(run, recipe, data, sharded, started, ranks))
     try:
         if ranks.first:
             _say_what_runs(recipe, data, position, ranks)
@@ -95,7 +95,7 @@ def _train(recipe: Recipe, run: RunDirectory, ranks: Ranks) -> int:
     return 0
 
 
-def _position(saved: Path | None, data: Data, loader: SplitLoader) -> Position:
+def _position(saved: Path | None, data: Dataset, loader: SplitLoader) -> Position:
     """Where training goes on, or begins. Raises CheckpointError where no such place is in this log."""
     if saved is None:
         return Position(step=0, epoch=0, epoch_step=0, catalog=data.fingerprint)
@@ -110,7 +110,7 @@ def _position(saved: Path | None, data: Data, loader: SplitLoader) -> Position:
 
 
 def _begin(
-    run: RunDirectory, recipe: Recipe, data: Data, sharded: ShardedRanker, started: dict[str, object], ranks: Ranks
+    run: RunDirectory, recipe: Recipe, data: Dataset, sharded: ShardedRanker, started: dict[str, object], ranks: Ranks
 ) -> None:
     if ranks.first:
         run.begin(recipe)
@@ -119,7 +119,7 @@ def _begin(
         write_plan(run.plan, sharded.plan_file)
 
 
-def _facts(recipe: Recipe, data: Data, ranks: Ranks) -> dict[str, object]:
+def _facts(recipe: Recipe, data: Dataset, ranks: Ranks) -> dict[str, object]:
     return {
         "torch": torch.__version__,
         "torchrec": torchrec.__version__,
@@ -138,7 +138,7 @@ def _beginning(recipe: Recipe, position: Position) -> str:
     return f"from the start, with what is in {', '.join(sources)}" if sources else "from the start"
 
 
-def _say_what_runs(recipe: Recipe, data: Data, position: Position, ranks: Ranks) -> None:
+def _say_what_runs(recipe: Recipe, data: Dataset, position: Position, ranks: Ranks) -> None:
     tables = ", ".join(f"{name} {table.rows:,}" for name, table in data.sizes.item_tables.items())
     print(
         f"{recipe.name}, seed {recipe.seed}: {data.manifest.rows('train'):,} train rows, item tables {tables}\n"

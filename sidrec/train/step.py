@@ -17,9 +17,9 @@ from sidrec.config.recipe import TrainConfig
 from sidrec.data.batch import Batch
 from sidrec.data.reader import LogReader
 from sidrec.data.split_index import row_places
-from sidrec.errors import LearningError
+from sidrec.errors import NonFiniteError
 from sidrec.model.ranker import Ranker
-from sidrec.parallel.process_group import Ranks, agree, largest
+from sidrec.parallel.process_group import Ranks, largest, raise_on_all_ranks
 from sidrec.train.non_finite_cause import NAMED, Finding, Step, cuts_of, find_cause, into_tables, joined
 from sidrec.train.optimizers import ScheduledOptimizer
 
@@ -103,7 +103,7 @@ class StepGuard:
         finding = joined(findings) or Finding(6, "gradients whose norm is not finite")
         skipped = Skipped(self._step, finding.what, row_places(self._reader.groups, finding.rows))
         if finding.in_weights or self._config.non_finite == "stop" or self._in_a_row == self._config.skip_at_most:
-            agree(self._ranks, NonFiniteError(self._sentence(skipped, finding.in_weights)))
+            raise_on_all_ranks(self._ranks, NonFiniteError(self._sentence(skipped, finding.in_weights)))
         return skipped
 
     def _sentence(self, skipped: Skipped, in_weights: bool) -> str:
@@ -153,10 +153,6 @@ def guarded_pipeline(
     return pipeline
 
 
-class NonFiniteError(LearningError):
-    """Training met what is not finite; the message says at which step, what it was, and the batch's rows."""
-
-
 def places_text(rows: Mapping[Path, list[int]]) -> str:
     """Files and the first of the rows in each, in words."""
     texts = []
@@ -179,7 +175,7 @@ def check_state(pieces: Sequence[Piece], step: int, ranks: Ranks) -> None:
     Every rank calls it with its pieces. Raises NonFiniteError, on all ranks, naming the first such piece.
     """
     found = next((piece for piece in pieces if not _is_finite(piece.values)), None)
-    agree(ranks, None if found is None else NonFiniteError(_sentence(found, step)))
+    raise_on_all_ranks(ranks, None if found is None else NonFiniteError(_sentence(found, step)))
 
 
 @torch.no_grad()

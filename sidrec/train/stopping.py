@@ -9,8 +9,8 @@ from types import FrameType
 from typing import Any
 
 from sidrec.data.batch import Batch, pad_items
-from sidrec.errors import SaidElsewhereError, say
-from sidrec.parallel.process_group import READS, Ranks, agree, largest, largest_each
+from sidrec.errors import Notice, ReportedElsewhereError, print_error
+from sidrec.parallel.process_group import READS, Ranks, largest, largest_each, raise_on_all_ranks
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SAME_ORDER = 3.0
@@ -18,11 +18,11 @@ SAME_ORDER = 3.0
 torchrun tells its ranks again what it was told itself."""
 
 
-class StopNotice(Exception):  # noqa: N818  # somebody wanted it
+class StopNotice(Notice):
     """What is said of a training that was told to stop; never raised."""
 
 
-class StopSaidElsewhereNotice(SaidElsewhereError, StopNotice):  # noqa: N818
+class StopSaidElsewhereNotice(ReportedElsewhereError, StopNotice):  # noqa: N818
     """The same on a rank that does not speak."""
 
 
@@ -58,7 +58,7 @@ class Stopping:
         if self.agreed:
             name = signal.Signals(self.agreed).name
             what = f"{name}: stopped after step {done}/{steps}, which is saved; the same command goes on from there"
-            say((StopNotice if ranks.first else StopSaidElsewhereNotice)(what))
+            print_error((StopNotice if ranks.first else StopSaidElsewhereNotice)(what))
 
     def _note(self, number: int, _: FrameType | None) -> None:
         now = time.monotonic()
@@ -101,6 +101,6 @@ def agreed_batches(
         if stopping:
             stopping.agreed = told
         if bags == FAILED:
-            agree(ranks, error)
+            raise_on_all_ranks(ranks, error)
         assert batch is not None, "agree raises where a rank failed"
         yield pad_items(batch, bags)

@@ -17,7 +17,7 @@ from sidrec.checkpoint.train_state import Position, random_pieces
 from sidrec.config import Recipe
 from sidrec.data.batch import Batch
 from sidrec.data.loader import SplitLoader
-from sidrec.parallel.process_group import Ranks, together
+from sidrec.parallel.process_group import Ranks, run_on_all_ranks
 from sidrec.train.evaluation import Selection
 from sidrec.train.optimizers import ScheduledOptimizer, schedule_factor
 from sidrec.train.row_ledger import RowLedger, drop_after
@@ -79,7 +79,9 @@ class Trainer:
 
     def _train(self) -> None:
         if self.ledger:
-            together(self.ranks, lambda: drop_after(self.run.ledger, self.position.step) if self.ranks.first else None)
+            run_on_all_ranks(
+                self.ranks, lambda: drop_after(self.run.ledger, self.position.step) if self.ranks.first else None
+            )
         progress = Progress(self.run, self.position.step, self.steps) if self.ranks.first else None
         done = self.position.step
         if self._owes_a_selection():
@@ -146,7 +148,7 @@ class Trainer:
 
     def _save(self, step: int, factor: float) -> None:
         if self.ledger:
-            together(self.ranks, self.ledger.flush)
+            run_on_all_ranks(self.ranks, self.ledger.flush)
         position = Position(
             step,
             *divmod(step, self.loader.steps),

@@ -21,13 +21,14 @@ from sidrec.checkpoint.partial_load import is_of, take_over
 from sidrec.checkpoint.state import pieces_of
 from sidrec.checkpoint.stored_tables import StoredCheckpoint, open_checkpoint, table_name
 from sidrec.checkpoint.table_files import TableSource, check_values, open_table
-from sidrec.checkpoint.tensor_shard import MODEL, NAMES, CheckpointError, Piece
+from sidrec.checkpoint.tensor_shard import MODEL, NAMES, Piece
 from sidrec.config import ConfigError, Recipe
 from sidrec.config.item import ExactIndex, HashedItem
-from sidrec.data.dataset import Data
+from sidrec.data.dataset import Dataset
 from sidrec.data.item_tables import HID
+from sidrec.errors import CheckpointError
 from sidrec.model.ranker import Ranker
-from sidrec.parallel.process_group import Ranks, agree, together
+from sidrec.parallel.process_group import Ranks, raise_on_all_ranks, run_on_all_ranks
 from sidrec.schema import ContractError
 
 
@@ -63,7 +64,7 @@ class Start:
         """
         if self.checkpoint is not None:
             take_over(self.checkpoint, model, optimizer if self.optimizer else None, self.without, ranks)
-        together(ranks, lambda: self._fill_tables(pieces_of(model, None, ranks)))
+        run_on_all_ranks(ranks, lambda: self._fill_tables(pieces_of(model, None, ranks)))
 
     def _fill_tables(self, pieces: list[Piece]) -> None:
         for piece in pieces:
@@ -79,7 +80,7 @@ def _fill_piece(piece: Piece, source: TableSource) -> None:
             piece.values[rows_N - first] = values_ND[:, column : column + width].to(piece.values)
 
 
-def find_start(recipe: Recipe, data: Data, ranks: Ranks) -> Start | None:
+def find_start(recipe: Recipe, data: Dataset, ranks: Ranks) -> Start | None:
     """What the recipe's section `start` names, read through and held against the model, before there is any of it.
 
     Returns: None where it names nothing. All ranks call it, and raise together: ConfigError for names that the model
@@ -89,22 +90,24 @@ def find_start(recipe: Recipe, data: Data, ranks: Ranks) -> Start | None:
     if config.checkpoint is None and not config.tables:
         return None
     model = NewModel(recipe, data)
-    together(ranks, lambda: _check_names(model, (*config.without, *config.tables)))
-    sources = together(ranks, lambda: {name: _source(model, name, file) for name, file in config.tables.items()})
+    run_on_all_ranks(ranks, lambda: _check_names(model, (*config.without, *config.tables)))
+    sources = run_on_all_ranks(
+        ranks, lambda: {name: _source(model, name, file) for name, file in config.tables.items()}
+    )
     without = frozenset((*config.without, *sources))
     checkpoint = None
     if config.checkpoint is not None:
         path = _path_of_first(config.checkpoint, ranks)
-        checkpoint = together(ranks, lambda: _fitting(path, model, without))
+        checkpoint = run_on_all_ranks(ranks, lambda: _fitting(path, model, without))
         fault = fault_of(checkpoint.path, ranks)
-        agree(ranks, None if fault is None else CheckpointError(fault))
-    together(ranks, lambda: _check_share(sources, ranks))
+        raise_on_all_ranks(ranks, None if fault is None else CheckpointError(fault))
+    run_on_all_ranks(ranks, lambda: _check_share(sources, ranks))
     return Start(checkpoint, config.optimizer, without, sources)
 
 
 def _path_of_first(source: Path, ranks: Ranks) -> Path:
     """The checkpoint that rank 0 finds: a run that still goes on may show every rank another newest one."""
-    found = [together(ranks, lambda: open_checkpoint(source).path)]
+    found = [run_on_all_ranks(ranks, lambda: open_checkpoint(source).path)]
     dist.broadcast_object_list(found, src=0, group=ranks.control)
     return found[0]
 
@@ -119,7 +122,7 @@ class NewModel:
     """The model of a run that is about to start, before there is any of it."""
 
     recipe: Recipe
-    data: Data
+    data: Dataset
 
     @cached_property
     def tensors(self) -> Mapping[str, tuple[str, tuple[int, ...]]]:

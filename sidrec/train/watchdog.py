@@ -17,18 +17,14 @@ from typing import Any
 
 from torch import distributed as dist
 
-from sidrec.errors import LearningError, SaidElsewhereError, say
+from sidrec.errors import HangError, ReportedElsewhereError, print_error
 from sidrec.parallel.process_group import Pulse, Ranks
 
 HUNG = 75  # EX_TEMPFAIL of sysexits.h: worth another try
 LONGEST_LOOK = 5.0  # seconds between two looks at the pulse
 
 
-class HangError(LearningError):
-    """The ranks get nowhere; the message says which are behind, and where."""
-
-
-class HangSaidElsewhereError(SaidElsewhereError, HangError):
+class HangSaidElsewhereError(ReportedElsewhereError, HangError):
     """The same on a rank that does not speak."""
 
 
@@ -73,7 +69,7 @@ class Watchdog:
         sentence = f"no progress for {self._limit:.0f} s (train.hang_minutes): {found}; stacks: {self._folder}/hang-*"
         if not speaks:
             time.sleep(self._look)  # the first to leave has torchrun end the others: let it be the one that speaks
-        say(HangError(sentence) if speaks else HangSaidElsewhereError(sentence))
+        print_error(HangError(sentence) if speaks else HangSaidElsewhereError(sentence))
         os._exit(HUNG)
 
     def _leave_stacks(self) -> None:

@@ -129,7 +129,7 @@ def test_rows_that_the_ranks_do_not_divide_end_all_of_them_with_one_sentence(tab
     process = start(tables)
     output, _ = process.communicate(timeout=150)
     assert process.returncode == 1
-    sentence = "sidrec: two, rows_per_step: expected a multiple of the number of ranks = 2, got 63"
+    sentence = "sidrec: error: two, rows_per_step: expected a multiple of the number of ranks = 2, got 63"
     assert output.splitlines().count(sentence) == 1
 
 

@@ -16,6 +16,7 @@ from sidrec.bench.result import PHASES, BenchResult, load_bench
 from sidrec.bench.subject import Subject, tables_subject
 from sidrec.bench.summary import bench_table
 from sidrec.bench.trial import Amounts
+from sidrec.errors import SidrecError
 from sidrec.parallel.process_group import Ranks
 from sidrec.plans.cost import VERSION, Calibration, Fit, save_calibration
 from sidrec.plans.tables_file import TablesFile, TableSpec
@@ -43,7 +44,7 @@ TABLES = TablesFile(
 def outcome(subject: Subject, names: Sequence[str], out: Path, ranks: Ranks, rounds: int = 1) -> BenchResult | str:
     try:
         return bench_plans(subject, names, ONCE, rounds, out, ranks)
-    except ValueError as error:
+    except SidrecError as error:
         return f"{type(error).__name__}: {error}"
 
 

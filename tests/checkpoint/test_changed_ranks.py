@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from sidrec.config import Recipe, save
-from sidrec.data.dataset import read_data
+from sidrec.data.dataset import read_dataset
 from sidrec.data.loader import open_split
 from sidrec.train.row_ledger import ledger_files, read_ledger
 from sidrec.train.run import train
@@ -49,7 +49,7 @@ def recipe_of(folder: Path, runs: str) -> Recipe:
 
 def steps_of(recipe: Recipe, world: int, epoch: int, first: int, end: int) -> list[list[int]]:
     """The rows of steps [first, end), those of all ranks in their order, without padding."""
-    data = read_data(recipe)
+    data = read_dataset(recipe)
     steps: list[list[int]] = [[] for _ in range(end - first)]
     for rank in range(world):
         loader = open_split(

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from sidrec.checkpoint.checkpoint_store import Saver, bytes_written, checkpoints, chosen, newest_sound
-from sidrec.checkpoint.tensor_shard import CheckpointError, whole
+from sidrec.checkpoint.tensor_shard import whole
 from sidrec.checkpoint.train_state import Best, Position
 from sidrec.config.recipe import CheckpointConfig
+from sidrec.errors import CheckpointError
 from sidrec.parallel.process_group import Ranks
 from tests.ranks import joined, run_on_ranks
 

@@ -15,11 +15,12 @@ from benchmarks.reshard_matrix.rankers import OPTIMIZERS, ShardedRanker, build_r
 from benchmarks.reshard_matrix.runs import first_batches
 from sidrec.checkpoint.dcp_storage import save_pieces
 from sidrec.checkpoint.state import load_model, make_states, pieces_of
-from sidrec.checkpoint.tensor_shard import INDEX, CheckpointError
+from sidrec.checkpoint.tensor_shard import INDEX
 from sidrec.config import Recipe
+from sidrec.errors import CheckpointError, RankError
 from sidrec.model.ranker import Ranker
-from sidrec.parallel.process_group import RankError, Ranks
-from sidrec.train.assembly import open_data
+from sidrec.parallel.process_group import Ranks
+from sidrec.train.assembly import open_dataset
 from tests.ranks import joined, run_on_ranks
 from tests.small_log import small_recipe, write_small_log
 
@@ -99,7 +100,7 @@ def refused(ranker: ShardedRanker, ranks: Ranks, expected: str) -> Iterator[None
 
 def refuse_damages(rank: int, world: int, recipe: Recipe, folder: Path) -> None:
     ranks = joined(rank, world)
-    data = open_data(recipe, ranks)
+    data = open_dataset(recipe, ranks)
     ranker = build_ranker(recipe, data, "rowwise_adagrad", "table_wise", ranks)
     ranker.train(first_batches(recipe, data, 1, ranks))
     save(ranker, folder, ranks)
@@ -153,7 +154,7 @@ OTHER_OPTIMIZERS = [
 
 def refuse_optimizers(rank: int, world: int, recipe: Recipe, folder: Path) -> None:
     ranks = joined(rank, world)
-    data = open_data(recipe, ranks)
+    data = open_dataset(recipe, ranks)
     batches = first_batches(recipe, data, 1, ranks)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rankers, "OPTIMIZERS", {**OF_ADAM, "dense adagrad": OPTIMIZERS["sgd"]})
@@ -176,7 +177,7 @@ def test_a_checkpoint_of_another_optimizer(recipe: Recipe, tmp_path: Path) -> No
 def with_a_layer_that_nothing_reaches(rank: int, world: int, recipe: Recipe, folder: Path) -> None:
     """Its optimizer has made no state for it, and makes none when it is resumed."""
     ranks = joined(rank, world)
-    data = open_data(recipe, ranks)
+    data = open_dataset(recipe, ranks)
 
     def build() -> ShardedRanker:
         with pytest.MonkeyPatch.context() as patch:
@@ -209,7 +210,7 @@ def test_a_layer_without_optimizer_state(recipe: Recipe, tmp_path: Path) -> None
 def make_states_for_nothing(rank: int, world: int, recipe: Recipe) -> None:
     """Beside AdamW, which decays weights whatever the gradient. Gradients as large as the tables would be too large."""
     ranks = joined(rank, world)
-    data = open_data(recipe, ranks)
+    data = open_dataset(recipe, ranks)
     for sharding in ("data_parallel", "row_wise"):
         ranker = build_ranker(recipe, data, "rowwise_adagrad", sharding, ranks)
         before = {piece.name: piece.values.detach().clone() for piece in pieces_of(ranker.model, None, ranks)}

@@ -9,7 +9,7 @@ from benchmarks.reshard_matrix.runs import SAVED_AFTER, STEPS, Plan, Run, first_
 from benchmarks.reshard_matrix.verdicts import TOLERANCE, Outcome, judge
 from sidrec.checkpoint.state import load_model
 from sidrec.config import Recipe
-from sidrec.train.assembly import open_data
+from sidrec.train.assembly import open_dataset
 from tests.ranks import joined, run_on_ranks
 from tests.small_log import small_recipe, write_small_log
 
@@ -34,7 +34,7 @@ def losses_with_new_optimizers(
     rank: int, world: int, recipe: Recipe, saved: list[Run], folder: Path
 ) -> dict[Plan, list[float]]:
     ranks = joined(rank, world)
-    data = open_data(recipe, ranks)
+    data = open_dataset(recipe, ranks)
     batches = first_batches(recipe, data, STEPS, ranks)[SAVED_AFTER:]
     losses = {}
     for run in saved:

@@ -14,7 +14,7 @@ from sidrec.checkpoint.rowwise_adagrad_reshard import shares
 from sidrec.checkpoint.state import load_model, pieces_of
 from sidrec.config import Recipe
 from sidrec.parallel.process_group import Ranks
-from sidrec.train.assembly import open_data
+from sidrec.train.assembly import open_dataset
 from tests.ranks import joined, run_on_ranks
 from tests.small_log import small_recipe, write_small_log
 
@@ -57,7 +57,7 @@ def first_step(rank: int, world: int, recipe: Recipe, sharding: str) -> tuple[to
     """The HID table's gradient in the first step, and what row-wise Adagrad keeps of it."""
     machines_of(max(1, world // 2), world)
     ranks = joined(rank, world)
-    data = open_data(recipe, ranks)
+    data = open_dataset(recipe, ranks)
     batches = first_batches(recipe, data, 1, ranks)
     plain = build_ranker(recipe, data, "sgd", sharding, ranks)
     before = whole_tensor(plain, f"model/{WEIGHT}", ranks)
@@ -93,7 +93,7 @@ def convert(rank: int, world: int, recipe: Recipe, folder: Path) -> tuple[torch.
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("sidrec.checkpoint.rowwise_adagrad_reshard").addHandler(handler)
-    data = open_data(recipe, ranks)
+    data = open_dataset(recipe, ranks)
     batches = first_batches(recipe, data, 2, ranks)
     cut = build_ranker(recipe, data, "rowwise_adagrad", "column_wise", ranks)
     cut.train(batches)

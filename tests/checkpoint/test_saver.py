@@ -17,10 +17,11 @@ import torch
 from sidrec.checkpoint import checkpoint_store
 from sidrec.checkpoint.checkpoint_store import Saver, checkpoints, fault_of
 from sidrec.checkpoint.dcp_storage import load_pieces
-from sidrec.checkpoint.tensor_shard import CheckpointError, Piece, read_index
+from sidrec.checkpoint.tensor_shard import Piece, read_index
 from sidrec.checkpoint.train_state import Best, Position, read_best, read_position
 from sidrec.config import ConfigError
 from sidrec.config.recipe import CheckpointConfig
+from sidrec.errors import CheckpointError
 from sidrec.parallel.process_group import Ranks
 from tests.ranks import joined, run_on_ranks
 

@@ -9,7 +9,8 @@ import torch
 from safetensors import safe_open
 
 from sidrec.checkpoint.dcp_storage import load_pieces, save_pieces
-from sidrec.checkpoint.tensor_shard import INDEX, CheckpointError, Piece, read_index, whole
+from sidrec.checkpoint.tensor_shard import INDEX, Piece, read_index, whole
+from sidrec.errors import CheckpointError
 from sidrec.parallel.process_group import Ranks
 from sidrec.schema import crc32_of
 from tests.ranks import joined, run_on_ranks

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from sidrec.checkpoint.stored_tables import StoredTable, checkpoint_tables, cut_of, open_checkpoint
-from sidrec.checkpoint.tensor_shard import CheckpointError, read_index
+from sidrec.checkpoint.tensor_shard import read_index
+from sidrec.errors import CheckpointError
 from tests.checkpoint.made_up_checkpoint import HID, HID_ROW_SUM, HID_SUM, USER, grid, numbered, write_checkpoint
 
 TABLE_RD = numbered(13, 6)

@@ -14,7 +14,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from sidrec.config.load import ConfigError, parse
+from sidrec.config.load import parse
 from sidrec.config.model import (
     Backbone,
     DeepFmBackbone,
@@ -23,6 +23,7 @@ from sidrec.config.model import (
     DlrmProjectionBackbone,
     PpnetBackbone,
 )
+from sidrec.errors import ConfigError
 from sidrec.model.backbones import PPNet, build_backbone
 
 B, D, X, ROWS = 6, 8, 5, 20

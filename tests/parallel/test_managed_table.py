@@ -20,11 +20,11 @@ from sidrec.config.recipe import (
     TableOptimizer,
 )
 from sidrec.data.item_tables import ItemTable
+from sidrec.errors import PlanError, RankError
 from sidrec.model.tables import Slots, managed_table
 from sidrec.parallel.initial_values import initial_rows
 from sidrec.parallel.managed_table import ShardedManagedTable
-from sidrec.parallel.planning import PlanError
-from sidrec.parallel.process_group import RankError, joined_ranks
+from sidrec.parallel.process_group import joined_ranks
 from sidrec.parallel.sharding import shard
 from sidrec.plans.workload import Workload
 from sidrec.train.run import train

@@ -12,6 +12,7 @@ from torch import distributed as dist
 
 from sidrec import cli
 from sidrec.config import Recipe, load_file, save
+from sidrec.errors import SidrecError
 from sidrec.plans.plan_file import read_plan
 from sidrec.train.run import train
 from sidrec.train.run_directory import RunDirectory
@@ -107,7 +108,7 @@ def outcomes(rank: int, world: int, recipes: list[Recipe], folder: Path) -> list
     for recipe in recipes:
         try:
             train(recipe, ranks)
-        except ValueError as error:
+        except SidrecError as error:
             found.append((type(error).__name__, str(error)))
     return found
 

@@ -15,7 +15,7 @@ import torch
 from sidrec.config import Recipe
 from sidrec.parallel.process_group import joined_ranks
 from sidrec.schema import ITEMS, ContractError
-from sidrec.train.assembly import open_data, open_loader
+from sidrec.train.assembly import open_dataset, open_loader
 from tests.parallel.test_sharding import scores_after_training
 from tests.ranks import joined, run_on_ranks
 from tests.small_log import ITEMS_COUNT, small_recipe, write_small_log
@@ -75,7 +75,7 @@ def test_two_ranks_equal_one_process(folder: Path) -> None:
 
 
 def subwords_of(rank: int, world: int, recipe: Recipe) -> tuple[str | None, np.ndarray]:
-    data = open_data(recipe, joined(rank, world))
+    data = open_dataset(recipe, joined(rank, world))
     return data.fingerprint, data.tables.rows_IF
 
 
@@ -90,7 +90,7 @@ def test_all_ranks_cut_sids_alike_and_a_checkpoint_would_know(folder: Path, tmp_
     turned = items.set_column(column, "train_impressions", items["train_impressions"].to_numpy()[::-1][None])
     pq.write_table(turned, tmp_path / "data" / ITEMS)
     with joined_ranks() as ranks:
-        other = open_data(replace(recipe, data=replace(recipe.data, path=tmp_path / "data")), ranks).fingerprint
+        other = open_dataset(replace(recipe, data=replace(recipe.data, path=tmp_path / "data")), ranks).fingerprint
     assert first is not None
     assert other is not None
     assert other.split(",")[0] == first.split(",")[0]
@@ -101,7 +101,7 @@ def test_content_reaches_batches_through_a_loader_s_process(folder: Path) -> Non
     recipe = recipe_of(folder, RIVALS["content"])
     recipe = replace(recipe, data=replace(recipe.data, workers=1))
     with joined_ranks() as ranks:
-        data = open_data(recipe, ranks)
+        data = open_dataset(recipe, ranks)
         loader = open_loader(recipe, data, "test", shuffle=False, ranks=ranks)
         batches = list(loader.batches(0))
         loader.close()
@@ -132,4 +132,4 @@ REFUSED = {
 def test_what_data_or_catalog_lack_is_refused_before_training(name: str, folder: Path) -> None:
     item, sentence = REFUSED[name]
     with joined_ranks() as ranks, pytest.raises(ContractError, match=sentence):
-        open_data(recipe_of(folder, item), ranks)
+        open_dataset(recipe_of(folder, item), ranks)

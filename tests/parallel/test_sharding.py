@@ -10,7 +10,7 @@ from torch import distributed as dist
 from sidrec.checkpoint.train_state import Position
 from sidrec.config import Recipe
 from sidrec.config.recipe import ParallelConfig
-from sidrec.train.assembly import build_model, open_data, open_loader
+from sidrec.train.assembly import build_model, open_dataset, open_loader
 from sidrec.train.evaluation import score_split
 from sidrec.train.optimizers import build_optimizer
 from sidrec.train.run_directory import RunDirectory
@@ -41,7 +41,7 @@ def scores_after_training(recipe: Recipe, sharding: str, rank: int, world: int) 
     """Test scores in row order, after training with one sharding type."""
     recipe = replace(recipe, parallel=ParallelConfig(sharding=sharding))  # type: ignore[arg-type]
     ranks = joined(rank, world)
-    data = open_data(recipe, ranks)
+    data = open_dataset(recipe, ranks)
     loader = open_loader(recipe, data, "train", shuffle=True, ranks=ranks)
     sharded = build_model(recipe, data, ranks)
     kinds = {table.sharding_type for tables in sharded.plan.plan.values() for table in tables.values()}  # type: ignore[attr-defined]
@@ -92,7 +92,7 @@ def test_two_ranks_equal_one_process_with_gates_and_attention_in_the_host(tmp_pa
 def tables_after_training(rank: int, world: int, recipe: Recipe) -> dict[str, float]:
     """How far each item table has moved from its first values, at most."""
     ranks = joined(rank, world)
-    data = open_data(recipe, ranks)
+    data = open_dataset(recipe, ranks)
     loader = open_loader(recipe, data, "train", shuffle=True, ranks=ranks)
     sharded = build_model(recipe, data, ranks)
     tables = {name: value for name, value in sharded.model.state_dict().items() if name.startswith("items.")}

@@ -9,9 +9,10 @@ import pytest
 
 from sidrec.config import ConfigError
 from sidrec.config.recipe import RowwiseAdagradTables
+from sidrec.errors import NoPlanError
 from sidrec.plans.cost import TorchRecCost
 from sidrec.plans.hardware import GB, bytes_of, named_hardware, with_ranks
-from sidrec.plans.options import NoPlanError, enumerate_options, placed, table_room
+from sidrec.plans.options import enumerate_options, placed, table_room
 from sidrec.plans.search import DEFAULT, search
 from sidrec.plans.tables_file import read_tables
 from sidrec.plans.workload import Workload

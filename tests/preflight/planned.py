@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from sidrec.config import Recipe
-from sidrec.data.dataset import read_data
+from sidrec.data.dataset import read_dataset
 from sidrec.parallel.planning import hardware_here, plan_for
 from sidrec.parallel.sharding import sharders_of
 from sidrec.plans.recipe_workload import recipe_workload
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 def planned(recipe: Recipe, world: int) -> PlannedRun:
     """By the plan that training would take on `world` ranks of this machine."""
-    data = read_data(recipe)
+    data = read_dataset(recipe)
     reckoned = recipe_workload(recipe, data, world)
     model, hardware = reckoned.workload.model, hardware_here(CPU, world, world)
     sharders = sharders_of(model, recipe.optimizer, recipe.seed)

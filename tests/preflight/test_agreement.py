@@ -5,15 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from sidrec.parallel.process_group import RankError
-from sidrec.preflight.start_checks import (
-    DisagreementError,
-    agree_on,
-    code_facts,
-    data_facts,
-    digest_of_files,
-    recipe_facts,
-)
+from sidrec.errors import DisagreementError, RankError
+from sidrec.preflight.start_checks import agree_on, code_facts, data_facts, digest_of_files, recipe_facts
 from tests.ranks import joined, run_on_ranks
 from tests.small_log import small_recipe, write_small_log
 

@@ -8,7 +8,7 @@ import torch
 
 from sidrec.checkpoint.state import pieces_of
 from sidrec.data.batch_arrays import BatchArrays, block_of
-from sidrec.data.dataset import read_data
+from sidrec.data.dataset import read_dataset
 from sidrec.data.loader import open_split
 from sidrec.data.rows import Rows
 from sidrec.model.ranker import Ranker
@@ -55,7 +55,7 @@ def test_two_ranks_hold_all_tables_between_them(sharding: str, tmp_path: Path) -
 def _pieces(rank: int, world: int, folder: str, sections: dict[str, object]) -> int:
     recipe = small_recipe(Path(folder), **sections)
     ranks: Ranks = joined(rank, world)
-    data = read_data(recipe)
+    data = read_dataset(recipe)
     model = build_model(recipe, data, ranks).model
     optimizer = build_optimizer(model, recipe.optimizer, recipe.model.embedding_dim)
     optimizer.init_state()

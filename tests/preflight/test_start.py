@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from sidrec import machine
+from sidrec.errors import SidrecError
 from sidrec.preflight import capacity_check, start_checks
 from sidrec.preflight.capacity_check import Room
 from tests.ranks import joined, run_on_ranks
@@ -79,7 +80,7 @@ def _train(rank: int, world: int, folder: str, sections: list[dict[str, object]]
     os.environ["LOCAL_RANK"] = "0" if little_on >= 0 else str(rank)
     try:
         train(small_recipe(Path(folder), **sections[rank]), joined(rank, world))
-    except ValueError as error:
+    except SidrecError as error:
         return str(error)
     return ""
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sidrec.io.output_folders import atomic_folder
+from sidrec.io.output_folders import replaced_folder
 from sidrec.schema import ContractError
 from sidrec.sid.catalog import CATALOG, Catalog, load_catalog
 from sidrec.sid.learners.kmeans import ResidualKMeans
@@ -149,7 +149,7 @@ def test_a_folder_that_fails_half_way_leaves_the_former_one(tmp_path: Path) -> N
     catalog().save(tmp_path / "catalog")
 
     def fail_while_writing() -> None:
-        with atomic_folder(tmp_path / "catalog", CATALOG) as partial:
+        with replaced_folder(tmp_path / "catalog", CATALOG) as partial:
             (partial / "codes.parquet").write_text("half")
             raise KeyboardInterrupt
 

@@ -94,7 +94,7 @@ def test_one_sentence_and_nothing_left(
     assert cli.main(["fit", str(recipe)]) == 2
     said = capsys.readouterr().err
     assert sentence in said
-    assert said.startswith("sidrec: ")
+    assert said.startswith("sidrec: error: ")
     assert said.count("\n") == 1
     assert sorted(path.name for path in recipe.parent.iterdir()) == ["data", "recipe.yaml"]
     assert list(scratch.iterdir()) == []

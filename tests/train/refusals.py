@@ -29,9 +29,9 @@ def refusal(capsys: pytest.CaptureFixture[str], status: int) -> str:
     """The sentence on stderr, without the program's name."""
     said = capsys.readouterr().err
     assert status == 2, said
-    assert said.startswith("sidrec: ")
+    assert said.startswith("sidrec: error: ")
     assert "Traceback" not in said
-    return said.removeprefix("sidrec: ").removesuffix("\n")
+    return said.removeprefix("sidrec: error: ").removesuffix("\n")
 
 
 def edit(path: Path, change: Callable[[pa.Table], pa.Table]) -> None:

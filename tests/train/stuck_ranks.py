@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from sidrec.errors import say
+from sidrec.errors import print_error
 from sidrec.parallel.process_group import READS, Ranks, joined_ranks, largest
 from sidrec.train.watchdog import Watchdog
 
@@ -33,7 +33,7 @@ def main(case: str, folder: Path) -> int:
                     come_to_grief(case, ranks)
                 largest(ranks, step)
     except RuntimeError as error:
-        say(error)
+        print_error(error)
         return 2
     return 0
 

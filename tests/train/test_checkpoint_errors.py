@@ -193,7 +193,7 @@ def test_the_last_checkpoint_must_be_written(
     room = r"expected room for a checkpoint of [\d,]+ bytes, got 1,000"
     folder = re.escape(str(recipe.run / "checkpoints"))
     assert re.fullmatch(f"sidrec: a checkpoint was not saved, 1 in a row: {folder}: {room}", first), first
-    ended = f"sidrec: {folder}: expected checkpoints to be saved, got: the last one failed: {folder}: {room}"
+    ended = f"sidrec: error: {folder}: expected checkpoints to be saved, got: the last one failed: {folder}: {room}"
     assert re.fullmatch(ended, last), last
     assert list((recipe.run / "checkpoints").iterdir()) == []
     assert start(recipe) == 0

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from sidrec.checkpoint.tensor_shard import Piece, whole
+from sidrec.errors import NonFiniteError
 from sidrec.parallel.process_group import joined_ranks
-from sidrec.train.step import NonFiniteError, check_state
+from sidrec.train.step import check_state
 
 LARGEST_RD = torch.full((10, 4), torch.finfo(torch.float32).max)
 

@@ -13,6 +13,7 @@ from torchrec.distributed.planner import EmbeddingShardingPlanner
 from torchrec.distributed.planner.types import PlannerError, PlannerErrorType
 
 from sidrec.config import Recipe, save
+from sidrec.errors import SidrecError
 from sidrec.parallel.process_group import Ranks
 from sidrec.train.run import train
 from tests.ranks import run_on_ranks
@@ -36,7 +37,7 @@ def outcomes(
 def outcome(recipe: Recipe, ranks: Ranks) -> tuple[str, str]:
     try:
         train(recipe, ranks)
-    except ValueError as error:
+    except SidrecError as error:
         return type(error).__name__, str(error)
     return "", ""
 
@@ -102,9 +103,9 @@ def test_under_torchrun_the_sentence_is_said_once_and_stands_in_the_report(tmp_p
     output, _ = process.communicate(timeout=150)
     assert process.returncode == 1
     lines = output.splitlines()
-    sentence = f"sidrec: {tmp_path / TRAIN}, row group 31: expected readable column data, got "
+    sentence = f"sidrec: error: {tmp_path / TRAIN}, row group 31: expected readable column data, got "
     assert sum(line.startswith(sentence) for line in lines) == 1
     assert sum(line.startswith("Traceback") for line in lines) == 1, f"more than torchrun's own:\n{output}"
-    assert sentence.removeprefix("sidrec: ") in output[output.index("Root Cause") :]
+    assert sentence.removeprefix("sidrec: error: ") in output[output.index("Root Cause") :]
     assert any(line.startswith("step 1/") for line in lines), "the damage should be met in the middle of an epoch"
     assert not (recipe.run / "config.yaml").exists()

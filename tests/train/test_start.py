@@ -17,7 +17,7 @@ from sidrec.checkpoint.state import pieces_of
 from sidrec.checkpoint.stored_tables import StoredTable, open_checkpoint
 from sidrec.config import Recipe
 from sidrec.parallel.process_group import Ranks
-from sidrec.train.assembly import build_model, open_data
+from sidrec.train.assembly import build_model, open_dataset
 from sidrec.train.optimizers import build_optimizer
 from sidrec.train.warm_start import find_start
 from tests.ranks import joined, run_on_ranks
@@ -35,7 +35,7 @@ Held = Mapping[str, tuple[tuple[int, ...], Tensor]]
 
 def started(recipe: Recipe, ranks: Ranks) -> Held:
     """What this rank holds of a run that has just started."""
-    data = open_data(recipe, ranks)
+    data = open_dataset(recipe, ranks)
     found = find_start(recipe, data, ranks)
     model = build_model(recipe, data, ranks).model
     optimizer = build_optimizer(model, recipe.optimizer, recipe.model.embedding_dim)

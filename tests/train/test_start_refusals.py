@@ -12,7 +12,7 @@ import pytest
 from sidrec.checkpoint.stored_tables import open_checkpoint
 from sidrec.config import ConfigError, Recipe
 from sidrec.schema import ContractError
-from sidrec.train.assembly import open_data
+from sidrec.train.assembly import open_dataset
 from sidrec.train.warm_start import find_start
 from tests.ranks import joined, run_on_ranks
 from tests.train.older_run import WIDE, grown, other_catalog, recipe_of, run_of
@@ -93,7 +93,7 @@ def test_refusals(
 
 def refused(rank: int, world: int, recipe: Recipe) -> str:
     ranks = joined(rank, world)
-    data = open_data(recipe, ranks)
+    data = open_dataset(recipe, ranks)
     with pytest.raises((ConfigError, ContractError)) as error:
         find_start(recipe, data, ranks)
     return str(error.value)

@@ -44,12 +44,12 @@ def test_who_hangs_is_named_and_no_rank_stays(tmp_path: Path) -> None:
             process.communicate()
 
     assert cases["killed"][0].returncode == 2
-    assert "sidrec: rank 0 lost its connection to another rank, which has died" in said["killed"]
+    assert "sidrec: error: rank 0 lost its connection to another rank, which has died" in said["killed"]
     assert "Traceback" not in said["killed"]
 
     assert cases["stopped"][0].returncode == cases["reading"][0].returncode == HUNG
     silent = "no sign of life from rank 1 (last noted in step 3: reads a batch); rank 0 is stuck in step 3: waits"
-    assert f"sidrec: no progress for 6 s (train.hang_minutes): {silent}" in said["stopped"]
+    assert f"sidrec: error: no progress for 6 s (train.hang_minutes): {silent}" in said["stopped"]
     assert "behind: rank 1 in step 3: reads a batch; rank 0 is stuck in step 3: waits for the other" in said["reading"]
     stacks = tmp_path / "reading" / "hang-rank-1.txt"
     assert "come_to_grief" in stacks.read_text()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sidrec.data.dataset import read_data
+from sidrec.data.dataset import read_dataset
 from sidrec.data.loader import open_split
 from sidrec.plans.recipe_workload import mean_history, recipe_workload, seen_at_least_once
 from tests.small_log import small_recipe, write_small_log
@@ -18,7 +18,7 @@ def recipe(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def batches(recipe):
-    data = read_data(recipe)
+    data = read_dataset(recipe)
     loader = open_split(
         recipe.data, recipe.model, "train", rank=0, world=WORLD, seed=0, shuffle=True,
         tables=data.tables, manifest=data.manifest,
@@ -37,7 +37,7 @@ def test_an_item_is_seen_with_the_probability_of_drawing_it_once():
 
 
 def test_bags_ids_and_history_are_near_what_the_loader_reads(recipe, batches):
-    reckoned = recipe_workload(recipe, read_data(recipe), WORLD)
+    reckoned = recipe_workload(recipe, read_dataset(recipe), WORLD)
     workload = reckoned.workload
     assert workload.rows_per_rank == 32
     lengths = np.concatenate([(batch.history_BT > 0).sum(dim=1).numpy() for batch in batches])
@@ -51,7 +51,7 @@ def test_bags_ids_and_history_are_near_what_the_loader_reads(recipe, batches):
 
 
 def test_frequencies_are_those_of_unique_items(recipe):
-    workload = recipe_workload(recipe, read_data(recipe), WORLD).workload
+    workload = recipe_workload(recipe, read_dataset(recipe), WORLD).workload
     for name, load in workload.loads.items():
         if name in ("user_id", "cat_a"):
             assert load.popularity is None
@@ -64,5 +64,5 @@ def test_frequencies_are_those_of_unique_items(recipe):
 
 
 def test_the_mean_history_is_that_of_the_used_part(recipe):
-    data = read_data(recipe)
+    data = read_dataset(recipe)
     assert 0 < mean_history(recipe.data, data.manifest) <= recipe.data.history_length

@@ -14,22 +14,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sidrec.config.learners import Training
-from sidrec.errors import LearningError
+from sidrec.errors import CollapseError, DivergedError
 from sidrec.sid.losses.loss import schedule_factor
 from sidrec.sid.networks.codebook import Codebook
 from sidrec.sid.networks.network import Coded, ItemBatch, Network
 from sidrec.sid.networks.token_weights import TokenRouter
 from sidrec.sid.replicas import Replicas
-from sidrec.sid.tokenizer import CollapseError
 from sidrec.sid.training.batches import Batches
 from sidrec.sid.training.checkpoint import Checkpoint
 from sidrec.sid.training.objectives import ScheduledLoss
 
 START_POINTS = 256  # items per code that the codebooks are placed by
-
-
-class DivergedError(LearningError):
-    """A loss that is no number any more."""
 
 
 # Health of the codebooks: which codes items take, level by level, while a network learns.

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from sidrec.errors import CollapseError
 from sidrec.sid.quality import code_quality
-from sidrec.sid.tokenizer import CollapseError
 from sidrec.sid.training.trainer import Health, Usage, refuse_collapse
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sidrec.config.learners import MultiVqConfig, Router, RqVaeConfig, Training
 from sidrec.config.sid_losses import Schedule
+from sidrec.errors import DivergedError
 from sidrec.sid.learners.gradient import build_network
 from sidrec.sid.losses.loss import Need, SidLoss
 from sidrec.sid.networks.network import Coded, ItemBatch, Network
@@ -17,7 +18,7 @@ from sidrec.sid.replicas import ALONE
 from sidrec.sid.training.batches import Batches
 from sidrec.sid.training.checkpoint import Checkpoint
 from sidrec.sid.training.objectives import ScheduledLoss
-from sidrec.sid.training.trainer import DivergedError, Trainer
+from sidrec.sid.training.trainer import Trainer
 from tests.sid.item_files import clustered_vectors
 
 VECTORS = clustered_vectors(400)

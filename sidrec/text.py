@@ -1,0 +1,75 @@
+"""Text for people: quoted input, near names, byte sizes, tables in a terminal."""
+
+import reprlib
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+
+LONGEST = 1000  # characters quoted
+LONGEST_KEY = 60  # characters of a key
+LINES = 40  # of a list of mistakes
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
+_SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxdict = 6
+_SHORT.maxlevel = 3
+
+
+def quoted(found: object) -> str:
+    """`found` as one printable line of at most LONGEST characters; control characters are escaped."""
+    text = " ".join(str(found).splitlines())
+    line = "".join(map(_printable, text[: LONGEST + 1]))
+    if len(line) <= LONGEST:
+        return line
+    end = f" ... ({len(text):,} characters)"
+    return line[: LONGEST - len(end)] + end
+
+
+def quoted_lines(message: str) -> str:
+    """Each line of `message` as `quoted` makes it; at most LINES of them."""
+    lines = message.splitlines()
+    more = [f"  ... and {len(lines) - LINES:,} lines more"] if len(lines) > LINES else []
+    return "\n".join([*map(quoted, lines[:LINES]), *more])
+
+
+def short_repr(value: object) -> str:
+    """`repr(value)`; large or deep values are cut. YAML aliases can repeat a value until memory is full."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # an integer of more digits than Python converts
+        return f"a {type(value).__name__} of too many digits"
+
+
+def place(steps: Iterable[object]) -> str:
+    """The dotted path to a value, from pydantic's `loc`; long keys are cut."""
+    return ".".join(name if len(name) <= LONGEST_KEY else f"{name[:LONGEST_KEY]}..." for name in map(str, steps))
+
+
+def _printable(sign: str) -> str:
+    return sign if sign.isprintable() else ascii(sign)[1:-1]
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """ "; did you mean NAME?" with the nearest of `names`, or "" where none is near. Appended to an error message."""
+    close = get_close_matches(name, list(names), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def byte_size(count: float) -> str:
+    """A number of bytes in decimal units: "812 B", "3.4 kB", "1.25 GB"."""
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if abs(count) >= unit:
+            return f"{count / unit:,.3g} {name}"
+    return f"{count:,.0f} B"
+
+
+def text_table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Rows of cells as lines of aligned columns, two blanks apart: `left` columns flush left, the others right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = (
+            cell.ljust(width) if column < left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
