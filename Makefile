@@ -16,7 +16,7 @@ NO_WHEEL := "If pip found no torch==2.13.0+cpu: name PyTorch's CPU package index
 .venv: .venv/$(BUILD)
 
 # --no-deps: the locks are whole closures, and torchrec's own wish would put a CUDA build of FBGEMM over the CPU one.
-.venv/$(BUILD): requirements/$(BUILD).txt requirements/dev.txt requirements/fbgemm-gpu/pyproject.toml pyproject.toml
+.venv/$(BUILD): requirements/$(BUILD).txt requirements/dev.txt requirements/fbgemm-gpu/pyproject.toml pyproject.toml setup.py
 	$(PYTHON) -m venv .venv
 	rm -f .venv/cpu .venv/cuda
 	@echo "installing requirements/$(BUILD).txt and requirements/dev.txt"

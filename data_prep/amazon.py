@@ -16,9 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tyro
 
-from data_prep.build import LogSettings, prepare
-from data_prep.command import run
-from data_prep.events import (
+from sidrec.schema import ContractError
+
+from .build import LogSettings, prepare
+from .command import run
+from .events import (
     CATALOG_TEXT,
     CATALOG_TITLE,
     ITEM,
@@ -35,7 +37,6 @@ from data_prep.events import (
     readable,
     whole,
 )
-from sidrec.schema import ContractError
 
 INTERACTIONS, PRODUCTS = "interactions.csv.gz", "items.csv.gz"
 LABELS = "1 for every review (a purchase); rows with 0 are sampled"

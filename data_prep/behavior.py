@@ -23,13 +23,14 @@ import tyro
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from data_prep.command import run
-from data_prep.item_pairs import PairSettings, Sequences, item_pairs, read_sequences, write_pairs
-from data_prep.item_vectors import add_vectors
-from data_prep.sasrec import SasRec, SasRecSettings, train_sasrec
-from data_prep.work_folder import PICTURE, REPORT, is_behavior_report
 from sidrec import schema
 from sidrec.schema import ContractError
+
+from .command import run
+from .item_pairs import PairSettings, Sequences, item_pairs, read_sequences, write_pairs
+from .item_vectors import add_vectors
+from .sasrec import SasRec, SasRecSettings, train_sasrec
+from .work_folder import PICTURE, REPORT, is_behavior_report
 
 PREMISE = (
     "ADC-SID takes the length of a behaviour vector for the item's frequency: Spearman {spearman}, Pearson {pearson} "

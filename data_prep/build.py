@@ -11,16 +11,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from data_prep.command import refuse_flags, rows_bar
-from data_prep.event_order import NEVER, SPLITS, DayWindow, OrderedLog, SplitKind, make_split, order_events
-from data_prep.events import Items, Source
-from data_prep.item_vectors import NONE, TEXT_SOURCES, add_vectors, check_vector_source
-from data_prep.log_pass import ROW_DENSE, STATS, LogPass, PassState
-from data_prep.log_writer import LogWriter, category_ids, rows_on_items, write_items
-from data_prep.negatives import ATTEMPTS, Launches, Sampler, Taken
-from data_prep.work_folder import WorkFolder, file_facts, load_snapshot, restore_snapshot, save_snapshot
 from sidrec import schema
 from sidrec.schema import ContractError, Manifest
+
+from .command import refuse_flags, rows_bar
+from .event_order import NEVER, SPLITS, DayWindow, OrderedLog, SplitKind, make_split, order_events
+from .events import Items, Source
+from .item_vectors import NONE, TEXT_SOURCES, add_vectors, check_vector_source
+from .log_pass import ROW_DENSE, STATS, LogPass, PassState
+from .log_writer import LogWriter, category_ids, rows_on_items, write_items
+from .negatives import ATTEMPTS, Launches, Sampler, Taken
+from .work_folder import WorkFolder, file_facts, load_snapshot, restore_snapshot, save_snapshot
 
 # The flags that every raw log shares.
 

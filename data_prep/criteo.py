@@ -22,9 +22,12 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from data_prep.command import refuse_flags, rows_bar, run
-from data_prep.criteo_layout import VOCABULARY, GrowingNpy, day_file, fingerprint, parts_of, vocabulary_file
-from data_prep.criteo_rows import (
+from sidrec import schema
+from sidrec.schema import ContractError
+
+from .command import refuse_flags, rows_bar, run
+from .criteo_layout import VOCABULARY, GrowingNpy, day_file, fingerprint, parts_of, vocabulary_file
+from .criteo_rows import (
     CATEGORICAL,
     DENSE,
     DENSE_TRANSFORM,
@@ -37,9 +40,7 @@ from data_prep.criteo_rows import (
     read_rows,
     vocabulary,
 )
-from data_prep.work_folder import WorkFolder, file_facts
-from sidrec import schema
-from sidrec.schema import ContractError
+from .work_folder import WorkFolder, file_facts
 
 FIRST_LOOK = 1 << 16  # bytes of every file that are checked before any work
 LARGEST_TABLE = 1 << 31  # ids are int32

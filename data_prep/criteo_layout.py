@@ -13,10 +13,11 @@ from typing import IO, Any, Self, cast
 
 import numpy as np
 
-from data_prep.command import rows_bar
-from data_prep.criteo_rows import CATEGORICAL
 from sidrec import schema
 from sidrec.schema import ContractError
+
+from .command import rows_bar
+from .criteo_rows import CATEGORICAL
 
 VOCABULARY = "vocabulary"
 KINDS = ("dense", "sparse", "labels")

@@ -21,15 +21,16 @@ import tyro
 from scipy import sparse
 from scipy.sparse.linalg import svds
 
-from data_prep.command import refuse_flags, rows_bar, run
-from data_prep.criteo_layout import CriteoLayout, RowRange
-from data_prep.criteo_rows import CATEGORICAL, DENSE, FIRST, UNKNOWN, ValueCounts
-from data_prep.event_order import SPLITS
-from data_prep.log_pass import Runs, Totals
-from data_prep.log_writer import ROW_GROUP, vector_column
-from data_prep.work_folder import WorkFolder, file_facts, load_snapshot, save_snapshot
 from sidrec import schema
 from sidrec.schema import ContractError, LogFile, Manifest
+
+from .command import refuse_flags, rows_bar, run
+from .criteo_layout import CriteoLayout, RowRange
+from .criteo_rows import CATEGORICAL, DENSE, FIRST, UNKNOWN, ValueCounts
+from .event_order import SPLITS
+from .log_pass import Runs, Totals
+from .log_writer import ROW_GROUP, vector_column
+from .work_folder import WorkFolder, file_facts, load_snapshot, save_snapshot
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_prep.command import rows_bar
-from data_prep.events import ITEM, LABEL, TIMESTAMP, USER, IdMap, Source, open_stream
 from sidrec.schema import ContractError
+
+from .command import rows_bar
+from .events import ITEM, LABEL, TIMESTAMP, USER, IdMap, Source, open_stream
 
 ROW = "row"  # place in the source: ties in time keep the source's order
 OPEN_BUCKETS = 200  # files written at the same time

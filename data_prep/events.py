@@ -19,8 +19,9 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from data_prep.command import reading
 from sidrec.schema import ContractError
+
+from .command import reading
 
 USER, ITEM, TIMESTAMP, LABEL = "user", "item", "timestamp", "label"
 LATEST = 4_102_444_800  # 2100-01-01: later "seconds" are milliseconds or nonsense

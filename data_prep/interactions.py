@@ -10,9 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tyro
 
-from data_prep.build import LogSettings, prepare
-from data_prep.command import run
-from data_prep.events import (
+from sidrec import schema
+from sidrec.schema import ContractError
+
+from .build import LogSettings, prepare
+from .command import run
+from .events import (
     CATALOG_TEXT,
     CATALOG_TITLE,
     ITEM,
@@ -27,9 +30,7 @@ from data_prep.events import (
     numbers,
     whole,
 )
-from data_prep.item_vectors import NONE
-from sidrec import schema
-from sidrec.schema import ContractError
+from .item_vectors import NONE
 
 PER_SECOND = {"s": 1, "ms": 1000, "us": 1_000_000}
 

@@ -14,11 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from data_prep.command import refuse_flags, rows_bar
-from data_prep.events import open_stream
-from data_prep.log_pass import gather_ranges
 from sidrec import schema
 from sidrec.schema import ITEM_ID, OTHER_ID, ContractError, Manifest
+
+from .command import refuse_flags, rows_bar
+from .events import open_stream
+from .log_pass import gather_ranges
 
 PAIR_COLUMNS = 4096  # other items in memory at a time, beside one item's users
 ROW_GROUP = 65_536

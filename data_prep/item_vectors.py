@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tyro
 
-from data_prep.command import rows_bar, run
-from data_prep.events import CATALOG_TEXT
-from data_prep.log_writer import vector_column
 from sidrec import schema
 from sidrec.schema import ContractError
+
+from .command import rows_bar, run
+from .events import CATALOG_TEXT
+from .log_writer import vector_column
 
 Embed = Callable[[list[str]], np.ndarray]
 NONE = "none"

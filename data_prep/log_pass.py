@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from data_prep.event_order import SECONDS_PER_DAY, DayWindow, Split
-from data_prep.events import ITEM, LABEL, TIMESTAMP, USER
-from data_prep.negatives import Sampler
 from sidrec import schema
+
+from .event_order import SECONDS_PER_DAY, DayWindow, Split
+from .events import ITEM, LABEL, TIMESTAMP, USER
+from .negatives import Sampler
 
 ROW_DENSE = ("int_user_events", "int_user_click_rate", "int_days_since_last")
 STATS = ("stat_exposures", "stat_clicks", "stat_exposures_recent", "stat_clicks_recent")

@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_prep.event_order import SPLITS
-from data_prep.events import IdMap, Items, open_stream
-from data_prep.log_pass import PartitionRows
 from sidrec import schema
+
+from .event_order import SPLITS
+from .events import IdMap, Items, open_stream
+from .log_pass import PartitionRows
 
 ROW_GROUP = 16_384
 

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tyro
 
-from data_prep.build import LogSettings, prepare
-from data_prep.command import run
-from data_prep.events import (
+from .build import LogSettings, prepare
+from .command import run
+from .events import (
     CATALOG_TEXT,
     CATALOG_TITLE,
     ITEM,

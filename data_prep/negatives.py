@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_prep.event_order import SECONDS_PER_DAY, DayWindow, day_slices
+from .event_order import SECONDS_PER_DAY, DayWindow, day_slices
 
 ATTEMPTS = 30  # redraws of items that the user already has, before the negative is given up
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from data_prep.command import refuse_flags, rows_bar
-from data_prep.item_pairs import Sequences
+from .command import refuse_flags, rows_bar
+from .item_pairs import Sequences
 
 INIT_STD = 0.02
 

@@ -12,12 +12,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tyro
 
-from data_prep.build import LogSettings, build
-from data_prep.command import run
-from data_prep.event_order import SECONDS_PER_DAY
-from data_prep.events import CATALOG_TEXT, CATALOG_TITLE, ITEM, LABEL, TIMESTAMP, USER, IdMap, Items, open_stream
 from sidrec import schema
 from sidrec.schema import ContractError, Manifest
+
+from .build import LogSettings, build
+from .command import run
+from .event_order import SECONDS_PER_DAY
+from .events import CATALOG_TEXT, CATALOG_TITLE, ITEM, LABEL, TIMESTAMP, USER, IdMap, Items, open_stream
 
 BLOCK_TICKS = 50
 CAT_NOISE_VALUES = 1000

@@ -133,4 +133,5 @@ def test_the_command_says_it_on_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "data_prep.movielens", str(tmp_path / "absent"), str(tmp_path / "out")]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.strip() == f"error: {tmp_path / 'absent' / 'ratings.csv'}: expected a file to read, got none"
+    ratings = tmp_path / "absent" / "ratings.csv"
+    assert done.stderr.strip() == f"sidrec: error: {ratings}: expected a file to read, got none"

@@ -390,6 +390,6 @@ def test_the_command_ends_with_status_2_and_one_sentence(tmp_path: Path, log: Pa
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == (
-        f"error: {tmp_path / 'project'}: expected a folder that data_prep wrote, or nothing, to replace, "
+        f"sidrec: error: {tmp_path / 'project'}: expected a folder that data_prep wrote, or nothing, to replace, "
         "got a folder with notes.txt; name another folder\n"
     )
