@@ -2,11 +2,9 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from sidrec.sid.catalog import load_catalog
 from tests.ranks import joined, run_on_ranks
 from tests.sid.gradient_recipe import TEXT, write_world
 from tests.sid.item_files import write_items
+from tests.sid.killed import killed_after_first_checkpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,20 +43,16 @@ def test_the_catalog_keeps_the_journal_and_its_picture(tmp_path: Path, capsys: p
 
 
 def test_killed_and_started_again_equals_uninterrupted(tmp_path: Path) -> None:
-    whole, killed = write_world(tmp_path / "whole", epochs=120), write_world(tmp_path / "killed", epochs=120)
+    whole, killed = write_world(tmp_path / "whole", epochs=3), write_world(tmp_path / "killed", epochs=3)
     assert cli.main(["fit", str(whole)]) == 0
     work, scratch = tmp_path / "killed" / ".catalog.fit", tmp_path / "scratch"
     scratch.mkdir()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(scratch)}
-    process = subprocess.Popen([sys.executable, "-m", "sidrec.cli.fit", str(killed)], cwd=ROOT, env=environment)
-    deadline = time.monotonic() + 120
-    while not (work / "training.pt").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    program = f"from sidrec import cli; cli.main(['fit', {str(killed)!r}])"
+    killed_after_first_checkpoint(program, TMPDIR=str(scratch))
     assert (work / "training.pt").exists()
     assert not list(scratch.glob("sidrec-fit-*"))
-    assert not (tmp_path / "killed" / "catalog").exists(), "the fit was over before it could be killed"
+    assert not (tmp_path / "killed" / "catalog").exists()
 
     again = subprocess.run(
         [sys.executable, "-m", "sidrec.cli.fit", str(killed)],
