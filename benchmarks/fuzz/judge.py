@@ -10,11 +10,9 @@ from typing import Literal
 
 from benchmarks.fuzz.case import Case, copy_of
 from benchmarks.fuzz.kinds import KINDS
-from sidrec.config import ConfigError
-from sidrec.errors import InstallationError, TrainingError
-from sidrec.schema import ContractError
+from sidrec.errors import SidrecError
 
-OURS = (ConfigError, ContractError, TrainingError, InstallationError)
+OURS = SidrecError
 LONGEST, LINES = 4000, 50  # characters of a line, and lines, that anybody would read
 GROWTH = 1 << 30  # bytes of memory; no file here is larger than a few megabytes
 SEVERAL = "mistake(s) in the"  # how a list of mistakes begins
