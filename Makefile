@@ -1,6 +1,7 @@
 # make demo     the whole way on a synthetic world; make test: the whole suite. Both make .venv first.
 # make .venv    BUILD=cuda for NVIDIA GPUs
 # make lint     style, types, import contracts
+# make docs     the documentation as HTML in build/docs, warnings as errors
 # make lock     new lock files; UPGRADE=--upgrade moves every pin, without it only those that pyproject.toml forces
 
 PYTHON ?= python3.11
@@ -11,7 +12,7 @@ PIP := .venv/bin/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install -q --root-user-action=ignore --no-deps --no-build-isolation
 NO_WHEEL := "If pip found no torch==2.13.0+cpu: name PyTorch's CPU package index in PIP_EXTRA_INDEX_URL and run make again."
 
-.PHONY: demo test lint lock clean .venv
+.PHONY: demo test lint docs lock clean .venv
 
 .venv: .venv/$(BUILD)
 
@@ -38,6 +39,9 @@ lint: .venv
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy sidrec data_prep launch benchmarks
 	.venv/bin/lint-imports
+
+docs: .venv
+	.venv/bin/sphinx-build -q -W --keep-going -b html docs build/docs
 
 # The CPU wheel of torch may lie in a folder that only pip is told about; CUDA must not see it. dev.txt serves both
 # builds, so it leaves torch to them.
