@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sidrec.plans.plan_file import PlanFile, read_plan, write_plan
-from sidrec.plans.table_layout import COLUMNS_TOGETHER, TableLayout
-from sidrec.plans.work import FLOAT
+from sidrec.plans.cost import FLOAT
+from sidrec.plans.plan_file import COLUMNS_TOGETHER, PlanFile, TableLayout, read_plan, write_plan
 
 SMALL = 10_000  # rows
 MIB = 1 << 20

@@ -62,8 +62,8 @@ def byte_size(count: float) -> str:
     return f"{count:,.0f} B"
 
 
-def text_table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Rows of cells as lines of aligned columns, two blanks apart: `left` columns flush left, the others right."""
+def text_table(rows: Sequence[Sequence[str]], left: int = 1, gap: int = 2) -> str:
+    """Rows of cells as lines of aligned columns, `gap` blanks apart: `left` columns flush left, the others right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:
@@ -71,5 +71,5 @@ def text_table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
             cell.ljust(width) if column < left else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
-        lines.append("  ".join(cells).rstrip())
+        lines.append((" " * gap).join(cells).rstrip())
     return "\n".join(lines)

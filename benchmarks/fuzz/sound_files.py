@@ -12,10 +12,8 @@ from sidrec.config.learners import Learner, ResidualKMeansConfig, RqVaeConfig, T
 from sidrec.metrics.exact import QUALITY
 from sidrec.metrics.predictions import Predictions
 from sidrec.metrics.slices import SLICES
-from sidrec.plans.cost import VERSION, Calibration, Fit, save_calibration
-from sidrec.plans.plan_file import PlanFile, write_plan
-from sidrec.plans.table_layout import TableLayout
-from sidrec.plans.work import KINDS
+from sidrec.plans.cost import KINDS, VERSION, Calibration, UnitCosts, save_calibration
+from sidrec.plans.plan_file import PlanFile, TableLayout, write_plan
 from sidrec.sid.artifact import fit_tokenizer, save_tokenizer
 from sidrec.sid.catalog import Catalog
 from sidrec.sid.tokenizer import SideInformation
@@ -68,7 +66,7 @@ def plan(folder: Path) -> None:
 
 
 def calibration(folder: Path) -> None:
-    fits = {world: Fit(dict.fromkeys(KINDS, 0.5), 8, ["a", "b"], 0.1) for world in (2, 4)}
+    fits = {world: UnitCosts(dict.fromkeys(KINDS, 0.5), 8, ["a", "b"], 0.1) for world in (2, 4)}
     save_calibration(folder / entries.CALIBRATION, Calibration(VERSION, "cpu", fits, {"commit": "x"}))
 
 

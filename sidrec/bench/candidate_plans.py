@@ -11,7 +11,7 @@ from torchrec.distributed.types import ModuleSharder, ShardingPlan
 from torchrec.modules.embedding_configs import PoolingType
 
 from sidrec.bench.result import Prediction
-from sidrec.bench.subject import Subject, on_meta
+from sidrec.bench.subject import Subject, meta_model
 from sidrec.config import ConfigError
 from sidrec.config.recipe import ParallelConfig, ShardingKind
 from sidrec.errors import PlanError, RankError
@@ -19,20 +19,18 @@ from sidrec.machine import memory
 from sidrec.parallel.planning import make_plan
 from sidrec.parallel.process_group import Ranks
 from sidrec.parallel.sharding import sharders_of
-from sidrec.plans.cost import Cost, CostModel, TorchRecCost
+from sidrec.plans.cost import KINDS, Cost, CostModel, TorchRecCost, placed_tables, plan_work
 from sidrec.plans.hardware import GB, Hardware
-from sidrec.plans.memory import table_bytes
-from sidrec.plans.options import options_of
-from sidrec.plans.work import KINDS, placed_tables, plan_work
+from sidrec.plans.options import options_of, table_bytes
 from sidrec.plans.workload import Workload, tables_of
 
-AUTO, TORCHRECS = "auto", "torchrec"
+AUTO, TORCHREC = "auto", "torchrec"
 TYPES: tuple[str, ...] = get_args(ShardingKind)
 PLAN_FILE = ".json"
 
 
 @dataclass(frozen=True)
-class Contender:
+class CandidatePlan:
     """A plan by its name, or the sentence that says why there is none."""
 
     name: str
@@ -43,8 +41,8 @@ class Contender:
 def check_names(names: Sequence[str]) -> None:
     """Raises ConfigError for a name that no plan has, or one given twice."""
     for name in names:
-        if name not in (AUTO, TORCHRECS, *TYPES) and not name.endswith(PLAN_FILE):
-            known = ", ".join((AUTO, TORCHRECS, *TYPES))
+        if name not in (AUTO, TORCHREC, *TYPES) and not name.endswith(PLAN_FILE):
+            known = ", ".join((AUTO, TORCHREC, *TYPES))
             raise ConfigError(f"--plans: expected {known} or a plan file (*{PLAN_FILE}), got {name!r}")
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice or not names:
@@ -52,9 +50,9 @@ def check_names(names: Sequence[str]) -> None:
         raise ConfigError(f"--plans: expected one or more plans, each once, got {got}")
 
 
-def contenders(
+def candidate_plans(
     subject: Subject, names: Sequence[str], workload: Workload, calibration: Path | None, ranks: Ranks
-) -> list[Contender]:
+) -> list[CandidatePlan]:
     """A plan for every name, the same on all ranks.
 
     auto: what training takes, with the calibration if there is one. torchrec: what its planner takes, which is auto's
@@ -62,27 +60,29 @@ def contenders(
     A plan that cannot be made is a contender that has failed; a file that does not fit the model or the ranks is a
     mistake, and raises ConfigError on all ranks together.
     """
-    return [_contender(subject, name, workload, calibration, ranks) for name in names]
+    return [_candidate_plan(subject, name, workload, calibration, ranks) for name in names]
 
 
-def _contender(subject: Subject, name: str, workload: Workload, calibration: Path | None, ranks: Ranks) -> Contender:
-    model = on_meta(subject)
+def _candidate_plan(
+    subject: Subject, name: str, workload: Workload, calibration: Path | None, ranks: Ranks
+) -> CandidatePlan:
+    model = meta_model(subject)
     sharders = sharders_of(model, subject.optimizer, subject.seed)
     if name.endswith(PLAN_FILE):
         config = ParallelConfig(plan=Path(name))
-        return Contender(name, make_plan(model, sharders, config, lambda: workload, ranks), None)
+        return CandidatePlan(name, make_plan(model, sharders, config, lambda: workload, ranks), None)
     if name == "grid_shard" and _means(model):
-        return Contender(
+        return CandidatePlan(
             name, None, f"grid_shard: TorchRec pools {_means(model)} (mean) wrongly when it is grid-sharded"
         )
     try:
-        if name in (AUTO, TORCHRECS):
+        if name in (AUTO, TORCHREC):
             config = ParallelConfig(calibration=calibration if name == AUTO else None)
         else:
             config = ParallelConfig(sharding=name)  # type: ignore[arg-type]  # the names were checked
-        return Contender(name, make_plan(model, sharders, config, lambda: workload, ranks), None)
+        return CandidatePlan(name, make_plan(model, sharders, config, lambda: workload, ranks), None)
     except (PlanError, RankError) as error:
-        return Contender(name, None, str(error))
+        return CandidatePlan(name, None, str(error))
 
 
 def _means(model: nn.Module) -> str:
@@ -139,7 +139,7 @@ FOR_ALL = 0.5
 """The same for the tables of all plans, where all models are kept between rounds."""
 
 
-class Room:
+class FreeMemory:
     """The memory that is free now on this rank's device, or on this rank's machine, which its ranks share."""
 
     def __init__(self, hardware: Hardware) -> None:

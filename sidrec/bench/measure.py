@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import distributed as dist
 
-from sidrec.bench.candidate_plans import Contender, Rating, Room, contenders, rate
-from sidrec.bench.result import PHASES, VERSION, BenchResult, PlanMeasurement, Timing, conditions, dissenters
-from sidrec.bench.subject import Subject, on_meta, workload_of
-from sidrec.bench.trial import Amounts, Trial, Visit
+from sidrec.bench.candidate_plans import CandidatePlan, FreeMemory, Rating, candidate_plans, rate
+from sidrec.bench.result import PHASES, VERSION, BenchResult, PlanMeasurement, Timing, conditions, loss_mismatches
+from sidrec.bench.subject import Subject, meta_model, workload_of
+from sidrec.bench.trial import StepCounts, Trial, Visit
 from sidrec.config import ConfigError
 from sidrec.errors import SidrecError
 from sidrec.parallel.planning import hardware_of
@@ -39,7 +39,7 @@ class Bench:
     subject: Subject
     workload: Workload
     hardware: Hardware
-    amounts: Amounts
+    amounts: StepCounts
     rounds: int
     calibrated: CostModel | None
     out: Path
@@ -49,7 +49,7 @@ class Bench:
 def bench_plans(
     subject: Subject,
     names: Sequence[str],
-    amounts: Amounts,
+    amounts: StepCounts,
     rounds: int,
     out: Path,
     ranks: Ranks,
@@ -63,7 +63,7 @@ def bench_plans(
     calibrated = run_on_all_ranks(ranks, lambda: _calibrated(calibration, ranks))
     workload = workload_of(subject, ranks)
     bench = Bench(subject, workload, hardware_of(ranks), amounts, rounds, calibrated, out, ranks)
-    made = contenders(subject, names, workload, calibration, ranks)
+    made = candidate_plans(subject, names, workload, calibration, ranks)
     records = {contender.name: _record(bench, contender) for contender in made}
     keep = _check_room(bench, records)
     facts = conditions(subject, amounts, keep, ranks)
@@ -140,7 +140,7 @@ class Record:
         )
 
 
-def _record(bench: Bench, contender: Contender) -> Record:
+def _record(bench: Bench, contender: CandidatePlan) -> Record:
     """The first rank describes and rates a plan; all ranks get the same record."""
     if contender.plan is None:
         return Record(contender.name, {}, contender.failed, None)
@@ -150,7 +150,7 @@ def _record(bench: Bench, contender: Contender) -> Record:
     return described[0]
 
 
-def _describe(bench: Bench, contender: Contender) -> Record:
+def _describe(bench: Bench, contender: CandidatePlan) -> Record:
     assert contender.plan is not None, "without a plan there is nothing to describe"
     subject, hardware = bench.subject, bench.hardware
     sharders = sharders_of(bench.workload.model, subject.optimizer, subject.seed)
@@ -158,7 +158,7 @@ def _describe(bench: Bench, contender: Contender) -> Record:
     try:
         rating = rate(contender.plan, bench.workload, hardware, sharders, bench.calibrated)
         world = (hardware.world, hardware.local_world, hardware.device)
-        layout = plan_file_of(contender.plan, on_meta(subject), *world).as_json()
+        layout = plan_file_of(contender.plan, meta_model(subject), *world).as_json()
     except SidrecError as error:
         return Record(contender.name, {}, str(error), rating)
     return Record(contender.name, layout, None, rating)
@@ -166,7 +166,7 @@ def _describe(bench: Bench, contender: Contender) -> Record:
 
 def _check_room(bench: Bench, records: dict[str, Record]) -> bool:
     """Marks the plans whose tables alone do not fit the memory. Returns whether those of all others fit at once."""
-    room = Room(bench.hardware)
+    room = FreeMemory(bench.hardware)
     rated = {name: record.rating.bytes_W for name, record in records.items() if record.rating and not record.failed}
     for name, bytes_W in rated.items():
         records[name].failed = next(filter(None, _of_all(room.lacks(bytes_W), bench.ranks)), None)
@@ -234,9 +234,9 @@ class Rounds:
     def __init__(
         self,
         subject: Subject,
-        contenders: list[Contender],
+        contenders: list[CandidatePlan],
         records: dict[str, Record],
-        amounts: Amounts,
+        amounts: StepCounts,
         keep: bool,
         save: Callable[[], object],
         ranks: Ranks,
@@ -295,7 +295,7 @@ class Rounds:
         return trial.visit(self._amounts)
 
     def _drop_dissenters(self) -> None:
-        for name, sentence in dissenters({name: self._records[name].losses for name in self._alive()}).items():
+        for name, sentence in loss_mismatches({name: self._records[name].losses for name in self._alive()}).items():
             self._records[name].failed = sentence
             self._trials.pop(name, None)
         self._save()

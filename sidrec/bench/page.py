@@ -33,7 +33,7 @@ from sidrec.bench.page_elements import (
     unmeasured,
 )
 from sidrec.bench.result import BenchResult, PlanMeasurement
-from sidrec.bench.summary import behind
+from sidrec.bench.summary import paired_slowdown
 from sidrec.io.output_folders import output_file
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -102,7 +102,7 @@ def _fastest(measured: Sequence[PlanMeasurement]) -> Iterator[Element | str]:
     yield f" (p10 {three_digits(timing.p10)}, p90 {three_digits(timing.p90)})."
     if len(measured) > 1:
         more = percent(step(measured[1]) / step(first) - 1)
-        found = behind(measured[1].rounds, first.rounds)
+        found = paired_slowdown(measured[1].rounds, first.rounds)
         often = "" if found is None else f", slower in {found.slower} of {found.rounds} rounds"
         yield f" Next: {measured[1].name}, {more} longer{often}."
 

@@ -26,7 +26,7 @@ from sidrec.bench.page_elements import (
     track,
 )
 from sidrec.bench.result import PHASES, PlanMeasurement, Timing
-from sidrec.bench.summary import Behind, behind, imbalance
+from sidrec.bench.summary import PairedSlowdown, imbalance, paired_slowdown
 
 
 def step_chart(measured: Sequence[PlanMeasurement]) -> Element:
@@ -42,7 +42,7 @@ def step_chart(measured: Sequence[PlanMeasurement]) -> Element:
 
 def _interval(axis: Axis, plan: PlanMeasurement, fastest: PlanMeasurement) -> list[Element]:
     timing = plan.timings["step"]
-    found = behind(plan.rounds, fastest.rounds)
+    found = paired_slowdown(plan.rounds, fastest.rounds)
     told = f"{plan.name}: median {milliseconds(timing.p50)}, {_spread(timing)}"
     if plan is not fastest and found is not None:
         told += f"; slower than {fastest.name} in {found.slower} of {found.rounds} rounds"
@@ -323,7 +323,7 @@ def _columns(measured: Sequence[PlanMeasurement]) -> Iterator[Column]:
     for quantile in ("p50", "p10", "p90"):
         yield Column("step, ms", quantile, _timing("step", quantile))
     yield Column("step, ms", "CPU", lambda plan: max(plan.cpu) if plan.cpu else None)
-    found = {plan.name: behind(plan.rounds, measured[0].rounds) for plan in measured}
+    found = {plan.name: paired_slowdown(plan.rounds, measured[0].rounds) for plan in measured}
     for title, field in (("median", "ratio"), ("from", "low"), ("to", "high")):
         yield Column(f"{TIMES}\N{NO-BREAK SPACE}fastest, by rounds", title, _behind(found, field))
     for part in PARTS:
@@ -341,7 +341,7 @@ def _timing(phase: str, quantile: str) -> Callable[[PlanMeasurement], float | No
     return lambda plan: getattr(plan.timings[phase], quantile) if phase in plan.timings else None
 
 
-def _behind(found: Mapping[str, Behind | None], field: str) -> Callable[[PlanMeasurement], float | None]:
+def _behind(found: Mapping[str, PairedSlowdown | None], field: str) -> Callable[[PlanMeasurement], float | None]:
     return lambda plan: getattr(found[plan.name], field, None)
 
 

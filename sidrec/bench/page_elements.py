@@ -7,8 +7,8 @@ from xml.etree.ElementTree import Element, tostring
 
 from matplotlib.ticker import MaxNLocator
 
-from sidrec.bench.calibrate import Accuracy, accuracy, measured
-from sidrec.bench.result import BenchResult, PlanMeasurement, Prediction
+from sidrec.bench.calibrate import Accuracy, accuracy
+from sidrec.bench.result import BenchResult, PlanMeasurement, Prediction, measured_plans
 
 Content = Element | str
 
@@ -194,12 +194,12 @@ def step(plan: PlanMeasurement) -> float:
 
 def by_step(result: BenchResult) -> list[PlanMeasurement]:
     """The measured plans, fastest first: a plan's place here is its number on the page."""
-    return sorted(measured(result), key=step)
+    return sorted(measured_plans(result), key=step)
 
 
 def unmeasured(result: BenchResult) -> list[tuple[PlanMeasurement, str]]:
     """The other plans, and why they are."""
-    timed = {plan.name for plan in measured(result)}
+    timed = {plan.name for plan in measured_plans(result)}
     return [(plan, plan.failed or "No round was done.") for plan in result.plans if plan.name not in timed]
 
 

@@ -12,7 +12,7 @@ from pydantic import FailFast, TypeAdapter, ValidationError
 
 from sidrec import __version__
 from sidrec.bench.subject import Subject
-from sidrec.bench.trial import Amounts
+from sidrec.bench.trial import StepCounts
 from sidrec.machine import cores
 from sidrec.parallel.process_group import Ranks
 from sidrec.plans.plan_file import parse_plan
@@ -77,7 +77,7 @@ class PlanMeasurement:
 # Under which conditions a bench was run: a figure without them says nothing.
 
 
-def conditions(subject: Subject, amounts: Amounts, keep: bool, ranks: Ranks) -> dict[str, Any]:
+def conditions(subject: Subject, amounts: StepCounts, keep: bool, ranks: Ranks) -> dict[str, Any]:
     """Plain data."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -115,6 +115,11 @@ class BenchResult:
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def measured_plans(result: BenchResult) -> list[PlanMeasurement]:
+    """The plans that were timed, in the result's order."""
+    return [plan for plan in result.plans if plan.failed is None and "step" in plan.timings]
 
 
 _RESULT: TypeAdapter[BenchResult] = TypeAdapter(BenchResult)
@@ -196,7 +201,7 @@ TOLERANCE = 1e-3
 """Largest relative difference between two plans' losses of the same step. Other orders of summation differ by 1e-6."""
 
 
-def dissenters(losses: Mapping[str, Sequence[float]]) -> dict[str, str]:
+def loss_mismatches(losses: Mapping[str, Sequence[float]]) -> dict[str, str]:
     """Plans that lose otherwise than most, and the sentence that says so.
 
     losses: plan -> [S] mean loss over all ranks. The plan that most others agree with is taken to be right; of several

@@ -81,7 +81,7 @@ def _element_wise(optimizer: TableOptimizer) -> TableOptimizer:
     return optimizer
 
 
-def on_meta(subject: Subject) -> nn.Module:
+def meta_model(subject: Subject) -> nn.Module:
     """The model, nothing of it allocated."""
     with torch.device("meta"):
         return subject.model()
@@ -184,7 +184,7 @@ def workload_of(subject: Subject, ranks: Ranks) -> Workload:
     everyone: list[dict[str, tuple[float, float]]] = [{}] * ranks.world
     dist.all_gather_object(everyone, _bags_and_ids(subject.batches), group=ranks.control)
     means = {feature: np.mean([rank[feature] for rank in everyone], axis=0) for feature in everyone[0]}
-    workload = Workload(subject.name, on_meta(subject), {}, subject.rows_per_rank)
+    workload = Workload(subject.name, meta_model(subject), {}, subject.rows_per_rank)
     return replace(workload, loads={name: _load(table, means, subject) for name, table in workload.tables.items()})
 
 

@@ -53,7 +53,7 @@ def _row(plan: PlanMeasurement, fastest: PlanMeasurement) -> list[str]:
 
 
 def _by_rounds(plan: PlanMeasurement, fastest: PlanMeasurement) -> str:
-    found = behind(plan.rounds, fastest.rounds)
+    found = paired_slowdown(plan.rounds, fastest.rounds)
     return "-" if found is None or plan is fastest else f"{found.ratio:.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 
@@ -72,7 +72,7 @@ RESAMPLES = 2000
 
 
 @dataclass(frozen=True, eq=False)
-class Behind:
+class PairedSlowdown:
     """ratio_R: float64, the plan's step over the other's in each round, 1 where both are as fast."""
 
     ratio_R: NDArray[np.float64]
@@ -109,8 +109,8 @@ class Behind:
         return low, high
 
 
-def behind(rounds: Sequence[float], other: Sequence[float]) -> Behind | None:
+def paired_slowdown(rounds: Sequence[float], other: Sequence[float]) -> PairedSlowdown | None:
     """rounds: median steps of a plan's rounds; other: of the other plan's, in the same order. None without a round that
     both did; a bench that was cut short leaves unequal counts."""
     count = min(len(rounds), len(other))
-    return Behind(np.array(rounds[:count]) / np.array(other[:count])) if count else None
+    return PairedSlowdown(np.array(rounds[:count]) / np.array(other[:count])) if count else None

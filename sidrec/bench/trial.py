@@ -28,7 +28,7 @@ PIPELINES = {"sparse_dist": TrainPipelineSparseDist, "plain": TrainPipelineBase}
 
 
 @dataclass(frozen=True)
-class Amounts:
+class StepCounts:
     """What to do in a visit: steps before the clock runs, and steps timed, whole and then as often in parts."""
 
     warm_up: int
@@ -68,11 +68,11 @@ class Trial:
         self._model.train()
         self._optimizer = build_optimizer(self._model, subject.optimizer, dim=0)  # asked for by row-wise Adagrad only
         self._pipeline = PIPELINES[subject.pipeline](self._model, self._optimizer, ranks.device)
-        self._parted = PartedStep(self._model, self._optimizer, ranks)
+        self._parted = SplitStep(self._model, self._optimizer, ranks)
         self._batches = subject.endless()
         self._ranks = ranks
 
-    def visit(self, amounts: Amounts) -> Visit:
+    def visit(self, amounts: StepCounts) -> Visit:
         """Trains and measures. All ranks call this together."""
         warm_up = [self._step() for _ in range(amounts.warm_up)]
         gc.collect()
@@ -126,7 +126,7 @@ def sharded_collections(model: nn.Module) -> list[ShardedModule]:
     return [module for _, module in found]
 
 
-class PartedStep:
+class SplitStep:
     """Training steps taken apart. The model may stand in a pipeline: it is as before after every step."""
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, ranks: Ranks) -> None:

@@ -1,5 +1,6 @@
 """`sidrec bench plans | calibrate | page`: measures plans, fits costs to what was measured, draws a result again."""
 
+import argparse
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,14 +9,14 @@ from pathlib import Path
 import tyro
 from pydantic import PositiveInt, TypeAdapter
 
-from sidrec.bench import calibrate
+from sidrec.bench.calibrate import calibrate
 from sidrec.bench.candidate_plans import AUTO, TYPES, check_names
 from sidrec.bench.measure import RESULT, bench_plans
 from sidrec.bench.page import is_page, write_page
 from sidrec.bench.result import is_bench, load_bench
 from sidrec.bench.subject import Subject, recipe_subject, tables_subject, with_fewer_rows
 from sidrec.bench.summary import bench_table
-from sidrec.bench.trial import Amounts
+from sidrec.bench.trial import StepCounts
 from sidrec.config import ConfigError, Recipe, load
 from sidrec.config.load import checked_flags
 from sidrec.config.section import section
@@ -41,13 +42,26 @@ def main(argv: Sequence[str]) -> None:
         case ["plans", *words]:
             bench_plans_command(words)
         case ["calibrate", *words]:
-            calibrate.main(words)
+            calibrate_command(words)
         case ["page", bench] | ["page", bench, _] as given:
             path = Path(bench)
             write_page(load_bench(path), Path(given[2]) if len(given) == 3 else path.with_suffix(".html"))
         case given:
             expected = "plans SUBJECT, calibrate BENCH.json... or page BENCH.json [OUT.html]"
             raise ConfigError(f"sidrec bench: expected {expected}, got {' '.join(given)!r}")
+
+
+def calibrate_command(argv: Sequence[str]) -> None:
+    """Calibrates. Raises ConfigError or ContractError; then nothing is written."""
+    parser = argparse.ArgumentParser(
+        prog="sidrec bench calibrate", description="Regress the planner's costs on measured plans."
+    )
+    parser.add_argument("benches", nargs="+", type=Path, metavar="BENCH.json", help="results of sidrec bench plans")
+    parser.add_argument(
+        "--out", type=Path, default=Path("calibration.json"), help="the calibration file to write or replace"
+    )
+    arguments = parser.parse_args(argv)
+    calibrate(arguments.benches, arguments.out)
 
 
 # `sidrec bench plans SUBJECT`: measures sharding plans on the ranks at hand.
@@ -105,7 +119,7 @@ def bench_plans_command(argv: Sequence[str]) -> None:
         run_on_all_ranks(ranks, lambda: _check_out(out, options.overwrite) if ranks.first else None)
         _announce(subject, names, out, ranks)
         result = bench_plans(
-            subject, names, Amounts(options.warm_up, options.steps), options.rounds, out, ranks, options.calibration
+            subject, names, StepCounts(options.warm_up, options.steps), options.rounds, out, ranks, options.calibration
         )
         if ranks.first:
             write_page(result, out / PAGE)

@@ -26,10 +26,9 @@ from sidrec.plans.explain import explain, explanation_text
 from sidrec.plans.hardware import EXAMPLES, Hardware, bytes_of, named_hardware, with_ranks
 from sidrec.plans.options import sharding_plan
 from sidrec.plans.plan_file import is_plan, plan_file_of, write_plan
-from sidrec.plans.recipe_workload import recipe_workload
-from sidrec.plans.search import Report, search
+from sidrec.plans.search import Progress, search
 from sidrec.plans.tables_file import TablesModel, is_tables, read_tables
-from sidrec.plans.workload import Workload
+from sidrec.plans.workload import Workload, recipe_workload
 
 SAYS_AFTER = 3.0
 """Seconds after which the search tells what it is at."""
@@ -142,7 +141,7 @@ def _of_recipe(
     return reckoned.workload, sharders, facts
 
 
-def _teller(started: float) -> Report:
+def _teller(started: float) -> Progress:
     """Says on stderr what the search is at, once it has taken a while, and how long the rest of that part will take."""
     began = said = started
 

@@ -16,8 +16,8 @@ from sidrec.doctor.measured_run import duration, logged_rate, measure
 from sidrec.errors import SidrecError
 from sidrec.parallel.planning import hardware_here, plan_for
 from sidrec.parallel.sharding import sharders_of
-from sidrec.plans.options import quiet
-from sidrec.plans.recipe_workload import recipe_workload
+from sidrec.plans.options import silenced_planner
+from sidrec.plans.workload import recipe_workload
 from sidrec.preflight.capacity_check import room_here, size
 from sidrec.preflight.data_checks import FILES
 from sidrec.preflight.data_sample import checksum_finding, read_sample, sample_findings
@@ -65,7 +65,7 @@ def plan_here(recipe: Recipe, device: torch.device, world: int) -> PlannedRun:
     reckoned = recipe_workload(recipe, data, world)
     model = reckoned.workload.model
     sharders = sharders_of(model, recipe.optimizer, recipe.seed)
-    with quiet():
+    with silenced_planner():
         plan = plan_for(model, sharders, recipe.parallel, lambda: reckoned.workload, hardware)
     return planned_run(recipe, data, reckoned, hardware, plan)
 

@@ -1,2 +1,5 @@
-"""Sharding plans: made, explained, kept as files, calibrated. Knows TorchRec's planner and no process group: worlds are
-described, not joined, so that plans can be made for hardware that is not there."""
+"""Sharding plans: searched, explained, kept as files, rated by cost models.
+
+This room uses TorchRec's planner but no process group: hardware is described, so that plans can be made for machines
+that are not at hand.
+"""

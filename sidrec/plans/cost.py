@@ -1,6 +1,11 @@
-"""What a plan is expected to cost: TorchRec's own cost model, and the contract that others of ours fulfil."""
+"""What a step costs under a plan: the work of each rank is counted, then priced.
 
-import json
+Two models rate a plan: TorchRec's own estimates (`TorchRecCost`), and costs per unit of work that were measured on
+this machine (`CalibratedCost`, from the file that `sidrec bench calibrate` writes).
+
+Shapes: W ranks, K kinds of work (`KINDS`).
+"""
+
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -8,25 +13,27 @@ from typing import Any, Protocol
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
-from scipy.optimize import nnls
 from torchrec.distributed.planner.types import Shard, ShardingOption
+from torchrec.distributed.types import ShardingType
 
 from sidrec.config import ConfigError
+from sidrec.io.files import write_json
+from sidrec.io.json_files import read_json
 from sidrec.plans.hardware import Hardware
-from sidrec.plans.work import KINDS, NO_PLANS, placed_tables, plan_work, table_work
-from sidrec.plans.workload import Workload
-from sidrec.schema import ContractError, read_json
+from sidrec.plans.workload import UNIFORM, TableLoad, Workload, ZipfLaw
+from sidrec.schema import ContractError
 from sidrec.text import place, short_repr
 
 PARTS = ("fwd_compute", "fwd_comms", "bwd_compute", "bwd_comms", "input_dist")
+"""Parts of a step that TorchRec's model tells apart."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Expected milliseconds of one training step.
+    """Predicted milliseconds of one training step.
 
-    step: all of it, as the slowest rank sees it. ranks: [world] each rank's own. tables: table -> [world] what it costs
-    each rank. parts: table -> part (PARTS) -> what it costs the rank that it costs most.
+    step: of the slowest rank. ranks: [W] of each rank. tables: table -> [W] its share on each rank.
+    parts: table -> part of the step -> milliseconds on the rank where the table costs most.
     """
 
     step: float
@@ -36,42 +43,44 @@ class Cost:
 
 
 class CostModel(Protocol):
-    """Rates placed options, that is, plans."""
+    """Predicts the step of a plan, given as placed options."""
 
     @property
     def name(self) -> str:
-        """How reports call the model."""
+        """The model's name in explanations."""
 
     @property
     def knows_replicas(self) -> bool:
-        """Whether it knows what replicated tables cost on CPU: a dense gradient, and an update of every row."""
+        """Whether it prices replicated tables on CPU: a dense gradient, and an update of every row."""
 
     def margin(self, world: int) -> float:
-        """Share of a step by which two plans must differ for the model to tell which is faster on so many ranks."""
+        """Smallest relative difference of two steps that the model can resolve on `world` ranks."""
 
     def rate(self, options: Sequence[ShardingOption], workload: Workload, hardware: Hardware) -> Cost:
-        """Expects every shard of every option to have a rank. The options need not hold all tables of the workload."""
+        """Every shard of every option must have a rank. The options may cover some tables of the workload only."""
 
 
 class TorchRecCost:
-    """TorchRec's estimates (planner.shard_estimators), added up on each rank; a step takes as long as the slowest
-    rank's sum. As TorchRec itself does, the input distribution is estimated but not added: pipelines hide it."""
+    """TorchRec's estimates (planner.shard_estimators), summed on each rank; the slowest rank's sum is the step.
+
+    Like TorchRec, it leaves the input distribution out of the sum, since pipelines overlap it.
+    """
 
     name = "torchrec"
     knows_replicas = False
 
     def margin(self, world: int) -> float:
-        """Nobody has measured it: taken at its word."""
+        """0: the error of TorchRec's model has not been measured."""
         return 0.0
 
     def rate(self, options: Sequence[ShardingOption], workload: Workload, hardware: Hardware) -> Cost:
-        """Milliseconds from shard.perf, which `enumerate_options` and `options_of` fill."""
-        tables = {option.name: _by_rank(option, hardware.world) for option in options}
+        """Sums shard.perf, which `enumerate_options` and `options_of` fill."""
+        tables = {option.name: _milliseconds_by_rank(option, hardware.world) for option in options}
         ranks = [sum((table[rank] for table in tables.values()), 0.0) for rank in range(hardware.world)]
         return Cost(max(ranks), ranks, tables, {option.name: _torchrec_parts(option) for option in options})
 
 
-def _by_rank(option: ShardingOption, world: int) -> list[float]:
+def _milliseconds_by_rank(option: ShardingOption, world: int) -> list[float]:
     ranks = [0.0] * world
     for shard in option.shards:
         ranks[_rank(option, shard)] += shard.perf.total
@@ -103,10 +112,136 @@ def _shard_parts(shard: Shard) -> Mapping[str, float]:
     }
 
 
-# What a plan costs on a machine that was calibrated: its work, at what each kind of work was measured to take there.
-#
-# Shapes: W ranks, K kinds of work.
+# The work of a plan, counted per rank and step.
 
+FLOAT = 4  # bytes
+
+ROW_TYPES = {ShardingType.ROW_WISE.value, ShardingType.TABLE_ROW_WISE.value, ShardingType.GRID_SHARD.value}
+HOST_TYPES = {ShardingType.TABLE_ROW_WISE.value, ShardingType.GRID_SHARD.value}
+REPLICATED = ShardingType.DATA_PARALLEL.value
+
+KINDS = (
+    "looked_up_ids",  # ids looked up by FBGEMM's fused kernels
+    "looked_up_bytes",  # bytes of their rows
+    "updated_bytes",  # bytes of the distinct rows among them: the backward pass updates a row once per step
+    "replicated_bytes",  # bytes of replicated tables: dense gradient, all-reduce, update of every row
+    "pooled_bags",  # bags pooled by a rank, for the rows of all ranks
+    "sent_ids",  # ids sent to the ranks that look them up
+    "sorted_ids",  # those among them that are first bucketed by row range
+    "exchanged_bytes",  # pooled embeddings sent whole, and their gradients back
+    "reduced_bytes",  # pooled embeddings sent as partial sums, and their gradients back
+    "divided_collections",  # collections with a table that is not replicated: one exchange of ids each
+    "exchanges",  # collectives of collections sharded by table or column: one per sharding type
+    "reductions",  # collectives of collections sharded by row: one per sharding type
+    "host_exchanges",  # second collective, between machines, of types that keep a table within one machine
+    "replications",  # collections with replicated tables
+    "multiplications",  # multiplications of the dense layers
+    "steps",  # 1: the fixed cost of a step
+)
+"""Kinds of work, each counted per rank and step."""
+NO_PLANS = ("multiplications", "steps")
+"""Kinds that are the same under every plan of a workload."""
+
+
+@dataclass(frozen=True)
+class PlacedShard:
+    """Rows [first_row, first_row + rows) of `columns` columns, on `rank`."""
+
+    rank: int
+    first_row: int
+    rows: int
+    columns: int
+
+
+@dataclass(frozen=True)
+class PlacedTable:
+    """A table of `rows` rows in the collection at path `collection`, and its shards."""
+
+    collection: str
+    table: str
+    rows: int
+    sharding_type: str
+    shards: tuple[PlacedShard, ...]
+
+
+def placed_tables(options: Sequence[ShardingOption]) -> list[PlacedTable]:
+    """The planner's placed options as plain data."""
+    placed = []
+    for option in options:
+        path, _ = option.module
+        shards = tuple(
+            PlacedShard(0 if shard.rank is None else shard.rank, shard.offset[0], shard.size[0], shard.size[1])
+            for shard in option.shards
+        )
+        placed.append(PlacedTable(path, option.name, int(option.tensor.shape[0]), option.sharding_type, shards))
+    return placed
+
+
+def plan_work(tables: Sequence[PlacedTable], workload: Workload, world: int) -> np.ndarray:
+    """float64 [W, K]: the work of each rank in a step."""
+    work_WK = joint_work(tables, world)
+    for table in tables:
+        work_WK += table_work(table, workload.loads[table.table], world)
+    work_WK[:, KINDS.index("multiplications")] += workload.rows_per_rank * workload.dense_parameters
+    work_WK[:, KINDS.index("steps")] += 1
+    return work_WK
+
+
+def table_work(table: PlacedTable, load: TableLoad, world: int) -> np.ndarray:
+    """float64 [W, K]: the work that one table adds to each rank. `joint_work` counts what tables share."""
+    work_WK = np.zeros((world, len(KINDS)))
+    ids, bags = load.bags * sum(load.ids_per_bag), load.bags * len(load.ids_per_bag)
+    if table.sharding_type == REPLICATED:
+        # Measured: neither the number of replicated tables nor the ids looked up in them matters.
+        work_WK[:, KINDS.index("replicated_bytes")] = table.rows * table.shards[0].columns * FLOAT
+        return work_WK
+    by_row = table.sharding_type in ROW_TYPES
+    elsewhere = (world - 1) / world
+    popularity = load.popularity or ZipfLaw(table.rows, UNIFORM)
+    for shard in table.shards:
+        rows = (shard.first_row, shard.first_row + shard.rows)
+        share = popularity.share(*rows)
+        pooled = world * bags * shard.columns * FLOAT
+        amounts = {
+            "looked_up_ids": world * ids * share,
+            "looked_up_bytes": world * ids * share * shard.columns * FLOAT,
+            "updated_bytes": popularity.distinct(*rows, world * ids) * shard.columns * FLOAT,
+            "pooled_bags": world * bags,
+            "reduced_bytes" if by_row else "exchanged_bytes": pooled * elsewhere,
+        }
+        for kind, amount in amounts.items():
+            work_WK[shard.rank, KINDS.index(kind)] += amount
+    column_splits = len({shard.rank for shard in table.shards}) if not by_row else 1
+    work_WK[:, KINDS.index("sent_ids")] += ids * column_splits * elsewhere
+    if by_row:
+        work_WK[:, KINDS.index("sorted_ids")] += ids
+    return work_WK
+
+
+def joint_work(tables: Sequence[PlacedTable], world: int) -> np.ndarray:
+    """float64 [W, K]: collectives, whatever their size: one per collection and sharding type, one per collection's ids.
+
+    They are counted once for all tables of a collection, not per table.
+    """
+    work_WK = np.zeros((world, len(KINDS)))
+    for _, sharding_type in {(table.collection, table.sharding_type) for table in tables}:
+        if sharding_type == REPLICATED:
+            kind = "replications"
+        else:
+            kind = "reductions" if sharding_type in ROW_TYPES else "exchanges"
+        for each in (kind, "host_exchanges") if sharding_type in HOST_TYPES else (kind,):
+            work_WK[:, KINDS.index(each)] += 1
+    divided = {table.collection for table in tables if table.sharding_type != REPLICATED}
+    work_WK[:, KINDS.index("divided_collections")] = len(divided)
+    return work_WK
+
+
+def work_by_kind(work_K: np.ndarray) -> Mapping[str, float]:
+    """Kind -> amount."""
+    return dict(zip(KINDS, work_K.tolist(), strict=True))
+
+
+# The calibrated cost model: work times measured milliseconds per unit.
 
 LOOKUPS = ("looked_up_ids", "looked_up_bytes", "updated_bytes", "pooled_bags")
 INPUTS = ("sent_ids", "sorted_ids")
@@ -114,17 +249,14 @@ REPLICAS = "replicated_bytes"
 OUTPUTS = ("exchanged_bytes", "reduced_bytes", REPLICAS)
 
 
-# What each kind of work costs on this machine, fitted to plans that were measured here; and the file that keeps it.
-#
-# Shapes: W ranks, K kinds of work, N measured plans.
-
-
 @dataclass(frozen=True)
-class Fit:
-    """milliseconds: kind of work -> milliseconds per unit. samples: plans it was fitted to, of these workloads.
+class UnitCosts:
+    """Measured costs of a unit of work. milliseconds: kind of work -> milliseconds per unit.
 
-    error: median of |predicted - measured| / measured over these plans. spread: the same where each bench's own factor
-    is taken out, which no plan changes: how far apart two plans of a model must be to be told apart.
+    samples: number of measured plans that they were regressed on, of these workloads.
+    error: median of |predicted - measured| / measured over these plans.
+    spread: the same after dividing by each bench's own factor, which no plan changes: the smallest relative difference
+    between two plans of a model that can be resolved.
     """
 
     milliseconds: dict[str, float]
@@ -138,27 +270,30 @@ class Fit:
         return np.array([self.milliseconds.get(kind, 0.0) for kind in KINDS])
 
     def step(self, work_WK: np.ndarray) -> float:
-        """Expected milliseconds of a step: the slowest rank's."""
+        """Predicted milliseconds of a step: the slowest rank's."""
         return float((work_WK @ self.costs()).max())
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """worlds: number of ranks -> fit, as ranks share cores and links. conditions: machine, commit, files fitted to."""
+    """worlds: number of ranks -> costs, since ranks share cores and links. conditions: machine, commit, bench files."""
 
     version: int
     device: str
-    worlds: dict[int, Fit]
+    worlds: dict[int, UnitCosts]
     conditions: dict[str, Any] = field(default_factory=dict)
 
-    def fit_for(self, world: int) -> Fit:
-        """The fit of that world, or of the nearest one that was measured."""
+    def costs_for(self, world: int) -> UnitCosts:
+        """The costs measured on `world` ranks, or else on the nearest number of ranks."""
         return self.worlds[min(self.worlds, key=lambda measured: (abs(np.log(measured / world)), measured))]
 
 
 class CalibratedCost:
-    """Rates plans by a calibration. Unlike TorchRec's model it also counts what a collection's collectives cost at all,
-    whatever is in them, the sending of ids, and the dense layers; it does not tell forward from backward."""
+    """Rates plans by a calibration.
+
+    Unlike TorchRec's model it prices the fixed cost of collectives, the sending of ids, and the dense layers. It does
+    not separate forward from backward.
+    """
 
     name = "calibrated"
 
@@ -167,16 +302,16 @@ class CalibratedCost:
 
     @property
     def knows_replicas(self) -> bool:
-        """Where replicated tables were measured."""
-        return all(fit.milliseconds.get(REPLICAS, 0.0) > 0 for fit in self._calibration.worlds.values())
+        """Whether replicated tables were measured in every world."""
+        return all(costs.milliseconds.get(REPLICAS, 0.0) > 0 for costs in self._calibration.worlds.values())
 
     def margin(self, world: int) -> float:
-        """How far the fit is off between plans of one model."""
-        return self._calibration.fit_for(world).spread
+        """The calibration's error between plans of one model."""
+        return self._calibration.costs_for(world).spread
 
     def rate(self, options: Sequence[ShardingOption], workload: Workload, hardware: Hardware) -> Cost:
-        """Parts of a table: `lookups`, forward and backward; `input_dist`; `comms`, of embeddings and gradients."""
-        cost_K = self._calibration.fit_for(hardware.world).costs()
+        """Parts of a table: `lookups` (forward and backward), `input_dist`, `comms` (embeddings and gradients)."""
+        cost_K = self._calibration.costs_for(hardware.world).costs()
         tables = placed_tables(options)
         work_WK = {table.table: table_work(table, workload.loads[table.table], hardware.world) for table in tables}
         rank_W = plan_work(tables, workload, hardware.world) @ cost_K
@@ -184,112 +319,40 @@ class CalibratedCost:
             step=float(rank_W.max()),
             ranks=rank_W.tolist(),
             tables={name: (each_WK @ cost_K).tolist() for name, each_WK in work_WK.items()},
-            parts={name: _parts(each_WK, cost_K) for name, each_WK in work_WK.items()},
+            parts={name: _calibrated_parts(each_WK, cost_K) for name, each_WK in work_WK.items()},
         )
 
 
-def _parts(work_WK: np.ndarray, cost_K: np.ndarray) -> dict[str, float]:
+def _calibrated_parts(work_WK: np.ndarray, cost_K: np.ndarray) -> dict[str, float]:
     cost_WK = work_WK * cost_K
-    dearest_K = cost_WK[cost_WK.sum(axis=1).argmax()]
-    named = dict(zip(KINDS, dearest_K.tolist(), strict=True))
+    costliest_K = cost_WK[cost_WK.sum(axis=1).argmax()]
+    by_kind = work_by_kind(costliest_K)
     return {
-        part: sum(named[kind] for kind in kinds)
+        part: sum(by_kind[kind] for kind in kinds)
         for part, kinds in (("lookups", LOOKUPS), ("comms", OUTPUTS), ("input_dist", INPUTS))
     }
 
 
+# The calibration file.
+
 VERSION = 4
-ROUNDS = 20  # of choosing each plan's slowest rank anew; it settles within a few
-RIDGE = 1e-3  # of a plan's time, on each kind's share: decides between kinds that always come together
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A plan that was measured, beside the others of its bench. work_WK: float64, what it makes each rank do. step:
-    milliseconds."""
-
-    workload: str
-    bench: str
-    plan: str
-    work_WK: np.ndarray
-    step: float
-
-
-def fit(samples: Sequence[Sample]) -> Fit:
-    """Non-negative least squares of relative errors (Lawson & Hanson 1974).
-
-    A step takes what its slowest rank's work costs. Which rank that is depends on the costs: found in turns. What no
-    plan changes is one unknown per bench, so that a model whose dense layers take long says nothing about plans, nor an
-    hour in which the machine was slow; the costs of dense layers and of a step at all are then fitted to these. Raises
-    ConfigError without samples.
-    """
-    if not samples:
-        raise ConfigError("calibration: expected at least one measured plan, got none")
-    benches = sorted({sample.bench for sample in samples})
-    step_N = np.array([sample.step for sample in samples])
-    most_K = np.max([sample.work_WK.max(axis=0) for sample in samples], axis=0)
-    scale_K = np.where(most_K > 0, most_K, 1.0)
-    cost_K = np.full(len(KINDS), step_N.mean()) / scale_K
-    for _ in range(ROUNDS):
-        slowest_NK = np.stack([sample.work_WK[np.argmax(sample.work_WK @ cost_K)] for sample in samples])
-        found_K = _costs(samples, benches, slowest_NK, scale_K)
-        if np.allclose(found_K, cost_K, rtol=1e-6, atol=0):
-            break
-        cost_K = found_K
-    predicted_N = np.array([(sample.work_WK @ cost_K).max() for sample in samples])
-    return Fit(
-        milliseconds=dict(zip(KINDS, cost_K.tolist(), strict=True)),
-        samples=len(samples),
-        workloads=sorted({sample.workload for sample in samples}),
-        error=float(np.median(np.abs(predicted_N - step_N) / step_N)),
-        spread=_spread(samples, benches, predicted_N / step_N),
-    )
-
-
-def _spread(samples: Sequence[Sample], benches: Sequence[str], ratio_N: np.ndarray) -> float:
-    """ratio_N: predicted to measured steps."""
-    bench_N = np.array([sample.bench for sample in samples])
-    factor_N = np.select(
-        [bench_N == name for name in benches], [np.median(ratio_N[bench_N == name]) for name in benches]
-    )
-    return float(np.median(np.abs(ratio_N / factor_N - 1)))
-
-
-def _costs(samples: Sequence[Sample], benches: Sequence[str], work_NK: np.ndarray, scale_K: np.ndarray) -> np.ndarray:
-    """float64 [K] milliseconds per unit, for the work of each plan's slowest rank. scale_K: most work of a kind."""
-    step_N = np.array([sample.step for sample in samples])
-    of_plans = [k for k, kind in enumerate(KINDS) if kind not in NO_PLANS]
-    of_none = [k for k, kind in enumerate(KINDS) if kind in NO_PLANS]
-    bench_NJ = np.array([[sample.bench == name for name in benches] for sample in samples], dtype=float)
-    relative = np.hstack([work_NK[:, of_plans], bench_NJ]) / step_N[:, None]
-    ridge = np.diag(np.append(RIDGE * scale_K[of_plans] / step_N.mean(), np.zeros(len(benches))))
-    found, _ = nnls(np.vstack([relative, ridge]), np.append(np.ones(len(samples)), np.zeros(len(ridge))))
-    cost_K = np.zeros(len(KINDS))
-    cost_K[of_plans], rest_J = found[: len(of_plans)], found[len(of_plans) :]
-    first = [next(n for n, sample in enumerate(samples) if sample.bench == name) for name in benches]
-    weight_J = 1 / np.array([step_N[bench_NJ[:, j] > 0].min() for j in range(len(benches))])
-    cost_K[of_none], _ = nnls(work_NK[np.ix_(first, of_none)] * weight_J[:, None], rest_J * weight_J)
-    return cost_K
-
 
 _CALIBRATION: TypeAdapter[Calibration] = TypeAdapter(Calibration)
 
 
 def is_calibration(path: Path) -> bool:
-    """Whether a file is a calibration of any version. Raises ContractError for what is no JSON."""
+    """Whether a file is a calibration of any version. Raises ContractError for a file that is not JSON."""
     raw = read_json(path, "a calibration")
     return isinstance(raw, dict) and {"version", "device", "worlds"} <= set(raw)
 
 
 def save_calibration(path: Path, calibration: Calibration) -> None:
-    """Writes the file, whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(json.dumps(asdict(calibration), indent=1) + "\n")
-    partial.replace(path)
+    """Writes the file in one step."""
+    write_json(path, asdict(calibration))
 
 
 def load_calibration(path: Path, device: str) -> Calibration:
-    """Reads a calibration file. Raises ConfigError for what is not one, or is one of another device."""
+    """Reads a calibration file. Raises ConfigError for another kind of file, version or device."""
     try:
         raw = read_json(path, "a calibration")
     except ContractError as error:
@@ -300,7 +363,7 @@ def load_calibration(path: Path, device: str) -> Calibration:
         calibration = _CALIBRATION.validate_python(raw)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = place(first["loc"]) or "all of it"
+        where = place(first["loc"]) or "the whole file"
         got = short_repr(first["input"])
         raise ConfigError(f"{path}: expected a calibration, {where}: {first['msg']}, got {got}") from None
     if calibration.device != device:

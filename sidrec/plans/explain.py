@@ -1,5 +1,6 @@
-"""What a plan is and why: each table's layout, bytes and cost, what it would cost laid out otherwise, each rank's load,
-and what the data say.
+"""A plan explained: each table's layout, memory and cost, its other layouts, the load of each rank, and remarks.
+
+`explain` makes an `Explanation` (plain data, for `--json`); `explanation_text` prints it for a terminal.
 
 Shapes: W ranks, S shards of a table.
 """
@@ -12,20 +13,30 @@ from typing import Any
 import numpy as np
 from torchrec.distributed.planner.types import ShardingOption, Storage
 
-from sidrec.plans.cost import CostModel
-from sidrec.plans.hardware import GB, Hardware
-from sidrec.plans.memory import in_host_memory, table_bytes
-from sidrec.plans.options import FAST_KERNELS, TYPES, Sharders, enumerate_options, table_room
-from sidrec.plans.placement import Board, Piece, piece
+from sidrec.plans.cost import FLOAT, REPLICATED, ROW_TYPES, CostModel
+from sidrec.plans.hardware import Hardware
+from sidrec.plans.options import (
+    FAST_KERNELS,
+    SHARDING_TYPES,
+    Sharders,
+    enumerate_options,
+    in_host_memory,
+    table_bytes,
+    table_memory,
+)
+from sidrec.plans.placement import Placement, RatedLayout, rated_layout
 from sidrec.plans.search import DEFAULT, Candidate
-from sidrec.plans.work import FLOAT, REPLICATED, ROW_TYPES
 from sidrec.plans.workload import TableLoad, Workload
+from sidrec.text import byte_size, text_table
 
 
 @dataclass(frozen=True)
-class Rejected:
-    """Another layout of one table. step: milliseconds of a step with the table laid out so, in the best way found, and
-    all others left as they are; None where it fits no rank. lacking: bytes that it lacks then, 0 where it fits."""
+class OtherLayout:
+    """A layout of one table that the plan does not use.
+
+    step: predicted milliseconds with this layout in its best place, all other tables as planned; None if it fits no
+    rank. lacking: bytes that are then missing, else 0.
+    """
 
     sharding_type: str
     compute_kernel: str
@@ -34,9 +45,12 @@ class Rejected:
 
 
 @dataclass(frozen=True)
-class TableReport:
-    """ranks: of the shards, in their order. weights, state: bytes over all ranks, state with a dense gradient where
-    there is one. parts: part of a step -> milliseconds for the rank that the table costs most. dearest: their sum."""
+class TableExplanation:
+    """One table of the plan.
+
+    ranks: of the shards, in order. weights, state: bytes over all ranks; state includes a dense gradient.
+    parts: part of a step -> milliseconds, on the rank where the table costs most. dearest: their sum.
+    """
 
     table: str
     collection: str
@@ -49,12 +63,12 @@ class TableReport:
     state: int
     parts: dict[str, float]
     dearest: float
-    rejected: list[Rejected]
+    rejected: list[OtherLayout]
 
 
 @dataclass(frozen=True)
-class RankReport:
-    """used: bytes of tables, their inputs and outputs; room: bytes there are for them. step: milliseconds."""
+class RankLoad:
+    """used: bytes of tables, inputs and outputs; room: bytes available for them. step: milliseconds."""
 
     rank: int
     used: int
@@ -62,22 +76,12 @@ class RankReport:
     step: float
 
 
-# What the data say of a plan that cost models do not: popular ids crowd row-wise shards, tables smaller than what is
-# exchanged for them could be replicated.
-
-
-def remarks(
-    options: Sequence[ShardingOption], workload: Workload, hardware: Hardware, knows_replicas: bool
-) -> list[str]:
-    """Sentences on placed options, the telling ones first. knows_replicas: as the cost model says."""
-    return [*_crowded(options, workload), *_small(options, workload, hardware, knows_replicas)]
-
-
 @dataclass(frozen=True)
 class Explanation:
     """A plan for `workload` on `hardware`, rated by the cost model `cost`. step: milliseconds of the slowest rank.
 
-    candidates: every plan that was found -> its step, the best first. remarks: sentences.
+    candidates: every plan found -> its step, the best first. search_cut: TorchRec's own search was stopped before its
+    end. remarks: sentences.
     """
 
     workload: str
@@ -86,35 +90,37 @@ class Explanation:
     cost: str
     plan: str
     step: float
-    tables: list[TableReport]
-    ranks: list[RankReport]
+    tables: list[TableExplanation]
+    ranks: list[RankLoad]
     candidates: dict[str, float]
     search_cut: bool
     remarks: list[str]
 
     def as_json(self) -> dict[str, Any]:
+        """Plain data."""
         return asdict(self)
 
 
 def explain(
     candidates: Sequence[Candidate], workload: Workload, hardware: Hardware, sharders: Sharders, cost: CostModel
 ) -> Explanation:
-    """Explains the first of `candidates`, as `search` returns them; every sharding type is held against it."""
+    """Explains the first of `candidates`, as `search` returns them, and compares all other layouts of each table."""
     best = candidates[0]
-    room = table_room(workload, hardware, sharders)
-    pieces = {
-        name: [piece(option, cost, workload, hardware) for option in found]
+    memory = table_memory(workload, hardware, sharders)
+    layouts = {
+        name: [rated_layout(option, cost, workload, hardware) for option in found]
         for name, found in enumerate_options(workload, hardware, sharders).items()
     }
-    board = Board.empty(hardware, room)
+    placement = Placement.empty(hardware, memory)
     for option in best.options:
-        board.put(piece(option, cost, workload, hardware), np.array([shard.rank for shard in option.shards]))
-    shared = best.cost.step - float(board.load_W.max())
+        layout = rated_layout(option, cost, workload, hardware)
+        placement.place(layout, np.array([shard.rank for shard in option.shards]))
+    shared = best.cost.step - float(placement.load_W.max())
     tables = [
-        _table(option, best, sharders, _rejected(option, pieces[option.name], board, hardware, shared))
+        _table(option, best, sharders, _other_layouts(option, layouts[option.name], placement, hardware, shared))
         for option in best.options
     ]
-    default = next((each for each in candidates if each.name == "default"), best)
+    default = next((each for each in candidates if each.name == DEFAULT), best)
     return Explanation(
         workload=workload.name,
         rows_per_rank=workload.rows_per_rank,
@@ -123,17 +129,19 @@ def explain(
         plan=best.name,
         step=best.cost.step,
         tables=tables,
-        ranks=_rank_reports(best, room, hardware),
+        ranks=_rank_loads(best, memory, hardware),
         candidates={each.name: each.cost.step for each in candidates},
         search_cut=default.cut,
         remarks=remarks(best.options, workload, hardware, cost.knows_replicas),
     )
 
 
-def _table(option: ShardingOption, plan: Candidate, sharders: Sharders, rejected: list[Rejected]) -> TableReport:
+def _table(
+    option: ShardingOption, plan: Candidate, sharders: Sharders, rejected: list[OtherLayout]
+) -> TableExplanation:
     sizes = table_bytes(option, sharders)
     rows, width = option.tensor.shape
-    return TableReport(
+    return TableExplanation(
         table=option.name,
         collection=option.path,
         rows=rows,
@@ -149,51 +157,125 @@ def _table(option: ShardingOption, plan: Candidate, sharders: Sharders, rejected
     )
 
 
-def _rejected(
-    option: ShardingOption, pieces: Sequence[Piece], board: Board, hardware: Hardware, shared: float
-) -> list[Rejected]:
-    """Every other way of laying out the table. shared: milliseconds of a step that are no table's own."""
-    old = board.take(option.name)
-    found = []
-    for each in pieces:
-        if (each.option.sharding_type, each.option.compute_kernel) == (option.sharding_type, option.compute_kernel):
+def _other_layouts(
+    option: ShardingOption,
+    layouts: Sequence[RatedLayout],
+    placement: Placement,
+    hardware: Hardware,
+    shared: float,
+) -> list[OtherLayout]:
+    """shared: milliseconds of a step that belong to no table."""
+    planned = placement.remove(option.name)
+    others = []
+    for layout in layouts:
+        kind = (layout.option.sharding_type, layout.option.compute_kernel)
+        if kind == (option.sharding_type, option.compute_kernel):
             continue
-        steps = [float(board.load_with(each, rank_S).max()) + shared for rank_S in board.ranks_for(each)]
-        lacking = 0 if steps else board.lacking(each, int(in_host_memory(each.option, hardware.device)))
-        found.append(Rejected(each.option.sharding_type, each.option.compute_kernel, min(steps, default=None), lacking))
-    board.put(*old)
-    return sorted(found, key=lambda way: (way.step is None, way.step or 0.0, way.lacking))
+        ways = placement.feasible_ranks(layout)
+        steps = [float(placement.load_with(layout, rank_S).max()) + shared for rank_S in ways]
+        in_host = int(in_host_memory(layout.option, hardware.device))
+        missing = 0 if steps else placement.missing_bytes(layout, in_host)
+        others.append(OtherLayout(*kind, min(steps, default=None), missing))
+    placement.place(*planned)
+    return sorted(others, key=lambda other: (other.step is None, other.step or 0.0, other.lacking))
 
 
-def _rank_reports(plan: Candidate, room: Storage, hardware: Hardware) -> list[RankReport]:
+def _rank_loads(plan: Candidate, memory: Storage, hardware: Hardware) -> list[RankLoad]:
     used_W = np.zeros(hardware.world, dtype=np.int64)
     for option in plan.options:
         for shard in option.shards:
             used_W[shard.rank] += shard.storage.ddr if hardware.device == "cpu" else shard.storage.hbm
-    cap = room.ddr if hardware.device == "cpu" else room.hbm
+    available = memory.ddr if hardware.device == "cpu" else memory.hbm
     return [
-        RankReport(rank, int(used), cap, step)
+        RankLoad(rank, int(used), available, step)
         for rank, (used, step) in enumerate(zip(used_W, plan.cost.ranks, strict=True))
     ]
 
 
-def by_layout(tables: Sequence[TableReport]) -> Mapping[str, int]:
-    """Sharding type -> tables laid out so, the most frequent first."""
-    types = [table.sharding_type for table in tables]
-    return {kind: types.count(kind) for kind in sorted(set(types), key=lambda kind: (-types.count(kind), kind))}
+# Remarks: facts about the data that the cost models do not show.
+
+CROWDED = 1.5
+"""Times its even share of lookups from which a shard is remarked on."""
+NAMED = 6
+"""Tables that a remark names, the most affected first."""
 
 
-# An explanation as lines of text, for terminals of 120 columns.
+def remarks(
+    options: Sequence[ShardingOption], workload: Workload, hardware: Hardware, knows_replicas: bool
+) -> list[str]:
+    """Sentences on placed options. knows_replicas: whether the cost model prices replicated tables on CPU."""
+    return [*_crowded_shards(options, workload), *_cheap_replicas(options, workload, hardware, knows_replicas)]
 
+
+def _crowded_shards(options: Sequence[ShardingOption], workload: Workload) -> list[str]:
+    """Row shards with most of a table's lookups, because popular ids have neighbouring rows."""
+    found = []
+    for option in options:
+        shares = row_shares(option, workload.loads[option.name])
+        if option.sharding_type in ROW_TYPES and shares and max(shares) * len(shares) > CROWDED:
+            found.append((max(shares) * len(shares), option.name, shares, option.sharding_type))
+    if not found:
+        return []
+    found.sort(reverse=True)
+    names = ", ".join(
+        f"{name} ({kind}: {max(shares):.0%}, {times:.1f} times an even share)"
+        for times, name, shares, kind in found[:NAMED]
+    )
+    return [
+        "popular ids are in neighbouring rows, so that one row shard gets most lookups of a table: "
+        f"{names}{_and_more(found)}"
+    ]
+
+
+def row_shares(option: ShardingOption, load: TableLoad) -> list[float]:
+    """Expected share of the lookups in each row range of the option's shards; [] if popularity is unknown."""
+    if load.popularity is None:
+        return []
+    ranges = sorted({(shard.offset[0], shard.offset[0] + shard.size[0]) for shard in option.shards})
+    return [load.popularity.share(first, last) for first, last in ranges]
+
+
+def _cheap_replicas(
+    options: Sequence[ShardingOption], workload: Workload, hardware: Hardware, knows_replicas: bool
+) -> list[str]:
+    """Tables smaller than the embeddings exchanged for them: replicas exchange a gradient as large as the table."""
+    found = []
+    for option in options:
+        load, (rows, width) = workload.loads[option.name], option.tensor.shape
+        table = rows * width * FLOAT
+        exchanged = load.bags * len(load.ids_per_bag) * width * FLOAT
+        if option.sharding_type != REPLICATED and hardware.world > 1 and exchanged > table:
+            found.append((exchanged / table, option.name, table, exchanged))
+    if not found:
+        return []
+    found.sort(reverse=True)
+    names = ", ".join(
+        f"{name} ({byte_size(table)}; a rank sends {byte_size(exchanged)} of embeddings a step)"
+        for _, name, table, exchanged in found[:NAMED]
+    )
+    if knows_replicas or hardware.device != "cpu":
+        verdict = "the predicted steps with replicas are in column DP"
+    else:
+        verdict = "not replicated all the same: without a calibration the cost of replicas on CPU is unknown"
+    return [
+        "these tables are smaller than what is exchanged for them, so that replicas would send less: "
+        f"{names}{_and_more(found)}; {verdict}"
+    ]
+
+
+def _and_more(found: Sequence[object]) -> str:
+    return f" and {len(found) - NAMED} more" if found[NAMED:] else ""
+
+
+# The explanation as text, for terminals of 120 columns.
 
 COLUMNS = 120
 TABLES = 40
 """Tables that are shown, the costliest first."""
 RANKS = 16
 PLANS = 8
-NAME = 18
-
-
+NAME = 16
+"""Letters of a table's name that are shown."""
 SHORT = {
     "data_parallel": "DP",
     "table_wise": "TW",
@@ -211,97 +293,109 @@ SHORT = {
 
 
 def explanation_text(explained: Explanation) -> str:
-    """What was planned, tables, ranks, other plans, remarks."""
-    lines = [line for words in _head(explained) for line in wrap(words, COLUMNS)]
-    lines += ["", *_tables(explained), "", *_otherwise(explained), "", *_ranks(explained), "", *_plans(explained)]
-    for remark in explained.remarks:
-        lines += ["", *wrap(remark, COLUMNS)]
-    return "\n".join(lines)
+    """The plan, its tables, other layouts, ranks, other plans, remarks."""
+    head = [line for sentence in _head(explained) for line in wrap(sentence, COLUMNS)]
+    sections = [_tables(explained), _layouts(explained), _ranks(explained), _plans(explained)]
+    paragraphs = ["\n".join(wrap(remark, COLUMNS)) for remark in explained.remarks]
+    return "\n\n".join(["\n".join(head), *("\n".join(section) for section in sections), *paragraphs])
 
 
 def _head(explained: Explanation) -> Iterator[str]:
-    there = explained.hardware
-    machines = there["world"] // there["local_world"]
+    hardware = explained.hardware
+    machines = hardware["world"] // hardware["local_world"]
     yield (
-        f"{explained.workload} on {there['name']}: {there['world']} rank(s), {machines} machine(s), {there['device']}, "
-        f"{explained.rows_per_rank:,} rows per rank and step"
+        f"{explained.workload} on {hardware['name']}: {hardware['world']} rank(s), {machines} machine(s), "
+        f"{hardware['device']}, {explained.rows_per_rank:,} rows per rank and step"
     )
     types = ", ".join(f"{count} {kind}" for kind, count in by_layout(explained.tables).items())
     yield f"plan: {types}; found by: {explained.plan}"
-    step = f"step of the slowest rank, as the cost model {explained.cost} expects: {explained.step:.3f} ms"
+    step = f"predicted step of the slowest rank (cost model: {explained.cost}): {explained.step:.3f} ms"
     default = explained.candidates.get(DEFAULT)
     if default is None:
         yield f"{step}; TorchRec's own search finds no plan that fits"
     elif default > explained.step:
         yield f"{step}; {1 - explained.step / default:.1%} less than TorchRec's default plan ({default:.3f} ms)"
     else:
-        yield f"{step}; no plan found beats TorchRec's default"
+        yield f"{step}; no plan found is faster than TorchRec's default"
     if explained.search_cut:
-        yield "TorchRec's own search was stopped before its end: so many tables and ranks would take it hours"
+        yield "TorchRec's own search was stopped early: with so many tables and ranks it would take hours"
+
+
+def by_layout(tables: Sequence[TableExplanation]) -> Mapping[str, int]:
+    """Sharding type -> number of tables, the most frequent first."""
+    types = [table.sharding_type for table in tables]
+    return {kind: types.count(kind) for kind in sorted(set(types), key=lambda kind: (-types.count(kind), kind))}
 
 
 def _tables(explained: Explanation) -> Iterator[str]:
     parts = list(explained.tables[0].parts)
-    headings = ["table", "rows x width", "layout", "ranks", "weights", "state", "ms", *(SHORT.get(p, p) for p in parts)]
+    head = ["table", "rows x width", "layout", "ranks", "weights", "state", "ms", *(SHORT.get(p, p) for p in parts)]
     rows = [
         [
             _cut(table.table),
             f"{table.rows}x{table.width}",
             _layout(table),
             rank_ranges(table.ranks),
-            _bytes(table.weights),
-            _bytes(table.state),
+            byte_size(table.weights),
+            byte_size(table.state),
             _ms(table.dearest),
             *(_ms(table.parts[part]) for part in parts),
         ]
         for table in _costliest(explained)
     ]
-    yield "each table: bytes over all ranks; ms, and of what, for the rank that it costs most"
-    yield from _aligned(headings, rows, left=4)
+    yield "tables: bytes over all ranks; milliseconds, and their parts, on the rank where the table costs most"
+    yield text_table([head, *rows], left=4, gap=1)
     hidden = len(explained.tables) - len(rows)
     if hidden:
-        yield f"and {hidden} more, each cheaper; --json has all"
+        yield f"and {hidden} more, each cheaper; --json lists all"
 
 
-def _otherwise(explained: Explanation) -> Iterator[str]:
-    yield "the step in ms if one table alone were laid out otherwise (* as planned; -: as many bytes short)"
-    headings = ["table", *(SHORT[kind] for kind in TYPES)]
+def _layouts(explained: Explanation) -> Iterator[str]:
+    yield "predicted step in ms with another layout of one table (*: as planned; -: does not fit by so many bytes)"
     rows = []
     for table in _costliest(explained):
-        ways = {way.sharding_type: way for way in reversed(table.rejected)}
-        rows.append([_cut(table.table), *(_way(kind, table, ways.get(kind)) for kind in TYPES)])
-    yield from _aligned(headings, rows, left=1)
+        others = {other.sharding_type: other for other in reversed(table.rejected)}
+        rows.append([_cut(table.table), *(_other(kind, table, others.get(kind)) for kind in SHARDING_TYPES)])
+    yield text_table([["table", *(SHORT[kind] for kind in SHARDING_TYPES)], *rows])
 
 
-def _way(kind: str, table: TableReport, way: Rejected | None) -> str:
+def _other(kind: str, table: TableExplanation, other: OtherLayout | None) -> str:
     if kind == table.sharding_type:
         return "*"
-    if way is None:
+    if other is None:
         return ""
-    return f"-{_bytes(way.lacking)}" if way.step is None else f"{way.step:.3f}"
+    return f"-{byte_size(other.lacking)}" if other.step is None else f"{other.step:.3f}"
 
 
 def _ranks(explained: Explanation) -> Iterator[str]:
     by_step = sorted(explained.ranks, key=lambda rank: -rank.step)
     shown = sorted(by_step[:RANKS], key=lambda rank: rank.rank)
     mean = sum(rank.step for rank in by_step) / len(by_step)
-    yield f"each rank (slowest {by_step[0].step:.3f} ms, mean {mean:.3f} ms); bytes with inputs and outputs"
-    rows = [[str(rank.rank), f"{rank.step:.3f}", _bytes(rank.used), _bytes(rank.room)] for rank in shown]
-    yield from _aligned(["rank", "ms", "bytes", "room"], rows, left=0)
+    yield f"ranks: predicted step (slowest {by_step[0].step:.3f} ms, mean {mean:.3f} ms); bytes with inputs and outputs"
+    rows = [[str(rank.rank), f"{rank.step:.3f}", byte_size(rank.used), byte_size(rank.room)] for rank in shown]
+    yield text_table([["rank", "ms", "used", "available"], *rows], left=0)
     if len(by_step) > len(shown):
-        yield f"and {len(by_step) - len(shown)} more, each faster or as fast"
+        yield f"and {len(by_step) - len(shown)} more, none slower"
 
 
 def _plans(explained: Explanation) -> Iterator[str]:
     named = list(explained.candidates.items())
     shown = named[:PLANS] + [each for each in named[PLANS:] if each[0] == DEFAULT]
-    yield f"plans found, {len(named)} in all, against the best"
+    yield f"plans found: {len(named)}; predicted step, and difference from the chosen plan"
     rows = [[name, f"{step:.3f} ms", f"{step / explained.step - 1:+.1%}"] for name, step in shown]
-    yield from _aligned(["plan", "step", ""], rows, left=1)
+    yield text_table([["plan", "step", ""], *rows])
+
+
+def _costliest(explained: Explanation) -> list[TableExplanation]:
+    return sorted(explained.tables, key=lambda table: -table.dearest)[:TABLES]
+
+
+def _layout(table: TableExplanation) -> str:
+    return table.sharding_type if table.compute_kernel in FAST_KERNELS else f"{SHORT[table.sharding_type]} uvm"
 
 
 def rank_ranges(ranks: Sequence[int]) -> str:
-    """Ranks as `0-7`, `3`, `0,4-5`; repeated ones once."""
+    """Distinct ranks as `0-7`, `3` or `0,4-5`; as a count if that is long."""
     numbers = sorted(set(ranks))
     runs: list[list[int]] = []
     for number in numbers:
@@ -313,91 +407,9 @@ def rank_ranges(ranks: Sequence[int]) -> str:
     return text if len(text) <= 9 else f"{len(numbers)} ranks"
 
 
-def _costliest(explained: Explanation) -> list[TableReport]:
-    return sorted(explained.tables, key=lambda table: -table.dearest)[:TABLES]
-
-
-def _layout(table: TableReport) -> str:
-    return table.sharding_type if table.compute_kernel in FAST_KERNELS else f"{SHORT[table.sharding_type]} uvm"
-
-
-def _aligned(headings: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> Iterator[str]:
-    """The first `left` columns to the left, numbers to the right."""
-    widths = [max(len(row[place]) for row in [headings, *rows]) for place in range(len(headings))]
-    for row in [headings, *rows]:
-        cells = (
-            cell.ljust(width) if place < left else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        yield " ".join(cells).rstrip()
-
-
 def _cut(name: str) -> str:
     return name if len(name) <= NAME else f"{name[: NAME - 1]}…"
 
 
 def _ms(value: float) -> str:
     return f"{value:.1f}" if value >= 100 else f"{value:.3f}"
-
-
-def _bytes(size: float) -> str:
-    for unit, name in ((1000 * GB, "TB"), (GB, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if size >= unit:
-            return f"{size / unit:.1f}{name}"
-    return f"{size:.0f}B"
-
-
-CROWDED = 1.5
-"""Times its even share that a shard is looked up before it is worth a sentence."""
-SAID = 6
-"""Tables that a sentence names, the telling ones first."""
-
-
-def _crowded(options: Sequence[ShardingOption], workload: Workload) -> list[str]:
-    found = []
-    for option in options:
-        shares = row_shares(option, workload.loads[option.name])
-        if option.sharding_type in ROW_TYPES and shares and max(shares) * len(shares) > CROWDED:
-            found.append((max(shares) * len(shares), option.name, shares, option.sharding_type))
-    if not found:
-        return []
-    found.sort(reverse=True)
-    names = ", ".join(
-        f"{name} ({kind}: {max(shares):.0%}, {times:.1f} times an even share)"
-        for times, name, shares, kind in found[:SAID]
-    )
-    more = f" and {len(found) - SAID} more" if found[SAID:] else ""
-    return [f"popular ids are neighbours, so that one row shard is looked up for most of a table's ids: {names}{more}"]
-
-
-def row_shares(option: ShardingOption, load: TableLoad) -> list[float]:
-    """Expected share of the ids that each range of rows of the option's shards gets; [] where that is not known."""
-    if load.popularity is None:
-        return []
-    ranges = sorted({(shard.offset[0], shard.offset[0] + shard.size[0]) for shard in option.shards})
-    return [load.popularity.share(first, last) for first, last in ranges]
-
-
-def _small(
-    options: Sequence[ShardingOption], workload: Workload, hardware: Hardware, knows_replicas: bool
-) -> list[str]:
-    """Replicas exchange a gradient as large as the table; shards exchange embeddings and their gradients per bag."""
-    found = []
-    for option in options:
-        load, (rows, width) = workload.loads[option.name], option.tensor.shape
-        table = rows * width * FLOAT
-        exchanged = load.bags * len(load.ids_per_bag) * width * FLOAT
-        if option.sharding_type != REPLICATED and hardware.world > 1 and exchanged > table:
-            found.append((exchanged / table, option.name, table, exchanged))
-    found.sort(reverse=True)
-    names = ", ".join(
-        f"{name} ({table / 1e3:,.1f} kB, for which a rank sends {exchanged / 1e3:,.0f} kB of embeddings a step)"
-        for _, name, table, exchanged in found[:SAID]
-    )
-    more = f" and {len(found) - SAID} more" if found[SAID:] else ""
-    if not found:
-        return []
-    unknown = "left out all the same: only a calibration knows what replicas cost on CPU, large ones many times as much"
-    known = knows_replicas or hardware.device != "cpu"
-    verdict = "what the cost model expects of that stands under DP" if known else unknown
-    return [f"smaller than what is exchanged for them, so that replicas would send less: {names}{more}; {verdict}"]

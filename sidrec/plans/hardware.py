@@ -1,4 +1,7 @@
-"""What a plan is made for: ranks, their memory, and how fast bytes move within and between machines."""
+"""The hardware that a plan is made for: ranks, their memory, and bandwidths within and between machines.
+
+`named_hardware` knows machines by name (`8xa100`), which need not be at hand.
+"""
 
 import re
 from dataclasses import dataclass, replace
@@ -15,9 +18,9 @@ GB = 10**9
 
 @dataclass(frozen=True)
 class Hardware:
-    """world: ranks in all; local_world: ranks of one machine. hbm, ddr: bytes that one rank may fill.
+    """world: number of ranks; local_world: ranks per machine. hbm, ddr: bytes that one rank may use.
 
-    Bandwidths in bytes per second: of a device's memory (hbm), of the host's (ddr), between both (host_link), between
+    Bandwidths in bytes per second: of GPU memory (hbm), of host memory (ddr), between the two (host_link), between
     ranks of one machine (intra) and of two machines (inter).
     """
 
@@ -35,7 +38,7 @@ class Hardware:
 
     def __post_init__(self) -> None:
         if self.world < 1 or self.local_world < 1 or self.world % self.local_world:
-            expected = "a world that the ranks of one machine divide"
+            expected = "a world that is a multiple of local_world"
             raise ConfigError(f"hardware {self.name}: expected {expected}, got {self.world} of {self.local_world}")
 
     @property
@@ -43,9 +46,9 @@ class Hardware:
         return self.world // self.local_world
 
     def topology(self) -> Topology:
-        """TorchRec's view of it."""
+        """As TorchRec's planner describes it."""
         per_ms = 1e-3
-        # Made without its factory, which would check no more than we do, it warns that jobs will fail.
+        # Suppresses a warning to use the factory, which would check nothing that is not checked here.
         unwarned = {"created_by_factory": True} if "created_by_factory" in signature(Topology).parameters else {}
         return Topology(
             world_size=self.world,
@@ -62,24 +65,23 @@ class Hardware:
         )
 
 
-# Machines to plan for that are not there, by name: published figures of what every rank has to itself.
+# Machines by name: `8xa100` is one machine of 8 GPUs, `16x8h100` 16 machines of 8.
 #
-# `8xa100`: 8 GPUs of one machine; `16x8h100`: 16 machines of 8. Bandwidths are those of one direction, since in a
-# collective every byte sent by one rank is received by another:
+# Published figures, divided by the GPUs of a machine. Bandwidths count one direction: in a collective, every byte that
+# one rank sends is received by another.
 #
 # * A100 80GB SXM (NVIDIA A100 datasheet, DGX A100 datasheet): 80 GB HBM2e at 2,039 GB/s; NVLink 600 GB/s both ways; a
 #   DGX A100 has eight 200 Gb/s InfiniBand ports for its 8 GPUs, PCIe 4.0 x16, 2 TB of DDR4-3200 on 2 x 8 channels.
 # * H100 80GB SXM (NVIDIA H100 datasheet, DGX H100 datasheet): 80 GB HBM3 at 3,350 GB/s; NVLink 900 GB/s both ways; a
 #   DGX H100 has eight 400 Gb/s InfiniBand ports, PCIe 5.0 x16, 2 TB of DDR5-4800 on 2 x 8 channels.
-# * H200 141GB SXM (NVIDIA H200 datasheet): 141 GB HBM3e at 4,800 GB/s, the rest as H100.
-# * cpu: no published figure but a guess, TorchRec's own for DDR (51 GiB/s) and 1 GB/s for gloo between processes;
-#   replace
-#   it by a calibration of the machine itself.
+# * H200 141GB SXM (NVIDIA H200 datasheet): 141 GB HBM3e at 4,800 GB/s, otherwise as H100.
+# * cpu: not published figures but a guess: TorchRec's own for DDR (51 GiB/s), and 1 GB/s for gloo between processes.
+#   A calibration replaces it.
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """What each GPU of a machine has. Bytes, and bytes per second in one direction."""
+    """Resources of one GPU: bytes, and bytes per second in one direction."""
 
     hbm: int
     hbm_bandwidth: float
@@ -103,7 +105,7 @@ EXAMPLES = "cpu, 2xcpu, 8xa100, 8xh100, 16x8h100"
 
 
 def named_hardware(name: str) -> Hardware:
-    """Raises ConfigError for a name that is none: `cpu`, NxKIND or MACHINESxNKIND, KIND one of GPUS or cpu."""
+    """Hardware for `cpu`, NxKIND or MACHINESxNKIND, with KIND one of GPUS or cpu. Raises ConfigError for others."""
     found = NAME.fullmatch("1xcpu" if name == "cpu" else name.lower())
     kind = found["kind"] if found else None
     if found is None or kind not in (*GPUS, "cpu"):
@@ -145,15 +147,15 @@ def _cpus(name: str, world: int, local_world: int) -> Hardware:
 
 
 def with_ranks(hardware: Hardware, world: int | None, local_world: int | None) -> Hardware:
-    """The same machines, more or fewer. local_world: left out, that of `hardware`, or all of a smaller world; on one
-    machine of CPU processes, all.
+    """The same kind of machines with other numbers of ranks; None keeps a number.
 
-    Raises ConfigError where local_world does not divide the world.
+    If only `world` is given, a machine keeps its ranks or has the whole of a smaller world; CPU processes all stay on
+    one machine. Raises ConfigError if local_world does not divide world.
     """
     ranks = world or hardware.world
     one_machine = hardware.device == "cpu" and hardware.machines == 1
-    together = local_world or (ranks if one_machine else min(hardware.local_world, ranks))
-    return replace(hardware, world=ranks, local_world=together)
+    per_machine = local_world or (ranks if one_machine else min(hardware.local_world, ranks))
+    return replace(hardware, world=ranks, local_world=per_machine)
 
 
 def bytes_of(text: str) -> int:

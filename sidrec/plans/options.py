@@ -1,20 +1,33 @@
-"""The ways each table can be laid over ranks, with TorchRec's estimates; and plans from them and back."""
+"""The layouts that each table can have, with TorchRec's estimates of their time and memory.
+
+An option (TorchRec's ShardingOption) is one layout of one table: sharding type, kernel and shards. `enumerate_options`
+lists them, the search gives their shards ranks, and `sharding_plan` makes a plan of them; `options_of` goes back.
+"""
 
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
+from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from torch import nn
-from torchrec.distributed.planner import ParameterConstraints
 from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from torchrec.distributed.planner.planners import to_sharding_plan
-from torchrec.distributed.planner.shard_estimators import EmbeddingPerfEstimator
+from torchrec.distributed.planner.shard_estimators import EmbeddingPerfEstimator, EmbeddingStorageEstimator
 from torchrec.distributed.planner.storage_reservations import HeuristicalStorageReservation
-from torchrec.distributed.planner.types import PlannerError, Shard, ShardEstimator, ShardingOption, Storage, Topology
+from torchrec.distributed.planner.types import (
+    ParameterConstraints,
+    PlannerError,
+    Shard,
+    ShardEstimator,
+    ShardingOption,
+    Storage,
+    Topology,
+)
 from torchrec.distributed.types import (
     CacheParams,
     EmbeddingModuleShardingPlan,
@@ -27,17 +40,17 @@ from torchrec.distributed.types import (
 from sidrec.config import ConfigError
 from sidrec.errors import NoPlanError
 from sidrec.plans.hardware import Hardware
-from sidrec.plans.memory import StatefulStorageEstimator
 from sidrec.plans.workload import Workload
 
 Sharders = Sequence[ModuleSharder[nn.Module]]
-TYPES = tuple(kind.value for kind in ShardingType)
+SHARDING_TYPES = tuple(kind.value for kind in ShardingType)
 FAST_KERNELS = ("fused", "dense")
 """Kernels that keep tables in the device's own memory."""
 UVM_KERNELS = ("fused_uvm_caching", "fused_uvm")
 """Kernels that keep tables in the host's memory, with and without a cache on the GPU."""
-SPLIT = {ShardingType.COLUMN_WISE.value, ShardingType.TABLE_COLUMN_WISE.value, ShardingType.GRID_SHARD.value}
-NARROWEST_GPU_SHARD = 128  # TorchRec's own bound: FBGEMM's kernels want 128 columns
+COLUMN_TYPES = {ShardingType.COLUMN_WISE.value, ShardingType.TABLE_COLUMN_WISE.value, ShardingType.GRID_SHARD.value}
+"""Sharding types that split columns."""
+NARROWEST_GPU_SHARD = 128  # TorchRec's own bound: FBGEMM's GPU kernels work on 128 columns
 COLUMN_STEP = 4  # FBGEMM reads four columns at a time
 
 
@@ -48,41 +61,50 @@ def enumerate_options(
     allowed_types: Mapping[str, Sequence[str]] | None = None,
     kernels: Sequence[str] = FAST_KERNELS,
 ) -> dict[str, list[ShardingOption]]:
-    """Table -> its options in a fixed order, shards without ranks, with TorchRec's estimates of time and bytes.
+    """Table -> its options in a fixed order; shards have estimates of time and bytes, but no ranks.
 
-    allowed_types: table -> sharding types; every type for a table that is not named. kernels: FBGEMM kernels to offer.
-    Raises ConfigError for an unknown type or table, and for a table that no type and kernel is left for.
+    allowed_types: table -> sharding types; tables that it does not name may have any. kernels: FBGEMM kernels to offer.
+    Raises ConfigError for an unknown type or table, and if a table has no option.
     """
-    allowed = {name: tuple(allowed_types.get(name, TYPES)) if allowed_types else TYPES for name in workload.tables}
+    allowed = {
+        name: tuple(allowed_types.get(name, SHARDING_TYPES)) if allowed_types else SHARDING_TYPES
+        for name in workload.tables
+    }
     _check_types(workload, allowed_types or {})
     constraints = {
         name: table_constraint(workload, hardware, name, types=allowed[name], kernels=kernels)
         for name in workload.tables
     }
     options: dict[str, list[ShardingOption]] = {name: [] for name in workload.tables}
-    for option in _enumerated(workload, hardware, sharders, constraints):
+    with silenced_planner():
+        try:
+            enumerator = _enumerator(workload, hardware, sharders, constraints)
+            found = enumerator.enumerate(workload.model, list(sharders))
+        except RuntimeError as error:
+            raise ConfigError(f"sharding of {workload.name} on {hardware.device}: {error}") from error
+    for option in found:
         options[option.name].append(option)
-    for found in options.values():
-        found.sort(key=lambda option: (TYPES.index(option.sharding_type), option.compute_kernel))
+    for each in options.values():
+        each.sort(key=lambda option: (SHARDING_TYPES.index(option.sharding_type), option.compute_kernel))
     return options
 
 
-def placed(option: ShardingOption, ranks: Sequence[int]) -> ShardingOption:
-    """The option with its shards on `ranks`, in their order; the one given stays without."""
-    there = copy(option)
-    there.shards = [replace(shard, rank=int(rank)) for shard, rank in zip(option.shards, ranks, strict=True)]
-    return there
+def on_ranks(option: ShardingOption, ranks: Sequence[int]) -> ShardingOption:
+    """A copy of the option with its shards on `ranks`, in order."""
+    placed = copy(option)
+    placed.shards = [replace(shard, rank=int(rank)) for shard, rank in zip(option.shards, ranks, strict=True)]
+    return placed
 
 
 def sharding_plan(options: Sequence[ShardingOption], hardware: Hardware) -> ShardingPlan:
-    """TorchRec's plan of placed options."""
+    """The plan of placed options."""
     return to_sharding_plan(list(options), hardware.topology())
 
 
 def options_of(plan: ShardingPlan, workload: Workload, hardware: Hardware, sharders: Sharders) -> list[ShardingOption]:
-    """The placed options of any plan, with TorchRec's estimates, so that every plan can be rated.
+    """The placed options of any plan, with estimates, so that cost models can rate it.
 
-    Raises ConfigError naming the table that the plan lacks.
+    Raises ConfigError naming a table that the plan lacks.
     """
     layouts = _layouts(plan, workload)
     constraints = {
@@ -97,7 +119,7 @@ def options_of(plan: ShardingPlan, workload: Workload, hardware: Hardware, shard
         )
         for name, layout in layouts.items()
     }
-    with quiet():
+    with silenced_planner():
         enumerator = _enumerator(workload, hardware, sharders, constraints)
         options = enumerator.enumerate(workload.model, list(sharders))
         for option in options:
@@ -107,36 +129,48 @@ def options_of(plan: ShardingPlan, workload: Workload, hardware: Hardware, shard
     return sorted(options, key=lambda option: order.index(option.name))
 
 
-def column_width(width: int, hardware: Hardware) -> int:
-    """Columns of one shard where a table is split by columns.
+def _layouts(plan: ShardingPlan, workload: Workload) -> dict[str, ParameterSharding]:
+    layouts: dict[str, ParameterSharding] = {}
+    for tables in plan.plan.values():
+        assert isinstance(tables, EmbeddingModuleShardingPlan), "only embedding collections are sharded"
+        layouts |= dict(tables)
+    for name in workload.tables:
+        if name not in layouts:
+            raise ConfigError(f"plan of {workload.name}: expected a layout of table {name}, found none")
+    return {name: layouts[name] for name in workload.tables}
 
-    On GPUs, as TorchRec splits: 128, or less for a table that no multiple of four from 128 on divides. On CPU no
-    kernel asks for width, so a table gives every rank a shard if its columns can be dealt in steps of four.
-    """
-    on_cpu = max(COLUMN_STEP, -(-width // hardware.world))
-    wanted = on_cpu if hardware.device == "cpu" else NARROWEST_GPU_SHARD
-    return next((w for w in range(wanted, width) if width % w == 0 and w % COLUMN_STEP == 0), width)
+
+def _columns(layout: ParameterSharding) -> int | None:
+    """Columns of a shard, for types that split them."""
+    if layout.sharding_spec is None or layout.sharding_type not in COLUMN_TYPES:
+        return None
+    return int(layout.sharding_spec.shards[0].shard_sizes[1])
 
 
-def _check_types(workload: Workload, allowed_types: Mapping[str, Sequence[str]]) -> None:
-    for table, types in allowed_types.items():
-        if table not in workload.tables:
-            raise ConfigError(f"sharding types of table {table}: expected one of {', '.join(workload.tables)}")
-        for kind in types:
-            if kind not in TYPES:
-                raise ConfigError(f"sharding type of table {table}: expected one of {', '.join(TYPES)}, got {kind!r}")
+def _shards(option: ShardingOption, layout: ParameterSharding, hardware: Hardware) -> list[Shard]:
+    """The plan's own shards, which may differ from the enumerator's."""
+    if layout.sharding_spec is None:
+        rows, width = option.tensor.shape
+        return [Shard(size=[rows, width], offset=[0, 0], rank=rank) for rank in range(hardware.world)]
+    return [
+        Shard(size=list(shard.shard_sizes), offset=list(shard.shard_offsets), rank=shard.placement.rank())
+        for shard in layout.sharding_spec.shards
+    ]
+
+
+# What TorchRec's planner gets: constraints, an enumerator, estimators.
 
 
 def table_constraint(
     workload: Workload,
     hardware: Hardware,
     name: str,
-    types: Sequence[str] = TYPES,
+    types: Sequence[str] = SHARDING_TYPES,
     kernels: Sequence[str] = FAST_KERNELS,
     columns: int | None = None,
     cache: CacheParams | None = None,
 ) -> ParameterConstraints:
-    """What TorchRec's planner is told of a table: how it is read, and what is allowed. columns: of a shard."""
+    """How the table is read, and the layouts that it may have. columns: of a shard; None: `column_width`."""
     load = workload.loads[name]
     features = len(load.ids_per_bag)
     return ParameterConstraints(
@@ -150,28 +184,38 @@ def table_constraint(
     )
 
 
-def _enumerated(
-    workload: Workload, hardware: Hardware, sharders: Sharders, constraints: dict[str, ParameterConstraints]
-) -> list[ShardingOption]:
-    with quiet():
-        try:
-            return _enumerator(workload, hardware, sharders, constraints).enumerate(workload.model, list(sharders))
-        except RuntimeError as error:
-            raise ConfigError(f"sharding of {workload.name} on {hardware.device}: {error}") from error
+def column_width(width: int, hardware: Hardware) -> int:
+    """Columns of a shard of a table that is split by columns.
+
+    On GPUs as TorchRec splits: 128, or the next multiple of four that divides the width. On CPU, whose kernels have no
+    preferred width, every rank gets a shard if the columns can be split in multiples of four.
+    """
+    per_rank = max(COLUMN_STEP, -(-width // hardware.world))
+    wanted = per_rank if hardware.device == "cpu" else NARROWEST_GPU_SHARD
+    return next((w for w in range(wanted, width) if width % w == 0 and w % COLUMN_STEP == 0), width)
 
 
-# TorchRec's options of a table in an order that every process finds alike.
+def _check_types(workload: Workload, allowed_types: Mapping[str, Sequence[str]]) -> None:
+    for table, types in allowed_types.items():
+        if table not in workload.tables:
+            raise ConfigError(f"sharding types of table {table}: expected one of {', '.join(workload.tables)}")
+        for kind in types:
+            if kind not in SHARDING_TYPES:
+                expected = f"expected one of {', '.join(SHARDING_TYPES)}, got {kind!r}"
+                raise ConfigError(f"sharding type of table {table}: {expected}")
 
 
 class OrderedEnumerator(EmbeddingEnumerator):
-    """TorchRec takes sharding types and kernels out of sets of strings, whose order Python draws anew in each process,
-    and its planner takes the first of equally cheap options: the same recipe, started again, would get another plan,
-    and with it sums in another order."""
+    """Enumerates options in the same order in every process.
+
+    TorchRec takes sharding types and kernels from sets of strings, whose order differs between processes, and its
+    planner takes the first of equally cheap options. A recipe that is run again would get another plan, and with it
+    sums in another order.
+    """
 
     def _filter_sharding_types(self, *arguments: Any, **named: Any) -> list[str]:
-        return sorted(
-            super()._filter_sharding_types(*arguments, **named), reverse=True
-        )  # table_wise before column_wise
+        types = super()._filter_sharding_types(*arguments, **named)
+        return sorted(types, reverse=True)  # table_wise before column_wise
 
     def _filter_compute_kernels(self, *arguments: Any, **named: Any) -> list[str]:
         return sorted(super()._filter_compute_kernels(*arguments, **named), reverse=True)  # fused before dense
@@ -192,37 +236,36 @@ def _enumerator(
     )
 
 
-def _layouts(plan: ShardingPlan, workload: Workload) -> dict[str, ParameterSharding]:
-    layouts: dict[str, ParameterSharding] = {}
-    for tables in plan.plan.values():
-        assert isinstance(tables, EmbeddingModuleShardingPlan), "only embedding collections are sharded"
-        layouts |= dict(tables)
-    for name in workload.tables:
-        if name not in layouts:
-            raise ConfigError(f"plan of {workload.name}: expected a layout of table {name}, found none")
-    return {name: layouts[name] for name in workload.tables}
+class OncePerSize(ShardEstimator):
+    """Estimates shards of one option that have the same size once.
 
+    A table in 128 equal shards is estimated once instead of 128 times, which makes planning several times faster.
+    """
 
-def _columns(layout: ParameterSharding) -> int | None:
-    if layout.sharding_spec is None or layout.sharding_type not in SPLIT:
-        return None
-    return int(layout.sharding_spec.shards[0].shard_sizes[1])
+    def __init__(self, estimator: ShardEstimator) -> None:
+        self._estimator = estimator
 
-
-def _shards(option: ShardingOption, layout: ParameterSharding, hardware: Hardware) -> list[Shard]:
-    """The plan's own shards: what an enumerator would cut is not always what a plan holds."""
-    if layout.sharding_spec is None:
-        rows, width = option.tensor.shape
-        return [Shard(size=[rows, width], offset=[0, 0], rank=rank) for rank in range(hardware.world)]
-    return [
-        Shard(size=list(shard.shard_sizes), offset=list(shard.shard_offsets), rank=shard.placement.rank())
-        for shard in layout.sharding_spec.shards
-    ]
+    def estimate(self, sharding_options: list[ShardingOption], *arguments: Any, **named: Any) -> None:
+        """Fills shard.perf or shard.storage, as `estimator` does."""
+        all_shards = [option.shards for option in sharding_options]
+        by_size: list[dict[tuple[int, ...], Shard]] = []
+        try:
+            for option in sharding_options:
+                by_size.append({tuple(shard.size): shard for shard in reversed(option.shards)})
+                option.shards = list(by_size[-1].values())
+            self._estimator.estimate(sharding_options, *arguments, **named)
+        finally:
+            for option, shards in zip(sharding_options, all_shards, strict=True):
+                option.shards = shards
+        for shards, estimated in zip(all_shards, by_size, strict=True):
+            for shard in shards:
+                first = estimated[tuple(shard.size)]
+                shard.perf, shard.storage = first.perf, first.storage
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """TorchRec's planner logs a line for every table, some of them to the root logger."""
+def silenced_planner() -> Iterator[None]:
+    """Disables logging below CRITICAL: TorchRec's planner logs a line per table, some to the root logger."""
     disabled = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
@@ -231,38 +274,81 @@ def quiet() -> Iterator[None]:
         logging.disable(disabled)
 
 
-# TorchRec's estimators, asked once for shards that are alike: a table in 128 equal parts is estimated once, not 128
-# times, which makes planning for 128 ranks several times faster.
+# The memory that tables need: weights, optimizer state, and TorchRec's estimate of inputs and outputs.
+
+STATE_BYTES = 4  # FBGEMM keeps optimizer state in float32, whatever the type of the weights
+ROWWISE = {EmbOptimType.EXACT_ROWWISE_ADAGRAD, EmbOptimType.EMAINPLACE_ROWWISE_ADAGRAD}
+ELEMENTWISE = {EmbOptimType.EXACT_ADAGRAD: 1, EmbOptimType.ADAM: 2, EmbOptimType.LAMB: 2}
+"""Optimizer -> values of state per weight."""
 
 
-class OncePerSize(ShardEstimator):
-    """Gives shards of one option that have the same size the same estimate, made once by `estimator`."""
+@dataclass(frozen=True)
+class TableBytes:
+    """Bytes of one shard: weights, and optimizer state with, for data_parallel, the dense gradient."""
 
-    def __init__(self, estimator: ShardEstimator) -> None:
-        self._estimator = estimator
+    weights: int
+    state: int
+
+
+def table_bytes(option: ShardingOption, sharders: Sharders) -> list[TableBytes]:
+    """Bytes of each shard of `option`."""
+    optimizer = optimizer_of(option, sharders)
+    sizes = [(shard.size[0], prod(shard.size)) for shard in option.shards]
+    element = option.tensor.element_size()
+    return [TableBytes(n * element, _state(optimizer, rows, n) + _gradient(option, n)) for rows, n in sizes]
+
+
+def _state(optimizer: EmbOptimType | None, rows: int, elements: int) -> int:
+    if optimizer in ROWWISE:
+        return rows * STATE_BYTES
+    if optimizer == EmbOptimType.PARTIAL_ROWWISE_ADAM:
+        return (elements + rows) * STATE_BYTES
+    return elements * ELEMENTWISE.get(optimizer, 0) * STATE_BYTES
+
+
+def _gradient(option: ShardingOption, elements: int) -> int:
+    return elements * option.tensor.element_size() if option.sharding_type == ShardingType.DATA_PARALLEL.value else 0
+
+
+def optimizer_of(option: ShardingOption, sharders: Sharders) -> EmbOptimType | None:
+    """The optimizer set on the table's weight, or else its sharder's."""
+    own = getattr(option.tensor, "_optimizer_kwargs", None)
+    if own:
+        return own[0].get("optimizer")
+    for sharder in sharders:
+        if isinstance(option.module[1], sharder.module_type):
+            return (sharder.fused_params or {}).get("optimizer")
+    return None
+
+
+def in_host_memory(option: ShardingOption, device: str) -> bool:
+    """Whether weights and state are in host memory, not in GPU memory."""
+    return device == "cpu" or "uvm" in option.compute_kernel
+
+
+class StatefulStorageEstimator(EmbeddingStorageEstimator):
+    """EmbeddingStorageEstimator plus optimizer state.
+
+    TorchRec counts state only for optimizers fused by apply_optimizer_in_backward; here the sharder names them.
+    """
+
+    def __init__(self, topology: Topology, constraints: Mapping[str, ParameterConstraints], sharders: Sharders) -> None:
+        super().__init__(topology=topology, constraints=dict(constraints))
+        self._sharders = sharders
 
     def estimate(self, sharding_options: list[ShardingOption], *arguments: Any, **named: Any) -> None:
-        """Fills shard.perf or shard.storage, as `estimator` does."""
-        every = [option.shards for option in sharding_options]
-        first: list[dict[tuple[int, ...], Shard]] = []
-        try:
-            for option in sharding_options:
-                first.append({tuple(shard.size): shard for shard in reversed(option.shards)})
-                option.shards = list(first[-1].values())
-            self._estimator.estimate(sharding_options, *arguments, **named)
-        finally:
-            for option, shards in zip(sharding_options, every, strict=True):
-                option.shards = shards
-        for shards, alike in zip(every, first, strict=True):
-            for shard in shards:
-                shard.perf, shard.storage = alike[tuple(shard.size)].perf, alike[tuple(shard.size)].storage
+        """Fills shard.storage."""
+        super().estimate(sharding_options, *arguments, **named)
+        for option in sharding_options:
+            on_host = in_host_memory(option, self._topology.compute_device)
+            for shard, size in zip(option.shards, table_bytes(option, self._sharders), strict=True):
+                shard.storage += Storage(hbm=0, ddr=size.state) if on_host else Storage(hbm=size.state, ddr=0)
 
 
-# What tables may fill of each rank's memory: what TorchRec's planner leaves after its reservation for all else.
-
+# The memory that tables may use: a rank's, less TorchRec's reservation.
 
 MARGIN = 0.15
-"""Share of a GPU's memory that is kept free, as TorchRec's planner does."""
+"""Share of GPU memory that is kept free, as TorchRec's planner does."""
 
 
 def reservation() -> HeuristicalStorageReservation:
@@ -272,10 +358,10 @@ def reservation() -> HeuristicalStorageReservation:
         return HeuristicalStorageReservation(percentage=MARGIN)
 
 
-def table_room(workload: Workload, hardware: Hardware, sharders: Sharders) -> Storage:
-    """Bytes of one rank that are left for tables. Raises NoPlanError where there is less than nothing."""
+def table_memory(workload: Workload, hardware: Hardware, sharders: Sharders) -> Storage:
+    """Bytes of one rank that are left for tables. Raises NoPlanError if the reservation alone does not fit."""
     constraints = {name: table_constraint(workload, hardware, name) for name in workload.tables}
-    with quiet():
+    with silenced_planner():
         try:
             topology: Topology = reservation().reserve(
                 topology=hardware.topology(),
@@ -286,17 +372,17 @@ def table_room(workload: Workload, hardware: Hardware, sharders: Sharders) -> St
             )
         except PlannerError:
             topology = None
-    room = topology.devices[0].storage if topology else Storage(hbm=-1, ddr=0)
-    if room.hbm < 0 or room.ddr < 0:
+    left = topology.devices[0].storage if topology else Storage(hbm=-1, ddr=0)
+    if left.hbm < 0 or left.ddr < 0:
         raise NoPlanError(_nothing_left(workload, hardware))
-    return room
+    return left
 
 
 def _nothing_left(workload: Workload, hardware: Hardware) -> str:
     cap = hardware.ddr if hardware.device == "cpu" else hardware.hbm
     ids = sum(load.bags * sum(load.ids_per_bag) for load in workload.loads.values())
     return (
-        f"memory of a rank of {hardware.name}: expected room for tables beside the dense layers "
-        f"({6 * 4 * workload.dense_parameters:,} bytes reserved) and the batches ({20 * 8 * ids:,.0f} bytes reserved), "
-        f"got {cap:,} bytes in all; fewer rows per step or more memory would help"
+        f"memory of a rank of {hardware.name}: expected more than is reserved for the dense layers "
+        f"({6 * 4 * workload.dense_parameters:,} bytes) and the batches ({20 * 8 * ids:,.0f} bytes), got {cap:,} bytes "
+        "in all; use fewer rows per step or more memory"
     )

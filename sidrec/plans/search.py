@@ -1,4 +1,8 @@
-"""The search for a plan: TorchRec's own, and plans of ours that must beat it to be taken."""
+"""The search for a plan: TorchRec's own, and plans of ours, which are taken only if they are faster.
+
+`search` enumerates the layouts of every table (options), rates them (cost), places tables for every set of sharding
+types (placement), moves tables one by one in the best plans, and ranks what it found.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,42 +27,42 @@ from torchrec.distributed.planner.types import (
 from torchrec.distributed.types import ModuleSharder, ShardingType
 
 from sidrec.errors import NoPlanError
-from sidrec.plans.cost import Cost, CostModel
+from sidrec.plans.cost import REPLICATED, Cost, CostModel
 from sidrec.plans.hardware import Hardware
 from sidrec.plans.options import (
+    COLUMN_TYPES,
     FAST_KERNELS,
     NARROWEST_GPU_SHARD,
-    SPLIT,
-    TYPES,
+    SHARDING_TYPES,
     UVM_KERNELS,
     Sharders,
     enumerate_options,
-    quiet,
     reservation,
+    silenced_planner,
     table_constraint,
-    table_room,
+    table_memory,
 )
-from sidrec.plans.placement import Board, Pieces, fill, fill_evenly, move_tables, piece
+from sidrec.plans.placement import Placement, RatedLayouts, fill, fill_evenly, move_tables, rated_layout
 from sidrec.plans.shortfall import shortfall
 from sidrec.plans.workload import Workload
 
 DEFAULT = "default"
 """Name of the plan that TorchRec's planner would take."""
-REPLICATED, GRID = ShardingType.DATA_PARALLEL.value, ShardingType.GRID_SHARD.value
+GRID = ShardingType.GRID_SHARD.value
 ANY = "any types"
-Report = Callable[[str, int, int], None]
-"""Is told a part of the search, and how many of its steps are done."""
+Progress = Callable[[str, int, int], None]
+"""Progress callback: stage, steps done, steps in all."""
 T = TypeVar("T")
 IMPROVED = 4
-"""Plans, the best ones, whose tables are then moved one by one."""
+"""Number of plans, the best ones, whose tables are then moved one by one."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A plan: its placed options, one for each table, in the order of the workload's.
+    """A plan: one placed option for each table, in the workload's order.
 
-    name: `default`; TorchRec's partitioner; or the sharding types that tables could have, joined by +, with `, moved`
-    where tables were then moved one by one. cut: TorchRec's search was stopped before its end.
+    name: `default`; a partitioner of TorchRec; or the sharding types that tables could have, joined by +; with
+    `, moved` if tables were then moved one by one. cut: TorchRec's search was stopped before its end.
     """
 
     name: str
@@ -73,82 +77,82 @@ def search(
     sharders: Sharders,
     cost: CostModel,
     forced: str | None = None,
-    report: Report = lambda stage, done, of: None,
+    progress: Progress = lambda stage, done, total: None,
 ) -> list[Candidate]:
-    """Plans that fit, the one to take and then the fastest first by `cost`, without repeats; `default` among them
-    where it fits.
+    """Distinct plans that fit: first the one to take, then the others, the fastest first. `default` is one if it fits.
 
-    forced: the one sharding type that tables may have. On CPU none is replicated unless that is forced or the cost
-    model knows what it costs: the dense kernel is many times slower there, which TorchRec's does not know. GPUs hold
-    tables in the host's memory (UVM) only where nothing else fits. report: is told what happens next, and how much of
-    that part is done. Work is bounded by counts, not by time, so that the same question has the same answer. Raises
-    NoPlanError, ConfigError for an unknown type.
+    forced: the one sharding type that tables may have. On CPU no table is replicated unless that is forced or the cost
+    model knows its cost: TorchRec's model does not know that the dense kernel is many times slower there. On GPUs,
+    tables are kept in host memory (UVM) only if nothing else fits. Work is bounded by counts, not by time, so that
+    equal inputs give equal plans. Raises NoPlanError, and ConfigError for an unknown type.
     """
-    room = table_room(workload, hardware, sharders)
+    memory = table_memory(workload, hardware, sharders)
     options: Mapping[str, Sequence[ShardingOption]] = {}
     for kernels in (FAST_KERNELS,) if hardware.device == "cpu" else (FAST_KERNELS, FAST_KERNELS + UVM_KERNELS):
-        report("1 of 5, enumerating layouts", 0, 1)
+        progress("1 of 5, enumerating layouts", 0, 1)
         allowed = dict.fromkeys(workload.tables, offered_types(hardware, cost, forced))
         options = enumerate_options(workload, hardware, sharders, allowed, kernels)
-        found = list(_torchrecs(options, workload, hardware, sharders, cost, report))
-        pieces = {
-            name: [piece(option, cost, workload, hardware) for option in options[name]]
-            for name in _told(report, "3 of 5, rating every layout of every table", list(options))
+        found = list(_torchrec_candidates(options, workload, hardware, sharders, cost, progress))
+        layouts = {
+            name: [rated_layout(option, cost, workload, hardware) for option in options[name]]
+            for name in _with_progress(progress, "3 of 5, rating every layout of every table", list(options))
         }
-        empty = Board.empty(hardware, room)
-        boards = {**{plan.name: _board(plan, pieces, empty) for plan in found}, **_filled(pieces, empty, report)}
+        empty = Placement.empty(hardware, memory)
+        placements = {plan.name: _placement_of(plan, layouts, empty) for plan in found}
+        placements |= _filled(layouts, empty, progress)
         found += [
-            _candidate(name, board, workload, hardware, cost)
-            for name, board in boards.items()
+            _candidate(name, placement, workload, hardware, cost)
+            for name, placement in placements.items()
             if name not in {plan.name for plan in found}
         ]
-        fastest = sorted(boards.items(), key=lambda named: float(named[1].load_W.max()))[:IMPROVED]
-        for name, board in _told(report, "5 of 5, moving tables one by one", fastest):
-            move_tables(board, pieces)
-            found.append(_candidate(f"{name}, moved", board, workload, hardware, cost))
+        fastest = sorted(placements.items(), key=lambda named: float(named[1].load_W.max()))[:IMPROVED]
+        for name, placement in _with_progress(progress, "5 of 5, moving tables one by one", fastest):
+            move_tables(placement, layouts)
+            found.append(_candidate(f"{name}, moved", placement, workload, hardware, cost))
         if found:
             return _ranked(found, cost.margin(hardware.world))
-    raise NoPlanError(shortfall(options, room, workload, hardware, sharders))
-
-
-def _told(report: Report, stage: str, steps: Sequence[T]) -> Iterator[T]:
-    """The steps of a part of the search, each told before it is taken."""
-    for done, step in enumerate(steps):
-        report(stage, done, len(steps))
-        yield step
+    raise NoPlanError(shortfall(options, memory, workload, hardware, sharders))
 
 
 def offered_types(hardware: Hardware, cost: CostModel, forced: str | None) -> tuple[str, ...]:
-    """Sharding types to choose from."""
+    """Sharding types that the search chooses from."""
     if forced is not None:
         return (forced,)
     replicates = hardware.device != "cpu" or cost.knows_replicas
-    return tuple(kind for kind in TYPES if replicates or kind != REPLICATED)
+    return tuple(kind for kind in SHARDING_TYPES if replicates or kind != REPLICATED)
 
 
-def _torchrecs(
+def _with_progress(progress: Progress, stage: str, steps: Sequence[T]) -> Iterator[T]:
+    """Yields the steps of a stage; calls `progress` before each."""
+    for done, step in enumerate(steps):
+        progress(stage, done, len(steps))
+        yield step
+
+
+def _torchrec_candidates(
     options: Mapping[str, Sequence[ShardingOption]],
     workload: Workload,
     hardware: Hardware,
     sharders: Sharders,
     cost: CostModel,
-    report: Report,
+    progress: Progress,
 ) -> Iterable[Candidate]:
+    """Plans that TorchRec's planner finds: its default, and with two partitioners and our cost model."""
     everything = [option for found in options.values() for option in found]
     forced = len({option.sharding_type for option in everything}) == 1
-    its_own = everything if forced else [option for option in everything if _torchrec_offers(option)]
+    offered = everything if forced else [option for option in everything if _torchrec_offers(option)]
     runs: list[tuple[str, Callable[[], tuple[list[ShardingOption] | None, bool]]]] = [
-        (DEFAULT, lambda: torchrec_plan(its_own, workload, hardware, sharders)),
+        (DEFAULT, lambda: torchrec_plan(offered, workload, hardware, sharders)),
         *(
             (name, partial(torchrec_plan, everything, workload, hardware, sharders, cost, partitioner, work))
             for name, partitioner, work in (
                 ("largest first", GreedyPerfPartitioner(sort_by=SortBy.PERF), WORK // 4),
-                ("memory balanced", MemoryBalancedPartitioner(), WORK // 40),  # partitions ten times
+                ("memory balanced", MemoryBalancedPartitioner(), WORK // 40),  # it partitions ten times
             )
         ),
     ]
     order = list(workload.tables)
-    for name, run in _told(report, "2 of 5, TorchRec's own search", runs):
+    for name, run in _with_progress(progress, "2 of 5, TorchRec's own search", runs):
         plan, cut = run()
         if plan is not None:
             in_order = sorted(plan, key=lambda option: order.index(option.name))
@@ -156,84 +160,127 @@ def _torchrecs(
 
 
 def _torchrec_offers(option: ShardingOption) -> bool:
-    """TorchRec's planner takes grid sharding, and shards of fewer than 128 columns, only where it is told to."""
+    """TorchRec's planner uses grid sharding, and shards under 128 columns, only if its constraints name them."""
     if option.sharding_type == GRID:
         return False
-    narrow = option.sharding_type in SPLIT and option.shards[0].size[1] < NARROWEST_GPU_SHARD
+    narrow = option.sharding_type in COLUMN_TYPES and option.shards[0].size[1] < NARROWEST_GPU_SHARD
     return not (narrow and len(option.shards) > 1)
 
 
-def _filled(pieces: Pieces, empty: Board, report: Report) -> dict[str, Board]:
-    """Ranks filled with tables of every set of types that fits them; where none does, by bytes alone."""
-    boards = {}
-    for types in _told(report, "4 of 5, placing tables, by every set of sharding types", _sets_of_types(pieces)):
-        some = {name: [each for each in found if each.option.sharding_type in types] for name, found in pieces.items()}
-        board = fill(some, empty.copy())
-        if board is not None:
-            boards["+".join(types) if len(types) < 3 else ANY] = board
-    tightest = None if boards else fill_evenly(pieces, empty.copy())
-    return {"fewest bytes": tightest} if tightest is not None else boards
+def _filled(layouts: RatedLayouts, empty: Placement, progress: Progress) -> dict[str, Placement]:
+    """A placement for every set of sharding types under which the tables fit; if none fits, one by bytes alone."""
+    placements = {}
+    stage = "4 of 5, placing tables, by every set of sharding types"
+    for types in _with_progress(progress, stage, _sets_of_types(layouts)):
+        allowed = {
+            name: [layout for layout in found if layout.option.sharding_type in types]
+            for name, found in layouts.items()
+        }
+        placement = fill(allowed, empty.copy())
+        if placement is not None:
+            placements["+".join(types) if len(types) < 3 else ANY] = placement
+    tightest = None if placements else fill_evenly(layouts, empty.copy())
+    return {"fewest bytes": tightest} if tightest is not None else placements
 
 
-def _board(plan: Candidate, pieces: Pieces, empty: Board) -> Board:
-    """Ranks filled as a plan fills them."""
-    board = empty.copy()
-    for option in plan.options:
-        way = (option.sharding_type, option.compute_kernel)
-        same = (each for each in pieces[option.name] if (each.option.sharding_type, each.option.compute_kernel) == way)
-        board.put(next(same), np.array([shard.rank for shard in option.shards]))
-    return board
-
-
-def _sets_of_types(pieces: Pieces) -> list[tuple[str, ...]]:
-    """Each type, each pair, and all: plans of few types need fewer rounds of collectives."""
-    present = {each.option.sharding_type for found in pieces.values() for each in found}
-    types = [kind for kind in TYPES if kind in present]
+def _sets_of_types(layouts: RatedLayouts) -> list[tuple[str, ...]]:
+    """Each type, each pair, and all: plans of few types need fewer collectives."""
+    present = {layout.option.sharding_type for found in layouts.values() for layout in found}
+    types = [kind for kind in SHARDING_TYPES if kind in present]
     sets = [*combinations(types, 1), *combinations(types, 2)]
     return sets if len(types) < 3 else [*sets, tuple(types)]
 
 
-def _candidate(name: str, board: Board, workload: Workload, hardware: Hardware, cost: CostModel) -> Candidate:
-    options = board.options(list(workload.tables))
+def _placement_of(plan: Candidate, layouts: RatedLayouts, empty: Placement) -> Placement:
+    placement = empty.copy()
+    for option in plan.options:
+        kind = (option.sharding_type, option.compute_kernel)
+        layout = next(
+            layout
+            for layout in layouts[option.name]
+            if (layout.option.sharding_type, layout.option.compute_kernel) == kind
+        )
+        placement.place(layout, np.array([shard.rank for shard in option.shards]))
+    return placement
+
+
+def _candidate(name: str, placement: Placement, workload: Workload, hardware: Hardware, cost: CostModel) -> Candidate:
+    options = placement.options(list(workload.tables))
     return Candidate(name, options, cost.rate(options, workload, hardware))
 
 
 def _ranked(found: Sequence[Candidate], margin: float) -> list[Candidate]:
-    """The fastest first; of equal plans the first, and of plans equally fast TorchRec's own before ours.
+    """Distinct plans, the fastest first; of equally fast ones TorchRec's own before ours.
 
-    Before it comes, of the plans that are slower by less than the share `margin`, one of fewer rounds of collectives:
-    a difference that the cost model cannot tell is no reason to mix sharding types.
+    Among plans within `margin` (a share of the fastest step), which the cost model cannot tell apart, the one with the
+    fewest collectives comes first of all: it mixes the fewest sharding types.
     """
-    kept: dict[tuple[object, ...], Candidate] = {}
+    distinct: dict[tuple[object, ...], Candidate] = {}
     for candidate in found:
         layout = tuple(
             (option.sharding_type, option.compute_kernel, *(shard.rank for shard in option.shards))
             for option in candidate.options
         )
-        kept.setdefault(layout, candidate)
-    fastest_first = sorted(kept.values(), key=lambda candidate: candidate.cost.step)
+        distinct.setdefault(layout, candidate)
+    fastest_first = sorted(distinct.values(), key=lambda candidate: candidate.cost.step)
     bound = fastest_first[0].cost.step * (1 + margin)
-    alike = [candidate for candidate in fastest_first if candidate.cost.step <= bound]
-    simplest = min(alike, key=_rounds)
+    tied = [candidate for candidate in fastest_first if candidate.cost.step <= bound]
+    simplest = min(tied, key=_collectives)
     return [simplest, *(candidate for candidate in fastest_first if candidate is not simplest)]
 
 
-def _rounds(candidate: Candidate) -> int:
-    """Rounds of collectives: one per collection and sharding type, and one for the ids of a collection whose tables
-    are not all replicated."""
+def _collectives(candidate: Candidate) -> int:
+    """One per collection and sharding type, and one for the ids of each collection that is not wholly replicated."""
     kinds = {(option.module[0], option.sharding_type) for option in candidate.options}
     return len(kinds) + len({collection for collection, kind in kinds if kind != REPLICATED})
 
 
-# TorchRec's planner on options that are there already, with a bound on its work.
-
+# TorchRec's planner on options that were enumerated before, with a bound on its work.
 
 WORK = 1_000_000
-"""Proposals x tables x ranks that each of TorchRec's proposers may take: some seconds."""
+"""Proposals x tables x ranks allowed to each of TorchRec's proposers: some seconds."""
 
 
-class _Listed(Enumerator):
-    """Options that were enumerated before."""
+def torchrec_plan(
+    options: Sequence[ShardingOption],
+    workload: Workload,
+    hardware: Hardware,
+    sharders: Sharders,
+    cost: CostModel | None = None,
+    partitioner: Partitioner | None = None,
+    work: int = WORK,
+) -> tuple[list[ShardingOption] | None, bool]:
+    """The plan that TorchRec's planner finds among `options`, as placed options, or None; and whether it was cut off.
+
+    cost: what it minimises; None: its own model and its four default proposers, one of which tries all plans if they
+    are at most 10,000.
+    """
+    bound = max(1, work // (len(workload.tables) * hardware.world))
+    quick = [GreedyProposer(), GreedyProposer(use_depth=False), UniformProposer()]
+    proposers = [_Bounded(proposer, bound) for proposer in (quick if cost else [GridSearchProposer(), *quick])]
+    best = _Best()
+    with silenced_planner():
+        planner = EmbeddingShardingPlanner(
+            topology=hardware.topology(),
+            batch_size=workload.rows_per_rank,
+            enumerator=_Enumerated(options),
+            storage_reservation=reservation(),
+            proposer=list(proposers),
+            partitioner=partitioner,
+            performance_model=_Rated(cost, workload, hardware) if cost else None,
+            stats=best,
+            constraints={name: table_constraint(workload, hardware, name) for name in workload.tables},
+            debug=False,
+        )
+        try:
+            planner.plan(workload.model, list(sharders))
+        except PlannerError:
+            return None, any(proposer.cut for proposer in proposers)
+    return best.options, any(proposer.cut for proposer in proposers)
+
+
+class _Enumerated(Enumerator):
+    """Returns options that exist already."""
 
     def __init__(self, options: Sequence[ShardingOption]) -> None:
         self._options = list(options)
@@ -242,11 +289,11 @@ class _Listed(Enumerator):
         return self._options
 
     def populate_estimates(self, sharding_options: list[ShardingOption]) -> None:
-        """They have theirs."""
+        """No-op: the options have estimates."""
 
 
 class _Bounded(Proposer):
-    """A proposer that ends after some proposals. cut: it would have had more."""
+    """Ends a proposer after some proposals. cut: it had more."""
 
     def __init__(self, proposer: Proposer, proposals: int) -> None:
         self._proposer, self._left = proposer, proposals
@@ -268,7 +315,7 @@ class _Bounded(Proposer):
 
 
 class _Best(Stats):
-    """Keeps the best plan in the place of printing a table of it."""
+    """Keeps the best plan instead of printing it."""
 
     def __init__(self) -> None:
         self.options: list[ShardingOption] = []
@@ -278,49 +325,10 @@ class _Best(Stats):
 
 
 class _Rated(PerfModel):
-    """A cost model of ours, as TorchRec's planner asks for one."""
+    """Adapts a CostModel to TorchRec's planner."""
 
     def __init__(self, cost: CostModel, workload: Workload, hardware: Hardware) -> None:
         self._cost, self._workload, self._hardware = cost, workload, hardware
 
     def rate(self, plan: list[ShardingOption]) -> float:
         return self._cost.rate(plan, self._workload, self._hardware).step
-
-
-def torchrec_plan(
-    options: Sequence[ShardingOption],
-    workload: Workload,
-    hardware: Hardware,
-    sharders: Sharders,
-    cost: CostModel | None = None,
-    partitioner: Partitioner | None = None,
-    work: int = WORK,
-) -> tuple[list[ShardingOption] | None, bool]:
-    """The plan that TorchRec's planner finds among `options`.
-
-    cost: what it minimises; where none is given, its own model, with its four default proposers, one of which goes
-    through all plans where they are at most 10,000. Returns the placed options, or None where it finds
-    none that fits; and whether its search was cut off.
-    """
-    bound = max(1, work // (len(workload.tables) * hardware.world))
-    quick = [GreedyProposer(), GreedyProposer(use_depth=False), UniformProposer()]
-    proposers = [_Bounded(proposer, bound) for proposer in (quick if cost else [GridSearchProposer(), *quick])]
-    best = _Best()
-    with quiet():
-        planner = EmbeddingShardingPlanner(
-            topology=hardware.topology(),
-            batch_size=workload.rows_per_rank,
-            enumerator=_Listed(options),
-            storage_reservation=reservation(),
-            proposer=list(proposers),
-            partitioner=partitioner,
-            performance_model=_Rated(cost, workload, hardware) if cost else None,
-            stats=best,
-            constraints={name: table_constraint(workload, hardware, name) for name in workload.tables},
-            debug=False,
-        )
-        try:
-            planner.plan(workload.model, list(sharders))
-        except PlannerError:
-            return None, any(proposer.cut for proposer in proposers)
-    return best.options, any(proposer.cut for proposer in proposers)

@@ -1,6 +1,6 @@
-"""Why no plan fits: which tables, how many bytes short of what, and which change would make one fit, each tried.
+"""Why no plan fits: the largest tables, the missing bytes, and changes under which the tables would fit, each tried.
 
-Shapes: S shards of a table, 2 kinds of memory.
+Shapes: W ranks, S shards of a table, 2 kinds of memory (device, host).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -9,123 +9,128 @@ from dataclasses import replace
 import numpy as np
 from torchrec.distributed.planner.types import ShardingOption, Storage
 
-from sidrec.plans.hardware import GB, Hardware
-from sidrec.plans.memory import ROWWISE, STATE_BYTES, in_host_memory, optimizer_of, table_bytes
-from sidrec.plans.options import Sharders, enumerate_options
-from sidrec.plans.placement import Board, Piece, Pieces, fill
+from sidrec.plans.hardware import Hardware
+from sidrec.plans.options import (
+    ROWWISE,
+    STATE_BYTES,
+    Sharders,
+    enumerate_options,
+    in_host_memory,
+    optimizer_of,
+    table_bytes,
+)
+from sidrec.plans.placement import Placement, RatedLayout, RatedLayouts, fill, shard_bytes
 from sidrec.plans.workload import Workload
+from sidrec.text import byte_size
 
 UNBOUNDED = Storage(hbm=2**62, ddr=2**62)
-MACHINES_TRIED = (2, 4, 8, 16)
+FACTORS = (2, 4, 8, 16)
+"""Multiples of the ranks that are tried."""
 NAMED = 3
+"""Tables that the message names."""
 
 
 def shortfall(
     options: Mapping[str, Sequence[ShardingOption]],
-    room: Storage,
+    memory: Storage,
     workload: Workload,
     hardware: Hardware,
     sharders: Sharders,
 ) -> str:
-    """The sentence of a search that found nothing. options: all that were tried; room: bytes of a rank for tables."""
-    pieces = _sized(options)
-    even = fill(pieces, Board.empty(hardware, UNBOUNDED))
-    assert even is not None, "memory without bounds holds anything"
+    """The message for a search that found nothing. options: all that were tried; memory: of a rank, for tables."""
+    layouts = _layouts_by_bytes(options)
+    even = fill(layouts, Placement.empty(hardware, UNBOUNDED))
+    assert even is not None, "any table fits unbounded memory"
     kind = 1 if hardware.device == "cpu" else 0
-    had = (room.hbm, room.ddr)
+    available = (memory.hbm, memory.ddr)[kind]
     used_W2 = np.array([UNBOUNDED.hbm, UNBOUNDED.ddr]) - even.free_W2
     rank = int(used_W2[:, kind].argmax())
     used, cap = int(used_W2[rank, kind]), (hardware.hbm, hardware.ddr)[kind]
-    here = {name: int(each.bytes_S2[rank_S == rank, kind].sum()) for name, (each, rank_S) in even.placed.items()}
-    largest = sorted(here, key=lambda name: -here[name])[:NAMED]
-    tables = ", ".join(f"{name} ({_layout(even.placed[name][0])}: {_size(here[name])})" for name in largest)
-    remedies = _remedies(pieces, room, workload, hardware, sharders, short=used - had[kind], cap=cap)
+    of_rank = {name: int(layout.bytes_S2[rank_S == rank, kind].sum()) for name, (layout, rank_S) in even.tables.items()}
+    largest = sorted(of_rank, key=lambda name: -of_rank[name])[:NAMED]
+    tables = ", ".join(f"{name} ({_kind(even.tables[name][0])}: {byte_size(of_rank[name])})" for name in largest)
+    remedies = _remedies(layouts, memory, workload, hardware, sharders, short=used - available, cap=cap)
     return (
-        f"no plan for {workload.name} fits {hardware.name}: the most even one found puts {_size(used)} of tables on "
-        f"rank {rank}, which has {_size(had[kind])} for them of its {_size(cap)}: {used - had[kind]:,} bytes short. "
-        f"Largest there: {tables}. It would fit with {'; or with '.join(remedies)}"
+        f"no plan for {workload.name} fits {hardware.name}: the most even one puts {byte_size(used)} of tables on "
+        f"rank {rank}, which has {byte_size(available)} for them of its {byte_size(cap)}: {used - available:,} bytes "
+        f"short. Largest there: {tables}. It would fit with {'; or with '.join(remedies)}"
     )
 
 
-def _sized(options: Mapping[str, Sequence[ShardingOption]]) -> dict[str, list[Piece]]:
-    """Pieces that cost their bytes."""
-    pieces: dict[str, list[Piece]] = {}
-    for name, found in options.items():
-        pieces[name] = []
-        for option in found:
-            bytes_S2 = np.array([(shard.storage.hbm, shard.storage.ddr) for shard in option.shards], dtype=np.int64)
-            pieces[name].append(Piece(option, 0.0, bytes_S2.sum(axis=1).astype(float), bytes_S2))
-    return pieces
+def _layouts_by_bytes(options: Mapping[str, Sequence[ShardingOption]]) -> dict[str, list[RatedLayout]]:
+    """Layouts that cost their bytes."""
+    return {name: [_by_bytes(option, shard_bytes(option)) for option in found] for name, found in options.items()}
+
+
+def _by_bytes(option: ShardingOption, bytes_S2: np.ndarray) -> RatedLayout:
+    return RatedLayout(option, 0.0, bytes_S2.sum(axis=1).astype(float), bytes_S2)
 
 
 def _remedies(
-    pieces: Pieces,
-    room: Storage,
+    layouts: RatedLayouts,
+    memory: Storage,
     workload: Workload,
     hardware: Hardware,
     sharders: Sharders,
     short: int,
     cap: int,
 ) -> list[str]:
-    """Changes after which the tables were found to fit, and the memory that would do."""
+    """Changes under which the tables were found to fit, and the memory that would suffice."""
     found = []
-    if _fits(_with_rowwise_state(pieces, hardware, sharders), hardware, room):
+    if _fits(_with_rowwise_state(layouts, hardware, sharders), hardware, memory):
         found.append("row-wise Adagrad for the tables (optimizer.tables: {kind: rowwise_adagrad})")
-    if _fits(_with_half_weights(pieces, hardware, sharders), hardware, room):
+    if _fits(_with_half_weights(layouts, hardware, sharders), hardware, memory):
         found.append("weights in FP16 or half the columns")
-    if len({each.option.sharding_type for each in next(iter(pieces.values()))}) == 1:
-        every = enumerate_options(workload, hardware, sharders)
-        if _fits(_sized(every), hardware, room):
+    if len({layout.option.sharding_type for layout in next(iter(layouts.values()))}) == 1:
+        any_type = enumerate_options(workload, hardware, sharders)
+        if _fits(_layouts_by_bytes(any_type), hardware, memory):
             found.append("sharding types that are not forced")
-    more = next((more for more in _more_machines(hardware) if _fits_on(more, room, workload, sharders, pieces)), None)
-    if more is not None:
-        found.append(f"{more.world} ranks")
-    return [*found, f"{_size(cap + short)} of memory on every rank, {_size(short)} more for tables"]
+    larger = (replace(hardware, world=hardware.world * factor) for factor in FACTORS)
+    enough = next((each for each in larger if _fits_on(each, memory, workload, sharders, layouts)), None)
+    if enough is not None:
+        found.append(f"{enough.world} ranks")
+    return [*found, f"{byte_size(cap + short)} of memory on every rank, {byte_size(short)} more for tables"]
 
 
-def _more_machines(hardware: Hardware) -> list[Hardware]:
-    return [replace(hardware, world=hardware.world * factor) for factor in MACHINES_TRIED]
+def _fits(layouts: RatedLayouts, hardware: Hardware, memory: Storage) -> bool:
+    return fill(layouts, Placement.empty(hardware, memory)) is not None
 
 
-def _fits_on(hardware: Hardware, room: Storage, workload: Workload, sharders: Sharders, pieces: Pieces) -> bool:
-    types = {name: sorted({each.option.sharding_type for each in found}) for name, found in pieces.items()}
-    kernels = sorted({each.option.compute_kernel for found in pieces.values() for each in found})
-    return _fits(_sized(enumerate_options(workload, hardware, sharders, types, kernels)), hardware, room)
+def _fits_on(
+    hardware: Hardware, memory: Storage, workload: Workload, sharders: Sharders, layouts: RatedLayouts
+) -> bool:
+    """Whether the tables fit other hardware with the same sharding types and kernels."""
+    types = {name: sorted({layout.option.sharding_type for layout in found}) for name, found in layouts.items()}
+    kernels = sorted({layout.option.compute_kernel for found in layouts.values() for layout in found})
+    options = enumerate_options(workload, hardware, sharders, types, kernels)
+    return _fits(_layouts_by_bytes(options), hardware, memory)
 
 
-def _fits(pieces: Pieces, hardware: Hardware, room: Storage) -> bool:
-    return fill(pieces, Board.empty(hardware, room)) is not None
-
-
-def _with_rowwise_state(pieces: Pieces, hardware: Hardware, sharders: Sharders) -> Pieces:
+def _with_rowwise_state(layouts: RatedLayouts, hardware: Hardware, sharders: Sharders) -> RatedLayouts:
     def saved(option: ShardingOption) -> list[int]:
         if optimizer_of(option, sharders) in ROWWISE:
             return [0] * len(option.shards)
         sizes = zip(option.shards, table_bytes(option, sharders), strict=True)
         return [max(0, size.state - shard.size[0] * STATE_BYTES) for shard, size in sizes]
 
-    return _less(pieces, hardware, saved)
+    return _smaller(layouts, hardware, saved)
 
 
-def _with_half_weights(pieces: Pieces, hardware: Hardware, sharders: Sharders) -> Pieces:
-    return _less(pieces, hardware, lambda option: [size.weights // 2 for size in table_bytes(option, sharders)])
+def _with_half_weights(layouts: RatedLayouts, hardware: Hardware, sharders: Sharders) -> RatedLayouts:
+    return _smaller(layouts, hardware, lambda option: [size.weights // 2 for size in table_bytes(option, sharders)])
 
 
-def _less(pieces: Pieces, hardware: Hardware, saved: Callable[[ShardingOption], list[int]]) -> Pieces:
-    """The pieces with some bytes of each shard saved where its weights lie."""
-    smaller: dict[str, list[Piece]] = {}
-    for name, found in pieces.items():
+def _smaller(layouts: RatedLayouts, hardware: Hardware, saved: Callable[[ShardingOption], list[int]]) -> RatedLayouts:
+    """The layouts with `saved` bytes less for each shard, in the memory that holds its weights."""
+    smaller: dict[str, list[RatedLayout]] = {}
+    for name, found in layouts.items():
         smaller[name] = []
-        for each in found:
-            bytes_S2 = each.bytes_S2.copy()
-            bytes_S2[:, int(in_host_memory(each.option, hardware.device))] -= np.array(saved(each.option))
-            smaller[name].append(replace(each, own_S=bytes_S2.sum(axis=1).astype(float), bytes_S2=bytes_S2))
+        for layout in found:
+            bytes_S2 = layout.bytes_S2.copy()
+            bytes_S2[:, int(in_host_memory(layout.option, hardware.device))] -= np.array(saved(layout.option))
+            smaller[name].append(_by_bytes(layout.option, bytes_S2))
     return smaller
 
 
-def _layout(each: Piece) -> str:
-    return each.option.sharding_type if "uvm" not in each.option.compute_kernel else each.option.compute_kernel
-
-
-def _size(size: float) -> str:
-    return f"{size / GB:,.2f} GB" if size >= GB else f"{size / 1e6:,.2f} MB"
+def _kind(layout: RatedLayout) -> str:
+    return layout.option.sharding_type if "uvm" not in layout.option.compute_kernel else layout.option.compute_kernel

@@ -1,4 +1,4 @@
-"""Tables without a model: sizes and how they are read, from a YAML file, to plan for and to measure.
+"""A workload of tables without a model: sizes and popularity from a YAML file, to plan for and to measure.
 
 ```yaml
 name: mine
@@ -38,26 +38,26 @@ class TableSpec:
     """One table."""
 
     name: Annotated[str, Field(min_length=1, pattern=r"^[^.\s]+$")]
-    """Its name, without dots and spaces, which names of parameters give a meaning of their own."""
+    """Name, without dots and spaces, which separate the parts of parameter names."""
     rows: Annotated[int, Field(gt=0, le=LARGEST_TABLE)]
-    """Ids that it has a row for."""
+    """Number of rows."""
     width: Annotated[int, Field(gt=0, le=WIDEST, multiple_of=4)]
-    """Columns; FBGEMM takes multiples of four."""
+    """Number of columns, a multiple of four for FBGEMM."""
     features: Annotated[int, Field(gt=0, le=MOST_FEATURES)] = 1
-    """Features that are looked up in it."""
+    """Number of features that are looked up in the table."""
     ids_per_bag: PositiveFloat = 1.0
-    """Mean ids of a feature in one row of the log."""
+    """Mean number of ids of a feature in one row of the log."""
     zipf: NonNegativeFloat = 1.05
-    """Exponent of the popularity of its ids, the lowest ids being the most popular; 0 for ids that are alike."""
+    """Exponent of the popularity of ids; the lowest ids are the most popular. 0: uniform."""
 
     @property
     def feature_names(self) -> list[str]:
-        """As many as `features`; a single one is called as the table."""
+        """`features` names; a single feature has the table's name."""
         return [self.name] if self.features == 1 else [f"{self.name}_{number}" for number in range(self.features)]
 
     @property
     def law(self) -> ZipfLaw:
-        """How its ids fall on its rows."""
+        """Popularity of the rows."""
         return ZipfLaw(self.rows, self.zipf)
 
 
@@ -74,14 +74,14 @@ class TablesFile:
     """A workload of tables alone."""
 
     name: str
-    """How results call it."""
+    """Name in results."""
     rows_per_step: PositiveInt
     """Rows of the log in a step, over all ranks."""
     tables: Annotated[tuple[TableSpec, ...], Field(min_length=1), AfterValidator(_named_once)]
     """The tables."""
 
     def collection(self) -> EmbeddingBagCollection:
-        """The tables on `meta`."""
+        """One collection of all tables, on `meta`."""
         configs = [
             EmbeddingBagConfig(
                 name=table.name,
@@ -94,7 +94,7 @@ class TablesFile:
         return EmbeddingBagCollection(configs, device=torch.device("meta"))
 
     def loads(self, rows_per_rank: int) -> dict[str, TableLoad]:
-        """How a rank with so many rows in a step reads each table."""
+        """Table name -> how a rank reads it in a step of `rows_per_rank` rows."""
         return {
             table.name: TableLoad(
                 bags=rows_per_rank,
@@ -109,7 +109,7 @@ _TABLES: TypeAdapter[TablesFile] = TypeAdapter(TablesFile)
 
 
 def is_tables(subject: str) -> bool:
-    """Whether `subject` names tables (the built-in ones, or a YAML file with the key `tables`) and not a recipe."""
+    """Whether `subject` is `criteo-mlperf` or a YAML file with the key `tables`, and not a recipe."""
     return subject == CRITEO_MLPERF or "tables" in load_mapping(Path(subject), "recipe or tables file")
 
 
@@ -123,8 +123,8 @@ def read_tables(subject: str) -> TablesFile:
     except ValidationError as error:
         lines = [f"{subject}: {error.error_count()} mistake(s) in the tables file"]
         for mistake in error.errors(include_url=False):
-            said = mistake["msg"].removeprefix("Value error, ")
-            lines.append(f"  {place(mistake['loc'])}: {said}, got {short_repr(mistake['input'])}")
+            message = mistake["msg"].removeprefix("Value error, ")
+            lines.append(f"  {place(mistake['loc'])}: {message}, got {short_repr(mistake['input'])}")
         raise ConfigError("\n".join(lines)) from None
 
 
@@ -139,40 +139,35 @@ def criteo_mlperf() -> TablesFile:
 
 # Sizes of MLPerf Training's recommendation benchmark, DLRM-DCNv2 on Criteo 1TB with synthetic multi-hot ids.
 #
-# As the reference's commands give them (github.com/facebookresearch/dlrm and mlcommons/training, torchrec_dlrm:
-# --num_embeddings_per_feature, --multi_hot_sizes, --embedding_dim), with the reference's global batch. How popular ids
-# are is not part of it: a tables file's default is taken.
-
+# From the commands of the reference (github.com/facebookresearch/dlrm and mlcommons/training, torchrec_dlrm:
+# --num_embeddings_per_feature, --multi_hot_sizes, --embedding_dim), with its global batch size. The benchmark does not
+# define the popularity of ids: TableSpec's default is used.
 
 CRITEO_MLPERF = "criteo-mlperf"
-"""What stands in the place of a file to plan for and to measure these tables."""
-
-
+"""Names these tables wherever a tables file is expected."""
 ROWS = (
     *(40_000_000, 39_060, 17_295, 7_424, 20_265, 3, 7_122, 1_543, 63, 40_000_000, 3_067_956, 405_282, 10),
     *(2_209, 11_938, 155, 4, 976, 14, 40_000_000, 40_000_000, 40_000_000, 590_152, 12_973, 108, 36),
 )
-
-
 IDS_PER_BAG = (3, 2, 1, 2, 6, 1, 1, 1, 1, 7, 3, 8, 1, 6, 9, 5, 1, 1, 1, 12, 100, 27, 10, 3, 1, 1)
 WIDTH = 128
 ROWS_PER_STEP = 65_536
 
 
-# A model for tables that come without one: DLRM's dense arch, interaction and over arch.
+# A model around the tables: DLRM's dense arch, interaction and over arch.
 #
 # Shapes: B rows, F features, D width, X dense columns.
 
 
 DENSE = 13
-"""Dense columns X, as Criteo's logs have."""
+"""Dense columns X, as in Criteo's logs."""
 
 
 class TablesModel(nn.Module):
-    """Scores rows by one collection of tables, and by a dense part small enough to leave the tables in sight.
+    """One collection of tables and a dense part so small that the tables dominate a step.
 
-    With tables of one width, TorchRec's DLRM; with several, whose embeddings cannot be multiplied with one another, an
-    MLP over all of them side by side.
+    Tables of one width get TorchRec's DLRM. Embeddings of several widths cannot interact by products: they get an MLP
+    over their concatenation.
     """
 
     def __init__(self, tables: EmbeddingBagCollection) -> None:
@@ -187,13 +182,13 @@ class TablesModel(nn.Module):
         self.over = None if self.dlrm else OverArch(total + DENSE, [*config.over_layers, 1])
 
     def forward(self, batch: Batch) -> tuple[Tensor, tuple[dict[str, Tensor], Tensor]]:
-        """The loss, and what the pipelines hand on: the loss by name, and the logits [B]."""
+        """Returns (loss, ({"loss": detached loss}, logits [B])), as TorchRec's pipelines expect."""
         embedded = self.tables(batch.sparse_features).to_dict()
         if self.dlrm is not None:
             embedded_BFD = torch.stack([embedded[feature] for feature in self.features], dim=1)
             logits_B = self.dlrm(batch.dense_features, embedded_BFD).squeeze(1)
         else:
-            assert self.over is not None, "one of the two is there"
+            assert self.over is not None, "one of the two exists"
             side_by_side = torch.cat([batch.dense_features, *(embedded[feature] for feature in self.features)], dim=1)
             logits_B = self.over(side_by_side).squeeze(1)
         loss = functional.binary_cross_entropy_with_logits(logits_B, batch.labels)

@@ -12,10 +12,9 @@ from sidrec.config.recipe import DataConfig, DenseOptimizer
 from sidrec.data.item_tables import ItemTables
 from sidrec.data.rows import Columns
 from sidrec.parallel.initial_values import ROWS_AT_A_TIME
+from sidrec.plans.cost import REPLICATED
 from sidrec.plans.hardware import Hardware
-from sidrec.plans.memory import STATE_BYTES, in_host_memory, table_bytes
-from sidrec.plans.options import options_of
-from sidrec.plans.work import REPLICATED
+from sidrec.plans.options import STATE_BYTES, in_host_memory, options_of, table_bytes
 from sidrec.plans.workload import Workload
 from sidrec.preflight.planned_run import PlannedRun
 from sidrec.preflight.step_memory import kept_for_backward, looked_up

@@ -14,7 +14,7 @@ from sidrec.parallel.planning import hardware_of
 from sidrec.parallel.process_group import Ranks, run_on_all_ranks
 from sidrec.parallel.sharding import ShardedRanker, shard, sharders_of
 from sidrec.plans.hardware import Hardware
-from sidrec.plans.recipe_workload import RecipeWorkload, recipe_workload
+from sidrec.plans.workload import RecipeWorkload, recipe_workload
 from sidrec.preflight.planned_run import PlannedRun
 from sidrec.preflight.start_checks import check_start
 

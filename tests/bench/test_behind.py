@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from sidrec.bench.summary import behind
+from sidrec.bench.summary import paired_slowdown
 
 
 def test_by_hand() -> None:
-    found = behind([11.0, 24.0, 39.0], [10.0, 20.0, 30.0, 40.0])
+    found = paired_slowdown([11.0, 24.0, 39.0], [10.0, 20.0, 30.0, 40.0])
     assert found is not None
     assert found.ratio == pytest.approx(1.2)  # of 1.1, 1.2 and 1.3
     assert (found.low, found.high) == pytest.approx((1.1, 1.3))
@@ -15,7 +15,7 @@ def test_by_hand() -> None:
 
 
 def test_without_a_round_of_both() -> None:
-    assert behind([], [1.0]) is None
+    assert paired_slowdown([], [1.0]) is None
 
 
 def test_rounds_in_which_all_is_slow_are_no_difference() -> None:
@@ -23,7 +23,7 @@ def test_rounds_in_which_all_is_slow_are_no_difference() -> None:
     rng = np.random.default_rng(0)
     machine_R = np.where(rng.random(40) < 0.5, 1.5, 1.0)
     other_R = 40 * machine_R * rng.lognormal(0, 0.02, 40)
-    found = behind((42 * machine_R * rng.lognormal(0, 0.02, 40)).tolist(), other_R.tolist())
+    found = paired_slowdown((42 * machine_R * rng.lognormal(0, 0.02, 40)).tolist(), other_R.tolist())
     assert found is not None
     assert found.low < 1.05 < found.high
     assert found.low > 1.0
@@ -34,7 +34,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
     rng = np.random.default_rng(1)
     held = []
     for _ in range(200):
-        found = behind(rng.lognormal(0.05, 0.1, 20).tolist(), np.ones(20).tolist())
+        found = paired_slowdown(rng.lognormal(0.05, 0.1, 20).tolist(), np.ones(20).tolist())
         assert found is not None
         held.append(found.low <= np.exp(0.05) <= found.high)
     assert 0.88 <= np.mean(held) <= 1.0

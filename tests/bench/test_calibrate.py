@@ -7,11 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sidrec.bench.calibrate import accuracy, held_out, main, samples
+from sidrec.bench.calibrate import accuracy, calibrate, held_out, samples
 from sidrec.bench.result import BenchResult, PlanMeasurement, Prediction, Timing
 from sidrec.config import ConfigError
-from sidrec.plans.cost import load_calibration
-from sidrec.plans.work import KINDS, NO_PLANS
+from sidrec.plans.cost import KINDS, NO_PLANS, load_calibration
 from sidrec.schema import ContractError
 
 FAILED = PlanMeasurement(
@@ -45,26 +44,40 @@ def _bench(name: str, plans: int, seed: int) -> BenchResult:
     )
 
 
-def _write(folder: Path, bench: BenchResult) -> str:
+def _write(folder: Path, bench: BenchResult) -> Path:
     path = folder / f"{bench.workload['name']}.json"
     path.write_text(json.dumps(bench.as_json()))
-    return str(path)
+    return path
 
 
 def test_a_calibration_is_written_and_its_accuracy_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = [_write(tmp_path, _bench(name, 25, seed)) for seed, name in enumerate(("criteo", "beauty"))]
-    main([*files, "--out", str(tmp_path / "calibration.json")])
+    calibrate(files, tmp_path / "calibration.json")
     said = capsys.readouterr().out
     assert "2 rank(s), 50 plans of 2 workload(s)" in said
     lines = [line.split() for line in said.splitlines() if line.startswith("beauty")]
-    by_model = {" ".join(words[2:-4]): float(words[-4]) for words in lines}
-    assert {words[-1] for words in lines} == {files[1]}
+    by_model = {" ".join(words[2:-4]): float(words[-3]) for words in lines}
+    assert {words[1] for words in lines} == {str(files[1])}
     assert by_model["TorchRec's constants"] == -1.0
-    assert by_model["fitted to the others"] > 0.9
-    assert by_model["fitted to all"] > 0.98
+    assert by_model["calibrated on the other workloads"] > 0.9
+    assert by_model["calibrated on all"] > 0.98
     written = load_calibration(tmp_path / "calibration.json", "cpu")
     assert written.worlds[2].samples == 50
-    assert written.conditions["benches"][files[0]] == {"commit": "abc"}
+    assert written.conditions["benches"][str(files[0])] == {"commit": "abc"}
+
+
+def test_fewer_plans_than_unknown_costs_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few, many = _write(tmp_path, _bench("few", 5, 0)), _write(tmp_path, _bench("many", 25, 0))
+    calibrate([few], tmp_path / "calibration.json")
+    said = " ".join(capsys.readouterr().out.split())
+    unknown = len(KINDS) - len(NO_PLANS) + 1
+    assert f"unknown costs: {unknown} (" in said
+    assert "warning: fewer plans than unknown costs: the costs are not determined" in said
+    calibrate([many], tmp_path / "calibration.json")
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"unknown costs: {unknown} (" in said
+    assert "from 25 plans" in said
+    assert "warning" not in said
 
 
 def test_accuracy_by_hand() -> None:
@@ -97,7 +110,7 @@ def test_a_bench_that_counted_no_work_is_refused(tmp_path: Path) -> None:
     bench = _bench("criteo", 2, 0)
     file = _write(tmp_path, replace(bench, plans=[replace(plan, work={}) for plan in bench.plans]))
     with pytest.raises(ContractError, match="plan plan 0: expected work of the kinds looked_up_ids"):
-        main([file, "--out", str(tmp_path / "calibration.json")])
+        calibrate([file], tmp_path / "calibration.json")
     assert not (tmp_path / "calibration.json").exists()
 
 
@@ -105,13 +118,13 @@ def test_benches_of_two_kinds_of_device_are_refused(tmp_path: Path) -> None:
     one, other = _bench("criteo", 2, 0), _bench("beauty", 2, 1)
     files = [_write(tmp_path, one), _write(tmp_path, replace(other, hardware={"world": 2, "device": "cuda"}))]
     with pytest.raises(ConfigError, match="expected benches of one kind of device"):
-        main(files)
+        calibrate(files, tmp_path / "calibration.json")
 
 
 def test_a_bench_without_measured_plans_is_refused(tmp_path: Path) -> None:
     bench = _bench("criteo", 0, 0)
     with pytest.raises(ConfigError, match="expected at least one measured plan, got none"):
-        main([_write(tmp_path, bench)])
+        calibrate([_write(tmp_path, bench)], tmp_path / "calibration.json")
 
 
 @pytest.mark.parametrize("text", ["{", '{"version": 9}', '{"version": 1, "plans": 3}'])
@@ -119,4 +132,4 @@ def test_what_is_no_bench_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "bench.json"
     path.write_text(text)
     with pytest.raises(ContractError, match="expected"):
-        main([str(path)])
+        calibrate([path], tmp_path / "calibration.json")

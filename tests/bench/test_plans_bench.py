@@ -15,17 +15,16 @@ from sidrec.bench.measure import RESULT, bench_plans
 from sidrec.bench.result import PHASES, BenchResult, load_bench
 from sidrec.bench.subject import Subject, tables_subject
 from sidrec.bench.summary import bench_table
-from sidrec.bench.trial import Amounts
+from sidrec.bench.trial import StepCounts
 from sidrec.errors import SidrecError
 from sidrec.parallel.process_group import Ranks
-from sidrec.plans.cost import VERSION, Calibration, Fit, save_calibration
+from sidrec.plans.cost import KINDS, VERSION, Calibration, UnitCosts, save_calibration
 from sidrec.plans.tables_file import TablesFile, TableSpec
-from sidrec.plans.work import KINDS
 from tests.bench.subjects import small_subject
 from tests.ranks import joined, run_on_ranks
 from tests.small_log import write_small_log
 
-ONCE = Amounts(warm_up=1, steps=1)
+ONCE = StepCounts(warm_up=1, steps=1)
 EVERY_PLAN = (
     *("auto", "data_parallel", "table_wise", "row_wise", "column_wise", "table_row_wise", "table_column_wise"),
     "grid_shard",
@@ -84,7 +83,7 @@ def bench_by_calibration(rank: int, world: int, folder: Path) -> BenchResult | s
     ranks = joined(rank, world)
     subject, file = small_subject(folder, ranks), folder / "calibration.json"
     if ranks.first:
-        rows_are_cheap = Fit({"exchanges": 9.0, "reductions": 1.0}, 1, ["m"], 0.0)
+        rows_are_cheap = UnitCosts({"exchanges": 9.0, "reductions": 1.0}, 1, ["m"], 0.0)
         save_calibration(file, Calibration(VERSION, "cpu", {2: rows_are_cheap}))
     ranks.control.barrier().wait()
     return bench_plans(subject, ("auto", "torchrec", "table_wise"), ONCE, 1, folder, ranks, file)

@@ -7,10 +7,10 @@ from torch.optim import Optimizer
 from torchrec.distributed import DistributedModelParallel
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from sidrec.bench.candidate_plans import contenders
+from sidrec.bench.candidate_plans import candidate_plans
 from sidrec.bench.result import PHASES
-from sidrec.bench.subject import Subject, on_meta, workload_of
-from sidrec.bench.trial import PARTS, Amounts, PartedStep, Trial, Visit, sharded_collections
+from sidrec.bench.subject import Subject, meta_model, workload_of
+from sidrec.bench.trial import PARTS, SplitStep, StepCounts, Trial, Visit, sharded_collections
 from sidrec.parallel.process_group import Ranks
 from sidrec.parallel.sharding import shard_as_planned
 from sidrec.train.optimizers import build_optimizer
@@ -22,7 +22,7 @@ TYPES = ("data_parallel", "table_wise", "row_wise", "grid_shard")
 
 
 def sharded(subject: Subject, name: str, ranks: Ranks) -> tuple[DistributedModelParallel, Optimizer]:
-    plan = contenders(subject, [name], workload_of(subject, ranks), None, ranks)[0].plan
+    plan = candidate_plans(subject, [name], workload_of(subject, ranks), None, ranks)[0].plan
     assert plan is not None
     model = shard_as_planned(subject.model(), plan, subject.optimizer, subject.seed, ranks)
     return model, build_optimizer(model, subject.optimizer, dim=8)
@@ -43,7 +43,7 @@ def losses_whole_and_in_parts(rank: int, world: int, folder: Path) -> dict[str, 
             whole.append(float(loss))
         model, optimizer = sharded(subject, name, ranks)
         forwards = [module.forward for module in sharded_collections(model)]
-        parted = PartedStep(model, optimizer, ranks)
+        parted = SplitStep(model, optimizer, ranks)
         for batch in subject.batches[:-1]:
             milliseconds, _ = parted(batch)
             assert set(milliseconds) == set(PARTS)
@@ -66,16 +66,16 @@ def visits(rank: int, world: int, folder: Path) -> tuple[dict[str, Visit], list[
     ranks = joined(rank, world)
     subject = small_subject(folder, ranks, batches=5)
     found = {}
-    for contender in contenders(subject, TYPES, workload_of(subject, ranks), None, ranks):
+    for contender in candidate_plans(subject, TYPES, workload_of(subject, ranks), None, ranks):
         assert contender.plan is not None
-        found[contender.name] = Trial(subject, contender.plan, ranks).visit(Amounts(warm_up=1, steps=2))
+        found[contender.name] = Trial(subject, contender.plan, ranks).visit(StepCounts(warm_up=1, steps=2))
     ids = [batch.items.values().numel() + batch.context.values().numel() for batch in subject.batches]
     tables = [table for module in collections_of(subject) for table in module.embedding_bag_configs()]
     return found, ids, sum(table.num_embeddings * table.embedding_dim for table in tables)
 
 
 def collections_of(subject: Subject) -> list[EmbeddingBagCollection]:
-    return [module for module in on_meta(subject).modules() if isinstance(module, EmbeddingBagCollection)]
+    return [module for module in meta_model(subject).modules() if isinstance(module, EmbeddingBagCollection)]
 
 
 def test_ids_and_bytes(tmp_path: Path) -> None:

@@ -3,16 +3,24 @@
 import numpy as np
 import pytest
 
-from sidrec.plans.cost import VERSION, CalibratedCost, Calibration, Fit, TorchRecCost
+from sidrec.plans.cost import (
+    KINDS,
+    VERSION,
+    CalibratedCost,
+    Calibration,
+    TorchRecCost,
+    UnitCosts,
+    placed_tables,
+    plan_work,
+)
 from sidrec.plans.search import search
-from sidrec.plans.work import KINDS, placed_tables, plan_work
 from tests.plans.tables_workload import hardware, sharders, workload
 
 TABLES = {"long": (5000, 16), "short": (40, 16), "wide": (300, 32)}
 
 
 def _calibrated(spread: float = 0.0, **milliseconds: float) -> CalibratedCost:
-    return CalibratedCost(Calibration(VERSION, "cpu", {2: Fit(milliseconds, 1, ["m"], 0.0, spread)}))
+    return CalibratedCost(Calibration(VERSION, "cpu", {2: UnitCosts(milliseconds, 1, ["m"], 0.0, spread)}))
 
 
 def test_a_plan_costs_what_its_work_does() -> None:

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from sidrec.cli.plan import _teller, main
+from sidrec.errors import SidrecError
 from sidrec.plans.cost import TorchRecCost
 from sidrec.plans.explain import explain, rank_ranges, remarks, row_shares
-from sidrec.plans.options import enumerate_options, placed
+from sidrec.plans.options import enumerate_options, on_ranks
 from sidrec.plans.plan_file import read_plan, sharding_plan_of
 from sidrec.plans.search import Candidate, search
 from sidrec.plans.workload import RowFrequencies, TableLoad, Workload, ZipfLaw
@@ -43,7 +44,7 @@ def test_a_rejected_layouts_step_is_that_of_the_plan_with_that_table_moved():
             continue
         option = enumerate_options(load, there, sharders(), {table.table: ("table_wise",)})[table.table][0]
         others = [each for each in plan.options if each.name != table.table]
-        steps = [COST.rate([*others, placed(option, [rank])], load, there).step for rank in range(2)]
+        steps = [COST.rate([*others, on_ranks(option, [rank])], load, there).step for rank in range(2)]
         assert way.step == pytest.approx(min(steps))
 
 
@@ -72,14 +73,14 @@ def test_remarks_name_crowded_shards_and_tables_smaller_than_their_exchange():
     loads = {"item": TableLoad(512, (1.0,), popularity=ZipfLaw(100_000, 1.05)), "code": TableLoad(512, (1.0,))}
     load, there = Workload("x", Tables(shapes), loads, 512), hardware(2)
     options = enumerate_options(load, there, sharders(), dict.fromkeys(shapes, ("row_wise",)))
-    plan = [placed(found[0], [0, 1]) for found in options.values()]
+    plan = [on_ranks(found[0], [0, 1]) for found in options.values()]
     crowded, small = remarks(plan, load, there, knows_replicas=False)
     share = ZipfLaw(100_000, 1.05).share(0, 50_000)
     assert f"item (row_wise: {share:.0%}, {2 * share:.1f} times an even share)" in crowded
-    assert "code (0.5 kB, for which a rank sends 33 kB" in small  # 8 rows, 512 bags, of 16 floats
+    assert "code (512 B; a rank sends 32.8 kB" in small  # 8 rows, 512 bags, of 16 floats
     assert "item (" not in small
-    assert small.endswith("only a calibration knows what replicas cost on CPU, large ones many times as much")
-    assert remarks(plan, load, there, knows_replicas=True)[1].endswith("stands under DP")
+    assert small.endswith("without a calibration the cost of replicas on CPU is unknown")
+    assert remarks(plan, load, there, knows_replicas=True)[1].endswith("are in column DP")
     assert remarks(plan[:1], load, hardware(1), False) == remarks(plan[:1], load, there, False)
 
 
@@ -104,17 +105,17 @@ def test_the_command_prints_narrow_text_and_json_and_exports_a_plan_that_fits(th
     ("flags", "sentence"),
     [
         (["--hardware", "9xz80"], "expected a name such as cpu"),
-        (["--world", "12", "--local-world", "8"], "a world that the ranks of one machine divide, got 12 of 8"),
+        (["--world", "12", "--local-world", "8"], "a world that is a multiple of local_world, got 12 of 8"),
         (["--forced", "rowwise"], "expected one of data_parallel"),
         (["--hbm", "80GB"], "--hbm: expected hardware with GPUs"),
         (["--device", "cuda", "--hbm", "much"], "expected a number and a unit"),
         (["--device", "cuda", "--hardware", "cpu"], "--device: expected none beside --hardware cpu"),
         (["--batch-size", "0"], "--batch-size: Input should be greater than 0"),
-        (["--ddr", "1kB"], "expected room for tables beside the dense layers"),
+        (["--ddr", "1kB"], "expected more than is reserved for the dense layers"),
     ],
 )
 def test_what_the_command_refuses(three, flags, sentence):
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(SidrecError, match=sentence):
         main([str(three), *flags])
 
 
@@ -141,7 +142,7 @@ def test_ranks_are_written_as_ranges():
 
 def test_a_plan_that_is_no_searchs_is_explained_as_well():
     load, there = workload({"a": (5000, 16)}), hardware(2)
-    option = placed(enumerate_options(load, there, sharders(), {"a": ("row_wise",)})["a"][0], [0, 1])
+    option = on_ranks(enumerate_options(load, there, sharders(), {"a": ("row_wise",)})["a"][0], [0, 1])
     given = Candidate("plan.json", [option], COST.rate([option], load, there))
     explained = explain([given, *search(load, there, sharders(), COST)], load, there, sharders(), COST)
     assert explained.tables[0].sharding_type == "row_wise"

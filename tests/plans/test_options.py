@@ -6,8 +6,14 @@ from torchrec.distributed.planner.enumerators import EmbeddingEnumerator
 from sidrec.config import ConfigError
 from sidrec.config.recipe import AdagradTables, RowwiseAdagradTables, SgdTables
 from sidrec.plans.cost import TorchRecCost
-from sidrec.plans.memory import table_bytes
-from sidrec.plans.options import TYPES, enumerate_options, options_of, sharding_plan, table_constraint
+from sidrec.plans.options import (
+    SHARDING_TYPES,
+    enumerate_options,
+    options_of,
+    sharding_plan,
+    table_bytes,
+    table_constraint,
+)
 from tests.plans.tables_workload import hardware, sharders, workload
 
 SHAPES = {"wide": (1000, 64), "narrow": (10, 8)}
@@ -30,7 +36,7 @@ def test_every_type_is_offered_on_cpu_and_gpu_in_a_fixed_order():
         options = enumerate_options(workload(SHAPES), hardware(device=device), sharders())
         assert list(options) == list(SHAPES)
         for found in options.values():
-            assert [option.sharding_type for option in found] == list(TYPES)
+            assert [option.sharding_type for option in found] == list(SHARDING_TYPES)
 
 
 def test_shards_that_are_alike_are_estimated_as_torchrec_estimates_them_one_by_one():
@@ -48,7 +54,7 @@ def test_shards_that_are_alike_are_estimated_as_torchrec_estimates_them_one_by_o
             assert shard.storage.ddr == whole.storage.ddr + size.state
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", SHARDING_TYPES)
 def test_a_plan_comes_back_as_the_options_it_was_made_of(kind):
     options = placed(kind, world=4, local_world=2)
     plan = sharding_plan(options, hardware(4, 2))

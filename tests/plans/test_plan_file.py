@@ -279,7 +279,7 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "not a plan": (lambda plan: plan.clear(), "F: expected a sharding plan with the key version, got dict"),
     "uneven machines": (
         lambda plan: plan.update(local_world=3),
-        "F: expected a world that the ranks of one machine divide, got 4 of 3",
+        "F: expected a world that is a multiple of local_world, got 4 of 3",
     ),
 }
 

@@ -12,7 +12,7 @@ from sidrec.config.recipe import RowwiseAdagradTables
 from sidrec.errors import NoPlanError
 from sidrec.plans.cost import TorchRecCost
 from sidrec.plans.hardware import GB, bytes_of, named_hardware, with_ranks
-from sidrec.plans.options import enumerate_options, placed, table_room
+from sidrec.plans.options import enumerate_options, on_ranks, table_memory
 from sidrec.plans.search import DEFAULT, search
 from sidrec.plans.tables_file import read_tables
 from sidrec.plans.workload import Workload
@@ -46,7 +46,7 @@ def test_the_best_plan_is_never_behind_torchrecs_default_and_fits(seed, world, l
     default = next(plan for plan in found if plan.name == DEFAULT)
     assert found[0].cost.step <= default.cost.step
     assert [plan.cost.step for plan in found] == sorted(plan.cost.step for plan in found)
-    room = table_room(load, there, sharders())
+    room = table_memory(load, there, sharders())
     for plan in found:
         assert [option.name for option in plan.options] == list(load.tables)
         used = np.zeros((world, 2))
@@ -63,7 +63,7 @@ def test_every_part_of_the_search_says_how_much_of_it_is_done():
         hardware(2, 2, "cpu"),
         sharders(None),
         COST,
-        report=lambda part, done, of: parts.setdefault((part, of), []).append(done),
+        progress=lambda part, done, of: parts.setdefault((part, of), []).append(done),
     )
     assert [part[:6] for part, _ in parts] == [f"{number} of 5" for number in range(1, 6)]
     assert all(told == list(range(of)) for (_, of), told in parts.items())
@@ -93,7 +93,7 @@ def test_small_cases_come_close_to_the_best_of_all_plans():
                 continue
             uniform = option.sharding_type in ("row_wise", "table_row_wise", "grid_shard")
             ranks = [tuple(n % 2 for n in range(len(option.shards)))] if uniform else []
-            ways[-1] += [placed(option, each) for each in ranks or product(range(2), repeat=len(option.shards))]
+            ways[-1] += [on_ranks(option, each) for each in ranks or product(range(2), repeat=len(option.shards))]
     best = min(COST.rate(plan, load, there).step for plan in product(*ways))
     assert best - 1e-9 <= plans(load, there)[0].cost.step <= 1.02 * best
 
@@ -127,10 +127,10 @@ def test_a_failure_names_tables_bytes_and_changes_that_were_tried():
         plans(workload(shapes), tight)
     said = str(refusal.value)
     # Half of the large table's weights and state a rank: 256 MB, and what inputs and outputs take.
-    room = table_room(workload(shapes), tight, sharders()).ddr
+    room = table_memory(workload(shapes), tight, sharders()).ddr
     short = int(said.split(" bytes short")[0].split()[-1].replace(",", ""))
     assert 256_000_000 < room + short < 260_000_000
-    assert "Largest there: large (column_wise: 256." in said
+    assert "Largest there: large (column_wise: 256 MB" in said
     assert "row-wise Adagrad" in said
     assert "4 ranks" in said
 
@@ -150,13 +150,13 @@ def test_what_cannot_be_planned_for_is_said_in_a_sentence():
     load = workload({"a": (10, 8)})
     with pytest.raises(ConfigError, match=r"expected one of data_parallel, table_wise.*got 'rowwise'"):
         plans(load, hardware(), forced="rowwise")
-    with pytest.raises(ConfigError, match="a world that the ranks of one machine divide, got 12 of 8"):
+    with pytest.raises(ConfigError, match="a world that is a multiple of local_world, got 12 of 8"):
         with_ranks(named_hardware("8xa100"), 12, None)
     with pytest.raises(ConfigError, match=r"expected a name such as cpu.*got '8xv100'"):
         named_hardware("8xv100")
     with pytest.raises(ConfigError, match=r"expected a number and a unit.*got 'much'"):
         bytes_of("much")
-    with pytest.raises(NoPlanError, match="expected room for tables beside the dense layers"):
+    with pytest.raises(NoPlanError, match="expected more than is reserved for the dense layers"):
         plans(load, hardware(2, device="cuda", hbm=1000))
 
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from sidrec.plans.work import KINDS, PlacedShard, PlacedTable, joint_work, table_work, work_by_kind
+from sidrec.plans.cost import KINDS, PlacedShard, PlacedTable, joint_work, table_work, work_by_kind
 from sidrec.plans.workload import RowFrequencies, TableLoad
 
 LOAD = TableLoad(bags=10, ids_per_bag=(3.0, 1.0))

@@ -5,7 +5,7 @@ import pytest
 
 from sidrec.data.dataset import read_dataset
 from sidrec.data.loader import open_split
-from sidrec.plans.recipe_workload import mean_history, recipe_workload, seen_at_least_once
+from sidrec.plans.workload import mean_history, recipe_workload, seen_at_least_once
 from tests.small_log import small_recipe, write_small_log
 
 WORLD = 2
