@@ -26,8 +26,7 @@ from sidrec.config.recipe import DataConfig
 from sidrec.data.item_tables import ItemTable, ItemTables, item_tables, unused_per_item
 from sidrec.data.loader import columns_of, open_split
 from sidrec.data.reader import Lanes, LogReader, Mixing
-from sidrec.data.rows import decode
-from sidrec.data.split_index import split_index
+from sidrec.data.rows import decode, split_index
 from sidrec.schema import LOG, LogFile, Manifest, log_schema, save_manifest
 
 GROUP_ROWS = 16_384

@@ -19,7 +19,7 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
-from sidrec.data.batch_arrays import PER_BAG, BatchBlock, JaggedPlace
+from sidrec.data.worker import PER_BAG, BatchBlock, JaggedPlace
 
 
 @dataclass

@@ -12,7 +12,7 @@ from sidrec.config import Recipe
 from sidrec.config.item import ContentItem, SemanticItem, SpmTokens
 from sidrec.data.item_tables import HID, ContentVectors, ItemTable, ItemTables, impressions_by_id, item_tables
 from sidrec.data.loader import columns_of
-from sidrec.data.split_index import RowGroup, split_index
+from sidrec.data.rows import RowGroup, split_index
 from sidrec.schema import ITEM_ID, ITEMS, LOG, MANIFEST, ContractError, Manifest, load_manifest
 from sidrec.sid.catalog import Catalog, load_catalog
 from sidrec.sid.granularity import Subwords, fit_subwords

@@ -27,7 +27,7 @@ from sidrec.config.item import (
     SemanticItem,
 )
 from sidrec.config.section import granularity_levels
-from sidrec.data.batch_arrays import PER_BAG, PerItem
+from sidrec.data.worker import PER_BAG, PerItem
 from sidrec.io.parquet_files import column_type, readable
 from sidrec.schema import ITEM_ID, TRAIN_IMPRESSIONS, UNKNOWN_ID, ContractError, Manifest
 from sidrec.sid.catalog import Catalog

@@ -17,9 +17,8 @@ from sidrec.data import worker
 from sidrec.data.batch import Batch, collate
 from sidrec.data.item_tables import ItemTables
 from sidrec.data.reader import Lanes, LogReader, Mixing
-from sidrec.data.rows import Columns
-from sidrec.data.split_index import split_index
-from sidrec.data.worker import Built, Steps, as_is, end_with_training
+from sidrec.data.rows import Columns, split_index
+from sidrec.data.worker import Built, Steps, as_is, exit_with_training
 from sidrec.schema import ITEM_ID, LOG, USER_ID, ContractError, Manifest
 
 BATCHES_AHEAD = 4  # per worker: enough to ride over the reading of a buffer
@@ -82,7 +81,7 @@ class SplitLoader:
             collate_fn=as_is,
             num_workers=self._workers,
             multiprocessing_context=self._context,
-            worker_init_fn=end_with_training if self._workers else None,
+            worker_init_fn=exit_with_training if self._workers else None,
             prefetch_factor=BATCHES_AHEAD if self._workers else None,
             persistent_workers=self._workers > 0,
             pin_memory=self._pin_memory,

@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sidrec.config import ConfigError
-from sidrec.data.rows import Columns, Rows, concatenate, decode, padding
-from sidrec.data.split_index import RowGroup
+from sidrec.data.rows import Columns, RowGroup, Rows, concatenate, decode, padding
 from sidrec.schema import ContractError
 
 

@@ -1,30 +1,142 @@
-"""Columns of some rows as numpy arrays, and their decoding from a parquet row group.
+"""The rows of a split: which row groups its files hold, and their columns decoded and checked as numpy arrays.
 
-Shapes: N rows, C context columns, T history positions, X dense and S statistics columns, M entries
-of all history lists.
+Shapes: N rows, C context columns, T history positions, X dense and S statistics columns, M entries of all history
+lists.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sidrec.data.split_index import RowGroup
-from sidrec.schema import HISTORY, ITEM_ID, LABEL, TIMESTAMP, USER_ID, ContractError, Manifest, log_schema
+from sidrec.io.parquet_files import readable
+from sidrec.schema import (
+    HISTORY,
+    ITEM_ID,
+    LABEL,
+    TIMESTAMP,
+    USER_ID,
+    ContractError,
+    LogFile,
+    Manifest,
+    check_columns,
+    log_schema,
+)
 
-COMPLAINTS_KEPT = 5  # sentences kept per row group; the rows themselves are all counted
+FOOTER_THREADS = 8  # reading footers waits on storage, not on the processor
+
+COMPLAINTS_KEPT = 5  # messages kept per row group; all broken rows are counted
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """One row group of a split.
+
+    first_row: number of its first row within the split; first_row_in_file: within its file.
+    earliest, latest: bounds of its rows' times in seconds since 1970, from the file's footer or the manifest.
+    """
+
+    path: Path
+    group: int
+    first_row: int
+    first_row_in_file: int
+    rows: int
+    earliest: int
+    latest: int
+
+
+def split_index(log: Path, split: str, manifest: Manifest) -> tuple[RowGroup, ...]:
+    """The row groups of a split in time order; `log` is the folder that holds manifest.json.
+
+    Reads footers only. Checks that every file exists, is whole, has the contract's columns and the manifest's number of
+    rows and first and last time, and that files and row groups follow one another in time (inside a file only where its
+    footer has statistics). Files and row groups may be empty. Raises ContractError that names the file; also for a
+    split without rows.
+    """
+    files = manifest.files(split)
+    if not sum(file.rows for file in files):
+        raise ContractError(f"{log}, split {split}", "at least one row", "none")
+    with ThreadPoolExecutor(FOOTER_THREADS) as pool:
+        footers = list(pool.map(lambda file: _footer(log / file.path), files))
+    groups: list[RowGroup] = []
+    for file, footer in zip(files, footers, strict=True):
+        path = log / file.path
+        check_columns(footer.schema.to_arrow_schema(), manifest, path)
+        if footer.num_rows != file.rows:
+            raise ContractError(path, f"{file.rows} rows, as the manifest says", footer.num_rows)
+        found = _groups(path, file, footer, groups[-1].first_row + groups[-1].rows if groups else 0)
+        if sum(group.rows for group in found) != file.rows:
+            raise ContractError(path, f"row groups of {file.rows} rows", sum(group.rows for group in found))
+        if found:
+            _check_group_times(path, file, found, groups[-1] if groups else None)
+        groups += found
+    return tuple(groups)
+
+
+def _footer(path: Path) -> pq.FileMetaData:
+    if not path.is_file():
+        raise ContractError(path, "a parquet file, as the manifest says", "no such file")
+    with readable(path, "a whole parquet file"):
+        footer = pq.read_metadata(path)
+        footer.schema.to_arrow_schema()  # may be broken in a footer that is not
+        return footer
+
+
+def _groups(path: Path, file: LogFile, footer: pq.FileMetaData, first_row: int) -> list[RowGroup]:
+    groups: list[RowGroup] = []
+    column = [footer.schema.column(index).path for index in range(footer.num_columns)].index(TIMESTAMP)
+    before = 0
+    for index in range(footer.num_row_groups):
+        group = footer.row_group(index)
+        times = group.column(column).statistics
+        earliest, latest = (
+            (times.min, times.max) if times and times.has_min_max else (file.first_timestamp, file.last_timestamp)
+        )
+        groups.append(RowGroup(path, index, first_row + before, before, group.num_rows, earliest, latest))
+        before += group.num_rows
+    return [group for group in groups if group.rows]
+
+
+def _check_group_times(path: Path, file: LogFile, groups: list[RowGroup], previous: RowGroup | None) -> None:
+    found, said = (groups[0].earliest, groups[-1].latest), (file.first_timestamp, file.last_timestamp)
+    if found != said:
+        where = f"{path}, column {TIMESTAMP}"
+        raise ContractError(
+            where, f"times from {said[0]} to {said[1]}, as the manifest says", f"{found[0]} to {found[1]}"
+        )
+    for before, group in zip([previous, *groups], groups, strict=False):
+        # Without statistics, all groups of a file have the file's own bounds: there is nothing to compare.
+        same = before is not None and before.path == path and (before.earliest, before.latest) == said
+        if before is not None and not same and group.earliest < before.latest:
+            where = f"{path}, row group {group.group}, column {TIMESTAMP}"
+            raise ContractError(where, f"times from {before.latest} on, where the rows before end", group.earliest)
+
+
+def row_places(groups: Sequence[RowGroup], row_N: Iterable[int]) -> dict[Path, list[int]]:
+    """Where rows of the split lie: file -> row numbers within it, ascending. row_N: row numbers within the split."""
+    starts = np.array([group.first_row for group in groups])
+    places: dict[Path, list[int]] = {}
+    for row in sorted(row_N):
+        group = groups[int(np.searchsorted(starts, row, side="right")) - 1]
+        places.setdefault(group.path, []).append(row - group.first_row + group.first_row_in_file)
+    return places
+
+
+# The columns of a row group as arrays.
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What a model reads of the log.
+    """The columns of the log that a model reads.
 
-    log: the manifest, reduced to the columns that are read: only they are decoded and checked.
+    log: the manifest, reduced to these columns; other columns are neither decoded nor checked.
     context: id columns of the context tables. history_length: T, latest history entries kept per row.
     """
 
@@ -35,7 +147,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Rows:
-    """Columns of N rows, every array with the rows first.
+    """N rows as one array per column.
 
     row_N: int64 row number within the split, -1 for padding. good_N: bool, False for padding and quarantined rows,
     which are 0 in all other columns. history_NT: int64 item ids, oldest first, 0 after the end.
@@ -69,7 +181,7 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
 
 
 def padding(rows: int, columns: Columns) -> Rows:
-    """Rows that count nowhere."""
+    """Rows of weight 0, with row number -1."""
     ids, floats = np.zeros(rows, np.int64), np.zeros(rows, np.float32)
     context_NC = np.zeros((rows, len(columns.context)), np.int64)
     dense_NX = np.zeros((rows, len(columns.log.dense)), np.float32)
@@ -82,9 +194,9 @@ def padding(rows: int, columns: Columns) -> Rows:
 def decode(file: pq.ParquetFile, group: RowGroup, columns: Columns, *, refuse: bool) -> tuple[Rows, list[str]]:
     """Reads and checks one row group.
 
-    Returns its rows, and for the first few broken ones what is wrong.
-    Raises ContractError for a group that cannot be read or is not sorted by time, and, with `refuse`, for the first
-    row that breaks the contract; without, such rows are not good.
+    Returns its rows, and a message for each of the first few broken ones.
+    Raises ContractError for a group that cannot be read or is not sorted by time. A row that breaks the contract raises
+    ContractError with `refuse`; otherwise it is quarantined (`good_N` is False).
     """
     where = f"{group.path}, row group {group.group}"
     try:
@@ -104,7 +216,7 @@ def decode(file: pq.ParquetFile, group: RowGroup, columns: Columns, *, refuse: b
 
 
 def _complaints(table: pa.Table, group: RowGroup, rules: dict[str, np.ndarray]) -> list[ContractError]:
-    """What is wrong with the first few broken rows."""
+    """An error for each of the first few broken rows."""
     if not rules:
         return []
     broken_RN = np.stack(list(rules.values()))
@@ -139,12 +251,12 @@ def _rows(table: pa.Table, group: RowGroup, columns: Columns, bad_N: np.ndarray)
     )
     if not bad_N.any():
         return rows
-    blank = {
+    zeroed = {
         f.name: np.where(bad_N.reshape(-1, *[1] * (getattr(rows, f.name).ndim - 1)), 0, getattr(rows, f.name))
         for f in fields(Rows)
         if f.name not in ("row_N", "good_N")
     }
-    return replace(rows, **{name: values.astype(getattr(rows, name).dtype) for name, values in blank.items()})
+    return replace(rows, **{name: values.astype(getattr(rows, name).dtype) for name, values in zeroed.items()})
 
 
 def _column(table: pa.Table, name: str) -> np.ndarray:
@@ -176,14 +288,13 @@ def _history(table: pa.Table, length: int) -> np.ndarray:
     return history_NT
 
 
-# What must hold of the rows of a log, beyond the columns' types: which rows break it, and whether times go back.
+# The contract's rules for values.
 
 
 def broken_rows(table: pa.Table, manifest: Manifest) -> dict[str, np.ndarray]:
-    """Finds the rows that break the contract's value rules.
+    """Finds the rows that break the contract's rules for values, beyond the columns' types.
 
-    Returns: rule -> bool mask over the table's rows, only for rules that some row breaks. A rule reads
-    "column, expectation"; the caller turns it into an error or a quarantine.
+    Returns: rule -> bool mask [N], for rules that some row breaks. A rule reads "column NAME, expected RULE".
     """
     rules: dict[str, np.ndarray] = {}
 
@@ -227,7 +338,7 @@ def _numpy(table: pa.Table, column: str) -> np.ndarray:
 
 
 def check_time_order(timestamps: np.ndarray, where: object, after: float = -math.inf) -> None:
-    """Timestamps never go back, and start no earlier than `after`. Raises ContractError with the first that does."""
+    """Raises ContractError for the first timestamp that is earlier than the one before it, or than `after`."""
     if len(timestamps) and timestamps[0] < after:
         raise ContractError(f"{where}, column {TIMESTAMP}", f"times from {after:.0f} on", int(timestamps[0]))
     back = np.flatnonzero(np.diff(timestamps) < 0)

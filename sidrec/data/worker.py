@@ -1,36 +1,51 @@
-"""What a loader's worker processes do: read and build their steps of an epoch.
+"""What a loader's worker process does: reads the rows of a step, builds the arrays of its batch, packs them to send.
 
-Imports no torchrec: it costs a worker's start seconds and hundreds of megabytes, and workers only fill blocks.
+    LogReader.steps -> StepRows -> BatchArrays -> {field: array} -> pack -> BatchBlock -> (loader) collate -> Batch
+
+Imports no torchrec, which would cost every worker seconds at its start and hundreds of megabytes.
+
+Shapes: B rows, T history positions, U item bags (bag 0 is empty), M = B (1 + T) ids of targets and histories, F item
+features, I item ids, C context columns.
 """
 
 import multiprocessing
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from sidrec.data.batch_arrays import BatchArrays, BatchBlock, PerItem, block_of
 from sidrec.data.reader import LogReader
+from sidrec.data.rows import Rows
 from sidrec.schema import ContractError
 
 T = TypeVar("T")
 
+PER_BAG = {"token_weights_UW": np.float32, "granules_UG": np.int64, "content_UV": np.float32}
+"""Fields of a Batch with one row per item bag, next to the table lookups, and their types."""
+
+
+class PerItem(Protocol):
+    """A property of every item, indexed by item id: an array [I, ...], or an object that reads such rows from disk."""
+
+    def __getitem__(self, ids_U: np.ndarray, /) -> np.ndarray: ...
+
 
 class Built(NamedTuple):
-    """What a worker sends: a batch, or the error that ends the epoch; and what is wrong with quarantined rows."""
+    """What a worker sends: a batch, or the error that ends the epoch; and the faults of newly quarantined rows."""
 
-    outcome: BatchBlock | ContractError
+    outcome: "BatchBlock | ContractError"
     complaints: tuple[str, ...] = ()
 
 
 class Steps(IterableDataset[Built]):
-    """Worker k of K builds steps first + k, first + k + K, ...: DataLoader asks workers in turn, which keeps order.
+    """The batches of an epoch. Worker k of K builds steps first + k, first + k + K, ...
 
-    features, rows_IF, per_item: as BatchArrays takes them.
+    DataLoader asks its workers in turn, so the steps arrive in order. features, rows_IF, per_item: see BatchArrays.
     """
 
     def __init__(
@@ -47,7 +62,7 @@ class Steps(IterableDataset[Built]):
         self._position.share_memory_()  # type: ignore[no-untyped-call]  # workers outlive an epoch
 
     def seek(self, epoch: int, step: int) -> None:
-        """Where the next iteration begins, in all processes."""
+        """Sets where the next iteration begins, in all processes."""
         self._position.copy_(torch.tensor([epoch, step]))
 
     def __iter__(self) -> Iterator[Built]:
@@ -60,16 +75,16 @@ class Steps(IterableDataset[Built]):
         arrays = BatchArrays(self._features, self._rows_IF, self._per_item, self._reader.columns.context)
         try:
             for step in self._reader.steps(epoch, steps):
-                yield Built(block_of(arrays(step.rows, step.rows_of_all_ranks / self._world)), step.complaints)
+                yield Built(pack(arrays(step.rows, step.rows_of_all_ranks / self._world)), step.complaints)
         except ContractError as error:
             yield Built(error)
 
 
-def end_with_training(_: int) -> None:
-    """Lets a worker end when the training process is gone, however it went.
+def exit_with_training(_: int) -> None:
+    """DataLoader's `worker_init_fn`: ends the worker when the training process ends, even by SIGKILL.
 
-    A worker's parent is the fork server, which in turn lives as long as it has workers: a killed training process would
-    leave both behind for ever.
+    A worker's parent is the fork server, which lives as long as it has workers. Without this, a killed training process
+    leaves both running.
     """
     training = multiprocessing.parent_process()
     assert training is not None, "a loader's worker is started by multiprocessing"
@@ -78,9 +93,142 @@ def end_with_training(_: int) -> None:
         training.join()
         os._exit(1)
 
-    threading.Thread(target=wait, daemon=True, name="end with training").start()
+    threading.Thread(target=wait, daemon=True, name="exit with training").start()
 
 
 def as_is(item: T) -> T:
-    """For DataLoader, which would otherwise convert what it is given. Here because workers import where it lives."""
+    """DataLoader's `collate_fn`: returns its argument unchanged. Defined here because workers import this module."""
     return item
+
+
+# The arrays of a batch: finds the unique items of a step's rows and looks up their properties.
+
+
+class Jagged(NamedTuple):
+    """The parts of a KeyedJaggedTensor: ids, and the lengths of `stride` bags for each key in turn."""
+
+    keys: tuple[str, ...]
+    stride: int
+    values: np.ndarray
+    lengths: np.ndarray
+
+
+class BatchArrays:
+    """Builds the arrays of one process's batches. Keeps one int64 per item id, to find unique items without a sort.
+
+    features: names of the F item features. rows_IF: int64 table row of every item id, 0 for none.
+    per_item: field of PER_BAG -> its values for every item id. (All three as in ItemTables.)
+    context: names of the C context columns, in the order of `Rows.context_NC`.
+    """
+
+    def __init__(
+        self, features: tuple[str, ...], rows_IF: np.ndarray, per_item: Mapping[str, PerItem], context: tuple[str, ...]
+    ) -> None:
+        self._features, self._rows_IF, self._per_item, self._context = features, rows_IF, per_item, context
+        self._bag_I = np.zeros(len(rows_IF), np.int64)
+
+    def __call__(self, rows: Rows, rows_per_rank: float) -> dict[str, np.ndarray | Jagged]:
+        """Batch field -> its array. Items get bags 1..U-1 by increasing id; item id 0 and padding get bag 0."""
+        known_U, bag_M = self._assign_bags(np.concatenate([rows.item_N, rows.history_NT.ravel()]))
+        size = len(rows)
+        return {
+            "items": self._item_lookups(known_U),
+            "context": _one_id_per_bag(self._context, rows.context_NC),
+            **{field: _with_bag_0(self._per_item[field][known_U]) for field in PER_BAG},
+            "target_B": bag_M[:size],
+            "history_BT": bag_M[size:].reshape(rows.history_NT.shape),
+            "dense_BX": rows.dense_NX,
+            "stats_BS": rows.stats_NS,
+            "label_B": rows.label_N,
+            "weight_B": rows.good_N.astype(np.float32),
+            "row_B": rows.row_N,
+            "user_B": rows.user_N,
+            "item_B": rows.item_N,
+            "rows_per_rank": np.array(rows_per_rank, np.float32),
+        }
+
+    def _assign_bags(self, ids_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The distinct ids other than 0, sorted, and the bag of every id."""
+        position_M = np.arange(len(ids_M))
+        self._bag_I[ids_M] = position_M  # of an id's positions, the last written remains: it marks the unique ids
+        known_U = np.sort(ids_M[self._bag_I[ids_M] == position_M])
+        known_U = known_U[np.searchsorted(known_U, 0, side="right") :]
+        self._bag_I[0] = 0
+        self._bag_I[known_U] = np.arange(1, len(known_U) + 1)
+        return known_U, self._bag_I[ids_M]
+
+    def _item_lookups(self, known_U: np.ndarray) -> Jagged:
+        rows_FU = np.zeros((len(self._features), len(known_U) + 1), np.int64)
+        rows_FU[:, 1:] = self._rows_IF[known_U].T
+        looked_up_FU = rows_FU > 0
+        return Jagged(self._features, rows_FU.shape[1], rows_FU[looked_up_FU], looked_up_FU.ravel().astype(np.int32))
+
+
+def _with_bag_0(known: np.ndarray) -> np.ndarray:
+    values = np.zeros((len(known) + 1, *known.shape[1:]), known.dtype)
+    values[1:] = known
+    return values
+
+
+def _one_id_per_bag(keys: tuple[str, ...], ids_BC: np.ndarray) -> Jagged:
+    return Jagged(keys, len(ids_BC), np.ascontiguousarray(ids_BC.T).ravel(), np.ones(ids_BC.size, np.int32))
+
+
+# A batch on its way between processes: all arrays in one block of memory. Each tensor that crosses processes costs a
+# file descriptor and a handshake, about half a millisecond, and a batch has fifteen.
+
+
+ALIGNMENT = 64  # bytes: a cache line, and enough for every dtype
+
+
+class Place(NamedTuple):
+    """Where an array lies in the block; `first` is an offset in bytes."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    first: int
+
+
+class JaggedPlace(NamedTuple):
+    """Where the parts of a Jagged lie in the block."""
+
+    keys: tuple[str, ...]
+    stride: int
+    values: Place
+    lengths: Place
+
+
+class BatchBlock(NamedTuple):
+    """bytes_: uint8 [bytes]. places: Batch field -> where its array or jagged array lies."""
+
+    bytes_: Tensor
+    places: Mapping[str, Place | JaggedPlace]
+
+    def tensor(self, place: Place) -> Tensor:
+        """A view of the block; pinned if the block is."""
+        stop = place.first + torch.Size(place.shape).numel() * place.dtype.itemsize
+        return self.bytes_[place.first : stop].view(place.dtype).view(place.shape)
+
+
+def pack(arrays: Mapping[str, np.ndarray | Jagged]) -> BatchBlock:
+    """Copies the arrays into one block."""
+    copies: list[tuple[Place, Tensor]] = []
+    end = 0
+
+    def place(array: np.ndarray) -> Place:
+        nonlocal end
+        tensor = torch.from_numpy(array)
+        copies.append((Place(tensor.dtype, tuple(tensor.shape), end), tensor))
+        end += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+        return copies[-1][0]
+
+    places: dict[str, Place | JaggedPlace] = {}
+    for name, array in arrays.items():
+        if isinstance(array, Jagged):
+            places[name] = JaggedPlace(array.keys, array.stride, place(array.values), place(array.lengths))
+        else:
+            places[name] = place(array)
+    block = BatchBlock(torch.empty(end, dtype=torch.uint8), places)
+    for target, tensor in copies:
+        block.tensor(target).copy_(tensor)
+    return block

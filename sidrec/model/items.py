@@ -21,8 +21,7 @@ from sidrec.config.model import Pooling
 from sidrec.data.dataset import Sizes
 from sidrec.data.item_tables import HID
 from sidrec.model.alignment import MatchStatistics, build_alignment
-from sidrec.model.fusion import build_fusion
-from sidrec.model.gate import build_gate, build_statistics
+from sidrec.model.fusion_and_gate import build_fusion, build_gate, build_statistics
 from sidrec.model.history import (
     HistoryIndex,
     PooledHistories,

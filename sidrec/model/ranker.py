@@ -14,8 +14,7 @@ from sidrec.data.batch import Batch
 from sidrec.data.dataset import Sizes
 from sidrec.data.item_tables import HID
 from sidrec.model.backbones import build_backbone
-from sidrec.model.fusion import GranularityFusion
-from sidrec.model.gate import StandardizeStats, TargetAwareGate
+from sidrec.model.fusion_and_gate import GranularityFusion, StandardizeStats, TargetAwareGate
 from sidrec.model.items import ItemLookup, SemanticRepresentation, SidCoordRepresentation, build_item
 from sidrec.model.tables import embedding_tables, managed_table, one_feature_each, with_managed
 

@@ -14,7 +14,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from sidrec.config.item import ExactIndex, GranularityTokens, NoAlignment, SidCoordItem, StatsGate
-from sidrec.model.gate import build_gate
+from sidrec.model.fusion_and_gate import build_gate
 from sidrec.model.history import index_history
 from sidrec.model.items import ItemLookup, SemanticPart
 from sidrec.model.tables import embedding_tables, one_feature_each

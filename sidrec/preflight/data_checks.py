@@ -11,8 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sidrec.data.rows import decode
-from sidrec.data.split_index import RowGroup
+from sidrec.data.rows import RowGroup, decode
 from sidrec.io.parquet_files import readable
 from sidrec.preflight.planned_run import Finding, PlannedRun
 from sidrec.schema import HISTORY, ITEM_ID, LABEL, LOG, ContractError, LogFile, Manifest, log_schema

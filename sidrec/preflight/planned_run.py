@@ -9,11 +9,11 @@ from torch import nn
 from torchrec.distributed.types import ModuleSharder, ShardingPlan
 
 from sidrec.config import Recipe
-from sidrec.data.batch_arrays import PER_BAG
 from sidrec.data.dataset import Sizes
 from sidrec.data.item_tables import ItemTables
 from sidrec.data.loader import columns_of
 from sidrec.data.rows import Columns
+from sidrec.data.worker import PER_BAG
 from sidrec.plans.hardware import Hardware
 from sidrec.plans.workload import Workload
 from sidrec.preflight.step_memory import BatchShape

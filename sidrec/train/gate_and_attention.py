@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from sidrec.metrics.predictions import load_predictions
-from sidrec.model.fusion import GranularityFusion
+from sidrec.model.fusion_and_gate import GranularityFusion
 from sidrec.model.items import SemanticRepresentation
 from sidrec.model.ranker import Ranker
 from sidrec.parallel.process_group import Ranks

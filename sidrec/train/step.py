@@ -16,7 +16,7 @@ from sidrec.checkpoint.tensor_shard import Piece
 from sidrec.config.recipe import TrainConfig
 from sidrec.data.batch import Batch
 from sidrec.data.reader import LogReader
-from sidrec.data.split_index import row_places
+from sidrec.data.rows import row_places
 from sidrec.errors import NonFiniteError
 from sidrec.model.ranker import Ranker
 from sidrec.parallel.process_group import Ranks, largest, raise_on_all_ranks

@@ -7,9 +7,9 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec.data.batch import Batch, collate, pad_items
-from sidrec.data.batch_arrays import BatchArrays, block_of
 from sidrec.data.item_tables import ItemTable, ItemTables, unused_per_item
 from sidrec.data.rows import Rows
+from sidrec.data.worker import BatchArrays, pack
 
 
 def tables_of(features: tuple[str, ...], rows_IF: np.ndarray, **per_item: np.ndarray) -> ItemTables:
@@ -28,7 +28,7 @@ class Builder:
         self._arrays = BatchArrays(tables.features, tables.rows_IF, tables.per_item, context)
 
     def __call__(self, rows: Rows, rows_per_rank: float) -> Batch:
-        return collate(block_of(self._arrays(rows, rows_per_rank)))
+        return collate(pack(self._arrays(rows, rows_per_rank)))
 
 
 def rows_of(items: list[int], histories: list[list[int]], context: list[list[int]] | None = None) -> Rows:

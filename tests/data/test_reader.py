@@ -10,8 +10,7 @@ import pytest
 from pyarrow.parquet import ParquetFile
 
 from sidrec.config import ConfigError
-from sidrec.data.rows import Columns, Rows, decode
-from sidrec.data.split_index import RowGroup
+from sidrec.data.rows import Columns, RowGroup, Rows, decode
 from sidrec.schema import ContractError
 from tests.data.log_files import flat, log_of, row_numbers
 

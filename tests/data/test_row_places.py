@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sidrec.data.split_index import RowGroup, row_places
+from sidrec.data.rows import RowGroup, row_places
 
 
 def test_rows_are_found_in_their_files() -> None:

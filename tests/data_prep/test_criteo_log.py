@@ -16,8 +16,7 @@ from data_prep.criteo_log import CoOccurrence, CriteoLogCommand
 from sidrec import schema
 from sidrec.cli.fit import fit
 from sidrec.config import Recipe, load_file
-from sidrec.data.rows import broken_rows
-from sidrec.data.split_index import split_index
+from sidrec.data.rows import broken_rows, split_index
 from sidrec.metrics.exact import load_metrics
 from sidrec.parallel.process_group import joined_ranks
 from sidrec.schema import ContractError

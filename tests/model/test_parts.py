@@ -19,8 +19,7 @@ from sidrec.config.item import (
     SumGate,
 )
 from sidrec.model.alignment import build_alignment, masked_max_and_mean, similarities
-from sidrec.model.fusion import build_fusion
-from sidrec.model.gate import TargetAwareGate, build_gate, build_statistics
+from sidrec.model.fusion_and_gate import TargetAwareGate, build_fusion, build_gate, build_statistics
 from sidrec.model.history import index_history
 
 U, G, D = 6, 5, 8

@@ -18,8 +18,7 @@ from sidrec.config.item import (
 from sidrec.config.model import MeanPooling
 from sidrec.data.dataset import Sizes
 from sidrec.model.alignment import MatchStatistics, build_alignment
-from sidrec.model.fusion import ConcatProject, build_fusion
-from sidrec.model.gate import build_gate
+from sidrec.model.fusion_and_gate import ConcatProject, build_fusion, build_gate
 from sidrec.model.history import index_history
 from sidrec.model.items import ContentRepresentation, GateSidRepresentation, HidAndSidRepresentation, ItemLookup
 from tests.model.test_ranker import ranker_for, tables_for

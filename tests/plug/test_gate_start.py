@@ -6,7 +6,7 @@ import torch
 from sidrec.config import ConfigError
 from sidrec.config.item import StatsGate
 from sidrec.config.load import parse
-from sidrec.model.gate import TargetAwareGate
+from sidrec.model.fusion_and_gate import TargetAwareGate
 
 ZERO, ONE = torch.zeros(2), torch.ones(2)
 

@@ -11,7 +11,7 @@ import numpy as np
 from sidrec.sid.catalog import Catalog
 
 ROOT = Path(__file__).parents[2]
-PLAIN, PLUGGED = ROOT / "launch/plain_dlrm.py", ROOT / "launch/plugged_dlrm.py"
+PLAIN, PLUGGED = ROOT / "examples/plain_dlrm.py", ROOT / "examples/plugged_dlrm.py"
 MOST_CHANGED_LINES = 10
 
 

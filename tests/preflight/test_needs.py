@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from sidrec.checkpoint.state import pieces_of
-from sidrec.data.batch_arrays import BatchArrays, block_of
 from sidrec.data.dataset import read_dataset
 from sidrec.data.loader import open_split
 from sidrec.data.rows import Rows
+from sidrec.data.worker import BatchArrays, pack
 from sidrec.model.ranker import Ranker
 from sidrec.parallel.process_group import Ranks
 from sidrec.preflight.resource_estimate import (
@@ -98,7 +98,7 @@ def test_a_decoded_row_and_a_batch_have_the_bytes_that_are_counted(tmp_path: Pat
     step = next(loader.reader.steps(0, [0]))
     arrays = [getattr(step.rows, name) for name in Rows.__dataclass_fields__]
     assert sum(array.nbytes for array in arrays) == bytes_per_row(run.columns) * len(step.rows)
-    block = block_of(
+    block = pack(
         BatchArrays(run.tables.features, run.tables.rows_IF, run.tables.per_item, ("user_id", "cat_a"))(step.rows, 1.0)
     )
     assert block.bytes_.nbytes == pytest.approx(run.batch.bytes, rel=0.25)  # how many items are unique is reckoned

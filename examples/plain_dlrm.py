@@ -1,7 +1,7 @@
 """An ordinary TorchRec training script: a DLRM on Criteo-shaped rows with an item and a history, planned and sharded.
 
-    torchrun --nproc-per-node 2 launch/plain_dlrm.py
-    torchrun --nproc-per-node 2 launch/plugged_dlrm.py --catalog demo/catalog
+    torchrun --nproc-per-node 2 examples/plain_dlrm.py
+    torchrun --nproc-per-node 2 examples/plugged_dlrm.py --catalog demo/catalog
 
 The first knows nothing of semantic ids; the second is the same script with SID-Coord plugged in.
 """
@@ -23,8 +23,6 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
-
-from sidrec.plug import ItemCounts, attach, embedding_parameters
 
 DENSE, CATEGORIES, ROWS, DIM = 13, 4, 1000, 16
 ITEMS, LONGEST_HISTORY = 5000, 10
@@ -64,7 +62,6 @@ def main() -> float:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=512, help="rows per rank")
-    parser.add_argument("--catalog", required=True, help="semantic ids of the items")
     args = parser.parse_args()
 
     cuda = torch.cuda.is_available()
@@ -74,9 +71,7 @@ def main() -> float:
 
     torch.manual_seed(0)
     model = DLRM(tables(), DENSE, dense_arch_layer_sizes=[64, DIM], over_arch_layer_sizes=[64, 1])
-    counts = torch.cat([batch.sparse_features["item_id"].values() for batch in batches(10_000, 10, seed=0)]).bincount()
-    attach(model, args.catalog, "item_id", "history", ItemCounts(counts))
-    apply_optimizer_in_backward(torch.optim.Adagrad, embedding_parameters(model), {"lr": 0.05})
+    apply_optimizer_in_backward(torch.optim.Adagrad, model.sparse_arch.parameters(), {"lr": 0.05})
     train_model = DLRMTrain(model)
     planner = EmbeddingShardingPlanner(topology=Topology(world_size=world, compute_device=device.type))
     sharders = [EmbeddingBagCollectionSharder()]
@@ -86,7 +81,7 @@ def main() -> float:
         dict(in_backward_optimizer_filter(sharded.named_parameters())), lambda params: torch.optim.Adam(params, lr=1e-3)
     )
     optimizer = CombinedOptimizer([sharded.fused_optimizer, dense])
-    pipeline = TrainPipelineSparseDist(sharded, optimizer, device, pipeline_postproc=True)
+    pipeline = TrainPipelineSparseDist(sharded, optimizer, device)
 
     rows = batches(args.batch_size, args.steps, seed=1 + rank)
     losses = []
