@@ -19,7 +19,6 @@ from torch import Tensor
 from sidrec.checkpoint.stored_tables import PART, StoredTable, rows_of_size
 from sidrec.checkpoint.tensor_shard import DTYPES, header_of, stored_tensors
 from sidrec.config import Recipe
-from sidrec.config.item import ExactIndex, HashedItem, SemanticItem
 from sidrec.config.section import granularity_levels
 from sidrec.data.item_tables import HID
 from sidrec.errors import CheckpointError
@@ -342,9 +341,9 @@ def row_ids(recipe: Recipe, table: str, rows: int, fingerprint: str | None) -> R
     item = recipe.model.item
     if table in recipe.model.context:
         return _numbered(table)
-    if table == HID and isinstance(item, HashedItem) and isinstance(item.hid_index, ExactIndex):
+    if table == HID and item.hid_rows_are_ids:
         return _numbered(ITEM_ID)
-    if isinstance(item, SemanticItem) and table in item.granularities:
+    if item.sids is not None and table in item.sids.granularities:
         return _codes(recipe, table, rows, fingerprint)
     raise CheckpointError(f"--ids: expected a table with a row for each id, got {table}, whose rows ids share or swap")
 

@@ -1,6 +1,6 @@
 """How items are represented. Every default cites its source."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
@@ -20,6 +20,7 @@ class ExactIndex:
     """Every id that occurs has a row of its own, and every SID granularity a table of its own."""
 
     kind: Literal["exact"] = "exact"
+    rows_are_ids: ClassVar[bool] = True
 
 
 @section
@@ -31,6 +32,7 @@ class ManagedCollisionIndex:
     """
 
     kind: Literal["managed_collision"] = "managed_collision"
+    rows_are_ids: ClassVar[bool] = False
     rows: Annotated[int, Field(ge=2)]
     """Rows of the table; the last of each rank is that of ids without one of their own."""
     eviction: Literal["lru", "lfu", "distance_lfu"] = "distance_lfu"
@@ -47,6 +49,7 @@ class ModuloIndex:
     table that all granularities share in Meta's prefix n-gram (arXiv 2504.02137), each hashed in a way of its own."""
 
     kind: Literal["modulo"] = "modulo"
+    rows_are_ids: ClassVar[bool] = False
     rows: Annotated[int, Field(ge=2)]
     """Rows of the table; row 0 is kept for what is not known."""
 
@@ -54,12 +57,45 @@ class ModuloIndex:
 HidIndex = Annotated[ExactIndex | ModuloIndex | ManagedCollisionIndex, Field(discriminator="kind")]
 
 
+class ItemKind:
+    """What an item kind needs, as the rest of sidrec asks for it. Each kind overrides what differs."""
+
+    @property
+    def hids(self) -> HidIndex | None:
+        """How item ids become rows of the HID table; None for kinds without one."""
+        return None
+
+    @property
+    def hid_rows_are_ids(self) -> bool:
+        """Whether row i of the HID table belongs to item id i, before and after training."""
+        return self.hids is not None and self.hids.rows_are_ids
+
+    @property
+    def sids(self) -> "SemanticItem | None":
+        """The choices about SIDs; None for kinds that need no catalog."""
+        return None
+
+    @property
+    def content_columns(self) -> tuple[str, ...]:
+        """Vector columns of items.parquet that the model reads."""
+        return ()
+
+    @property
+    def least_rows_per_lane(self) -> int:
+        """Rows that each lane must give to a step, for losses that compare rows of a lane; 0 without such a loss."""
+        return 0
+
+
 @section
-class HashedItem:
+class HashedItem(ItemKind):
     """What all item kinds with HIDs can choose."""
 
     hid_index: HidIndex = ExactIndex()
     """How item ids become rows of the HID table."""
+
+    @property
+    def hids(self) -> HidIndex:
+        return self.hid_index
 
 
 @section
@@ -89,6 +125,7 @@ class AutoDisAlignment:
     """[max; mean] over the history of AutoDis(cos(e_sid(target), e_sid(history item))) (SID-Coord, module III)."""
 
     kind: Literal["autodis"] = "autodis"
+    needs_granules: ClassVar[bool] = False
     buckets: PositiveInt = 20
     """Soft buckets H."""
     width: PositiveInt = 16
@@ -106,6 +143,7 @@ class HistogramAlignment:
     """[max; mean] over the history of fixed Gaussian bins on [-1, 1]."""
 
     kind: Literal["histogram"] = "histogram"
+    needs_granules: ClassVar[bool] = False
     bins: PositiveInt = 20
     """Number of bins."""
     stop_gradient: bool = False
@@ -118,6 +156,7 @@ class MatchStatsAlignment:
     The match statistics that SID-Coord's paper pairs with DAS's SIDs (arXiv 2508.10584)."""
 
     kind: Literal["match_stats"] = "match_stats"
+    needs_granules: ClassVar[bool] = True
 
 
 @section
@@ -125,6 +164,7 @@ class NoAlignment:
     """No alignment features (the ablation "w/o alignment")."""
 
     kind: Literal["none"] = "none"
+    needs_granules: ClassVar[bool] = False
 
 
 @section
@@ -132,6 +172,7 @@ class RawStatsAlignment:
     """max, mean and standard deviation of the similarities: the control that AutoDis must beat."""
 
     kind: Literal["raw_stats"] = "raw_stats"
+    needs_granules: ClassVar[bool] = False
     stop_gradient: bool = False
     """Keep the alignment's gradient out of the SID tables."""
 
@@ -212,7 +253,7 @@ Tokens = Annotated[GranularityTokens | SpmTokens, Field(discriminator="kind")]
 
 
 @section
-class SemanticItem:
+class SemanticItem(ItemKind):
     """What all item kinds with SIDs can choose."""
 
     kind: str
@@ -233,6 +274,15 @@ class SemanticItem:
                 raise ValueError(f"expected token_weights: off with tokens of kind spm, got {self.token_weights}")
             if not isinstance(self.index, ExactIndex):
                 raise ValueError(f"expected index: {{kind: exact}} with tokens of kind spm, got {self.index.kind}")
+
+    @property
+    def sids(self) -> "SemanticItem":
+        return self
+
+    @property
+    def subwords(self) -> int | None:
+        """Most subwords that SIDs are cut into; None where granularities are looked up."""
+        return self.tokens.vocabulary if isinstance(self.tokens, SpmTokens) else None
 
 
 @section
@@ -260,6 +310,7 @@ class MeanGate:
     """No gate: e = (e_hid + e_sid) / 2, whatever the item."""
 
     kind: Literal["mean"] = "mean"
+    needs_statistics: ClassVar[bool] = False
 
 
 @section
@@ -288,6 +339,7 @@ class StatsGate:
     """g = sigmoid(MLP(stats)) decides between HID and SID (SID-Coord, module II)."""
 
     kind: Literal["stats"] = "stats"
+    needs_statistics: ClassVar[bool] = True
     form: Literal["mix", "residual"] = "mix"
     """mix: e = g * e_hid + (1 - g) * e_sid, as published. residual: e = e_sid + g * e_hid, the HID corrects the SID."""
     stats: Stats = StandardizedStats()
@@ -315,6 +367,7 @@ class SumGate:
     """No gate: e = e_hid + e_sid (the ablation "w/o gate")."""
 
     kind: Literal["sum"] = "sum"
+    needs_statistics: ClassVar[bool] = False
 
 
 Gate = Annotated[StatsGate | SumGate | MeanGate, Field(discriminator="kind")]
@@ -364,6 +417,10 @@ class GateSidItem(SemanticItem, HashedItem):
     contrastive: GateContrast | None = None
     """The contrastive loss; left out, its ablation "w/o GRCA". `{}` is as published."""
 
+    @property
+    def least_rows_per_lane(self) -> int:
+        return 0 if self.contrastive is None else 2  # negatives come from the same lane
+
 
 def _some(columns: tuple[str, ...]) -> tuple[str, ...]:
     if not columns:
@@ -380,6 +437,10 @@ class ContentItem(HashedItem):
     """Vector columns of items.parquet, each scaled to unit length, concatenated."""
     hidden: PositiveInt = 64
     """Width of the projection's hidden layer."""
+
+    @property
+    def content_columns(self) -> tuple[str, ...]:
+        return self.vectors
 
 
 Item = Annotated[

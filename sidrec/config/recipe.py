@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 import tyro
 from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from sidrec.config.item import GateSidItem
 from sidrec.config.learners import TokenizerConfig
 from sidrec.config.model import ModelConfig
 from sidrec.config.section import section, without_repeats
@@ -253,9 +252,11 @@ class Recipe:
 
     def __post_init__(self) -> None:
         item, data = self.model.item, self.data
-        if isinstance(item, GateSidItem) and item.contrastive is not None and data.batch_size < 2 * data.lanes:
+        least = item.least_rows_per_lane
+        if data.batch_size < least * data.lanes:
             bound = (
-                f"at least 2 * data.lanes = {2 * data.lanes} with model.item.contrastive, whose negatives are a lane's"
+                f"at least {least} * data.lanes = {least * data.lanes} with model.item.contrastive, "
+                "whose negatives are a lane's"
             )
             raise ValueError(f"data.batch_size: expected {bound}, got {data.batch_size}")
 

@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sidrec.config import Recipe
-from sidrec.config.item import ContentItem, SemanticItem, SpmTokens
 from sidrec.data.item_tables import HID, ContentVectors, ItemTable, ItemTables, impressions_by_id, item_tables
 from sidrec.data.loader import columns_of
 from sidrec.data.rows import RowGroup, split_index
@@ -59,7 +58,7 @@ class Dataset:
 def read_contracts(recipe: Recipe) -> tuple[Manifest, Catalog | None]:
     """The manifest of the log, and the catalog where items have SIDs. Raises ContractError."""
     manifest = load_manifest(recipe.data.path / LOG)
-    return manifest, load_catalog(recipe.data.catalog) if isinstance(recipe.model.item, SemanticItem) else None
+    return manifest, load_catalog(recipe.data.catalog) if recipe.model.item.sids else None
 
 
 def read_dataset(recipe: Recipe) -> Dataset:
@@ -73,12 +72,12 @@ def read_dataset(recipe: Recipe) -> Dataset:
 
 def fit_item_subwords(recipe: Recipe, manifest: Manifest, catalog: Catalog | None) -> bytes | None:
     """The model of the subwords that SIDs are cut into; None where the recipe has no subwords."""
-    item = recipe.model.item
-    if catalog is None or not isinstance(item, SemanticItem) or not isinstance(item.tokens, SpmTokens):
+    sids = recipe.model.item.sids
+    if catalog is None or sids is None or sids.subwords is None:
         return None
     ids = manifest.ids[ITEM_ID]
     impressions_I = impressions_by_id(recipe.data.path / ITEMS, ids)
-    return fit_subwords(catalog.codes_by_id(ids), impressions_I, catalog.codebook_sizes, item.tokens.vocabulary)
+    return fit_subwords(catalog.codes_by_id(ids), impressions_I, catalog.codebook_sizes, sids.subwords)
 
 
 def assemble_dataset(recipe: Recipe, manifest: Manifest, catalog: Catalog | None, fitted: bytes | None) -> Dataset:
@@ -90,8 +89,8 @@ def assemble_dataset(recipe: Recipe, manifest: Manifest, catalog: Catalog | None
     item = recipe.model.item
     columns = columns_of(recipe.data, recipe.model, manifest)
     content = None
-    if isinstance(item, ContentItem):
-        content = ContentVectors(recipe.data.path / ITEMS, item.vectors, manifest.ids[ITEM_ID])
+    if item.content_columns:
+        content = ContentVectors(recipe.data.path / ITEMS, item.content_columns, manifest.ids[ITEM_ID])
     try:
         tables = item_tables(item, manifest, catalog, subwords, content)
     except MemoryError as error:

@@ -18,11 +18,9 @@ from numpy.typing import NDArray
 
 from sidrec.config.item import (
     ExactIndex,
-    HashedItem,
     HidIndex,
     Item,
     ManagedCollisionIndex,
-    MatchStatsAlignment,
     ModuloIndex,
     SemanticItem,
 )
@@ -97,18 +95,18 @@ def item_tables(
     deeper than the catalog's levels are refused as `granularity_rows` does.
     """
     ids = manifest.ids[ITEM_ID]
-    lookups = [_hid(item.hid_index, ids)] if isinstance(item, HashedItem) else []
+    lookups = [_hid(item.hids, ids)] if item.hids else []
     per_item = unused_per_item(ids)
-    if isinstance(item, SemanticItem):
+    if (sids := item.sids) is not None:
         if catalog is None:
             raise ContractError("model.item", f"a catalog, which items of kind {item.kind} need", "none")
         codes_IL = catalog.codes_by_id(ids)
         numbered = cache(partial(granularity_rows, codes_IL))  # granules are numbered once, whoever asks
-        lookups += [_subwords(subwords, codes_IL)] if subwords else _granularities(item, codes_IL, numbered)
-        if item.token_weights != "off":
-            per_item["token_weights_UW"] = granularity_weights(catalog.weights_by_id(ids), item.granularities)
-        if isinstance(item.alignment, MatchStatsAlignment):
-            granules = [numbered(name)[0] for name in item.granularities]
+        lookups += [_subwords(subwords, codes_IL)] if subwords else _granularities(sids, codes_IL, numbered)
+        if sids.token_weights != "off":
+            per_item["token_weights_UW"] = granularity_weights(catalog.weights_by_id(ids), sids.granularities)
+        if sids.alignment.needs_granules:
+            granules = [numbered(name)[0] for name in sids.granularities]
             per_item["granules_UG"] = np.stack(granules, axis=1)
     if content is not None:
         per_item["content_UV"] = content

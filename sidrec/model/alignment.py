@@ -105,6 +105,8 @@ class RawStatistics(SimilarityFeatures):
 class InterestAlignment(nn.Module):
     """Alignment features of a row: the pooled similarity features and an "empty history" bit."""
 
+    compares_granules = False
+
     def __init__(self, features: SimilarityFeatures, stop_gradient: bool) -> None:
         super().__init__()
         self.features = features
@@ -124,6 +126,8 @@ class MatchStatistics(nn.Module):
     """Per granularity, how many items of the history share the target's granule: log1p of the count, and its share of
     the history; and an "empty history" bit. The match statistics of SIDs that rankers take beside DAS's
     (arXiv 2508.10584)."""
+
+    compares_granules = True
 
     def __init__(self, granularities: int) -> None:
         super().__init__()

@@ -20,8 +20,8 @@ from sidrec.config.item import (
 from sidrec.config.model import Pooling
 from sidrec.data.dataset import Sizes
 from sidrec.data.item_tables import HID
-from sidrec.model.alignment import MatchStatistics, build_alignment
-from sidrec.model.fusion_and_gate import build_fusion, build_gate, build_statistics
+from sidrec.model.alignment import build_alignment
+from sidrec.model.fusion_and_gate import GranularityFusion, TargetAwareGate, build_fusion, build_gate, build_statistics
 from sidrec.model.history import (
     HistoryIndex,
     PooledHistories,
@@ -67,6 +67,21 @@ class ItemRepresentation(nn.Module):
     def losses(self, items: ItemLookup, target_B: Tensor, stats_BS: Tensor) -> dict[str, Tensor]:
         """Auxiliary losses to train with, by name: each row's share [B], times the loss's weight."""
         return {}
+
+    @property
+    def sids(self) -> tuple[str, ...]:
+        """Names of the G SID features that are fused."""
+        return ()
+
+    @property
+    def attention(self) -> GranularityFusion | None:
+        """The attention over the SID features, where there is one."""
+        return None
+
+    @property
+    def learned_gate(self) -> TargetAwareGate | None:
+        """The gate between HID and SID, where there is one that learns."""
+        return None
 
 
 def build_item(config: Item, pooling: Pooling, dim: int, sizes: Sizes) -> ItemRepresentation:
@@ -142,7 +157,7 @@ class SemanticPart(nn.Module):
         """Alignment features and the target's token weights, as far as configured: [B, width]."""
         features = []
         if self.alignment is not None:
-            compared = items.granules_UG if isinstance(self.alignment, MatchStatistics) else sid_UD
+            compared = items.granules_UG if self.alignment.compares_granules else sid_UD
             assert compared is not None, "match statistics are for models whose batches have granules"
             features.append(self.alignment(compared, target_B, history))
         if self.append:
@@ -154,6 +169,14 @@ class SemanticRepresentation(ItemRepresentation):
     """An item representation with SIDs in it."""
 
     semantic: SemanticPart
+
+    @property
+    def sids(self) -> tuple[str, ...]:
+        return self.semantic.sids
+
+    @property
+    def attention(self) -> GranularityFusion | None:
+        return self.semantic.fusion if isinstance(self.semantic.fusion, GranularityFusion) else None
 
 
 # Items as semantic ids alone.
@@ -221,6 +244,10 @@ class SidCoordRepresentation(SemanticRepresentation):
         self.gate = build_gate(config.gate, dim, torch.tensor(sizes.stats_mean), torch.tensor(sizes.stats_std))
         self.pooling = PooledHistories(config.history, pooling, dim)
         self.width = self.semantic.width
+
+    @property
+    def learned_gate(self) -> TargetAwareGate | None:
+        return self.gate if isinstance(self.gate, TargetAwareGate) else None
 
     def forward(
         self, items: ItemLookup, target_B: Tensor, history_BT: Tensor, stats_BS: Tensor

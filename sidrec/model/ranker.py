@@ -15,7 +15,7 @@ from sidrec.data.dataset import Sizes
 from sidrec.data.item_tables import HID
 from sidrec.model.backbones import build_backbone
 from sidrec.model.fusion_and_gate import GranularityFusion, StandardizeStats, TargetAwareGate
-from sidrec.model.items import ItemLookup, SemanticRepresentation, SidCoordRepresentation, build_item
+from sidrec.model.items import ItemLookup, build_item
 from sidrec.model.tables import embedding_tables, managed_table, one_feature_each, with_managed
 
 
@@ -84,14 +84,12 @@ class Ranker(nn.Module):
     @property
     def fusion(self) -> GranularityFusion | None:
         """The attention over an item's SID features, where the item representation has one."""
-        fusion = self.item.semantic.fusion if isinstance(self.item, SemanticRepresentation) else None
-        return fusion if isinstance(fusion, GranularityFusion) else None
+        return self.item.attention
 
     @property
     def gate(self) -> TargetAwareGate | None:
         """The gate, where the item representation has one that learns."""
-        gate = self.item.gate if isinstance(self.item, SidCoordRepresentation) else None
-        return gate if isinstance(gate, TargetAwareGate) else None
+        return self.item.learned_gate
 
 
 def _mean(loss_B: Tensor, batch: Batch) -> Tensor:

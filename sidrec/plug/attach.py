@@ -17,7 +17,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 
 from sidrec.config.item import HidItem, Item, SidCoordItem, StatsGate
 from sidrec.plug.sid_coord import PUBLISHED, SidCoord, SidCoordKeyedArch, SidCoordSparseArch
-from sidrec.plug.statistics import StatFeatures, Statistics
+from sidrec.plug.statistics import Statistics
 from sidrec.schema import ContractError
 from sidrec.sid.catalog import Catalog, load_catalog
 
@@ -59,7 +59,7 @@ def attach(
     if not isinstance(config, SidCoordItem):
         raise ContractError("attach, config", "SidCoordItem, or HidItem to switch it off", type(config).__name__)
     owner, arch, collection = sparse_arch_of(model)
-    stats = statistics.names if isinstance(statistics, StatFeatures) else ()
+    stats = statistics.features if statistics else ()
     check_features(collection, item, history, stats, config.granularities)
     table = table_of(collection, item)
     sid_coord = SidCoord(

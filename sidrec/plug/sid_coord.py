@@ -13,7 +13,7 @@ from torchrec.modules.embedding_configs import DataType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-from sidrec.config.item import ExactIndex, GranularityTokens, NoAlignment, SidCoordItem, StatsGate
+from sidrec.config.item import ExactIndex, GranularityTokens, NoAlignment, SidCoordItem
 from sidrec.model.fusion_and_gate import build_gate
 from sidrec.model.history import index_history
 from sidrec.model.items import ItemLookup, SemanticPart
@@ -122,7 +122,7 @@ def _with_target(
 
 
 def _check(config: SidCoordItem, statistics: Statistics | None) -> None:
-    if isinstance(config.gate, StatsGate) and statistics is None:
+    if config.gate.needs_statistics and statistics is None:
         expected = "StatFeatures or ItemCounts for the gate to see, or gate kind sum"
         raise ContractError("SID-Coord, statistics", expected, "none")
     # Histories and the item table are the host's own; hashed and subword tables are choices of sidrec's ranker alone.

@@ -18,7 +18,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
 from sidrec.config.item import SidCoordItem
 from sidrec.data.item_tables import granularity_weights
-from sidrec.plug.statistics import ItemCounts, StatFeatures, Statistics
+from sidrec.plug.statistics import Statistics
 from sidrec.schema import ContractError
 from sidrec.sid.catalog import Catalog
 from sidrec.sid.granularity import granularity_rows
@@ -75,9 +75,9 @@ class SidJoin(nn.Module):
         super().__init__()
         self.granularities = rows.granularities
         self.item, self.history = item, history
-        self.stat_features = statistics.names if isinstance(statistics, StatFeatures) else ()
+        self.stat_features = statistics.features if statistics else ()
         items = len(rows.rows_IG)
-        counts_IS = statistics.rows(items) if isinstance(statistics, ItemCounts) else torch.zeros(items, 0)
+        counts_IS = statistics.rows(items) if statistics else torch.zeros(items, 0)
         for name, value in (("rows_IG", rows.rows_IG), ("weights_IW", rows.weights_IW), ("counts_IS", counts_IS)):
             self.register_buffer(name, value, persistent=False)  # the catalog's, not the checkpoint's
 

@@ -33,6 +33,15 @@ class StatFeatures:
             if moments and len(moments) != len(self.names):
                 raise ContractError(f"StatFeatures, {name}", f"one value for each of {self.names}", len(moments))
 
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Features of the batch that hold statistics."""
+        return self.names
+
+    def rows(self, items: int) -> Tensor:
+        """Counts that are fixed per item: none, [items, 0]."""
+        return torch.zeros(items, 0)
+
     def moments(self) -> tuple[Tensor, Tensor]:
         """mean_S and std_S as tensors."""
         mean_S = torch.tensor(self.mean_S or (0.0,) * len(self.names))
@@ -63,6 +72,11 @@ class ItemCounts:
             where = f"ItemCounts, item {item}, statistic {statistic}"
             raise ContractError(where, "a finite count of at least 0", float(counts[item, statistic]))
         object.__setattr__(self, "counts_IS", counts)
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Features of the batch that hold statistics: none."""
+        return ()
 
     def rows(self, items: int) -> Tensor:
         """Counts of the ids below `items`: [items, S]."""

@@ -16,7 +16,6 @@ from torch import distributed as dist
 
 from sidrec.metrics.predictions import load_predictions
 from sidrec.model.fusion_and_gate import GranularityFusion
-from sidrec.model.items import SemanticRepresentation
 from sidrec.model.ranker import Ranker
 from sidrec.parallel.process_group import Ranks
 from sidrec.train.run_directory import RunDirectory, write_json
@@ -106,7 +105,7 @@ class AttentionMeter:
         """ranker: a Ranker, on this rank; without a fusion there is nothing to measure."""
         assert isinstance(ranker, Ranker), "DistributedModelParallel keeps the ranker it was given"
         self.fusion = ranker.fusion
-        self.names = ranker.item.semantic.sids if isinstance(ranker.item, SemanticRepresentation) else ()
+        self.names = ranker.item.sids
         # the last two entries: summed entropy in nats, and the number of bags
         self.sums = torch.zeros(len(self.names) + 2, dtype=torch.float64)
 

@@ -23,7 +23,6 @@ from sidrec.checkpoint.stored_tables import StoredCheckpoint, open_checkpoint, t
 from sidrec.checkpoint.table_files import TableSource, check_values, open_table
 from sidrec.checkpoint.tensor_shard import MODEL, NAMES, Piece
 from sidrec.config import ConfigError, Recipe
-from sidrec.config.item import ExactIndex, HashedItem
 from sidrec.data.dataset import Dataset
 from sidrec.data.item_tables import HID
 from sidrec.errors import CheckpointError
@@ -150,8 +149,7 @@ class NewModel:
     def may_grow(self, table: str) -> bool:
         """Whether more rows leave the old ones what they were: where a row's number is an id of the log."""
         item = self.recipe.model.item
-        numbered = isinstance(item, HashedItem) and isinstance(item.hid_index, ExactIndex)
-        return table in self.recipe.model.context or (table == HID and numbered)
+        return table in self.recipe.model.context or (table == HID and item.hid_rows_are_ids)
 
 
 def _fitting(path: Path, model: NewModel, without: frozenset[str]) -> StoredCheckpoint:
@@ -226,16 +224,16 @@ def _check_meaning(found: StoredCheckpoint, model: NewModel, without: Collection
             "tables anew"
         )
     item, before = model.recipe.model.item, found.recipe.model.item
-    if not isinstance(item, HashedItem) or HID in without:
+    if item.hids is None or HID in without:
         return
     if model.managed:
         raise CheckpointError(
             "start.checkpoint: expected a HID table whose rows stay with their ids, got hid_index: managed_collision; "
             f"start.without: [{HID}] starts it anew"
         )
-    if isinstance(before, HashedItem) and before.hid_index != item.hid_index:
+    if before.hids is not None and before.hids != item.hids:
         raise CheckpointError(
-            f"{found.path}: expected the hid_index {before.hid_index} it was trained with, got {item.hid_index}; "
+            f"{found.path}: expected the hid_index {before.hids} it was trained with, got {item.hids}; "
             f"start.without: [{HID}] starts the table anew"
         )
 
