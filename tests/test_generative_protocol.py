@@ -10,7 +10,7 @@ from benchmarks.generative.sequences import Sequences, read_sequences
 from benchmarks.generative.windows import Windows
 from sidrec.config.learners import QuaSidConfig, RandomCodesConfig, TokenizerConfig, Training
 from sidrec.schema import LOG, ContractError
-from sidrec.sid.artifact import fit_tokenizer, save_tokenizer
+from sidrec.sid.learners.registry import fit_tokenizer, save_tokenizer
 from sidrec.sid.tokenizer import SideInformation
 from tests.generative_log import Event, write_events
 from tests.sid.item_files import clustered_vectors

@@ -76,7 +76,7 @@ def test_a_file_that_comes_while_the_fit_runs_stops_the_replacement(
         draw_pictures(*arguments)  # type: ignore[arg-type]
         (catalog / "notes.txt").write_text("mine")
 
-    monkeypatch.setattr("sidrec.sid.artifact.draw_pictures", draw)
+    monkeypatch.setattr("sidrec.sid.pictures.draw_pictures", draw)
     first = load_catalog(catalog).fingerprint
     assert "got also notes.txt" in said_of(capsys, "fit", fitted, "--tokenizer.seed", 1, "--overwrite")
     assert load_catalog(catalog).fingerprint == first

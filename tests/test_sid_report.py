@@ -16,10 +16,10 @@ from benchmarks.sid_report.definition import load_sid_study, study_fits
 from benchmarks.sid_report.text_reconstruction import additive_decoder, own_decoder
 from sidrec.config import ConfigError
 from sidrec.config.learners import RandomCodesConfig, ResidualKMeansConfig
-from sidrec.sid.artifact import load_tokenizer
 from sidrec.sid.catalog import TOKENIZER, load_catalog
 from sidrec.sid.learners.kmeans import ResidualKMeans
 from sidrec.sid.learners.random_codes import RandomCodes
+from sidrec.sid.learners.registry import load_tokenizer
 from sidrec.sid.tokenizer import SideInformation
 
 ITEMS, TEXT, BEHAVIOR = 60, 4, 3

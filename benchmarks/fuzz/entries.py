@@ -32,10 +32,10 @@ from sidrec.plans.cost import load_calibration
 from sidrec.plans.plan_file import read_plan, sharding_plan_of
 from sidrec.plans.tables_file import is_tables, read_tables
 from sidrec.schema import ITEMS
-from sidrec.sid.artifact import load_tokenizer
 from sidrec.sid.catalog import load_catalog
 from sidrec.sid.item_vectors import read_item_vectors
-from sidrec.sid.training.objectives import Needs
+from sidrec.sid.learners.registry import load_tokenizer
+from sidrec.sid.tokenizer import LearnerInputs
 
 OUT, RAW, DATA, CATALOG, NPY = "out", "raw", "data", "catalog", "npy"
 LOG_CSV, ITEMS_CSV, LOG_PARQUET, CRITEO_TEXT = "log.csv", "items.csv", "log.parquet", "train.txt"
@@ -106,8 +106,8 @@ def log(folder: Path) -> None:
 
 
 def items(folder: Path) -> None:
-    needs = Needs(pairs=True, behavior=True)
-    read_item_vectors(folder / DATA / ITEMS, ("text",), normalize=True, needs=needs)
+    inputs = LearnerInputs(pairs=True, behavior=True)
+    read_item_vectors(folder / DATA / ITEMS, ("text",), normalize=True, inputs=inputs)
     load_item_slices(folder / DATA / ITEMS, 0.1, 0.5)
 
 

@@ -14,8 +14,8 @@ from sidrec.metrics.predictions import Predictions
 from sidrec.metrics.slices import SLICES
 from sidrec.plans.cost import KINDS, VERSION, Calibration, UnitCosts, save_calibration
 from sidrec.plans.plan_file import PlanFile, TableLayout, write_plan
-from sidrec.sid.artifact import fit_tokenizer, save_tokenizer
 from sidrec.sid.catalog import Catalog
+from sidrec.sid.learners.registry import fit_tokenizer, save_tokenizer
 from sidrec.sid.tokenizer import SideInformation
 
 BENCH = Path(__file__).parents[1] / "results/plans/amazon_beauty-2/bench.json"

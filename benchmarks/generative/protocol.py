@@ -10,9 +10,8 @@ import numpy as np
 
 from benchmarks.generative.sequences import Sequences
 from sidrec.schema import BEHAVIOR, ContractError
-from sidrec.sid.artifact import load_tokenizer
 from sidrec.sid.catalog import TOKENIZER
-from sidrec.sid.training.objectives import needs_of
+from sidrec.sid.learners.registry import learner_inputs, load_tokenizer
 
 NO_EVENT = -1
 
@@ -76,9 +75,9 @@ def check_leave_one_out(catalog: Path, sequences: Sequences, protocol: Protocol)
         expected = "the tokenizer's artifact for --protocol leave-one-out, as it says whether SIDs know behaviour"
         raise ContractError(folder, expected, "no such folder")
     _, config = load_tokenizer(folder)
-    needs = needs_of(config.learner)
+    inputs = learner_inputs(config.learner)
     seen = int(sequences.train_E[protocol.test_U].sum())
-    if (needs.pairs or needs.behavior or BEHAVIOR in config.vectors) and seen:
+    if (inputs.pairs or inputs.behavior or BEHAVIOR in config.vectors) and seen:
         expected = "for --protocol leave-one-out a tokenizer without behaviour vectors and item pairs"
         got = f"one with them, and {seen} of {len(protocol.test_U)} events to predict are in the train split it saw"
         raise ContractError(folder, expected, got)

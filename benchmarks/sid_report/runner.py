@@ -17,12 +17,11 @@ from sidrec.config import ConfigError
 from sidrec.errors import TrainingError
 from sidrec.io.output_folders import replaced_folder
 from sidrec.schema import ITEMS, ContractError
-from sidrec.sid.artifact import fit_tokenizer, save_tokenizer
 from sidrec.sid.catalog import CATALOG, TOKENIZER, Catalog, write_catalog
 from sidrec.sid.item_vectors import ItemVectors, read_item_vectors
+from sidrec.sid.learners.registry import fit_tokenizer, learner_inputs, save_tokenizer
 from sidrec.sid.quality import code_quality
 from sidrec.sid.tokenizer import Encoded, Tokenizer
-from sidrec.sid.training.objectives import needs_of
 
 ENCODES = 3
 
@@ -48,7 +47,9 @@ def run_fit(fit: Fit) -> FitResult:
     """Fits, encodes, measures, and writes the catalog where the study keeps it."""
     facts = conditions()
     config = fit.config
-    items = read_item_vectors(fit.study.data / ITEMS, config.vectors, config.normalize, needs=needs_of(config.learner))
+    items = read_item_vectors(
+        fit.study.data / ITEMS, config.vectors, config.normalize, inputs=learner_inputs(config.learner)
+    )
     cpu, wall = time.process_time(), time.perf_counter()
     tokenizer = fit_tokenizer(items.vectors_NV, config, items.side)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall

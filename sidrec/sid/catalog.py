@@ -1,13 +1,13 @@
-"""The catalog: which item has which semantic id.
+"""The catalog: the semantic id of every item.
 
 A catalog folder holds::
 
     codes.parquet    item_id, sid_1 .. sid_L, and weight_1 .. weight_L where the tokenizer gives weights
     catalog.json     codebook sizes, number of items, fingerprint
-    tokenizer/       the tokenizer's artifact, for new items        (`sidrec fit` adds this and the rest)
+    tokenizer/       the tokenizer's artifact, which encodes new items   (`sidrec fit` adds this and the rest)
     report.json      code quality
-    training.jsonl   one line per epoch, of learners that have epochs
-    pictures/        code usage, collisions, and the training's curves
+    training.jsonl   one line per epoch, for learners that have epochs
+    pictures/        code usage, collisions, curves of the training
 
 Shapes: N items, L levels.
 """
@@ -36,14 +36,13 @@ PICTURES = "pictures"
 JOURNAL = "training.jsonl"
 CATALOG_VERSION = 1
 
-CODE_USAGE, COLLISIONS, TRAINING = "code_usage.png", "collision_groups.png", "training.png"
-"""Files in PICTURES."""
+CODE_USAGE, COLLISIONS, TRAINING = "code_usage.png", "collision_groups.png", "training.png"  # files in PICTURES
 FILES = {CODES, CARD, REPORT, JOURNAL, f"{TOKENIZER}/tokenizer.json", f"{TOKENIZER}/arrays.safetensors"}
 FILES |= {f"{PICTURES}/{name}" for name in (CODE_USAGE, COLLISIONS, TRAINING)}
 
 
 def _written(folder: Path) -> Written | None:
-    """The files of a catalog of any version."""
+    """Matches the files of a catalog of any version; None where the folder is no catalog."""
     try:
         card = read_json(folder / CARD, "a catalog")
     except ContractError:
@@ -57,7 +56,7 @@ CATALOG = FolderKind("a catalog that sidrec wrote", _written)
 
 @dataclass(frozen=True, eq=False)
 class Catalog:
-    """SIDs of all items, sorted by item id whatever the order given.
+    """SIDs of all items. Items may be given in any order; they are sorted by id.
 
     item_ids_N: int64 from 1 on, no id twice.
     codes_NL: int64, level l in [0, codebook_sizes[l]).
@@ -89,7 +88,7 @@ class Catalog:
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 over item ids, codes, codebook sizes and weights: what a checkpoint remembers of its catalog."""
+        """sha256 over item ids, codes, codebook sizes and weights. Checkpoints record it."""
         shape = [CATALOG_VERSION, len(self), self.weights_NL is not None, *self.codebook_sizes]
         digest = hashlib.sha256(json.dumps(shape).encode())
         digest.update(self.item_ids_N.astype("<i8").tobytes())
@@ -99,9 +98,9 @@ class Catalog:
         return digest.hexdigest()
 
     def codes_by_id(self, number_of_ids: int) -> np.ndarray:
-        """Codes indexed by item id: int64 [number_of_ids, L], -1 for ids without a SID, id 0 among them.
+        """Codes indexed by item id: int64 [number_of_ids, L], -1 for ids without a SID, id 0 included.
 
-        Items whose id is number_of_ids or more are left out: the log does not know them.
+        Items with ids of number_of_ids or more, which the log does not hold, are left out.
         """
         codes = np.full((number_of_ids, self.levels), -1, dtype=np.int64)
         known = self.item_ids_N < number_of_ids
@@ -123,12 +122,12 @@ class Catalog:
     def extend(
         self, new_item_ids: np.ndarray, vectors: np.ndarray, tokenizer: Tokenizer, resolve_collisions: bool = False
     ) -> "Catalog":
-        """A larger catalog: new items get codes from the frozen codebooks, SIDs of old items stay as they are.
+        """A larger catalog: the tokenizer encodes the new items; SIDs of the old items do not change.
 
-        vectors: [new items, V], prepared as for the fit (`read_item_vectors` with the artifact's config and
-            `needs_of` its learner).
-        resolve_collisions: as the artifact's config says; new items move away from SIDs that are taken.
-        Raises ContractError when an id is in the catalog already, or the tokenizer's codebooks are not the catalog's.
+        vectors: [new items, V], prepared as for the fit (`read_item_vectors` with the artifact's config and the
+            `learner_inputs` of its learner).
+        resolve_collisions: as in the artifact's config; new items move away from SIDs that are taken.
+        Raises ContractError when the catalog holds an id already, or has other codebook sizes than the tokenizer.
         """
         if tokenizer.codebook_sizes != self.codebook_sizes:
             raise ContractError("tokenizer", f"codebooks of {self.codebook_sizes} codes", tokenizer.codebook_sizes)
@@ -154,16 +153,31 @@ class Catalog:
         )
 
     def save(self, path: Path) -> None:
-        """Writes a folder with the catalog alone, in one step; replaces a catalog that exists.
+        """Writes a folder with codes.parquet and catalog.json only, in one step; replaces an existing catalog.
 
-        Raises ContractError where something else is there.
+        Raises ContractError where something else exists.
         """
         with replaced_folder(path, CATALOG) as partial:
             write_catalog(self, partial)
 
 
+def load_catalog(path: Path) -> Catalog:
+    """Reads a catalog folder. Raises ContractError when it is no catalog, or its codes changed since it was saved."""
+    codebook_sizes, fingerprint = _read_card(path / CARD)
+    table = _read_codes(path / CODES, len(codebook_sizes))
+    levels = range(1, len(codebook_sizes) + 1)
+    codes = np.stack([table[f"sid_{level}"].to_numpy() for level in levels], axis=1)
+    weights = None
+    if "weight_1" in table.column_names:
+        weights = np.stack([table[f"weight_{level}"].to_numpy() for level in levels], axis=1)
+    catalog = Catalog(table[ITEM_ID].to_numpy(), codes, codebook_sizes, weights)
+    if catalog.fingerprint != fingerprint:
+        raise ContractError(f"{path}, fingerprint", f"{fingerprint} as {CARD} says", catalog.fingerprint)
+    return catalog
+
+
 def write_catalog(catalog: Catalog, folder: Path) -> None:
-    """Adds codes.parquet and catalog.json to a folder that is being built."""
+    """Adds codes.parquet and catalog.json to a folder that the caller replaces in one step."""
     columns = {ITEM_ID: catalog.item_ids_N}
     columns |= {f"sid_{level + 1}": catalog.codes_NL[:, level].astype(np.int32) for level in range(catalog.levels)}
     if catalog.weights_NL is not None:
@@ -176,21 +190,6 @@ def write_catalog(catalog: Catalog, folder: Path) -> None:
         "fingerprint": catalog.fingerprint,
     }
     (folder / CARD).write_text(json.dumps(card, indent=1) + "\n")
-
-
-def load_catalog(path: Path) -> Catalog:
-    """Reads a catalog folder. Raises ContractError when it is none, or its codes are not those it was saved with."""
-    codebook_sizes, fingerprint = _read_card(path / CARD)
-    table = _read_codes(path / CODES, len(codebook_sizes))
-    levels = range(1, len(codebook_sizes) + 1)
-    codes = np.stack([table[f"sid_{level}"].to_numpy() for level in levels], axis=1)
-    weights = None
-    if "weight_1" in table.column_names:
-        weights = np.stack([table[f"weight_{level}"].to_numpy() for level in levels], axis=1)
-    catalog = Catalog(table[ITEM_ID].to_numpy(), codes, codebook_sizes, weights)
-    if catalog.fingerprint != fingerprint:
-        raise ContractError(f"{path}, fingerprint", f"{fingerprint} as {CARD} says", catalog.fingerprint)
-    return catalog
 
 
 def _read_card(path: Path) -> tuple[tuple[int, ...], str]:

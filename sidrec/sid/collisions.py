@@ -1,29 +1,28 @@
-"""Makes SIDs unique where it can: items that share one move to the nearest free code of the last level.
+"""Resolves collisions: items that share a SID move to the nearest free code of the last level.
 
-Codes before the last stay as they are, so an item never leaves its prefix (the "ZCR" of arXiv 2605.25330, except that
-whoever has its SID to itself keeps it). Within a prefix the cheapest assignment is taken, by scipy; where a prefix is
-so large that this would take long, items ask in rounds. A prefix with more items than codes keeps some sharing.
+Only the last code changes, so an item keeps its prefix (the "ZCR" of arXiv 2605.25330, except that an item without a
+collision keeps its SID). Within a prefix, scipy finds the cheapest assignment; in very large prefixes, items take turns
+in rounds. In a prefix with more items than codes, some items keep sharing.
 
-Shapes: N items, M items that came before, V vector width, L levels, K codes of the last level, R items on shared SIDs
-of some prefixes, O items of one prefix that must move, F free codes of it.
+Shapes: N items, M older items, V vector width, L levels, K codes of the last level, R items on shared SIDs of some
+prefixes, O items of one prefix that must move, F free codes of the prefix.
 """
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 from tqdm import tqdm
 
 from sidrec.schema import ContractError
 from sidrec.sid.tokenizer import Tokenizer
 
-COSTS = 1 << 24  # held at a time; the items of one prefix are never split
-EXACT = 1 << 22  # O * F up to which the cheapest assignment is sought
+COSTS = 1 << 24  # costs in memory at a time; the items of one prefix are never split
+EXACT = 1 << 22  # largest O * F for which the cheapest assignment is found
 
 
 class Resolved(NamedTuple):
-    """codes_NL: with new last codes. moved: items that got one. unresolved: items that should have, but found none."""
+    """codes_NL: with new last codes. moved: items that got one. unresolved: items that found no free code."""
 
     codes_NL: np.ndarray
     moved: int
@@ -33,10 +32,10 @@ class Resolved(NamedTuple):
 def resolve(
     vectors_NV: np.ndarray, codes_NL: np.ndarray, tokenizer: Tokenizer, taken_ML: np.ndarray | None = None
 ) -> Resolved:
-    """Moves every item but one of each SID to a free last code; the one that the SID fits best stays.
+    """Of the items on one SID, the one with the lowest cost stays; the others move to free last codes.
 
-    taken_ML: SIDs of older items, which never move: new items on them all have to go.
-    Equal costs are decided by the order of items. Raises ContractError when the tokenizer has no costs to choose by.
+    taken_ML: SIDs of older items. These never move, and every new item on one of them has to.
+    Among equal costs the first item wins. Raises ContractError when the tokenizer has no `last_level_costs`.
     """
     size = tokenizer.codebook_sizes[-1]
     sid_N, taken_M = _sid_numbers(codes_NL, codes_NL[:0] if taken_ML is None else taken_ML, tokenizer.codebook_sizes)
@@ -61,7 +60,7 @@ def resolve(
 def _sid_numbers(
     codes_NL: np.ndarray, taken_ML: np.ndarray, codebook_sizes: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """int64 [N] and [M]: prefix number * K + last code. Numbered anew at each level, so that no product overflows."""
+    """int64 [N] and [M]: prefix number * K + last code. Prefixes are renumbered at each level: no product overflows."""
     codes = np.concatenate([codes_NL, taken_ML])
     number = np.zeros(len(codes), dtype=np.int64)
     for level, size in enumerate(codebook_sizes):
@@ -72,7 +71,7 @@ def _sid_numbers(
 
 
 def _blocks(rows: np.ndarray, prefix_N: np.ndarray, most: int) -> Iterator[np.ndarray]:
-    """Parts of `rows`, which are sorted by prefix: whole prefixes, up to `most` rows or one prefix."""
+    """Cuts `rows`, sorted by prefix, into parts of whole prefixes: up to `most` rows, or one prefix."""
     ends = np.append(np.flatnonzero(np.diff(prefix_N[rows])) + 1, len(rows))
     start = 0
     while start < len(rows):
@@ -83,12 +82,12 @@ def _blocks(rows: np.ndarray, prefix_N: np.ndarray, most: int) -> Iterator[np.nd
 
 
 def _groups(rows: np.ndarray, keys: np.ndarray) -> list[np.ndarray]:
-    """`rows`, sorted by key, cut where the key changes; none when there are no rows."""
+    """Cuts `rows`, sorted by key, where the key changes; an empty list without rows."""
     return np.split(rows, np.flatnonzero(np.diff(keys)) + 1) if len(rows) else []
 
 
 def _rows(vectors_NV: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """`vectors_NV[rows]`, read in the file's order: the rows of a prefix lie anywhere in it."""
+    """`vectors_NV[rows]`, read in the order of the file, as the rows of a prefix are scattered over it."""
     order = np.argsort(rows)
     found = vectors_NV[rows[order]]
     vectors_RV = np.empty_like(found)
@@ -105,7 +104,7 @@ def _costs(vectors_RV: np.ndarray, codes_RL: np.ndarray, tokenizer: Tokenizer) -
 
 
 def _stay(sid_R: np.ndarray, costs_RK: np.ndarray, size: int, taken: np.ndarray) -> np.ndarray:
-    """bool [R]: of each SID that no older item has, the item that it fits best."""
+    """bool [R]: the item of lowest cost on each SID that no older item has."""
     own_R = costs_RK[np.arange(len(sid_R)), sid_R % size]
     order = np.lexsort((own_R, sid_R))
     first = np.diff(sid_R[order], prepend=-1) != 0
@@ -115,13 +114,15 @@ def _stay(sid_R: np.ndarray, costs_RK: np.ndarray, size: int, taken: np.ndarray)
 
 
 def _free(occupied: np.ndarray, prefix: int, size: int) -> np.ndarray:
-    """Last codes of the prefix that nobody has, ascending; `occupied` are all SID numbers in use, ascending."""
+    """Last codes of the prefix that no item has, ascending. occupied: all SID numbers in use, ascending."""
     begin, end = np.searchsorted(occupied, [prefix * size, (prefix + 1) * size])
     return np.setdiff1d(np.arange(size), occupied[begin:end] - prefix * size, assume_unique=True)
 
 
 def _assign(costs_OF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Row and column numbers of min(O, F) pairs: the cheapest, or for large inputs nearly so."""
+    """Row and column numbers of min(O, F) pairs of the lowest total cost, or for large inputs nearly the lowest."""
+    from scipy.optimize import linear_sum_assignment  # takes long to import
+
     if costs_OF.size <= EXACT:
         rows, columns = linear_sum_assignment(costs_OF)
         return rows, columns
@@ -129,7 +130,7 @@ def _assign(costs_OF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _assign_in_rounds(costs_OF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """In each round every row asks for its cheapest free column; of those who ask for it, the cheapest gets it."""
+    """In each round every row bids for its cheapest free column, and each column goes to its cheapest bidder."""
     free, waiting = np.arange(costs_OF.shape[1]), np.arange(len(costs_OF))
     rows: list[np.ndarray] = []
     columns: list[np.ndarray] = []

@@ -1,6 +1,9 @@
-"""SID-Coord's granularities (arXiv 2604.10471, module I): SID features made of one level or of adjacent levels.
+"""From SIDs to rows of embedding tables: by granularity (SID-Coord, arXiv 2604.10471, module I), or by subword.
 
-Shapes: N or I items, L levels.
+A granularity joins one level or adjacent levels into one feature. Subwords are runs of codes that occur often together
+(SPM-SID, arXiv 2306.08121): a SID is a word, the code at a level a letter, and SentencePiece learns the subwords.
+
+Shapes: N or I items, L levels, S distinct SIDs, P subwords of the SID with the most.
 """
 
 import hashlib
@@ -8,13 +11,12 @@ import io
 from collections.abc import Sequence
 
 import numpy as np
-import sentencepiece
 
 from sidrec.config.section import granularity_levels
 from sidrec.schema import ContractError
 
 RADIX = 10_000
-"""Bx of the paper: above its 8,192 codes per level, so that composed ids are unique and can be read by eye."""
+"""Bx of the paper: above its 8,192 codes per level, so that composed ids are unique, and easy to read."""
 
 
 def radix_ids(codes_IL: np.ndarray, name: str) -> np.ndarray:
@@ -41,11 +43,11 @@ def radix_ids(codes_IL: np.ndarray, name: str) -> np.ndarray:
 def granularity_rows(codes_IL: np.ndarray, name: str) -> tuple[np.ndarray, int]:
     """The table row of every item: an exact, dense numbering of the composed ids that occur.
 
-    Raw composed ids reach 81,918,191, so a table over them would be almost empty. Rows follow the order of the composed
-    ids, which makes the numbering a function of the codes alone.
+    Raw composed ids reach 81,918,191, so a table indexed by them would be almost empty. Rows have the order of the
+    composed ids, so that the numbering depends on the codes alone.
 
     codes_IL: as for `radix_ids`; usually `Catalog.codes_by_id(...)`, so that the result is indexed by item id.
-    Returns: (rows_I, table_rows): int64 [I], where row 0 is kept for items without a SID and for padding; and the
+    Returns: (rows_I, table_rows): int64 [I], where row 0 is reserved for items without a SID and for padding; and the
     number of rows that the table needs, row 0 included.
     """
     ids_I = radix_ids(codes_IL, name)
@@ -55,34 +57,26 @@ def granularity_rows(codes_IL: np.ndarray, name: str) -> tuple[np.ndarray, int]:
     return rows_I.astype(np.int64) + offset, len(observed) + offset
 
 
-# Subwords of SIDs: SentencePiece learns which runs of codes belong together (arXiv 2306.08121).
-#
-# An item's SID is a word, a code at its level a letter: one private-use character of Unicode per level and code.
-#
-# Shapes: N items, S distinct SIDs, L levels, P subwords of the SID that has most.
-
-
-PLANE = 65_534
-"""Private-use characters of a Unicode plane."""
-LETTERS = 2 * PLANE
-"""There are two such planes."""
-UNKNOWN = 0
-"""SentencePiece's id for letters that it does not know; here the row of items without a SID."""
+PLANE = 65_534  # private-use characters in a Unicode plane; each is a letter, one code at one level
+LETTERS = 2 * PLANE  # there are two such planes
+UNKNOWN = 0  # SentencePiece's id of unknown letters; here the row of items without a SID
 
 
 class Subwords:
-    """Cuts SIDs into subwords. model: what `fit_subwords` made. codebook_sizes: of the catalog, L of them."""
+    """Cuts SIDs into subwords. model: the result of `fit_subwords`. codebook_sizes: the catalog's, L of them."""
 
     def __init__(self, model: bytes, codebook_sizes: tuple[int, ...]) -> None:
+        import sentencepiece
+
         self._cut = sentencepiece.SentencePieceProcessor(model_proto=model)
         self._sizes = codebook_sizes
         self.rows = int(self._cut.get_piece_size())
         self.fingerprint = hashlib.sha256(model).hexdigest()
 
     def rows_of(self, codes_NL: np.ndarray) -> np.ndarray:
-        """int64 [N, P] in [1, rows): the subwords of every SID from left to right, 0 behind the last.
+        """int64 [N, P] in [1, rows): the subwords of every SID from left to right, then zeros.
 
-        codes_NL: -1 in a whole row for an item without a SID, whose row is zeros.
+        codes_NL: -1 in a whole row for an item without a SID, which gets zeros.
         """
         distinct_SL, sid_N = np.unique(codes_NL, axis=0, return_inverse=True)
         without = int(len(distinct_SL) > 0 and distinct_SL[0, 0] < 0)  # -1 sorts first
@@ -96,14 +90,14 @@ class Subwords:
 def fit_subwords(
     codes_NL: np.ndarray, impressions_N: np.ndarray, codebook_sizes: tuple[int, ...], vocabulary: int
 ) -> bytes:
-    """A SentencePiece model of at most `vocabulary` subwords, UNKNOWN among them; the same input gives the same model.
+    """A SentencePiece model of at most `vocabulary` subwords, UNKNOWN included; the same input gives the same model.
 
-    Pairs of neighbours are merged, the most frequent first (SentencePiece's BPE). Its unigram model is not for words as
-    short as SIDs: while it still holds every SID as a whole it drops the codes, and in the end rare SIDs are whole.
+    SentencePiece's BPE merges neighbours, the most frequent pair first. Its unigram model does not suit words as short
+    as SIDs: it drops codes while it still keeps every SID whole, and rare SIDs stay whole to the end.
 
-    codes_NL: -1 in a whole row for an item without a SID. impressions_N: how often each item counts.
+    codes_NL: -1 in a whole row for an item without a SID. impressions_N: the weight of each item.
     Every code that occurs is a subword, also of items without impressions, so that every SID can be cut.
-    Raises ContractError for more codes than there are letters, more than the vocabulary has room for, or no impression.
+    Raises ContractError for more codes than LETTERS, more than the vocabulary can hold, or no impressions.
     """
     if sum(codebook_sizes) > LETTERS:
         raise ContractError("model.item.tokens", f"at most {LETTERS} codes over all levels", sum(codebook_sizes))
@@ -118,11 +112,13 @@ def fit_subwords(
         expected = f"at least {len(letters) + 1}, a row for each code that occurs and one for none"
         raise ContractError("model.item.tokens.vocabulary", expected, vocabulary)
     shown = [(word, count) for word, count in zip(words, count_S.tolist(), strict=True) if count]
-    alone = [(letter, 1) for letter in letters]  # a letter that is nowhere in the corpus would be unknown
+    alone = [(letter, 1) for letter in letters]  # a letter that is missing from the corpus would be unknown
     return _train([*shown, *alone], vocabulary, len(codebook_sizes))
 
 
 def _train(corpus: Sequence[tuple[str, int]], vocabulary: int, levels: int) -> bytes:
+    import sentencepiece
+
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=(f"{word}\t{count}" for word, count in corpus),

@@ -1,6 +1,7 @@
-"""Item vectors from items.parquet: read in bounded memory, checked row by row, ready for a tokenizer.
+"""Items for a tokenizer from items.parquet and pairs.parquet: read in bounded memory, every row checked.
 
-Shapes: N items, V width of all columns together, D width of one column, R rows of a batch, F rows of the file.
+Shapes: N items, V width of all columns together, E behaviour width, D width of one column, R rows of a batch, F rows of
+the file, P pairs.
 """
 
 import os
@@ -26,19 +27,19 @@ from sidrec.schema import (
     VECTOR_COLUMNS,
     ContractError,
 )
-from sidrec.sid.tokenizer import SideInformation
-from sidrec.sid.training.objectives import NOTHING, Needs
+from sidrec.sid.tokenizer import VECTORS_ALONE, LearnerInputs, SideInformation
+from sidrec.text import byte_size
 
 ROWS = 16_384  # rows in memory at a time
 BUFFER = 1 << 20  # bytes of the file in memory at a time; pyarrow would keep row groups whole, and all it has read
-IDS, VECTORS = "item_ids", "vectors"  # arrays in the scratch folder, beside BEHAVIOR
+IDS, VECTORS = "item_ids", "vectors"  # arrays in the scratch folder; the third is BEHAVIOR
 
 
 @dataclass(frozen=True)
 class ItemVectors:
-    """item_ids_N: int64. vectors_NV: float32. Memory maps when read with a scratch folder. side: for learners.
+    """item_ids_N: int64. vectors_NV: float32. side: what learners use besides. Memory maps with a scratch folder.
 
-    left_out: items of the file without any vector.
+    left_out: number of items of the file that have no vector to learn from.
     """
 
     item_ids_N: np.ndarray
@@ -48,63 +49,72 @@ class ItemVectors:
 
 
 def read_item_vectors(
-    path: Path, columns: tuple[str, ...], normalize: bool, scratch: Path | None = None, needs: Needs = NOTHING
+    path: Path,
+    columns: tuple[str, ...],
+    normalize: bool,
+    scratch: Path | None = None,
+    inputs: LearnerInputs = VECTORS_ALONE,
 ) -> ItemVectors:
     """Reads and concatenates vector columns, each scaled to unit length first if `normalize`.
 
     scratch: an empty folder for ids, vectors and behaviour vectors as memory-mapped files, so that items larger than
         RAM fit; the caller removes it. None keeps them in memory.
-    needs: what the learner wants besides (`needs_of`): which column stays as it is, behaviour vectors, item pairs.
-    Raises ContractError naming file, row and column for: a missing or truncated file, no rows, a missing column (and
-    which vector columns there are), a type that is no fixed-size float32 list, missing, NaN, infinite or all-zero
-    vectors, item ids below 1 or given twice, no room for the scratch files, and whatever `read_item_pairs` refuses.
-    All-zero behaviour vectors, of items whose behaviour is unknown, are no error as side information and for learners
-    that can tell; where behaviour is the only column, such items are left out for the other learners.
+    inputs: what the learner needs besides (`learner_inputs`).
+
+    All-zero behaviour vectors mark items whose behaviour is unknown. Learners with `unknown_behavior` accept them, and
+    so does side information. For other learners they are an error, except where behaviour is the only column: there
+    such items are left out.
+
+    Raises ContractError, with file, row and column, for: a missing or truncated file; no rows; a missing column (the
+    message lists the vector columns that exist); a type other than fixed-size lists of float32; missing, NaN, infinite
+    or all-zero vectors; item ids below 1 or given twice; no room for the scratch files; and as `read_item_pairs` does.
     """
     file = _open(path)
     width = sum(_widths(file, columns, path).values())
     if not file.metadata.num_rows:
         raise ContractError(path, "at least one item", "no rows")
-    taken_F = _with_vectors(file, columns, needs, path)
+    taken_F = _with_vectors(file, columns, inputs, path)
     rows = int(taken_F.sum())
-    behavior_width = _behavior_width(file, path) if needs.behavior else 0
+    behavior_width = _behavior_width(file, path) if inputs.behavior else 0
     ids = new_array(scratch, IDS, (rows,), np.int64)
     vectors = new_array(scratch, VECTORS, (rows, width), np.float32)
-    behavior = new_array(scratch, BEHAVIOR, (rows, behavior_width), np.float32) if needs.behavior else None
-    wanted = dict.fromkeys([*columns, BEHAVIOR] if needs.behavior else columns)
+    behavior = new_array(scratch, BEHAVIOR, (rows, behavior_width), np.float32) if inputs.behavior else None
+    wanted = dict.fromkeys([*columns, BEHAVIOR] if inputs.behavior else columns)
     end = 0
     for start, batch in _batches(file, [ITEM_ID, *wanted], path):
         taken_R = taken_F[start : start + batch.num_rows]
         ids_R = _ids(batch, path, start)
         found = {name: _vectors(batch, name, path, start, ids_R) for name in wanted}
         for name in columns:
-            if not (name == BEHAVIOR and (needs.unknown_behavior or columns == (BEHAVIOR,))):
+            if not (name == BEHAVIOR and (inputs.unknown_behavior or columns == (BEHAVIOR,))):
                 _check_content(found[name], name, path, start, ids_R)
-        scaled = [_unit(found[name]) if normalize and name not in needs.raw else found[name] for name in columns]
+        scaled = [_unit(found[name]) if normalize and name not in inputs.unscaled else found[name] for name in columns]
         part = slice(end, end + int(taken_R.sum()))
         ids[part], vectors[part] = ids_R[taken_R], np.concatenate(scaled, axis=1)[taken_R]
         if behavior is not None:
             behavior[part] = found[BEHAVIOR][taken_R]
         end = part.stop
     _check_ids(ids, path)
-    side = _side(file, columns, needs, ids, behavior, path)
+    side = _side(file, columns, inputs, ids, behavior, path)
     return ItemVectors(ids, vectors, side, left_out=len(taken_F) - rows)
 
 
-def map_item_vectors(path: Path, columns: tuple[str, ...], scratch: Path, needs: Needs = NOTHING) -> ItemVectors:
-    """What another process of this machine has read with the same arguments: its scratch files, not read again.
+def map_item_vectors(
+    path: Path, columns: tuple[str, ...], scratch: Path, inputs: LearnerInputs = VECTORS_ALONE
+) -> ItemVectors:
+    """Maps the scratch files of another process of this machine that called `read_item_vectors` with these arguments.
 
-    Raises ContractError when they are not to be seen from here, or for what else `read_item_vectors` refuses.
+    Raises ContractError when this process cannot see the files, and as `read_item_vectors` does.
     """
     file, ids = _open(path), mapped_array(scratch, IDS)
-    behavior = mapped_array(scratch, BEHAVIOR) if needs.behavior else None
-    side = _side(file, columns, needs, ids, behavior, path)
+    behavior = mapped_array(scratch, BEHAVIOR) if inputs.behavior else None
+    side = _side(file, columns, inputs, ids, behavior, path)
     return ItemVectors(ids, mapped_array(scratch, VECTORS), side)
 
 
-def _with_vectors(file: pq.ParquetFile, columns: tuple[str, ...], needs: Needs, path: Path) -> np.ndarray:
-    """Which of the file's F items have a vector to learn from, bool [F]."""
-    if columns != (BEHAVIOR,) or needs.unknown_behavior:
+def _with_vectors(file: pq.ParquetFile, columns: tuple[str, ...], inputs: LearnerInputs, path: Path) -> np.ndarray:
+    """bool [F]: the items of the file that have a vector to learn from."""
+    if columns != (BEHAVIOR,) or inputs.unknown_behavior:
         return np.ones(file.metadata.num_rows, bool)
     batches = _batches(file, [ITEM_ID, BEHAVIOR], path)
     known = [_vectors(batch, BEHAVIOR, path, start, _ids(batch, path, start)).any(axis=1) for start, batch in batches]
@@ -117,12 +127,12 @@ def _with_vectors(file: pq.ParquetFile, columns: tuple[str, ...], needs: Needs, 
 def _side(
     file: pq.ParquetFile,
     columns: tuple[str, ...],
-    needs: Needs,
+    inputs: LearnerInputs,
     ids_N: np.ndarray,
     behavior_NE: np.ndarray | None,
     path: Path,
 ) -> SideInformation:
-    pairs = read_item_pairs(path.with_name(PAIRS), ids_N) if needs.pairs else None
+    pairs = read_item_pairs(path.with_name(PAIRS), ids_N) if inputs.pairs else None
     widths = tuple(_widths(file, columns, path).items())
     return SideInformation(widths, _train_impressions(file, path, ids_N), pairs, behavior_NE)
 
@@ -181,7 +191,7 @@ def _ids(batch: pa.RecordBatch, path: Path, start: int) -> np.ndarray:
 
 
 def _vectors(batch: pa.RecordBatch, name: str, path: Path, start: int, ids_R: np.ndarray) -> np.ndarray:
-    """float32 [R, D] of one column, finite."""
+    """float32 [R, D] of one column. Raises ContractError for missing, NaN or infinite values."""
     column = batch.column(name)
     values = column.flatten() if not column.null_count else None
     if values is None or values.null_count:
@@ -211,7 +221,7 @@ def _where(path: Path, start: int, row: int, column: str, ids_R: np.ndarray) -> 
 
 
 def _unit(vectors_RD: np.ndarray) -> np.ndarray:
-    """Unit vectors; zero stays zero."""
+    """Rows scaled to unit length; zero rows stay zero."""
     norms_R1 = np.linalg.norm(vectors_RD, axis=1, keepdims=True)
     return vectors_RD / np.where(norms_R1 > 0, norms_R1, 1)
 
@@ -229,7 +239,7 @@ def _check_ids(ids_N: np.ndarray, path: Path) -> None:
 
 
 def _train_impressions(file: pq.ParquetFile, path: Path, ids_N: np.ndarray) -> np.ndarray | None:
-    """Of these items, which lie in the file's order."""
+    """int64 [N] of these items, which are in the file's order; None without the column."""
     if TRAIN_IMPRESSIONS not in file.schema_arrow.names:
         return None
     column_type(file.schema_arrow, TRAIN_IMPRESSIONS, path)
@@ -242,14 +252,11 @@ def _train_impressions(file: pq.ParquetFile, path: Path, ids_N: np.ndarray) -> n
     return counts.to_numpy()
 
 
-# Item pairs from pairs.parquet, as row numbers of items.parquet. Shapes: N items, P pairs.
-
-
 def read_item_pairs(path: Path, item_ids_N: np.ndarray) -> np.ndarray:
     """int64 [P, 2]: row numbers of items that belong together, in the file's order and direction.
 
-    item_ids_N: ids by row, every id once. Raises ContractError for a missing or unreadable file, columns that are no
-    int64 or lack values, no pairs, ids that no item has, and an item paired with itself.
+    item_ids_N: ids by row, every id once. Raises ContractError for a missing or unreadable file, no pairs, columns
+    other than int64 without missing values, ids that no item has, and an item paired with itself.
     """
     if not path.is_file():
         expected = "item pairs for the learner's losses, as `python -m data_prep.behavior` writes them"
@@ -285,14 +292,11 @@ def _rows(column: pa.ChunkedArray, name: str, path: Path, item_ids_N: np.ndarray
     return rows_P
 
 
-# Arrays in a folder of their own: written by one process, mapped by any on the same machine, larger than RAM.
-
-
 def new_array(folder: Path | None, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
-    """An array to fill, mapped from FOLDER/NAME.npy; without a folder, one in memory.
+    """A new array, mapped to FOLDER/NAME.npy, where other processes of the machine can map it too; None is in memory.
 
-    Its place on disk is taken at once: a disk that gets full under a mapped file kills the process without a word.
-    Raises ContractError when there is not enough.
+    The disk space is allocated at once, as a disk that fills up under a mapped file kills the process without a
+    message. Raises ContractError when there is not enough.
     """
     if folder is None:
         return np.empty(shape, dtype)
@@ -303,15 +307,15 @@ def new_array(folder: Path | None, name: str, shape: tuple[int, ...], dtype: DTy
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         except OSError as error:
             free = shutil.disk_usage(folder).free
-            expected = f"room for {array.nbytes / 1e9:.1f} GB of {name}; TMPDIR names another folder"
-            raise ContractError(folder, expected, f"{error.strerror}, {free / 1e9:.1f} GB free") from None
+            expected = f"room for {byte_size(array.nbytes)} of {name}; TMPDIR names another folder"
+            raise ContractError(folder, expected, f"{error.strerror}, {byte_size(free)} free") from None
     return array
 
 
 def mapped_array(folder: Path, name: str) -> np.ndarray:
-    """What another process of this machine has filled, read-only.
+    """The array that another process of this machine filled, read-only.
 
-    Raises ContractError where it is not to be seen from here.
+    Raises ContractError when this process cannot see the file.
     """
     path = folder / f"{name}.npy"
     try:

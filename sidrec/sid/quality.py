@@ -1,7 +1,7 @@
-"""How good a set of codes is: usage of the codebooks, collisions of whole SIDs, reconstruction, neighbourhoods.
+"""Quality of a set of codes: use of the codebooks, collisions of whole SIDs, reconstruction, neighbourhoods.
 
-Names that sound alike differ here on purpose (a "collision rate" of one paper is not that of another): every metric is
-its own field, with its definition.
+Papers use the same name for different metrics ("collision rate"). Here every metric has a field of its own, with its
+definition and source.
 
 Shapes: N items, L levels, K codes, G occupied SIDs, V vector width, P pairs, Q distinct query items.
 """
@@ -9,7 +9,6 @@ Shapes: N items, L levels, K codes, G occupied SIDs, V vector width, P pairs, Q 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import faiss
 import numpy as np
 from tqdm import trange
 
@@ -35,7 +34,7 @@ class CodeQuality:
     dead_codes: list[int]
     """Codes used by no item."""
     perplexity: list[float]
-    """exp(H_l): how many codes, used evenly, would have this entropy."""
+    """exp(H_l): the number of evenly used codes that has this entropy."""
     mean_perplexity: float
     min_perplexity: float
     top1_load: list[float]
@@ -47,9 +46,9 @@ class CodeQuality:
     collision_rate: float
     """(N - unique SIDs) / N (LETTER, MiniOneRec)."""
     collided_item_rate: float
-    """Items whose SID some other item has, divided by N (arXiv 2605.25330)."""
+    """Items that share their SID with another item, divided by N (arXiv 2605.25330)."""
     max_group_size: int
-    """Items on the most shared SID."""
+    """Items on the SID that has most."""
     mean_group_size: float
     """Items per occupied SID."""
     gini: float
@@ -58,18 +57,18 @@ class CodeQuality:
 
 @dataclass(frozen=True)
 class ReconstructionError:
-    """Distance of item vectors from what their codes stand for; vectors as the tokenizer saw them."""
+    """Distance of item vectors, as the tokenizer got them, from the vectors that their codes decode to."""
 
     squared_error: float
     """Mean over items of the squared L2 error (summed over dimensions)."""
     variance: float
     """Mean over items of the squared L2 distance from the mean vector."""
     unexplained_variance: float
-    """squared_error / variance: 0 is perfect, 1 no better than the mean vector."""
+    """squared_error / variance: 0 is perfect, 1 as good as the mean vector for every item."""
 
 
 def code_quality(codes_NL: np.ndarray, codebook_sizes: tuple[int, ...]) -> CodeQuality:
-    """Every metric that needs the codes alone. Raises ContractError when there is no item."""
+    """All metrics that depend on the codes alone. Raises ContractError without items."""
     items = len(codes_NL)
     if not items:
         raise ContractError("codes", "at least one item", items)
@@ -99,39 +98,12 @@ def code_quality(codes_NL: np.ndarray, codebook_sizes: tuple[int, ...]) -> CodeQ
     )
 
 
-def group_sizes(codes_NL: np.ndarray, codebook_sizes: tuple[int, ...]) -> np.ndarray:
-    """int64 [G]: how many items each occupied SID has."""
-    *_, last = _prefixes(codes_NL, codebook_sizes)
-    return np.bincount(last)
-
-
-def gini(sizes_G: np.ndarray) -> float:
-    """Gini coefficient of positive sizes: (n+1)/n - 2 sum_r (n+1-r) c_(r) / (n sum c), c ascending (FORGE)."""
-    ascending = np.sort(sizes_G)
-    n = len(ascending)
-    return float((n + 1) / n - 2 * (np.arange(n, 0, -1) @ ascending) / (n * ascending.sum()))
-
-
-def _entropy_nats(shares: np.ndarray) -> float:
-    positive = shares[shares > 0]
-    return float(-(positive * np.log(positive)).sum()) + 0.0  # -0.0 reads badly
-
-
-def _prefixes(codes_NL: np.ndarray, codebook_sizes: tuple[int, ...]) -> Iterator[np.ndarray]:
-    """For each depth, the dense number of every item's prefix. Numbered anew at each level, so that no product of K
-    overflows."""
-    prefix_N = np.zeros(len(codes_NL), dtype=np.int64)
-    for codes, size in zip(codes_NL.T, codebook_sizes, strict=True):
-        _, prefix_N = np.unique(prefix_N * size + codes, return_inverse=True)
-        yield prefix_N
-
-
 def reconstruction_error(
     vectors_NV: np.ndarray, codes_NL: np.ndarray, tokenizer: Tokenizer, weights_NL: np.ndarray | None = None
 ) -> ReconstructionError | None:
-    """Error of decoded codes, in bounded memory. None when the tokenizer's codes stand for no vectors.
+    """Error of decoded codes, in bounded memory. None when the tokenizer cannot decode.
 
-    weights_NL: token weights, of a tokenizer that gives some with its codes.
+    weights_NL: token weights, of a tokenizer that has some.
     """
     squared = deviation = 0.0
     mean_V = vectors_NV.mean(axis=0, dtype=np.float64).astype(np.float32)
@@ -155,6 +127,8 @@ def embedding_hit_rate(vectors_NV: np.ndarray, pairs_P2: np.ndarray, k: int) -> 
         neighbour. Pass decoded vectors to measure the SIDs instead of the embeddings.
     Raises ContractError when there is no pair of two different items.
     """
+    import faiss
+
     pairs = np.unique(pairs_P2[pairs_P2[:, 0] != pairs_P2[:, 1]], axis=0)
     if not len(pairs):
         raise ContractError("item pairs", "at least one pair of different items", len(pairs))
@@ -176,3 +150,29 @@ def quality_table(report: Mapping[str, object]) -> str:
         cells = [f"{cell:>10.4f}" if isinstance(cell, float) else f"{cell!s:>10}" for cell in values]
         lines.append(f"{name:<26}" + "".join(cells))
     return "\n".join(lines)
+
+
+def group_sizes(codes_NL: np.ndarray, codebook_sizes: tuple[int, ...]) -> np.ndarray:
+    """int64 [G]: the number of items on each occupied SID."""
+    *_, last = _prefixes(codes_NL, codebook_sizes)
+    return np.bincount(last)
+
+
+def gini(sizes_G: np.ndarray) -> float:
+    """Gini coefficient of positive sizes: (n+1)/n - 2 sum_r (n+1-r) c_(r) / (n sum c), c ascending (FORGE)."""
+    ascending = np.sort(sizes_G)
+    n = len(ascending)
+    return float((n + 1) / n - 2 * (np.arange(n, 0, -1) @ ascending) / (n * ascending.sum()))
+
+
+def _entropy_nats(shares: np.ndarray) -> float:
+    positive = shares[shares > 0]
+    return float(-(positive * np.log(positive)).sum()) + 0.0  # -0.0 reads badly
+
+
+def _prefixes(codes_NL: np.ndarray, codebook_sizes: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """For each depth, int64 [N]: a dense number of every item's prefix, so that no product of K overflows."""
+    prefix_N = np.zeros(len(codes_NL), dtype=np.int64)
+    for codes, size in zip(codes_NL.T, codebook_sizes, strict=True):
+        _, prefix_N = np.unique(prefix_N * size + codes, return_inverse=True)
+        yield prefix_N

@@ -1,6 +1,6 @@
-"""Processes that train the same network on different items: the one place of `sid` that exchanges anything.
+"""Processes that train the same network on different items: the only communication in `sidrec.sid`.
 
-Without a process group there is one replica, and nothing is exchanged.
+It uses the process group that its caller joined. Without a process group there is one replica and no communication.
 """
 
 import os
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Replicas:
-    """A replica that is alone, and the contract of those that are not: all call the same methods in the same order.
+    """A single replica, and the contract of several: all of them call the same methods in the same order.
 
     device: where this replica trains.
     """
@@ -26,20 +26,20 @@ class Replicas:
 
     @property
     def first(self) -> bool:
-        """Whether this replica speaks for all: shows progress, writes checkpoints."""
+        """Whether this replica shows progress and writes checkpoints for all."""
         return self.rank == 0
 
-    def total(self, tensor: Tensor) -> Tensor:
+    def sum(self, tensor: Tensor) -> Tensor:
         """The sum over replicas."""
         return tensor
 
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Replaces each float tensor by its mean over replicas."""
 
-    def copy_first(self, tensors: Sequence[Tensor]) -> None:
+    def broadcast(self, tensors: Sequence[Tensor]) -> None:
         """Replaces each tensor by the first replica's."""
 
-    def share(self, value: T) -> T:
+    def broadcast_object(self, value: T) -> T:
         """The first replica's value, on all of them."""
         return value
 
@@ -48,12 +48,12 @@ ALONE = Replicas()
 
 
 class JoinedReplicas(Replicas):
-    """A replica in the process group that is joined already."""
+    """A replica in the process group that this process has joined."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(dist.get_rank(), dist.get_world_size(), device)
 
-    def total(self, tensor: Tensor) -> Tensor:
+    def sum(self, tensor: Tensor) -> Tensor:
         tensor = tensor.clone()
         dist.all_reduce(tensor)
         return tensor
@@ -66,19 +66,18 @@ class JoinedReplicas(Replicas):
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
 
-    def copy_first(self, tensors: Sequence[Tensor]) -> None:
+    def broadcast(self, tensors: Sequence[Tensor]) -> None:
         for tensor in tensors:
             dist.broadcast(tensor.detach(), src=0)  # autograd is not to follow
 
-    def share(self, value: T) -> T:
+    def broadcast_object(self, value: T) -> T:
         values: list[Any] = [value]
         dist.broadcast_object_list(values, src=0, device=self.device)
         return values[0]
 
 
 def current_replicas() -> Replicas:
-    """The replicas of the process group where several processes joined one, else this process alone; on its GPU if
-    there is one."""
+    """The replicas of the joined process group, or a single one; on this process's GPU if there is one."""
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

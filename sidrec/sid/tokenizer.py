@@ -1,12 +1,15 @@
-"""The contract of every tokenizer: vectors in, codes out. A tokenizer is frozen once fitted.
+"""The contract of every tokenizer: item vectors in, codes out. A fitted tokenizer does not change.
 
-Shapes: N items, V vector width, L levels, K codes per level (levels may differ in K), P pairs.
+A learner of semantic ids is one class here: it says what it needs (`inputs`), learns (`fit`), encodes, decodes, and
+gives its state as arrays. `sidrec.sid.learners.registry` finds it by the section of the recipe that configures it.
+
+Shapes: N items, V vector width, E behaviour width, L levels, K codes per level (levels may differ in K), P pairs.
 """
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 
@@ -14,10 +17,10 @@ from sidrec.schema import ContractError
 
 
 class Encoded(NamedTuple):
-    """What a tokenizer says about items.
+    """Codes of items.
 
     codes_NL: int64, level l in [0, codebook_sizes[l]).
-    weights_NL: float32 importance of every token, or None where the learner has no such thing.
+    weights_NL: float32 importance of every token; None for learners without token weights.
     """
 
     codes_NL: np.ndarray
@@ -25,13 +28,32 @@ class Encoded(NamedTuple):
 
 
 @dataclass(frozen=True)
+class LearnerInputs:
+    """What a learner needs besides the vector columns; decides what `read_item_vectors` reads.
+
+    pairs: item pairs, as `SideInformation.pairs_P2`.
+    behavior: behaviour vectors, as `SideInformation.behavior_NE`.
+    unscaled: vector columns that are never scaled to unit length, whatever `normalize` says.
+    unknown_behavior: the learner accepts items whose vector in the column `behavior` is all zeros.
+    """
+
+    pairs: bool = False
+    behavior: bool = False
+    unscaled: frozenset[str] = frozenset()
+    unknown_behavior: bool = False
+
+
+VECTORS_ALONE = LearnerInputs()
+
+
+@dataclass(frozen=True)
 class SideInformation:
-    """What learners may use besides the vectors; each says which part it needs.
+    """What learners may use besides the vectors.
 
     columns: (name, width) of the vector columns that were concatenated, in order; widths sum to V.
     train_impressions_N: int64 rows of the train split per item.
     pairs_P2: int64 row numbers of items that belong together, such as co-occurring ones. From the train split only.
-    behavior_NE: float32 behaviour vectors as they are, all zeros for items without any; from the train split only.
+    behavior_NE: float32 behaviour vectors, not scaled, all zeros for items without any; from the train split only.
         May be a memory map.
     """
 
@@ -44,19 +66,28 @@ class SideInformation:
 class Tokenizer(ABC):
     """A fitted tokenizer. `arrays` and the learner's config are its whole state."""
 
+    several_processes: ClassVar[bool] = False
+    """Whether the processes of a joined process group can share one fit."""
+
+    @classmethod
+    def inputs(cls, config: Any) -> LearnerInputs:
+        """What `fit` needs besides the vector columns, by the learner's section of the recipe."""
+        return VECTORS_ALONE
+
     @classmethod
     @abstractmethod
     def fit(cls, vectors_NV: np.ndarray, config: Any, seed: int, side: SideInformation, work: Path | None) -> Self:
         """Learns from float32 vectors, which may be a memory map larger than RAM.
 
-        work: a folder for this fit alone, which a learner makes once it has something to go on from after a kill.
+        config: the learner's section of the recipe.
+        work: a folder for this fit alone. Learners with checkpoints create it and resume from it; None keeps none.
         The same arguments give the same tokenizer. Raises ContractError when the vectors or the side information
         cannot support the config, and CollapseError when the codebooks collapsed.
         """
 
     @property
     def journal(self) -> tuple[dict[str, object], ...]:
-        """What the fit saw on its way, one entry per epoch, for learners that have epochs."""
+        """One entry per epoch of the fit, for learners that have epochs."""
         return ()
 
     @property
@@ -67,27 +98,27 @@ class Tokenizer(ABC):
     @property
     @abstractmethod
     def width(self) -> int:
-        """V, the width of the vectors it encodes."""
+        """V, the width of the vectors that it encodes."""
 
     @abstractmethod
     def encode(self, vectors_NV: np.ndarray) -> Encoded:
-        """Codes of any items, seen in fitting or not. A row's codes depend on that row alone.
+        """Codes of any items, whether the fit saw them or not. A row's codes depend on that row alone.
 
         Raises ContractError when the width is not V.
         """
 
     @abstractmethod
     def decode(self, codes_NL: np.ndarray, weights_NL: np.ndarray | None = None) -> np.ndarray | None:
-        """The float32 vectors [N, V] that codes stand for, or None when they do not stand for vectors.
+        """Reconstructed float32 vectors [N, V], or None when the learner cannot reconstruct vectors from these.
 
-        weights_NL: what `encode` gave beside the codes. Without it, codes of a learner that has weights stand for none.
+        weights_NL: the weights that `encode` returned. A learner with token weights returns None without them.
         """
 
     def last_level_costs(self, vectors_NV: np.ndarray, codes_NL: np.ndarray) -> np.ndarray | None:
-        """How badly each code of the last level fits each item, given its codes before: float32 [N, K], less is better.
+        """Cost of every code of the last level for every item, given the item's codes before: float32 [N, K].
 
-        What a resolver of collisions chooses by; the last column of codes_NL is not looked at. None for learners whose
-        codes are no nearest ones.
+        `sidrec.sid.collisions` chooses by these; less is better. The last column of codes_NL is ignored. None for
+        learners that do not take the nearest code.
         """
         return None
 
@@ -98,10 +129,10 @@ class Tokenizer(ABC):
     @classmethod
     @abstractmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], config: Any, seed: int) -> Self:
-        """The tokenizer that `arrays` came from. Raises KeyError when an array is missing."""
+        """The tokenizer whose state `arrays` is. Raises KeyError when an array is missing."""
 
 
 def check_width(vectors_NV: np.ndarray, width: int) -> None:
-    """Raises ContractError when vectors are not as wide as those a tokenizer was fitted on."""
+    """Raises ContractError when vectors are not as wide as those that the tokenizer was fitted on."""
     if vectors_NV.ndim != 2 or vectors_NV.shape[1] != width:
         raise ContractError("item vectors", f"shape [items, {width}], as the tokenizer was fitted", vectors_NV.shape)

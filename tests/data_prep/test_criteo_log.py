@@ -14,9 +14,9 @@ from data_prep.criteo import CriteoCommand
 from data_prep.criteo_layout import CriteoLayout
 from data_prep.criteo_log import CoOccurrence, CriteoLogCommand
 from sidrec import schema
-from sidrec.cli.fit import fit
 from sidrec.config import Recipe, load_file
 from sidrec.data.rows import broken_rows, split_index
+from sidrec.fit import fit_catalog
 from sidrec.metrics.exact import load_metrics
 from sidrec.parallel.process_group import joined_ranks
 from sidrec.schema import ContractError
@@ -165,7 +165,7 @@ def test_recipe_learns_on_the_real_head(tmp_path: Path, real_data: Path) -> None
     data = replace(recipe.data, path=tmp_path / "data", catalog=tmp_path / "catalog", batch_size=512, workers=0)
     recipe = replace(recipe, data=data, train=replace(recipe.train, runs=tmp_path / "runs"))
     with joined_ranks() as ranks:
-        fit(recipe, ranks)
+        fit_catalog(recipe, ranks)
     metrics = run_on_ranks(1, metrics_after_training, recipe)[0]
     assert metrics["all"]["auc"] > 0.65
     items = pq.read_table(tmp_path / "data" / schema.ITEMS)

@@ -11,11 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from sidrec import cli
-from sidrec.sid.artifact import load_tokenizer
 from sidrec.sid.catalog import load_catalog
 from sidrec.sid.item_vectors import read_item_vectors
+from sidrec.sid.learners.registry import learner_inputs, load_tokenizer
 from sidrec.sid.quality import code_quality
-from sidrec.sid.training.objectives import needs_of
 from tests.sid.item_files import clustered_vectors, write_items
 
 RECIPE = """
@@ -215,7 +214,7 @@ def test_adc_sid_with_items_of_unknown_behavior(tmp_path: Path) -> None:
     assert cli.main(["fit", str(tmp_path / "recipe.yaml")]) == 0
     catalog = load_catalog(tmp_path / "catalog")
     tokenizer, config = load_tokenizer(tmp_path / "catalog" / "tokenizer")
-    needs = needs_of(config.learner)
+    needs = learner_inputs(config.learner)
     items = read_item_vectors(tmp_path / "data" / "items.parquet", config.vectors, config.normalize, None, needs)
     assert np.array_equal(items.vectors_NV[:, 8:], behavior)
     encoded = tokenizer.encode(items.vectors_NV)

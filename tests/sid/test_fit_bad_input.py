@@ -10,8 +10,8 @@ import pytest
 
 from sidrec import cli
 from sidrec.schema import ContractError
-from sidrec.sid.artifact import load_tokenizer
 from sidrec.sid.catalog import load_catalog
+from sidrec.sid.learners.registry import load_tokenizer
 from tests.sid.gradient_recipe import BEHAVIOR, ITEMS, TEXT, write_world
 from tests.sid.item_files import vector_column, write_items
 

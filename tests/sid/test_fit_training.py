@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -14,11 +15,11 @@ import pytest
 from matplotlib.image import imread
 
 from sidrec import cli
-from sidrec.cli import fit as fit_module
-from sidrec.cli.fit import fit
 from sidrec.config import load_file
-from sidrec.parallel.process_group import of_machine
+from sidrec.errors import SidrecError
+from sidrec.fit import fit_catalog
 from sidrec.sid.catalog import load_catalog
+from sidrec.sid.item_vectors import ItemVectors, read_item_vectors
 from tests.ranks import joined, run_on_ranks
 from tests.sid.gradient_recipe import TEXT, write_world
 from tests.sid.item_files import write_items
@@ -103,9 +104,9 @@ def outcomes(rank: int, world: int, recipes: Sequence[Sequence[Path]]) -> list[t
     for case in recipes:
         os.environ["LOCAL_RANK"] = str(rank) if case[0] == case[1] else "0"
         try:
-            fit(load_file(case[rank]), ranks)
+            fit_catalog(load_file(case[rank]), ranks)
             found.append(("", ""))
-        except (ValueError, RuntimeError) as error:
+        except SidrecError as error:
             found.append((type(error).__name__, str(error)))
     return found
 
@@ -148,22 +149,28 @@ def test_two_ranks_leave_together_and_one_speaks(tmp_path: Path) -> None:
     assert len(load_catalog(sound / "catalog")) == pq.read_metadata(sound / "data" / "items.parquet").num_rows
 
 
+def no_read(*_: object) -> ItemVectors:
+    pytest.fail("it read vectors that another rank has read")
+
+
+def unseen_read(*arguments: Any) -> ItemVectors:
+    """Reads, and hides a file from the machine's other ranks."""
+    items = read_item_vectors(*arguments)
+    (arguments[3] / "item_ids.npy").unlink()
+    return items
+
+
 def mapped_fits(rank: int, world: int, recipe: Path, alone: Path, scratch: Path) -> str:
     """Fits `recipe` on two ranks of one machine, the second of which must not read vectors, and `alone` as if each rank
-    had a machine; then once more where the second does not see the first one's files, for the sentence."""
-    ranks, read = joined(rank, world), fit_module.read_item_vectors
+    had a machine. Returns the error of a fit whose second rank cannot see a file of the first."""
+    ranks = joined(rank, world)
     tempfile.tempdir = str(scratch)
-    if rank:
-        fit_module.read_item_vectors = lambda *_: pytest.fail("it read vectors that another rank has read")
-    fit(load_file(recipe), ranks)
-    fit_module.read_item_vectors = read
+    fit_catalog(load_file(recipe), ranks, read=no_read if rank else read_item_vectors)
     os.environ["LOCAL_RANK"] = "0"
-    fit(load_file(alone), ranks)
+    fit_catalog(load_file(alone), ranks)
     os.environ["LOCAL_RANK"] = str(rank)
-    if rank:
-        fit_module.of_machine = lambda ranks, value: of_machine(ranks, value) / "elsewhere"
-    with pytest.raises(ValueError, match="expected") as refusal:
-        fit(load_file(recipe), ranks)
+    with pytest.raises(SidrecError, match="expected") as refusal:
+        fit_catalog(load_file(recipe), ranks, read=unseen_read)
     return str(refusal.value)
 
 
@@ -178,6 +185,6 @@ def test_ranks_of_one_machine_share_one_copy_of_the_vectors(tmp_path: Path) -> N
     shared, alone = (load_catalog(recipe.parent / "catalog") for recipe in recipes)
     assert shared.fingerprint == alone.fingerprint
     expected = "expected a file that the first process of this machine has written for all of them"
-    assert f"elsewhere/item_ids.npy: {expected}, got No such file or directory" in second
+    assert f"/item_ids.npy: {expected}, got No such file or directory" in second
     assert first == f"rank 1 stopped: {second}"
     assert list(scratch.iterdir()) == []

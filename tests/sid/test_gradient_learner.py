@@ -32,9 +32,9 @@ from sidrec.config.sid_losses import (
 )
 from sidrec.errors import CollapseError
 from sidrec.schema import ContractError
-from sidrec.sid.artifact import fit_tokenizer, load_tokenizer, save_tokenizer
 from sidrec.sid.learners import gradient
 from sidrec.sid.learners.gradient import GradientTokenizer
+from sidrec.sid.learners.registry import fit_tokenizer, load_tokenizer, save_tokenizer
 from sidrec.sid.quality import code_quality, reconstruction_error
 from sidrec.sid.tokenizer import SideInformation
 from tests.sid.item_files import clustered_vectors

@@ -13,7 +13,8 @@ from sidrec.config.learners import AdcSidConfig, MmRqVaeConfig
 from sidrec.schema import ContractError
 from sidrec.sid import item_vectors
 from sidrec.sid.item_vectors import map_item_vectors, read_item_vectors
-from sidrec.sid.training.objectives import Needs, needs_of
+from sidrec.sid.learners.registry import learner_inputs
+from sidrec.sid.tokenizer import LearnerInputs
 from tests.sid.item_files import clustered_vectors, vector_column, write_items
 
 TEXT = np.array([[3, 4], [0, 2], [1, 0]])
@@ -59,9 +60,9 @@ def test_another_process_maps_what_was_read(tmp_path: Path) -> None:
     path = write_items(items(tmp_path), [5, 2, 9], text=TEXT, behavior=BEHAVIOR)
 
     with pytest.raises(ContractError, match=r"item_ids\.npy: expected a file that the first .* got No such file"):
-        map_item_vectors(path, ("text",), tmp_path, Needs(behavior=True))
-    read = read_item_vectors(path, ("text",), True, tmp_path, Needs(behavior=True))
-    found = map_item_vectors(path, ("text",), tmp_path, Needs(behavior=True))
+        map_item_vectors(path, ("text",), tmp_path, LearnerInputs(behavior=True))
+    read = read_item_vectors(path, ("text",), True, tmp_path, LearnerInputs(behavior=True))
+    found = map_item_vectors(path, ("text",), tmp_path, LearnerInputs(behavior=True))
     assert found.item_ids_N.tolist() == [5, 2, 9]
     assert np.array_equal(found.vectors_NV, read.vectors_NV)
     assert found.side.columns == read.side.columns
@@ -75,7 +76,7 @@ def test_a_disk_without_room_is_known_before_reading(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr("os.posix_fallocate", full)
     path = write_items(items(tmp_path), [5, 2, 9], text=TEXT)
-    sentence = r"expected room for 0\.0 GB of item_ids; TMPDIR names another folder, got No space left on device, \d"
+    sentence = r"expected room for 24 B of item_ids; TMPDIR names another folder, got No space left on device, \d"
     with pytest.raises(ContractError, match=sentence):
         read_item_vectors(path, ("text",), True, tmp_path)
 
@@ -181,7 +182,7 @@ def test_side_information_comes_as_it_is(tmp_path: Path) -> None:
     path = write_items(items(tmp_path), [5, 2, 9], text=TEXT, behavior=BEHAVIOR)
     pq.write_table(pa.table({"item_id": [9, 2], "other_id": [5, 9]}), tmp_path / "pairs.parquet")
     for scratch in (None, tmp_path):
-        found = read_item_vectors(path, ("text",), True, scratch, Needs(pairs=True, behavior=True))
+        found = read_item_vectors(path, ("text",), True, scratch, LearnerInputs(pairs=True, behavior=True))
         assert found.vectors_NV == pytest.approx(np.array([[0.6, 0.8], [0, 1], [1, 0]]))
         assert found.side.columns == (("text", 2),)
         assert found.side.behavior_NE is not None
@@ -196,25 +197,25 @@ def test_side_information_comes_as_it_is(tmp_path: Path) -> None:
 def test_side_information_that_is_not_there(tmp_path: Path) -> None:
     path = write_items(items(tmp_path), [5, 2, 9], text=TEXT)
     with pytest.raises(ContractError, match=r"items\.parquet: expected a column behavior .*data_prep\.behavior"):
-        read_item_vectors(path, ("text",), True, None, Needs(behavior=True))
+        read_item_vectors(path, ("text",), True, None, LearnerInputs(behavior=True))
     with pytest.raises(ContractError, match=r"pairs\.parquet: expected item pairs .* got no such file"):
-        read_item_vectors(path, ("text",), True, None, Needs(pairs=True))
+        read_item_vectors(path, ("text",), True, None, LearnerInputs(pairs=True))
 
 
 def test_behavior_as_a_vector_column(tmp_path: Path) -> None:
     """Raw where the learner uses the norm; zeros only where the learner can tell what they mean."""
     path = write_items(items(tmp_path), [5, 2, 9], text=TEXT, behavior=BEHAVIOR)
     columns = ("text", "behavior")
-    raw = read_item_vectors(path, columns, True, None, needs_of(AdcSidConfig())).vectors_NV
+    raw = read_item_vectors(path, columns, True, None, learner_inputs(AdcSidConfig())).vectors_NV
     assert raw == pytest.approx(np.array([[0.6, 0.8, 3, 4], [0, 1, 0, 0], [1, 0, 0, 0.5]]))
-    unit = read_item_vectors(path, columns, True, None, needs_of(MmRqVaeConfig())).vectors_NV
+    unit = read_item_vectors(path, columns, True, None, learner_inputs(MmRqVaeConfig())).vectors_NV
     assert unit[:, 2:] == pytest.approx(np.array([[0.6, 0.8], [0, 0], [0, 1]]))
     sentence = r"row 1 \(item 2\), column behavior: expected a vector with some content \(only adc_sid and mm_rqvae "
     with pytest.raises(ContractError, match=sentence):
         read_item_vectors(path, columns, True)
     write_items(path, [5, 2, 9], text=TEXT * [[1], [0], [1]], behavior=BEHAVIOR)
     with pytest.raises(ContractError, match="column text: expected a vector with some content, got all zeros"):
-        read_item_vectors(path, columns, True, None, needs_of(AdcSidConfig()))
+        read_item_vectors(path, columns, True, None, learner_inputs(AdcSidConfig()))
 
 
 @pytest.mark.parametrize("to_disk", [False, True])
@@ -236,7 +237,7 @@ def test_items_without_behavior_are_left_out_where_it_is_all_there_is(
         assert one.vectors_NV == pytest.approx(np.array([[0.6, 0.8], [0, 1]]))
         assert one.side.train_impressions_N is not None
         assert one.side.train_impressions_N.tolist() == [4, 2]
-    everything = read_item_vectors(path, ("behavior",), True, None, needs_of(AdcSidConfig()))
+    everything = read_item_vectors(path, ("behavior",), True, None, learner_inputs(AdcSidConfig()))
     assert (len(everything.item_ids_N), everything.left_out) == (4, 0)
 
 

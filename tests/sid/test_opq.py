@@ -12,9 +12,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from sidrec.config.learners import OpqConfig, TokenizerConfig
 from sidrec.schema import ContractError
-from sidrec.sid.artifact import fit_tokenizer, load_tokenizer, save_tokenizer
 from sidrec.sid.learners import opq
 from sidrec.sid.learners.opq import Opq
+from sidrec.sid.learners.registry import fit_tokenizer, load_tokenizer, save_tokenizer
 from sidrec.sid.quality import reconstruction_error
 from sidrec.sid.tokenizer import SideInformation
 
@@ -121,7 +121,9 @@ def test_an_artifact_gives_the_same_codes_in_another_process(tmp_path: Path) -> 
     tokenizer = fit_tokenizer(vectors, config, SIDE)
     save_tokenizer(tokenizer, config, tmp_path / "tokenizer")
     np.save(tmp_path / "vectors.npy", vectors)
-    script = "import sys, numpy as np; from pathlib import Path; from sidrec.sid.artifact import load_tokenizer; "
+    script = (
+        "import sys, numpy as np; from pathlib import Path; from sidrec.sid.learners.registry import load_tokenizer; "
+    )
     script += "print(load_tokenizer(Path(sys.argv[1]))[0].encode(np.load(sys.argv[2])).codes_NL.tolist())"
     command = [sys.executable, "-c", script, str(tmp_path / "tokenizer"), str(tmp_path / "vectors.npy")]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

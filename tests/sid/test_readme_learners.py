@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 
 from sidrec.config.learners import TokenizerConfig
 from sidrec.config.sid_losses import SidLossConfig
-from sidrec.sid.artifact import LEARNERS
+from sidrec.sid.learners.registry import LEARNERS
 
 SECTION = (Path(__file__).parents[2] / "README.md").read_text().split("\n## Semantic IDs\n")[1].split("\n## ")[0]
 TOKENIZER = TypeAdapter(TokenizerConfig)

@@ -27,11 +27,16 @@ def _exchange(rank: int, world: int) -> tuple[list[float], list[float], list[int
     assert isinstance(replicas, JoinedReplicas)
     assert (replicas.rank, replicas.size, replicas.first) == (rank, world, rank == 0)
     one, two = torch.tensor([rank + 1.0]), torch.tensor([[10.0 * rank, 4.0]])
-    total = replicas.total(one)
+    total = replicas.sum(one)
     replicas.average([one, two])
     counts = torch.tensor([rank, 7])
-    replicas.copy_first([counts])
-    return total.tolist(), [*one.tolist(), *two.flatten().tolist()], counts.tolist(), replicas.share(f"of {rank}")
+    replicas.broadcast([counts])
+    return (
+        total.tolist(),
+        [*one.tolist(), *two.flatten().tolist()],
+        counts.tolist(),
+        replicas.broadcast_object(f"of {rank}"),
+    )
 
 
 def test_exchanges_by_hand() -> None:

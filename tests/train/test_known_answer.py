@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sidrec.cli.fit import fit
 from sidrec.config import Recipe, load_file
+from sidrec.fit import fit_catalog
 from sidrec.metrics.exact import load_metrics
 from sidrec.parallel.process_group import joined_ranks
 from sidrec.schema import LOG, load_manifest
@@ -37,7 +37,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     data = replace(recipe.data, path=folder / "data", catalog=folder / "catalog")
     recipe = replace(recipe, data=data, train=replace(recipe.train, runs=folder / "runs"))
     with joined_ranks() as ranks:
-        fit(recipe, ranks)
+        fit_catalog(recipe, ranks)
     return recipe
 
 

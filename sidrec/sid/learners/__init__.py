@@ -1,1 +1,1 @@
-"""Tokenizers: each a way to learn codes, all behind `sidrec.sid.tokenizer.Tokenizer`."""
+"""Learners of semantic ids: each a `sidrec.sid.tokenizer.Tokenizer`; `registry` lists them."""

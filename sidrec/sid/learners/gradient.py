@@ -1,11 +1,14 @@
-"""Tokenizers whose network learns by gradients: RQ-VAE and its kin, behind the contract of every tokenizer.
+"""Tokenizers whose network is trained by gradient: RQ-VAE and its variants, behind the contract of every tokenizer.
+
+`GradientTokenizer` serves them all. The learner's section decides on the network (NETWORKS) and on the losses
+(`sidrec.sid.training.objectives`).
 
 Shapes: N items, V vector width, L levels, K codes of the last level, C rows of a chunk.
 """
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -23,20 +26,27 @@ from sidrec.config.learners import (
     QuaSidConfig,
     RqVaeConfig,
 )
-from sidrec.schema import ContractError
-from sidrec.sid.losses.loss import Need
+from sidrec.schema import BEHAVIOR, ContractError
 from sidrec.sid.networks.adc_sid import AdcSid
 from sidrec.sid.networks.mm_rqvae import MmRqVae
 from sidrec.sid.networks.network import Network
 from sidrec.sid.networks.rqvae import MultiVq, RqVae
 from sidrec.sid.replicas import Replicas, current_replicas
-from sidrec.sid.tokenizer import Encoded, SideInformation, Tokenizer, check_width
+from sidrec.sid.tokenizer import Encoded, LearnerInputs, SideInformation, Tokenizer, check_width
 from sidrec.sid.training.batches import Batches
 from sidrec.sid.training.checkpoint import Checkpoint, identity_of
-from sidrec.sid.training.objectives import ScheduledLoss, clip_quantile, scheduled_losses
-from sidrec.sid.training.trainer import Trainer, Usage, refuse_collapse
+from sidrec.sid.training.objectives import ScheduledLoss, clip_quantile, loss_inputs, scheduled_losses
+from sidrec.sid.training.trainer import CodeUsage, Trainer, check_utilisation
 
-SAMPLE = 256  # items per code that are looked at first for a collapse
+NETWORKS: dict[type, type[Network]] = {
+    **dict.fromkeys((RqVaeConfig, LetterConfig, DasLiteConfig, QuaSidConfig, AdaSidConfig), RqVae),
+    MultiVqConfig: MultiVq,
+    MmRqVaeConfig: MmRqVae,
+    AdcSidConfig: AdcSid,
+}
+"""The network of every learner, by the learner's section. Built as NETWORK(section, columns)."""
+
+SAMPLE = 256  # items per code that the first check for a collapse encodes
 CHUNK = 1024  # rows encoded at a time, always so many: a matrix product's last bits depend on its shape
 Columns = tuple[tuple[str, int], ...]
 
@@ -44,11 +54,19 @@ Columns = tuple[tuple[str, int], ...]
 class GradientTokenizer(Tokenizer):
     """A trained network. Encoding runs on the CPU, so that codes do not depend on where the network was trained."""
 
+    several_processes = True
+
     def __init__(self, network: Network, columns: Columns, journal: tuple[dict[str, object], ...] = ()) -> None:
         """columns: (name, width) of the vector columns that the network takes."""
         self._network = network.cpu().eval()
         self._columns = columns
         self._journal = journal
+
+    @classmethod
+    def inputs(cls, config: GradientLearnerConfig) -> LearnerInputs:
+        """What the network and the losses of the section need."""
+        network, batch = NETWORKS[type(config)], loss_inputs(*config.losses, *config.further_losses)
+        return LearnerInputs("pairs" in batch, BEHAVIOR in batch, network.unscaled_columns, network.unknown_behavior)
 
     @classmethod
     def fit(
@@ -59,8 +77,10 @@ class GradientTokenizer(Tokenizer):
         side: SideInformation,
         work: Path | None = None,
     ) -> Self:
-        """See `Tokenizer.fit`. In a joined process group all replicas call it with the same arguments and train
-        together, on their GPUs where they have them; each gets the same tokenizer."""
+        """See `Tokenizer.fit`. In a joined process group all processes call it with the same arguments.
+
+        They train together, on their GPUs where they have some, and each gets the same tokenizer.
+        """
         columns = _columns(vectors_NV, side)
         replicas = current_replicas()
         with torch.random.fork_rng():
@@ -68,7 +88,7 @@ class GradientTokenizer(Tokenizer):
             network = build_network(config, columns)
             losses = scheduled_losses(config, network, side, len(vectors_NV))
             _check_items(vectors_NV, network)
-            network.survey(vectors_NV)
+            network.measure(vectors_NV)
             trainer = Trainer(
                 network,
                 losses,
@@ -80,13 +100,16 @@ class GradientTokenizer(Tokenizer):
             )
             trainer.run()
         tokenizer = cls(network, columns, tuple(trainer.journal))
-        _refuse_collapse(tokenizer, vectors_NV, config.training.least_utilisation, replicas)
+        _check_collapse(tokenizer, vectors_NV, config.training.least_utilisation, replicas)
         return tokenizer
 
     @property
     def journal(self) -> tuple[dict[str, object], ...]:
-        """Per epoch: the mean of the loss and of each of its terms, what controllers and losses tell, and per level
-        utilisation, perplexity and dead codes of the epoch's batches. Empty for a tokenizer that was loaded."""
+        """Per epoch: means of the loss and its terms, figures of controllers and losses, health of the codebooks.
+
+        The health is utilisation, perplexity and dead codes per level, over the epoch's batches. Empty for a tokenizer
+        that was loaded.
+        """
         return self._journal
 
     @property
@@ -151,8 +174,17 @@ class GradientTokenizer(Tokenizer):
         return cls(network, columns)
 
 
+def build_network(config: GradientLearnerConfig, columns: Columns) -> Network:
+    """The untrained network of the section, drawn from torch's generator.
+
+    columns: (name, width) of the vector columns that are concatenated, in order. Raises ContractError when they do not
+    suit the learner.
+    """
+    return NETWORKS[type(config)](config, columns)
+
+
 def _columns(vectors_NV: np.ndarray, side: SideInformation) -> Columns:
-    """The columns of the vectors; where the side information names none, a single one."""
+    """The columns of the vectors; a single one where the side information names none."""
     columns = side.columns or (("vectors", vectors_NV.shape[1]),)
     check_width(vectors_NV, sum(width for _, width in columns))
     return columns
@@ -174,32 +206,35 @@ def _batches(
     side: SideInformation,
     replicas: Replicas,
 ) -> Batches:
-    needs = frozenset[Need]().union(*(scheduled.loss.needs for scheduled in losses))
+    inputs = loss_inputs(*config.losses, *config.further_losses)
     return Batches(
         vectors_NV,
         config.training.batch_size,
         seed,
         replicas,
-        side.pairs_P2 if "pairs" in needs else None,
-        side.behavior_NE if "behavior" in needs else None,
-        clip_quantile(config),
+        side.pairs_P2 if "pairs" in inputs else None,
+        side.behavior_NE if BEHAVIOR in inputs else None,
+        clip_quantile(losses, config.kind),
     )
 
 
-def _refuse_collapse(tokenizer: GradientTokenizer, vectors_NV: np.ndarray, least: float, replicas: Replicas) -> None:
-    """Codes that some items use are used by all of them, too: all are encoded only where a sample uses too few."""
+def _check_collapse(tokenizer: GradientTokenizer, vectors_NV: np.ndarray, least: float, replicas: Replicas) -> None:
+    """Raises CollapseError when a level uses too few codes.
+
+    All items use every code that a sample of them uses, so all are encoded only where the sample uses too few.
+    """
     every = len(vectors_NV) // (SAMPLE * max(tokenizer.codebook_sizes))
     if every > 1 and min(_usage(tokenizer, vectors_NV[::every], replicas).health().utilisation) >= least:
         return
-    refuse_collapse(_usage(tokenizer, vectors_NV, replicas).health(), least)
+    check_utilisation(_usage(tokenizer, vectors_NV, replicas).health(), least)
 
 
-def _usage(tokenizer: GradientTokenizer, vectors_NV: np.ndarray, replicas: Replicas) -> Usage:
-    """Of all items' codes, each replica encoding its share."""
+def _usage(tokenizer: GradientTokenizer, vectors_NV: np.ndarray, replicas: Replicas) -> CodeUsage:
+    """Use of the codes by all items; each replica encodes its share of them."""
     first, end = (len(vectors_NV) * part // replicas.size for part in (replicas.rank, replicas.rank + 1))
-    usage = Usage(tokenizer.codebook_sizes, replicas.device)
+    usage = CodeUsage(tokenizer.codebook_sizes, replicas.device)
     usage.count(torch.from_numpy(tokenizer.encode(vectors_NV[first:end]).codes_NL).to(replicas.device))
-    usage.counts = replicas.total(usage.counts)
+    usage.counts = replicas.sum(usage.counts)
     return usage
 
 
@@ -219,7 +254,7 @@ def _checkpoint(
 def _chunks(
     encode: Callable[[Tensor], tuple[Tensor, Tensor | None]], vectors_NV: np.ndarray
 ) -> Iterator[tuple[slice, tuple[Tensor, Tensor | None]]]:
-    """Rows, and their codes and weights. The last chunk is filled up with zeros, so that it has the others' shape."""
+    """Rows, their codes and weights, chunk by chunk; zeros fill the last chunk up to the shape of the others."""
     with tqdm(total=len(vectors_NV), desc="encode", unit=" items", unit_scale=True, disable=None) as progress:
         for start in range(0, len(vectors_NV), CHUNK):
             rows = vectors_NV[start : start + CHUNK]
@@ -229,26 +264,3 @@ def _chunks(
             part = slice(start, start + len(rows))
             yield part, (codes_CL[: len(rows)], None if weights_CL is None else weights_CL[: len(rows)])
             progress.update(len(rows))
-
-
-# From a learner's section to its network.
-
-
-ColumnRanges = tuple[tuple[str, int], ...]
-
-
-NETWORKS: dict[type, Callable[[Any, ColumnRanges], Network]] = {
-    **dict.fromkeys((RqVaeConfig, LetterConfig, DasLiteConfig, QuaSidConfig, AdaSidConfig), RqVae),
-    MultiVqConfig: MultiVq,
-    MmRqVaeConfig: MmRqVae,
-    AdcSidConfig: AdcSid,
-}
-
-
-def build_network(config: GradientLearnerConfig, columns: ColumnRanges) -> Network:
-    """The untrained network, drawn from torch's generator.
-
-    columns: (name, width) of the vector columns that are concatenated, in order. Raises ContractError when they do not
-    suit the learner.
-    """
-    return NETWORKS[type(config)](config, columns)

@@ -1,14 +1,9 @@
-"""Residual k-means: cluster the vectors, subtract the nearest centroid, cluster what remains (RQ-KMeans; QARM, OneRec).
+"""Residual k-means: cluster the vectors, subtract the nearest centroid, cluster the residuals.
 
-Each level keeps the better of two searches (`benchmarks/residual_kmeans_choice.md`). On real items it is k-means that
-starts on the first principal axis and goes on with more of them (faiss ProgressiveDimClustering): less error and evener
-codes. Where a few clusters lie far apart, one axis cannot tell them apart, and plain k-means with k-means++ wins.
+First the learner, then the k-means by faiss that all clustering learners share, then balanced k-means.
 
-`balanced` evens the winner out: clusters of equal size while fitting, codebooks are their means. Encoding takes the
-nearest code all the same, of catalog items too, so that a row's codes depend on that row alone: usage gets more even,
-not equal.
-
-Shapes: N items, V vector width, L levels, K codes per level, R rows at a time, W partial SIDs kept (beam).
+Shapes: N items or points, V vector width, L levels, K codes per level or clusters, R rows at a time, W partial SIDs
+kept (beam), P points without a place.
 """
 
 import logging
@@ -24,11 +19,30 @@ from sidrec.config.learners import ResidualKMeansConfig
 from sidrec.schema import ContractError
 from sidrec.sid.tokenizer import Encoded, SideInformation, Tokenizer, check_width
 
-DISTANCES = 1 << 18  # held at a time while encoding, so few that they stay in the cache
+DISTANCES = 1 << 18  # distances in memory at a time while encoding, so few that they stay in the cache
+FEW_POINTS = 39  # training vectors per code below which faiss, too, calls centroids unreliable
+BLOCK = 1 << 22  # costs in memory at a time
+SLACK = 0.05  # least step of a bid, as a share of the mean squared distance from a point to its centroid
+
+_log = logging.getLogger(__name__)
 
 
 class ResidualKMeans(Tokenizer):
-    """Codebooks [L, K, V]; a SID stands for the sum of its codes' centroids."""
+    """Residual k-means (RQ-KMeans of QARM, arXiv 2411.11739, and OneRec, arXiv 2502.18965). codebooks_LKV: float32.
+
+    r_0 = x, code_l = argmin_k |r_(l-1) - c_lk|^2, r_l = r_(l-1) - c_l,code_l. x' = sum_l c_l,code_l
+
+    [N, V] -> codes [N, L]. Needs no training by gradient; the default learner.
+
+    Each level keeps the best of several searches (`benchmarks/residual_kmeans_choice.md`). On real items the winner is
+    k-means that starts on the first principal axis and adds more axes (faiss ProgressiveDimClustering): lower error,
+    more even codes. Where a few clusters lie far apart, one axis cannot separate them, and plain k-means from a
+    k-means++ start wins.
+
+    `balanced` replaces the winner's clusters by clusters of equal size; codewords are their means. Encoding still takes
+    the nearest code, for catalog items too, so that a row's codes depend on that row alone: usage becomes more even,
+    not equal.
+    """
 
     def __init__(self, codebooks_LKV: np.ndarray, beam: int) -> None:
         self._codebooks_LKV = codebooks_LKV
@@ -95,7 +109,7 @@ class ResidualKMeans(Tokenizer):
 
 
 def _cluster(residual_NV: np.ndarray, config: ResidualKMeansConfig, seed: int, level: int) -> np.ndarray:
-    """float32 centroids [K, V], of all starts those with the lowest squared error; evened out if `balanced`."""
+    """float32 centroids [K, V] with the lowest squared error of all searches; of equal size if `balanced`."""
     size, rounds = config.codebook_size, config.iterations
     seeds = np.random.SeedSequence([seed, level]).generate_state(1 + config.restarts) >> 1  # C ints
     candidates = [growing_kmeans(residual_NV, size, rounds, config.dimension_steps, int(seeds[0]))]
@@ -105,11 +119,11 @@ def _cluster(residual_NV: np.ndarray, config: ResidualKMeansConfig, seed: int, l
 
 
 def _greedy(vectors_RV: np.ndarray, codebooks_LKV: np.ndarray) -> np.ndarray:
-    """Codes [R, L]: the nearest code of every level. A beam of 1, in fewer passes over memory."""
+    """Codes [R, L]: the nearest code of every level. Same as a beam of 1, in fewer passes over memory."""
     residual_RV = vectors_RV.copy()
     codes_RL = np.empty((len(vectors_RV), len(codebooks_LKV)), dtype=np.int64)
     for level, codebook_KV in enumerate(codebooks_LKV):
-        error_RK = residual_RV @ (-2 * codebook_KV.T)  # less |residual|^2, the same for all codes
+        error_RK = residual_RV @ (-2 * codebook_KV.T)  # less |residual|^2, equal for all codes
         error_RK += np.square(codebook_KV).sum(axis=1)
         codes_RL[:, level] = error_RK.argmin(axis=1)
         residual_RV -= codebook_KV[codes_RL[:, level]]
@@ -134,26 +148,17 @@ def _beam_search(vectors_RV: np.ndarray, codebooks_LKV: np.ndarray, beam: int) -
 
 
 def _smallest(values: np.ndarray, count: int) -> np.ndarray:
-    """Positions of the `count` smallest values of each row, smallest first."""
+    """Positions of the `count` smallest values of each row, in ascending order of value."""
     count = min(count, values.shape[1])
     some = np.argpartition(values, count - 1, axis=1)[:, :count]
     order = np.argsort(np.take_along_axis(values, some, axis=1), axis=1, kind="stable")
     return np.take_along_axis(some, order, axis=1)
 
 
-# k-means by faiss, and the sample of items that it sees. Shared by the learners that cluster.
-#
-# Shapes: N items, V vector width, K codes, R rows at a time.
-
-
-FEW_POINTS = 39  # training vectors per code under which faiss, too, calls centroids unreliable
-_log = logging.getLogger(__name__)
-
-
 def training_sample(vectors_NV: np.ndarray, codebook_size: int, points_per_code: int, seed: int) -> np.ndarray:
-    """A float32 copy of the training vectors: all, or a seeded choice of points_per_code * codebook_size.
+    """A float32 copy of the training vectors: all, or a seeded sample of points_per_code * codebook_size.
 
-    Raises ContractError when there are fewer items than codes; warns when there are few.
+    Raises ContractError for fewer items than codes; warns for fewer than FEW_POINTS items per code.
     """
     items = len(vectors_NV)
     if items < codebook_size:
@@ -172,7 +177,7 @@ def training_sample(vectors_NV: np.ndarray, codebook_size: int, points_per_code:
 
 
 def plain_kmeans(points_NV: np.ndarray, codebook_size: int, iterations: int, seed: int) -> np.ndarray:
-    """float32 centroids [K, V]: Lloyd's algorithm from a k-means++ start, on all of the points."""
+    """float32 centroids [K, V]: Lloyd's algorithm on all points, from a k-means++ start."""
     learner = faiss.Clustering(points_NV.shape[1], codebook_size)
     _set(learner, iterations, len(points_NV), seed)
     learner.train(points_NV, faiss.IndexFlatL2(points_NV.shape[1]))
@@ -180,7 +185,7 @@ def plain_kmeans(points_NV: np.ndarray, codebook_size: int, iterations: int, see
 
 
 def growing_kmeans(points_NV: np.ndarray, codebook_size: int, iterations: int, steps: int, seed: int) -> np.ndarray:
-    """float32 centroids [K, V]: k-means on one principal axis, gone on with more of them in `steps` rounds."""
+    """float32 centroids [K, V]: k-means on one principal axis, then on more of them, in `steps` rounds."""
     learner = faiss.ProgressiveDimClustering(points_NV.shape[1], codebook_size)
     learner.progressive_dim_steps = steps
     _set(learner, iterations, len(points_NV), seed)
@@ -190,7 +195,7 @@ def growing_kmeans(points_NV: np.ndarray, codebook_size: int, iterations: int, s
 
 
 def squared_distances(points_RV: np.ndarray, centroids_KV: np.ndarray) -> np.ndarray:
-    """float32 [R, K], up to rounding; never negative."""
+    """float32 [R, K] squared distances, up to rounding; never negative."""
     distances_RK = points_RV @ (-2 * centroids_KV.T)
     distances_RK += np.square(centroids_KV).sum(axis=1)
     distances_RK += np.square(points_RV).sum(axis=1)[:, None]
@@ -198,31 +203,18 @@ def squared_distances(points_RV: np.ndarray, centroids_KV: np.ndarray) -> np.nda
 
 
 def _set(parameters: faiss.ClusteringParameters, iterations: int, items: int, seed: int) -> None:
-    """faiss refills an empty cluster by splitting a large one, so there is nothing to set for that."""
+    """faiss refills an empty cluster by splitting a large one; that needs no parameter."""
     parameters.niter, parameters.seed = iterations, seed
     parameters.init_method = faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS
     parameters.min_points_per_centroid, parameters.max_points_per_centroid = 1, items  # sampled already
 
 
-# Balanced k-means: clusters of equal size (OneRec, arXiv 2502.18965, asks for N / K items per cluster).
-#
-# Every round assigns all points at nearly the least total squared distance under exact capacities, then moves centroids
-# to the means. The assignment is an auction (Bertsekas 1988): points bid for places in clusters, and the prices of
-# crowded clusters rise until everybody has a place. OneRec's own loop fills one cluster after the other, so that the
-# last ones get what is left; min-cost flow is exact but too slow for 100k points. An auction is close to the optimum
-# (SLACK), needs no [N, K] matrix in memory, and the prices of one round are a warm start for the next.
-#
-# Shapes: N points, V width, K clusters, P points without a place, R rows at a time.
-
-
-BLOCK = 1 << 22  # costs held at a time
-SLACK = 0.05  # least step of a bid, as a share of the mean squared distance from a point to its centroid
-
-
 def balanced_kmeans(points_NV: np.ndarray, start_KV: np.ndarray, iterations: int) -> np.ndarray:
-    """float32 centroids [K, V], each the mean of N // K or N // K + 1 points, after so many rounds from `start_KV`.
+    """float32 centroids [K, V] of clusters of equal size (OneRec, arXiv 2502.18965). Deterministic.
 
-    A function of its arguments: nothing is drawn. Which points a centroid is the mean of: `balanced_assignment`.
+    Each of `iterations` rounds, from `start_KV`, assigns all points (`balanced_assignment`) and moves centroids to the
+    means of their N // K or N // K + 1 points. OneRec's own loop fills one cluster after the other, so that the last
+    ones get the points that remain.
     """
     centroids_KV = np.asarray(start_KV, dtype=np.float32)
     prices_K = np.zeros(len(centroids_KV), dtype=np.float32)
@@ -238,8 +230,11 @@ def balanced_kmeans(points_NV: np.ndarray, start_KV: np.ndarray, iterations: int
 def balanced_assignment(points_NV: np.ndarray, centroids_KV: np.ndarray, prices_K: np.ndarray) -> np.ndarray:
     """int64 [N]: a cluster for every point, each cluster with N // K points or one more (the first N % K of them).
 
-    The total squared distance is within N * SLACK * mean distance of the least possible.
-    prices_K: prices to begin with; holds the final ones afterwards. Needs N >= K.
+    An auction (Bertsekas, 1988): points bid for places in clusters, and prices of crowded clusters rise until every
+    point has a place. The total squared distance is within N * SLACK * mean distance of the minimum. It needs no [N, K]
+    matrix, and the prices of one round start the next; min-cost flow is exact but too slow for 100,000 points.
+
+    prices_K: the prices to start from; overwritten by the final ones. Needs N >= K.
     """
     items, clusters = len(points_NV), len(centroids_KV)
     capacity_K = np.full(clusters, items // clusters)
@@ -264,7 +259,7 @@ def _least_step(points_NV: np.ndarray, centroids_KV: np.ndarray) -> np.float32:
 def _bids(
     points_NV: np.ndarray, pending_P: np.ndarray, centroids_KV: np.ndarray, prices_K: np.ndarray, step: np.float32
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For every pending point the best cluster at these prices, and what it would pay before the second is as good."""
+    """For every pending point: its best cluster at these prices, and the price at which its second best is as good."""
     points, clusters = len(pending_P), len(centroids_KV)
     best_P, bid_P = np.zeros(points, dtype=np.int64), np.full(points, step)
     if clusters == 1:
@@ -282,7 +277,7 @@ def _bids(
 def _award(
     owner_N: np.ndarray, bid_N: np.ndarray, prices_K: np.ndarray, capacity_K: np.ndarray, touched: np.ndarray
 ) -> np.ndarray:
-    """Each touched cluster keeps its highest bidders, and its lowest bid becomes the price. Returns who lost."""
+    """Each touched cluster keeps its highest bidders; its lowest bid becomes its price. Returns the losers."""
     is_touched_K = np.zeros(len(prices_K), dtype=bool)
     is_touched_K[touched] = True
     members = np.flatnonzero((owner_N >= 0) & is_touched_K[owner_N])

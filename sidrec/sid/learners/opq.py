@@ -1,8 +1,4 @@
-"""Optimised product quantisation (Ge et al. 2013; as semantic ids in RPG, KDD 2025): one codebook per subspace.
-
-Vectors are centred, cut to their first principal components and rotated so that equal parts of them quantise well.
-faiss learns the rotation for codebooks of a power of two, the one nearest to K; the codebooks themselves are plain
-k-means of exactly K in each part.
+"""Optimised product quantisation: one codebook per subspace of rotated principal components.
 
 Shapes: N items, V vector width, C components, L subspaces (levels), S = C / L width of one, K codes, R rows at a time.
 """
@@ -20,11 +16,17 @@ from sidrec.sid.learners.kmeans import plain_kmeans, squared_distances, training
 from sidrec.sid.tokenizer import Encoded, SideInformation, Tokenizer, check_width
 
 MOST_COMPONENTS = 128  # RPG's, where the config leaves them open
-ROWS = 4096  # encoded at a time, always: matrix products of other shapes would round differently
+ROWS = 4096  # rows encoded at a time, always so many: matrix products of other shapes round differently
 
 
 class Opq(Tokenizer):
-    """x -> axes (x - mean), then the nearest code in each subspace; codes of different levels have no order.
+    """Optimised product quantisation (Ge et al. 2013; as semantic ids in RPG, KDD 2025). [N, V] -> codes [N, L].
+
+    y = axes (x - mean), code_l = argmin_k |y_l - c_lk|^2 on part l of y. x' = axes^T [c_l,code_l] + mean
+
+    For codes of equal rank: levels have no order, unlike those of residual learners. Vectors are centred, projected on
+    their first principal components, and rotated so that equal parts of them quantise with little error. faiss learns
+    the rotation with codebooks of the power of two nearest to K; the codebooks are plain k-means of exactly K.
 
     mean_V, axes_CV (orthonormal rows: principal axes, rotated), codebooks_LKS: float32.
     """
@@ -105,7 +107,7 @@ class Opq(Tokenizer):
 
 
 def _components(items: int, width: int, config: OpqConfig) -> int:
-    """C. Raises ContractError when these vectors do not have as many, or none that the levels share out evenly."""
+    """C. Raises ContractError when the vectors have fewer dimensions or items, or L does not divide them."""
     most = min(width, items)
     components = config.components or min(MOST_COMPONENTS, most) // config.levels * config.levels
     if not components:
@@ -126,7 +128,7 @@ def _principal_axes(centred_NV: np.ndarray, components: int) -> np.ndarray:
 
 
 def _rotation(points_NC: np.ndarray, config: OpqConfig, seed: int) -> np.ndarray:
-    """Orthogonal [C, C] that makes the subspaces quantise with the least error (faiss OPQMatrix)."""
+    """Orthogonal [C, C] rotation for a low quantisation error of the subspaces (faiss OPQMatrix)."""
     components = points_NC.shape[1]
     bits = min(round(np.log2(config.codebook_size)), int(np.log2(len(points_NC))))
     quantizer = faiss.ProductQuantizer(components, config.levels, max(1, bits))

@@ -1,7 +1,6 @@
-"""Random codes: the control that shows whether SIDs carry meaning at all.
+"""Random codes: a control without meaning. Also the shortest example of a learner.
 
-An item's codes are a hash of its vector's bytes and the seed: new items get codes too, items with the same vector share
-a SID as with every tokenizer, and similar items do not. Shapes as in `tokenizer`.
+Shapes as in `sidrec.sid.tokenizer`.
 """
 
 import hashlib
@@ -15,7 +14,11 @@ from sidrec.sid.tokenizer import Encoded, SideInformation, Tokenizer, check_widt
 
 
 class RandomCodes(Tokenizer):
-    """Codes uniform on [0, K) per level, a pure function of (vector, seed)."""
+    """Control (FORGE, arXiv 2509.20904, has one) that shows whether SIDs carry meaning. [N, V] -> codes [N, L].
+
+    Codes are uniform on [0, K) per level: a hash of the vector's bytes and the seed. New items get codes too. Items
+    with equal vectors share a SID, as with every tokenizer; similar items do not.
+    """
 
     def __init__(self, width: int, config: RandomCodesConfig, seed: int) -> None:
         self._width = width

@@ -1,6 +1,6 @@
-"""Hamming-guided margin repulsion (HaMR) of QuaSID (arXiv 2603.00632), for any network.
+"""Losses that push items apart that share codes: HaMR of QuaSID, SeAR and LAS of AdaSID. For any network.
 
-Shapes as in `sidrec.sid.networks.network`; N pairs of a group.
+Shapes as in `sidrec.sid.networks.network`; N pairs of a batch, each once.
 """
 
 import math
@@ -16,33 +16,14 @@ from sidrec.sid.networks.network import Coded, ItemBatch, Network
 EPSILON = 1e-8  # keeps the mean of an empty group at 0
 
 
-class Conflicts(NamedTuple):
-    """Cosine distances of pairs [N]: full with equal SIDs, part that differ in 1 to R levels."""
-
-    full: Tensor
-    part: Tensor
-
-
-def conflicts(latent_BD: Tensor, codes_BL: Tensor, pairs_BB: Tensor, radius: int) -> Conflicts:
-    """The distances 1 - cos of the pairs that conflict. Only they have a gradient, codes and masks have none."""
-    unit_BD = unit(latent_BD)
-    distance_BB = 1 - unit_BD @ unit_BD.T
-    levels = codes_BL.shape[1]
-    shared_BB = shared_levels(codes_BL)
-    full_BB = shared_BB == levels
-    part_BB = (shared_BB >= max(levels - radius, 0)) & ~full_BB
-    return Conflicts(distance_BB[pairs_BB & full_BB], distance_BB[pairs_BB & part_BB])
-
-
-def mean_hinge(distance_N: Tensor, margin: float) -> Tensor:
-    """sum max(0, margin - D) / (N + epsilon), exactly 0 for an empty group."""
-    return torch.relu(margin - distance_N).sum() / (len(distance_N) + EPSILON)
-
-
 class HammingRepulsionLoss(SidLoss):
-    """lambda_full mean max(0, m_full - D) over full conflicts + lambda_part mean max(0, m_part - D) over partial ones.
+    """Hamming-guided margin repulsion (HaMR) of QuaSID (arXiv 2603.00632): pushes apart items whose SIDs collide.
 
-    Repels latents before quantisation. Without pairs in the batch all different items may conflict.
+    L = lambda_full mean_full max(0, m_full - d) + lambda_part mean_part max(0, m_part - d),   d = 1 - cos(z_i, z_j)
+
+    A full conflict is a pair with equal SIDs, a partial one a pair that differs in 1 to R levels. z [D] are latents
+    before quantisation; codes and masks have no gradient. `mask_valid` leaves out pairs that belong together
+    (`valid_pairs`); without item pairs in the batch any two different items may conflict.
     """
 
     def __init__(self, config: HammingRepulsion) -> None:
@@ -57,53 +38,44 @@ class HammingRepulsionLoss(SidLoss):
         full = config.weight_full * mean_hinge(found.full, config.margin_full)
         return full + config.weight_part * mean_hinge(found.part, config.margin_part)
 
-    def seen(self) -> dict[str, float]:
-        """Pairs of the last batch in either group."""
+    def diagnostics(self) -> dict[str, float]:
+        """Pairs of the last batch in each group."""
         full, part = self._counts
         return {"full_conflicts": full, "partial_conflicts": part}
 
 
-# Repulsion of dissimilar items that share codes: stages one (SeAR) and two (LAS) of AdaSID (arXiv 2604.23522).
-#
-# Shapes as in `sidrec.sid.networks.network`; N pairs of a batch that share a code, each once.
+class Conflicts(NamedTuple):
+    """Cosine distances 1 - cos of pairs [N]. full: with equal SIDs. part: that differ in 1 to R levels."""
+
+    full: Tensor
+    part: Tensor
 
 
-OVERLAP_EPSILON = 1e-8  # keeps the mean over no pair at 0
+def conflicts(latent_BD: Tensor, codes_BL: Tensor, pairs_BB: Tensor, radius: int) -> Conflicts:
+    """Of the pairs marked in pairs_BB, those that conflict. Gradients go through the distances only."""
+    unit_BD = unit(latent_BD)
+    distance_BB = 1 - unit_BD @ unit_BD.T
+    levels = codes_BL.shape[1]
+    shared_BB = shared_levels(codes_BL)
+    full_BB = shared_BB == levels
+    part_BB = (shared_BB >= max(levels - radius, 0)) & ~full_BB
+    return Conflicts(distance_BB[pairs_BB & full_BB], distance_BB[pairs_BB & part_BB])
 
 
-class Relaxed(NamedTuple):
-    """hinge_N: max(0, m - d). exempt_N: bool, similar enough to share codes. depth_N: levels shared, from 1."""
-
-    hinge_N: Tensor
-    exempt_N: Tensor
-    depth_N: Tensor
-
-
-def relax(cosine_N: Tensor, similarity_N: Tensor, depth_N: Tensor, config: OverlapRepulsion) -> Relaxed:
-    """Stage one: d = 1 - cosine against the margin of the depth; exempt from similarity eta of the depth on.
-
-    similarity_N: the cosine that decides on exemption, which has no gradient; the latents' or the inputs'.
-    """
-    depths = range(1, max(len(config.thresholds), len(config.margins)) + 1)
-    place_N = depth_N.clamp(max=len(depths)) - 1
-    margin_N = cosine_N.new_tensor([at_depth(config.margins, depth) for depth in depths])[place_N]
-    hinge_N = torch.relu(margin_N - (1 - cosine_N))
-    if not config.relax:
-        return Relaxed(hinge_N, torch.zeros_like(depth_N, dtype=torch.bool), depth_N)
-    threshold_N = cosine_N.new_tensor([at_depth(config.thresholds, depth) for depth in depths])[place_N]
-    return Relaxed(hinge_N, similarity_N >= threshold_N, depth_N)
-
-
-def repulsion(relaxed: Relaxed, strength_N: Tensor, reduction: str) -> Tensor:
-    """sum a (1 - g) max(0, m - d) over both orders of every pair, or that over the number of pairs with g = 0."""
-    total = torch.where(relaxed.exempt_N, 0, strength_N * relaxed.hinge_N).sum()
-    return 2 * total if reduction == "sum" else total / ((~relaxed.exempt_N).sum() + OVERLAP_EPSILON)
+def mean_hinge(distance_N: Tensor, margin: float) -> Tensor:
+    """sum max(0, margin - D) / (N + epsilon), exactly 0 for an empty group."""
+    return torch.relu(margin - distance_N).sum() / (len(distance_N) + EPSILON)
 
 
 class OverlapRepulsionLoss(SidLoss):
-    """Repels latents before quantisation; the gradient goes through the distance alone.
+    """Overlap repulsion of AdaSID (arXiv 2604.23522): stage one relaxes (SeAR), stage two adapts to the load (LAS).
 
-    Without pairs in the batch all different items that share a code may be repelled.
+    L = weight mean_(i,j) a_ij (1 - g_ij) max(0, m_o - d_ij),   d_ij = 1 - cos(z_i, z_j)
+
+    Pairs share o > 0 codes, at any levels. g_ij = 1 exempts a pair whose similarity reaches the threshold eta_o: items
+    that are alike may share codes. a_ij grows with how loaded the overlap is (`LoadStrength`). z [D] are latents before
+    quantisation; the gradient goes through the distance only. `reduction: sum` is the sum as printed. `mask_valid`
+    leaves out pairs that belong together; without item pairs in the batch any two different items may be repelled.
     """
 
     def __init__(self, config: OverlapRepulsion) -> None:
@@ -134,8 +106,8 @@ class OverlapRepulsionLoss(SidLoss):
         strength_N: Tensor = self.strength(load(codes_BL, first_N, second_N))
         return strength_N
 
-    def seen(self) -> dict[str, float]:
-        """Of the last batch, by overlap depth: pairs, the exempt share, and the share repelled by a hinge > 0."""
+    def diagnostics(self) -> dict[str, float]:
+        """By overlap depth of the last batch: pairs, the share that is exempt, and the share with a positive hinge."""
         if self._last is None:
             return {}
         active_N = (self._last.hinge_N > 0) & ~self._last.exempt_N
@@ -148,14 +120,38 @@ class OverlapRepulsionLoss(SidLoss):
         return values
 
 
+class Relaxed(NamedTuple):
+    """hinge_N: max(0, m - d). exempt_N: bool, g of the equation. depth_N: o, levels shared, from 1."""
+
+    hinge_N: Tensor
+    exempt_N: Tensor
+    depth_N: Tensor
+
+
+def relax(cosine_N: Tensor, similarity_N: Tensor, depth_N: Tensor, config: OverlapRepulsion) -> Relaxed:
+    """Stage one: the hinge of d = 1 - cosine at the depth's margin; exempt where similarity reaches the depth's eta.
+
+    similarity_N: the cosine that decides on exemption, without gradient; of the latents or of the inputs.
+    """
+    depths = range(1, max(len(config.thresholds), len(config.margins)) + 1)
+    place_N = depth_N.clamp(max=len(depths)) - 1
+    margin_N = cosine_N.new_tensor([at_depth(config.margins, depth) for depth in depths])[place_N]
+    hinge_N = torch.relu(margin_N - (1 - cosine_N))
+    if not config.relax:
+        return Relaxed(hinge_N, torch.zeros_like(depth_N, dtype=torch.bool), depth_N)
+    threshold_N = cosine_N.new_tensor([at_depth(config.thresholds, depth) for depth in depths])[place_N]
+    return Relaxed(hinge_N, similarity_N >= threshold_N, depth_N)
+
+
+def repulsion(relaxed: Relaxed, strength_N: Tensor, reduction: str) -> Tensor:
+    """sum a (1 - g) max(0, m - d): `sum` counts each pair in both orders, `mean` divides by the pairs with g = 0."""
+    total = torch.where(relaxed.exempt_N, 0, strength_N * relaxed.hinge_N).sum()
+    return 2 * total if reduction == "sum" else total / ((~relaxed.exempt_N).sum() + EPSILON)
+
+
 def _cosines(vectors_BV: Tensor, first_N: Tensor, second_N: Tensor) -> Tensor:
     unit_BV = unit(vectors_BV)
     return (unit_BV @ unit_BV.T)[first_N, second_N]
-
-
-# How loaded an overlap of codes is, and how much stronger its repulsion gets (AdaSID's LAS, arXiv 2604.23522).
-#
-# Shapes as in `sidrec.sid.networks.network`; N pairs of a batch, each once.
 
 
 PERCENTILE = 0.95
@@ -163,7 +159,7 @@ STEPS = 100
 
 
 def pattern_load(codes_BL: Tensor, first_N: Tensor, second_N: Tensor) -> Tensor:
-    """int64 [N]: how many of the batch's pairs agree in exactly the same levels, either order counted as printed."""
+    """int64 [N]: how many of the batch's pairs agree in exactly the same levels; both orders count, as printed."""
     agree_NL = codes_BL[first_N] == codes_BL[second_N]
     bits_L = 1 << torch.arange(codes_BL.shape[1], device=codes_BL.device)
     _, pattern_N, pairs = torch.unique((agree_NL * bits_L).sum(dim=1), return_inverse=True, return_counts=True)
@@ -182,10 +178,11 @@ def bucket_load(codes_BL: Tensor, first_N: Tensor, second_N: Tensor) -> Tensor:
 
 
 class LoadStrength(nn.Module):
-    """a = f_min + (f_max - f_min) (min(c, d) / d)^alpha, the ramp from load c to strength.
+    """Stage two, load-adaptive strengthening: a = f_min + (f_max - f_min) (min(c, d) / d)^alpha for load c.
 
-    d is given, or the 95th percentile of c averaged over the first hundred steps that had a pair; until then over the
-    steps so far. It is a buffer, so that a training that goes on knows it.
+    The paper gives no function, only that it is bounded and grows. d is `load_saturation`, or the 95th percentile of c,
+    averaged over the first hundred steps with a pair (before that, over the steps so far). d is a buffer, so that a
+    resumed training keeps it.
     """
 
     saturation: Tensor
@@ -199,29 +196,24 @@ class LoadStrength(nn.Module):
         self.register_buffer("steps", torch.tensor(0 if given is None else STEPS))
 
     def forward(self, load_N: Tensor) -> Tensor:
-        """float32 strengths [N] of at least one pair, in [f_min, f_max]; in training it also observes the loads."""
+        """float32 strengths [N >= 1] in [f_min, f_max]; in training it also averages d."""
         if self.training and self.steps < STEPS:
-            self._observe(load_N)
+            self._average_saturation(load_N)
         config = self.config
         saturation = self.saturation.clamp_min(1)
         share_N = load_N.clamp(max=saturation) / saturation
         return (config.load_min + (config.load_max - config.load_min) * share_N**config.load_power).float()
 
-    def _observe(self, load_N: Tensor) -> None:
+    def _average_saturation(self, load_N: Tensor) -> None:
         percentile = torch.kthvalue(load_N, math.ceil(PERCENTILE * len(load_N))).values
         self.steps += 1
         self.saturation += (percentile - self.saturation) / self.steps
 
 
-# Pairs of a batch that a repulsion looks at, and how many codes they share.
-#
-# Shapes as in `sidrec.sid.networks.network`.
-
-
 def valid_pairs(rows_B: Tensor, partners: int | None) -> Tensor:
     """QuaSID's conflict-aware valid pair mask (CVPM, arXiv 2603.00632): M = M_i2i M_item, bool [B, B].
 
-    False for an item and its own partner, and for places that hold the same item, hence also on the diagonal.
+    False for an item and its own partner, and for places that hold the same item, the diagonal included.
     """
     valid_BB = rows_B[:, None] != rows_B
     if partners is not None:
@@ -232,7 +224,7 @@ def valid_pairs(rows_B: Tensor, partners: int | None) -> Tensor:
 
 
 def repelled_once(batch: ItemBatch, mask_valid: bool) -> Tensor:
-    """bool [B, B], True for i < j that may be repelled: the valid pairs, or without the mask all."""
+    """bool [B, B], True for i < j that may be repelled: valid pairs with `mask_valid`, else all pairs."""
     rows_B = batch.rows_B
     if mask_valid:
         return valid_pairs(rows_B, batch.partners).triu(diagonal=1)
@@ -240,7 +232,7 @@ def repelled_once(batch: ItemBatch, mask_valid: bool) -> Tensor:
 
 
 def shared_levels(codes_BL: Tensor) -> Tensor:
-    """uint8 [B, B]: in how many levels two items have the same code, or L less their Hamming distance."""
+    """uint8 [B, B]: in how many levels two items have the same code: L minus their Hamming distance."""
     codes_LB = codes_BL.T.to(torch.int32).contiguous()
     shared_BB = torch.zeros(len(codes_BL), len(codes_BL), dtype=torch.uint8, device=codes_BL.device)
     for codes_B in codes_LB:

@@ -1,7 +1,8 @@
-"""ADC-SID: experts per modality with parallel codebooks, alignment by behaviour norm, behaviour tokens weighted by a
-router (arXiv 2510.25622v3, equations 1 to 23).
+"""ADC-SID: experts per modality with parallel codebooks, alignment by behaviour norm, a router over behaviour tokens.
 
-Shapes: B items, N all items, V vector width, D width of experts and towers, L levels, K codes.
+Equations of arXiv 2510.25622v3.
+
+Shapes: B items, N all items, V vector width, D width of experts and towers, L levels, K codes, A items with behaviour.
 """
 
 from collections.abc import Sequence
@@ -22,18 +23,23 @@ from sidrec.sid.networks.token_weights import BehaviorNorm, TokenRouter, column_
 
 
 class AdcSid(Network):
-    """Levels, in order: shared experts, those of each content column, behaviour experts.
+    """ADC-SID (arXiv 2510.25622v3, eq. 1-23): an expert and a codebook per level, in parallel. [B, V] -> codes [B, L].
 
-    Experts z_l: shared ones see all towers h = [h_m] of the modalities' vectors e_m, the others e_m itself. The code of
-    a level is the codeword with the largest cosine. The decoder sees z + sg[z_q - z], where z = sum_l g_l z_l and z_q
-    is the same of codewords, or their concatenations; g is 1 for shared experts, the gate softmax(MLP(e_m)) over a
-    content column's, the router R(e_b) for behaviour. Only R is exported as weights, with 1 for all other levels.
+    h_m = tower_m(e_m); shared z_l = expert_l([h_m]); others z_l = expert_l(e_m); q_l = codeword of largest cosine
+    z = sum_l g_l z_l, z_q = sum_l g_l q_l, [e_m]' = dec(z + sg[z_q - z])
 
-    Experts' outputs and codewords are unit vectors throughout, so that z and z_q lie in the same space; the paper
-    quantises by cosine and leaves open what moves the codewords (`codebook_learning`). Terms: reconstruction of all
-    columns; codebook and commitment as in RQ-VAE; align_behavior and align_content; router.
+    e_m are the vector columns: content, and `behavior` as it is, since its norm tells how much behaviour is known. For
+    SIDs that hold both content and, where there is enough of it, behaviour. Levels in order: shared experts, experts of
+    each content column, behaviour experts. g is 1 for shared experts, softmax(MLP(e_m)) over the experts of a content
+    column, the router R(e_b) for behaviour. Weights [B, L] are R for behaviour levels and 1 for all others.
+
+    z_l and codewords are unit vectors throughout, so that z and z_q lie in the same space; the paper quantises by
+    cosine and leaves open what moves the codewords (`codebook_learning`). Terms: reconstruction of all columns;
+    codebook and commitment as in RQ-VAE; align_behavior and align_content (eq. 15 to 21); router (eq. 23).
     """
 
+    unscaled_columns = frozenset({BEHAVIOR})
+    unknown_behavior = True
     codebooks: nn.ModuleList
 
     def __init__(self, config: AdcSidConfig, columns: tuple[tuple[str, int], ...]) -> None:
@@ -71,7 +77,7 @@ class AdcSid(Network):
     def latent_width(self) -> int:
         return self.config.width * (len(self.codebooks) if self.config.fuse == "concat" else 1)
 
-    def survey(self, vectors_NV: np.ndarray) -> None:
+    def measure(self, vectors_NV: np.ndarray) -> None:
         self.norm.measure(vectors_NV)
         if not self.norm.high:
             raise ContractError(f"item vectors, column {BEHAVIOR}", "behaviour of some items", "all zeros")
@@ -79,7 +85,7 @@ class AdcSid(Network):
             self.router.measure(vectors_NV[:, self.norm.part])
 
     @torch.no_grad()
-    def start(self, vectors_BV: Tensor) -> None:
+    def place_codebooks(self, vectors_BV: Tensor) -> None:
         for codebook, latent_BD in zip(
             self._levels(), self._latents(vectors_BV, self._towers(vectors_BV)), strict=True
         ):
@@ -122,7 +128,7 @@ class AdcSid(Network):
 
     @torch.no_grad()
     def decode(self, codes_BL: Tensor, weights_BL: Tensor | None = None) -> Tensor | None:
-        """None with gates also: they follow from the content vectors, and neither codes nor weights hold them."""
+        """None with content gates too: they depend on the content vectors, which codes and weights do not hold."""
         if len(self.gates) or (self.router is not None and weights_BL is None):
             return None
         levels = zip(self._levels(), codes_BL.unbind(dim=1), strict=True)
@@ -167,7 +173,7 @@ class AdcSid(Network):
         return torch.cat([routed.new_ones(len(routed), len(self.codebooks) - routed.shape[1]), routed], dim=1)
 
     def _shares(self, vectors_BV: Tensor, weights_BL: Tensor | None) -> Tensor:
-        """[B, L]: what each level is multiplied by. Without gates a content column's experts count as their mean."""
+        """g [B, L], the factor of every level. Without gates, a content column's experts are averaged."""
         items, config = len(vectors_BV), self.config
         shares = [vectors_BV.new_ones(items, config.shared)]
         for name in self.content:
@@ -185,7 +191,7 @@ class AdcSid(Network):
         return shared_BLD.flatten(1) if self.config.fuse == "concat" else shared_BLD.sum(dim=1)
 
     def _alignment(self, batch: ItemBatch, towers: dict[str, Tensor], scaled_norm_B: Tensor) -> dict[str, Tensor]:
-        """Nothing at weight 0."""
+        """The terms align_behavior and align_content; none at weight 0."""
         if not self.config.align_weight:
             return {}
         content = [towers[name] for name in self.content]
@@ -198,11 +204,6 @@ class AdcSid(Network):
         }
 
 
-# Alignment of an item's modalities with each other (ADC-SID, arXiv 2510.25622v3, equations 15 to 21).
-#
-# Shapes: B items of a batch, D width of a tower, A items that have a behaviour vector.
-
-
 def content_to_behavior(
     content: Sequence[Tensor],
     behavior_BD: Tensor,
@@ -211,9 +212,10 @@ def content_to_behavior(
     rows_B: Tensor,
     config: AdcSidConfig,
 ) -> Tensor:
-    """Sum over content columns of mean_i w_i InfoNCE(content_i -> behaviour_i); w_i = 1 without a controller.
+    """sum over content columns of mean_i w_i InfoNCE(content_i -> behaviour_i) (eq. 15 to 20), a scalar.
 
-    known_B: bool, which items have a behaviour vector; the others are neither anchors nor negatives.
+    w_i is the controller's `alignment_strength`, 1 without a controller. content, behavior_BD: outputs of the towers.
+    known_B: bool, the items that have a behaviour vector; the others are neither anchors nor negatives.
     """
     behavior_AD = (behavior_BD.detach() if config.detach_behavior else behavior_BD)[known_B]
     excluded_AA = same_item(rows_B[known_B])
@@ -227,7 +229,7 @@ def content_to_behavior(
 
 
 def between_content(content: Sequence[Tensor], rows_B: Tensor, config: AdcSidConfig) -> Tensor:
-    """Sum over pairs of content columns of the mean InfoNCE in both directions; 0 for a single column."""
+    """sum over pairs of content columns of the mean InfoNCE in both directions (eq. 21); 0 for a single column."""
     excluded_BB = same_item(rows_B)
     total = content[0].new_zeros(())
     for one_BD, other_BD in combinations(content, 2):

@@ -1,4 +1,6 @@
-"""A codebook: K codewords, the nearest of which stands for a point. Learned by gradients or by moving averages.
+"""A codebook: K codewords; a point is replaced by the nearest. Learned by gradient or by moving averages.
+
+Also `sinkhorn_codes`, which spreads a batch over a codebook.
 
 Shapes: B points, D width, K codes, P points to learn from.
 """
@@ -6,7 +8,6 @@ Shapes: B points, D width, K codes, P points to learn from.
 from collections.abc import Sequence
 from typing import Literal
 
-import faiss
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -20,12 +21,11 @@ DECAY = 0.99  # of the moving averages (van den Oord et al., arXiv 1711.00937, a
 
 
 class Codebook(nn.Module):
-    """Codewords `weight` [K, D].
+    """Vector quantisation (VQ-VAE, arXiv 1711.00937): points [B, D] to the nearest of the codewords `weight` [K, D].
 
-    cosine: the nearest is the one with the largest cosine; points and codewords count as unit vectors everywhere.
-    learning: gradient leaves codewords to the optimizer through `losses`. ema replaces each, in training, by the moving
-        average of the points that took it (arXiv 1711.00937, equations 6 to 8); `weight` is a buffer then, and points
-        and counts are summed over replicas.
+    cosine: the nearest codeword has the largest cosine; points and codewords are scaled to unit length everywhere.
+    learning: `gradient` trains the codewords through `losses`. With `ema`, `weight` is a buffer; in training, each
+        codeword becomes the moving average of the points that took it (equations 6 to 8), summed over replicas.
     """
 
     weight: Tensor
@@ -47,7 +47,7 @@ class Codebook(nn.Module):
         self.register_buffer("_count_K", torch.ones(size))
 
     def forward(self, points_BD: Tensor) -> tuple[Tensor, Tensor]:
-        """codes_B and quantized_BD, the codewords with gradient. Moves the averages, in training with `ema`."""
+        """codes_B, and quantized_BD, the codewords with gradient. Updates the averages in training with `ema`."""
         codes_B = self.nearest(points_BD)
         quantized_BD = self.lookup(codes_B)
         if self.training and self.learning == "ema":
@@ -55,7 +55,7 @@ class Codebook(nn.Module):
         return codes_B, quantized_BD
 
     def nearest(self, points_BD: Tensor) -> Tensor:
-        """int64 [B]. A point's length does not change which cosine is largest."""
+        """int64 [B]. Points need no scaling: a point's length does not change which cosine is largest."""
         return nearest(points_BD, self._scaled(self.weight))
 
     def lookup(self, codes_B: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class Codebook(nn.Module):
     def losses(self, points_BD: Tensor, quantized_BD: Tensor) -> tuple[Tensor, Tensor]:
         """Codebook loss |sg[point] - codeword|^2 and commitment |point - sg[codeword]|^2, summed over all entries.
 
-        The first is 0 with `ema`. The caller averages and weighs them (arXiv 1711.00937, equation 3).
+        The first is 0 with `ema`. The caller averages and weighs the two (arXiv 1711.00937, equation 3).
         """
         points_BD = self._scaled(points_BD)
         commitment = functional.mse_loss(points_BD, quantized_BD.detach(), reduction="sum")
@@ -75,10 +75,12 @@ class Codebook(nn.Module):
 
     @torch.no_grad()
     def place(self, points_PD: Tensor) -> None:
-        """Puts the codewords on the centroids of k-means over at least K points, from a k-means++ start.
+        """Sets the codewords to the centroids of k-means on at least K points, from a k-means++ start.
 
         Seeded by torch's generator.
         """
+        import faiss
+
         size, width = self.weight.shape
         points = np.ascontiguousarray(self._scaled(points_PD).cpu().numpy())
         learner = faiss.Kmeans(
@@ -97,20 +99,20 @@ class Codebook(nn.Module):
             learner.train(points)
         finally:
             faiss.omp_set_num_threads(threads)
-        self._put(torch.arange(size), torch.from_numpy(learner.centroids))
+        self._set(torch.arange(size), torch.from_numpy(learner.centroids))
 
     @torch.no_grad()
     def revive(self, dead_K: Tensor, points_PD: Tensor) -> int:
-        """Puts dead codes on points drawn at random, no point twice, and returns how many.
+        """Moves dead codes to points drawn at random, no point twice. Returns how many moved.
 
-        dead_K: bool [K]. Codes beyond the number of points stay where they are.
+        dead_K: bool [K]. When there are fewer points than dead codes, the last codes stay where they are.
         """
         codes = torch.nonzero(dead_K)[:, 0].cpu()
         chosen = torch.randperm(len(points_PD))[: len(codes)]
-        self._put(codes[: len(chosen)], self._scaled(points_PD[chosen]))
+        self._set(codes[: len(chosen)], self._scaled(points_PD[chosen]))
         return min(len(codes), len(chosen))
 
-    def _put(self, codes: Tensor, points: Tensor) -> None:
+    def _set(self, codes: Tensor, points: Tensor) -> None:
         points = points.to(self.weight)
         self.weight[codes] = points
         if self.learning == "ema":
@@ -122,7 +124,7 @@ class Codebook(nn.Module):
         seen = self.weight.new_zeros(size, width + 1)  # sums and counts in one, for one exchange between replicas
         seen[:, :width].index_add_(0, codes_B, self._scaled(points_BD))
         seen[:, width] = torch.bincount(codes_B, minlength=size)
-        seen = self.replicas.total(seen)
+        seen = self.replicas.sum(seen)
         self._sum_KD.mul_(DECAY).add_(seen[:, :width], alpha=1 - DECAY)
         self._count_K.mul_(DECAY).add_(seen[:, width], alpha=1 - DECAY)
         taken = seen[:, width] > 0
@@ -139,10 +141,10 @@ def quantisation_terms(
     commitment_weight: float,
     reduction: Literal["sum", "mean"],
 ) -> dict[str, Tensor]:
-    """The terms `codebook` and `commitment` of all levels: means over items; over dimensions and levels sums, or means
-    with the reduction `mean`.
+    """The terms `codebook` and `commitment` (`Codebook.losses`) of all levels, as means over items.
 
-    targets, quantized: per level, what was compared with the codewords and the codewords taken, [B, D].
+    Over dimensions and levels they are sums, or means with the reduction `mean`.
+    targets, quantized: per level, the points that were quantised and the codewords that they took, [B, D].
     """
     codebook_loss = commitment = targets[0].new_zeros(())
     for codebook, target_BD, quantized_BD in zip(codebooks, targets, quantized, strict=True):
@@ -154,18 +156,14 @@ def quantisation_terms(
     return {"codebook": codebook_loss / scale, "commitment": commitment_weight * commitment / scale}
 
 
-# Codes that spread a batch evenly, by entropic optimal transport (LETTER, arXiv 2405.07314, as released).
-#
-# Shapes: B points, K codes.
-
-
 TINY = 1e-300  # keeps a code that no point can reach from dividing by zero
 
 
 @torch.no_grad()
-def spread(distances_BK: Tensor, entropy: float, iterations: int) -> Tensor:
-    """int64 [B]: the code of largest transported mass when points weigh the same, and codes weigh the same.
+def sinkhorn_codes(distances_BK: Tensor, entropy: float, iterations: int) -> Tensor:
+    """int64 [B]: codes that spread a batch evenly, by entropic optimal transport (LETTER, arXiv 2405.07314, released).
 
+    All points have the same mass, and so have all codes; a point takes the code that gets most of its mass.
     distances_BK: squared distances. They are scaled to a range of 2, so that `entropy` does not depend on units, and
     transported by Sinkhorn's iterations (Cuturi, arXiv 1306.0895) in float64.
     """

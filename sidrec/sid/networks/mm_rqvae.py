@@ -1,4 +1,4 @@
-"""MM-RQ-VAE: one RQ-VAE per modality, tied by their quantised latents (MME-SID).
+"""MM-RQ-VAE: one RQ-VAE per modality, aligned in their quantised latents; and the MMD that aligns distributions.
 
 Shapes: B items, N all items, V vector width, D latent width, M modalities (vector columns), L levels of all, K codes.
 """
@@ -20,7 +20,7 @@ from sidrec.sid.networks.token_weights import ItemWeights, WeightedNetwork
 
 
 class Branch(NamedTuple):
-    """One modality of a batch. inputs_BV: its columns. quantized, targets: per level of its own, [B, D]."""
+    """One modality of a batch. inputs_BV: its column. codes, quantized, targets: one per level of the modality."""
 
     inputs_BV: Tensor
     latent_BD: Tensor
@@ -30,14 +30,18 @@ class Branch(NamedTuple):
 
 
 class MmRqVae(WeightedNetwork):
-    """Levels of the first column come first. Latents of the modalities, and what codes stand for, are concatenated.
+    """MM-RQ-VAE (MME-SID): an RQ-VAE of L / M levels per vector column. [B, V] -> codes [B, L].
 
-    Terms: reconstruction, per modality MMD between inputs and reconstructions or the squared error; codebook and
-    commitment as in RQ-VAE; alignment of the quantised latents of `behavior` (the first column where there is none)
-    with each other modality's: MMD, or InfoNCE in both directions. All are sums over modalities. Items without
-    behaviour take no part in an alignment with it.
+    L = 3 sum_m MMD(x'_m, x_m) + sum_m (codebook_m + commitment_m) + .01 sum_(m != a) MMD(zq_a, zq_m)
+
+    For items with several modalities, which keep codes of their own but should agree. Levels of the first column come
+    first. The anchor a is `behavior`, or the first column without it. The squared error can replace the reconstruction
+    MMD (`reconstruct`), InfoNCE in both directions the alignment MMD (`align`: as the paper describes, not as
+    released). Items without behaviour take no part in an alignment with it. Latents and quantised latents of the
+    modalities are concatenated, [B, M D].
     """
 
+    unknown_behavior = True
     codebooks: nn.ModuleList
 
     def __init__(self, config: MmRqVaeConfig, columns: tuple[tuple[str, int], ...]) -> None:
@@ -61,7 +65,7 @@ class MmRqVae(WeightedNetwork):
         return self.config.width * len(self.widths)
 
     @torch.no_grad()
-    def start(self, vectors_BV: Tensor) -> None:
+    def place_codebooks(self, vectors_BV: Tensor) -> None:
         for encoder, inputs_BV, codebooks in self._modalities(vectors_BV):
             residual_BD = encoder(inputs_BV)
             for codebook in codebooks:
@@ -95,7 +99,7 @@ class MmRqVae(WeightedNetwork):
 
     @torch.no_grad()
     def decode(self, codes_BL: Tensor, weights_BL: Tensor | None = None) -> Tensor | None:
-        if self.lacks(weights_BL):
+        if self.misses_weights(weights_BL):
             return None
         quantized = [codewords[codes_B] for codewords, codes_B in zip(self.codewords, codes_BL.unbind(1), strict=True)]
         starts = range(0, len(quantized), self.levels)
@@ -115,7 +119,7 @@ class MmRqVae(WeightedNetwork):
         return torch.cdist(residual_BD, self.codewords[-1]).square()
 
     def _modalities(self, vectors_BV: Tensor) -> Iterator[tuple[nn.Module, Tensor, list[Codebook]]]:
-        """Encoder, columns of the vectors and codebooks of each."""
+        """Encoder, vector column [B, V of the column] and codebooks of each modality."""
         codebooks = [codebook for codebook in self.codebooks if isinstance(codebook, Codebook)]
         parts = torch.split(vectors_BV, self.widths, dim=1)
         for number, (encoder, inputs_BV) in enumerate(zip(self.encoders, parts, strict=True)):
@@ -169,7 +173,10 @@ class MmRqVae(WeightedNetwork):
         return self.config.reconstruct_weight * total
 
     def _alignment(self, quantized: Sequence[Tensor], rows_B: Tensor, known_B: Tensor) -> Tensor:
-        """Of the anchor's quantised latents with each other modality's, over items that have the anchor's vector."""
+        """Alignment of the anchor's quantised latents with each other modality's.
+
+        known_B: bool, the items that have a vector of the anchor; the others take no part.
+        """
         total = quantized[0].new_zeros(())
         if not known_B.any():
             return total
@@ -187,22 +194,14 @@ class MmRqVae(WeightedNetwork):
         return total
 
 
-# Maximum mean discrepancy of two batches with several Gaussian kernels (MME-SID's MM-RQ-VAE).
-#
-# A plain chain of operators would keep a dozen [N, N] tensors for the way back. Here some rows at a time go through all
-# of them while they are in the cache, and leave behind their part of the gradient.
-#
-# Shapes: B rows of one batch, C of the other, N = B + C, R rows of a piece, D width.
-
-
 DOUBLINGS = 4  # five kernels, each with twice the bandwidth of the one before; the mean distance is the middle one's
-ROWS = 128  # rows of a piece
+ROWS = 128  # rows of a block
 
 
 def mmd(x_BD: Tensor, y_CD: Tensor) -> Tensor:
-    """How far two distributions are apart, a scalar: `gaussian_mmd` at the mean squared distance of all rows.
+    """Maximum mean discrepancy of two batches, a scalar: `gaussian_mmd` with the mean squared distance of all rows.
 
-    The bandwidth follows the data and gets no gradient.
+    Shapes: B rows of one batch, C of the other, N = B + C, R rows of a block. The bandwidth has no gradient.
     """
     points_ND = torch.cat([x_BD, y_CD]).detach()
     mean_distance = 2 * (points_ND - points_ND.mean(dim=0)).square().sum() / (len(points_ND) - 1)
@@ -210,9 +209,9 @@ def mmd(x_BD: Tensor, y_CD: Tensor) -> Tensor:
 
 
 def gaussian_mmd(x_BD: Tensor, y_CD: Tensor, bandwidth: Tensor) -> Tensor:
-    """mean k(x, x') + mean k(y, y') - 2 mean k(x, y), the biased V-statistic: no pair is left out.
+    """mean k(x, x') + mean k(y, y') - 2 mean k(x, y), the biased V-statistic, which includes every pair.
 
-    k(a, b) = sum_i exp(-|a - b|^2 / (2^i bandwidth)), i = -2 .. 2. It is 0 for equal batches, and never negative.
+    k(a, b) = sum_i exp(-|a - b|^2 / (2^i bandwidth)), i = -2 .. 2. It is 0 for equal batches and never negative.
     """
     points_ND = torch.cat([x_BD, y_CD])
     points_ND = points_ND - points_ND.detach().mean(dim=0)  # rounding errors grow with the distance from the origin
@@ -223,7 +222,11 @@ def gaussian_mmd(x_BD: Tensor, y_CD: Tensor, bandwidth: Tensor) -> Tensor:
 
 
 class _KernelSum(torch.autograd.Function):
-    """sum_mn share_m share_n k(point_m, point_n), of which the MMD is the case of shares 1/B and -1/C."""
+    """sum_mn share_m share_n k(point_m, point_n); shares 1/B and -1/C give the MMD.
+
+    Autograd would keep a dozen [N, N] tensors for the backward pass. Here the forward pass computes the gradient too,
+    for a block of rows at a time that stays in the cache.
+    """
 
     @staticmethod
     def forward(ctx: Any, points_ND: Tensor, share_N: Tensor, widest: Tensor) -> Tensor:
@@ -248,7 +251,7 @@ class _KernelSum(torch.autograd.Function):
 
 
 def _kernels(exponent_RN: Tensor) -> tuple[Tensor, Tensor]:
-    """The sum of all kernels, and its derivative by the exponent of the widest, which is overwritten."""
+    """The sum of all kernels, and its derivative by the exponent of the widest kernel; overwrites the exponent."""
     power_RN = exponent_RN.exp_()
     total_RN, slope_RN = power_RN.clone(), power_RN.clone()
     for doubling in range(1, DOUBLINGS + 1):

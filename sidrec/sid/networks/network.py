@@ -1,4 +1,7 @@
-"""The contract of every network that learns codes: a batch of item vectors in, codes and its own losses out.
+"""The contract of every network that learns codes: a batch of item vectors in, codes and the network's own losses out.
+
+`GradientTokenizer` wraps a trained network; `Trainer` trains it: `measure` all items, `place_codebooks` on a sample,
+then `forward` and `after_step` in every step.
 
 Shapes: N all items, B items of a batch, V vector width, D latent width, L levels, K codes, E behaviour width.
 """
@@ -7,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple, cast
+from typing import ClassVar, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -16,14 +19,13 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class ItemBatch:
-    """What a step sees.
+    """The items of one training step.
 
-    rows_B: int64 row numbers of the items, so that the same item twice can be told.
+    rows_B: int64 row numbers of the items; equal numbers mark the same item.
     vectors_BV: float32, the vector columns concatenated.
-    partners: None, or how many of the first items have their partners behind: item i < partners belongs to item
-        i + partners, and B = 2 * partners.
-    has_partner_P: bool [partners], False where no partner is known and the place holds the item itself again.
-    behavior_BE: float32 behaviour vectors for the losses, all zeros where an item has none; None when not asked for.
+    partners: None without item pairs. Else B = 2 * partners, and item i + partners is the partner of item i < partners.
+    has_partner_P: bool [partners], False where item i has no known partner and place i + partners holds item i again.
+    behavior_BE: float32 behaviour vectors for the losses, zeros where an item has none; None when no loss uses them.
     scaled_norm_B: float32 norm of the behaviour vector, scaled to [0, 1] over all items; None without behaviour.
     """
 
@@ -36,11 +38,11 @@ class ItemBatch:
 
 
 class Coded(NamedTuple):
-    """What a network makes of a batch.
+    """The output of a network for a batch.
 
-    latent_BD: before quantisation. quantized_BD: what the codes stand for in the same space, gradient to the codewords.
+    latent_BD: before quantisation. quantized_BD: its reconstruction from codewords, with gradient to the codewords.
     codes_BL: int64. targets: per level, what was compared with the codewords, [B, width of that codebook].
-    terms: the network's own losses by name, scalars that are summed as they are.
+    terms: the network's own losses by name, scalars whose sum is minimised.
     weights_BL: float32 token weights, or None.
     """
 
@@ -52,13 +54,20 @@ class Coded(NamedTuple):
     weights_BL: Tensor | None = None
 
     def straight_through(self) -> Tensor:
-        """The quantised latent, whose gradient goes to the encoder as if nothing had been quantised."""
+        """z + sg[z_q - z] [B, D]: the quantised latent, with the gradient of the latent."""
         return self.latent_BD + (self.quantized_BD - self.latent_BD).detach()
 
 
 class Network(nn.Module, ABC):
-    """`codebooks` holds one module per level, each with a parameter or buffer `weight` [K, width]."""
+    """A network with one codebook per level.
 
+    codebooks: one module per level, each with a parameter or buffer `weight` [K, width].
+    unscaled_columns: vector columns that the network takes as they are, never scaled to unit length.
+    unknown_behavior: the network accepts items whose vector in the column `behavior` is all zeros.
+    """
+
+    unscaled_columns: ClassVar[frozenset[str]] = frozenset()
+    unknown_behavior: ClassVar[bool] = False
     codebooks: nn.ModuleList
 
     @property
@@ -86,44 +95,41 @@ class Network(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, codes_BL: Tensor, weights_BL: Tensor | None = None) -> Tensor | None:
-        """[B, V] vectors that codes stand for, with the weights that `encode` gave, where it gave some.
+        """Reconstructed vectors [B, V]; None when the network cannot reconstruct vectors from these.
 
-        None when these do not give a vector, as codes without their weights do not.
+        weights_BL: the weights that `encode` returned. Networks with token weights return None without them.
         """
 
     def last_level_costs(self, vectors_BV: Tensor, codes_BL: Tensor) -> Tensor | None:
-        """[B, K]: see `Tokenizer.last_level_costs`, whose answer for these items it is."""
+        """[B, K]: see `Tokenizer.last_level_costs`."""
         return None
 
-    def survey(self, vectors_NV: np.ndarray) -> None:
-        """Sees all item vectors once, before `start`: sets buffers that need every item. May be a memory map.
+    def measure(self, vectors_NV: np.ndarray) -> None:
+        """Sets buffers that depend on every item, such as means. Called once, first; may be given a memory map.
 
-        Raises ContractError when these items cannot be learned from.
+        Raises ContractError when the network cannot learn from these items.
         """
 
-    def start(self, vectors_BV: Tensor) -> None:
-        """Places the codebooks by k-means on a first large batch, level by level, before the first step."""
+    def place_codebooks(self, vectors_BV: Tensor) -> None:
+        """Sets the codewords to k-means centroids of a large batch, level by level, before the first step."""
 
     def after_step(self) -> dict[str, float]:
-        """Moves whatever is no parameter, such as a controller's strength. Returns what is worth logging."""
+        """Updates state that is not trained by gradient, such as a controller's strength. Returns figures to log."""
         return {}
 
 
 @torch.no_grad()
 def nearest(points_BD: Tensor, codewords_KD: Tensor) -> Tensor:
-    """int64 [B]: the codeword at the least squared distance; the first of equals."""
+    """int64 [B]: the codeword at the smallest squared distance; the first of equals."""
     squares_K = codewords_KD.square().sum(dim=1)
-    distances_BK = torch.addmm(squares_K, points_BD, codewords_KD.T, alpha=-2)  # less |point|^2, the same for all codes
+    distances_BK = torch.addmm(squares_K, points_BD, codewords_KD.T, alpha=-2)  # less |point|^2, equal for all codes
     if distances_BK.device.type == "cpu":
         return torch.from_numpy(distances_BK.numpy().argmin(axis=1))  # vectorised, unlike torch's: several times faster
     return distances_BK.argmin(dim=1)
 
 
-# Multi-layer perceptrons of encoders, decoders, experts and routers.
-
-
 def mlp(widths: Sequence[int], last_activation: bool = False) -> nn.Sequential:
-    """Linear layers from widths[0] to widths[-1] with ReLU between them, and behind the last one if asked for."""
+    """Linear layers from widths[0] to widths[-1] with ReLU between them, and after the last one if asked for."""
     layers = list(_layers(widths))
     return nn.Sequential(*(layers if last_activation else layers[:-1]))
 

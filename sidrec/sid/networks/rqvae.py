@@ -1,4 +1,4 @@
-"""RQ-VAE: an encoder, one residual codebook per level, a decoder (TIGER, arXiv 2305.05065).
+"""Networks on the concatenated vector columns: RQ-VAE, and its control with independent codebooks.
 
 Shapes: B items, N all items, V vector width, D latent width, L levels, K codes, P points.
 """
@@ -10,19 +10,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sidrec.config.learners import MultiVqConfig, RqVaeConfig
-from sidrec.sid.networks.codebook import Codebook, quantisation_terms, spread
+from sidrec.sid.networks.codebook import Codebook, quantisation_terms, sinkhorn_codes
 from sidrec.sid.networks.network import Coded, ItemBatch, mlp
 from sidrec.sid.networks.token_weights import ItemWeights, WeightedNetwork
 
 
 class RqVae(WeightedNetwork):
-    """r_0 = z, q_l the codeword nearest to r_(l-1), r_l = r_(l-1) - sg[q_l]; the decoder sees z + sg[sum_l q_l - z].
+    """RQ-VAE (TIGER, arXiv 2305.05065): encoder, one residual codebook per level, decoder. [B, V] -> codes [B, L].
 
-    Terms: reconstruction |x' - x|^2; codebook sum_l |sg[r_(l-1)] - q_l|^2, which alone moves codewords; commitment
-    beta sum_l |r_(l-1) - sg[q_l]|^2, of which every level reaches the encoder. Means over items; over dimensions sums,
-    or with `reconstruction: mean` means in all three, and over levels too, as LETTER's released code takes them.
+    z = enc(x), r_0 = z, q_l = the codeword nearest to r_(l-1), r_l = r_(l-1) - sg[q_l], x' = dec(z + sg[sum_l q_l - z])
 
-    With a router, the decoder sees sum_l w_l q_l instead. Codes do not depend on weights.
+    The network of the learners rqvae, letter, das_lite, quasid and adasid, which differ in the losses that they add.
+    Terms: reconstruction |x' - x|^2; codebook sum_l |sg[r_(l-1)] - q_l|^2, the only one that moves codewords;
+    commitment beta sum_l |r_(l-1) - sg[q_l]|^2, whose every level has a gradient to the encoder. All are means over
+    items and sums over dimensions; with `reconstruction: mean`, means over dimensions and levels too, as in LETTER's
+    released code. With a router, the decoder sees sum_l w_l q_l instead; codes do not depend on weights.
     """
 
     codebooks: nn.ModuleList
@@ -37,7 +39,7 @@ class RqVae(WeightedNetwork):
         self.weights = ItemWeights(config.router, columns, config.levels) if config.router else None
 
     @torch.no_grad()
-    def start(self, vectors_BV: Tensor) -> None:
+    def place_codebooks(self, vectors_BV: Tensor) -> None:
         residual = self.encoder(vectors_BV)
         for codebook in self._levels():
             codebook.place(residual)
@@ -73,7 +75,7 @@ class RqVae(WeightedNetwork):
 
     @torch.no_grad()
     def decode(self, codes_BL: Tensor, weights_BL: Tensor | None = None) -> Tensor | None:
-        return None if self.lacks(weights_BL) else self.decoder(self._sum(codes_BL, weights_BL))
+        return None if self.misses_weights(weights_BL) else self.decoder(self._sum(codes_BL, weights_BL))
 
     @torch.no_grad()
     def last_level_costs(self, vectors_BV: Tensor, codes_BL: Tensor) -> Tensor:
@@ -84,7 +86,7 @@ class RqVae(WeightedNetwork):
         return [codebook for codebook in self.codebooks if isinstance(codebook, Codebook)]
 
     def _sum(self, codes_BL: Tensor, weights_BL: Tensor | None = None) -> Tensor:
-        """What the codes of the first levels stand for together."""
+        """Sum over the given first levels of the codewords, each times the item's weight if there are weights."""
         latent_BD = self.codewords[0].new_zeros(len(codes_BL), self.config.width)
         for level, (codebook, codes_B) in enumerate(zip(self._levels(), codes_BL.unbind(dim=1), strict=False)):
             quantized_BD = codebook.lookup(codes_B)
@@ -92,11 +94,11 @@ class RqVae(WeightedNetwork):
         return latent_BD
 
     def _training_codes(self, residual_BD: Tensor, level: int) -> Tensor:
-        """The nearest codes; on the last level, if so configured, those that spread the batch evenly."""
+        """The nearest codes; in training with `sinkhorn`, the last level's codes spread the batch evenly."""
         codebook = self._levels()[level]
         if self.training and self.config.sinkhorn and level == self.config.levels - 1:
             distances_BK = torch.cdist(residual_BD.detach(), codebook.weight.detach()).square()
-            return spread(distances_BK, self.config.sinkhorn, self.config.sinkhorn_iterations)
+            return sinkhorn_codes(distances_BK, self.config.sinkhorn, self.config.sinkhorn_iterations)
         return codebook.nearest(residual_BD)
 
     def _terms(
@@ -109,28 +111,25 @@ class RqVae(WeightedNetwork):
 
 
 def weighted_sum(quantized: Sequence[Tensor], weights_BL: Tensor | None) -> Tensor:
-    """Sum over levels of [B, D], each times the item's weight of that level if there are weights."""
+    """sum_l w_l q_l [B, D]; w_l = 1 without weights."""
     if weights_BL is None:
         return torch.stack(tuple(quantized)).sum(dim=0)
     return torch.einsum("bl,lbd->bd", weights_BL, torch.stack(tuple(quantized)))
 
 
 def reconstruction(decoded_BV: Tensor, vectors_BV: Tensor, reduction: str) -> Tensor:
-    """Squared error, `sum` or `mean` over dimensions, the mean over items."""
+    """Squared error: `sum` or `mean` over dimensions, mean over items."""
     if reduction == "mean":
         return functional.mse_loss(decoded_BV, vectors_BV)
     return functional.mse_loss(decoded_BV, vectors_BV, reduction="sum") / len(vectors_BV)
 
 
-# Independent codebooks beside each other: the control that shows what residual levels are worth.
-#
-# Shapes: B items, N all items, V vector width, D latent width, L levels, K codes, P points.
-
-
 class MultiVq(WeightedNetwork):
-    """One trunk, one head z_l and codebook per level; z = sum_l w_l z_l, and the same sum of codewords for the decoder.
+    """Independent codebooks: the control that shows what residual levels are worth (FORGE, arXiv 2509.20904, has one).
 
-    w_l = 1 without a router. Terms, and what `reconstruction: mean` does to them, as those of RQ-VAE.
+    z_l = head_l(trunk(x)), q_l = the codeword nearest to z_l, z = sum_l w_l z_l, z_q = sum_l w_l q_l, x' = dec(z_q)
+
+    [B, V] -> codes [B, L]; w_l = 1 without a router. Terms, and `reconstruction: mean`, as those of RQ-VAE.
     """
 
     codebooks: nn.ModuleList
@@ -146,7 +145,7 @@ class MultiVq(WeightedNetwork):
         self.weights = ItemWeights(config.router, columns, config.levels) if config.router else None
 
     @torch.no_grad()
-    def start(self, vectors_BV: Tensor) -> None:
+    def place_codebooks(self, vectors_BV: Tensor) -> None:
         for codebook, latent_BD in self._levels(vectors_BV):
             codebook.place(latent_BD)
 
@@ -174,7 +173,7 @@ class MultiVq(WeightedNetwork):
 
     @torch.no_grad()
     def decode(self, codes_BL: Tensor, weights_BL: Tensor | None = None) -> Tensor | None:
-        if self.lacks(weights_BL):
+        if self.misses_weights(weights_BL):
             return None
         levels = zip(self.codewords, codes_BL.unbind(dim=1), strict=True)
         return self.decoder(weighted_sum([codewords_KD[codes_B] for codewords_KD, codes_B in levels], weights_BL))

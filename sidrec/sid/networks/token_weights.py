@@ -1,6 +1,9 @@
-"""What networks have in common that may weigh their levels' tokens: all that becomes of the weights is here.
+"""Token weights of items: a router that keeps them sparse, and what networks with weights share.
 
-Shapes: B items, N all items, V vector width, L levels.
+`ItemWeights` gives the weights of all levels from an item's whole vector; networks derived from `WeightedNetwork` use
+it. `TokenRouter` is the router alone, `BehaviorNorm` its factor by how much behaviour is known of the item.
+
+Shapes: N all items, B items of a batch, V vector width, L levels, E tokens (experts) that are weighted.
 """
 
 import numpy as np
@@ -12,16 +15,17 @@ from sidrec.schema import BEHAVIOR, ContractError
 from sidrec.sid.networks.network import Network, mlp
 from sidrec.sid.replicas import ALONE, Replicas
 
-# Token weights for networks that know an item by its vector alone: a router on the whole vector.
-#
-# Shapes: B items, N all items, V vector width, L levels.
+ROWS = 65_536  # items in memory at a time
+WEAKEST, STRONGEST = 1e-12, 1e2  # range of lambda
+TINY = 1e-6  # standard deviations below which an input counts as constant
+SAME = 1e-4  # relative spread of norms below which all count as equal, as those of unit vectors do
 
 
 class ItemWeights(nn.Module):
-    """Weights of every level. The factor by behaviour norm is there if `behavior` is among the vector columns.
+    """Weights of every level from an item's whole vector [B, V] -> [B, L].
 
-    It is taken from that column in training and in encoding alike, so that exported weights are those trained with;
-    behaviour vectors that only the losses see do not enter.
+    With `behavior` among the vector columns, the weights have the factor by behaviour norm, in training and in encoding
+    alike, so that exported weights are those that were trained. Behaviour vectors for losses alone do not count.
     """
 
     def __init__(self, config: Router, columns: tuple[tuple[str, int], ...], levels: int) -> None:
@@ -34,8 +38,8 @@ class ItemWeights(nn.Module):
             raise ContractError("learner, router.target item_norm", f"{BEHAVIOR} among the vector columns", names)
         self.norm = None if part is None else BehaviorNorm(part)
 
-    def survey(self, vectors_NV: np.ndarray) -> None:
-        """Takes from all items what the router standardises by, and the range of behaviour norms."""
+    def measure(self, vectors_NV: np.ndarray) -> None:
+        """Sets the router's standardisation and the range of behaviour norms from all items."""
         self.router.measure(vectors_NV)
         if self.norm is not None:
             self.norm.measure(vectors_NV)
@@ -55,13 +59,13 @@ class ItemWeights(nn.Module):
 
 
 class WeightedNetwork(Network):
-    """`weights`: of every level, by the item's whole vector; None without a router."""
+    """A network that may weigh the tokens of its levels. weights: None without a router."""
 
     weights: ItemWeights | None
 
-    def survey(self, vectors_NV: np.ndarray) -> None:
+    def measure(self, vectors_NV: np.ndarray) -> None:
         if self.weights is not None:
-            self.weights.survey(vectors_NV)
+            self.weights.measure(vectors_NV)
 
     def after_step(self) -> dict[str, float]:
         return {} if self.weights is None else self.weights.router.after_step()
@@ -76,13 +80,13 @@ class WeightedNetwork(Network):
             return {}
         return self.weights.loss(weights_BL, vectors_BV)
 
-    def lacks(self, weights_BL: Tensor | None) -> bool:
-        """Whether the decoder wants weights that are not there."""
+    def misses_weights(self, weights_BL: Tensor | None) -> bool:
+        """Whether the decoder needs weights and got none."""
         return self.weights is not None and weights_BL is None
 
 
 def column_part(columns: tuple[tuple[str, int], ...], name: str) -> slice | None:
-    """Where a column lies within the concatenated vectors; None where there is no such column."""
+    """The dimensions of a column within the concatenated vectors; None where there is no such column."""
     start = 0
     for column, width in columns:
         if column == name:
@@ -91,25 +95,16 @@ def column_part(columns: tuple[tuple[str, int], ...], name: str) -> slice | None
     return None
 
 
-# Token weights of an item, kept sparse by a controller (ADC-SID, arXiv 2510.25622, equations 22 and 23).
-#
-# Shapes: N all items, B items of a batch, V vector width, E tokens (experts) that are weighted.
-
-
-WEAKEST, STRONGEST = 1e-12, 1e2
-ROWS = 65_536  # items in memory at a time
-TINY = 1e-6  # standard deviations under which an input counts as constant
-
-
 class TokenRouter(nn.Module):
-    """R(x) = sigmoid(n) relu(MLP(x) + b), n the item's scaled behaviour norm, without which that factor is left out.
+    """Router of ADC-SID (arXiv 2510.25622, eq. 22 and 23): R(x) = sigmoid(n) relu(MLP(x) + b), [B, V] -> [B, E].
 
-    The biases start at 1, so that every token counts at first. The sparsity comes from ReMoE (arXiv 2412.14711): a loss
-    whose strength lambda is no parameter but follows the share of zero weights. That share and how often each token is
-    active are taken over all replicas.
+    n is the item's scaled behaviour norm; without it, the factor sigmoid(n) is left out. The biases start at 1, so that
+    every token counts at first. The sparsity is that of ReMoE (arXiv 2412.14711): the loss has a strength lambda that
+    is not trained but follows the share of zero weights. That share, and how often each token is active, are taken over
+    all replicas.
 
-    After `measure`, x is standardised. Unit vectors hardly differ in any one dimension: without that, tokens were seen
-    to switch off for all items at once, which no strength of the loss undoes.
+    After `measure`, x is standardised: unit vectors hardly differ in any one dimension, and without standardisation
+    tokens switched off for all items at once, which no lambda undoes.
     """
 
     mean_V: Tensor
@@ -134,7 +129,7 @@ class TokenRouter(nn.Module):
         self.register_buffer("wanted", torch.tensor(config.sparsity, dtype=torch.float64))
 
     def measure(self, inputs_NV: np.ndarray) -> None:
-        """Takes mean and standard deviation of every input from all items, which may be a memory map."""
+        """Sets mean and standard deviation of every input from all items, which may be a memory map."""
         mean_V = inputs_NV.mean(axis=0, dtype=np.float64)
         starts = range(0, len(inputs_NV), ROWS)
         squares_V = sum(np.square(inputs_NV[start : start + ROWS] - mean_V).sum(axis=0) for start in starts)
@@ -143,61 +138,55 @@ class TokenRouter(nn.Module):
         self.spread_V.copy_(torch.from_numpy(np.where(spread_V > TINY, spread_V, 1.0)))
 
     def forward(self, inputs_BV: Tensor, scaled_norm_B: Tensor | None = None) -> Tensor:
-        """weights_BE, at least 0."""
+        """weights_BE >= 0."""
         weights_BE = torch.relu(self._mlp((inputs_BV - self.mean_V) / self.spread_V))
         return weights_BE if scaled_norm_B is None else torch.sigmoid(scaled_norm_B)[:, None] * weights_BE
 
     def loss(self, weights_BE: Tensor, scaled_norm_B: Tensor | None = None) -> Tensor:
         """lambda (1/B) sum_t sum_j f_tj R_tj with f_tj = n_j / ((1 - sparsity_t) B), n_j the items with R_j > 0.
 
-        sparsity_t is the config's, or that times (1 - scaled_norm_t) with the target `item_norm`; the mean of n over
-        tokens stands for each n_j with the balance `scalar`. Also takes note of what `after_step` acts on.
+        sparsity_t is the config's sparsity, times (1 - scaled_norm_t) with the target `item_norm`. With the balance
+        `scalar`, every n_j is replaced by their mean. Also records the shares that `after_step` compares.
         """
         rows = len(weights_BE)
-        active_E = self.replicas.total((weights_BE > 0).sum(dim=0, dtype=torch.float64)) / self.replicas.size
+        active_E = self.replicas.sum((weights_BE > 0).sum(dim=0, dtype=torch.float64)) / self.replicas.size
         sparsity_B = weights_BE.new_full((rows,), self.config.sparsity)
         if self.config.target == "item_norm":
             assert scaled_norm_B is not None, "the target item_norm needs behaviour norms"
             sparsity_B = sparsity_B * (1 - scaled_norm_B)
         self.zeros.copy_(1 - active_E.mean() / rows)
-        self.wanted.copy_(self.replicas.total(sparsity_B.mean(dtype=torch.float64)) / self.replicas.size)
+        self.wanted.copy_(self.replicas.sum(sparsity_B.mean(dtype=torch.float64)) / self.replicas.size)
         if self.config.balance == "scalar":
             active_E = active_E.mean().expand_as(active_E)
         load_BE = active_E.to(weights_BE) / ((1 - sparsity_B)[:, None] * rows)
         return self.strength.to(weights_BE) * (load_BE * weights_BE).sum() / rows
 
     def after_step(self) -> dict[str, float]:
-        """lambda grows by `rate` while too few weights of the last step were zero, and shrinks while too many were."""
+        """Multiplies lambda by `rate` if too few weights of the last step were zero, divides it if too many were."""
         if self.config.regularize:
             direction = torch.sign(self.wanted - self.zeros)
             self.strength.mul_(self.config.rate**direction).clamp_(WEAKEST, STRONGEST)
         return {"router/strength": float(self.strength), "router/zero_weights": float(self.zeros)}
 
 
-# The norm of an item's behaviour vector, scaled to [0, 1] over all items (ADC-SID, arXiv 2510.25622, section 4.2).
-#
-# Shapes: N items, B items of a batch, V vector width, E behaviour width.
-
-
-NORM_ROWS = 65_536  # vectors in memory at a time
-SAME = 1e-4  # relative spread of norms under which all count as equal, as those of unit vectors do
-
-
 class BehaviorNorm(nn.Module):
-    """Scaled norms of the behaviour part of item vectors. Smallest and largest norm are buffers, set by `measure`."""
+    """Norm of an item's behaviour vector, scaled to [0, 1] over all items (ADC-SID, arXiv 2510.25622, section 4.2).
+
+    low, high: the norms that count as 0 and 1; buffers that `measure` sets.
+    """
 
     low: Tensor
     high: Tensor
 
     def __init__(self, part: slice, clip_quantile: float = 0.0) -> None:
-        """part: the columns of the vectors that hold the behaviour. clip_quantile: see `norm_range`."""
+        """part: the dimensions of the vectors that hold the behaviour. clip_quantile: see `norm_range`."""
         super().__init__()
         self.part, self._clip_quantile = part, clip_quantile
         self.register_buffer("low", torch.tensor(0.0))
         self.register_buffer("high", torch.tensor(0.0))
 
     def measure(self, vectors_NV: np.ndarray) -> None:
-        """Takes the range from all items, before the training. The vectors may be a memory map."""
+        """Sets the range from all items, before the training. The vectors may be a memory map."""
         low, high = norm_range(norms(vectors_NV, self.part), self._clip_quantile)
         self.low.fill_(low)
         self.high.fill_(high)
@@ -209,15 +198,15 @@ class BehaviorNorm(nn.Module):
 
 
 def norms(behavior_NE: np.ndarray, part: slice = slice(None)) -> np.ndarray:
-    """float32 [N]: L2 norms of the rows, of the columns in `part`; in bounded memory."""
-    starts = range(0, len(behavior_NE), NORM_ROWS)
-    return np.concatenate([np.linalg.norm(behavior_NE[start : start + NORM_ROWS, part], axis=1) for start in starts])
+    """float32 [N]: L2 norms of the rows over the dimensions in `part`, in bounded memory."""
+    starts = range(0, len(behavior_NE), ROWS)
+    return np.concatenate([np.linalg.norm(behavior_NE[start : start + ROWS, part], axis=1) for start in starts])
 
 
 def norm_range(norms_N: np.ndarray, clip_quantile: float = 0.0) -> tuple[float, float]:
-    """The norms that count as 0 and as 1: the outer quantiles over items with a behaviour vector.
+    """The norms that count as 0 and as 1: outer quantiles over items with a behaviour vector.
 
-    clip_quantile: 0 takes smallest and largest, as printed. Without any behaviour the range is (0, 0).
+    clip_quantile: 0 takes the smallest and largest norm, as printed. Without any behaviour the range is (0, 0).
     """
     known = norms_N[norms_N > 0]
     if not len(known):

@@ -1,6 +1,7 @@
-"""Batches of a training: epochs over all items, in bounded memory, each replica its share of every batch.
+"""Batches for the training of a tokenizer: epochs over all items in bounded memory, shared out to replicas.
 
-Shapes: N items, V vector width, S steps, W steps of a window, A anchors of this replica, B items of its batch.
+Shapes: N items, V vector width, E behaviour width, S steps, W steps of a window, A anchors of this replica, B items of
+its batch, P pairs.
 """
 
 from collections.abc import Iterator
@@ -17,18 +18,18 @@ from sidrec.sid.replicas import Replicas
 
 MEMORY = 2 << 30  # bytes of vectors that RAM holds at least
 WINDOW = 256 << 20  # bytes of vectors read at a time when all do not fit
+BLOCK = 4096  # neighbouring rows that a streamed epoch keeps within one window
 
 
 class Batches:
-    """`steps` batches per epoch, all of one size: the last one is filled up with the epoch's first items.
+    """`steps` batches per epoch, all of one size: the epoch's first items fill up the last batch.
 
-    Vectors of at most MEMORY bytes, behaviour included, are shuffled freely; as a memory map they are in RAM all the
-    same once they were seen. Larger ones are read in windows of about WINDOW bytes, see `epoch_order`, and within a
-    window in the file's order, partners too. Beside the vectors, the order of an epoch takes 16 bytes per item, 24 for
-    a moment.
+    Vectors of at most MEMORY bytes, behaviour included, are shuffled freely; a memory map of that size is in RAM once
+    it was read. Larger ones are read in windows of about WINDOW bytes (see `epoch_order`); within a window, rows and
+    their partners are read in the file's order. The order of an epoch takes 16 bytes per item, 24 at its peak.
 
-    With pairs, half a batch are anchors and the other half a partner of each. The papers draw pairs, so that items in
-    no pair are never seen; here the anchors are every item once per epoch, so that those are learned as well.
+    With pairs, half a batch are anchors and the other half one partner of each. The papers draw pairs and never see
+    items without one. Here every item is an anchor once per epoch, so that those are learned as well.
     """
 
     def __init__(
@@ -41,9 +42,9 @@ class Batches:
         behavior_NE: np.ndarray | None = None,
         clip_quantile: float = 0.0,
     ) -> None:
-        """pairs_P2, behavior_NE: only where batches shall carry them. clip_quantile: of the scaled behaviour norms.
+        """pairs_P2, behavior_NE: given where batches shall hold them. clip_quantile: see `norm_range`.
 
-        Raises ContractError when the pairs are not row numbers, or the batch does not give every replica an anchor.
+        Raises ContractError when the pairs are not row numbers, or a batch is too small for all replicas.
         """
         items, share = len(vectors_NV), replicas.size * (1 if pairs_P2 is None else 2)
         if batch_size < share:
@@ -61,7 +62,7 @@ class Batches:
         self._scaled_norm_N = None if behavior_NE is None else _scaled_norms(behavior_NE, clip_quantile)
 
     def epoch(self, number: int) -> Iterator[ItemBatch]:
-        """This replica's batches of an epoch; a function of the seed and the number."""
+        """This replica's batches of an epoch, a function of the seed and the epoch's number."""
         order_N = epoch_order(len(self._vectors_NV), self._window, self._seed, number)
         shape = (self.steps, self._replicas.size, self._anchors)
         rows_SA = np.resize(order_N, shape)[:, self._replicas.rank]
@@ -71,13 +72,13 @@ class Batches:
             yield from self._batches(rows_SA[start : start + steps], generator)
 
     def sample(self, items: int) -> Tensor:
-        """Vectors of so many items drawn at random, of all if there are fewer."""
+        """float32 vectors of that many items drawn at random; of all items if there are fewer."""
         every = len(self._vectors_NV)
         chosen = np.random.default_rng(self._seed).choice(every, min(items, every), replace=False)
         return self._tensor(self._vectors_NV, np.sort(chosen))
 
     def _batches(self, rows_WA: np.ndarray, generator: np.random.Generator) -> Iterator[ItemBatch]:
-        """Those of a window of steps."""
+        """The batches of a window of steps."""
         rows_WB, known_WA = self._with_partners(rows_WA, generator)
         behavior: Iterator[Tensor | None] = repeat(None, len(rows_WB))
         if self._behavior_NE is not None:
@@ -96,12 +97,13 @@ class Batches:
         if self._partners is None:
             return rows_WA, None
         steps, anchors = rows_WA.shape
-        chances = generator.random((steps, self._replicas.size, anchors))  # replicas draw alike, each takes its part
+        # Every replica draws the chances of all, and takes its own.
+        chances = generator.random((steps, self._replicas.size, anchors))
         partner_WA, known_WA = self._partners.draw(rows_WA, chances[:, self._replicas.rank])
         return np.concatenate([rows_WA, partner_WA], axis=1), known_WA
 
     def _read(self, array_NV: np.ndarray, rows_WB: np.ndarray) -> Iterator[Tensor]:
-        """Rows of every step; where they are not resident, of all steps at once, in the file's order."""
+        """Rows [B, ..] of every step. Without all vectors in RAM, reads those of all steps at once, in file order."""
         if self._resident:
             yield from (self._tensor(array_NV, rows_B) for rows_B in rows_WB)
             return
@@ -118,19 +120,11 @@ def _scaled_norms(behavior_NE: np.ndarray, clip_quantile: float) -> Tensor:
     return scaled(torch.from_numpy(norms_N), *norm_range(norms_N, clip_quantile)).float()
 
 
-# The order of items in an epoch: every item once, seeded, and near each other on disk where vectors do not fit in RAM.
-#
-# Shapes: N items.
-
-
-BLOCK = 4096  # neighbouring rows that a streamed epoch keeps within one window
-
-
 def epoch_order(items: int, window: int, seed: int, epoch: int) -> np.ndarray:
-    """int64 [N]: all row numbers, shuffled anew for every epoch.
+    """int64 [N]: all row numbers, in another order every epoch.
 
-    window: rows that the reader can hold. When it holds all, any order is as likely as any other. Otherwise blocks of
-    neighbouring rows are shuffled, and the rows of as many blocks as fit in a window are shuffled among each other.
+    window: rows that the reader can hold. If it holds all, every order is equally likely. Otherwise blocks of BLOCK
+    neighbouring rows are shuffled, and then the rows within each window of blocks.
     """
     generator = np.random.default_rng([seed, epoch])
     if items <= window:
@@ -143,16 +137,11 @@ def epoch_order(items: int, window: int, seed: int, epoch: int) -> np.ndarray:
     return order
 
 
-# The items that an item belongs together with.
-#
-# Shapes: P pairs, N items, A anchors.
-
-
 class Partners:
-    """Partners of every item. A pair (a, b) makes b a partner of a and a one of b; a pair given twice counts twice."""
+    """Partners of every item. A pair (a, b) makes b a partner of a, and a of b; a pair given twice counts twice."""
 
     def __init__(self, pairs_P2: np.ndarray, items: int) -> None:
-        """Raises ContractError when the pairs are no int [P, 2] of row numbers, or there is none."""
+        """Raises ContractError when the pairs are not integer row numbers [P >= 1, 2]."""
         if pairs_P2.ndim != 2 or pairs_P2.shape[1] != 2 or not len(pairs_P2) or pairs_P2.dtype.kind != "i":
             raise ContractError("item pairs", "int [pairs, 2], at least one", f"{pairs_P2.dtype} {pairs_P2.shape}")
         if pairs_P2.min() < 0 or pairs_P2.max() >= items:
@@ -165,9 +154,9 @@ class Partners:
         self._start_N = np.cumsum(self._count_N) - self._count_N
 
     def draw(self, rows_A: np.ndarray, chance_A: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """A partner's row for every anchor, the anchor's own where it has none; and bool [A], whether it has one.
+        """The row of a partner for every anchor, its own row where it has none; and bool [A], whether it has one.
 
-        chance_A: uniform on [0, 1), picks among an anchor's partners.
+        chance_A: uniform on [0, 1), picks one of an anchor's partners.
         """
         count_A = self._count_N[rows_A]
         place_A = self._start_N[rows_A] + (chance_A * count_A).astype(np.int64)

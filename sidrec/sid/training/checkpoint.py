@@ -1,4 +1,4 @@
-"""Checkpoints of a training, from which a killed fit goes on. One file, replaced in one step."""
+"""Checkpoints of a tokenizer's training, from which a killed fit resumes: one file, replaced in one step."""
 
 import hashlib
 import json
@@ -13,9 +13,11 @@ import numpy as np
 import torch
 
 from sidrec.config.learners import GradientLearnerConfig
+from sidrec.io.files import replaced_file
 from sidrec.sid.tokenizer import SideInformation
 
-CHECKPOINT, PARTIAL = "training.pt", "training.partial"
+CHECKPOINT = "training.pt"
+OLD_PARTIAL = "training.partial"  # of 0.1.0
 VERSION = 1
 ROWS = 65_536  # rows hashed at a time
 
@@ -23,26 +25,23 @@ _log = logging.getLogger(__name__)
 
 
 class Checkpoint:
-    """The checkpoint of one training, in a folder of its own that the first one makes; without a folder nothing is
-    kept."""
+    """The checkpoint of one training, in a folder of its own that the first `save` makes; no folder, no checkpoints."""
 
     def __init__(self, work: Path | None, identity: str) -> None:
-        """identity: of everything that decides what is learned, see `identity_of`."""
+        """identity: digest of everything that the result depends on, see `identity_of`."""
         self._path = None if work is None else work / CHECKPOINT
         self._identity = identity
 
     def save(self, state: dict[str, Any]) -> None:
-        """state: tensors and plain values only, in dicts and lists."""
+        """state: dicts and lists of tensors and plain values."""
         if self._path is None:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self._path.with_name(PARTIAL)
-        torch.save({"version": VERSION, "identity": self._identity, "state": state}, partial)
-        partial.replace(self._path)
+        with replaced_file(self._path) as partial:
+            torch.save({"version": VERSION, "identity": self._identity, "state": state}, partial)
 
     def load(self) -> dict[str, Any] | None:
-        """The state last saved, or None where there is none. One that is damaged or of another training is not used,
-        with a warning that says so."""
+        """The state last saved; None without one, or, with a warning, where it is damaged or of another training."""
         if self._path is None or not self._path.is_file():
             return None
         try:
@@ -61,17 +60,17 @@ class Checkpoint:
 
 
 def remove_checkpoint(work: Path) -> None:
-    """Removes what a training left in its folder, and the folder if nothing else is in it. An OSError is no failure."""
+    """Removes the files of a training from its folder, and the folder if it is empty then. Ignores OSError."""
     with suppress(OSError):
-        for name in (CHECKPOINT, PARTIAL):
-            (work / name).unlink(missing_ok=True)
+        for path in (*work.glob(f"{CHECKPOINT}*"), work / OLD_PARTIAL):  # a save that was killed leaves a partial file
+            path.unlink(missing_ok=True)
         work.rmdir()
 
 
 def identity_of(
     config: GradientLearnerConfig, seed: int, processes: int, vectors_NV: np.ndarray, side: SideInformation
 ) -> str:
-    """A digest of the config, the seed, the number of processes and every byte that is learned from."""
+    """A digest of the config, the seed, the number of processes and every byte of the training data."""
     digest = hashlib.blake2b()
     digest.update(json.dumps([asdict(config), seed, processes, side.columns]).encode())
     for array in (vectors_NV, side.pairs_P2, side.behavior_NE):

@@ -1,6 +1,6 @@
-"""Training of a network that learns codes: steps, health of the codebooks, resuming, several processes.
+"""Training of a network that learns codes: epochs and steps, use of the codes, resuming, several processes.
 
-Shapes: N items, V vector width, L levels.
+Shapes: B items of a batch, L levels, K codes of a level, D width of a codebook.
 """
 
 import math
@@ -24,58 +24,17 @@ from sidrec.sid.training.batches import Batches
 from sidrec.sid.training.checkpoint import Checkpoint
 from sidrec.sid.training.objectives import ScheduledLoss
 
-START_POINTS = 256  # items per code that the codebooks are placed by
-
-
-# Health of the codebooks: which codes items take, level by level, while a network learns.
-#
-# Shapes: B items, L levels, K codes of a level.
-
-
-@dataclass(frozen=True)
-class Health:
-    """One entry per level: share of codes in use, exp of the entropy of their use, and codes that no item took."""
-
-    utilisation: list[float]
-    perplexity: list[float]
-    dead_codes: list[int]
-
-
-class Usage:
-    """How many items took each code of each level."""
-
-    def __init__(self, codebook_sizes: Sequence[int], device: torch.device | None = None) -> None:
-        self._sizes = list(codebook_sizes)
-        first = np.cumsum([0, *self._sizes])
-        self._total = int(first[-1])
-        self._first_L = torch.tensor(first[:-1], device=device)
-        self.counts = torch.zeros(self._total, dtype=torch.int64, device=device)
-
-    def count(self, codes_BL: Tensor) -> None:
-        """Adds the codes of a batch."""
-        self.counts += torch.bincount((codes_BL + self._first_L).flatten(), minlength=self._total)
-
-    def levels(self) -> tuple[Tensor, ...]:
-        """int64 [K] counts of every level."""
-        return torch.split(self.counts, self._sizes)
-
-    def health(self) -> Health:
-        """What the counts say; perplexity 1 at least, 0 where nothing was counted."""
-        counts = [counts_K.cpu().numpy() for counts_K in self.levels()]
-        return Health(
-            utilisation=[float((counts_K > 0).mean()) for counts_K in counts],
-            perplexity=[_perplexity(counts_K) for counts_K in counts],
-            dead_codes=[int((counts_K == 0).sum()) for counts_K in counts],
-        )
+PLACEMENT_POINTS = 256  # items per code on which k-means places the codebooks
 
 
 class Trainer:
-    """Trains `network` in place, as `config` says.
+    """Trains `network` in place, as `config` says. `journal` gets one entry per epoch.
 
-    Draws from torch's generator, seeded anew every epoch, so that an epoch depends on the state before it alone.
-    Over several replicas gradients are averaged and code counts summed; codebooks start and are revived by what the
-    first one sees. Losses that compare the items of a batch with each other (contrast, repulsion) compare those of this
-    replica's share of the batch. Buffers of losses are the first replica's after every epoch.
+    torch's generator is seeded anew every epoch, so that an epoch depends only on the state before it.
+
+    Several replicas average gradients and sum code counts. The first replica's sample places the codebooks, its batches
+    revive codes, and its buffers of losses replace the others' after every epoch. Losses that compare items of a batch
+    with each other (contrast, repulsion) compare those in the replica's own share of the batch.
     """
 
     def __init__(
@@ -104,7 +63,7 @@ class Trainer:
         Raises DivergedError as soon as the loss is NaN or infinite, on all replicas.
         """
         if not self._resume():
-            self._start()
+            self._place_codebooks()
         steps, done = self._batches.steps, len(self.journal)
         progress = tqdm(
             total=self._config.epochs * steps,
@@ -122,33 +81,34 @@ class Trainer:
                 self._save(epoch + 1)
         self._modules.eval()
 
-    def _start(self) -> None:
+    def _place_codebooks(self) -> None:
         if self._replicas.first:
-            self.network.start(self._batches.sample(START_POINTS * max(self.network.codebook_sizes)))
-        self._replicas.copy_first([*self._modules.parameters(), *self._modules.buffers()])
+            self.network.place_codebooks(self._batches.sample(PLACEMENT_POINTS * max(self.network.codebook_sizes)))
+        self._replicas.broadcast([*self._modules.parameters(), *self._modules.buffers()])
 
     def _epoch(self, epoch: int, progress: tqdm) -> dict[str, Any]:
         torch.manual_seed(self._epoch_seed(epoch))
         for scheduled in self._losses:
             scheduled.loss.begin_epoch(self.network)
-        usage = Usage(self.network.codebook_sizes, self._replicas.device)
+        usage = CodeUsage(self.network.codebook_sizes, self._replicas.device)
         terms: dict[str, Tensor] = {}
         for step, batch in enumerate(self._batches.epoch(epoch), start=epoch * self._batches.steps):
             coded = self._step(batch, step, terms)
             usage.count(coded.codes_BL)
-            moved = self.network.after_step()
+            controllers = self.network.after_step()
             progress.update()
-        usage.counts = self._replicas.total(usage.counts)
+        usage.counts = self._replicas.sum(usage.counts)
         revived = self._revive(usage, coded.targets) if self._revives(epoch + 1) else 0
-        self._replicas.copy_first([buffer for scheduled in self._losses for buffer in scheduled.loss.buffers()])
+        self._replicas.broadcast([buffer for scheduled in self._losses for buffer in scheduled.loss.buffers()])
         means = torch.stack(list(terms.values())) / self._batches.steps
-        means = self._replicas.total(means) / self._replicas.size
-        seen = {f"{scheduled.name}/{key}": value for scheduled in self._losses for key, value in _seen(scheduled)}
-        entry = {"epoch": epoch + 1, **dict(zip(terms, means.tolist(), strict=True)), **moved, **seen}
+        means = self._replicas.sum(means) / self._replicas.size
+        entry = {"epoch": epoch + 1, **dict(zip(terms, means.tolist(), strict=True)), **controllers}
+        for name, loss, _ in self._losses:
+            entry |= {f"{name}/{key}": value for key, value in loss.diagnostics().items()}
         return entry | asdict(usage.health()) | {"revived_codes": revived}
 
     def _step(self, batch: ItemBatch, step: int, terms: dict[str, Tensor]) -> Coded:
-        """One step of the optimizer; adds the loss and its terms to `terms`."""
+        """Forward, losses, backward, optimizer; adds the loss and its terms to `terms`."""
         coded = self.network(batch)
         now = dict(coded.terms)
         done = step / (self._config.epochs * self._batches.steps)
@@ -158,7 +118,7 @@ class Trainer:
         loss = torch.stack(list(now.values())).sum()
         self._optimizer.zero_grad()
         torch.autograd.backward(loss)
-        self._refuse_divergence(self._exchange(loss), now, step)
+        self._check_divergence(self._exchange(loss), now, step)
         self._optimizer.step()
         for name, term in {"loss": loss, **now}.items():
             terms[name] = terms.get(name, torch.zeros_like(loss)).detach() + term.detach()
@@ -169,13 +129,13 @@ class Trainer:
         mean = loss.detach().clone()
         if self._replicas.size > 1:
             for parameter in self._modules.parameters():
-                if parameter.grad is None:  # of no effect here, and perhaps elsewhere
+                if parameter.grad is None:  # unused in this replica's batch, perhaps used in another's
                     parameter.grad = torch.zeros_like(parameter)
             gradients = [parameter.grad for parameter in self._modules.parameters() if parameter.grad is not None]
             self._replicas.average([mean, *gradients])
         return float(mean)
 
-    def _refuse_divergence(self, loss: float, terms: dict[str, Tensor], step: int) -> None:
+    def _check_divergence(self, loss: float, terms: dict[str, Tensor], step: int) -> None:
         if math.isfinite(loss):
             return
         values = ", ".join(f"{name} {float(term.detach()):.3g}" for name, term in terms.items())
@@ -183,16 +143,17 @@ class Trainer:
         raise DivergedError(f"the loss is {loss} in epoch {epoch}, step {step + 1} ({values}); try a lower training.lr")
 
     def _revives(self, epochs: int) -> bool:
+        """Whether dead codes are revived after so many epochs."""
         every = self._config.revive_every
         return every > 0 and epochs % every == 0 and epochs <= self._config.revive_until * self._config.epochs
 
-    def _revive(self, usage: Usage, targets: Sequence[Tensor]) -> int:
-        """Puts dead codes on what the last batch had for their level; how many."""
+    def _revive(self, usage: "CodeUsage", targets: Sequence[Tensor]) -> int:
+        """Moves dead codes to points that the last batch had at their level; returns how many moved."""
         revived = 0
         for codebook, counts_K, target_BD in zip(_codebooks(self.network), usage.levels(), targets, strict=True):
             revived += codebook.revive(counts_K == 0, target_BD.detach())
         codebooks = self.network.codebooks
-        self._replicas.copy_first([*codebooks.parameters(), *codebooks.buffers()])
+        self._replicas.broadcast([*codebooks.parameters(), *codebooks.buffers()])
         return revived
 
     def _save(self, epochs: int) -> None:
@@ -201,8 +162,8 @@ class Trainer:
             self._checkpoint.save({"modules": modules, "optimizer": optimizer, "journal": self.journal})
 
     def _resume(self) -> bool:
-        """Whether there was a checkpoint. No generator is part of it, as every epoch seeds its own."""
-        state = self._replicas.share(self._checkpoint.load() if self._replicas.first else None)
+        """Restores a checkpoint; returns whether there was one. It holds no generator, as every epoch seeds its own."""
+        state = self._replicas.broadcast_object(self._checkpoint.load() if self._replicas.first else None)
         if state is None:
             torch.manual_seed(self._epoch_seed(-1))
             return False
@@ -212,7 +173,7 @@ class Trainer:
         return True
 
     def _epoch_seed(self, epoch: int) -> int:
-        """Another for every seed, epoch and replica; epoch -1 is the placement of the codebooks."""
+        """A seed that differs by config seed, epoch and replica; epoch -1 is the placement of the codebooks."""
         entropy = np.random.SeedSequence([self._seed, epoch + 1, self._replicas.rank])
         return int(entropy.generate_state(1, np.uint64)[0] >> 1)
 
@@ -231,10 +192,6 @@ def _codebooks(network: Network) -> Iterator[Codebook]:
         yield codebook
 
 
-def _seen(scheduled: ScheduledLoss) -> Iterator[tuple[str, float]]:
-    yield from scheduled.loss.seen().items()
-
-
 def _postfix(entry: dict[str, Any]) -> dict[str, str]:
     least = min(entry["perplexity"])
     return {
@@ -245,6 +202,43 @@ def _postfix(entry: dict[str, Any]) -> dict[str, str]:
     }
 
 
+@dataclass(frozen=True)
+class Health:
+    """Per level: share of codes in use, exp of the entropy of their use, number of codes that no item took."""
+
+    utilisation: list[float]
+    perplexity: list[float]
+    dead_codes: list[int]
+
+
+class CodeUsage:
+    """How many items took each code of each level."""
+
+    def __init__(self, codebook_sizes: Sequence[int], device: torch.device | None = None) -> None:
+        self._sizes = list(codebook_sizes)
+        first = np.cumsum([0, *self._sizes])
+        self._total = int(first[-1])
+        self._first_L = torch.tensor(first[:-1], device=device)
+        self.counts = torch.zeros(self._total, dtype=torch.int64, device=device)
+
+    def count(self, codes_BL: Tensor) -> None:
+        """Adds the codes of a batch."""
+        self.counts += torch.bincount((codes_BL + self._first_L).flatten(), minlength=self._total)
+
+    def levels(self) -> tuple[Tensor, ...]:
+        """int64 [K] counts of every level."""
+        return torch.split(self.counts, self._sizes)
+
+    def health(self) -> Health:
+        """Health by the counts so far. Perplexity is at least 1, and 0 where nothing was counted."""
+        counts = [counts_K.cpu().numpy() for counts_K in self.levels()]
+        return Health(
+            utilisation=[float((counts_K > 0).mean()) for counts_K in counts],
+            perplexity=[_perplexity(counts_K) for counts_K in counts],
+            dead_codes=[int((counts_K == 0).sum()) for counts_K in counts],
+        )
+
+
 def _perplexity(counts_K: np.ndarray) -> float:
     taken = counts_K[counts_K > 0]
     if not len(taken):
@@ -253,8 +247,8 @@ def _perplexity(counts_K: np.ndarray) -> float:
     return float(np.exp(-(share * np.log(share)).sum()))
 
 
-def refuse_collapse(health: Health, least_utilisation: float) -> None:
-    """Raises CollapseError naming the first level of which a smaller share than `least_utilisation` is used."""
+def check_utilisation(health: Health, least_utilisation: float) -> None:
+    """Raises CollapseError naming the first level that uses less than the share `least_utilisation` of its codes."""
     for level, share in enumerate(health.utilisation, start=1):
         if share < least_utilisation:
             raise CollapseError(

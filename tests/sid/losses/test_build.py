@@ -21,7 +21,7 @@ LEARNERS = [
 ]
 SECTIONS = get_args(get_args(SidLossConfig)[0])
 PAIRS, BEHAVIOR = frozenset({"pairs"}), frozenset({"behavior"})
-NEEDS = {"contrast": PAIRS, "collaborative": BEHAVIOR, "behavior_alignment": BEHAVIOR}
+INPUTS = {"contrast": PAIRS, "collaborative": BEHAVIOR, "behavior_alignment": BEHAVIOR}
 
 
 @pytest.mark.parametrize("section", SECTIONS)
@@ -31,9 +31,9 @@ def test_plugs_into_every_network(section: type, learner: GradientLearnerConfig)
     torch.manual_seed(0)
     config = Diversity(groups=2) if section is Diversity else section()
     network, batch = build_network(learner, COLUMNS), random_batch(16, width=9)
-    network.survey(batch.vectors_BV.numpy())
+    network.measure(batch.vectors_BV.numpy())
     loss = build_loss(config, network, 5)
-    assert loss.needs == NEEDS.get(config.kind, frozenset())
+    assert loss.inputs == INPUTS.get(config.kind, frozenset())
     loss.begin_epoch(network)
     term = loss(network(batch), batch, network)
     assert term.shape == ()
@@ -42,7 +42,7 @@ def test_plugs_into_every_network(section: type, learner: GradientLearnerConfig)
     gradients = [part.grad for part in network.parameters() if part.grad is not None]
     assert gradients
     assert all(gradient.isfinite().all() for gradient in [*gradients, *(part.grad for part in loss.parameters())])
-    assert all(isinstance(value, float | int) for value in loss.seen().values())
+    assert all(isinstance(value, float | int) for value in loss.diagnostics().values())
 
 
 @pytest.mark.parametrize("config", [Collaborative(), BehaviorAlignment()])

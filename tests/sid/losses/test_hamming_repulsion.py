@@ -53,7 +53,7 @@ def test_two_levels_agree_is_partial_one_is_ignored() -> None:
     """Oracle for R = 1, L = 3: the first two items share two codes, the last shares one with each of them."""
     module = HammingRepulsionLoss(PAPER)
     loss = module(coded(on_angle(0, 0, 0), [[1, 2, 3], [1, 2, 4], [1, 5, 6]]), items([0, 1, 2]), NETWORK)
-    assert module.seen() == {"full_conflicts": 0, "partial_conflicts": 1}
+    assert module.diagnostics() == {"full_conflicts": 0, "partial_conflicts": 1}
     assert loss.item() == pytest.approx(0.1 * 0.5)
 
 

@@ -159,10 +159,10 @@ def test_gradient_reaches_the_encoder_and_no_codeword() -> None:
 def test_what_is_logged() -> None:
     """Depth 1: cosines .5 (exempt) and .1 (repelled); depth 3: 0 to -1, too far apart for the margin."""
     module = OverlapRepulsionLoss(PAPER)
-    assert module.seen() == {}
+    assert module.diagnostics() == {}
     latent_BD = torch.cat([at_cosine(0.5, 0.1), -on_angle(0)])
     module(coded(latent_BD, [[1, 2, 3], [1, 4, 5], [6, 7, 3], [1, 2, 3]]), items(range(4)), NETWORK)
-    assert module.seen() == {
+    assert module.diagnostics() == {
         "overlap_1_pairs": 4,  # 0-1, 0-2, and with the opposite vector 3-1, 3-2
         "overlap_1_exempt": 0.25,
         "overlap_1_repelled": 0.25,

@@ -31,7 +31,7 @@ def vectors(items: int = 24) -> Tensor:
 def network(config: AdcSidConfig = SMALL, columns: tuple[tuple[str, int], ...] = COLUMNS) -> AdcSid:
     torch.manual_seed(0)
     made = AdcSid(config, columns)
-    made.survey(vectors().numpy()[:, : sum(width for _, width in columns)])
+    made.measure(vectors().numpy()[:, : sum(width for _, width in columns)])
     return made
 
 
@@ -216,7 +216,7 @@ def test_codewords_move_towards_their_items(learning: str) -> None:
 def test_the_start_puts_codewords_where_items_are() -> None:
     net = network()
     before = net(batch()).terms["commitment"]
-    net.start(vectors())
+    net.place_codebooks(vectors())
     assert net(batch()).terms["commitment"] < before / 2
 
 
@@ -237,4 +237,4 @@ def test_columns_it_cannot_do_without(columns: tuple[tuple[str, int], ...]) -> N
 
 def test_behavior_of_nobody_is_refused_before_training() -> None:
     with pytest.raises(ContractError, match="column behavior: expected behaviour of some items, got all zeros"):
-        network().survey(np.ones((4, 7), dtype=np.float32) * [1, 1, 0, 0, 0, 1, 1])
+        network().measure(np.ones((4, 7), dtype=np.float32) * [1, 1, 0, 0, 0, 1, 1])

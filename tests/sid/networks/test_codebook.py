@@ -72,7 +72,7 @@ def test_moving_averages_by_hand() -> None:
 class Doubled(Replicas):
     """As if another replica saw exactly the same."""
 
-    def total(self, tensor: Tensor) -> Tensor:
+    def sum(self, tensor: Tensor) -> Tensor:
         return 2 * tensor
 
 

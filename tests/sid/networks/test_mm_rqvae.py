@@ -120,7 +120,7 @@ def test_the_same_item_twice_is_no_negative_of_itself() -> None:
 
 def test_a_router_weighs_the_levels_of_all_columns() -> None:
     net = network(replace(SMALL, router=Router()))
-    net.survey(vectors().numpy())
+    net.measure(vectors().numpy())
     coded = net(batch())
     assert coded.weights_BL is not None
     words = [codewords[coded.codes_BL[:, level]] for level, codewords in enumerate(net.codewords)]
@@ -137,7 +137,7 @@ def test_a_router_weighs_the_levels_of_all_columns() -> None:
 
 def test_what_last_codes_cost() -> None:
     net = network()
-    net.start(vectors())
+    net.place_codebooks(vectors())
     codes, _ = net.encode(vectors())
     assert net.last_level_costs(vectors(), codes).argmin(dim=1).tolist() == codes[:, -1].tolist()
     single = network(replace(SMALL, levels=2))
@@ -148,7 +148,7 @@ def test_what_last_codes_cost() -> None:
 def test_the_start_puts_codewords_where_items_are() -> None:
     net = network()
     before = net(batch()).terms["commitment"]
-    net.start(vectors())
+    net.place_codebooks(vectors())
     assert net(batch()).terms["commitment"] < before / 2
 
 

@@ -68,7 +68,7 @@ def test_weights_multiply_latents_and_codewords_alike() -> None:
 def test_start_puts_codewords_on_the_latents() -> None:
     net, items = network(), batch(300)
     before = float(net(items).terms["codebook"].detach())
-    net.start(items.vectors_BV)
+    net.place_codebooks(items.vectors_BV)
     assert float(net(items).terms["codebook"].detach()) < 0.5 * before
 
 

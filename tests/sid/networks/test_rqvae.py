@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sidrec.config.learners import LetterConfig, Router, RqVaeConfig
-from sidrec.sid.networks.codebook import spread
+from sidrec.sid.networks.codebook import sinkhorn_codes
 from sidrec.sid.networks.network import ItemBatch
 from sidrec.sid.networks.rqvae import RqVae
 
@@ -108,7 +108,7 @@ def test_start_puts_every_level_on_its_residuals() -> None:
     """More codes, less error: after k-means on latents and residuals each level leaves less than the one before."""
     net, items = network(replace(SMALL, codebook_size=16)), batch(400)
     before = float(net(items).terms["codebook"].detach())
-    net.start(items.vectors_BV)
+    net.place_codebooks(items.vectors_BV)
     coded = net(items)
     assert float(coded.terms["codebook"].detach()) < 0.2 * before
     sizes = [float(target.detach().square().sum()) for target in coded.targets]
@@ -118,7 +118,7 @@ def test_start_puts_every_level_on_its_residuals() -> None:
 def test_sinkhorn_spreads_what_the_nearest_code_would_pile_up() -> None:
     """Six points nearer to code 0 than to code 1, three of them only just: those three move, and no others."""
     distances = torch.tensor([[0.0, 1.0], [0.0, 1.1], [0.0, 1.2], [0.0, 0.1], [0.0, 0.2], [0.0, 0.3]])
-    assert spread(distances, 0.01, 50).tolist() == [0, 0, 0, 1, 1, 1]
+    assert sinkhorn_codes(distances, 0.01, 50).tolist() == [0, 0, 0, 1, 1, 1]
 
 
 def test_sinkhorn_marginals_equal_a_slow_reference_and_survive_tiny_entropy() -> None:
@@ -127,8 +127,8 @@ def test_sinkhorn_marginals_equal_a_slow_reference_and_survive_tiny_entropy() ->
     for _ in range(50):
         plan = plan / plan.sum(dim=1, keepdim=True) / 40
         plan = plan / plan.sum(dim=0, keepdim=True) / 8
-    assert spread(distances, 0.05, 50).tolist() == plan.argmax(dim=1).tolist()
-    counts = torch.bincount(spread(distances, 1e-5, 50), minlength=8)
+    assert sinkhorn_codes(distances, 0.05, 50).tolist() == plan.argmax(dim=1).tolist()
+    counts = torch.bincount(sinkhorn_codes(distances, 1e-5, 50), minlength=8)
     assert counts.sum() == 40
 
 
@@ -177,7 +177,7 @@ def test_the_reconstruction_trains_the_weights() -> None:
 def test_weights_follow_the_behavior_column_where_there_is_one() -> None:
     config, columns = replace(SMALL, router=Router()), (("text", 3), ("behavior", 2))
     net, items = network(config, columns), batch()
-    net.survey(items.vectors_BV.numpy())
+    net.measure(items.vectors_BV.numpy())
     norms = items.vectors_BV[:, 3:].norm(dim=1)
     scaled = (norms - norms.min()) / (norms.max() - norms.min())
     weights = net.encode(items.vectors_BV)[1]

@@ -12,7 +12,7 @@ from sidrec.config.learners import MultiVqConfig, Router, RqVaeConfig, Training
 from sidrec.config.sid_losses import Schedule
 from sidrec.errors import DivergedError
 from sidrec.sid.learners.gradient import build_network
-from sidrec.sid.losses.loss import Need, SidLoss
+from sidrec.sid.losses.loss import LossInput, SidLoss
 from sidrec.sid.networks.network import Coded, ItemBatch, Network
 from sidrec.sid.replicas import ALONE
 from sidrec.sid.training.batches import Batches
@@ -29,7 +29,7 @@ SMALL = RqVaeConfig(levels=2, codebook_size=8, width=4, hidden=(16,), training=S
 class Constant(SidLoss):
     """Always `value`; knows how often epochs began."""
 
-    needs: ClassVar[frozenset[Need]] = frozenset()
+    inputs: ClassVar[frozenset[LossInput]] = frozenset()
 
     def __init__(self, value: float) -> None:
         super().__init__()
@@ -41,14 +41,14 @@ class Constant(SidLoss):
     def begin_epoch(self, network: Network) -> None:
         self.epochs += 1
 
-    def seen(self) -> dict[str, float]:
+    def diagnostics(self) -> dict[str, float]:
         return {"epochs": float(self.epochs)}
 
 
 def trained(config: RqVaeConfig | MultiVqConfig = SMALL, *losses: ScheduledLoss, run: bool = True) -> Trainer:
     torch.manual_seed(0)
     network = build_network(config, (("text", VECTORS.shape[1]),))
-    network.survey(VECTORS)
+    network.measure(VECTORS)
     batches = Batches(VECTORS, config.training.batch_size, 0, ALONE)
     trainer = Trainer(network, losses, batches, config.training, 0, ALONE, Checkpoint(None, ""))
     if run:
@@ -79,14 +79,14 @@ def test_dead_codes_are_revived_until_the_training_settles() -> None:
     """Codewords far away are never taken, and come back after the first epoch."""
     config = replace(SMALL, training=replace(SHORT, revive_until=0.5))
     trainer = trained(config, run=False)
-    start = trainer.network.start
+    place = trainer.network.place_codebooks
 
     def displaced(vectors_BV: Tensor) -> None:
-        start(vectors_BV)
+        place(vectors_BV)
         with torch.no_grad():
             trainer.network.codewords[0][2:6] = 1000.0
 
-    trainer.network.start = displaced  # type: ignore[method-assign]
+    trainer.network.place_codebooks = displaced  # type: ignore[method-assign]
     trainer.run()
     assert trainer.journal[0]["dead_codes"][0] == 4
     assert trainer.journal[0]["revived_codes"] >= 4

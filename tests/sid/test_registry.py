@@ -10,7 +10,7 @@ import pytest
 
 from sidrec.config.learners import Learner, RandomCodesConfig, ResidualKMeansConfig, TokenizerConfig
 from sidrec.schema import ContractError
-from sidrec.sid.artifact import fit_tokenizer, load_tokenizer, save_tokenizer
+from sidrec.sid.learners.registry import fit_tokenizer, load_tokenizer, save_tokenizer
 from sidrec.sid.tokenizer import SideInformation
 
 VECTORS = np.random.default_rng(0).standard_normal((200, 6)).astype(np.float32)
@@ -22,7 +22,7 @@ LEARNERS: list[Learner] = [
 ENCODE = """
 import sys, numpy as np
 from pathlib import Path
-from sidrec.sid.artifact import load_tokenizer
+from sidrec.sid.learners.registry import load_tokenizer
 for folder in sys.argv[2:]:
     tokenizer, config = load_tokenizer(Path(folder))
     print(config.seed, tokenizer.encode(np.load(sys.argv[1])).codes_NL.tolist())

@@ -1,11 +1,15 @@
-"""The artifact of a fitted tokenizer: a folder with `tokenizer.json` (config, sha256) and `arrays.safetensors`.
+"""Every learner by the section of the recipe that configures it: fit it, save the fitted tokenizer, load it.
 
-No pickle: an artifact is data and runs no code. Loading gives a tokenizer that encodes exactly as the saved one.
+To add a learner: its section in `sidrec.config.learners`, its `Tokenizer` in a file here, and a line in LEARNERS. A
+learner with a network of its own gets a `Network` in `sidrec.sid.networks` and a line in NETWORKS of
+`sidrec.sid.learners.gradient` instead.
+
+An artifact is a folder with `tokenizer.json` (config, sha256) and `arrays.safetensors`. It holds data, never code: no
+pickle. A loaded tokenizer encodes exactly as the saved one.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,21 +19,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
 from safetensors.numpy import save as save_arrays
 
-from sidrec.config.learners import OpqConfig, RandomCodesConfig, ResidualKMeansConfig, TokenizerConfig
-from sidrec.io.output_folders import replaced_folder
+from sidrec.config.learners import Learner, OpqConfig, RandomCodesConfig, ResidualKMeansConfig, TokenizerConfig
 from sidrec.schema import ContractError, read_json
-from sidrec.sid.catalog import CATALOG, JOURNAL, PICTURES, REPORT, TOKENIZER, Catalog, write_catalog
 from sidrec.sid.learners.gradient import NETWORKS, GradientTokenizer
 from sidrec.sid.learners.kmeans import ResidualKMeans
 from sidrec.sid.learners.opq import Opq
 from sidrec.sid.learners.random_codes import RandomCodes
-from sidrec.sid.pictures import draw_pictures, draw_training
-from sidrec.sid.tokenizer import SideInformation, Tokenizer
-
-CARD = "tokenizer.json"
-ARRAYS = "arrays.safetensors"
-ARTIFACT_VERSION = 1
-
+from sidrec.sid.tokenizer import LearnerInputs, SideInformation, Tokenizer
 
 LEARNERS: dict[type, type[Tokenizer]] = {
     ResidualKMeansConfig: ResidualKMeans,
@@ -38,22 +34,34 @@ LEARNERS: dict[type, type[Tokenizer]] = {
     **dict.fromkeys(NETWORKS, GradientTokenizer),
 }
 
-
+CARD = "tokenizer.json"
+ARRAYS = "arrays.safetensors"
+ARTIFACT_VERSION = 1
 _CONFIG: TypeAdapter[TokenizerConfig] = TypeAdapter(TokenizerConfig)
+
+
+def learner_inputs(learner: Learner) -> LearnerInputs:
+    """What the learner of this section needs besides the vector columns."""
+    return LEARNERS[type(learner)].inputs(learner)
+
+
+def shares_fit(learner: Learner) -> bool:
+    """Whether several processes can share one fit of the learner of this section."""
+    return LEARNERS[type(learner)].several_processes
 
 
 def fit_tokenizer(
     vectors_NV: np.ndarray, config: TokenizerConfig, side: SideInformation, work: Path | None = None
 ) -> Tokenizer:
-    """Fits the learner that the config names. Raises ContractError when the vectors cannot support it.
+    """Fits the learner that `config.learner` configures. Raises what `Tokenizer.fit` raises.
 
-    vectors_NV: float32, prepared by `read_item_vectors`; may be a memory map. work: see `Tokenizer.fit`.
+    vectors_NV: float32 [items, width], prepared by `read_item_vectors`; may be a memory map. work: see `Tokenizer.fit`.
     """
     return LEARNERS[type(config.learner)].fit(vectors_NV, config.learner, config.seed, side, work)
 
 
 def save_tokenizer(tokenizer: Tokenizer, config: TokenizerConfig, folder: Path) -> None:
-    """Writes the artifact into a new folder; part of a catalog that is being built, so the caller makes it atomic."""
+    """Writes the artifact into a new folder, a part of a catalog whose folder the caller replaces in one step."""
     content = save_arrays(tokenizer.arrays())
     card = {
         "version": ARTIFACT_VERSION,
@@ -68,7 +76,7 @@ def save_tokenizer(tokenizer: Tokenizer, config: TokenizerConfig, folder: Path) 
 
 
 def load_tokenizer(folder: Path) -> tuple[Tokenizer, TokenizerConfig]:
-    """The tokenizer, and the config that says which vectors it wants. Raises ContractError for a damaged artifact."""
+    """The tokenizer, and the config that says which vectors it encodes. Raises ContractError for a damaged artifact."""
     path = folder / CARD
     card = read_json(path, "a tokenizer artifact, as `sidrec fit` makes it")
     try:
@@ -85,41 +93,13 @@ def load_tokenizer(folder: Path) -> tuple[Tokenizer, TokenizerConfig]:
         raise ContractError(folder / ARRAYS, f"the arrays of the config that {CARD} holds", error) from None
 
 
-def _read_arrays(path: Path, expected: str) -> dict[str, np.ndarray]:
+def _read_arrays(path: Path, expected_sha256: str) -> dict[str, np.ndarray]:
     try:
         content = path.read_bytes()
         arrays = load_arrays(content)
     except (OSError, SafetensorError) as error:
         raise ContractError(path, "a readable safetensors file", error) from None
     found = hashlib.sha256(content).hexdigest()
-    if found != expected:
-        raise ContractError(f"{path}, sha256", f"{expected} as {CARD} says", found)
+    if found != expected_sha256:
+        raise ContractError(f"{path}, sha256", f"{expected_sha256} as {CARD} says", found)
     return arrays
-
-
-# Everything that `sidrec fit` keeps of a fit, in the catalog's folder: see `sidrec.sid.catalog`.
-
-
-def write_catalog_folder(
-    target: Path,
-    catalog: Catalog,
-    tokenizer: Tokenizer,
-    config: TokenizerConfig,
-    name: str,
-    report: Mapping[str, object],
-) -> None:
-    """Writes the folder in one step; replaces a catalog that exists. Raises ContractError as `atomic_folder` does.
-
-    name: of the recipe, for the pictures' titles. report: what report.json says beside the tokenizer's config.
-    """
-    sizes = " x ".join(map(str, catalog.codebook_sizes))
-    what = f"{config.learner.kind} {sizes} on {'+'.join(config.vectors)}, seed {config.seed}"
-    conditions = f"{name}: {len(catalog):,} items, {what}"
-    with replaced_folder(target, CATALOG) as partial:
-        write_catalog(catalog, partial)
-        save_tokenizer(tokenizer, config, partial / TOKENIZER)
-        (partial / REPORT).write_text(json.dumps({"tokenizer": asdict(config), **report}, indent=1) + "\n")
-        draw_pictures(catalog, conditions, partial / PICTURES)
-        if tokenizer.journal:
-            (partial / JOURNAL).write_text("".join(f"{json.dumps(entry)}\n" for entry in tokenizer.journal))
-            draw_training(tokenizer.journal, conditions, partial / PICTURES)
