@@ -20,6 +20,13 @@ from sidrec.config.sid_losses import (
 # Learners of semantic ids, as the recipe names them. Every default cites its source; [I] marks one of our own.
 
 
+class LearnerSection:
+    """The section of a learner. `sidrec.sid.learners.registry` says what to add for a new one."""
+
+    def check_use(self, vectors: tuple[str, ...], resolve_collisions: bool) -> None:
+        """Raises ValueError when the learner cannot use the tokenizer's vector columns or resolve collisions."""
+
+
 @section
 class Router:
     """Token weights R(x) = relu(MLP(x) + b), kept sparse by ReMoE's controller (ADC-SID, eq. 22 and 23).
@@ -67,7 +74,7 @@ class Training:
 
 
 @section
-class GradientLearner:
+class GradientLearner(LearnerSection):
     """What all gradient-trained learners have."""
 
     levels: PositiveInt = 3
@@ -119,7 +126,7 @@ class AdaSidConfig(RqVaeConfig):
 
 
 @section
-class AdcSidConfig:
+class AdcSidConfig(LearnerSection):
     """ADC-SID (arXiv 2510.25622v3): experts per modality with parallel codebooks, alignment by behaviour norm, router.
 
     Needs `behavior` among the vector columns, not normalised; every other column is content.
@@ -164,6 +171,12 @@ class AdcSidConfig:
     further_losses: tuple[SidLossConfig, ...] = ()
     """Losses added to its own."""
     training: Training = Training(batch_size=2048)
+
+    def check_use(self, vectors: tuple[str, ...], resolve_collisions: bool) -> None:
+        if "behavior" not in vectors or len(vectors) < 2:
+            raise ValueError(
+                f"expected vectors of adc_sid to be behavior and at least one content, got {list(vectors)}"
+            )
 
 
 @section
@@ -219,6 +232,10 @@ class MmRqVaeConfig(GradientLearner):
     temperature: PositiveFloat = 0.07
     """tau of the InfoNCE [I]."""
 
+    def check_use(self, vectors: tuple[str, ...], resolve_collisions: bool) -> None:
+        if self.levels % len(vectors):
+            raise ValueError(f"expected levels of mm_rqvae as a multiple of {len(vectors)} vectors, got {self.levels}")
+
 
 @section
 class MultiVqConfig(GradientLearner):
@@ -249,7 +266,7 @@ GradientLearnerConfig = (
 
 
 @section
-class OpqConfig:
+class OpqConfig(LearnerSection):
     """Optimised product quantisation (RPG): PCA, a learned rotation, then k-means in each subspace. Any K."""
 
     kind: Literal["opq"] = "opq"
@@ -272,7 +289,7 @@ class OpqConfig:
 
 
 @section
-class RandomCodesConfig:
+class RandomCodesConfig(LearnerSection):
     """Codes drawn at random: the control that shows whether SIDs carry meaning at all."""
 
     kind: Literal["random"] = "random"
@@ -281,9 +298,13 @@ class RandomCodesConfig:
     codebook_size: PositiveInt = 256
     """Codes K per level."""
 
+    def check_use(self, vectors: tuple[str, ...], resolve_collisions: bool) -> None:
+        if resolve_collisions:
+            raise ValueError("expected resolve_collisions with a learner whose codes are nearest ones, got random")
+
 
 @section
-class ResidualKMeansConfig:
+class ResidualKMeansConfig(LearnerSection):
     """Residual k-means (RQ-KMeans; QARM, OneRec) with faiss: per level, the best of a growing and of plain k-means."""
 
     kind: Literal["residual_kmeans"] = "residual_kmeans"
@@ -327,12 +348,4 @@ class TokenizerConfig:
     """Move items that share a SID to the nearest free code of the last level; those that find none keep sharing."""
 
     def __post_init__(self) -> None:
-        learner, columns = self.learner, list(self.vectors)
-        if isinstance(learner, AdcSidConfig) and ("behavior" not in columns or len(columns) < 2):
-            raise ValueError(f"expected vectors of adc_sid to be behavior and at least one content, got {columns}")
-        if isinstance(learner, MmRqVaeConfig) and learner.levels % len(columns):
-            raise ValueError(
-                f"expected levels of mm_rqvae as a multiple of {len(columns)} vectors, got {learner.levels}"
-            )
-        if isinstance(learner, RandomCodesConfig) and self.resolve_collisions:
-            raise ValueError("expected resolve_collisions with a learner whose codes are nearest ones, got random")
+        self.learner.check_use(self.vectors, self.resolve_collisions)

@@ -82,6 +82,7 @@ class Trainer:
         self._modules.eval()
 
     def _place_codebooks(self) -> None:
+        torch.manual_seed(self._epoch_seed(-1))
         if self._replicas.first:
             self.network.place_codebooks(self._batches.sample(PLACEMENT_POINTS * max(self.network.codebook_sizes)))
         self._replicas.broadcast([*self._modules.parameters(), *self._modules.buffers()])
@@ -91,41 +92,40 @@ class Trainer:
         for scheduled in self._losses:
             scheduled.loss.begin_epoch(self.network)
         usage = CodeUsage(self.network.codebook_sizes, self._replicas.device)
-        terms: dict[str, Tensor] = {}
+        sums: dict[str, Tensor] = {}
         for step, batch in enumerate(self._batches.epoch(epoch), start=epoch * self._batches.steps):
-            coded = self._step(batch, step, terms)
+            coded = self._step(batch, step, sums)
             usage.count(coded.codes_BL)
             controllers = self.network.after_step()
             progress.update()
         usage.counts = self._replicas.sum(usage.counts)
         revived = self._revive(usage, coded.targets) if self._revives(epoch + 1) else 0
         self._replicas.broadcast([buffer for scheduled in self._losses for buffer in scheduled.loss.buffers()])
-        means = torch.stack(list(terms.values())) / self._batches.steps
+        means = torch.stack(list(sums.values())) / self._batches.steps
         means = self._replicas.sum(means) / self._replicas.size
-        entry = {"epoch": epoch + 1, **dict(zip(terms, means.tolist(), strict=True)), **controllers}
+        entry = {"epoch": epoch + 1, **dict(zip(sums, means.tolist(), strict=True)), **controllers}
         for name, loss, _ in self._losses:
             entry |= {f"{name}/{key}": value for key, value in loss.diagnostics().items()}
         return entry | asdict(usage.health()) | {"revived_codes": revived}
 
-    def _step(self, batch: ItemBatch, step: int, terms: dict[str, Tensor]) -> Coded:
-        """Forward, losses, backward, optimizer; adds the loss and its terms to `terms`."""
+    def _step(self, batch: ItemBatch, step: int, sums: dict[str, Tensor]) -> Coded:
+        """Forward, losses, backward, optimizer. Adds the loss and its terms to `sums`."""
         coded = self.network(batch)
-        now = dict(coded.terms)
-        done = step / (self._config.epochs * self._batches.steps)
-        for scheduled in self._losses:
-            factor = schedule_factor(scheduled.schedule, done)
-            now[scheduled.name] = factor * scheduled.loss(coded, batch, self.network)
-        loss = torch.stack(list(now.values())).sum()
+        terms = dict(coded.terms)
+        progress = step / (self._config.epochs * self._batches.steps)
+        for name, loss_of, schedule in self._losses:
+            terms[name] = schedule_factor(schedule, progress) * loss_of(coded, batch, self.network)
+        loss = torch.stack(list(terms.values())).sum()
         self._optimizer.zero_grad()
         torch.autograd.backward(loss)
-        self._check_divergence(self._exchange(loss), now, step)
+        self._check_divergence(self._average_gradients(loss), terms, step)
         self._optimizer.step()
-        for name, term in {"loss": loss, **now}.items():
-            terms[name] = terms.get(name, torch.zeros_like(loss)).detach() + term.detach()
+        for name, term in {"loss": loss, **terms}.items():
+            sums[name] = sums.get(name, torch.zeros_like(loss)).detach() + term.detach()
         return coded
 
-    def _exchange(self, loss: Tensor) -> float:
-        """Averages gradients and the loss over replicas; the mean loss."""
+    def _average_gradients(self, loss: Tensor) -> float:
+        """Averages gradients and the loss over replicas. Returns the mean loss."""
         mean = loss.detach().clone()
         if self._replicas.size > 1:
             for parameter in self._modules.parameters():
@@ -165,7 +165,6 @@ class Trainer:
         """Restores a checkpoint; returns whether there was one. It holds no generator, as every epoch seeds its own."""
         state = self._replicas.broadcast_object(self._checkpoint.load() if self._replicas.first else None)
         if state is None:
-            torch.manual_seed(self._epoch_seed(-1))
             return False
         self._modules.load_state_dict(state["modules"])
         self._optimizer.load_state_dict(state["optimizer"])
