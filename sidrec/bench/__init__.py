@@ -1,1 +1,1 @@
-"""Plans measured on the ranks at hand: the same batches for each, in interleaved rounds, kept as files."""
+"""Sharding plans measured on the ranks at hand: the bench, its result, its page, and calibrations from it."""

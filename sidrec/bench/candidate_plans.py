@@ -1,4 +1,7 @@
-"""The plans to measure, from the names they are asked for by."""
+"""The plans to measure: made from their names, rated by cost models, checked against the free memory.
+
+Shapes: W ranks, K kinds of work.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,15 +26,17 @@ from sidrec.plans.cost import KINDS, Cost, CostModel, TorchRecCost, placed_table
 from sidrec.plans.hardware import GB, Hardware
 from sidrec.plans.options import options_of, table_bytes
 from sidrec.plans.workload import Workload, tables_of
+from sidrec.text import did_you_mean
 
 AUTO, TORCHREC = "auto", "torchrec"
 TYPES: tuple[str, ...] = get_args(ShardingKind)
+NAMES = (AUTO, TORCHREC, *TYPES)
 PLAN_FILE = ".json"
 
 
 @dataclass(frozen=True)
 class CandidatePlan:
-    """A plan by its name, or the sentence that says why there is none."""
+    """A plan and its name, or the message that says why it could not be made."""
 
     name: str
     plan: ShardingPlan | None
@@ -39,11 +44,11 @@ class CandidatePlan:
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raises ConfigError for a name that no plan has, or one given twice."""
+    """Raises ConfigError for an unknown name, or one given twice."""
     for name in names:
-        if name not in (AUTO, TORCHREC, *TYPES) and not name.endswith(PLAN_FILE):
-            known = ", ".join((AUTO, TORCHREC, *TYPES))
-            raise ConfigError(f"--plans: expected {known} or a plan file (*{PLAN_FILE}), got {name!r}")
+        if name not in NAMES and not name.endswith(PLAN_FILE):
+            expected = f"expected {', '.join(NAMES)} or a plan file (*{PLAN_FILE}), got {name!r}"
+            raise ConfigError(f"--plans: {expected}{did_you_mean(name, NAMES)}")
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice or not names:
         got = f"{twice} twice" if twice else "none"
@@ -55,10 +60,10 @@ def candidate_plans(
 ) -> list[CandidatePlan]:
     """A plan for every name, the same on all ranks.
 
-    auto: what training takes, with the calibration if there is one. torchrec: what its planner takes, which is auto's
-    without a calibration. A sharding type: that one for every table. A file: the plan that it holds.
-    A plan that cannot be made is a contender that has failed; a file that does not fit the model or the ranks is a
-    mistake, and raises ConfigError on all ranks together.
+    auto: the plan that training takes, with the calibration if there is one. torchrec: the plan that TorchRec's
+    planner takes, which is auto's without a calibration. A sharding type: that type for every table. A file: its plan.
+    A plan that cannot be made is a failed candidate. A file that does not fit the model or the ranks raises
+    ConfigError on all ranks.
     """
     return [_candidate_plan(subject, name, workload, calibration, ranks) for name in names]
 
@@ -71,10 +76,9 @@ def _candidate_plan(
     if name.endswith(PLAN_FILE):
         config = ParallelConfig(plan=Path(name))
         return CandidatePlan(name, make_plan(model, sharders, config, lambda: workload, ranks), None)
-    if name == "grid_shard" and _means(model):
-        return CandidatePlan(
-            name, None, f"grid_shard: TorchRec pools {_means(model)} (mean) wrongly when it is grid-sharded"
-        )
+    if name == "grid_shard" and (mean_pooled := _mean_pooled(model)):
+        wrong = f"grid_shard: TorchRec pools {mean_pooled} (mean) wrongly when it is grid-sharded"
+        return CandidatePlan(name, None, wrong)
     try:
         if name in (AUTO, TORCHREC):
             config = ParallelConfig(calibration=calibration if name == AUTO else None)
@@ -85,19 +89,21 @@ def _candidate_plan(
         return CandidatePlan(name, None, str(error))
 
 
-def _means(model: nn.Module) -> str:
-    """Tables that are pooled by their mean."""
+def _mean_pooled(model: nn.Module) -> str:
+    """Names of tables with mean pooling, separated by commas."""
     return ", ".join(name for name, table in tables_of(model).items() if table.pooling == PoolingType.MEAN)
 
 
-# What is expected of a plan before it is measured: the bytes it takes, and what cost models say of its step.
-#
-# Shapes: W ranks, K kinds of work.
+# What is predicted before a plan is measured: its memory, its work, and its step by each cost model.
 
 
 @dataclass(frozen=True)
 class Rating:
-    """bytes_W: tables and optimizer state on each rank, and dense gradients of replicated tables."""
+    """Predictions for one plan.
+
+    bytes_W: tables, optimizer state and dense gradients of replicated tables, on each rank.
+    work: kind of work -> [W]. default, calibrated: by TorchRec's cost model and by the calibrated one.
+    """
 
     bytes_W: list[int]
     work: dict[str, list[float]]
@@ -112,7 +118,7 @@ def rate(
     sharders: Sequence[ModuleSharder[nn.Module]],
     calibrated: CostModel | None,
 ) -> Rating:
-    """Rates a plan that was made for `workload` and `hardware`, by TorchRec's cost model and a calibrated one."""
+    """Rates a plan made for `workload` on `hardware`."""
     options = options_of(plan, workload, hardware, sharders)
     bytes_W = [0] * hardware.world
     for option in options:
@@ -130,25 +136,26 @@ def _prediction(cost: Cost) -> Prediction:
     return Prediction(cost.step, cost.tables)
 
 
-# Whether plans' models fit the memory at hand: each by itself, and all at once.
-
-
 FOR_ONE = 0.9
-"""Share of the free memory that one plan's tables may take; batches and buffers need the rest."""
+"""Share of the free memory that one plan's tables may use; batches and buffers need the rest."""
 FOR_ALL = 0.5
-"""The same for the tables of all plans, where all models are kept between rounds."""
+"""The same for the tables of all plans together, if all models are kept between rounds."""
 
 
 class FreeMemory:
-    """The memory that is free now on this rank's device, or on this rank's machine, which its ranks share."""
+    """Memory that is free on this rank's GPU, or on this machine, which its ranks share.
 
-    def __init__(self, hardware: Hardware) -> None:
+    free: bytes; None: measured now.
+    """
+
+    def __init__(self, hardware: Hardware, free: int | None = None) -> None:
         self._hardware = hardware
         self._on_gpu = hardware.device == "cuda"
-        self.free = torch.cuda.mem_get_info()[0] if self._on_gpu else memory()[0]
+        measured = torch.cuda.mem_get_info()[0] if self._on_gpu else memory()[0]
+        self.free = measured if free is None else free
 
     def lacks(self, bytes_W: Sequence[int]) -> str | None:
-        """Why tables of so many bytes on each rank do not fit; None where they do."""
+        """Why tables of these sizes on the ranks do not fit; None if they fit."""
         needed, allowed = self._needed(bytes_W), FOR_ONE * self.free
         if needed <= allowed:
             return None
@@ -159,7 +166,7 @@ class FreeMemory:
         )
 
     def keeps(self, plans: Sequence[Sequence[int]]) -> bool:
-        """Whether the models of all plans fit at once. plans: for each, bytes on each rank."""
+        """Whether the models of all plans fit together. plans: for each, bytes on each rank."""
         return sum(map(self._needed, plans)) <= FOR_ALL * self.free
 
     def _needed(self, bytes_W: Sequence[int]) -> int:

@@ -1,72 +1,82 @@
-"""The bench of plans from end to end: plans made and rated, measured in rounds, the result written as it grows."""
+"""A bench of plans from end to end: plans are made and rated, measured in rounds, and saved after every visit.
+
+In a round every plan is visited once. The order rotates from round to round, so that a slow minute of the machine
+affects all plans alike.
+
+Shapes: S timed steps, W ranks.
+"""
 
 import gc
 import os
+import platform
+import subprocess
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-from torch import distributed as dist
+from torchrec.distributed.types import ShardingPlan
 
+from sidrec import __version__
 from sidrec.bench.candidate_plans import CandidatePlan, FreeMemory, Rating, candidate_plans, rate
-from sidrec.bench.result import PHASES, VERSION, BenchResult, PlanMeasurement, Timing, conditions, loss_mismatches
+from sidrec.bench.result import PHASES, VERSION, BenchResult, PlanMeasurement, Timing
 from sidrec.bench.subject import Subject, meta_model, workload_of
 from sidrec.bench.trial import StepCounts, Trial, Visit
 from sidrec.config import ConfigError
 from sidrec.errors import SidrecError
+from sidrec.io.files import write_json
+from sidrec.machine import cores
 from sidrec.parallel.planning import hardware_of
-from sidrec.parallel.process_group import Ranks, run_on_all_ranks
+from sidrec.parallel.process_group import Ranks, broadcast_object, gather_objects, run_on_all_ranks
 from sidrec.parallel.sharding import sharders_of
 from sidrec.plans.cost import CalibratedCost, CostModel, load_calibration
 from sidrec.plans.hardware import Hardware
 from sidrec.plans.plan_file import plan_file_of
 from sidrec.plans.workload import Workload
-from sidrec.train.run_directory import write_json
+from sidrec.stack import find_stack
 
-T = TypeVar("T")
 RESULT = "bench.json"
 
 
 @dataclass(frozen=True)
 class Bench:
-    """What all parts of a bench need to know. out: folder of the result. rounds: wanted."""
+    """The inputs of a bench. rounds: wanted. calibrated: the calibrated cost model, if there is one."""
 
     subject: Subject
     workload: Workload
     hardware: Hardware
-    amounts: StepCounts
+    steps: StepCounts
     rounds: int
     calibrated: CostModel | None
-    out: Path
     ranks: Ranks
 
 
 def bench_plans(
     subject: Subject,
     names: Sequence[str],
-    amounts: StepCounts,
+    steps: StepCounts,
     rounds: int,
     out: Path,
     ranks: Ranks,
     calibration: Path | None = None,
+    free: int | None = None,
 ) -> BenchResult:
-    """Measures the plans of these names; OUT/bench.json holds what was found after every visit to one.
+    """Measures the plans of these names, and writes out/bench.json after every visit. Collective.
 
-    Raises ConfigError or ContractError on all ranks together, for a plan file that does not fit, and where no plan
-    could be measured.
+    free: bytes of memory that may be filled; None: what is free now. Raises ConfigError or ContractError on all ranks
+    for a plan file that does not fit, and if no plan could be measured.
     """
     calibrated = run_on_all_ranks(ranks, lambda: _calibrated(calibration, ranks))
     workload = workload_of(subject, ranks)
-    bench = Bench(subject, workload, hardware_of(ranks), amounts, rounds, calibrated, out, ranks)
-    made = candidate_plans(subject, names, workload, calibration, ranks)
-    records = {contender.name: _record(bench, contender) for contender in made}
-    keep = _check_room(bench, records)
-    facts = conditions(subject, amounts, keep, ranks)
+    bench = Bench(subject, workload, hardware_of(ranks), steps, rounds, calibrated, ranks)
+    candidates = candidate_plans(subject, names, workload, calibration, ranks)
+    records = {candidate.name: _record(bench, candidate) for candidate in candidates}
+    keep = _check_memory(bench, records, free)
+    facts = bench_conditions(subject, steps, keep, ranks)
 
     def save(complete: bool = False) -> BenchResult:
         result = _result(bench, records, facts, complete)
@@ -75,7 +85,8 @@ def bench_plans(
 
     run_on_all_ranks(ranks, lambda: out.mkdir(parents=True, exist_ok=True))
     save()
-    Rounds(subject, made, records, amounts, keep, save, ranks).run(rounds)
+    plans = {candidate.name: candidate.plan for candidate in candidates}
+    Rounds(subject, plans, records, steps, keep, save, ranks).run(rounds)
     result = save(complete=True)
     run_on_all_ranks(ranks, lambda: _check_measured(result))
     return result
@@ -85,18 +96,13 @@ def _calibrated(calibration: Path | None, ranks: Ranks) -> CostModel | None:
     return CalibratedCost(load_calibration(calibration, ranks.device.type)) if calibration else None
 
 
-# What the rounds have found so far of each plan, and the result made of it.
-#
-# Shapes: S timed steps, W ranks.
-
-
 @dataclass
 class Record:
-    """One plan. layout: the plan file's content. failed: why it is measured no longer.
+    """Measurements of one plan so far. layout: the plan file's content. failed: why it is not measured any longer.
 
-    rounds: median step of each. slowest: phase -> milliseconds of every step so far, each the slowest rank's.
-    cpu: per rank, milliseconds of CPU time of every whole step so far. losses: mean over ranks of the first visit's
-    steps. lookups_W: one value per rank and visit.
+    rounds: median step of each round. slowest: phase -> milliseconds of the slowest rank in every timed step.
+    cpu: for each rank, CPU milliseconds of every whole step. losses: of the first visit's steps, mean over ranks.
+    lookups_W: for each visit, ids looked up on each rank.
     """
 
     name: str
@@ -111,7 +117,7 @@ class Record:
     lookups_W: list[list[float]] = field(default_factory=list)
 
     def add(self, visits: Sequence[Visit]) -> None:
-        """Books a visit. visits: of every rank, in their order."""
+        """Adds a visit. visits: [W] of every rank."""
         for phase in PHASES:
             slowest_S = np.max([visit.milliseconds[phase] for visit in visits], axis=0)
             self.slowest[phase] += slowest_S.tolist()
@@ -124,7 +130,7 @@ class Record:
         self.lookups_W.append([visit.ids for visit in visits])
 
     def measurement(self) -> PlanMeasurement:
-        """What is known now."""
+        """The result so far."""
         return PlanMeasurement(
             name=self.name,
             plan=self.layout,
@@ -140,48 +146,181 @@ class Record:
         )
 
 
-def _record(bench: Bench, contender: CandidatePlan) -> Record:
-    """The first rank describes and rates a plan; all ranks get the same record."""
-    if contender.plan is None:
-        return Record(contender.name, {}, contender.failed, None)
-    described = [run_on_all_ranks(bench.ranks, lambda: _describe(bench, contender) if bench.ranks.first else None)]
-    dist.broadcast_object_list(described, src=0, group=bench.ranks.control)
-    assert described[0] is not None, "together raises where the first rank fails"
-    return described[0]
+def _timing(milliseconds: list[float]) -> Timing:
+    p10, p50, p90 = np.quantile(milliseconds, [0.1, 0.5, 0.9]).tolist()
+    return Timing(p10, p50, p90)
 
 
-def _describe(bench: Bench, contender: CandidatePlan) -> Record:
-    assert contender.plan is not None, "without a plan there is nothing to describe"
+def _record(bench: Bench, candidate: CandidatePlan) -> Record:
+    """Rank 0 describes and rates the plan; all ranks get the same record."""
+    if candidate.plan is None:
+        return Record(candidate.name, {}, candidate.failed, None)
+    plan = candidate.plan
+    ranks = bench.ranks
+    record = run_on_all_ranks(ranks, lambda: _describe(bench, candidate.name, plan) if ranks.first else None)
+    described = broadcast_object(ranks, record)
+    assert described is not None, "run_on_all_ranks raises if rank 0 fails"
+    return described
+
+
+def _describe(bench: Bench, name: str, plan: ShardingPlan) -> Record:
     subject, hardware = bench.subject, bench.hardware
     sharders = sharders_of(bench.workload.model, subject.optimizer, subject.seed)
     rating: Rating | None = None
     try:
-        rating = rate(contender.plan, bench.workload, hardware, sharders, bench.calibrated)
+        rating = rate(plan, bench.workload, hardware, sharders, bench.calibrated)
         world = (hardware.world, hardware.local_world, hardware.device)
-        layout = plan_file_of(contender.plan, meta_model(subject), *world).as_json()
+        layout = plan_file_of(plan, meta_model(subject), *world).as_json()
     except SidrecError as error:
-        return Record(contender.name, {}, str(error), rating)
-    return Record(contender.name, layout, None, rating)
+        return Record(name, {}, str(error), rating)
+    return Record(name, layout, None, rating)
 
 
-def _check_room(bench: Bench, records: dict[str, Record]) -> bool:
-    """Marks the plans whose tables alone do not fit the memory. Returns whether those of all others fit at once."""
-    room = FreeMemory(bench.hardware)
+def _check_memory(bench: Bench, records: Mapping[str, Record], free: int | None) -> bool:
+    """Marks plans that do not fit the memory as failed. Returns whether all others fit at the same time."""
+    memory = FreeMemory(bench.hardware, free)
     rated = {name: record.rating.bytes_W for name, record in records.items() if record.rating and not record.failed}
     for name, bytes_W in rated.items():
-        records[name].failed = next(filter(None, _of_all(room.lacks(bytes_W), bench.ranks)), None)
+        records[name].failed = next(filter(None, gather_objects(bench.ranks, memory.lacks(bytes_W))), None)
     fitting = [bytes_W for name, bytes_W in rated.items() if records[name].failed is None]
-    return all(_of_all(room.keeps(fitting), bench.ranks))
+    return all(gather_objects(bench.ranks, memory.keeps(fitting)))
 
 
-def _of_all(value: T, ranks: Ranks) -> list[T]:
-    """Every rank's value."""
-    values = [value] * ranks.world
-    dist.all_gather_object(values, value, group=ranks.control)
-    return values
+def _check_measured(result: BenchResult) -> None:
+    if all(plan.failed is not None for plan in result.plans):
+        first = result.plans[0]
+        raise ConfigError(f"{result.workload['name']}: no plan could be measured; {first.name}: {first.failed}")
 
 
-def _result(bench: Bench, records: dict[str, Record], facts: dict[str, Any], complete: bool) -> BenchResult:
+# The rounds.
+
+LONGEST = 400
+"""Characters kept of an error raised inside TorchRec."""
+
+
+class Rounds:
+    """Visits every plan once a round.
+
+    plans, records: by name; the same on every rank; plans that failed are skipped. keep: whether models stay in memory
+    between rounds, or are rebuilt for every visit. save: called on every rank after each visit.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        plans: Mapping[str, ShardingPlan | None],
+        records: Mapping[str, Record],
+        steps: StepCounts,
+        keep: bool,
+        save: Callable[[], object],
+        ranks: Ranks,
+    ) -> None:
+        self._subject = subject
+        self._plans = plans
+        self._records = records
+        self._steps = steps
+        self._keep = keep
+        self._save = save
+        self._ranks = ranks
+        self._trials: dict[str, Trial] = {}
+
+    def run(self, rounds: int) -> None:
+        """All rounds. After the first, plans whose losses differ from the others' are failed."""
+        started, visits = time.monotonic(), 0
+        for number in range(rounds):
+            names = self._not_failed()
+            turn = number % max(1, len(names))
+            for index, name in enumerate(names[turn:] + names[:turn]):
+                self._measure(self._records[name])
+                self._save()
+                visits += 1
+                left = len(names) * (rounds - number) - index - 1
+                self._print(f"round {number + 1}/{rounds}", name, (time.monotonic() - started) / visits * left)
+            if number == 0:
+                self._fail_other_losses()
+
+    def _not_failed(self) -> list[str]:
+        return [name for name, record in self._records.items() if record.failed is None]
+
+    def _measure(self, record: Record) -> None:
+        """A visit on all ranks. If it raises on any rank, this plan fails on all ranks; the others go on."""
+        try:
+            visit = run_on_all_ranks(self._ranks, lambda: self._visit(record.name))
+        except Exception as error:
+            if os.environ.get("SIDREC_TRACEBACK") == "1":
+                traceback.print_exc()
+            record.failed = f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST]}"
+            self._trials.pop(record.name, None)
+            return
+        finally:
+            gc.collect()
+        record.add(gather_objects(self._ranks, visit))
+
+    def _visit(self, name: str) -> Visit:
+        trial = self._trials.get(name)
+        if trial is None:
+            plan = self._plans[name]
+            assert plan is not None, "a candidate without a plan has failed already"
+            trial = Trial(self._subject, plan, self._ranks)
+        if self._keep:
+            self._trials[name] = trial
+        return trial.visit(self._steps)
+
+    def _fail_other_losses(self) -> None:
+        mismatches = loss_mismatches({name: self._records[name].losses for name in self._not_failed()})
+        for name, message in mismatches.items():
+            self._records[name].failed = message
+            self._trials.pop(name, None)
+        self._save()
+
+    def _print(self, where: str, name: str, seconds_left: float) -> None:
+        if self._ranks.first:
+            record = self._records[name]
+            outcome = f"step {record.rounds[-1]:.2f} ms" if record.failed is None else f"failed: {record.failed}"
+            print(f"{where}  {name}  {outcome}  ETA {timedelta(seconds=round(seconds_left))}", flush=True)
+
+
+TOLERANCE = 1e-3
+"""Largest relative difference between two plans' losses of a step. Another order of summation changes it by 1e-6."""
+
+
+def loss_mismatches(losses: Mapping[str, Sequence[float]]) -> dict[str, str]:
+    """Plans that compute something else than most plans -> a message that names the first differing step.
+
+    losses: plan -> [S] mean loss over all ranks. The reference is the plan that most plans agree with, or the first of
+    several such.
+    """
+    if not losses:
+        return {}
+    agreeing = {
+        name: sum(_first_difference(own, other) is None for other in losses.values()) for name, own in losses.items()
+    }
+    reference = max(losses, key=lambda name: agreeing[name])
+    messages = {}
+    for name, own in losses.items():
+        step = _first_difference(losses[reference], own)
+        if step is not None:
+            expected, got = losses[reference][step], own[step]
+            messages[name] = f"step {step + 1}: expected the loss of {reference}, {expected:.6f}, got {got:.6f}"
+    return messages
+
+
+def _first_difference(losses: Sequence[float], others: Sequence[float]) -> int | None:
+    for step, (one, other) in enumerate(zip(losses, others, strict=True)):
+        if not abs(one - other) <= TOLERANCE * max(abs(one), abs(other)):  # true for NaN too
+            return step
+    return None
+
+
+# The result, with the conditions of the measurement.
+
+HELD_FIXED = (
+    "batches and their order, first values of tables and dense layers, and the optimizer of every table: replicated "
+    "tables (data_parallel), which FBGEMM's fused optimizer does not see, are stepped by torch's of its kind and rate"
+)
+
+
+def _result(bench: Bench, records: Mapping[str, Record], facts: dict[str, Any], complete: bool) -> BenchResult:
     return BenchResult(
         version=VERSION,
         workload=_workload_facts(bench.workload),
@@ -206,102 +345,48 @@ def _workload_facts(workload: Workload) -> dict[str, Any]:
     return {"name": workload.name, "rows_per_rank": workload.rows_per_rank, "tables": tables}
 
 
-def _check_measured(result: BenchResult) -> None:
-    if all(plan.failed is not None for plan in result.plans):
-        first = result.plans[0]
-        raise ConfigError(f"{result.workload['name']}: no plan could be measured; {first.name}: {first.failed}")
+def bench_conditions(subject: Subject, steps: StepCounts, keep: bool, ranks: Ranks) -> dict[str, Any]:
+    """The conditions as plain data. keep: whether models are kept between rounds."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "sidrec": __version__,
+        "commit": _commit(),
+        "stack": str(find_stack()),
+        "processor": _processor(),
+        "cores": cores(),
+        "ranks": ranks.world,
+        "threads_per_rank": ranks.threads,
+        "warm_up": steps.warm_up,
+        "steps": steps.timed,
+        "step": {
+            "sparse_dist": "TrainPipelineSparseDist, which sends the next batch's ids during a step",
+            "plain": "TrainPipelineBase, one batch after the other",
+        }[subject.pipeline],
+        "models": "kept between rounds" if keep else "built anew for every round, as all at once would not fit",
+        "optimizer": f"tables {subject.optimizer.tables.kind}, dense layers {subject.optimizer.dense.kind}",
+        "held_fixed": HELD_FIXED,
+        **subject.facts,
+    }
 
 
-def _timing(milliseconds: list[float]) -> Timing:
-    p10, p50, p90 = np.quantile(milliseconds, [0.1, 0.5, 0.9]).tolist()
-    return Timing(p10, p50, p90)
+def _commit() -> str | None:
+    """Commit of the checkout that sidrec runs from, with `+` if files changed; None for an installed package."""
+    root = Path(__file__).parents[2]
+    try:
+        commit = _git(root, "rev-parse", "--short=12", "HEAD")
+        return f"{commit}+" if _git(root, "status", "--porcelain", "--", "sidrec") else commit
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
-# Rounds over the plans, in an order that rotates, so that a slow minute of the machine falls on all of them alike.
+def _git(root: Path, *words: str) -> str:
+    return subprocess.run(["git", *words], cwd=root, check=True, capture_output=True, text=True).stdout.strip()
 
 
-LONGEST = 400
-"""Characters kept of an error from the depths of TorchRec."""
-
-
-class Rounds:
-    """Visits every plan once a round.
-
-    records: by name; the same on every rank. A record that has failed is passed over. keep: whether the models stay in
-    memory between rounds, or are built anew for every visit. save: called on every rank after each visit.
-    """
-
-    def __init__(
-        self,
-        subject: Subject,
-        contenders: list[CandidatePlan],
-        records: dict[str, Record],
-        amounts: StepCounts,
-        keep: bool,
-        save: Callable[[], object],
-        ranks: Ranks,
-    ) -> None:
-        self._subject = subject
-        self._plans = {contender.name: contender.plan for contender in contenders}
-        self._records = records
-        self._amounts = amounts
-        self._keep = keep
-        self._save = save
-        self._ranks = ranks
-        self._trials: dict[str, Trial] = {}
-
-    def run(self, rounds: int) -> None:
-        """All rounds. After the first, plans whose losses differ from the others' are out."""
-        begun, visits = time.monotonic(), 0
-        for number in range(rounds):
-            alive = self._alive()
-            turn = number % max(1, len(alive))
-            for place, name in enumerate(alive[turn:] + alive[:turn]):
-                self._measure(self._records[name])
-                self._save()
-                visits += 1
-                left = len(alive) * (rounds - number) - place - 1
-                self._say(f"round {number + 1}/{rounds}", name, (time.monotonic() - begun) / visits * left)
-            if number == 0:
-                self._drop_dissenters()
-
-    def _alive(self) -> list[str]:
-        return [name for name, record in self._records.items() if record.failed is None]
-
-    def _measure(self, record: Record) -> None:
-        """A visit on all ranks. One that fails on any rank ends this plan on all; the others go on."""
-        try:
-            visit = run_on_all_ranks(self._ranks, lambda: self._visit(record.name))
-        except Exception as error:
-            if os.environ.get("SIDREC_TRACEBACK") == "1":
-                traceback.print_exc()
-            record.failed = f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST]}"
-            self._trials.pop(record.name, None)
-            return
-        finally:
-            gc.collect()
-        visits = [visit] * self._ranks.world
-        dist.all_gather_object(visits, visit, group=self._ranks.control)
-        record.add(visits)
-
-    def _visit(self, name: str) -> Visit:
-        trial = self._trials.get(name)
-        if trial is None:
-            plan = self._plans[name]
-            assert plan is not None, "a contender without a plan has failed already"
-            trial = Trial(self._subject, plan, self._ranks)
-        if self._keep:
-            self._trials[name] = trial
-        return trial.visit(self._amounts)
-
-    def _drop_dissenters(self) -> None:
-        for name, sentence in loss_mismatches({name: self._records[name].losses for name in self._alive()}).items():
-            self._records[name].failed = sentence
-            self._trials.pop(name, None)
-        self._save()
-
-    def _say(self, where: str, name: str, seconds_left: float) -> None:
-        if self._ranks.first:
-            record = self._records[name]
-            found = f"step {record.rounds[-1]:.2f} ms" if record.failed is None else f"failed: {record.failed}"
-            print(f"{where}  {name}  {found}  ETA {timedelta(seconds=round(seconds_left))}", flush=True)
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())

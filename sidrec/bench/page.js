@@ -1,7 +1,7 @@
 "use strict";
 
-// Tables: a click on a heading sorts by its column, a second one the other way round; what is missing stays last,
-// what is alike in the order of places.
+// Sortable tables: a click on a heading sorts by its column, a second click reverses the order. Missing values stay
+// last; equal values keep the order of the plans' numbers.
 for (const button of document.querySelectorAll(".sortable th button")) {
   button.addEventListener("click", () => {
     const heading = button.closest("th");
@@ -12,17 +12,17 @@ for (const button of document.querySelectorAll(".sortable th button")) {
     const body = table.tBodies[0];
     const column = Number(heading.dataset.column);
     const value = (row) => row.cells[column].dataset.value;
-    const places = (one, other) => one.cells[0].dataset.value - other.cells[0].dataset.value;
+    const numbers = (one, other) => one.cells[0].dataset.value - other.cells[0].dataset.value;
     const compare = (one, other) => {
       const [a, b] = [value(one), value(other)];
-      if (a === undefined || b === undefined) return (a === undefined) - (b === undefined) || places(one, other);
-      return (falling ? -1 : 1) * (column === 1 ? a.localeCompare(b) : a - b) || places(one, other);
+      if (a === undefined || b === undefined) return (a === undefined) - (b === undefined) || numbers(one, other);
+      return (falling ? -1 : 1) * (column === 1 ? a.localeCompare(b) : a - b) || numbers(one, other);
     };
     body.append(...[...body.rows].sort(compare));
   });
 }
 
-// Costs of tables: of one plan at a time.
+// Predicted cost of each table: shows one plan at a time.
 const choice = document.getElementById("plan-of-costs");
 if (choice) {
   const show = () => {
@@ -32,7 +32,7 @@ if (choice) {
   show();
 }
 
-// The plan under the pointer lights up in every part of the page.
+// Highlights the plan under the pointer in every section.
 document.addEventListener("pointerover", (event) => {
   const under = event.target.closest("[data-plan]");
   for (const lit of document.querySelectorAll(".lit")) lit.classList.remove("lit");

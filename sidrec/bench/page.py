@@ -1,4 +1,4 @@
-"""A bench as one HTML file that needs nothing else: conditions, a table to sort, and charts."""
+"""A bench as one HTML file without external resources: summary, conditions, charts, sortable table, predicted costs."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
@@ -15,29 +15,24 @@ from sidrec.bench.page_charts import (
     rank_table,
     step_chart,
 )
-from sidrec.bench.page_elements import (
+from sidrec.bench.page_elements import Axis, breakable, byte_unit, document, element, from_zero, on_scale
+from sidrec.bench.ranking import (
     MISSING,
     MODELS,
     TIMES,
-    Axis,
-    by_step,
-    byte_unit,
-    document,
-    element,
-    from_zero,
+    fastest_first,
+    headline,
     milliseconds,
-    percent,
-    rated,
-    step,
+    rank_by_model,
     three_digits,
     unmeasured,
 )
 from sidrec.bench.result import BenchResult, PlanMeasurement
-from sidrec.bench.summary import paired_slowdown
+from sidrec.io.files import replaced_file
 from sidrec.io.output_folders import output_file
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-"""What a browser may load for the page: nothing."""
+"""Content security policy: the page loads nothing."""
 TITLE = "Sharding plans, measured: "
 
 
@@ -48,14 +43,11 @@ def is_page(path: Path) -> bool:
 
 
 def write_page(result: BenchResult, path: Path) -> None:
-    """Writes `result` as a page for people, also on paper; a page that is there is replaced.
-
-    Raises OSError where `path` cannot be written, and ContractError where another file is there.
-    """
+    """Writes the page, in the place of an older one. Raises ContractError if another kind of file is there."""
     path = output_file(path, "the page of a bench", is_page)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(document(_page(result)))
-    partial.replace(path)
+    content = document(_page(result))
+    with replaced_file(path) as partial:
+        partial.write_bytes(content)
 
 
 def _page(result: BenchResult) -> Element:
@@ -69,105 +61,103 @@ def _page(result: BenchResult) -> Element:
         element("title", title),
         element("style", (assets / "page.css").read_text(encoding="utf-8")),
     )
-    measured = by_step(result)
-    main = element(
-        "main", element("h1", title), *_summary(result, measured), conditions(result), *_body(result, measured)
-    )
+    ranked = fastest_first(result)
+    main = element("main", element("h1", title), *_summary(result, ranked), conditions(result), *_body(result, ranked))
     script = element("script", (assets / "page.js").read_text(encoding="utf-8"))
     return element("html", head, element("body", main, script), lang="en")
 
 
-def _summary(result: BenchResult, measured: Sequence[PlanMeasurement]) -> Iterator[Element]:
-    """What there is to know, in sentences."""
+def _summary(result: BenchResult, ranked: Sequence[PlanMeasurement]) -> Iterator[Element]:
+    """The findings in sentences."""
     if not result.complete:
         yield element(
-            "p", "This bench did not come to its end: what follows is what it had measured.", class_="warning"
+            "p", "This bench was interrupted. The page shows what it had measured until then.", class_="warning"
         )
-    if not measured:
+    if not ranked:
         yield element("p", "No plan was measured.", class_="warning")
         return
-    yield element("p", *_fastest(measured), class_="lead")
+    lead, *identical = headline(ranked)
+    yield element("p", lead, class_="lead")
+    yield from (element("p", sentence) for sentence in identical)
     for title, model in MODELS.items():
-        one = rated(measured, model)
-        if one is not None:
-            yield element("p", f"{title}: {one.verdict}")
-    missing = len(result.plans) - len(measured)
+        found = rank_by_model(ranked, model)
+        if found is not None:
+            yield element("p", f"{title}: {found.verdict}")
+    missing = len(result.plans) - len(ranked)
     if missing:
         yield element("p", f"Not measured: {missing} of {len(result.plans)} plans; the reasons are below the figures.")
 
 
-def _fastest(measured: Sequence[PlanMeasurement]) -> Iterator[Element | str]:
-    first, timing = measured[0], measured[0].timings["step"]
-    yield from ("Fastest: ", element("b", first.name), f", {milliseconds(step(first))} a step")
-    yield f" (p10 {three_digits(timing.p10)}, p90 {three_digits(timing.p90)})."
-    if len(measured) > 1:
-        more = percent(step(measured[1]) / step(first) - 1)
-        found = paired_slowdown(measured[1].rounds, first.rounds)
-        often = "" if found is None else f", slower in {found.slower} of {found.rounds} rounds"
-        yield f" Next: {measured[1].name}, {more} longer{often}."
-
-
-def _body(result: BenchResult, measured: Sequence[PlanMeasurement]) -> Iterator[Element]:
-    if measured:
+def _body(result: BenchResult, ranked: Sequence[PlanMeasurement]) -> Iterator[Element]:
+    if ranked:
         yield _section(
             "Step",
-            "Median of all timed steps, of each the slowest rank's; line: p10 to p90; pale: median of each round.",
-            step_chart(measured),
+            "Dot: median of all timed steps of the slowest rank; line: p10 to p90; pale dots: median of each round."
+            + _off_scale(ranked),
+            step_chart(ranked),
         )
         yield _section(
             "All figures",
-            "A click on a heading sorts by it. CPU: a step's CPU time on the rank that spends most, which other work "
-            "on the machine disturbs less. By rounds: over the fastest plan's step in the same round, median and 95% "
-            "of its bootstrap draws. Parts: steps of their own, see below. Memory: tables and their optimizer state.",
-            plan_table(measured),
+            "Click on a heading to sort. CPU: CPU time of a step on the rank with the most; other load on the machine "
+            "affects it less. By rounds: over the fastest plan's step in the same round, median and 95% bootstrap "
+            "interval; an interval that contains 1 is a tie. Parts: from separate steps, see below. Memory: tables and "
+            "their optimizer state.",
+            plan_table(ranked),
         )
     others = unmeasured(result)
     if others:
         lines = [part for plan, why in others for part in (element("dt", plan.name), element("dd", why))]
         yield element("section", element("h2", "Not measured"), element("dl", *lines, class_="failed"))
-    if measured:
-        yield from _charts(result, measured)
+    if ranked:
+        yield from _charts(result, ranked)
 
 
-def _charts(result: BenchResult, measured: Sequence[PlanMeasurement]) -> Iterator[Element]:
+def _charts(result: BenchResult, ranked: Sequence[PlanMeasurement]) -> Iterator[Element]:
     yield _section(
         "Parts of a step",
-        "Medians. Parts are timed in steps of their own, with all ranks waiting for each other after each part: "
-        "their sum may exceed the whole step. Backward holds the tables' update and the gradients' communication.",
-        part_chart(measured) or element("p", "No parts were timed."),
+        "Medians. Parts are timed in separate steps, in which all ranks wait for each other after each part: their sum "
+        "may exceed the whole step. Backward includes the update of the tables and the communication of gradients."
+        + _off_scale(ranked),
+        part_chart(ranked) or element("p", "No parts were timed."),
     )
+    hollow = " Hollow dots at the upper edge are slower than the axis reaches." if _off_scale(ranked) else ""
     yield _section(
         "Predicted against measured",
-        "Numbers: places by measured step. On the dashed line a prediction is right.",
-        prediction_charts(measured) or element("p", "No plan has predictions."),
+        f"Numbers are those of the plans above. On the dashed line a prediction is right.{hollow}",
+        prediction_charts(ranked) or element("p", "No plan has predictions."),
     )
     halves = (
-        element("div", element("h3", "Tables and optimizer state"), memory_chart(measured)),
-        element("div", element("h3", "Ids looked up in a step"), lookup_chart(measured)),
+        element("div", element("h3", "Tables and optimizer state"), memory_chart(ranked)),
+        element("div", element("h3", "Ids looked up in a step"), lookup_chart(ranked)),
     )
-    both = element("div", element("div", *halves, class_="halves"), rank_table(measured))
-    yield _section("Load of each rank", "One bar a rank, from rank 0; dashed: the mean.", both)
+    both = element("div", element("div", *halves, class_="halves"), rank_table(ranked))
+    yield _section("Load of each rank", "One bar per rank, from rank 0; dashed: the mean.", both)
     yield _section(
         "Predicted cost of each table",
-        "Full colour, and first: milliseconds on the rank where a table costs most; pale, and second: on all ranks "
-        "together. Each cost model's bars have a scale of their own.",
-        cost_tables([*measured, *(plan for plan, _ in unmeasured(result))]) or element("p", "No plan has predictions."),
+        "Full colour, and first figure: milliseconds on the rank where a table costs most; pale, and second figure: on "
+        "all ranks together. Each cost model's bars have their own scale.",
+        cost_tables([*ranked, *(plan for plan, _ in unmeasured(result))]) or element("p", "No plan has predictions."),
     )
 
 
-def _section(title: str, told: str, content: Element) -> Element:
-    return element("section", element("h2", title), element("p", told, class_="told"), content)
+def _off_scale(ranked: Sequence[PlanMeasurement]) -> str:
+    """A sentence on the arrows of plans beyond the axes, if there are any."""
+    return " An arrow marks plans slower than the axis reaches." if len(on_scale(ranked)) < len(ranked) else ""
 
 
-# Under which conditions a bench measured: whatever its result says of them, in readable units.
+def _section(title: str, note: str, content: Element) -> Element:
+    return element("section", element("h2", title), element("p", note, class_="note"), content)
 
 
-LONG = 400  # letters from which a condition is folded away
-LINE = 80  # letters of it that stay in sight
-DEPTH = 2  # of mappings within mappings that are laid out; deeper ones become one line
+# Conditions: hardware, workload and conditions of the result, in readable units.
+
+LONG = 400  # letters from which a condition is folded
+LINE = 80  # letters of a folded condition that stay visible
+DEPTH = 2  # levels of nested mappings that are laid out; deeper ones become one line
 
 
 def conditions(result: BenchResult) -> Element:
+    """One card each for hardware, workload and conditions."""
     done = max((len(plan.rounds) for plan in result.plans), default=0)
     rounds = {"rounds": f"{done} of {result.rounds_wanted}"}
     parts = {
@@ -179,7 +169,7 @@ def conditions(result: BenchResult) -> Element:
 
 
 def _in_units(hardware: Mapping[str, Any]) -> dict[str, Any]:
-    """Bytes and bytes per second of `sidrec.plans.hardware.Hardware` as people say them."""
+    """Bytes and bytes per second of `sidrec.plans.hardware.Hardware` with units."""
     return {key: UNITS[key](value) if key in UNITS and _is_number(value) else value for key, value in hardware.items()}
 
 
@@ -242,14 +232,13 @@ def _words(key: str) -> str:
     return key.replace("_", " ")
 
 
-# What the cost models expect of each table under one plan, the plan chosen by the reader.
+# The predicted cost of each table under one plan, which the reader selects.
 
-
-SHOWN = 40  # tables of a plan, the costliest; the others are one line together
+SHOWN = 40  # tables of a plan, the costliest ones; the others share one line
 
 
 def cost_tables(plans: Sequence[PlanMeasurement]) -> Element | None:
-    """A select box, and under it the tables of one plan; without a script, of all. None where no plan was rated."""
+    """A select box and a table per plan; the script shows one of them. None if no plan was rated."""
     rated = [plan for plan in plans if plan.default is not None or plan.calibrated is not None]
     if not rated:
         return None
@@ -259,9 +248,9 @@ def cost_tables(plans: Sequence[PlanMeasurement]) -> Element | None:
 
 
 def _cost_section(index: int, plan: PlanMeasurement) -> Element:
-    rated = {title: one for title, model in MODELS.items() if (one := model(plan)) is not None}
-    costs = [one.tables for one in rated.values()]
-    leading = next((tables for tables in reversed(costs) if tables), {})  # the calibrated model's, where it has any
+    predictions = {title: found for title, model in MODELS.items() if (found := model(plan)) is not None}
+    costs = [prediction.tables for prediction in predictions.values()]
+    leading = next((tables for tables in reversed(costs) if tables), {})  # the calibrated model's, if it has any
     order = sorted(leading, key=lambda table: -sum(leading[table]))
     axes = [from_zero([sum(spent) for spent in tables.values()]) for tables in costs]
     lines = []
@@ -269,25 +258,25 @@ def _cost_section(index: int, plan: PlanMeasurement) -> Element:
         cells = [_cost(tables.get(table), axis) for tables, axis in zip(costs, axes, strict=True)]
         lines.append(_line(table, _layout(plan, table), cells))
     if others := order[SHOWN:]:
-        sums = [[_told(_together([tables[table] for table in others if table in tables]))] for tables in costs]
+        sums = [[_figure(_together([tables[table] for table in others if table in tables]))] for tables in costs]
         lines.append(_line(f"{len(others)} others", "together", sums))
-    steps: list[list[Element | str]] = [[milliseconds(one.step)] for one in rated.values()]
+    steps: list[list[Element | str]] = [[milliseconds(prediction.step)] for prediction in predictions.values()]
     foot = element("tfoot", _line("all", "slowest rank's step", steps))
-    head = element("thead", element("tr", *(element("th", title, scope="col") for title in ("table", *rated))))
-    figures = element("table", head, element("tbody", *lines), foot, class_="costs")
+    heads = element("tr", *(element("th", title, scope="col") for title in ("table", *predictions)))
+    figures = element("table", element("thead", heads), element("tbody", *lines), foot, class_="costs")
     region = element("div", figures, class_="wide", role="region", aria_label=f"Tables of {plan.name}", tabindex=0)
     return element("section", element("h3", plan.name), region, class_="of-plan", data_index=index)
 
 
-def _line(title: str, told: str, cells: Sequence[Sequence[Element | str]]) -> Element:
-    head = element("th", title, element("small", told), scope="row")
+def _line(title: str, layout: str, cells: Sequence[Sequence[Element | str]]) -> Element:
+    head = element("th", *breakable(title), element("small", layout), scope="row")
     return element("tr", head, *(element("td", *cell) for cell in cells))
 
 
 def _cost(spent: Sequence[float] | None, axis: Axis) -> list[Element | str]:
-    """A bar of all ranks' milliseconds, pale, the costliest rank's in full colour."""
+    """A pale bar for the milliseconds of all ranks, a bar in full colour for the costliest rank's, and both figures."""
     if not spent:
-        return [_told([])]
+        return [_figure([])]
     bar = element(
         "svg",
         element("rect", width=axis.percent(sum(spent)), height="100%", class_="all"),
@@ -295,10 +284,10 @@ def _cost(spent: Sequence[float] | None, axis: Axis) -> list[Element | str]:
         class_="bar",
         aria_hidden="true",
     )
-    return [bar, _told(spent)]
+    return [bar, _figure(spent)]
 
 
-def _told(spent: Sequence[float]) -> Element:
+def _figure(spent: Sequence[float]) -> Element:
     if not spent:
         return element("span", MISSING)
     most = f"{three_digits(max(spent))} of " if len(spent) > 1 else ""
@@ -311,12 +300,12 @@ def _together(costs: Sequence[Sequence[float]]) -> list[float]:
 
 
 def _layout(plan: PlanMeasurement, table: str) -> str:
-    """As the plan's file has it."""
+    """From the plan's file."""
     for tables in plan.plan.get("tables", {}).values():
         if table in tables:
             layout = tables[table]
-            held = layout["ranks"]
-            ranks = f"rank {held[0]}" if len(held) == 1 else f"{len(set(held))} ranks"
+            ranks = layout["ranks"]
+            on = f"rank {ranks[0]}" if len(ranks) == 1 else f"{len(set(ranks))} ranks"
             size = f"{layout['rows']:,} {TIMES} {layout['width']}"
-            return f"{size}: {layout['sharding_type']}, {layout['compute_kernel']}, {ranks}"
-    return "layout not known"
+            return f"{size}: {layout['sharding_type']}, {layout['compute_kernel']}, {on}"
+    return "layout unknown"

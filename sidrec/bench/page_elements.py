@@ -1,20 +1,26 @@
-"""HTML and SVG as elements: what comes from a result is text, and never taken for markup."""
+"""HTML and SVG elements of the page: escaped text, axes, and chart rows that share an axis.
+
+What comes from a result is text and is never parsed as markup. Tracks of charts are SVG in per cent of their width, so
+that their texts keep their size on any screen.
+"""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from re import split
+from statistics import median_low
 from xml.etree.ElementTree import Element, tostring
 
 from matplotlib.ticker import MaxNLocator
 
-from sidrec.bench.calibrate import Accuracy, accuracy
-from sidrec.bench.result import BenchResult, PlanMeasurement, Prediction, measured_plans
+from sidrec.bench.ranking import step
+from sidrec.bench.result import PlanMeasurement
 
 Content = Element | str
 
 
 def element(tag: str, *content: Content | None, **attributes: str | float | None) -> Element:
-    """What is None is left out. Attributes: `class_` for class, `aria_label` for aria-label, and so on."""
+    """An element; None is left out. Attributes: `class_` for class, `aria_label` for aria-label, and so on."""
     made = Element(tag, {_attribute(name): _value(value) for name, value in attributes.items() if value is not None})
     for part in content:
         if isinstance(part, Element):
@@ -27,7 +33,7 @@ def element(tag: str, *content: Content | None, **attributes: str | float | None
 
 
 def document(root: Element) -> bytes:
-    """The file's content, UTF-8. Half a surrogate pair, which JSON may hold, becomes a question mark."""
+    """The file's content, UTF-8. Lone surrogates, which JSON may hold, become question marks."""
     text: str = tostring(root, encoding="unicode", method="html")
     return ("<!doctype html>\n" + text + "\n").encode("utf-8", "replace")
 
@@ -40,66 +46,52 @@ def _value(value: str | float) -> str:
     return value if isinstance(value, str) else f"{value:.6g}"
 
 
-# Figures as text: three digits, one unit for all that stand together.
+def breakable(name: str) -> Iterator[Content]:
+    """A name that lines may break after `_`, `/`, `.` and `-` only."""
+    for index, part in enumerate(split(r"(?<=[_/.\-])", name)):
+        if index:
+            yield element("wbr")
+        yield part
 
 
-MISSING = "–"  # noqa: RUF001  # an en dash, as tables have it
-TIMES = "×"  # noqa: RUF001  # the sign, not the letter
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
-def three_digits(value: float | None) -> str:
-    """0.0123, 1.23, 12.3, 123, 1,230; a dash for None and for what is not finite."""
-    if value is None or not math.isfinite(value):
-        return MISSING
-    if value == 0:
-        return "0"
-    magnitude = int(f"{value:.2e}".partition("e")[2])  # of the rounded value: 9.999 is 10.0
-    if magnitude < -4:
-        return f"{value:.2e}"
-    return f"{value:,.{max(0, 2 - magnitude)}f}"
-
-
-def milliseconds(value: float | None) -> str:
-    text = three_digits(value)
-    return text if text == MISSING else f"{text} ms"
-
-
-def percent(share: float) -> str:
-    """12% for 0.12; one decimal below 10%."""
-    return f"{100 * share:.1f}%" if abs(share) < 0.0995 else f"{100 * share:,.0f}%"
-
-
 def byte_unit(largest: float) -> tuple[float, str]:
-    """Bytes of the unit in which `largest` is at least 1, and its name."""
+    """The largest unit of which `largest` is at least one, in bytes, and its name: one unit for a whole chart."""
     power = 0 if largest < 1 else min(len(UNITS) - 1, int(math.log2(largest) // 10))
     return 1024.0**power, UNITS[power]
 
 
-# Axes of the page's charts, and the rows that share one: a name, a track as wide as there is room, a figure.
-#
-# Tracks are SVG in per cent of their width, so that their texts keep their size on any screen.
+# Axes.
 
-
-LOG_FROM = 25  # the largest over the smallest value from which an axis is logarithmic
+LOG_FROM = 25  # ratio of the largest to the smallest value from which an axis is logarithmic
 MARGIN = 0.03  # of an axis that does not begin at zero, on either side
 EDGE = 6.0  # per cent of a track: ticks nearer to its ends are labelled inwards
+OFF_SCALE = 3.0  # times the median plan's step from which a plan does not stretch the axes
 
 
 @dataclass(frozen=True)
 class Axis:
+    """From `low` to `high`, linear or logarithmic."""
+
     low: float
     high: float
     log: bool = False
 
     def at(self, value: float) -> float:
-        """Where a value lies: 0 at `low`, 1 at `high`."""
+        """Position of a value: 0 at `low`, 1 at `high`."""
         if self.log:
             return math.log(value / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
 
     def percent(self, value: float) -> str:
+        """The position as an SVG length."""
         return f"{100 * self.at(value):.2f}%"
+
+    def within(self, value: float) -> float:
+        """The value, or the nearer end of the axis."""
+        return min(max(value, self.low), self.high)
 
     def ticks(self) -> list[float]:
         """At most seven round values between both ends."""
@@ -117,12 +109,12 @@ class Axis:
 
 
 def from_zero(values: Iterable[float]) -> Axis:
-    """For bars, whose lengths are compared."""
+    """For bars, which are compared by length."""
     return Axis(0.0, max(values, default=0.0) or 1.0)
 
 
 def around(values: Sequence[float]) -> Axis:
-    """For dots, whose places are compared: logarithmic over a wide range, from zero if that costs less than half.
+    """For dots: logarithmic over a wide range; from zero if that costs less than half of the axis.
 
     values: at least one, above zero.
     """
@@ -136,14 +128,31 @@ def around(values: Sequence[float]) -> Axis:
 
 
 def logarithmic(values: Sequence[float]) -> Axis:
-    """For factors, which are compared. values: at least one, above zero."""
+    """For values that are compared by ratio. values: at least one, above zero."""
     low, high = min(values), max(values)
     margin = max((high / low) ** MARGIN, 1 + MARGIN)
     return Axis(low / margin, high * margin, log=True)
 
 
+def on_scale(ranked: Sequence[PlanMeasurement]) -> list[PlanMeasurement]:
+    """The plans that axes are fitted to: those within OFF_SCALE times the median plan's step."""
+    limit = OFF_SCALE * median_low([step(plan) for plan in ranked])
+    return [plan for plan in ranked if step(plan) <= limit]
+
+
+# Chart rows: a name, a track as wide as possible, a figure.
+
+
+def row(number: int | None, name: str, picture: Element, *figures: Content) -> Element:
+    """number: the plan's, by which the page's script highlights it in every section."""
+    label = None if number is None else element("span", f"{number}", class_="place")
+    named = element("span", label, element("span", *breakable(name)), class_="name")
+    figure = element("span", *figures, class_="figure")
+    return element("div", named, element("div", picture, class_="track"), figure, class_="row", data_plan=number)
+
+
 def track(axis: Axis, *marks: Element) -> Element:
-    """A row's picture; marks are drawn about y = 0, its middle. Who cannot see it has the figures in the tables."""
+    """A row's picture. Marks are drawn around y = 0, its middle. Screen readers skip it and read the tables."""
     lines = [
         element("line", x1=axis.percent(tick), x2=axis.percent(tick), y1="0", y2="100%", class_="grid")
         for tick in axis.ticks()
@@ -152,12 +161,9 @@ def track(axis: Axis, *marks: Element) -> Element:
     return element("svg", *lines, middle, aria_hidden="true")
 
 
-def row(number: int | None, name: str, picture: Element, *figures: Content) -> Element:
-    """number: the plan's place, by which the page's script lights it up everywhere."""
-    place = None if number is None else element("span", f"{number}", class_="place")
-    label = element("span", place, element("span", name), class_="name")
-    figure = element("span", *figures, class_="figure")
-    return element("div", label, element("div", picture, class_="track"), figure, class_="row", data_plan=number)
+def beyond(message: str) -> Element:
+    """An arrow at the right end of a track, for values beyond its axis."""
+    return element("text", element("title", message), "▶", x="100%", y="5", text_anchor="end", class_="beyond")
 
 
 def scale(axis: Axis, unit: str) -> Element:
@@ -173,75 +179,3 @@ def scale(axis: Axis, unit: str) -> Element:
 
 def _anchor(percent: float) -> str:
     return "start" if percent < EDGE else "end" if percent > 100 - EDGE else "middle"
-
-
-# What the page's parts tell alike: plans by their measured step, and what each cost model is worth.
-
-
-Model = Callable[[PlanMeasurement], Prediction | None]
-
-
-MODELS: dict[str, Model] = {
-    "TorchRec's cost model": lambda plan: plan.default,
-    "Calibrated cost model": lambda plan: plan.calibrated,
-}
-
-
-def step(plan: PlanMeasurement) -> float:
-    """Median milliseconds of a measured plan's step."""
-    return plan.timings["step"].p50
-
-
-def by_step(result: BenchResult) -> list[PlanMeasurement]:
-    """The measured plans, fastest first: a plan's place here is its number on the page."""
-    return sorted(measured_plans(result), key=step)
-
-
-def unmeasured(result: BenchResult) -> list[tuple[PlanMeasurement, str]]:
-    """The other plans, and why they are."""
-    timed = {plan.name for plan in measured_plans(result)}
-    return [(plan, plan.failed or "No round was done.") for plan in result.plans if plan.name not in timed]
-
-
-@dataclass(frozen=True)
-class Rated:
-    """Measured plans that a cost model rated: their places, and predicted and measured milliseconds.
-
-    choice: the plan that the model likes best. fastest: the one that was.
-    """
-
-    points: list[tuple[int, float, float]]
-    accuracy: Accuracy
-    choice: PlanMeasurement
-    fastest: PlanMeasurement
-
-    @property
-    def verdict(self) -> str:
-        """How far the model is right, and what following it would have cost."""
-        off = f"median error {percent(self.accuracy.error)}"
-        if len(self.points) == 1:
-            return f"{off}; it rated {self.choice.name} only."
-        found = self.accuracy.spearman
-        order = "Spearman not defined" if found is None else f"Spearman {found:.2f}"
-        choice = f"it likes best what was the fastest, {self.choice.name}"
-        if self.choice is not self.fastest:
-            more = percent(self.accuracy.regret)
-            choice = f"it likes best {self.choice.name}, which took {more} longer than {self.fastest.name}"
-        return f"{order} over {len(self.points)} plans; {off}; {choice}."
-
-
-def rated(plans: Sequence[PlanMeasurement], model: Model) -> Rated | None:
-    """plans: `by_step`. None for a model that rated none of them."""
-    found = [
-        (place, plan, expected.step)
-        for place, plan in enumerate(plans, 1)
-        if (expected := model(plan)) is not None and math.isfinite(expected.step) and expected.step > 0
-    ]
-    if not found:
-        return None
-    return Rated(
-        points=[(place, expected, step(plan)) for place, plan, expected in found],
-        accuracy=accuracy([expected for *_, expected in found], [step(plan) for _, plan, _ in found]),
-        choice=min(found, key=lambda one: one[2])[1],
-        fastest=found[0][1],
-    )

@@ -1,4 +1,7 @@
-"""What plans are measured on: a model and its batches."""
+"""The subject of a bench: a model and its batches, from a recipe and its log or from a tables file.
+
+Shapes: B rows of one rank, X dense columns, R rows of a table.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -8,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import distributed as dist
 from torch import nn
 from torchrec.datasets.utils import Batch
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
@@ -18,7 +20,7 @@ from sidrec.config import ConfigError, Recipe
 from sidrec.config.recipe import AdagradTables, OptimizerConfig, ParallelConfig, RowwiseAdagradTables, TableOptimizer
 from sidrec.data.dataset import Sizes
 from sidrec.model.ranker import Ranker
-from sidrec.parallel.process_group import Ranks
+from sidrec.parallel.process_group import Ranks, gather_objects
 from sidrec.plans.tables_file import DENSE, TablesFile, TablesModel
 from sidrec.plans.workload import CountedRows, TableLoad, Workload
 from sidrec.train.assembly import open_dataset, open_loader
@@ -29,11 +31,11 @@ from sidrec.train.stopping import agreed_batches
 class Subject:
     """A model to shard, and this rank's batches.
 
-    model: makes the module with its tables on `meta` and its dense layers filled, the same at every call
-        and on every rank; its forward takes a batch and returns (loss, (terms with the key `loss`, anything)).
-    batches: the same number on every rank; equally many bags of a collection in a step on all ranks.
+    model: makes the module, with tables on `meta` and initialised dense layers, the same on every call and rank. Its
+        forward takes a batch and returns (loss, (terms with the key `loss`, anything)).
+    batches: equally many on every rank; in a step, all ranks have equally many bags of a collection.
     optimizer: one that learns the same under every plan. pipeline: as in `parallel.pipeline`.
-    facts: of the batches, for the result.
+    facts: about the batches, for the result.
     """
 
     name: str
@@ -46,13 +48,13 @@ class Subject:
     facts: dict[str, Any]
 
     def endless(self) -> Iterator[Any]:
-        """The batches over and over, as the loader would hand them over: with nothing yet computed of them."""
+        """Cycles through the batches, each as the loader would yield it."""
         while True:
-            yield from map(unread, self.batches)
+            yield from map(without_cached_fields, self.batches)
 
 
-def unread(batch: Any) -> Any:
-    """A batch whose KeyedJaggedTensors have forgotten what they computed of themselves (offsets, lengths per key)."""
+def without_cached_fields(batch: Any) -> Any:
+    """The batch with new KeyedJaggedTensors, which have not computed offsets and lengths per key yet."""
     return replace(
         batch,
         **{
@@ -64,15 +66,15 @@ def unread(batch: Any) -> Any:
 
 
 def same_under_every_plan(optimizer: OptimizerConfig) -> tuple[OptimizerConfig, str | None]:
-    """The optimizer with element-wise Adagrad where it has row-wise, and the sentence that says so.
+    """The optimizer with element-wise instead of row-wise Adagrad, and a note if that changed it.
 
-    A column shard of row-wise Adagrad keeps a state of its own per row, so that plans would learn differently.
+    Under row-wise Adagrad each column shard has its own state per row, so that plans would learn differently.
     """
     if not any(isinstance(tables, RowwiseAdagradTables) for tables in (optimizer.tables, optimizer.hid)):
         return optimizer, None
     hid = None if optimizer.hid is None else _element_wise(optimizer.hid)
     changed = replace(optimizer, tables=_element_wise(optimizer.tables), hid=hid)
-    return changed, "element-wise Adagrad in the place of row-wise, which learns otherwise on column shards"
+    return changed, "element-wise Adagrad instead of row-wise, which would learn differently on column shards"
 
 
 def _element_wise(optimizer: TableOptimizer) -> TableOptimizer:
@@ -82,18 +84,18 @@ def _element_wise(optimizer: TableOptimizer) -> TableOptimizer:
 
 
 def meta_model(subject: Subject) -> nn.Module:
-    """The model, nothing of it allocated."""
+    """The model on `meta`: nothing is allocated."""
     with torch.device("meta"):
         return subject.model()
 
 
-# A recipe as a subject: its ranker, on batches of its own log.
+# A recipe: its ranker, on batches of its own log.
 
 
 def recipe_subject(recipe: Recipe, batches: int, ranks: Ranks) -> Subject:
-    """A subject with the first `batches` train batches of the recipe, or all where the log has fewer.
+    """The recipe's ranker and its first `batches` train batches, or all of them if the log has fewer.
 
-    Raises ConfigError or ContractError on all ranks together, as training does.
+    Collective. Raises ConfigError or ContractError on all ranks, as training does.
     """
     data = open_dataset(recipe, ranks)
     loader = open_loader(recipe, data, "train", shuffle=True, ranks=ranks)
@@ -119,16 +121,13 @@ def _ranker_model(recipe: Recipe, sizes: Sizes) -> nn.Module:
     return Ranker(recipe.model, sizes)
 
 
-# Tables alone as a subject: a model around them, and batches drawn by the tables' own statistics.
-#
-# Shapes: B rows of one rank, X dense columns.
-
+# A tables file: a model around its tables, and batches drawn by its statistics.
 
 SEED = 0
 
 
 def tables_subject(tables: TablesFile, batches: int, ranks: Ranks) -> Subject:
-    """A subject with `batches` batches on every rank. Raises ConfigError where ranks do not divide a step's rows."""
+    """The tables and `batches` random batches per rank. Raises ConfigError if ranks do not divide a step's rows."""
     if tables.rows_per_step % ranks.world:
         expected = f"a multiple of the number of ranks = {ranks.world}"
         raise ConfigError(f"{tables.name}, rows_per_step: expected {expected}, got {tables.rows_per_step}")
@@ -146,7 +145,7 @@ def tables_subject(tables: TablesFile, batches: int, ranks: Ranks) -> Subject:
 
 
 def with_fewer_rows(tables: TablesFile, divisor: int) -> TablesFile:
-    """The same tables at a `divisor`-th of their rows, at least one, for machines that the whole ones do not fit."""
+    """The tables with 1/divisor of their rows, at least one, for machines that are too small for all."""
     smaller = tuple(replace(table, rows=max(1, table.rows // divisor)) for table in tables.tables)
     return replace(tables, tables=smaller)
 
@@ -161,7 +160,7 @@ def _batch(tables: TablesFile, rows: int, rank: int, number: int) -> Batch:
     keys, values, lengths = [], [], []
     for table in tables.tables:
         for feature in table.feature_names:
-            # A mean of 2.3 ids: every bag has 2, and three in ten have another.
+            # For a mean of 2.3 ids, every bag has 2 and 30% of the bags have a third.
             sizes_B = int(table.ids_per_bag) + (random.random(rows) < table.ids_per_bag % 1)
             keys.append(feature)
             lengths.append(sizes_B)
@@ -174,22 +173,19 @@ def _batch(tables: TablesFile, rows: int, rank: int, number: int) -> Batch:
     return Batch(torch.from_numpy(dense_BX), sparse, torch.from_numpy(labels_B))
 
 
-# How a subject's batches read its tables: bags, ids, and how often each row.
-#
-# Shapes: R rows of a table.
+# The workload that the batches amount to.
 
 
 def workload_of(subject: Subject, ranks: Ranks) -> Workload:
-    """The subject as a plan's cost model sees it. Bags and ids are those of all ranks, frequencies this rank's."""
-    everyone: list[dict[str, tuple[float, float]]] = [{}] * ranks.world
-    dist.all_gather_object(everyone, _bags_and_ids(subject.batches), group=ranks.control)
-    means = {feature: np.mean([rank[feature] for rank in everyone], axis=0) for feature in everyone[0]}
+    """The subject for cost models. Collective: bags and ids are means over all ranks; row counts are this rank's."""
+    by_rank = gather_objects(ranks, _bags_and_ids(subject.batches))
+    means = {feature: np.mean([rank[feature] for rank in by_rank], axis=0) for feature in by_rank[0]}
     workload = Workload(subject.name, meta_model(subject), {}, subject.rows_per_rank)
     return replace(workload, loads={name: _load(table, means, subject) for name, table in workload.tables.items()})
 
 
 def _load(table: EmbeddingBagConfig, means: dict[str, np.ndarray], subject: Subject) -> TableLoad:
-    """means: feature -> mean bags and ids of a rank's batch."""
+    """means: feature -> mean number of bags and ids in a rank's batch."""
     features = table.feature_names
     bags = round(means[features[0]][0])
     ids_per_bag = tuple(float(means[feature][1]) / max(1, bags) for feature in features)
@@ -197,7 +193,7 @@ def _load(table: EmbeddingBagConfig, means: dict[str, np.ndarray], subject: Subj
 
 
 def _popularity(table: EmbeddingBagConfig, batches: list[Any]) -> CountedRows | None:
-    """None where there are no ids, or ids that are no rows: a managed table finds the row itself."""
+    """None without ids, or for a managed table, whose ids are not rows."""
     count_R = np.zeros(table.num_embeddings, dtype=np.int64)
     for features in _sparse(batches):
         for feature in set(table.feature_names) & set(features.keys()):

@@ -1,4 +1,4 @@
-"""One plan's model on the ranks, and a visit to it: warmed up, steps timed whole, then taken apart.
+"""One plan's sharded model, and a visit to it: warm-up steps, timed whole steps, then timed phases of a step.
 
 Shapes: S timed steps.
 """
@@ -29,19 +29,19 @@ PIPELINES = {"sparse_dist": TrainPipelineSparseDist, "plain": TrainPipelineBase}
 
 @dataclass(frozen=True)
 class StepCounts:
-    """What to do in a visit: steps before the clock runs, and steps timed, whole and then as often in parts."""
+    """Steps of a visit: warm_up untimed ones, `timed` whole ones, and `timed` ones timed by phase."""
 
     warm_up: int
-    steps: int
+    timed: int
 
 
 @dataclass(frozen=True)
 class Visit:
-    """What a visit found on this rank.
+    """Measurements of a visit on this rank.
 
-    losses: of the whole steps, warm-up included, over this rank's rows. milliseconds: phase -> [S]. cpu: [S], what this
-    process spent of CPU time in each whole step. ids: looked up on this rank in a step, on average. memory: bytes of
-    this rank's tables and their optimizer state.
+    losses: of the whole steps, warm-up included, over this rank's rows. milliseconds: phase -> [S].
+    cpu: [S] CPU milliseconds of this process in each whole step. ids: mean ids looked up on this rank in a step.
+    memory: bytes of this rank's tables and their optimizer state.
     """
 
     losses: list[float]
@@ -52,7 +52,7 @@ class Visit:
 
 
 class _Step(NamedTuple):
-    """A step of the pipeline: milliseconds, of the clock and of this process's CPU time, and the loss."""
+    """A step of the pipeline: wall-clock and CPU milliseconds, and the loss."""
 
     wall: float
     cpu: float
@@ -60,33 +60,33 @@ class _Step(NamedTuple):
 
 
 class Trial:
-    """A plan, built: the model with the same first values as under every other plan, optimizer and pipeline."""
+    """Model, optimizer and pipeline of a plan. The initial values are the same under every plan."""
 
     def __init__(self, subject: Subject, plan: ShardingPlan, ranks: Ranks) -> None:
         torch.manual_seed(subject.seed)
         self._model = shard_as_planned(subject.model(), plan, subject.optimizer, subject.seed, ranks)
         self._model.train()
-        self._optimizer = build_optimizer(self._model, subject.optimizer, dim=0)  # asked for by row-wise Adagrad only
+        self._optimizer = build_optimizer(self._model, subject.optimizer, dim=0)  # dim: used by row-wise Adagrad only
         self._pipeline = PIPELINES[subject.pipeline](self._model, self._optimizer, ranks.device)
-        self._parted = SplitStep(self._model, self._optimizer, ranks)
+        self._split_step = SplitStep(self._model, self._optimizer, ranks)
         self._batches = subject.endless()
         self._ranks = ranks
 
-    def visit(self, amounts: StepCounts) -> Visit:
-        """Trains and measures. All ranks call this together."""
-        warm_up = [self._step() for _ in range(amounts.warm_up)]
+    def visit(self, steps: StepCounts) -> Visit:
+        """Trains and measures. Collective."""
+        warm_up = [self._step() for _ in range(steps.warm_up)]
         gc.collect()
         dist.barrier(group=self._ranks.control)
-        timed = [self._step() for _ in range(amounts.steps)]
+        timed = [self._step() for _ in range(steps.timed)]
         if isinstance(self._pipeline, TrainPipelineSparseDist):
-            self._pipeline.detach()  # the collections get their ordinary parts back, until the pipeline's next step
-        parted = [self._parted(next(self._batches)) for _ in range(amounts.steps)]
-        milliseconds = {part: [times[part] for times, _ in parted] for part in PARTS}
+            self._pipeline.detach()  # restores the collections' own forward until the pipeline's next step
+        split = [self._split_step(next(self._batches)) for _ in range(steps.timed)]
+        milliseconds = {part: [times[part] for times, _ in split] for part in PARTS}
         return Visit(
             losses=[float(step.loss) for step in (*warm_up, *timed)],
             milliseconds={"step": [step.wall for step in timed], **milliseconds},
             cpu=[step.cpu for step in timed],
-            ids=sum(ids for _, ids in parted) / len(parted),
+            ids=sum(ids for _, ids in split) / len(split),
             memory=_table_bytes(self._model.state_dict()) + _table_bytes(self._optimizer.state_dict()["state"]),
         )
 
@@ -99,7 +99,7 @@ class Trial:
 
 
 def _table_bytes(state: Mapping[str, Any]) -> int:
-    """Bytes of this rank's part of what belongs to embedding tables."""
+    """Bytes on this rank of the entries that belong to embedding tables."""
     return sum(_local_bytes(value) for name, value in state.items() if ".embedding_bags." in name)
 
 
@@ -111,14 +111,13 @@ def _local_bytes(value: Any) -> int:
     return value.nbytes if isinstance(value, torch.Tensor) else 0
 
 
-# Where a training step's time goes: the step taken apart, with every rank waiting for the others after each part.
-
+# A training step split into parts, with a barrier after each.
 
 PARTS = ("input_dist", "lookup", "output_dist", "dense_forward", "backward")
 
 
 def sharded_collections(model: nn.Module) -> list[ShardedModule]:
-    """The sharded embedding collections of a model, those within another one left out."""
+    """The sharded embedding collections of a model, without those inside of another one."""
     found: list[tuple[str, ShardedModule]] = []
     for path, module in model.named_modules():
         if isinstance(module, ShardedModule) and not any(path.startswith(f"{outer}.") for outer, _ in found):
@@ -127,7 +126,7 @@ def sharded_collections(model: nn.Module) -> list[ShardedModule]:
 
 
 class SplitStep:
-    """Training steps taken apart. The model may stand in a pipeline: it is as before after every step."""
+    """Times the parts of a training step. The model may belong to a pipeline: it is unchanged after every step."""
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, ranks: Ranks) -> None:
         self._model = model
@@ -139,15 +138,12 @@ class SplitStep:
         self._since = 0.0
 
     def __call__(self, batch: Any) -> tuple[dict[str, float], int]:
-        """Trains on a batch.
-
-        Returns: part -> this rank's milliseconds, waiting for others left out, and the ids this rank looked up.
-        """
+        """Trains on a batch. Returns part -> milliseconds of this rank without waiting, and the ids it looked up."""
         batch = batch.to(self._ranks.device)
         self._milliseconds, self._ids = dict.fromkeys(PARTS, 0.0), 0
         self._optimizer.zero_grad()
         with _replaced_forward((module, self._forward(module)) for module in self._collections):
-            self._meet()
+            self._barrier()
             loss, _ = self._model(batch)
             self._lap("dense_forward")
         loss.backward()
@@ -156,7 +152,7 @@ class SplitStep:
         return self._milliseconds, self._ids
 
     def _forward(self, module: ShardedModule) -> Callable[..., Any]:
-        """What stands in the place of a collection's forward: the same, its parts timed."""
+        """A replacement of a collection's forward that computes the same and times its parts."""
 
         def forward(*features: Any) -> Any:
             self._lap("dense_forward")
@@ -174,20 +170,20 @@ class SplitStep:
         return forward
 
     def _lap(self, part: str) -> None:
-        """Books the time since the last meeting on `part`, and meets the other ranks."""
+        """Adds the time since the last barrier to `part`, then waits for the other ranks."""
         if self._ranks.device.type == "cuda":
             torch.cuda.synchronize(self._ranks.device)
         self._milliseconds[part] += (time.perf_counter() - self._since) * 1e3
-        self._meet()
+        self._barrier()
 
-    def _meet(self) -> None:
+    def _barrier(self) -> None:
         dist.barrier(group=self._ranks.control)
         self._since = time.perf_counter()
 
 
 @contextmanager
 def _replaced_forward(replacements: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
-    """Other forwards for a while: a pipeline's stand in the modules as attributes, the ordinary one in their class."""
+    """Replaces `forward` of modules within the block. A pipeline sets it on the instance, else it is the class's."""
     before: list[tuple[nn.Module, Callable[..., Any] | None]] = []
     try:
         for module, forward in replacements:
@@ -203,14 +199,14 @@ def _replaced_forward(replacements: Iterable[tuple[nn.Module, Callable[..., Any]
 
 
 def _awaited(output: Any) -> Any:
-    """Managed collections give a pair of awaitables, the others one."""
+    """Waits for an output. Managed collections return a pair of awaitables, the others one."""
     if isinstance(output, tuple):
         return tuple(_awaited(part) for part in output)
     return output.wait() if isinstance(output, LazyAwaitable) else output
 
 
 def _ids(local: Iterable[Any]) -> int:
-    """Ids in the features that one collection looks up on this rank."""
+    """Number of ids that one collection looks up on this rank."""
     return sum(
         part.values().numel() if isinstance(part, KeyedJaggedTensor) else _ids(part)
         for part in local

@@ -13,9 +13,9 @@ from sidrec.bench.calibrate import calibrate
 from sidrec.bench.candidate_plans import AUTO, TYPES, check_names
 from sidrec.bench.measure import RESULT, bench_plans
 from sidrec.bench.page import is_page, write_page
+from sidrec.bench.ranking import bench_table
 from sidrec.bench.result import is_bench, load_bench
 from sidrec.bench.subject import Subject, recipe_subject, tables_subject, with_fewer_rows
-from sidrec.bench.summary import bench_table
 from sidrec.bench.trial import StepCounts
 from sidrec.config import ConfigError, Recipe, load
 from sidrec.config.load import checked_flags

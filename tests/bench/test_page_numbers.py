@@ -4,7 +4,9 @@ import math
 
 import pytest
 
-from sidrec.bench.page_elements import MISSING, Axis, around, byte_unit, from_zero, logarithmic, percent, three_digits
+from sidrec.bench.page_elements import Axis, around, byte_unit, from_zero, logarithmic, on_scale
+from sidrec.bench.ranking import MISSING, percent, three_digits
+from tests.bench.bench_results import plan
 
 
 @pytest.mark.parametrize(
@@ -52,3 +54,9 @@ def test_any_axis_has_ticks_within_and_holds_its_values(values: list[float]) -> 
         assert all(0 <= axis.at(value) <= 1 for value in values)
         assert 2 <= len(axis.ticks()) <= 7
         assert all(-1e-9 <= axis.at(tick) <= 1 + 1e-9 for tick in axis.ticks())
+
+
+def test_a_slow_plan_does_not_stretch_the_axes() -> None:
+    ranked = [plan(f"{step}", float(step)) for step in (10, 11, 12, 30, 37)]
+    assert [each.name for each in on_scale(ranked)] == ["10", "11", "12", "30"]  # the median is 12
+    assert [each.name for each in on_scale([plan("a", 9.0), plan("b", 900.0)])] == ["a"]

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from sidrec.bench import candidate_plans
 from sidrec.bench.measure import RESULT, bench_plans
+from sidrec.bench.ranking import bench_table
 from sidrec.bench.result import PHASES, BenchResult, load_bench
 from sidrec.bench.subject import Subject, tables_subject
-from sidrec.bench.summary import bench_table
 from sidrec.bench.trial import StepCounts
 from sidrec.errors import SidrecError
 from sidrec.parallel.process_group import Ranks
@@ -24,7 +23,7 @@ from tests.bench.subjects import small_subject
 from tests.ranks import joined, run_on_ranks
 from tests.small_log import write_small_log
 
-ONCE = StepCounts(warm_up=1, steps=1)
+ONCE = StepCounts(warm_up=1, timed=1)
 EVERY_PLAN = (
     *("auto", "data_parallel", "table_wise", "row_wise", "column_wise", "table_row_wise", "table_column_wise"),
     "grid_shard",
@@ -40,9 +39,11 @@ TABLES = TablesFile(
 )
 
 
-def outcome(subject: Subject, names: Sequence[str], out: Path, ranks: Ranks, rounds: int = 1) -> BenchResult | str:
+def outcome(
+    subject: Subject, names: Sequence[str], out: Path, ranks: Ranks, rounds: int = 1, free: int | None = None
+) -> BenchResult | str:
     try:
-        return bench_plans(subject, names, ONCE, rounds, out, ranks)
+        return bench_plans(subject, names, ONCE, rounds, out, ranks, free=free)
     except SidrecError as error:
         return f"{type(error).__name__}: {error}"
 
@@ -146,10 +147,10 @@ def benches_of_tables(rank: int, world: int, folder: Path) -> dict[str, BenchRes
     found["misfit"] = outcome(subject, (str(folder / "edited_0.json"), "table_wise"), folder / "misfit", ranks)
     names = ("table_wise", "row_wise", "column_wise", "table_row_wise")
     found["wrong"] = outcome(wrong_in_its_third_model(subject), names, folder / "wrong", ranks, rounds=2)
-    candidate_plans.memory = lambda: (120_000, 10**9)  # type: ignore[assignment]  # bytes
-    found["short"] = outcome(subject, ("data_parallel", "table_wise", "row_wise"), folder / "short", ranks)
-    candidate_plans.memory = lambda: (100, 10**9)  # type: ignore[assignment]
-    found["none"] = outcome(subject, ("table_wise",), folder / "none", ranks)
+    found["short"] = outcome(
+        subject, ("data_parallel", "table_wise", "row_wise"), folder / "short", ranks, free=120_000
+    )
+    found["none"] = outcome(subject, ("table_wise",), folder / "none", ranks, free=100)
     return found
 
 

@@ -66,9 +66,9 @@ def visits(rank: int, world: int, folder: Path) -> tuple[dict[str, Visit], list[
     ranks = joined(rank, world)
     subject = small_subject(folder, ranks, batches=5)
     found = {}
-    for contender in candidate_plans(subject, TYPES, workload_of(subject, ranks), None, ranks):
-        assert contender.plan is not None
-        found[contender.name] = Trial(subject, contender.plan, ranks).visit(StepCounts(warm_up=1, steps=2))
+    for candidate in candidate_plans(subject, TYPES, workload_of(subject, ranks), None, ranks):
+        assert candidate.plan is not None
+        found[candidate.name] = Trial(subject, candidate.plan, ranks).visit(StepCounts(warm_up=1, timed=2))
     ids = [batch.items.values().numel() + batch.context.values().numel() for batch in subject.batches]
     tables = [table for module in collections_of(subject) for table in module.embedding_bag_configs()]
     return found, ids, sum(table.num_embeddings * table.embedding_dim for table in tables)

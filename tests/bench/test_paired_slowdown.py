@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sidrec.bench.summary import paired_slowdown
+from sidrec.bench.ranking import paired_slowdown
 
 
 def test_by_hand() -> None:

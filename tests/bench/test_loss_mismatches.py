@@ -1,6 +1,6 @@
 """Which plans train something else than the others."""
 
-from sidrec.bench.result import loss_mismatches
+from sidrec.bench.measure import loss_mismatches
 
 
 def test_most_plans_are_right_whatever_their_order() -> None:
