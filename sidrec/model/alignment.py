@@ -1,5 +1,10 @@
-"""SID-driven interest alignment: how alike are the target and the user's history, level-free and in SID space
-(SID-Coord, arXiv 2604.10471, module III); or, as its rival, how many granules they share.
+"""SID-driven interest alignment: how similar the target is to the user's history, in the space of SIDs.
+
+SID-Coord's module III (arXiv 2604.10471): S_t = cos(e_sid(target), e_sid(history item t)), AutoDis of each S_t, and
+[max_t; mean_t] of the result. Also its rivals: fixed bins, plain statistics, and counts of shared granules.
+
+To add an alignment: add its section to sidrec/config/item.py, and a `SimilarityFeatures` or an `Alignment` with its case
+in `build_alignment` here.
 
 Shapes: B rows, U items, T history positions, D width, H soft buckets, A width of a meta-embedding, G granularities.
 """
@@ -13,8 +18,8 @@ from torch import Tensor, fx, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from sidrec.config import item as sections
 from sidrec.config.item import (
-    Alignment,
     AutoDisAlignment,
     HistogramAlignment,
     MatchStatsAlignment,
@@ -24,10 +29,62 @@ from sidrec.config.item import (
 from sidrec.model.history import HistoryIndex, products_with_history
 
 
+class Alignment(nn.Module):
+    """Maps target and history to `width` dense features of the row. Base class.
+
+    compares_granules: whether `forward` takes granules_UG, the number of each bag's granule at every granularity, in
+    place of sid_UD.
+    """
+
+    width: int
+    compares_granules = False
+
+    def forward(self, items: Tensor, target_B: Tensor, history: HistoryIndex) -> Tensor:
+        """Returns [B, width]. items: sid_UD or granules_UG. target_B: item bags."""
+        raise NotImplementedError
+
+
+def build_alignment(config: sections.Alignment, granularities: int) -> Alignment | None:
+    """The module of the recipe's section; None for kind none."""
+    match config:
+        case AutoDisAlignment():
+            features = AutoDis(config.buckets, config.width, config.skip, config.temperature)
+            return InterestAlignment(features, config.stop_gradient)
+        case HistogramAlignment():
+            return InterestAlignment(Histogram(config.bins), config.stop_gradient)
+        case RawStatsAlignment():
+            return InterestAlignment(RawStatistics(), config.stop_gradient)
+        case MatchStatsAlignment():
+            return MatchStatistics(granularities)
+        case NoAlignment():
+            return None
+
+
+class InterestAlignment(Alignment):
+    """[SimilarityFeatures(S); 1 if the history is empty else 0].
+
+    stop_gradient: keeps the gradient of these features out of the SID tables.
+    """
+
+    def __init__(self, features: "SimilarityFeatures", stop_gradient: bool) -> None:
+        super().__init__()
+        self.features = features
+        self.stop_gradient = stop_gradient
+        self.width = features.width + 1
+
+    def forward(self, sid_UD: Tensor, target_B: Tensor, history: HistoryIndex) -> Tensor:
+        """Returns [B, width]."""
+        if self.stop_gradient:
+            sid_UD = sid_UD.detach()
+        pooled = self.features(similarities(sid_UD, target_B, history), history.valid_BT)
+        empty_B1 = (~history.valid_BT.any(dim=1, keepdim=True)).to(pooled.dtype)
+        return torch.cat([pooled, empty_B1], dim=1)
+
+
 def similarities(sid_UD: Tensor, target_B: Tensor, history: HistoryIndex) -> Tensor:
     """S_t = cos(e_sid(target), e_sid(history item t)), [B, T]; 0 at padding, whose vector is zero.
 
-    Rows are scaled to unit length once per unique item, before they are gathered.
+    Unique items are scaled to unit length, then gathered.
     """
     unit_UD = functional.normalize(sid_UD, dim=1, eps=1e-6)
     return products_with_history(unit_UD, functional.embedding(target_B, unit_UD), history)
@@ -43,20 +100,21 @@ def masked_max_and_mean(values_BTA: Tensor, valid_BT: Tensor) -> Tensor:
 
 
 class SimilarityFeatures(nn.Module):
-    """Turns similarities into features. `width` is their number; `forward` maps [B, T] and its mask to [B, width]."""
+    """Maps similarities to `width` features of the row. Base class."""
 
     width: int
 
     def forward(self, similarity_BT: Tensor, valid_BT: Tensor) -> Tensor:
+        """Returns [B, width]; valid_BT is False at padding."""
         raise NotImplementedError
 
 
 class AutoDis(SimilarityFeatures):
-    """AutoDis (arXiv 2012.08986) of each similarity, then max and mean over the history.
+    """AutoDis (arXiv 2012.08986) of each similarity x, then max and mean over the history.
 
-    h = LeakyReLU(w x), u = W h + skip * h, p = softmax(u / temperature), a = p ME.
+    h = LeakyReLU(w x), u = W h + skip * h, p = softmax(u / temperature), a = p ME; H soft buckets, ME [H, A].
     As x is a scalar, LeakyReLU(w x) = |x| LeakyReLU(sign(x) w): u is |x| times one of two vectors, so the H x H product
-    is done twice per batch instead of once per position.
+    is computed twice per batch instead of once per position.
     """
 
     def __init__(self, buckets: int, width: int, skip: float, temperature: float) -> None:
@@ -75,7 +133,7 @@ class AutoDis(SimilarityFeatures):
 
 
 class Histogram(SimilarityFeatures):
-    """Fixed Gaussian bins on [-1, 1], then max and mean over the history."""
+    """exp(-((x - c) bins / 2)^2 / 2) for `bins` centers c spread over [-1, 1], then max and mean over the history."""
 
     centers_H: Tensor
 
@@ -102,30 +160,10 @@ class RawStatistics(SimilarityFeatures):
         return torch.cat([pooled_B2, torch.sqrt(variance_B1 + 1e-8)], dim=1)
 
 
-class InterestAlignment(nn.Module):
-    """Alignment features of a row: the pooled similarity features and an "empty history" bit."""
-
-    compares_granules = False
-
-    def __init__(self, features: SimilarityFeatures, stop_gradient: bool) -> None:
-        super().__init__()
-        self.features = features
-        self.stop_gradient = stop_gradient
-        self.width = features.width + 1
-
-    def forward(self, sid_UD: Tensor, target_B: Tensor, history: HistoryIndex) -> Tensor:
-        """Returns [B, width]. target_B: item bags."""
-        if self.stop_gradient:
-            sid_UD = sid_UD.detach()
-        pooled = self.features(similarities(sid_UD, target_B, history), history.valid_BT)
-        empty_B1 = (~history.valid_BT.any(dim=1, keepdim=True)).to(pooled.dtype)
-        return torch.cat([pooled, empty_B1], dim=1)
-
-
-class MatchStatistics(nn.Module):
-    """Per granularity, how many items of the history share the target's granule: log1p of the count, and its share of
-    the history; and an "empty history" bit. The match statistics of SIDs that rankers take beside DAS's
-    (arXiv 2508.10584)."""
+class MatchStatistics(Alignment):
+    """[log1p(n_k); n_k / |history|; 1 if the history is empty else 0], n_k = number of history items that share the
+    target's granule at granularity k. The SID match statistics that rankers use with DAS (arXiv 2508.10584).
+    """
 
     compares_granules = True
 
@@ -135,7 +173,7 @@ class MatchStatistics(nn.Module):
         self.width = 2 * granularities + 1
 
     def forward(self, granules_UG: Tensor, target_B: Tensor, history: HistoryIndex) -> Tensor:
-        """Returns [B, width]. granules_UG: the number of each bag's granule, 0 for none, which matches nothing."""
+        """Returns [B, width]. granules_UG: 0 for an item without a SID, which matches nothing."""
         target_BG = granules_UG.index_select(0, target_B)
         counts = []
         for k in range(self.granularities):
@@ -146,87 +184,38 @@ class MatchStatistics(nn.Module):
         return torch.cat([torch.log1p(count_BG), count_BG / history.count_B1, empty_B1], dim=1)
 
 
-def build_alignment(config: Alignment, granularities: int) -> InterestAlignment | MatchStatistics | None:
-    """The module that `config` names; None for "none"."""
-    match config:
-        case AutoDisAlignment():
-            features = AutoDis(config.buckets, config.width, config.skip, config.temperature)
-            return InterestAlignment(features, config.stop_gradient)
-        case HistogramAlignment():
-            return InterestAlignment(Histogram(config.bins), config.stop_gradient)
-        case RawStatsAlignment():
-            return InterestAlignment(RawStatistics(), config.stop_gradient)
-        case MatchStatsAlignment():
-            return MatchStatistics(granularities)
-        case NoAlignment():
-            return None
-
-
-# AutoDis of similarities, pooled over histories, a few rows at a time.
+# AutoDis and its pooling, a few rows at a time. A plain chain of operators would write and read [B, T, H] and [B, T, A]
+# tensors a dozen times. Here a chunk of rows passes through all of them while it is in the cache, and backward computes
+# the chunk again instead of keeping it. The rows of a chunk come last, so that every operator runs along them.
 #
-# A plain chain of operators would write and read [B, T, H] and [B, T, A] tensors a dozen times. Here a piece of rows
-# goes through all of them while it is in the cache; backward computes the piece again instead of keeping it.
-#
-# Shapes: B rows, T history positions, R rows of a piece, P = T R positions of a piece, H soft buckets, A width of a
-# meta-embedding. Pieces have the rows last, so that every operator runs along them.
+# Shapes: R rows of a chunk, P = T R its positions.
 
-
-ROWS = 512  # rows of a piece
-
-
-class _Piece(NamedTuple):
-    """magnitude_2P: |x| where x >= 0, and where x < 0; else 0. share_HP: exp(u - max u). total_P: its sum over H.
-
-    embedded_ATR: a = p ME with p = share / total.
-    """
-
-    magnitude_2P: Tensor
-    share_HP: Tensor
-    total_P: Tensor
-    embedded_ATR: Tensor
+ROWS = 512  # R
 
 
 def autodis_max_and_mean(x_BT: Tensor, valid_BT: Tensor, slope_2H: Tensor, meta_HA: Tensor) -> Tensor:
     """[max_t; mean_t] of a_t = softmax(u_t) ME over the valid positions, [B, 2A]; zeros where none is valid.
 
-    slope_2H: u = x slope[0] where x >= 0, and -x slope[1] where x < 0. At equal maxima their gradient is shared.
+    slope_2H: u = x slope[0] where x >= 0, and -x slope[1] where x < 0. Equal maxima share their gradient.
     """
     return _pooled(x_BT, valid_BT, slope_2H, meta_HA)
 
 
-@fx.wrap  # the pipelines trace the ranker, and fx cannot look into an autograd function
+@fx.wrap  # TorchRec's pipelines trace the ranker, and fx cannot trace an autograd function
 def _pooled(x_BT: Tensor, valid_BT: Tensor, slope_2H: Tensor, meta_HA: Tensor) -> Tensor:
     pooled_B2A: Tensor = _MaxAndMean.apply(x_BT, valid_BT, slope_2H, meta_HA)  # type: ignore[no-untyped-call]
     return pooled_B2A
-
-
-def _pieces(*tensors_BT: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
-    """Slices of rows, and the tensors' rows in them as contiguous [T, R]."""
-    for first in range(0, len(tensors_BT[0]), ROWS):
-        rows = slice(first, first + ROWS)
-        yield rows, [tensor_BT[rows].t().contiguous() for tensor_BT in tensors_BT]
-
-
-def _embed(x_TR: Tensor, slope_2H: Tensor, meta_HA: Tensor) -> _Piece:
-    x_P = x_TR.flatten()
-    magnitude_2P = torch.stack([x_P.clamp_min(0), x_P.neg().clamp_min_(0)])
-    below_max_2H = (slope_2H - slope_2H.amax(dim=1, keepdim=True)) / math.log(2)
-    share_HP = torch.mm(below_max_2H.t(), magnitude_2P).exp2_()  # torch's exp2 is four times as fast as its exp
-    with_total_HA = torch.cat([meta_HA, torch.ones_like(meta_HA[:, :1])], dim=1)
-    sums_AP = torch.mm(with_total_HA.t(), share_HP)
-    embedded_AP, total_P = sums_AP[:-1], sums_AP[-1]
-    return _Piece(magnitude_2P, share_HP, total_P, embedded_AP.div_(total_P).view(-1, *x_TR.shape))
 
 
 class _MaxAndMean(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_BT: Tensor, valid_BT: Tensor, slope_2H: Tensor, meta_HA: Tensor) -> Tensor:
         pooled_B2A = x_BT.new_empty(len(x_BT), 2 * meta_HA.shape[1])
-        for rows, (x_TR, valid_TR) in _pieces(x_BT, valid_BT):
+        for rows, (x_TR, valid_TR) in _chunks(x_BT, valid_BT):
             embedded_ATR = _embed(x_TR, slope_2H, meta_HA).embedded_ATR
             count_R = valid_TR.sum(dim=0)
-            but_padding_TR = x_TR.new_zeros(x_TR.shape).masked_fill_(~valid_TR, -torch.inf)
-            highest_AR = (embedded_ATR + but_padding_TR).amax(dim=1).masked_fill_(count_R == 0, 0)
+            minus_inf_at_padding_TR = x_TR.new_zeros(x_TR.shape).masked_fill_(~valid_TR, -torch.inf)
+            highest_AR = (embedded_ATR + minus_inf_at_padding_TR).amax(dim=1).masked_fill_(count_R == 0, 0)
             mean_AR = embedded_ATR.mul_(valid_TR.to(x_TR.dtype) / count_R.clamp_min(1)).sum(dim=1)
             pooled_B2A[rows] = torch.cat([highest_AR, mean_AR]).t()
         ctx.save_for_backward(x_BT, valid_BT, slope_2H, meta_HA, pooled_B2A)
@@ -240,27 +229,57 @@ class _MaxAndMean(torch.autograd.Function):
         slope_grad_2H, meta_grad_HA = torch.zeros_like(slope_2H), torch.zeros_like(meta_HA)
         width = meta_HA.shape[1]
         plus_one_HA = torch.cat([meta_HA, torch.ones_like(meta_HA[:, :1])], dim=1)
-        for rows, (x_TR, valid_TR) in _pieces(x_BT, valid_BT):
-            piece = _embed(x_TR, slope_2H, meta_HA)
-            grad_AP = _embedded_grad(piece, valid_TR, pooled_B2A[rows, :width].t(), grad_B2A[rows].t()).flatten(1)
+        for rows, (x_TR, valid_TR) in _chunks(x_BT, valid_BT):
+            chunk = _embed(x_TR, slope_2H, meta_HA)
+            grad_AP = _embedded_grad(chunk, valid_TR, pooled_B2A[rows, :width].t(), grad_B2A[rows].t()).flatten(1)
             # softmax: du = p (ME g - a . g), with p = share / total
-            inner_1P = (piece.embedded_ATR.flatten(1) * grad_AP).sum(dim=0, keepdim=True)
-            grad_AP = torch.cat([grad_AP, -inner_1P]).div_(piece.total_P)
-            meta_grad_HA += torch.mm(piece.share_HP, grad_AP[:-1].t())
-            u_grad_HP = torch.mm(plus_one_HA, grad_AP).mul_(piece.share_HP)
-            slope_grad_2H += torch.mm(piece.magnitude_2P, u_grad_HP.t())
+            inner_1P = (chunk.embedded_ATR.flatten(1) * grad_AP).sum(dim=0, keepdim=True)
+            grad_AP = torch.cat([grad_AP, -inner_1P]).div_(chunk.total_P)
+            meta_grad_HA += torch.mm(chunk.share_HP, grad_AP[:-1].t())
+            u_grad_HP = torch.mm(plus_one_HA, grad_AP).mul_(chunk.share_HP)
+            slope_grad_2H += torch.mm(chunk.magnitude_2P, u_grad_HP.t())
             positive_P, negative_P = torch.mm(slope_2H, u_grad_HP)
             x_grad_TR = torch.where(x_TR.flatten() >= 0, positive_P, -negative_P).view_as(x_TR)
             x_grad_BT[rows] = x_grad_TR.t()
         return x_grad_BT, None, slope_grad_2H, meta_grad_HA
 
 
-def _embedded_grad(piece: _Piece, valid_TR: Tensor, highest_AR: Tensor, grad_2AR: Tensor) -> Tensor:
-    """The gradient of a_t, [A, T, R]: of the maxima, shared among equals, and of the mean; zero at padding."""
+def _embedded_grad(chunk: "_Chunk", valid_TR: Tensor, highest_AR: Tensor, grad_2AR: Tensor) -> Tensor:
+    """Gradient of a_t, [A, T, R]: from the maxima, shared among equals, and from the mean; zero at padding."""
     of_max_AR, of_mean_AR = grad_2AR.chunk(2)
     highest_A1R = highest_AR.contiguous().unsqueeze(1)
     valid_TR = valid_TR.to(highest_AR.dtype)
-    is_max_ATR = torch.eq(piece.embedded_ATR, highest_A1R, out=torch.empty_like(piece.embedded_ATR)).mul_(valid_TR)
+    is_max_ATR = torch.eq(chunk.embedded_ATR, highest_A1R, out=torch.empty_like(chunk.embedded_ATR)).mul_(valid_TR)
     of_max_AR = of_max_AR / is_max_ATR.sum(dim=1).clamp_min_(1)
     of_mean_AR = of_mean_AR / valid_TR.sum(dim=0).clamp_min_(1)
     return is_max_ATR.mul_(of_max_AR.unsqueeze(1)).add_(of_mean_AR.unsqueeze(1)).mul_(valid_TR)
+
+
+def _chunks(*tensors_BT: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
+    """Slices of R rows, and these rows of each tensor as contiguous [T, R]."""
+    for first in range(0, len(tensors_BT[0]), ROWS):
+        rows = slice(first, first + ROWS)
+        yield rows, [tensor_BT[rows].t().contiguous() for tensor_BT in tensors_BT]
+
+
+class _Chunk(NamedTuple):
+    """magnitude_2P: max(x, 0) and max(-x, 0). share_HP: exp(u - max u). total_P: its sum over H.
+
+    embedded_ATR: a = p ME with p = share / total.
+    """
+
+    magnitude_2P: Tensor
+    share_HP: Tensor
+    total_P: Tensor
+    embedded_ATR: Tensor
+
+
+def _embed(x_TR: Tensor, slope_2H: Tensor, meta_HA: Tensor) -> _Chunk:
+    x_P = x_TR.flatten()
+    magnitude_2P = torch.stack([x_P.clamp_min(0), x_P.neg().clamp_min_(0)])
+    below_max_2H = (slope_2H - slope_2H.amax(dim=1, keepdim=True)) / math.log(2)
+    share_HP = torch.mm(below_max_2H.t(), magnitude_2P).exp2_()  # on CPU four times as fast as exp
+    with_total_HA = torch.cat([meta_HA, torch.ones_like(meta_HA[:, :1])], dim=1)
+    sums_AP = torch.mm(with_total_HA.t(), share_HP)
+    embedded_AP, total_P = sums_AP[:-1], sums_AP[-1]
+    return _Chunk(magnitude_2P, share_HP, total_P, embedded_AP.div_(total_P).view(-1, *x_TR.shape))

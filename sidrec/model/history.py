@@ -1,11 +1,7 @@
-"""Histories as a sparse matrix over item bags: sums and products with it, so that backward makes no [B, T, D] tensor.
+"""From a history to the one vector of it that the backbone sees; and the sums and products with histories underneath.
 
-Sums are `embedding_bag`s without a padding index, which is FBGEMM's fast path on CPU. That is right because bag 0,
-where padding points, holds a zero vector and passes no gradient on: nothing was looked up for it (see Batch).
-
-The functions that fx cannot look into are wrapped: the pipelines trace the ranker to find its embedding collections.
-
-Shapes: B rows, U item bags, T history positions, P = B T positions in one line, D width.
+Shapes: B rows, U item bags (bag 0 is empty), T history positions, P = B T positions in one line, D width, H hidden
+width, R rows of a chunk.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,10 +18,148 @@ from torch.utils.checkpoint import checkpoint
 from sidrec.config.model import MeanPooling, Pooling, TargetAttentionPooling
 
 
-class HistoryIndex:
-    """Which item bags the histories of a batch hold.
+class PooledHistories(nn.ModuleDict):
+    """The poolings of one history in several embedding spaces (hid, sid), each with its own parameters.
 
-    bag_BT: item bags, 0 is padding. valid_BT: what is not padding. count_B1: valid positions of a row, at least 1.
+    names: the spaces, in the order of the pooled embeddings.
+    """
+
+    def __init__(self, names: Sequence[str], config: Pooling, dim: int) -> None:
+        super().__init__({name: build_pooling(config, dim) for name in names})
+
+    def forward(self, spaces: Mapping[str, tuple[Tensor, Tensor]], history: "HistoryIndex") -> list[Tensor]:
+        """One pooled embedding [B, D] per name. spaces: name -> (items_UD, target_BD) of HistoryPooling."""
+        return [pooling(*spaces[name], history) for name, pooling in self.items()]
+
+
+def build_pooling(config: Pooling, dim: int) -> "HistoryPooling":
+    """The module that `config` names, for embeddings of width `dim`."""
+    match config:
+        case MeanPooling():
+            return MeanOfHistory()
+        case TargetAttentionPooling():
+            return TargetAttention(dim, config.hidden, config.softmax)
+
+
+class HistoryPooling(nn.Module):
+    """Pools the embeddings of each row's history. Base class."""
+
+    def forward(self, items_UD: Tensor, target_BD: Tensor, history: "HistoryIndex") -> Tensor:
+        """Returns [B, D]; zeros for an empty history.
+
+        items_UD: embeddings of the item bags; row 0, where padding points, is zero. target_BD: the target's embedding
+        in the same space.
+        """
+        raise NotImplementedError
+
+
+class MeanOfHistory(HistoryPooling):
+    """The mean over the valid positions."""
+
+    def forward(self, items_UD: Tensor, target_BD: Tensor, history: "HistoryIndex") -> Tensor:
+        return mean_of_history(items_UD, history)
+
+
+class TargetAttention(HistoryPooling):
+    """DIN's local activation unit (arXiv 1706.06978, equation 3).
+
+    sum_t a_t h_t with a_t = MLP([h_t; e; h_t - e; h_t * e]), history item h_t and target e. PReLU between layers;
+    with `softmax`, a softmax over the valid positions.
+    """
+
+    def __init__(self, dim: int, hidden: Sequence[int], softmax: bool) -> None:
+        super().__init__()
+        widths = [4 * dim, *hidden]
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
+        self.layers.append(nn.Linear(widths[-1], 1, bias=not softmax))  # a softmax cancels a bias
+        self.slopes = nn.ParameterList(torch.full((1,), 0.25) for _ in hidden)
+        self.softmax = softmax
+
+    def weights(self, items_UD: Tensor, target_BD: Tensor, history: "HistoryIndex") -> Tensor:
+        """a_t, [B, T]; 0 at padding."""
+        layers = [list(layer.parameters()) for layer in self.layers]
+        score_BT = _scores(items_UD, target_BD, history, layers, list(self.slopes))
+        if self.softmax:
+            return softmax_over_history(score_BT, history)
+        return score_BT.masked_fill(~history.valid_BT, 0.0)
+
+    def forward(self, items_UD: Tensor, target_BD: Tensor, history: "HistoryIndex") -> Tensor:
+        return weighted_sum_of_history(items_UD, self.weights(items_UD, target_BD, history), history)
+
+
+ROWS = 512  # R
+
+Layers = Sequence[Sequence[Tensor]]  # weight and, if there is one, bias of each layer
+
+
+@fx.wrap  # fx cannot trace a loop over chunks
+def _scores(
+    items_UD: Tensor, target_BD: Tensor, history: "HistoryIndex", layers: Layers, slopes: Sequence[Tensor]
+) -> Tensor:
+    """Scores [B, T], R rows at a time. Backward recomputes a chunk instead of keeping its [R, T, H] tensors."""
+    chunks = [
+        checkpoint(_score, items_UD, target_RD, bag_RT, layers, slopes, use_reentrant=False, preserve_rng_state=False)
+        for target_RD, bag_RT in zip(torch.split(target_BD, ROWS), torch.split(history.bag_BT, ROWS), strict=True)
+    ]
+    return torch.cat(chunks)
+
+
+def _score(items_UD: Tensor, target_RD: Tensor, bag_RT: Tensor, layers: Layers, slopes: Sequence[Tensor]) -> Tensor:
+    """Scores [R, T], without the MLP's input [R, T, 4D].
+
+    W [h; e; h - e; h * e] = (W1 + W3 + W4 diag(e)) h + (W2 - W3) e.
+    """
+    (first_HX, bias_H), *further = layers
+    of_item_HD, of_target_HD, of_difference_HD, of_product_HD = first_HX.chunk(4, dim=1)
+    matrix_RHD = torch.addcmul(of_item_HD + of_difference_HD, of_product_HD, target_RD.unsqueeze(1))
+    shift_RH = functional.linear(target_RD, of_target_HD - of_difference_HD, bias_H)
+    items_RTD = functional.embedding(bag_RT, items_UD)
+    hidden_RTH = torch.baddbmm(shift_RH.unsqueeze(1), items_RTD, matrix_RHD.transpose(1, 2))
+    for layer, slope in zip(further, slopes, strict=True):
+        activated_RTH = torch.lerp(hidden_RTH.relu(), hidden_RTH, slope)  # PReLU, faster than functional.prelu
+        hidden_RTH = functional.linear(activated_RTH, *layer)
+    return hidden_RTH.squeeze(2)
+
+
+# Sums and products with histories as a sparse matrix [B, U] over item bags: backward makes no [B, T, D] tensor.
+#
+# Sums are `embedding_bag`s without a padding index, which is FBGEMM's fast path on CPU. This is exact because bag 0,
+# where padding points, holds a zero vector and passes no gradient on: nothing was looked up for it (see Batch).
+#
+# Each public function calls a private one that is wrapped for fx: TorchRec's pipelines trace the ranker to find its
+# embedding collections, and `fx.wrap` acts only on calls from the module that defines the function.
+
+
+def index_history(history_BT: Tensor) -> "HistoryIndex":
+    """The index that the other functions take. Make one per batch, so that they share one sort."""
+    return _index(history_BT)
+
+
+def mean_of_history(items_UD: Tensor, history: "HistoryIndex") -> Tensor:
+    """Mean over the valid positions [B, D]; zeros for an empty history. items_UD: row 0 is zero."""
+    return _mean(items_UD, history)
+
+
+def weighted_sum_of_history(items_UD: Tensor, weight_BT: Tensor, history: "HistoryIndex") -> Tensor:
+    """sum_t weight[b, t] * items[bag[b, t]], [B, D]. items_UD: row 0 is zero. weight_BT: 0 at padding."""
+    return _weighted_sum(items_UD, weight_BT, history)
+
+
+def products_with_history(items_UD: Tensor, target_BD: Tensor, history: "HistoryIndex") -> Tensor:
+    """target[b] . items[bag[b, t]], [B, T]. items_UD: row 0 is zero, so that padding gives 0."""
+    return _products(items_UD, target_BD, history)
+
+
+def softmax_over_history(score_BT: Tensor, history: "HistoryIndex") -> Tensor:
+    """Softmax of the scores at valid positions, [B, T]; 0 at padding, and all 0 for an empty history."""
+    lowest = torch.finfo(torch.float32).min  # not -inf, which gives NaN for an empty history
+    return score_BT.masked_fill(~history.valid_BT, lowest).softmax(dim=1).masked_fill(~history.valid_BT, 0.0)
+
+
+class HistoryIndex:
+    """The histories of a batch as a sparse matrix over item bags.
+
+    bag_BT: item bags, 0 is padding. valid_BT: False at padding. count_B1: valid positions of a row, at least 1.
     """
 
     def __init__(self, bag_BT: Tensor) -> None:
@@ -35,8 +169,8 @@ class HistoryIndex:
 
     @cached_property
     def _sorted(self) -> tuple[Tensor, Tensor]:
-        """Bags in order, and the positions they come from; for backward only, where all sums share them."""
-        return self.bag_BT.flatten().int().sort()  # half the time of int64
+        """Sorted bags and their positions, int32 [P] and int64 [P]; for backward, where all sums share them."""
+        return self.bag_BT.flatten().int().sort()  # sorts in half the time of int64
 
     def sum(self, items_UD: Tensor, weight_BT: Tensor | None = None) -> Tensor:
         """sum_t weight[b, t] * items[bag[b, t]]: [B, D]."""
@@ -47,12 +181,35 @@ class HistoryIndex:
         return torch.bmm(functional.embedding(self.bag_BT, items_UD), rows_BD.unsqueeze(2)).squeeze(2)
 
     def transposed_sum(self, rows_BD: Tensor, bags: int, weight_BT: Tensor | None = None) -> Tensor:
-        """For each bag, the sum of weight[b, t] * rows[b] over the positions that hold it: [U, D]."""
+        """The transposed matrix times rows: sum of weight[b, t] * rows[b] over the positions of each bag, [U, D]."""
         bag_P, position_P = self._sorted
         row_P = position_P.div(self.bag_BT.shape[1], rounding_mode="floor")
         first_U = torch.searchsorted(bag_P, torch.arange(bags, dtype=bag_P.dtype, device=bag_P.device))
         weight_P = None if weight_BT is None else weight_BT.flatten().index_select(0, position_P)
         return functional.embedding_bag(row_P, rows_BD, first_U, mode="sum", per_sample_weights=weight_P)
+
+
+@fx.wrap
+def _index(history_BT: Tensor) -> HistoryIndex:
+    return HistoryIndex(history_BT)
+
+
+@fx.wrap
+def _mean(items_UD: Tensor, history: HistoryIndex) -> Tensor:
+    mean_BD: Tensor = _Mean.apply(items_UD, history)  # type: ignore[no-untyped-call]
+    return mean_BD
+
+
+@fx.wrap
+def _weighted_sum(items_UD: Tensor, weight_BT: Tensor, history: HistoryIndex) -> Tensor:
+    sum_BD: Tensor = _WeightedSum.apply(items_UD, weight_BT, history)  # type: ignore[no-untyped-call]
+    return sum_BD
+
+
+@fx.wrap
+def _products(items_UD: Tensor, target_BD: Tensor, history: HistoryIndex) -> Tensor:
+    products_BT: Tensor = _Products.apply(items_UD, target_BD, history)  # type: ignore[no-untyped-call]
+    return products_BT
 
 
 class _Mean(torch.autograd.Function):
@@ -95,154 +252,3 @@ class _Products(torch.autograd.Function):
         items_UD, target_BD = ctx.saved_tensors
         history: HistoryIndex = ctx.history
         return history.transposed_sum(target_BD, len(items_UD), grad_BT), history.sum(items_UD, grad_BT), None
-
-
-def index_history(history_BT: Tensor) -> HistoryIndex:
-    """The index that the other functions take; one per batch, so that they share its sorting."""
-    return _index(history_BT)
-
-
-def mean_of_history(items_UD: Tensor, history: HistoryIndex) -> Tensor:
-    """Mean over the valid positions [B, D]; zeros for an empty history. items_UD: row 0 is zero."""
-    return _mean(items_UD, history)
-
-
-def weighted_sum_of_history(items_UD: Tensor, weight_BT: Tensor, history: HistoryIndex) -> Tensor:
-    """sum_t weight[b, t] * items[bag[b, t]], [B, D]. items_UD: row 0 is zero. weight_BT: 0 at padding."""
-    return _weighted_sum(items_UD, weight_BT, history)
-
-
-def products_with_history(items_UD: Tensor, target_BD: Tensor, history: HistoryIndex) -> Tensor:
-    """target[b] . items[bag[b, t]], [B, T]. items_UD: row 0 is zero, so that padding gives 0."""
-    return _products(items_UD, target_BD, history)
-
-
-def softmax_over_history(score_BT: Tensor, history: HistoryIndex) -> Tensor:
-    """Softmax of the scores at valid positions, [B, T]; 0 at padding, and all 0 for an empty history."""
-    lowest = torch.finfo(torch.float32).min  # not -inf: an empty history must not give NaN
-    return score_BT.masked_fill(~history.valid_BT, lowest).softmax(dim=1).masked_fill(~history.valid_BT, 0.0)
-
-
-@fx.wrap
-def _index(history_BT: Tensor) -> HistoryIndex:
-    return HistoryIndex(history_BT)
-
-
-@fx.wrap
-def _mean(items_UD: Tensor, history: HistoryIndex) -> Tensor:
-    mean_BD: Tensor = _Mean.apply(items_UD, history)  # type: ignore[no-untyped-call]
-    return mean_BD
-
-
-@fx.wrap
-def _weighted_sum(items_UD: Tensor, weight_BT: Tensor, history: HistoryIndex) -> Tensor:
-    sum_BD: Tensor = _WeightedSum.apply(items_UD, weight_BT, history)  # type: ignore[no-untyped-call]
-    return sum_BD
-
-
-@fx.wrap
-def _products(items_UD: Tensor, target_BD: Tensor, history: HistoryIndex) -> Tensor:
-    products_BT: Tensor = _Products.apply(items_UD, target_BD, history)  # type: ignore[no-untyped-call]
-    return products_BT
-
-
-# From a history to the one vector of it that the backbone sees; every pooled embedding has a module of its own.
-#
-# Shapes: B rows, U item bags, T history positions, D width, H hidden, R rows of a piece.
-
-
-ROWS = 512  # rows of a piece
-
-
-class HistoryPooling(nn.Module):
-    """Maps embeddings of item bags, the target's embedding in the same space, and the histories to [B, D].
-
-    items_UD: row 0, where padding points, is zero. An empty history gives zeros.
-    """
-
-    def forward(self, items_UD: Tensor, target_BD: Tensor, history: HistoryIndex) -> Tensor:
-        raise NotImplementedError
-
-
-class MeanOfHistory(HistoryPooling):
-    """The mean over the valid positions."""
-
-    def forward(self, items_UD: Tensor, target_BD: Tensor, history: HistoryIndex) -> Tensor:
-        return mean_of_history(items_UD, history)
-
-
-class TargetAttention(HistoryPooling):
-    """DIN's local activation (arXiv 1706.06978, equation 3): sum_t a_t h_t, where a_t = MLP([h_t; e; h_t - e; h_t * e])
-    with the target's embedding e, PReLU between layers, and a softmax over the valid positions only where asked for.
-    """
-
-    def __init__(self, dim: int, hidden: Sequence[int], softmax: bool) -> None:
-        super().__init__()
-        widths = [4 * dim, *hidden]
-        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
-        self.layers.append(nn.Linear(widths[-1], 1, bias=not softmax))  # a softmax would not feel it
-        self.slopes = nn.ParameterList(torch.full((1,), 0.25) for _ in hidden)
-        self.softmax = softmax
-
-    def weights(self, items_UD: Tensor, target_BD: Tensor, history: HistoryIndex) -> Tensor:
-        """a_t, [B, T]; 0 at padding."""
-        layers = [list(layer.parameters()) for layer in self.layers]
-        score_BT = _scores(items_UD, target_BD, history, layers, list(self.slopes))
-        if self.softmax:
-            return softmax_over_history(score_BT, history)
-        return score_BT.masked_fill(~history.valid_BT, 0.0)
-
-    def forward(self, items_UD: Tensor, target_BD: Tensor, history: HistoryIndex) -> Tensor:
-        return weighted_sum_of_history(items_UD, self.weights(items_UD, target_BD, history), history)
-
-
-Layers = Sequence[Sequence[Tensor]]  # weight and, where it has one, bias of each
-
-
-@fx.wrap  # the pipelines trace the ranker, and fx cannot look into a loop over pieces
-def _scores(
-    items_UD: Tensor, target_BD: Tensor, history: HistoryIndex, layers: Layers, slopes: Sequence[Tensor]
-) -> Tensor:
-    """Scores [B, T], some rows at a time; backward computes a piece again instead of keeping its [R, T, H] tensors."""
-    pieces = [
-        checkpoint(_score, items_UD, target_RD, bag_RT, layers, slopes, use_reentrant=False, preserve_rng_state=False)
-        for target_RD, bag_RT in zip(torch.split(target_BD, ROWS), torch.split(history.bag_BT, ROWS), strict=True)
-    ]
-    return torch.cat(pieces)
-
-
-def _score(items_UD: Tensor, target_RD: Tensor, bag_RT: Tensor, layers: Layers, slopes: Sequence[Tensor]) -> Tensor:
-    """The MLP without its input [R, T, 4D]: W [h; e; h - e; h * e] = (W1 + W3 + W4 diag(e)) h + (W2 - W3) e."""
-    (first_HX, bias_H), *further = layers
-    of_item_HD, of_target_HD, of_difference_HD, of_product_HD = first_HX.chunk(4, dim=1)
-    matrix_RHD = torch.addcmul(of_item_HD + of_difference_HD, of_product_HD, target_RD.unsqueeze(1))
-    shift_RH = functional.linear(target_RD, of_target_HD - of_difference_HD, bias_H)
-    items_RTD = functional.embedding(bag_RT, items_UD)
-    hidden_RTH = torch.baddbmm(shift_RH.unsqueeze(1), items_RTD, matrix_RHD.transpose(1, 2))
-    for layer, slope in zip(further, slopes, strict=True):
-        activated_RTH = torch.lerp(hidden_RTH.relu(), hidden_RTH, slope)  # PReLU; functional.prelu takes a fifth longer
-        hidden_RTH = functional.linear(activated_RTH, *layer)
-    return hidden_RTH.squeeze(2)
-
-
-def build_pooling(config: Pooling, dim: int) -> HistoryPooling:
-    """The module that `config` names, for embeddings of width `dim`."""
-    match config:
-        case MeanPooling():
-            return MeanOfHistory()
-        case TargetAttentionPooling():
-            return TargetAttention(dim, config.hidden, config.softmax)
-
-
-class PooledHistories(nn.ModuleDict):
-    """Name of a space (hid, sid) -> the pooling of its history; each has its own parameters.
-
-    names: the spaces, in the order of the pooled embeddings.
-    """
-
-    def __init__(self, names: Sequence[str], config: Pooling, dim: int) -> None:
-        super().__init__({name: build_pooling(config, dim) for name in names})
-
-    def forward(self, spaces: Mapping[str, tuple[Tensor, Tensor]], history: HistoryIndex) -> list[Tensor]:
-        """One pooled embedding [B, D] per name. spaces: name -> what `HistoryPooling` takes of it, items and target."""
-        return [pooling(*spaces[name], history) for name, pooling in self.items()]
