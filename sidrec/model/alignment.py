@@ -3,8 +3,8 @@
 SID-Coord's module III (arXiv 2604.10471): S_t = cos(e_sid(target), e_sid(history item t)), AutoDis of each S_t, and
 [max_t; mean_t] of the result. Also its rivals: fixed bins, plain statistics, and counts of shared granules.
 
-To add an alignment: add its section to sidrec/config/item.py, and a `SimilarityFeatures` or an `Alignment` with its case
-in `build_alignment` here.
+To add one: add its section to sidrec/config/item.py, and here a `SimilarityFeatures` or an `Alignment` and its case in
+`build_alignment`.
 
 Shapes: B rows, U items, T history positions, D width, H soft buckets, A width of a meta-embedding, G granularities.
 """

@@ -1,4 +1,7 @@
-"""From the recipe's backbone section to the module that ranks.
+"""Backbones: the modules that map dense features and embeddings to a logit.
+
+TorchRec's DLRM family and DeepFM, and PPNet. To add one: add its section to sidrec/config/model.py, and here its module
+and its case in `build_backbone`.
 
 Shapes: B rows, F embedding features, D width, X dense features.
 """
@@ -26,9 +29,9 @@ from sidrec.model.tables import embedding_tables, one_feature_each
 def build_backbone(
     config: Backbone, item: Sequence[str], context: Sequence[str], dim: int, dense_width: int
 ) -> nn.Module:
-    """The module that `config` names: it maps (dense [B, X], embedded [B, F, D]) to logits [B, 1].
+    """The module of the recipe's section. It maps (dense [B, X], embedded [B, F, D]) to logits [B, 1].
 
-    item, context: names of the F embeddings, first those that an item representation makes of target and history.
+    item, context: names of the F embeddings: first those of the item representation, then the context columns.
     """
     features = [*item, *context]
     match config:
@@ -41,13 +44,14 @@ def build_backbone(
             return build_dlrm(config, features, dim, dense_width)
 
 
-# TorchRec's DLRM family: dot products, cross network or projections between a dense arch and an over arch.
+# TorchRec's models. They look up embeddings in their `sparse_arch`; sidrec looks them up before, so `sparse_arch` is
+# replaced by a module that passes them on.
 
 
 def build_dlrm(
     config: DlrmBackbone | DlrmDcnBackbone | DlrmProjectionBackbone, features: Sequence[str], dim: int, dense_width: int
 ) -> DLRM:
-    """The one that `config` names, taking (dense [B, X], embedded [B, F, D])."""
+    """TorchRec's DLRM, DLRM_DCN or DLRM_Projection, without embedding tables."""
     tables = tables_like(features, dim)
     dense_layers, over_layers = [*config.dense_layers, dim], [*config.over_layers, 1]
     model: DLRM
@@ -63,43 +67,58 @@ def build_dlrm(
     return model
 
 
-# TorchRec's DeepFM.
-
-
 def build_deepfm(config: DeepFmBackbone, features: Sequence[str], dim: int, dense_width: int) -> SimpleDeepFMNN:
-    """TorchRec's SimpleDeepFMNN without its last sigmoid, taking (dense [B, X], embedded [B, F, D])."""
+    """TorchRec's SimpleDeepFMNN without embedding tables and without its last sigmoid."""
     model = SimpleDeepFMNN(dense_width, tables_like(features, dim), config.dense_layer, config.deep_layer)
     model.sparse_arch = EmbeddedByName(features)
     model.over_arch.model = model.over_arch.model[:-1]
     return model
 
 
-# PPNet, the personalised half of PEPNet (arXiv 2302.01115).
-#
-# Shapes: B rows, F embedding features, D width, X dense features, I = X + F D inputs, H width of a layer.
+def tables_like(features: Sequence[str], dim: int) -> EmbeddingBagCollection:
+    """A collection on `meta` from which TorchRec's constructors read the number of features and their width."""
+    return embedding_tables(one_feature_each(dict.fromkeys(features, 1)), dim)
 
 
-class GateNU(nn.Module):
-    """2 sigmoid(W2 relu(W1 x)) (PEPNet, equations 1 and 2, gamma = 2): scales by 0 to 2, 1 where it knows nothing."""
+class EmbeddedFeatures(nn.Module):
+    """In place of the DLRM family's SparseArch: passes [B, F, D] on."""
 
-    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+    def __init__(self, features: Sequence[str], dim: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs), nn.Sigmoid())
+        self.F = len(features)
+        self.D = dim
+        self.sparse_feature_names = list(features)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return 2 * self.layers(x)
+    def forward(self, embedded_BFD: Tensor) -> Tensor:
+        return embedded_BFD
 
 
-def prior_features(priors: Sequence[str], item: Sequence[str]) -> list[str]:
-    """Names of features for names of priors: "item" stands for all of an item's features but the pooled histories."""
-    target = [name for name in item if not name.startswith("history_")]
-    return [name for prior in priors for name in (target if prior == "item" else [prior])]
+class EmbeddedByName(nn.Module):
+    """In place of DeepFM's SparseArch: splits [B, F, D] to name -> [B, D]."""
+
+    def __init__(self, features: Sequence[str]) -> None:
+        super().__init__()
+        self.features = list(features)
+
+    def forward(self, embedded_BFD: Tensor) -> dict[str, Tensor]:
+        return _by_name(self.features, embedded_BFD)
+
+
+@fx.wrap  # fx cannot trace it. One unbind: the gradient of a slice is as wide as the whole
+def _by_name(features: Sequence[str], embedded_BFD: Tensor) -> dict[str, Tensor]:
+    return dict(zip(features, embedded_BFD.unbind(dim=1), strict=True))
+
+
+# PPNet.
+#
+# Shapes: I = X + F D inputs, H width of a layer.
 
 
 class PPNet(nn.Module):
-    """h_{l+1} = relu(W_l h_l) * GateNU_l([stop_gradient(h_0); priors]), h_0 = [dense; embedded]; logit = w . h_last.
+    """PPNet, the personalised half of PEPNet (arXiv 2302.01115).
 
-    The priors are some of h_0's features again; through the gates only they learn.
+    h_{l+1} = relu(W_l h_l) * GateNU_l([stop_gradient(h_0); priors]), h_0 = [dense; embedded]; logit = w . h_last.
+    The priors are embeddings that h_0 also holds; gates pass their gradient to the priors alone.
     """
 
     def __init__(
@@ -123,40 +142,18 @@ class PPNet(nn.Module):
         return self.logit(hidden_BH)
 
 
-# What stands in TorchRec's models where they look up embeddings: ours are looked up before.
-#
-# Shapes: B rows, F embedding features, D width.
+class GateNU(nn.Module):
+    """2 sigmoid(W2 relu(W1 x)) (PEPNet, equations 1 and 2, gamma = 2): a scale in (0, 2)."""
 
-
-def tables_like(features: Sequence[str], dim: int) -> EmbeddingBagCollection:
-    """A collection on `meta` that holds nothing: TorchRec's constructors read the shape of the model from it."""
-    return embedding_tables(one_feature_each(dict.fromkeys(features, 1)), dim)
-
-
-class EmbeddedFeatures(nn.Module):
-    """For the DLRM family, whose SparseArch makes [B, F, D]: hands that through."""
-
-    def __init__(self, features: Sequence[str], dim: int) -> None:
+    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
         super().__init__()
-        self.F = len(features)
-        self.D = dim
-        self.sparse_feature_names = list(features)
+        self.layers = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, outputs), nn.Sigmoid())
 
-    def forward(self, embedded_BFD: Tensor) -> Tensor:
-        return embedded_BFD
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * self.layers(x)
 
 
-class EmbeddedByName(nn.Module):
-    """For DeepFM, whose SparseArch makes a KeyedTensor: name -> [B, D] of [B, F, D]."""
-
-    def __init__(self, features: Sequence[str]) -> None:
-        super().__init__()
-        self.features = list(features)
-
-    def forward(self, embedded_BFD: Tensor) -> dict[str, Tensor]:
-        return _by_name(self.features, embedded_BFD)
-
-
-@fx.wrap  # one unbind: F slices would each have a gradient as wide as all; and fx cannot tell how many there are
-def _by_name(features: Sequence[str], embedded_BFD: Tensor) -> dict[str, Tensor]:
-    return dict(zip(features, embedded_BFD.unbind(dim=1), strict=True))
+def prior_features(priors: Sequence[str], item: Sequence[str]) -> list[str]:
+    """Features of the priors: "item" becomes all item features except pooled histories."""
+    target = [name for name in item if not name.startswith("history_")]
+    return [name for prior in priors for name in (target if prior == "item" else [prior])]

@@ -1,6 +1,7 @@
-"""How an item's SID embeddings become one vector e_sid, and how e_sid and e_hid become one vector of the target.
+"""Fusion: an item's SID embeddings become one vector e_sid. Gate: e_hid and e_sid of the target become one vector e.
 
-SID-Coord's modules I and II (arXiv 2604.10471), and the choices that they are compared with.
+SID-Coord's modules I and II (arXiv 2604.10471), and the choices that they are compared with. To add one: add its
+section to sidrec/config/item.py, and here its module and its case in `build_fusion` or `build_gate`.
 
 Shapes: B rows, U items, G granularities, D width, H hidden width, S statistics.
 """
@@ -27,11 +28,30 @@ from sidrec.config.item import (
     SumGate,
 )
 
+# Fusion: e_sid of the G embeddings of an item's SID.
+
+
+def build_fusion(config: Fusion, granularities: int, dim: int) -> "GranularityFusion | Sum | ConcatProject":
+    """The module of the recipe's section."""
+    match config:
+        case AdditiveFusion():
+            return AdditiveAttention(granularities, dim, config.hidden)
+        case QueryFusion():
+            return QueryAttention(dim)
+        case ConcatMlpFusion():
+            return ConcatMlpAttention(granularities, dim, config.hidden)
+        case MeanFusion():
+            return MeanAttention()
+        case SumFusion():
+            return Sum()
+        case ConcatProjectFusion():
+            return ConcatProject(granularities, dim)
+
 
 class GranularityFusion(nn.Module):
-    """e_sid = sum_k alpha_k e_k with alpha = softmax of `scores`. Subclasses say how scores come about.
+    """e_sid = sum_k alpha_k e_k, alpha = softmax(scores). Base class; subclasses define the scores.
 
-    Every scorer sees the item alone, so e_sid is a function of the item: comparable by cosine and cacheable.
+    Scores depend on the item alone, so e_sid can be cached and compared by cosine.
     """
 
     def scores(self, granules_UGD: Tensor) -> Tensor:
@@ -48,7 +68,7 @@ class GranularityFusion(nn.Module):
 
 
 class AdditiveAttention(GranularityFusion):
-    """u_k = v . tanh(W e_k + b_k): W shared, one bias per granularity."""
+    """Scores v . tanh(W e_k + b_k): W is shared, each granularity has a bias b_k (SID-Coord, module I)."""
 
     def __init__(self, granularities: int, dim: int, hidden: int) -> None:
         super().__init__()
@@ -61,7 +81,7 @@ class AdditiveAttention(GranularityFusion):
 
 
 class QueryAttention(GranularityFusion):
-    """u_k = q . W e_k / sqrt(D) with one learned query."""
+    """Scores q . W e_k / sqrt(D) with one learned query q."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -74,7 +94,7 @@ class QueryAttention(GranularityFusion):
 
 
 class ConcatMlpAttention(GranularityFusion):
-    """u = MLP([e_1; ...; e_G])."""
+    """Scores MLP([e_1; ...; e_G])."""
 
     def __init__(self, granularities: int, dim: int, hidden: int) -> None:
         super().__init__()
@@ -87,7 +107,7 @@ class ConcatMlpAttention(GranularityFusion):
 
 
 class MeanAttention(GranularityFusion):
-    """The same weight for all: the control."""
+    """Equal weights: the control that attention must beat."""
 
     def scores(self, granules_UGD: Tensor) -> Tensor:
         return torch.zeros_like(granules_UGD[:, :, 0])
@@ -105,7 +125,7 @@ class Sum(nn.Module):
 
 
 class ConcatProject(nn.Module):
-    """e_sid = W [e_1; ...; e_G], without a bias: padding stays zero."""
+    """e_sid = W [e_1; ...; e_G], without a bias, so that padding stays zero."""
 
     def __init__(self, granularities: int, dim: int) -> None:
         super().__init__()
@@ -116,36 +136,35 @@ class ConcatProject(nn.Module):
         return self.project(granules_UGD.flatten(1))
 
 
-def build_fusion(config: Fusion, granularities: int, dim: int) -> GranularityFusion | Sum | ConcatProject:
-    """The module that `config` names."""
-    match config:
-        case AdditiveFusion():
-            return AdditiveAttention(granularities, dim, config.hidden)
-        case QueryFusion():
-            return QueryAttention(dim)
-        case ConcatMlpFusion():
-            return ConcatMlpAttention(granularities, dim, config.hidden)
-        case MeanFusion():
-            return MeanAttention()
-        case SumFusion():
-            return Sum()
-        case ConcatProjectFusion():
-            return ConcatProject(granularities, dim)
-
+# Gate: e of e_hid and e_sid.
 
 FIRST_LENGTH = 0.3
-"""Root mean square of an embedding at the start of the training, with equal lengths."""
+"""Initial root mean square of e_hid and e_sid where the gate gives both the same length."""
+
 SMALLEST = 1e-6
-"""Added to the mean square: rows that have hardly been trained stay short."""
+"""Added to the mean square, so that untrained rows, which are near zero, stay short."""
+
+
+def build_gate(config: Gate, dim: int, mean_S: Tensor, std_S: Tensor) -> "TargetAwareGate | PlainSum":
+    """The module of the recipe's section. mean_S, std_S: moments of log1p(count), for the statistics."""
+    match config:
+        case StatsGate():
+            return TargetAwareGate(config, dim, mean_S, std_S)
+        case SumGate():
+            return PlainSum(1.0)
+        case MeanGate():
+            return PlainSum(0.5)
 
 
 class TargetAwareGate(nn.Module):
-    """e = g * e_hid + (1 - g) * e_sid, g = sigmoid(MLP(stats)): popular items trust their HID, rare ones their SID.
+    """e = g * e_hid + (1 - g) * e_sid, g = sigmoid(MLP(stats)) (SID-Coord, module II).
 
-    Not in the paper: the residual form, e = e_sid + g * e_hid; and equal lengths, where e_hid and e_sid are scaled to
-    the same root mean square first, so that g can only mean which of them to trust. And the start at the HID alone:
-    1 - g = open * (1 - sigmoid(MLP(stats))), with a learned scalar `open` that starts at 0. `open` has no bounds, as
-    0 would otherwise be a dead end; so g can leave (0, 1).
+    Popular items can rely on their HID, rare ones on their SID. Options that are not in the paper [I]:
+
+    form residual: e = e_sid + g * e_hid.
+    lengths equal: e_hid and e_sid are first scaled to one learned root mean square, so that g sets their shares alone.
+    start hid_only: 1 - g = open * (1 - sigmoid(MLP(stats))), with a learned scalar `open` that starts at 0. `open` is
+        unbounded, as its gradient would otherwise vanish at 0; so g can leave (0, 1).
     """
 
     def __init__(self, config: StatsGate, dim: int, mean_S: Tensor, std_S: Tensor) -> None:
@@ -159,7 +178,7 @@ class TargetAwareGate(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(self.statistics.width, config.hidden), nn.ReLU(), output)
 
     def value(self, stats_BS: Tensor) -> Tensor:
-        """g [B, 1], or [B, D] with one value per dimension; in (0, 1) from a balanced start."""
+        """g [B, 1], or [B, D] with one value per dimension; in (0, 1) unless start is hid_only."""
         logit = self.mlp(self.statistics(stats_BS))
         return torch.sigmoid(logit) if self.open is None else 1 - self.open * torch.sigmoid(-logit)
 
@@ -172,42 +191,38 @@ class TargetAwareGate(nn.Module):
 
 
 def _unit(embedded_BD: Tensor) -> Tensor:
-    """Scaled to a root mean square of one; zeros stay zeros."""
+    """Scales rows to a root mean square of 1; zeros stay zeros."""
     return embedded_BD * torch.rsqrt(embedded_BD.square().mean(dim=1, keepdim=True) + SMALLEST)
 
 
 class PlainSum(nn.Module):
-    """e = weight * (e_hid + e_sid): what remains when the gate is taken away."""
+    """e = weight * (e_hid + e_sid): the ablation without a gate."""
 
     def __init__(self, weight: float) -> None:
         super().__init__()
         self.weight = weight
 
     def forward(self, hid_BD: Tensor, sid_BD: Tensor, stats_BS: Tensor) -> Tensor:
-        """Returns e [B, D]; the statistics play no part."""
+        """Returns e [B, D]; ignores the statistics."""
         return self.weight * (hid_BD + sid_BD)
 
 
-def build_gate(config: Gate, dim: int, mean_S: Tensor, std_S: Tensor) -> TargetAwareGate | PlainSum:
-    """The module that `config` names."""
+# The target's exposure statistics as input of a gate: counts in, scaled features out.
+
+
+def build_statistics(config: Stats, mean_S: Tensor, std_S: Tensor) -> "StandardizeStats | BucketizeStats":
+    """The module of the recipe's section."""
     match config:
-        case StatsGate():
-            return TargetAwareGate(config, dim, mean_S, std_S)
-        case SumGate():
-            return PlainSum(1.0)
-        case MeanGate():
-            return PlainSum(0.5)
-
-
-# The target's exposure statistics as model input: counts in, well-scaled features out.
-#
-# Shapes: B rows, S statistics.
+        case StandardizedStats():
+            return StandardizeStats(mean_S, std_S)
+        case BucketizedStats():
+            return BucketizeStats(len(mean_S), config.buckets, config.width)
 
 
 class StandardizeStats(nn.Module):
     """log1p of each count, minus the mean, over the standard deviation, both of the train split.
 
-    mean_S, std_S: moments of log1p(count) over training rows; kept as buffers, so that a checkpoint carries them.
+    mean_S, std_S: moments of log1p(count) over training rows; buffers, so that checkpoints hold them.
     """
 
     mean_S: Tensor
@@ -225,7 +240,7 @@ class StandardizeStats(nn.Module):
 
 
 class BucketizeStats(nn.Module):
-    """The power-of-two bucket of each count, embedded; statistics have tables of their own."""
+    """The embedding of each count's power-of-two bucket; each statistic has its own buckets."""
 
     first_S: Tensor
 
@@ -240,12 +255,3 @@ class BucketizeStats(nn.Module):
         """Raw counts [B, S] to features [B, S * width]."""
         bucket_BS = torch.ceil(torch.log2(stats_BS + 1)).long().clamp(0, self.last)
         return self.embeddings(bucket_BS + self.first_S).flatten(1)
-
-
-def build_statistics(config: Stats, mean_S: Tensor, std_S: Tensor) -> StandardizeStats | BucketizeStats:
-    """The module that `config` names."""
-    match config:
-        case StandardizedStats():
-            return StandardizeStats(mean_S, std_S)
-        case BucketizedStats():
-            return BucketizeStats(len(mean_S), config.buckets, config.width)

@@ -1,4 +1,11 @@
-"""From the recipe's item section to the module that represents items."""
+"""Item representations: from the embeddings of a batch's unique items to the features that the backbone gets.
+
+One class per item kind of the recipe. SidCoordRepresentation is SID-Coord (arXiv 2604.10471); the others are what it is
+compared with.
+
+Shapes: B rows, U items, T history positions, G SID features, W weighted and V content columns of an item, F features,
+D width, S statistics, E dense features.
+"""
 
 import math
 from dataclasses import dataclass
@@ -33,17 +40,13 @@ from sidrec.model.history import (
 )
 from sidrec.sid.losses.loss import info_nce, same_item
 
-# The contract of item representations: from the lookups of unique items to what the backbone gets.
-#
-# Shapes: B rows, U items, T history positions, W weighted and G matched granularities, V width of a content vector, F
-# features, D width, S statistics, E dense features.
-
 
 @dataclass(frozen=True)
 class ItemLookup:
-    """embedded: item feature -> [U, D], of one split of the KeyedTensor: a slice's gradient would be as wide as all.
+    """What is looked up for the unique items of a batch.
 
-    token_weights_UW, granules_UG, content_UV: as the Batch has them; the last two for kinds that ask for them.
+    embedded: item feature -> [U, D], split from the KeyedTensor at once (the gradient of a slice is as wide as the
+    whole). token_weights_UW, granules_UG, content_UV: as in Batch.
     """
 
     embedded: dict[str, Tensor]
@@ -53,7 +56,10 @@ class ItemLookup:
 
 
 class ItemRepresentation(nn.Module):
-    """features: names of the F vectors; those of pooled histories begin with history_. width: dense features E."""
+    """Base class.
+
+    features: names of the F vectors; names of pooled histories begin with `history_`. width: E.
+    """
 
     features: tuple[str, ...]
     width: int
@@ -61,11 +67,14 @@ class ItemRepresentation(nn.Module):
     def forward(
         self, items: ItemLookup, target_B: Tensor, history_BT: Tensor, stats_BS: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Returns embedding features [B, F, D] and dense features [B, E]."""
+        """Returns embedding features [B, F, D] and dense features [B, E].
+
+        target_B, history_BT: item bags, 0 is padding. stats_BS: raw counts.
+        """
         raise NotImplementedError
 
     def losses(self, items: ItemLookup, target_B: Tensor, stats_BS: Tensor) -> dict[str, Tensor]:
-        """Auxiliary losses to train with, by name: each row's share [B], times the loss's weight."""
+        """Auxiliary training losses by name: the weighted loss of each row, [B]."""
         return {}
 
     @property
@@ -85,7 +94,7 @@ class ItemRepresentation(nn.Module):
 
 
 def build_item(config: Item, pooling: Pooling, dim: int, sizes: Sizes) -> ItemRepresentation:
-    """The module that `config` names, its histories pooled as `pooling` says."""
+    """The module of the recipe's sections `model.item` and `model.history_pooling`."""
     match config:
         case HidItem():
             return HidRepresentation(pooling, dim)
@@ -101,40 +110,15 @@ def build_item(config: Item, pooling: Pooling, dim: int, sizes: Sizes) -> ItemRe
             return ContentRepresentation(config, pooling, dim, sizes.content)
 
 
-# Items as hashed ids alone: the twin that all others are compared with.
-#
-# Shapes as in `sidrec.model.items`.
-
-
-class HidRepresentation(ItemRepresentation):
-    """Hashed ids alone: the target's embedding and the history's, pooled."""
-
-    features = ("item", "history_hid")
-    width = 0
-
-    def __init__(self, pooling: Pooling, dim: int) -> None:
-        super().__init__()
-        self.pooling = build_pooling(pooling, dim)
-
-    def forward(
-        self, items: ItemLookup, target_B: Tensor, history_BT: Tensor, stats_BS: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        hid_UD = items.embedded[HID]
-        target_BD = functional.embedding(target_B, hid_UD)
-        pooled_BD = self.pooling(hid_UD, target_BD, index_history(history_BT))
-        return torch.stack([target_BD, pooled_BD], dim=1), stats_BS[:, :0]
-
-
-# What all representations with semantic ids share: fused granularities, and dense features of target and history.
-#
-# Shapes as in `sidrec.model.items`; G granularities.
+# SID-Coord, and the part that all kinds with SIDs share.
 
 
 class SemanticPart(nn.Module):
-    """What all item kinds with SIDs have in common: fused granularities, and dense features of target and history.
+    """Fuses an item's SID features to e_sid (SID-Coord, module I) and aligns target and history (module III).
 
-    sids: names of the G features that are looked up; left out, the config's granularities.
-    multiply, append: uses of the catalog's token weights (ADC-SID, arXiv 2510.25622). width: of the dense features.
+    sids: names of the G features that are looked up; None for the config's granularities.
+    multiply, append: uses of the catalog's token weights (ADC-SID, arXiv 2510.25622): scale the embeddings by them, or
+    append the target's to the dense features. width: number of dense features.
     """
 
     def __init__(self, config: SemanticItem, dim: int, sids: tuple[str, ...] | None = None) -> None:
@@ -154,11 +138,11 @@ class SemanticPart(nn.Module):
         return self.fusion(granules_UGD)
 
     def dense(self, sid_UD: Tensor, items: ItemLookup, target_B: Tensor, history: HistoryIndex) -> Tensor:
-        """Alignment features and the target's token weights, as far as configured: [B, width]."""
+        """Alignment features and the target's token weights, where the recipe has them: [B, width]."""
         features = []
         if self.alignment is not None:
             compared = items.granules_UG if self.alignment.compares_granules else sid_UD
-            assert compared is not None, "match statistics are for models whose batches have granules"
+            assert compared is not None, "batches have granules where the alignment needs them"
             features.append(self.alignment(compared, target_B, history))
         if self.append:
             features.append(functional.embedding(target_B, items.token_weights_UW))
@@ -166,7 +150,7 @@ class SemanticPart(nn.Module):
 
 
 class SemanticRepresentation(ItemRepresentation):
-    """An item representation with SIDs in it."""
+    """Base class of item kinds with SIDs."""
 
     semantic: SemanticPart
 
@@ -179,63 +163,12 @@ class SemanticRepresentation(ItemRepresentation):
         return self.semantic.fusion if isinstance(self.semantic.fusion, GranularityFusion) else None
 
 
-# Items as semantic ids alone.
-#
-# Shapes as in `sidrec.model.items`.
-
-
-class SidRepresentation(SemanticRepresentation):
-    """Semantic ids alone: fused granularities, the history's, pooled, and the alignment features."""
-
-    def __init__(self, config: SidItem, pooling: Pooling, dim: int, sids: tuple[str, ...]) -> None:
-        super().__init__()
-        self.features = ("item", "history_sid")
-        self.semantic = SemanticPart(config, dim, sids)
-        self.pooling = build_pooling(pooling, dim)
-        self.width = self.semantic.width
-
-    def forward(
-        self, items: ItemLookup, target_B: Tensor, history_BT: Tensor, stats_BS: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        sid_UD = self.semantic.embed(items)
-        target_BD = functional.embedding(target_B, sid_UD)
-        history = index_history(history_BT)
-        embedded = torch.stack([target_BD, self.pooling(sid_UD, target_BD, history)], dim=1)
-        return embedded, self.semantic.dense(sid_UD, items, target_B, history)
-
-
-# Items as hashed and semantic ids, side by side.
-#
-# Shapes as in `sidrec.model.items`.
-
-
-class HidAndSidRepresentation(SemanticRepresentation):
-    """HID and SID of the target as two features, the histories pooled in each, and the alignment features."""
-
-    def __init__(self, config: HidAndSidItem, pooling: Pooling, dim: int, sids: tuple[str, ...]) -> None:
-        super().__init__()
-        self.features = ("item", "item_sid", *(f"history_{name}" for name in config.history))
-        self.semantic = SemanticPart(config, dim, sids)
-        self.pooling = PooledHistories(config.history, pooling, dim)
-        self.width = self.semantic.width
-
-    def forward(
-        self, items: ItemLookup, target_B: Tensor, history_BT: Tensor, stats_BS: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        hid_UD, sid_UD = items.embedded[HID], self.semantic.embed(items)
-        hid_BD, sid_BD = functional.embedding(target_B, hid_UD), functional.embedding(target_B, sid_UD)
-        history = index_history(history_BT)
-        pooled = self.pooling({"hid": (hid_UD, hid_BD), "sid": (sid_UD, sid_BD)}, history)
-        return torch.stack([hid_BD, sid_BD, *pooled], dim=1), self.semantic.dense(sid_UD, items, target_B, history)
-
-
-# Items as hashed and semantic ids, coordinated (SID-Coord, arXiv 2604.10471).
-#
-# Shapes as in `sidrec.model.items`.
-
-
 class SidCoordRepresentation(SemanticRepresentation):
-    """SID-Coord (arXiv 2604.10471): gated HID and SID of the target, the host's history, and the alignment features."""
+    """SID-Coord (arXiv 2604.10471).
+
+    e_sid = fusion of the SID features (module I), e = gate(e_hid, e_sid, statistics) for the target (module II), the
+    history pooled as configured, and alignment features as dense features (module III).
+    """
 
     def __init__(self, config: SidCoordItem, pooling: Pooling, dim: int, sizes: Sizes) -> None:
         super().__init__()
@@ -260,32 +193,104 @@ class SidCoordRepresentation(SemanticRepresentation):
         return torch.stack([target_BD, *pooled], dim=1), self.semantic.dense(sid_UD, items, target_B, history)
 
 
-# GateSID (arXiv 2603.22916): a gate decides whose attention scores the histories follow, and how near a target's HID
-# and SID are drawn.
-#
-# Shapes as in `sidrec.model.items`.
+# HIDs alone, SIDs alone, both side by side, and dense content.
 
 
-class AttentionScores(nn.Module):
-    """(W_q e) . (W_k h_t) / sqrt(D) of target e and history item h_t."""
+class HidRepresentation(ItemRepresentation):
+    """Hashed ids alone: e_hid of the target, and of the history, pooled. The baseline."""
 
-    def __init__(self, dim: int) -> None:
+    features = ("item", "history_hid")
+    width = 0
+
+    def __init__(self, pooling: Pooling, dim: int) -> None:
         super().__init__()
-        self.query, self.key = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim, bias=False)
-        self.scale = 1 / math.sqrt(dim)
+        self.pooling = build_pooling(pooling, dim)
 
-    def forward(self, items_UD: Tensor, target_BD: Tensor, history: HistoryIndex) -> Tensor:
-        """Scores [B, T]; 0 at padding."""
-        return products_with_history(self.key(items_UD), self.query(target_BD), history) * self.scale
+    def forward(
+        self, items: ItemLookup, target_B: Tensor, history_BT: Tensor, stats_BS: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        hid_UD = items.embedded[HID]
+        target_BD = functional.embedding(target_B, hid_UD)
+        pooled_BD = self.pooling(hid_UD, target_BD, index_history(history_BT))
+        return torch.stack([target_BD, pooled_BD], dim=1), stats_BS[:, :0]
+
+
+class SidRepresentation(SemanticRepresentation):
+    """Semantic ids alone: e_sid of the target, and of the history, pooled; and the alignment features."""
+
+    def __init__(self, config: SidItem, pooling: Pooling, dim: int, sids: tuple[str, ...]) -> None:
+        super().__init__()
+        self.features = ("item", "history_sid")
+        self.semantic = SemanticPart(config, dim, sids)
+        self.pooling = build_pooling(pooling, dim)
+        self.width = self.semantic.width
+
+    def forward(
+        self, items: ItemLookup, target_B: Tensor, history_BT: Tensor, stats_BS: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        sid_UD = self.semantic.embed(items)
+        target_BD = functional.embedding(target_B, sid_UD)
+        history = index_history(history_BT)
+        embedded = torch.stack([target_BD, self.pooling(sid_UD, target_BD, history)], dim=1)
+        return embedded, self.semantic.dense(sid_UD, items, target_B, history)
+
+
+class HidAndSidRepresentation(SemanticRepresentation):
+    """e_hid and e_sid of the target as two features, the history pooled in each, and the alignment features."""
+
+    def __init__(self, config: HidAndSidItem, pooling: Pooling, dim: int, sids: tuple[str, ...]) -> None:
+        super().__init__()
+        self.features = ("item", "item_sid", *(f"history_{name}" for name in config.history))
+        self.semantic = SemanticPart(config, dim, sids)
+        self.pooling = PooledHistories(config.history, pooling, dim)
+        self.width = self.semantic.width
+
+    def forward(
+        self, items: ItemLookup, target_B: Tensor, history_BT: Tensor, stats_BS: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        hid_UD, sid_UD = items.embedded[HID], self.semantic.embed(items)
+        hid_BD, sid_BD = functional.embedding(target_B, hid_UD), functional.embedding(target_B, sid_UD)
+        history = index_history(history_BT)
+        pooled = self.pooling({"hid": (hid_UD, hid_BD), "sid": (sid_UD, sid_BD)}, history)
+        return torch.stack([hid_BD, sid_BD, *pooled], dim=1), self.semantic.dense(sid_UD, items, target_B, history)
+
+
+class ContentRepresentation(ItemRepresentation):
+    """e_hid and the projected content vector of the target as two features, and the history pooled in each."""
+
+    features = ("item", "item_content", "history_hid", "history_content")
+    width = 0
+
+    def __init__(self, config: ContentItem, pooling: Pooling, dim: int, content: int) -> None:
+        """content: width V of a content vector."""
+        super().__init__()
+        self.project = nn.Sequential(nn.Linear(content, config.hidden), nn.ReLU(), nn.Linear(config.hidden, dim))
+        self.hid_pooling, self.content_pooling = build_pooling(pooling, dim), build_pooling(pooling, dim)
+
+    def forward(
+        self, items: ItemLookup, target_B: Tensor, history_BT: Tensor, stats_BS: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        assert items.content_UV is not None, "the ranker passes on the batch's content"
+        hid_UD = items.embedded[HID]
+        known_U1 = items.content_UV.any(dim=1, keepdim=True)  # padding and items without content stay zero
+        content_UD = self.project(items.content_UV) * known_U1
+        hid_BD, content_BD = functional.embedding(target_B, hid_UD), functional.embedding(target_B, content_UD)
+        history = index_history(history_BT)
+        pooled = [self.hid_pooling(hid_UD, hid_BD, history), self.content_pooling(content_UD, content_BD, history)]
+        return torch.stack([hid_BD, content_BD, *pooled], dim=1), stats_BS[:, :0]
+
+
+# GateSID.
 
 
 class GateSidRepresentation(SemanticRepresentation):
-    """HID and SID of the target as two features, and both histories under the same attention:
+    """GateSID (arXiv 2603.22916): e_hid and e_sid of the target as two features, and one attention for both histories.
 
-    w = sigmoid(MLP([e_hid; stats])), S = w S_sid + (1 - w) S_hid, a = softmax(S), sum_t a_t h_t of HIDs and of SIDs.
+    w = sigmoid(MLP([e_hid; stats])), S = w S_sid + (1 - w) S_hid, a = softmax(S); pooled histories are sum_t a_t h_t,
+    of e_hid and of e_sid.
 
-    w multiplies the SID, contrary to SID-Coord's g. How S_sid and S_hid come about is not published in detail: scaled
-    dot products here [I]. The choice of a history pooling does not apply, as attention is what this kind is about.
+    w is the weight of the SID; SID-Coord's g is the weight of the HID. The paper does not define S_sid and S_hid: here
+    they are scaled dot products [I]. `model.history_pooling` does not apply.
     """
 
     features = ("item", "item_sid", "history_hid", "history_sid")
@@ -321,7 +326,7 @@ class GateSidRepresentation(SemanticRepresentation):
         return torch.stack([hid_BD, sid_BD, *pooled], dim=1), self.semantic.dense(sid_UD, items, target_B, history)
 
     def losses(self, items: ItemLookup, target_B: Tensor, stats_BS: Tensor) -> dict[str, Tensor]:
-        """weight * w * InfoNCE(e_sid, e_hid) of the targets, as `contrastive`, where that is configured."""
+        """`contrastive`: weight * w * InfoNCE(e_sid, e_hid) of the targets (GRCA), where the recipe has it."""
         if self.contrastive is None:
             return {}
         hid_BD = functional.embedding(target_B, items.embedded[HID])
@@ -333,56 +338,34 @@ class GateSidRepresentation(SemanticRepresentation):
         return {"contrastive": self.contrastive.weight * share_B * contrast_B}
 
 
-# Items as hashed ids and what a network makes of their content vectors.
-#
-# Shapes as in `sidrec.model.items`; H hidden.
+class AttentionScores(nn.Module):
+    """(W_q e) . (W_k h_t) / sqrt(D) for target e and history item h_t."""
 
-
-class ContentRepresentation(ItemRepresentation):
-    """HID and projected content of the target as two features, and the histories pooled in each."""
-
-    features = ("item", "item_content", "history_hid", "history_content")
-    width = 0
-
-    def __init__(self, config: ContentItem, pooling: Pooling, dim: int, content: int) -> None:
-        """content: width V of a content vector."""
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.project = nn.Sequential(nn.Linear(content, config.hidden), nn.ReLU(), nn.Linear(config.hidden, dim))
-        self.hid_pooling, self.content_pooling = build_pooling(pooling, dim), build_pooling(pooling, dim)
+        self.query, self.key = nn.Linear(dim, dim, bias=False), nn.Linear(dim, dim, bias=False)
+        self.scale = 1 / math.sqrt(dim)
 
-    def forward(
-        self, items: ItemLookup, target_B: Tensor, history_BT: Tensor, stats_BS: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        assert items.content_UV is not None, "the ranker hands on what the batch has"
-        hid_UD = items.embedded[HID]
-        known_U1 = items.content_UV.any(dim=1, keepdim=True)  # padding and items without content stay zero
-        content_UD = self.project(items.content_UV) * known_U1
-        hid_BD, content_BD = functional.embedding(target_B, hid_UD), functional.embedding(target_B, content_UD)
-        history = index_history(history_BT)
-        pooled = [self.hid_pooling(hid_UD, hid_BD, history), self.content_pooling(content_UD, content_BD, history)]
-        return torch.stack([hid_BD, content_BD, *pooled], dim=1), stats_BS[:, :0]
-
-
-# Contrast of two embeddings of an item, each row's negatives among the other rows of its lane.
-#
-# Which rows a rank holds depends on the number of ranks, which rows a lane gives to a step does not: negatives from one
-# lane alone make the loss the same at any number of ranks.
-#
-# Shapes: B rows, lanes end to end; D width.
+    def forward(self, items_UD: Tensor, target_BD: Tensor, history: HistoryIndex) -> Tensor:
+        """Scores [B, T]; 0 at padding."""
+        return products_with_history(self.key(items_UD), self.query(target_BD), history) * self.scale
 
 
 def contrast_within_lanes(
     anchor_BD: Tensor, target_BD: Tensor, bag_B: Tensor, rows_per_lane: int, temperature: float
 ) -> Tensor:
-    """InfoNCE by cosine of every row's anchor to its own target, [B]; 0 for padding.
+    """InfoNCE by cosine of every row's anchor to its own target, [B]; 0 at padding.
 
-    bag_B: the rows' items. Padding (0) and further rows of the anchor's item are no negatives. rows_per_lane: each
-    lane has as many, padding included.
+    Negatives are the other rows of the same lane. A lane gives the same rows to a step at any number of ranks, so the
+    loss is the same too.
+
+    bag_B: the rows' items, lanes end to end. Padding (0) and further rows of the anchor's item are not negatives.
+    rows_per_lane: of every lane, padding included.
     """
     return _contrast(anchor_BD, target_BD, bag_B, rows_per_lane, temperature)
 
 
-@fx.wrap  # the pipelines trace the ranker, and fx does not know how many lanes a batch has
+@fx.wrap  # fx cannot trace a loop over lanes
 def _contrast(anchor_BD: Tensor, target_BD: Tensor, bag_B: Tensor, rows_per_lane: int, temperature: float) -> Tensor:
     assert len(bag_B) % rows_per_lane == 0, "a batch holds whole lanes"
     lanes = zip(*(torch.split(rows, rows_per_lane) for rows in (anchor_BD, target_BD, bag_B)), strict=True)

@@ -1,4 +1,7 @@
-"""The ranker: tables, item representation and backbone, from a Batch to loss and logits.
+"""The ranker: from a Batch to logits and loss.
+
+    Batch.items -> item tables -> ItemLookup [U, D] -> item representation (items.py) -> [B, F, D] and dense features
+    -> backbone (backbones.py), with context embeddings and the row's dense columns -> logits [B]
 
 Shapes: B rows, F embedding features, D width, X dense columns, S statistics, E alignment features.
 """
@@ -20,11 +23,11 @@ from sidrec.model.tables import embedding_tables, managed_table, one_feature_eac
 
 
 class Ranker(nn.Module):
-    """Scores rows. Tables are made on `meta`: whoever shards or materialises the model fills them.
+    """Scores rows. Its tables are on `meta` until the model is sharded or materialised.
 
-    items: EmbeddingBagCollection over unique items (stride U), or None where all item tables are managed.
-    managed_hids: the HID table, where it is managed; or None.
-    context: another over the other id columns (stride B), or None.
+    items: EmbeddingBagCollection over unique items (stride U); None if all item tables are managed.
+    managed_hids: the HID table, if it is managed; else None.
+    context: EmbeddingBagCollection over the context columns (stride B), or None.
     """
 
     def __init__(self, config: ModelConfig, sizes: Sizes) -> None:
@@ -67,11 +70,11 @@ class Ranker(nn.Module):
         return self.backbone(torch.cat(dense, dim=1), embedded_BFD).squeeze(1)
 
     def forward(self, batch: Batch) -> tuple[Tensor, tuple[dict[str, Tensor], Tensor]]:
-        """Returns the loss to differentiate, and what the pipelines hand on: (terms by name, logits [B]), all detached.
+        """Returns the loss to differentiate, and (terms by name, logits [B]), detached, as TorchRec's pipelines expect.
 
-        The loss is binary cross-entropy and, in training, what the item representation adds to it. Every term is summed
-        over this rank's rows, over `rows_per_rank`: averaged over ranks, as gradients are, it is the mean over all rows
-        of the step. Terms: `loss`, the whole, and each addition.
+        The loss is binary cross-entropy plus, in training, the losses of the item representation. Each term is the sum
+        over this rank's rows divided by `rows_per_rank`, so that its mean over ranks is the mean over all rows of the
+        step. Terms: `loss`, the total, and each loss of the item representation.
         """
         looked_up = self._look_up(batch)
         logits_B = self._score(batch, looked_up)
@@ -83,12 +86,12 @@ class Ranker(nn.Module):
 
     @property
     def fusion(self) -> GranularityFusion | None:
-        """The attention over an item's SID features, where the item representation has one."""
+        """The attention over an item's SID features; None for item kinds and fusions without one."""
         return self.item.attention
 
     @property
     def gate(self) -> TargetAwareGate | None:
-        """The gate, where the item representation has one that learns."""
+        """The learned gate between HID and SID; None for item kinds and gates without one."""
         return self.item.learned_gate
 
 
@@ -96,14 +99,14 @@ def _mean(loss_B: Tensor, batch: Batch) -> Tensor:
     return (loss_B * batch.weight_B).sum() / batch.rows_per_rank
 
 
-# What a recipe's model costs in parameters: for comparisons at equal budgets.
+# Parameter counts, for comparisons at equal budgets.
 
 
 @dataclass(frozen=True)
 class Budget:
     """item_rows: rows of all item tables together. item_parameters, context_parameters: rows times D of their tables.
 
-    dense_parameters: everything else that learns. Frozen content vectors and the tokenizer do not.
+    dense_parameters: all other trained parameters; frozen content vectors and the tokenizer are not among them.
     """
 
     item_rows: int
@@ -113,7 +116,7 @@ class Budget:
 
 
 def parameter_budget(config: ModelConfig, sizes: Sizes) -> Budget:
-    """Counts the ranker that `config` and `sizes` make, on `meta`: nothing is allocated or drawn."""
+    """Counts the parameters of the ranker of `config` and `sizes`, on `meta`: allocates nothing."""
     with torch.device("meta"):
         ranker = Ranker(config, sizes)
     items, context = _parameters(ranker.items, ranker.managed_hids), _parameters(ranker.context)

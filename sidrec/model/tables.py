@@ -1,4 +1,7 @@
-"""Collections of embedding tables: of items and context, beside other people's tables, and as the shape of a model."""
+"""Embedding tables: collections of plain tables, and tables with managed collisions.
+
+Shapes: D width, N ids met since the last eviction.
+"""
 
 from collections.abc import Mapping
 
@@ -32,7 +35,8 @@ def embedding_tables(
 ) -> EmbeddingBagCollection:
     """One collection with a table of width `dim` per entry, summing the ids of a bag.
 
-    inits: a table's initial range, TorchRec's 1/sqrt(rows) where there is none. On `meta` nothing is allocated.
+    inits: table -> a; weights start uniform in [-a, a], with TorchRec's a = 1/sqrt(rows) for None. On `meta` nothing is
+    allocated.
     """
     return EmbeddingBagCollection(
         tables=[
@@ -53,35 +57,33 @@ def embedding_tables(
 
 
 def one_feature_each(rows: Mapping[str, int]) -> dict[str, ItemTable]:
-    """Name -> a table of so many rows that the feature of the same name is read from."""
+    """Name -> a table of that many rows, read by the feature of the same name."""
     return {name: ItemTable(count, (name,)) for name, count in rows.items()}
 
 
-# Tables that deal their rows to ids as training meets them: TorchRec's managed collision (ZCH).
+# Managed collisions (TorchRec's ZCH): a table assigns its rows to ids during training.
 #
-# An id's row is its slot. Ids met in training are remembered; at the end of every `eviction_interval` steps those
-# without a slot get one, free or taken from the id that the eviction policy thinks least worth it. Until then, and
-# again after it has lost its slot, an id reads and trains the last row of its rank's share, and so do ids that only
-# evaluation meets: that row is what the model knows of unknown items. In evaluation no slot moves.
-#
-# Shapes: N ids met since the last eviction.
+# The row of an id is its slot. Training records the ids it meets. At the end of every `eviction_interval` steps, ids
+# without a slot get a free one, or that of the id which the eviction policy ranks lowest. An id without a slot reads
+# and trains the last row of its rank's share, which therefore represents unknown items; so do ids first met in
+# evaluation. Evaluation moves no slots.
 
 
 POLICIES = {"lru": LRU_EvictionPolicy, "lfu": LFU_EvictionPolicy, "distance_lfu": DistanceLFU_EvictionPolicy}
-BY_MODULO = 0  # TorchRec's sign that id modulo ranks says who owns an id; its default would give all to the first rank
+BY_MODULO = 0  # TorchRec's value for "rank = id modulo ranks"; its default gives all ids to the first rank
 
 
 class Slots(MCHManagedCollisionModule):
-    """TorchRec's slots, with a memory that holds all of an interval and can be saved in the middle of it.
+    """TorchRec's managed collision module, with an id history that grows as needed and can be checkpointed.
 
-    TorchRec sizes the memory by the first batch and ignores ids beyond it, and a checkpoint lacks it.
+    TorchRec sizes the history by the first batch, drops the ids that do not fit, and does not checkpoint it.
     """
 
     _input_history_buffer_size: int
     _history_accumulator: Tensor
 
     def profile(self, features: dict[str, JaggedTensor]) -> dict[str, JaggedTensor]:
-        """Remembers the ids, and moves slots where an interval ends. In evaluation it does nothing."""
+        """Records the ids, and moves slots at the end of an interval. No-op in evaluation."""
         if self.training:
             if self._input_history_buffer_size == -1:
                 self._init_history_buffers(features)
@@ -98,18 +100,18 @@ class Slots(MCHManagedCollisionModule):
         self._history_accumulator = functional.pad(self._history_accumulator, (0, more))
         for name, values_N in self._history_metadata.items():
             self._history_metadata[name] = functional.pad(values_N, (0, more))
-            setattr(self, f"_history_{name}", self._history_metadata[name])  # where TorchRec registers it
+            setattr(self, f"_history_{name}", self._history_metadata[name])  # as TorchRec registers it
         self._input_history_buffer_size = size
 
     def interval(self) -> dict[str, Tensor]:
-        """What this rank remembers of the interval that has begun: int64 [N] ids, and what the policy keeps of each."""
+        """This rank's history since the last eviction: int64 [N] `ids`, and the policy's record of each."""
         if self._input_history_buffer_size == -1:
             self._init_history_buffers({})
         met = {"ids": self._history_accumulator, **self._history_metadata}
         return {name: values[: self._current_history_buffer_offset].clone() for name, values in met.items()}
 
     def resume(self, interval: dict[str, Tensor]) -> None:
-        """Goes on in the middle of an interval, once the slots themselves are loaded."""
+        """Restores the history that `interval` returned. Call it after the slots are loaded."""
         size = len(interval["ids"])
         self._init_history_buffers({})
         self._resize(size)
@@ -124,11 +126,11 @@ class Slots(MCHManagedCollisionModule):
 def managed_table(
     name: str, table: ItemTable, dim: int, init: float | None, device: torch.device = META
 ) -> ManagedCollisionEmbeddingBagCollection:
-    """A collection of the one table, which `table.managed` manages. Its forward returns a pair: the KeyedTensor first.
+    """A collection of one managed table. Its forward returns a pair; the KeyedTensor is first.
 
-    init: as for `embedding_tables`. Only ranks as many as divide the table's rows can share it.
+    init: as in `embedding_tables`. The number of ranks must divide the table's rows.
     """
-    assert table.managed is not None, "other tables need no slots"
+    assert table.managed is not None, "a managed table has a managed section"
     collection = embedding_tables({name: table}, dim, {name: init}, device=device)
     slots = Slots(
         zch_size=table.rows,
@@ -136,7 +138,7 @@ def managed_table(
         eviction_policy=POLICIES[table.managed.eviction](),
         eviction_interval=table.managed.eviction_interval,
         input_hash_size=BY_MODULO,
-        buckets=table.rows,  # what a rank's share is a multiple of
+        buckets=table.rows,  # a rank's share is a multiple of this
         name=name,
     )
     return ManagedCollisionEmbeddingBagCollection(
@@ -145,10 +147,10 @@ def managed_table(
 
 
 def with_managed(embedded: dict[str, Tensor], managed: KeyedTensor) -> dict[str, Tensor]:
-    """The embeddings by feature, those of the managed table among them."""
+    """The embeddings by feature, with those of the managed table."""
     return _joined(embedded, managed)
 
 
-@fx.wrap  # the pipelines trace the ranker, and fx does not know which features a lookup has
+@fx.wrap  # TorchRec's pipelines trace the ranker, and fx cannot trace a dictionary of unknown keys
 def _joined(embedded: dict[str, Tensor], managed: KeyedTensor) -> dict[str, Tensor]:
     return {**embedded, **managed.to_dict()}
