@@ -1,8 +1,7 @@
-"""The batch: what one rank trains on in one step.
+"""The batch: what one rank trains on in one step, and its making from a worker's block.
 
-Items are looked up once: `items` has one single-id bag per *unique* item of the local batch, targets and history
-together, and `target_B`, `history_BT` point into those bags. Bag 0 is always empty: padding points to it and gets a
-zero vector.
+Items are looked up once: `items` has one bag for each *unique* item among the targets and histories of the batch, and
+`target_B` and `history_BT` are bag numbers. Bag 0 is always empty: padding points to it and gets a zero vector.
 
     rows                    unique items (bags of `items`)         target_B   history_BT
     target 7, history 9 4   0: (empty)  1: 4  2: 7  3: 9           [2,        [[3, 1],
@@ -24,18 +23,18 @@ from sidrec.data.worker import PER_BAG, BatchBlock, JaggedPlace
 
 @dataclass
 class Batch(Pipelineable):
-    """One rank's share of a step: its lanes end to end, equally many rows of each, the end of a lane padded.
+    """One rank's share of a step: its lanes end to end, the same number of rows of each, padded at the end of a lane.
 
-    Every field is a tensor or a KeyedJaggedTensor.
+    Every field is a tensor or a KeyedJaggedTensor, so that TorchRec's pipelines can move the batch to the device.
 
     items: keys are the item features (hid, s1, ...), stride U, at most one id per bag.
     context: keys are the other id columns (user_id, cat_*), stride B, one id per bag.
-    token_weights_UW: float32 weights of the bags' granularities. granules_UG: int64 numbers of the granules, 0 for
-        none. content_UV: float32 content vectors. All are zero in bag 0, and have width 0 where the model uses none.
+    token_weights_UW: float32 token weights. granules_UG: int64 granule numbers, 0 for none. content_UV: float32 content
+        vectors. All are zero in bag 0, and have width 0 if the model does not use them.
     target_B, history_BT: int64 bag numbers; 0 is padding.
     dense_BX, stats_BS: float32. stats are raw counts as of the row's time.
-    label_B: float32, 0 or 1. weight_B: float32, 0 marks a padding row, which counts nowhere.
-    row_B, user_B, item_B: int64 row number within the split, and the row's ids, for metrics.
+    label_B: float32, 0 or 1. weight_B: float32, 0 for padding and quarantined rows, which count nowhere.
+    row_B, user_B, item_B: int64 row number within the split, -1 for padding, and the row's ids; for metrics.
     rows_per_rank: float32 scalar, the loss's denominator: rows of weight 1 over all ranks, divided by the ranks.
     """
 
@@ -71,13 +70,13 @@ class Batch(Pipelineable):
         return self.items.stride()
 
 
-# What the training process does to a batch: gives it its types, and pads its items to a count all ranks share.
+# In the training process.
 #
-# Shapes: U item bags, F item features.
+# Shapes: F item features.
 
 
 def collate(block: BatchBlock) -> Batch:
-    """The batch that a worker sent, as views of its block."""
+    """The batch that a worker packed, as views of its block."""
     values = {}
     for name, place in block.places.items():
         if isinstance(place, JaggedPlace):
@@ -89,8 +88,10 @@ def collate(block: BatchBlock) -> Batch:
 
 
 def pad_items(batch: Batch, bags: int) -> Batch:
-    """The batch with empty bags appended, so that `items` has `bags` of them on every rank. Raises ValueError when
-    there are more already."""
+    """Appends empty bags, so that `items` has `bags` bags, the same number on every rank.
+
+    Raises ValueError if there are more already.
+    """
     items = batch.items
     if bags < batch.bags:
         raise ValueError(f"items: expected at most {bags} bags, got {batch.bags}")

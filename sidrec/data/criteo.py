@@ -4,7 +4,9 @@
     batches = CriteoBatches("train", *paths, batch_size=4096, rank=rank, world_size=world_size)
     loader = DataLoader(batches, batch_size=None, num_workers=2)
 
-Files are memory-mapped: any number of rows, none of them held. B rows of a batch, C = 26 sparse columns.
+Files are memory-mapped: memory does not grow with their rows.
+
+Shapes: B rows of a batch, X = 13 dense and C = 26 sparse columns.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,57 +37,20 @@ from sidrec.schema import ContractError
 __all__ = ["CriteoBatches", "criteo_paths"]
 
 
-# Which rows a batch of Criteo holds: arithmetic that is the same on every rank, with nothing to send around.
-#
-# Batches are dealt to ranks in turn, as TorchRec deals them: batch b goes to rank b mod world_size. What does not fill
-# one more batch for every rank is spread evenly over the ranks' last batches.
-
-
-class ShuffledRows:
-    """A permutation of 0..rows-1 per seed and epoch that never exists as a whole, in which neighbours lie near each
-    other on disk: chunks of rows are shuffled, and rows within windows of chunks."""
-
-    def __init__(self, rows: int, seed: int, epoch: int) -> None:
-        self._rows, self._key = rows, (seed, epoch)
-        self._chunks = np.random.default_rng([*self._key, 0]).permutation(-(-rows // CHUNK_ROWS))
-        chunk_rows = np.minimum(rows - self._chunks * CHUNK_ROWS, CHUNK_ROWS)
-        window_rows = np.add.reduceat(chunk_rows, np.arange(0, len(chunk_rows), WINDOW_CHUNKS))
-        self._starts = np.concatenate([[0], np.cumsum(window_rows)])
-        self._open: tuple[int, np.ndarray] | None = None
-
-    def take(self, positions: range) -> np.ndarray:
-        """The rows at these positions, int64."""
-        parts, start = [], positions.start
-        while start < positions.stop:
-            window = int(np.searchsorted(self._starts, start, side="right")) - 1
-            first, stop = int(self._starts[window]), min(positions.stop, int(self._starts[window + 1]))
-            parts.append(self._window(window)[start - first : stop - first])
-            start = stop
-        return np.concatenate(parts)
-
-    def _window(self, window: int) -> np.ndarray:
-        if self._open is None or self._open[0] != window:
-            chunks = self._chunks[window * WINDOW_CHUNKS : (window + 1) * WINDOW_CHUNKS]
-            rows = (chunks[:, None] * CHUNK_ROWS + np.arange(CHUNK_ROWS)).reshape(-1)
-            rows = rows[rows < self._rows]
-            self._open = window, np.random.default_rng([*self._key, 1, window]).permutation(rows)
-        return self._open[1]
-
-
 class CriteoBatches(IterableDataset[Batch]):
     """This rank's batches: dense float32 [B, 13], a KeyedJaggedTensor of one id per row and feature, labels int32 [B].
 
-    Arguments up to `hashes` are those of TorchRec's data pipe, and unshuffled batches are equal to its. Differences: a
-    training set is shuffled window by window, without being loaded, anew in every epoch that `seek` names; what is
-    shuffled depends on seed, epoch and step alone; a DataLoader may have any number of workers.
+    Arguments up to `hashes` are those of TorchRec's data pipe, and unshuffled batches equal its batches. Differences:
+    the training set is shuffled in windows, without being loaded, and differently in every epoch that `seek` sets; the
+    order depends on seed, epoch and step alone; a DataLoader may have any number of workers.
 
-    stage: as StageFiles says. shuffle_batches: mixes rows within a batch. shuffle_training_set: mixes the rows of all
-    ranks, in the stage "train". mmap_mode: there for TorchRec's callers; files are mapped always. hashes: C numbers,
-    ids are taken modulo these. table_rows: C table sizes that ids must lie below, checked at open as far as `look`
-    goes, and in every batch. look: rows that are checked at open, "sample" or "full".
+    stage: see StageFiles. shuffle_batches: shuffles rows within a batch. shuffle_training_set: shuffles rows over all
+    ranks, in stage "train". mmap_mode: accepted for compatibility; files are always mapped. hashes: C numbers; ids are
+    taken modulo these. table_rows: C table sizes; ids must be smaller, which is checked when the files are opened (as
+    far as `look` says) and in every batch. look: rows that are checked when the files are opened, "sample" or "full".
 
-    Raises ContractError for files that are missing, cut off, of different lengths or of the wrong type or width, for
-    values that are not finite, no label or beyond their table, and for arguments that contradict each other.
+    Raises ContractError for files that are missing, truncated, of different lengths or of the wrong type or width, for
+    values that are not finite, not a label or beyond their table, and for arguments that contradict each other.
     """
 
     def __init__(
@@ -121,8 +86,10 @@ class CriteoBatches(IterableDataset[Batch]):
         self._position.share_memory_()  # type: ignore[no-untyped-call]  # workers outlive an epoch
 
     def seek(self, epoch: int, step: int = 0) -> None:
-        """Iterations, in all processes, give the epoch's batches from this step on. Raises ContractError for a step
-        outside [0, len]."""
+        """Sets the epoch and step where the next iteration begins, in all processes.
+
+        Raises ContractError for a step outside [0, len].
+        """
         if epoch < 0 or not 0 <= step <= len(self):
             raise ContractError("epoch, step", f"an epoch from 0 on, a step in [0, {len(self)}]", (epoch, step))
         self._position.copy_(torch.tensor([epoch, step]))
@@ -146,7 +113,7 @@ class CriteoBatches(IterableDataset[Batch]):
                 check_ids(sparse_BC, self._table_rows, partial(_place, rows, row_B))
             yield _batch(dense_BX, sparse_BC, labels_B1)
 
-    def _rows_of(self, epoch: int, step: int, order: ShuffledRows | None) -> range | np.ndarray:
+    def _rows_of(self, epoch: int, step: int, order: "ShuffledRows | None") -> range | np.ndarray:
         positions = self._bounds.positions(self._rank, step)
         if order is None and not self._shuffle_batches:
             return positions
@@ -170,7 +137,7 @@ def _open(dense: Sequence[str], sparse: Sequence[str], labels: Sequence[str]) ->
 def _checked_tables(
     days: list[CriteoDay], hashes: Sequence[int] | None, table_rows: Sequence[int] | None
 ) -> tuple[np.ndarray | None, Sequence[int] | None]:
-    """Hashes as an array, and the table sizes that stored ids are held against: none where ids are hashed."""
+    """Hashes as an array, and the table sizes to check stored ids against; None if ids are hashed."""
     if hashes is None:
         if table_rows is not None:
             check_tables(days, table_rows)
@@ -186,7 +153,7 @@ def _checked_tables(
 
 
 def _place(rows: StageRows, row_B: range | np.ndarray, row: int) -> str:
-    """Where a batch's row lies."""
+    """File and row number of a batch's row."""
     file, row_in_file = rows.place(int(row_B[row]))
     return f"{rows.days[file].sparse}, row {row_in_file}"
 
@@ -212,13 +179,19 @@ def _bags(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.ones(bags, dtype=torch.int32), torch.arange(bags + 1, dtype=torch.int32)
 
 
-CHUNK_ROWS = 1024  # neighbours that stay together on their way into a window
-WINDOW_CHUNKS = 256  # chunks from all over the data whose rows are mixed: 262,144 rows
+# Which rows a batch holds: arithmetic that is the same on every rank, without communication.
+#
+# As in TorchRec, batch b goes to rank b mod world_size. Rows that do not fill one more batch for every rank are spread
+# evenly over the ranks' last batches.
+
+
+CHUNK_ROWS = 1024  # adjacent rows that enter the same window
+WINDOW_CHUNKS = 256  # 262,144 rows
 
 
 @dataclass(frozen=True)
 class BatchBounds:
-    """How `rows` positions are cut into batches. Raises ContractError when they cannot give every rank a row."""
+    """How `rows` positions are cut into batches. Raises ContractError if a rank would get no row."""
 
     rows: int
     batch_size: int
@@ -238,7 +211,7 @@ class BatchBounds:
         """Full batches of all ranks together."""
         full = self.rows // self.batch_size // self.world_size * self.world_size
         left = self.rows - full * self.batch_size
-        # Too few for a last batch of every rank: they join the last full ones, which become larger by one.
+        # Too few for a last batch on every rank: some of the last full batches become larger by one row.
         return full - self.world_size if not self.drop_last and 0 < left < self.world_size else full
 
     @property
@@ -259,3 +232,36 @@ class BatchBounds:
             return range(batch * self.batch_size, (batch + 1) * self.batch_size)
         start = self.full * self.batch_size + int(self.last[:rank].sum())
         return range(start, start + int(self.last[rank]))
+
+
+class ShuffledRows:
+    """A permutation of 0..rows-1 per seed and epoch that is never held as a whole and reads the disk in large pieces.
+
+    Chunks of CHUNK_ROWS rows are shuffled; then rows are shuffled within windows of WINDOW_CHUNKS chunks.
+    """
+
+    def __init__(self, rows: int, seed: int, epoch: int) -> None:
+        self._rows, self._key = rows, (seed, epoch)
+        self._chunks = np.random.default_rng([*self._key, 0]).permutation(-(-rows // CHUNK_ROWS))
+        chunk_rows = np.minimum(rows - self._chunks * CHUNK_ROWS, CHUNK_ROWS)
+        window_rows = np.add.reduceat(chunk_rows, np.arange(0, len(chunk_rows), WINDOW_CHUNKS))
+        self._starts = np.concatenate([[0], np.cumsum(window_rows)])
+        self._open: tuple[int, np.ndarray] | None = None
+
+    def take(self, positions: range) -> np.ndarray:
+        """The rows at these positions, int64."""
+        parts, start = [], positions.start
+        while start < positions.stop:
+            window = int(np.searchsorted(self._starts, start, side="right")) - 1
+            first, stop = int(self._starts[window]), min(positions.stop, int(self._starts[window + 1]))
+            parts.append(self._window(window)[start - first : stop - first])
+            start = stop
+        return np.concatenate(parts)
+
+    def _window(self, window: int) -> np.ndarray:
+        if self._open is None or self._open[0] != window:
+            chunks = self._chunks[window * WINDOW_CHUNKS : (window + 1) * WINDOW_CHUNKS]
+            rows = (chunks[:, None] * CHUNK_ROWS + np.arange(CHUNK_ROWS)).reshape(-1)
+            rows = rows[rows < self._rows]
+            self._open = window, np.random.default_rng([*self._key, 1, window]).permutation(rows)
+        return self._open[1]

@@ -1,7 +1,8 @@
 """Criteo as .npy files: dense float32 [N, 13], sparse int32 or int64 [N, 26], labels int32 [N, 1] for each day.
 
-Everything that can be wrong with them is found when they are opened: by their headers, by the manifest of
-`data_prep.criteo` where there is one, and by looking at some or all of their rows.
+Opening them checks their headers, the manifest of `data_prep.criteo` if there is one, and some or all of their rows.
+
+Shapes: N rows.
 """
 
 import hashlib
@@ -19,8 +20,8 @@ from sidrec.schema import MANIFEST, ContractError, read_json
 
 DENSE_COLUMNS, SPARSE_COLUMNS = 13, 26
 KINDS = ("dense", "sparse", "labels")
-SAMPLES, SAMPLE_ROWS = 64, 64  # looked at in every day, evenly spread, first and last rows among them
-FULL_ROWS = 1 << 16  # read at a time when every row is looked at
+SAMPLES, SAMPLE_ROWS = 64, 64  # per day, evenly spread, first and last rows included
+FULL_ROWS = 1 << 16  # read at a time with look = "full"
 Look = Literal["sample", "full"]
 _WIDTHS = {"dense": DENSE_COLUMNS, "sparse": SPARSE_COLUMNS, "labels": 1}
 _TYPES = {"dense": (np.float32,), "sparse": (np.int32, np.int64), "labels": (np.int32,)}
@@ -29,8 +30,7 @@ _TYPES = {"dense": (np.float32,), "sparse": (np.int32, np.int64), "labels": (np.
 def criteo_paths(folder: Path, days: Iterable[int] | None = None) -> tuple[list[str], list[str], list[str]]:
     """Paths of the dense, sparse and labels files of the days, as TorchRec's data pipe takes them.
 
-    days: their numbers; left out, all that the folder has, in order of their numbers. Raises ContractError when it has
-    none.
+    days: their numbers; None for all days of the folder, in order. Raises ContractError if there are none.
     """
     if days is None:
         found = (re.fullmatch(r"day_(\d+)_dense\.npy", path.name) for path in folder.glob("day_*_dense.npy"))
@@ -44,7 +44,7 @@ def criteo_paths(folder: Path, days: Iterable[int] | None = None) -> tuple[list[
 
 @dataclass(frozen=True)
 class CriteoDay:
-    """The three files of a day, how many rows each has, and the type of the ids."""
+    """The three files of a day, their number of rows, and the type of the ids."""
 
     dense: Path
     sparse: Path
@@ -54,7 +54,7 @@ class CriteoDay:
 
     @classmethod
     def open(cls, dense: Path, sparse: Path, labels: Path) -> "CriteoDay":
-        """Raises ContractError for a file that is missing, cut off, or of another type, width or length."""
+        """Raises ContractError for a file that is missing or truncated, or of another type, width or length."""
         headers = {path: _header(path, kind) for path, kind in zip((dense, sparse, labels), KINDS, strict=True)}
         rows = headers[dense][0]
         for path in (sparse, labels):
@@ -68,9 +68,9 @@ class CriteoDay:
         return dense, sparse, labels
 
     def look(self, how: Look, table_rows: Sequence[int] | None) -> None:
-        """Raises ContractError for the first value that is not finite, no label, or beyond its table of `table_rows`.
+        """Raises ContractError for the first value that is not finite, not a label, or beyond its table.
 
-        how: "sample" looks at 64 times 64 rows, "full" at all, and at the manifest's checksums.
+        how: "sample" checks 64 times 64 rows; "full" checks all rows and the manifest's checksums.
         """
         length, starts = FULL_ROWS, list(range(0, self.rows, FULL_ROWS))
         if how == "sample":
@@ -93,7 +93,10 @@ def _row_of(path: Path, first_row: int, row: int) -> str:
 
 
 def check_ids(sparse_NC: np.ndarray, table_rows: Sequence[int], where: Callable[[int], str]) -> None:
-    """Raises ContractError for the first id outside [0, table_rows of its column). where: names a row of these."""
+    """Raises ContractError for the first id outside [0, table_rows of its column).
+
+    where: row number -> its place, for the message.
+    """
     bad = (sparse_NC < 0) | (sparse_NC >= np.asarray(table_rows))
     if bad.any():
         row, column = np.argwhere(bad)[0].tolist()
@@ -102,7 +105,7 @@ def check_ids(sparse_NC: np.ndarray, table_rows: Sequence[int], where: Callable[
 
 
 def check_tables(days: Iterable[CriteoDay], table_rows: Sequence[int]) -> None:
-    """Raises ContractError when there are not 26 tables, or a manifest says that ids need larger ones."""
+    """Raises ContractError if there are not 26 tables, or a manifest says that ids need larger ones."""
     if len(table_rows) != SPARSE_COLUMNS:
         raise ContractError("table_rows", f"{SPARSE_COLUMNS} numbers, one per column", len(table_rows))
     for folder in sorted({day.sparse.parent for day in days}):
@@ -113,9 +116,9 @@ def check_tables(days: Iterable[CriteoDay], table_rows: Sequence[int]) -> None:
 
 
 def _least_rows(folder: Path) -> list[int]:
-    """Rows that a manifest says the tables need; none where it does not say."""
-    told = _manifest(folder).get("categorical", {})
-    least = told.get("table_rows", [0] * SPARSE_COLUMNS) if isinstance(told, dict) else told
+    """Rows that each table needs, from the folder's manifest; zeros if it does not say."""
+    entry = _manifest(folder).get("categorical", {})
+    least = entry.get("table_rows", [0] * SPARSE_COLUMNS) if isinstance(entry, dict) else entry
     numbers = isinstance(least, list) and all(isinstance(rows, int) for rows in least)
     if not numbers or len(least) != SPARSE_COLUMNS:
         expected = f"{SPARSE_COLUMNS} whole numbers, one per column"
@@ -124,7 +127,7 @@ def _least_rows(folder: Path) -> list[int]:
 
 
 def _header(path: Path, kind: str) -> tuple[int, np.dtype]:
-    """Rows and type of a file that is whole."""
+    """Checks a file's header and size; returns its rows and type."""
     if not path.is_file():
         raise ContractError(path, f"a .npy file of {kind}", "no such file")
     try:
@@ -133,7 +136,14 @@ def _header(path: Path, kind: str) -> tuple[int, np.dtype]:
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, by_columns, dtype = read(file)
             data = path.stat().st_size - file.tell()
-    except (ValueError, SyntaxError, TokenError, TypeError, RecursionError, OSError) as error:  # a header is Python
+    except (
+        ValueError,
+        SyntaxError,
+        TokenError,
+        TypeError,
+        RecursionError,
+        OSError,
+    ) as error:  # headers are Python
         raise ContractError(path, "a .npy file", error) from None
     if dtype not in _TYPES[kind]:
         raise ContractError(path, " or ".join(np.dtype(one).name for one in _TYPES[kind]), dtype)
@@ -156,27 +166,25 @@ def _refuse(bad: np.ndarray, values: np.ndarray, path: Path, part: slice, expect
 
 
 def _check_sum(path: Path) -> None:
-    said = _manifest(path.parent).get("files", {}).get(path.name)
-    if said is None:
+    entry = _manifest(path.parent).get("files", {}).get(path.name)
+    if entry is None:
         return
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != said["sha256"]:
-        raise ContractError(path, f"the sha256 that {MANIFEST} says, {said['sha256']}", found)
+    if found != entry["sha256"]:
+        raise ContractError(path, f"the sha256 that {MANIFEST} says, {entry['sha256']}", found)
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """What data_prep.criteo wrote; empty for files that others made."""
+    """The manifest of data_prep.criteo; empty if there is none."""
     path = folder / MANIFEST
     if not path.is_file():
         return {}
-    told = read_json(path, "a manifest as data_prep.criteo writes it")
-    return told if isinstance(told, dict) else {}
+    manifest = read_json(path, "a manifest as data_prep.criteo writes it")
+    return manifest if isinstance(manifest, dict) else {}
 
 
-# The rows of a stage: some files laid end to end, or the half of them that TorchRec calls val or test.
-#
-# N rows asked for.
+# The rows of a stage: TorchRec's split of some files, laid end to end.
 
 
 Stage = Literal["train", "val", "test"]
@@ -184,9 +192,10 @@ Stage = Literal["train", "val", "test"]
 
 @dataclass(frozen=True)
 class StageFiles:
-    """Which rows of which files. first, stop: of each file's rows.
+    """Which rows of which files belong to a stage: rows [first, stop) of each file.
 
-    "train" has all rows; "val" the first half of the first file, "test" its second, and both all others.
+    As in TorchRec: "train" has all rows; "val" has the first half of the first file, "test" its second half, and both
+    have all other files.
     """
 
     days: tuple[CriteoDay, ...]
@@ -195,7 +204,7 @@ class StageFiles:
 
     @classmethod
     def of(cls, days: Sequence[CriteoDay], stage: Stage) -> "StageFiles":
-        """Raises ContractError for another stage."""
+        """Raises ContractError for an unknown stage."""
         if stage not in ("train", "val", "test"):
             raise ContractError("stage", "train, val or test", repr(stage))
         half = -(-days[0].rows // 2)
@@ -212,7 +221,7 @@ class StageFiles:
 
 
 class StageRows:
-    """Opened files, to take rows from; lives in one process."""
+    """Opened files to take rows from; not to be shared between processes."""
 
     def __init__(self, files: StageFiles) -> None:
         self.days = files.days
@@ -221,22 +230,22 @@ class StageRows:
         self._starts = np.concatenate([[0], np.cumsum(np.array(files.stop) - self._first)])
 
     def place(self, row: int) -> tuple[int, int]:
-        """The number of a row's file, and the row in it."""
+        """The number of a row's file, and the row number in it."""
         file = int(np.searchsorted(self._starts, row, side="right")) - 1
         return file, int(row - self._starts[file] + self._first[file])
 
     def take(self, rows: range | np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Dense [N, 13], sparse [N, 26] and labels [N, 1] of these rows, in their order; N is at least 1.
 
-        Copies, but for sparse, which is a read-only piece of its file where the rows are neighbours in one: whoever
-        turns it into columns copies it anyway.
+        Copies; but sparse is a read-only view of its file if the rows are adjacent in one file, as the caller's
+        transposition copies it anyway.
         """
         taken = self._slices(rows) if isinstance(rows, range) else self._scattered(rows)
         dense, sparse, labels = taken
         return dense, sparse, labels
 
     def _slices(self, rows: range) -> list[np.ndarray]:
-        """Neighbours: a slice of every file that has some of them."""
+        """Adjacent rows: a slice of every file that has some of them."""
         parts = []
         for file, arrays in enumerate(self._arrays):
             first, stop = max(rows.start, int(self._starts[file])), min(rows.stop, int(self._starts[file + 1]))

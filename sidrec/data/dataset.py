@@ -1,4 +1,7 @@
-"""What a recipe's data folder and catalog hold, read and checked before anything is allocated."""
+"""A recipe's data: manifest, catalog and item tables, read and checked before anything is allocated.
+
+Shapes: N rows of a row group, S statistics columns.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,16 +19,15 @@ from sidrec.schema import ITEM_ID, ITEMS, LOG, MANIFEST, ContractError, Manifest
 from sidrec.sid.catalog import Catalog, load_catalog
 from sidrec.sid.granularity import Subwords, fit_subwords
 
-# What the data decides about the model's shape.
-
 
 @dataclass(frozen=True)
 class Sizes:
-    """item_tables: table name -> rows and features. context_rows: id column -> rows. dense: int_* columns used (X).
+    """What the data decides about the model's shape.
 
+    item_tables: table name -> rows and features. context_rows: id column -> rows. dense: number X of int_* columns.
     stats_mean, stats_std: moments of log1p(stat_*) over the train split, one per statistic (S).
-    content: width V of an item's content vector, 0 where the model uses none.
-    rows_per_lane: rows of a batch that come from one lane, the same at any number of ranks; padding included.
+    content: width V of an item's content vector, 0 if the model uses none.
+    rows_per_lane: rows of a step that come from one lane, padding included; the same at any number of ranks.
     """
 
     item_tables: Mapping[str, ItemTable]
@@ -38,15 +40,15 @@ class Sizes:
 
     @property
     def sid_features(self) -> tuple[str, ...]:
-        """Names of the item features that are parts of a SID."""
+        """Names of the item features that are cut from SIDs."""
         return tuple(name for table, found in self.item_tables.items() if table != HID for name in found.features)
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a recipe's data folder and catalog hold.
+    """A recipe's data, and the sizes that it gives the model.
 
-    fingerprint: the catalog's, and that of the subwords its SIDs are cut into; None where items have no SIDs.
+    fingerprint: of the catalog, and of the subwords if SIDs are cut into these; None if the item kind has no SIDs.
     """
 
     manifest: Manifest
@@ -56,13 +58,13 @@ class Dataset:
 
 
 def read_contracts(recipe: Recipe) -> tuple[Manifest, Catalog | None]:
-    """The manifest of the log, and the catalog where items have SIDs. Raises ContractError."""
+    """The manifest of the log, and the catalog if the item kind has SIDs. Raises ContractError."""
     manifest = load_manifest(recipe.data.path / LOG)
     return manifest, load_catalog(recipe.data.catalog) if recipe.model.item.sids else None
 
 
 def read_dataset(recipe: Recipe) -> Dataset:
-    """Reads manifest and catalog and checks them against the recipe, in a process that is no rank.
+    """Reads everything in this process alone; for commands that run without ranks.
 
     Raises ConfigError or ContractError.
     """
@@ -71,7 +73,7 @@ def read_dataset(recipe: Recipe) -> Dataset:
 
 
 def fit_item_subwords(recipe: Recipe, manifest: Manifest, catalog: Catalog | None) -> bytes | None:
-    """The model of the subwords that SIDs are cut into; None where the recipe has no subwords."""
+    """Fits the SentencePiece model that cuts SIDs into subwords; None if the recipe uses granularities."""
     sids = recipe.model.item.sids
     if catalog is None or sids is None or sids.subwords is None:
         return None
@@ -81,9 +83,9 @@ def fit_item_subwords(recipe: Recipe, manifest: Manifest, catalog: Catalog | Non
 
 
 def assemble_dataset(recipe: Recipe, manifest: Manifest, catalog: Catalog | None, fitted: bytes | None) -> Dataset:
-    """Everything that a model needs to know of its data. fitted: the model of the subwords, None where there is none.
+    """The dataset of a manifest and a catalog. fitted: what `fit_item_subwords` returned.
 
-    Raises ConfigError or ContractError, before anything is allocated.
+    Raises ConfigError or ContractError.
     """
     subwords = Subwords(fitted, catalog.codebook_sizes) if fitted is not None and catalog is not None else None
     item = recipe.model.item
@@ -116,18 +118,13 @@ def _fingerprint(catalog: Catalog | None, subwords: Subwords | None) -> str | No
     return catalog.fingerprint if subwords is None else f"{catalog.fingerprint}, subwords {subwords.fingerprint}"
 
 
-# Moments of the statistics columns, measured on the train split: what the standardisation of counts needs.
-#
-# Shapes: N rows of a row group, S statistics columns.
-
-
 def stat_moments(
     data: Path, manifest: Manifest, split: str = "train", rows: int = 1_000_000
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of log1p(stat_*), float64 [S] each, over about `rows` rows of the split.
 
-    Row groups are taken at equal distances, so that every period of the log counts; small splits are read whole. Rows
-    with a count that breaks the contract are left out: the reader refuses them or puts them in quarantine.
+    Reads row groups at equal distances, so that every period of the log is sampled; reads small splits whole. Rows
+    whose counts break the contract are left out: the reader refuses or quarantines them.
     Raises ContractError as `split_index` does, and for a row group that cannot be read.
     """
     groups = split_index(data / LOG, split, manifest)

@@ -1,6 +1,7 @@
-"""Which row of which embedding table an item has: HID and SID tables side by side; and what else is known of items.
+"""The embedding tables of items, each item's row in them, and the other properties of items that batches carry.
 
-Shapes: I item ids (0 is "not known"), F item features, G granularities, L levels of a SID.
+Shapes: I item ids (0 is the unknown item), F item features, G granularities, L levels of a SID, U items of a batch, N
+items of items.parquet, V width of a content vector.
 """
 
 import hashlib
@@ -35,14 +36,14 @@ from sidrec.sid.item_vectors import VECTORS, mapped_array, read_item_vectors
 HID = "hid"
 """Name of the table of hashed item ids, and of its feature."""
 SHARED = "sid"
-"""Name of a table that all parts of a SID share."""
+"""Name of a table that all SID features share."""
 
 
 @dataclass(frozen=True)
 class ItemTable:
-    """An embedding table of items: its rows, and the features that are looked up in it.
+    """An embedding table: its number of rows, and the features that are looked up in it.
 
-    managed: how the table itself deals its rows to the ids that are looked up, where it does.
+    managed: the section of a table that assigns its rows to ids during training; None for other tables.
     """
 
     rows: int
@@ -52,11 +53,12 @@ class ItemTable:
 
 @dataclass(frozen=True)
 class ItemTables:
-    """tables: table name -> table; a table of one feature is called as that feature.
+    """The tables of an item kind, and what a batch looks up for each item.
 
-    rows_IF: int64 table row of every item id, features in the order of the tables; row 0 is "not known" in every table,
-        and such items get no lookup there. For a managed table, the id itself.
-    per_item: field of PER_BAG -> its values for every item id, of width 0 where the model uses none.
+    tables: table name -> table; a table of one feature has the feature's name.
+    rows_IF: int64 table row of every item id, features in the order of the tables; for a managed table, the id. Row 0
+        means "unknown" in every table: such items are not looked up in it.
+    per_item: field of PER_BAG -> its values for every item id, of width 0 if the model does not use it.
     """
 
     tables: Mapping[str, ItemTable]
@@ -88,11 +90,11 @@ def item_tables(
     subwords: Subwords | None = None,
     content: PerItem | None = None,
 ) -> ItemTables:
-    """The tables that an item kind needs, hid or SIDs or both; and what it wants to know of items besides.
+    """The tables and per-item properties that an item kind needs.
 
-    subwords: in the place of granularities, where the item's tokens are such. content: content vectors by item id.
-    Raises ContractError when SIDs are needed and there is no catalog, or token weights and it has none; granularities
-    deeper than the catalog's levels are refused as `granularity_rows` does.
+    subwords: replace the granularities if `item.tokens` is of kind spm. content: content vectors by item id.
+    Raises ContractError if the kind needs a catalog and there is none, if it needs token weights and the catalog has
+    none, and for granularities deeper than the catalog's levels.
     """
     ids = manifest.ids[ITEM_ID]
     lookups = [_hid(item.hids, ids)] if item.hids else []
@@ -101,7 +103,7 @@ def item_tables(
         if catalog is None:
             raise ContractError("model.item", f"a catalog, which items of kind {item.kind} need", "none")
         codes_IL = catalog.codes_by_id(ids)
-        numbered = cache(partial(granularity_rows, codes_IL))  # granules are numbered once, whoever asks
+        numbered = cache(partial(granularity_rows, codes_IL))  # each granularity is numbered once
         lookups += [_subwords(subwords, codes_IL)] if subwords else _granularities(sids, codes_IL, numbered)
         if sids.token_weights != "off":
             per_item["token_weights_UW"] = granularity_weights(catalog.weights_by_id(ids), sids.granularities)
@@ -129,7 +131,7 @@ def _hid(index: HidIndex, ids: int) -> _Lookup:
 def _granularities(
     item: SemanticItem, codes_IL: np.ndarray, numbered: Callable[[str], tuple[np.ndarray, int]]
 ) -> list[_Lookup]:
-    """numbered: granularity -> row of every item id in a table of its own, and the table's rows."""
+    """numbered: granularity -> (row of every item id in a table of its own, that table's number of rows)."""
     if isinstance(item.index, ExactIndex):
         exact = {name: numbered(name) for name in item.granularities}
         return [_Lookup(name, ItemTable(rows, (name,)), rows_I[:, None]) for name, (rows_I, rows) in exact.items()]
@@ -144,27 +146,25 @@ def _subwords(subwords: Subwords, codes_IL: np.ndarray) -> _Lookup:
 
 
 def unused_per_item(ids: int) -> dict[str, PerItem]:
-    """What a model uses that wants nothing of items but their lookups: arrays [ids, 0]."""
+    """`per_item` of a model that uses table lookups alone: arrays [ids, 0]."""
     return {field: np.zeros((ids, 0), dtype) for field, dtype in PER_BAG.items()}
 
 
 def granularity_weights(weights_IL: np.ndarray, granularities: tuple[str, ...]) -> np.ndarray:
-    """float32 [I, G]: a granularity weighs as much as the product of the tokens that it joins."""
+    """float32 [I, G]: the weight of a granularity is the product of the weights of the tokens that it joins."""
     levels = [[level - 1 for level in granularity_levels(name)] for name in granularities]
     return np.stack([weights_IL[:, joined].prod(axis=1) for joined in levels], axis=1).astype(np.float32)
 
 
-# The hashing trick: ids that share the rows of a table.
-#
-# Shapes: I item ids.
+# The hashing trick.
 
 
 def hashed_rows(ids_I: np.ndarray, feature: str, rows: int) -> np.ndarray:
     """Rows of ids in a table of `rows` rows: int64 [I] in [1, rows), 0 for ids below 0.
 
-    Features that share a table collide in ways of their own, as each starts from an offset of its own. Ids are mixed
-    (splitmix64) before the modulo: of composed ids, which have a round radix, a plain modulo by a round number of rows
-    would keep the last code alone.
+    Each feature adds its own offset, so that features that share a table collide differently. Ids are mixed
+    (splitmix64) before the modulo: composed ids have a round radix, and a plain modulo by a round number of rows would
+    keep their last code alone.
     """
     offset = np.uint64(int.from_bytes(hashlib.blake2b(feature.encode(), digest_size=8).digest(), "little"))
     mixed_I = _splitmix64(ids_I.astype(np.uint64) + offset)
@@ -179,19 +179,17 @@ def _splitmix64(numbers: np.ndarray) -> np.ndarray:
     return mixed ^ (mixed >> np.uint64(31))
 
 
-# Content vectors of items, on disk: batches read the rows that they need.
-#
-# Shapes: I item ids, U items of a batch, N items of items.parquet, V width.
+# Properties of items from items.parquet: content vectors and train impressions.
 
 
 class ContentVectors:
-    """A PerItem of content vectors, in a scratch folder of this process that goes when this object does.
+    """Content vectors by item id (a PerItem), in a scratch folder that is removed with this object.
 
-    Loader processes get the folder and map the file themselves: no vector is copied for them.
+    Loader processes map the file themselves, so that no vector is copied to them.
     """
 
     def __init__(self, items: Path, columns: tuple[str, ...], ids: int) -> None:
-        """Reads vector columns, each scaled to unit length, concatenated. ids: item ids that the log knows.
+        """Reads vector columns, each scaled to unit length, and concatenates them. ids: number of item ids of the log.
 
         Raises ContractError as `read_item_vectors` does.
         """
@@ -205,7 +203,7 @@ class ContentVectors:
         self._vectors_NV: np.ndarray | None = None
 
     def __getitem__(self, ids_U: np.ndarray) -> np.ndarray:
-        """float32 [U, V], zeros for items without content."""
+        """float32 [U, V]; zeros for items without content."""
         if self._vectors_NV is None:
             self._vectors_NV = mapped_array(self._folder, VECTORS)
         place_U = self._place_I[ids_U]
@@ -217,11 +215,8 @@ class ContentVectors:
         return self.__dict__ | {"_scratch": None, "_vectors_NV": None}
 
 
-# How often the train split shows each item: from items.parquet.
-
-
 def read_train_impressions(items: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Item ids and their train impressions, in the file's order.
+    """Item ids and how often the train split shows each, in the file's order: int64 [N] each.
 
     Raises ContractError naming the column of items.parquet that is wrong.
     """
@@ -245,7 +240,7 @@ def read_train_impressions(items: Path) -> tuple[NDArray[np.int64], NDArray[np.i
 
 
 def impressions_by_id(items: Path, ids: int) -> NDArray[np.int64]:
-    """Train impressions indexed by item id: int64 [ids], 0 for ids that the file does not list.
+    """Train impressions indexed by item id: int64 [ids], 0 for ids that the file lacks.
 
     Raises ContractError as `read_train_impressions` does.
     """

@@ -1,4 +1,4 @@
-"""A split as batches: worker processes read and build them ahead of training."""
+"""A split as batches: opens it for this rank, and runs the worker processes that build batches ahead of training."""
 
 import atexit
 import logging
@@ -21,118 +21,9 @@ from sidrec.data.rows import Columns, split_index
 from sidrec.data.worker import Built, Steps, as_is, exit_with_training
 from sidrec.schema import ITEM_ID, LOG, USER_ID, ContractError, Manifest
 
-BATCHES_AHEAD = 4  # per worker: enough to ride over the reading of a buffer
+BATCHES_AHEAD = 4  # per worker: enough to hide the reading of a buffer
 COMPLAINTS_LOGGED = 5
 logger = logging.getLogger(__name__)
-
-
-class SplitLoader:
-    """This rank's batches of a split.
-
-    steps: batches per epoch, equal on every rank. rows: rows of the split over all ranks.
-    quarantined: broken rows this rank has met so far; each has weight 0 but its row number, padding has row number -1.
-    reader: where rows come from.
-    """
-
-    def __init__(self, reader: LogReader, tables: ItemTables, world: int, workers: int, *, pin_memory: bool) -> None:
-        self.steps = reader.lanes.steps
-        self.rows = reader.lanes.rows
-        self.quarantined = 0
-        self.reader = reader
-        self._logged: set[str] = set()
-        self._dataset = Steps(reader, tables.features, tables.rows_IF, tables.per_item, world)
-        self._workers, self._pin_memory = workers, pin_memory
-        self._context = _worker_context() if workers else None
-        self._loader: DataLoader[Built] | None = None
-
-    def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from `first_step` on; one epoch at a time.
-
-        The same (epoch, step) gives the same batch, whatever came before and however many workers there are.
-        Raises ContractError for data that breaks the contract, unless it is put in quarantine; ValueError for a step
-        outside [0, steps].
-        """
-        if not 0 <= first_step <= self.steps:
-            raise ValueError(f"first_step: expected a step in [0, {self.steps}], got {first_step}")
-        self._dataset.seek(epoch, first_step)
-        if self._loader is None:
-            self._loader = self._start()
-        refusal: ContractError | None = None
-        for built in _until_a_worker_dies(self._loader):
-            if isinstance(built.outcome, ContractError):
-                refusal = built.outcome
-                break  # out of the loop first: a traceback through it would keep the workers alive
-            batch = collate(built.outcome)
-            self._log(built.complaints)
-            self.quarantined += int(((batch.weight_B == 0) & (batch.row_B >= 0)).sum())
-            yield batch
-        if refusal is not None:
-            self.close()
-            raise refusal
-
-    def close(self) -> None:
-        """Ends the worker processes and frees what they hold; another epoch starts new ones."""
-        self._loader = None
-
-    def _start(self) -> "DataLoader[Built]":
-        return DataLoader(
-            self._dataset,
-            batch_size=None,
-            collate_fn=as_is,
-            num_workers=self._workers,
-            multiprocessing_context=self._context,
-            worker_init_fn=exit_with_training if self._workers else None,
-            prefetch_factor=BATCHES_AHEAD if self._workers else None,
-            persistent_workers=self._workers > 0,
-            pin_memory=self._pin_memory,
-            generator=torch.Generator(),  # it draws a seed per epoch, and must not move what training draws
-        )
-
-    def _log(self, complaints: tuple[str, ...]) -> None:
-        for complaint in complaints:
-            if len(self._logged) < COMPLAINTS_LOGGED and complaint not in self._logged:
-                self._logged.add(complaint)
-                logger.warning("row in quarantine: %s", complaint)
-
-
-def _until_a_worker_dies(loader: "DataLoader[Built]") -> Iterator[Built]:
-    """What the workers send, and an error in its place when one of them is killed."""
-    try:
-        batches = iter(loader)
-        atexit.unregister(_kill_workers)
-        atexit.register(_kill_workers)  # the last to be registered runs first: before what waits for workers
-        yield from batches
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        got = f"{str(error).splitlines()[0]} (less memory: smaller data.shuffle_rows or data.workers)"
-        yield Built(ContractError("data.workers", "loader processes that live as long as training", got))
-
-
-def _kill_workers() -> None:
-    """For a process that ends while an error's traceback keeps its loader: multiprocessing ends workers by SIGTERM,
-    which they block, and waits for them."""
-    for process in active_children():
-        if process.daemon:
-            process.kill()
-
-
-def _worker_context() -> ForkServerContext:
-    """Workers fork from a server that has imported the worker's module and done nothing else: a fork of the training
-    process could inherit locks that gloo's, OpenMP's or arrow's threads hold, and wait for them for ever.
-
-    Server and workers inherit that SIGTERM and SIGINT are blocked: a scheduler or a terminal may send them to every
-    process, and training needs its workers until it has stopped by itself. They end when it ends.
-    """
-    context = torch.multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([worker.__name__])
-    resource_tracker.ensure_running()  # else the server starts it, and that unblocks signals
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
-    try:
-        forkserver.ensure_running()  # it imports for seconds: beside whatever the training process prepares next
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return context
 
 
 def open_split(
@@ -147,13 +38,13 @@ def open_split(
     tables: ItemTables,
     manifest: Manifest,
     pin_memory: bool = False,
-) -> SplitLoader:
-    """Checks all files of a split and readies this rank's share of it.
+) -> "SplitLoader":
+    """Checks all files of a split and opens this rank's share of it.
 
-    shuffle: in the order that the recipe names, drawn with `seed`; else in file order, lane by lane.
+    shuffle: read in the recipe's order, drawn with `seed`; otherwise in file order, lane by lane.
 
-    Raises ContractError for files that break the contract or columns that the log lacks, ConfigError for lanes that do
-    not fit batch size or ranks.
+    Raises ContractError for files that break the contract or columns that the log lacks, ConfigError for a batch size
+    that is not a multiple of the lanes or lanes that are not a multiple of the ranks.
     """
     columns = columns_of(data, model, manifest)
     lanes = Lanes(manifest.rows(split), data.lanes, data.batch_size)
@@ -173,3 +64,112 @@ def columns_of(data: DataConfig, model: ModelConfig, manifest: Manifest) -> Colu
                 raise ContractError(key, f"columns of the log, which has {sorted(known)}", repr(column))
     ids = {column: rows for column, rows in manifest.ids.items() if column in (USER_ID, ITEM_ID, *model.context)}
     return Columns(replace(manifest, ids=ids, dense=dense), model.context, data.history_length)
+
+
+class SplitLoader:
+    """This rank's batches of a split.
+
+    steps: batches per epoch, equal on every rank. rows: rows of the split over all ranks.
+    quarantined: broken rows this rank has read so far; they have weight 0 and, unlike padding, a row number.
+    reader: the source of rows.
+    """
+
+    def __init__(self, reader: LogReader, tables: ItemTables, world: int, workers: int, *, pin_memory: bool) -> None:
+        self.steps = reader.lanes.steps
+        self.rows = reader.lanes.rows
+        self.quarantined = 0
+        self.reader = reader
+        self._logged: set[str] = set()
+        self._dataset = Steps(reader, tables.features, tables.rows_IF, tables.per_item, world)
+        self._workers, self._pin_memory = workers, pin_memory
+        self._context = _worker_context() if workers else None
+        self._loader: DataLoader[Built] | None = None
+
+    def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from `first_step` on; one epoch at a time.
+
+        A batch depends on (epoch, step) alone, not on earlier iterations or the number of workers.
+        Raises ContractError for data that breaks the contract, unless it is quarantined; ValueError for a step outside
+        [0, steps].
+        """
+        if not 0 <= first_step <= self.steps:
+            raise ValueError(f"first_step: expected a step in [0, {self.steps}], got {first_step}")
+        self._dataset.seek(epoch, first_step)
+        if self._loader is None:
+            self._loader = self._start()
+        refusal: ContractError | None = None
+        for built in _until_a_worker_dies(self._loader):
+            if isinstance(built.outcome, ContractError):
+                refusal = built.outcome
+                break  # raised outside the loop: a traceback through it would keep the workers alive
+            batch = collate(built.outcome)
+            self._log(built.complaints)
+            self.quarantined += int(((batch.weight_B == 0) & (batch.row_B >= 0)).sum())
+            yield batch
+        if refusal is not None:
+            self.close()
+            raise refusal
+
+    def close(self) -> None:
+        """Stops the worker processes and frees their memory. The next epoch starts new ones."""
+        self._loader = None
+
+    def _start(self) -> "DataLoader[Built]":
+        return DataLoader(
+            self._dataset,
+            batch_size=None,
+            collate_fn=as_is,
+            num_workers=self._workers,
+            multiprocessing_context=self._context,
+            worker_init_fn=exit_with_training if self._workers else None,
+            prefetch_factor=BATCHES_AHEAD if self._workers else None,
+            persistent_workers=self._workers > 0,
+            pin_memory=self._pin_memory,
+            generator=torch.Generator(),  # DataLoader draws a seed per epoch from it, not from training's generator
+        )
+
+    def _log(self, complaints: tuple[str, ...]) -> None:
+        for complaint in complaints:
+            if len(self._logged) < COMPLAINTS_LOGGED and complaint not in self._logged:
+                self._logged.add(complaint)
+                logger.warning("row in quarantine: %s", complaint)
+
+
+def _until_a_worker_dies(loader: "DataLoader[Built]") -> Iterator[Built]:
+    """What the workers send; a ContractError as the last outcome if a worker is killed."""
+    try:
+        batches = iter(loader)
+        atexit.unregister(_kill_workers)
+        atexit.register(_kill_workers)  # registered last, it runs first: before the handlers that wait for workers
+        yield from batches
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        got = f"{str(error).splitlines()[0]} (less memory: smaller data.shuffle_rows or data.workers)"
+        yield Built(ContractError("data.workers", "loader processes that live as long as training", got))
+
+
+def _kill_workers() -> None:
+    """Kills workers at exit. multiprocessing would send SIGTERM, which they block, and wait for them for ever; this
+    happens where an error's traceback keeps the loader alive."""
+    for process in active_children():
+        if process.daemon:
+            process.kill()
+
+
+def _worker_context() -> ForkServerContext:
+    """A fork server that has imported the worker's module and nothing else.
+
+    A fork of the training process could inherit locks held by threads of gloo, OpenMP or arrow, and wait for ever.
+    Server and workers inherit blocked SIGTERM and SIGINT: schedulers and terminals send these to every process, but
+    training needs its workers until it has stopped. Workers exit with training.
+    """
+    context = torch.multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([worker.__name__])
+    resource_tracker.ensure_running()  # otherwise the server starts it, which unblocks the signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+    try:
+        forkserver.ensure_running()  # its imports take seconds: they run while the training process goes on
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context
