@@ -28,7 +28,7 @@ def catalog(**changes: object) -> Catalog:
 
 
 def tens_and_ones() -> ResidualKMeans:
-    """Codes are decimal digits: level 1 stands for 0 or 10, level 2 for 0, 1 or 2."""
+    """Codes are decimal digits: level 1 means 0 or 10, level 2 means 0, 1 or 2."""
     codebooks = np.array([[[0.0], [10.0], [99.0]], [[0.0], [1.0], [2.0]]], dtype=np.float32)
     return ResidualKMeans(codebooks, beam=1)
 

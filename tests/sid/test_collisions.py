@@ -15,7 +15,7 @@ from sidrec.sid.learners.random_codes import RandomCodes
 
 
 def decimals(ones: int = 3) -> ResidualKMeans:
-    """Level 1 stands for 0 or 100, level 2 for 0, 1, 2, ..; the codebook of level 1 is filled up with far values."""
+    """Level 1 means 0 or 100, level 2 means 0, 1, 2, ..; the codebook of level 1 is filled up with far values."""
     first = np.full((ones, 1), 1e6, dtype=np.float32)
     first[:2, 0] = 0, 100
     return ResidualKMeans(np.stack([first, np.arange(ones, dtype=np.float32)[:, None]]), beam=1)
@@ -128,7 +128,7 @@ def test_nothing_to_do_asks_for_nothing() -> None:
         resolve(column(0.0, 1.0), codes[[0, 0]], tokenizer)
 
 
-def test_a_million_items_in_seconds() -> None:
+def test_a_million_items() -> None:
     """No loop over items: 16 ** 4 prefixes with about 15 items each for 64 codes."""
     rng = np.random.default_rng(0)
     tokenizer = ResidualKMeans(rng.standard_normal((5, 64, 2)).astype(np.float32), beam=1)

@@ -93,7 +93,7 @@ def test_the_same_fit_in_another_process_changes_nothing(recipe: Path, tmp_path:
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_other_codes_are_written_only_when_told_to(
+def test_other_codes_are_written_only_with_overwrite(
     recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cli.main(["fit", str(recipe)])

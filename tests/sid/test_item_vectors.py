@@ -178,7 +178,7 @@ def test_item_ids_must_be_there_positive_and_once(tmp_path: Path) -> None:
 
 
 def test_side_information_comes_as_it_is(tmp_path: Path) -> None:
-    """Raw behaviour, zeros and all, beside normalised vectors; pairs by row number from the file beside."""
+    """Behaviour stays raw, zero vectors included, while vectors are normalised; pairs are row numbers."""
     path = write_items(items(tmp_path), [5, 2, 9], text=TEXT, behavior=BEHAVIOR)
     pq.write_table(pa.table({"item_id": [9, 2], "other_id": [5, 9]}), tmp_path / "pairs.parquet")
     for scratch in (None, tmp_path):

@@ -1,4 +1,4 @@
-"""What learners need besides the vector columns: what their networks and losses say."""
+"""Learner inputs follow from networks and losses."""
 
 from typing import get_args
 

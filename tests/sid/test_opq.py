@@ -23,7 +23,7 @@ QUICK = OpqConfig(levels=2, codebook_size=5, iterations=10)
 
 
 def swapped_axes() -> Opq:
-    """Mean (1, 2, 0), components (y, x); level 1 stands for y in {-1, 1}, level 2 for x in {0, 10}."""
+    """Mean (1, 2, 0), components (y, x); level 1 means y in {-1, 1}, level 2 means x in {0, 10}."""
     axes = np.array([[0, 1, 0], [1, 0, 0]], dtype=np.float32)
     codebooks = np.array([[[-1], [1]], [[0], [10]]], dtype=np.float32)
     return Opq(np.array([1, 2, 0], dtype=np.float32), axes, codebooks)

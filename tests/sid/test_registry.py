@@ -1,17 +1,21 @@
-"""Artifacts: saved, loaded in a fresh process, and the same codes come out."""
+"""The registry knows every learner, and artifacts give the same codes in a fresh process."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from sidrec.config.learners import Learner, RandomCodesConfig, ResidualKMeansConfig, TokenizerConfig
+from sidrec.config.sid_losses import SidLossConfig
 from sidrec.schema import ContractError
+from sidrec.sid.learners import registry
 from sidrec.sid.learners.registry import fit_tokenizer, load_tokenizer, save_tokenizer
 from sidrec.sid.tokenizer import SideInformation
+from sidrec.sid.training.objectives import LOSSES
 
 VECTORS = np.random.default_rng(0).standard_normal((200, 6)).astype(np.float32)
 LEARNERS: list[Learner] = [
@@ -27,6 +31,11 @@ for folder in sys.argv[2:]:
     tokenizer, config = load_tokenizer(Path(folder))
     print(config.seed, tokenizer.encode(np.load(sys.argv[1])).codes_NL.tolist())
 """
+
+
+def test_every_section_has_its_learner_and_every_loss_section_its_loss() -> None:
+    assert set(get_args(get_args(Learner)[0])) == set(registry.LEARNERS)
+    assert set(get_args(get_args(SidLossConfig)[0])) == set(LOSSES)
 
 
 def saved(folder: Path, learner: Learner = LEARNERS[0]) -> TokenizerConfig:

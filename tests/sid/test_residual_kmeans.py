@@ -21,7 +21,7 @@ def column(*values: float) -> np.ndarray:
 
 
 def digits() -> ResidualKMeans:
-    """Level 1 stands for 0, 10 or 20, level 2 for 0, 1 or 2."""
+    """Level 1 means 0, 10 or 20, level 2 means 0, 1 or 2."""
     return ResidualKMeans(np.stack([column(0, 10, 20), column(0, 1, 2)]), beam=1)
 
 

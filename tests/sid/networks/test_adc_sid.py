@@ -109,7 +109,7 @@ def test_without_gates_content_experts_count_as_their_mean() -> None:
     assert torch.allclose(decoded, net.decoder(coded.quantized_BD), atol=1e-5)
 
 
-def test_codes_and_weights_stand_for_vectors_unless_gates_choose_among_experts() -> None:
+def test_codes_and_weights_decode_unless_gates_choose_among_experts() -> None:
     net = network(replace(SMALL, content_gates=False))
     coded = net(batch())
     assert coded.weights_BL is not None
@@ -213,14 +213,14 @@ def test_codewords_move_towards_their_items(learning: str) -> None:
     assert (coded.terms["codebook"] == 0) == (learning == "ema")
 
 
-def test_the_start_puts_codewords_where_items_are() -> None:
+def test_placement_puts_codewords_where_items_are() -> None:
     net = network()
     before = net(batch()).terms["commitment"]
     net.place_codebooks(vectors())
     assert net(batch()).terms["commitment"] < before / 2
 
 
-def test_what_last_codes_cost() -> None:
+def test_last_level_costs() -> None:
     net = network()
     codes, _ = net.encode(vectors())
     costs = net.last_level_costs(vectors(), codes)

@@ -46,7 +46,7 @@ def alone(net: MmRqVae, modality: int) -> RqVae:
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
 def test_each_column_is_an_rqvae_of_its_own(reduction: Literal["sum", "mean"]) -> None:
-    """Codes, latents and the sums of all terms are those of two RQ-VAEs beside each other."""
+    """Codes, latents and the sums of all terms are those of two separate RQ-VAEs."""
     squared = replace(SMALL, reconstruct="squared", reconstruct_weight=1.0, reconstruction=reduction)
     net = network(replace(squared, align_weight=0))
     coded = net(batch())
@@ -135,7 +135,7 @@ def test_a_router_weighs_the_levels_of_all_columns() -> None:
     assert "router/strength" in net.after_step()
 
 
-def test_what_last_codes_cost() -> None:
+def test_last_level_costs() -> None:
     net = network()
     net.place_codebooks(vectors())
     codes, _ = net.encode(vectors())
@@ -145,7 +145,7 @@ def test_what_last_codes_cost() -> None:
     assert single.last_level_costs(vectors(), codes).argmin(dim=1).tolist() == codes[:, -1].tolist()
 
 
-def test_the_start_puts_codewords_where_items_are() -> None:
+def test_placement_puts_codewords_where_items_are() -> None:
     net = network()
     before = net(batch()).terms["commitment"]
     net.place_codebooks(vectors())

@@ -65,7 +65,7 @@ def test_weights_multiply_latents_and_codewords_alike() -> None:
     assert torch.allclose(decoded, net.decoder(coded.quantized_BD), atol=1e-5)
 
 
-def test_start_puts_codewords_on_the_latents() -> None:
+def test_placement_puts_codewords_on_the_latents() -> None:
     net, items = network(), batch(300)
     before = float(net(items).terms["codebook"].detach())
     net.place_codebooks(items.vectors_BV)

@@ -25,7 +25,7 @@ def network(config: RqVaeConfig = SMALL, columns: tuple[tuple[str, int], ...] = 
 
 
 def digits() -> RqVae:
-    """One-dimensional, without an encoder: level 1 stands for 0, 10 or 20, level 2 for 0, 1 or 2."""
+    """One-dimensional, without an encoder: level 1 means 0, 10 or 20, level 2 means 0, 1 or 2."""
     made = network(RqVaeConfig(levels=2, codebook_size=3, width=1, hidden=()), (("text", 1),))
     made.encoder, made.decoder = nn.Sequential(), nn.Sequential()
     with torch.no_grad():
@@ -104,7 +104,7 @@ def test_straight_through_gradient_is_that_of_the_decoder_at_the_quantised_laten
     assert torch.allclose(latent_gradient, torch.autograd.grad(error, quantized)[0], atol=1e-6)
 
 
-def test_start_puts_every_level_on_its_residuals() -> None:
+def test_placement_puts_every_level_on_its_residuals() -> None:
     """More codes, less error: after k-means on latents and residuals each level leaves less than the one before."""
     net, items = network(replace(SMALL, codebook_size=16)), batch(400)
     before = float(net(items).terms["codebook"].detach())

@@ -27,7 +27,7 @@ SMALL = RqVaeConfig(levels=2, codebook_size=8, width=4, hidden=(16,), training=S
 
 
 class Constant(SidLoss):
-    """Always `value`; knows how often epochs began."""
+    """Always `value`; counts the epochs."""
 
     inputs: ClassVar[frozenset[LossInput]] = frozenset()
 
@@ -56,7 +56,7 @@ def trained(config: RqVaeConfig | MultiVqConfig = SMALL, *losses: ScheduledLoss,
     return trainer
 
 
-def test_losses_enter_with_their_schedule_and_are_told_of_epochs() -> None:
+def test_losses_enter_with_their_schedule_and_begin_epochs() -> None:
     """16 steps; from 0 to 1 over the first half: steps 0..7 have factors 0, 1/8, .., 7/8, the others 1."""
     loss = ScheduledLoss("constant", Constant(2.0), Schedule(first=0, last=1, begin=0, end=0.5))
     journal = trained(SMALL, loss).journal
