@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -132,7 +133,7 @@ def test_what_the_cost_models_are_worth(tmp_path: Path) -> None:
 def test_ties_and_identical_plans(tmp_path: Path) -> None:
     """b is slower in every round, by 0.1% to 20%; c in one of three only; d is the same plan as a."""
     rounds = {"a": [10.0, 10.0, 10.0], "b": [10.01, 11.0, 12.0], "c": [9.0, 9.9, 12.0], "d": [11.0, 11.0, 11.0]}
-    same = {"tables": {"sparse": {}}}
+    same: dict[str, Any] = {"tables": {"sparse": {}}}
     plans = [
         plan(name, 10 + number, rounds=each, plan=same if name in "ad" else {"tables": {name: {}}})
         for number, (name, each) in enumerate(rounds.items())
@@ -158,11 +159,11 @@ def test_costs_of_tables(tmp_path: Path) -> None:
     assert page.row("allslowest rank's step")[1:] == ["3.00 ms", "9.00 ms"]
 
 
-def test_conditions_are_told_in_their_units(tmp_path: Path) -> None:
+def test_conditions_are_shown_in_their_units(tmp_path: Path) -> None:
     result = dataclasses.replace(CASES["seven types"], complete=False, rounds_wanted=7)
     text = page_of(result, tmp_path).text
-    for told in ("ddr12.0 GiB", "ddr bandwidth8.20 GB/s", "held fixedbatches, first weights, SGD 0.1", "rounds5 of 7"):
-        assert told in text
+    for shown in ("ddr12.0 GiB", "ddr bandwidth8.20 GB/s", "held fixedbatches, first weights, SGD 0.1", "rounds5 of 7"):
+        assert shown in text
     assert "This bench was interrupted" in text
 
 

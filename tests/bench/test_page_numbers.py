@@ -27,7 +27,7 @@ def test_percent() -> None:
     ]
 
 
-def test_bytes_are_told_in_the_largest_unit_that_is_full() -> None:
+def test_bytes_are_shown_in_the_largest_unit_that_is_full() -> None:
     assert [byte_unit(size) for size in (0, 1, 1023, 1024, 3 * 2**30, 2**63)] == [
         *((1, "B"), (1, "B"), (1, "B"), (2**10, "KiB"), (2**30, "GiB"), (2**50, "PiB"))
     ]

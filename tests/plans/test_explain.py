@@ -1,7 +1,8 @@
-"""What is said of a plan: layouts not taken, remarks from data, and the text and JSON of the command."""
+"""A plan explained: other layouts, remarks from data, and the text and JSON of the command."""
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,13 +29,13 @@ tables:
 
 
 @pytest.fixture
-def three(tmp_path):
+def three(tmp_path: Path) -> Path:
     path = tmp_path / "three.yaml"
     path.write_text(TABLES)
     return path
 
 
-def test_a_rejected_layouts_step_is_that_of_the_plan_with_that_table_moved():
+def test_a_rejected_layouts_step_is_that_of_the_plan_with_that_table_moved() -> None:
     load, there = workload({"a": (5000, 16), "b": (300, 32), "c": (40, 8)}), hardware(2)
     found = search(load, there, sharders(), COST)
     explained, plan = explain(found, load, there, sharders(), COST), found[0]
@@ -48,7 +49,7 @@ def test_a_rejected_layouts_step_is_that_of_the_plan_with_that_table_moved():
         assert way.step == pytest.approx(min(steps))
 
 
-def test_a_layout_that_does_not_fit_says_how_many_bytes_it_lacks():
+def test_a_layout_that_does_not_fit_says_how_many_bytes_it_lacks() -> None:
     load, there = workload({"large": (100_000, 64)}), hardware(2)
     row_wise = enumerate_options(load, there, sharders(), {"large": ("row_wise",)})["large"][0]
     whole = enumerate_options(load, there, sharders(), {"large": ("table_wise",)})["large"][0].shards[0].storage.ddr
@@ -59,7 +60,7 @@ def test_a_layout_that_does_not_fit_says_how_many_bytes_it_lacks():
     assert way.lacking == whole - explained.ranks[0].room
 
 
-def test_shares_of_row_shards_follow_popularity():
+def test_shares_of_row_shards_follow_popularity() -> None:
     load = workload({"item": (8, 4)})
     option = enumerate_options(load, hardware(2), sharders(), {"item": ("row_wise",)})["item"][0]
     assert row_shares(option, TableLoad(1, (1.0,))) == []
@@ -68,7 +69,7 @@ def test_shares_of_row_shards_follow_popularity():
     assert row_shares(option, TableLoad(1, (1.0,), popularity=ZipfLaw(8, 0.0))) == pytest.approx([0.5, 0.5])
 
 
-def test_remarks_name_crowded_shards_and_tables_smaller_than_their_exchange():
+def test_remarks_name_crowded_shards_and_tables_smaller_than_their_exchange() -> None:
     shapes = {"item": (100_000, 16), "code": (8, 16)}
     loads = {"item": TableLoad(512, (1.0,), popularity=ZipfLaw(100_000, 1.05)), "code": TableLoad(512, (1.0,))}
     load, there = Workload("x", Tables(shapes), loads, 512), hardware(2)
@@ -84,7 +85,9 @@ def test_remarks_name_crowded_shards_and_tables_smaller_than_their_exchange():
     assert remarks(plan[:1], load, hardware(1), False) == remarks(plan[:1], load, there, False)
 
 
-def test_the_command_prints_narrow_text_and_json_and_exports_a_plan_that_fits(three, tmp_path, capsys):
+def test_the_command_prints_narrow_text_and_json_and_exports_a_plan_that_fits(
+    three: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     exported = tmp_path / "plan.json"
     main([str(three), "--hardware", "2xcpu", "--export", str(exported)])
     text = capsys.readouterr().out
@@ -92,13 +95,13 @@ def test_the_command_prints_narrow_text_and_json_and_exports_a_plan_that_fits(th
     for word in ("three on 2xcpu: 2 rank(s)", "item", "user", "code", "default", "replicas would send less"):
         assert word in text, word
     main([str(three), "--hardware", "2xcpu", "--json"])
-    told = json.loads(capsys.readouterr().out)
-    assert {table["table"] for table in told["tables"]} == {"item", "user", "code"}
-    assert told["step"] == min(told["candidates"].values())
+    explained = json.loads(capsys.readouterr().out)
+    assert {table["table"] for table in explained["tables"]} == {"item", "user", "code"}
+    assert explained["step"] == min(explained["candidates"].values())
     model = Tables({"item": (50000, 16), "user": (900, 16), "code": (8, 16)})
     plan = sharding_plan_of(read_plan(exported), model, 2, 2, "cpu", sharders())
     kinds = {name: layout.sharding_type for name, layout in plan.plan["tables"].items()}
-    assert kinds == {table["table"]: table["sharding_type"] for table in told["tables"]}
+    assert kinds == {table["table"]: table["sharding_type"] for table in explained["tables"]}
 
 
 @pytest.mark.parametrize(
@@ -114,17 +117,19 @@ def test_the_command_prints_narrow_text_and_json_and_exports_a_plan_that_fits(th
         (["--ddr", "1kB"], "expected more than is reserved for the dense layers"),
     ],
 )
-def test_what_the_command_refuses(three, flags, sentence):
+def test_what_the_command_refuses(three: Path, flags: list[str], sentence: str) -> None:
     with pytest.raises(SidrecError, match=sentence):
         main([str(three), *flags])
 
 
-def test_nothing_is_planned_where_the_export_could_not_be_written(three):
+def test_nothing_is_planned_where_the_export_could_not_be_written(three: Path) -> None:
     with pytest.raises(ValueError, match="--export: expected a folder that can be written"):
         main([str(three), "--export", str(three / "plan.json")])  # a file is no folder
 
 
-def test_a_search_that_takes_long_says_what_is_left(capsys, monkeypatch):
+def test_a_search_that_takes_long_says_what_is_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     seconds = iter([1.0, 4.0, 5.0, 7.0, 12.0])
     monkeypatch.setattr("sidrec.cli.plan.time.monotonic", lambda: next(seconds))
     tell = _teller(started=0.0)
@@ -133,14 +138,14 @@ def test_a_search_that_takes_long_says_what_is_left(capsys, monkeypatch):
     assert capsys.readouterr().err.splitlines() == ["4 s: second", "7 s: second, 2 of 4, about 3 s more", "12 s: third"]
 
 
-def test_ranks_are_written_as_ranges():
+def test_ranks_are_written_as_ranges() -> None:
     assert rank_ranges([3]) == "3"
     assert rank_ranges([0, 1, 2, 3]) == "0-3"
     assert rank_ranges([0, 4, 5, 5]) == "0,4-5"
     assert rank_ranges([0, 2, 4, 6, 8, 10]) == "6 ranks"
 
 
-def test_a_plan_that_is_no_searchs_is_explained_as_well():
+def test_a_plan_that_is_no_searchs_is_explained_as_well() -> None:
     load, there = workload({"a": (5000, 16)}), hardware(2)
     option = on_ranks(enumerate_options(load, there, sharders(), {"a": ("row_wise",)})["a"][0], [0, 1])
     given = Candidate("plan.json", [option], COST.rate([option], load, there))

@@ -1,5 +1,7 @@
 """Tables files, the built-in one, and how ids fall on rows."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -16,7 +18,7 @@ tables:
 """
 
 
-def test_a_file_becomes_a_collection_and_its_loads(tmp_path):
+def test_a_file_becomes_a_collection_and_its_loads(tmp_path: Path) -> None:
     path = tmp_path / "tables.yaml"
     path.write_text(TEXT)
     assert is_tables(str(path))
@@ -27,10 +29,11 @@ def test_a_file_becomes_a_collection_and_its_loads(tmp_path):
     loads = tables.loads(rows_per_rank=250)
     assert loads["item"].bags == 250
     assert loads["item"].ids_per_bag == (3.5, 3.5)
+    assert loads["user"].popularity is not None
     assert loads["user"].popularity.share(0, 3) == pytest.approx(1 / 3)
 
 
-def test_the_built_in_tables_are_mlperfs():
+def test_the_built_in_tables_are_mlperfs() -> None:
     tables = read_tables("criteo-mlperf")
     assert len(tables.tables) == 26
     assert sum(table.rows for table in tables.tables) == 204_184_588
@@ -38,7 +41,7 @@ def test_the_built_in_tables_are_mlperfs():
     assert {table.width for table in tables.tables} == {128}
 
 
-def test_every_mistake_is_named_with_its_place(tmp_path):
+def test_every_mistake_is_named_with_its_place(tmp_path: Path) -> None:
     path = tmp_path / "tables.yaml"
     path.write_text("name: mine\ntables:\n- {name: a.b, rows: 0, width: 6}\n- {name: c, rows: 1, width: 4, zip: 1}\n")
     with pytest.raises(ConfigError) as refusal:
@@ -51,7 +54,7 @@ def test_every_mistake_is_named_with_its_place(tmp_path):
 
 
 @pytest.mark.parametrize("exponent", [0.0, 1.0, 1.05, 2.0])
-def test_zipfs_law_is_the_integral_of_its_density(exponent):
+def test_zipfs_law_is_the_integral_of_its_density(exponent: float) -> None:
     law = ZipfLaw(rows=20, exponent=exponent)
     place = np.linspace(1, 21, 200_001)
     density = place**-exponent

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from sidrec.bench.measure import RESULT, bench_plans
+from sidrec.bench.candidate_plans import FreeMemory
+from sidrec.bench.measure import RESULT, bench_plans, loss_mismatches
 from sidrec.bench.ranking import bench_table
 from sidrec.bench.result import PHASES, BenchResult, load_bench
 from sidrec.bench.subject import Subject, tables_subject
@@ -18,10 +19,46 @@ from sidrec.bench.trial import StepCounts
 from sidrec.errors import SidrecError
 from sidrec.parallel.process_group import Ranks
 from sidrec.plans.cost import KINDS, VERSION, Calibration, UnitCosts, save_calibration
+from sidrec.plans.hardware import GB, Hardware
 from sidrec.plans.tables_file import TablesFile, TableSpec
 from tests.bench.subjects import small_subject
 from tests.ranks import joined, run_on_ranks
 from tests.small_log import write_small_log
+
+FOUR_RANKS_ON_TWO_MACHINES = FreeMemory(Hardware("test", "cpu", 4, 2, 0, 16 * GB, *[1e9] * 5), free=10 * GB)
+
+
+def test_ranks_of_a_machine_share_its_memory() -> None:
+    assert FOUR_RANKS_ON_TWO_MACHINES.lacks([4 * GB, 5 * GB, 5 * GB, 4 * GB]) is None
+    assert FOUR_RANKS_ON_TWO_MACHINES.lacks([0, 0, 5 * GB, 6 * GB]) == (
+        "expected tables and optimizer state of at most 9.0 GB on one machine (90% of what is free), got 11.0 GB"
+    )
+
+
+def test_models_are_kept_where_all_of_them_fit_half_the_memory() -> None:
+    plan = [GB, GB, 2 * GB, 0]
+    assert FOUR_RANKS_ON_TWO_MACHINES.keeps([plan, plan])
+    assert not FOUR_RANKS_ON_TWO_MACHINES.keeps([plan, plan, plan])
+
+
+def test_most_plans_are_right_whatever_their_order() -> None:
+    losses = {"wrong": [0.7, 0.61], "one": [0.7, 0.6], "two": [0.7, 0.60001], "three": [0.7, 0.6]}
+    assert loss_mismatches(losses) == {"wrong": "step 2: expected the loss of one, 0.600000, got 0.610000"}
+
+
+def test_a_loss_that_is_no_number_agrees_with_nothing() -> None:
+    nan = float("nan")
+    assert loss_mismatches({"a": [nan], "b": [0.5]}) == {"a": "step 1: expected the loss of b, 0.500000, got nan"}
+
+
+def test_of_two_that_differ_the_first_is_believed() -> None:
+    assert list(loss_mismatches({"a": [0.5], "b": [0.6]})) == ["b"]
+
+
+def test_one_plan_or_none() -> None:
+    assert loss_mismatches({"a": [0.5]}) == {}
+    assert loss_mismatches({}) == {}
+
 
 ONCE = StepCounts(warm_up=1, timed=1)
 EVERY_PLAN = (
@@ -90,7 +127,7 @@ def bench_by_calibration(rank: int, world: int, folder: Path) -> BenchResult | s
     return bench_plans(subject, ("auto", "torchrec", "table_wise"), ONCE, 1, folder, ranks, file)
 
 
-def test_a_calibration_chooses_autos_plan_and_foresees_every_other(tmp_path: Path) -> None:
+def test_a_calibration_chooses_the_plan_of_auto_and_predicts_all(tmp_path: Path) -> None:
     write_small_log(tmp_path, rows=500)
     result, _ = run_on_ranks(2, bench_by_calibration, tmp_path)
     assert isinstance(result, BenchResult)
