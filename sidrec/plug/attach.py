@@ -1,7 +1,6 @@
-"""Adds SID-Coord to a model of torchrec.models, in place and without touching its other layers."""
+"""`attach`: adds SID-Coord to a model of torchrec.models in place. Its other layers stay as they are."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TypeVar
@@ -15,11 +14,12 @@ from torchrec.models.deepfm import SparseArch as DeepFmSparseArch
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
-from sidrec.config.item import HidItem, Item, SidCoordItem, StatsGate
+from sidrec.config.item import HidItem, Item, SidCoordItem
 from sidrec.plug.sid_coord import PUBLISHED, SidCoord, SidCoordKeyedArch, SidCoordSparseArch
 from sidrec.plug.statistics import Statistics
 from sidrec.schema import ContractError
-from sidrec.sid.catalog import Catalog, load_catalog
+from sidrec.sid.catalog import Catalog
+from sidrec.text import did_you_mean
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -35,22 +35,23 @@ def attach(
 ) -> M:
     """Replaces the model's `sparse_arch` by one with SID-Coord in it, and returns the model.
 
-    To be called before DistributedModelParallel. Tables on `meta` are welcome: the SID tables are then made there, and
-    sharded and initialised with the model's own. Two things change in the training script: the optimizer in backward is
-    for `embedding_parameters(model)`, and TrainPipelineSparseDist gets `pipeline_postproc=True` (without it the SID
-    tables are looked up outside of the pipeline, with the same losses).
+    Call it before DistributedModelParallel. SID tables are created on the device of the item table; on `meta`,
+    TorchRec shards and initialises them with the model's own. The training script changes in two places: the optimizer
+    in backward takes `embedding_parameters(model)`, and TrainPipelineSparseDist takes `pipeline_postproc=True` (without
+    it the losses are the same, but the SID tables are looked up outside the pipeline). The example of `sidrec.plug` is
+    complete.
 
-    model: DLRM, DLRM_DCN, DLRM_Projection, SimpleDeepFMNN, or a wrapper with one of them in it, such as DLRMTrain.
-    catalog: item id -> SID, or the folder of one. Item ids are those that the feature `item` brings: rows of its table.
-    item: feature of the target, one id per row. history: feature of the items that the user liked, read from a table
-        with as many rows; without one there are no alignment features.
-    statistics: what the gate sees of the target.
-    config: what SID-Coord does; HidItem() switches it off, and leaves the model as it is.
-    warm_start: the gate starts at the HID alone, so that a model with a checkpoint from before predicts as it did, and
-        goes on from there. See `load_without_sids`.
+    model: DLRM, DLRM_DCN, DLRM_Projection, SimpleDeepFMNN, or a wrapper of one of them, such as DLRMTrain.
+    catalog: item id -> SID, or its folder. Its item ids are row numbers of the item table.
+    item: the target's feature, one id per row. history: the feature of the items that the user liked, read from a table
+        with the same number of rows; without one there are no alignment features.
+    statistics: the target's exposure counts, the input of the gate.
+    config: the variant of SID-Coord. HidItem() leaves the model unchanged.
+    warm_start: the gate starts at the HID alone, so that the model first predicts as it did without SID-Coord. See
+        `load_without_sids`.
 
-    Raises ContractError, and leaves the model as it was, for a model without a sparse_arch that it knows, features that
-    its tables do not read, names or widths that clash, and what `SidCoord` refuses.
+    Raises ContractError, and leaves the model unchanged, for a model without a known sparse_arch, features that its
+    tables do not read, names or widths that clash, and what `SidCoord` refuses.
     """
     if isinstance(model, DistributedModelParallel):
         raise ContractError("attach", "a model before DistributedModelParallel", "one that is sharded")
@@ -63,13 +64,14 @@ def attach(
     check_features(collection, item, history, stats, config.granularities)
     table = table_of(collection, item)
     sid_coord = SidCoord(
-        catalog if isinstance(catalog, Catalog) else load_catalog(Path(catalog)),
+        catalog,
         items=table.num_embeddings,
         dim=table.embedding_dim,
         item=item,
         history=history,
         statistics=statistics,
-        config=_starting_at_hid(config) if warm_start else config,
+        config=config,
+        warm_start=warm_start,
         device=collection.embedding_bags[table.name].weight.device,
         data_type=table.data_type,
     )
@@ -78,30 +80,60 @@ def attach(
     return model
 
 
-def _starting_at_hid(config: SidCoordItem) -> SidCoordItem:
-    if not isinstance(config.gate, StatsGate):
-        expected = "a gate of kind stats with warm_start, as it can start at the HID"
-        raise ContractError("attach, config.gate", expected, config.gate.kind)
-    return replace(config, gate=replace(config.gate, start="hid_only"))
-
-
-# The model that SID-Coord is plugged into: what must be there, what must not, and whose optimizer is whose.
-
-
 TABLES = (EmbeddingBagCollection, EmbeddingCollection, ShardedEmbeddingBagCollection, ShardedEmbeddingCollection)
+
+
+def embedding_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
+    """The tables of all embedding collections, SID tables included: the parameters for the optimizer in backward.
+
+    `sparse_arch.parameters()` is no replacement: it also has SID-Coord's dense layers.
+    """
+    collections = (module for module in model.modules() if isinstance(module, TABLES))
+    return chain.from_iterable(collection.parameters() for collection in collections)
+
+
+def dense_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Name and value of all other parameters, SID-Coord's dense layers included: for the dense optimizer.
+
+    Use it in place of a filter by layer names, which misses SID-Coord's. For a model under DistributedModelParallel::
+
+        KeyedOptimizerWrapper(dict(dense_parameters(model)), lambda parameters: torch.optim.Adam(parameters, lr=1e-3))
+    """
+    tables = {id(parameter) for parameter in embedding_parameters(model)}
+    return ((name, parameter) for name, parameter in model.named_parameters() if id(parameter) not in tables)
+
+
+def load_without_sids(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Loads the state dict of the same model without SID-Coord; SID-Coord's own parameters keep their values.
+
+    Raises ContractError, before anything is loaded, for missing or unknown keys.
+    """
+    wrapped = isinstance(model, DistributedModelParallel | DistributedDataParallel)
+    bare = model.get_submodule("module") if wrapped else model
+    own = tuple(f"{name}." for name, module in bare.named_modules() if isinstance(module, SidCoord))
+    expected = {key for key in model.state_dict() if not key.startswith(own)} if own else set(model.state_dict())
+    missing, unknown = sorted(expected - set(state)), sorted(set(state) - expected)
+    if missing or unknown:
+        got = f"missing {missing[:3]}, unknown {unknown[:3]}"
+        raise ContractError("state dict", f"the {len(expected)} keys of the model without SID-Coord", got)
+    model.load_state_dict(dict(state), strict=False)
+
+
+# What the model must have, and must not have.
 
 
 def sparse_arch_of(model: nn.Module) -> tuple[nn.Module, nn.Module, EmbeddingBagCollection]:
     """The module with a `sparse_arch`, that sparse_arch, and its collection.
 
-    Raises ContractError where there is none, more than one, or one that is not an `embedding_bag_collection` alone.
+    Raises ContractError if there is not exactly one, or if it has other children than an `embedding_bag_collection`.
     """
     where = type(model).__name__
     owners = [module for module in model.modules() if isinstance(getattr(module, "sparse_arch", None), nn.Module)]
     if len(owners) != 1:
-        raise ContractError(where, "one module with a sparse_arch, as the models of torchrec.models", len(owners))
+        expected = "one module with a sparse_arch, as the models of torchrec.models have (for another model, call "
+        raise ContractError(where, f"{expected}sidrec.plug.SidCoord behind its embedding collection)", len(owners))
     arch = owners[0].sparse_arch
-    assert isinstance(arch, nn.Module), "asked for above"
+    assert isinstance(arch, nn.Module), "selected above"
     children = dict(arch.named_children())
     collection = children.pop("embedding_bag_collection", None)
     if not isinstance(collection, EmbeddingBagCollection) or children:
@@ -111,11 +143,11 @@ def sparse_arch_of(model: nn.Module) -> tuple[nn.Module, nn.Module, EmbeddingBag
 
 
 def table_of(collection: EmbeddingBagCollection, feature: str) -> EmbeddingBagConfig:
-    """The table that a feature is read from. Raises ContractError where there is not exactly one."""
+    """The table that a feature is read from. Raises ContractError if there is not exactly one."""
     tables = [table for table in collection.embedding_bag_configs() if feature in table.feature_names]
     if len(tables) != 1:
         names = sorted({name for table in collection.embedding_bag_configs() for name in table.feature_names})
-        got = f"{len(tables)} of them" if tables else f"features {names}"
+        got = f"{len(tables)} of them" if tables else f"features {names}{did_you_mean(feature, names)}"
         raise ContractError(f"embedding_bag_collection, feature {feature}", "one table that reads it", got)
     return tables[0]
 
@@ -127,7 +159,7 @@ def check_features(
     stat_features: Sequence[str],
     granularities: Sequence[str],
 ) -> None:
-    """Whether the collection can be given SIDs. Raises ContractError for the first thing that is in the way."""
+    """Raises ContractError for the first reason why the collection cannot be given SIDs."""
     tables = collection.embedding_bag_configs()
     table = table_of(collection, item)
     for other in tables:
@@ -145,28 +177,3 @@ def check_features(
     for name in stat_features:
         if name in taken:
             raise ContractError(f"embedding_bag_collection, feature {name}", "no table that reads statistics", "one")
-
-
-def embedding_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    """The tables of all embedding collections, the SID tables among them: what gets its optimizer in backward.
-
-    The dense layers of SID-Coord belong to the optimizer of the dense layers; `sparse_arch.parameters()` has both.
-    """
-    collections = (module for module in model.modules() if isinstance(module, TABLES))
-    return chain.from_iterable(collection.parameters() for collection in collections)
-
-
-def load_without_sids(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Loads the state dict of the same model without SID-Coord. What is SID-Coord's own stays as it is.
-
-    Raises ContractError, before anything is loaded, when other keys are missing or there are keys that do not belong.
-    """
-    wrapped = isinstance(model, DistributedModelParallel | DistributedDataParallel)
-    bare = model.get_submodule("module") if wrapped else model
-    own = tuple(f"{name}." for name, module in bare.named_modules() if isinstance(module, SidCoord))
-    expected = {key for key in model.state_dict() if not key.startswith(own)} if own else set(model.state_dict())
-    missing, unknown = sorted(expected - set(state)), sorted(set(state) - expected)
-    if missing or unknown:
-        got = f"missing {missing[:3]}, unknown {unknown[:3]}"
-        raise ContractError("state dict", f"the {len(expected)} keys of the model without SID-Coord", got)
-    model.load_state_dict(dict(state), strict=False)

@@ -1,9 +1,10 @@
-"""SID-Coord for anyone's own model: between its embedding collection and whatever eats the KeyedTensor.
+"""`SidCoord`: SID-Coord as a module from KeyedTensor to KeyedTensor, and TorchRec's sparse architectures with it.
 
-Shapes: B rows, A alignment features, D width.
+Shapes: B rows, U bags, F features, A alignment features, D width.
 """
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torchrec.modules.embedding_configs import DataType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-from sidrec.config.item import ExactIndex, GranularityTokens, NoAlignment, SidCoordItem
+from sidrec.config.item import ExactIndex, GranularityTokens, NoAlignment, SidCoordItem, StatsGate
 from sidrec.model.fusion_and_gate import build_gate
 from sidrec.model.history import index_history
 from sidrec.model.items import ItemLookup, SemanticPart
@@ -21,37 +22,73 @@ from sidrec.model.tables import embedding_tables, one_feature_each
 from sidrec.plug.sid_join import JoinedSids, SidJoin, catalog_rows
 from sidrec.plug.statistics import Statistics
 from sidrec.schema import ContractError
-from sidrec.sid.catalog import Catalog
+from sidrec.sid.catalog import Catalog, load_catalog
 
 PUBLISHED = SidCoordItem()
-"""As the paper has it."""
+"""SID-Coord as published."""
 
 
 class SidCoord(nn.Module):
-    """Puts gated HID and SID (SID-Coord, arXiv 2604.10471) in the place of an item's embedding.
+    """Replaces the embedding of the target item by SID-Coord's (arXiv 2604.10471): a gated mix of HID and SID.
 
-    The model's own item table is the HID table. SID tables come beside it, in a collection `sid_tables` with one table
-    per granularity, called as these (`s1`, `s12`): sharded, planned and trained as the model's own tables are. Item ids
-    are the rows of the item table; those that the catalog does not know have no SID, 0 among them.
+    The model's item table is the HID table. A collection `sid_tables` has one table per granularity, with its name
+    (`s1`, `s12`); TorchRec plans, shards and trains them like the model's own. Item ids are rows of the item table; 0
+    and ids that the catalog lacks have no SID. In a model of your own::
 
-    catalog: item id -> SID. Checkpoints remember its fingerprint.
-    item: the target's feature, one id per row at most, and the key of its embedding. history: the feature of the items
-        that a user liked, for the alignment; without one there is none.
+        import torch
+        from torch import nn
+        from torchrec.modules.embedding_configs import EmbeddingBagConfig
+        from torchrec.modules.embedding_modules import EmbeddingBagCollection
+        from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+        from sidrec.plug import ItemCounts, SidCoord
+        from sidrec.sid.catalog import Catalog, load_catalog
+
+        class MyRanker(nn.Module):
+            def __init__(self, catalog):  # a Catalog, or the folder that `sidrec fit` wrote
+                super().__init__()
+                table = EmbeddingBagConfig(
+                    name="t_item", num_embeddings=1000, embedding_dim=16, feature_names=["item_id", "history"]
+                )
+                self.tables = EmbeddingBagCollection(tables=[table])
+                self.sid_coord = SidCoord(
+                    catalog, items=1000, dim=16, history="history", statistics=ItemCounts(torch.zeros(1000)),
+                    alignment_key="alignment",
+                )
+                self.layer = nn.Linear(2 * 16 + self.sid_coord.alignment_dim, 1)
+
+            def forward(self, features):
+                embedded = self.sid_coord(self.tables(features), features)
+                return self.layer(embedded.values()).squeeze(1)
+
+        ids = torch.arange(1, 1000)
+        codes = torch.stack([ids % 4, ids % 8, ids % 16], dim=1)
+        ranker = MyRanker(Catalog(ids.numpy(), codes.numpy(), codebook_sizes=(4, 8, 16)))
+        features = KeyedJaggedTensor(  # two rows: item 5 with history 3, 4; item 6 with history 5
+            keys=["item_id", "history"], values=torch.tensor([5, 6, 3, 4, 5]), lengths=torch.tensor([1, 1, 2, 1])
+        )
+        logits = ranker(features)  # [2]
+
+    catalog: item id -> SID, or its folder. Checkpoints hold its fingerprint.
     items, dim: rows and width D of the item table.
-    statistics: what the gate sees; needed where it sees any, as it does by default.
-    alignment_key: key of the alignment features [B, A] in the result; left out, they go into the item's embedding.
-    device: of everything here; with `meta`, for models that TorchRec is to shard, of the SID tables alone.
+    item: the target's feature, at most one id per row, and the key of its embedding. history: the feature of the items
+        that the user liked, for the alignment; without one there is no alignment.
+    statistics: the target's exposure counts, the input of the gate; required unless the gate takes none.
+    alignment_key: key of the alignment features [B, A] in the result; None adds a projection of them to the item's
+        embedding. A is `alignment_dim`.
+    device: of all parameters; `meta`, for models that TorchRec shards, applies to the SID tables alone.
     data_type: of the SID tables.
+    warm_start: the gate starts at the HID alone, and the model first predicts as without SID-Coord.
 
-    Raises ContractError for a catalog that does not fit, for a gate without statistics, and where histories should
-    become features: they stay the model's own.
+    Raises ContractError for a catalog that does not fit the item table, a gate without its statistics, and choices that
+    belong to the host model (its histories and the index of its item table).
     """
 
     catalog_fingerprint: Tensor
 
     def __init__(
         self,
-        catalog: Catalog,
+        catalog: Catalog | Path | str,
         items: int,
         dim: int,
         item: str = "item_id",
@@ -61,12 +98,15 @@ class SidCoord(nn.Module):
         alignment_key: str | None = None,
         device: torch.device | None = None,
         data_type: DataType = DataType.FP32,
+        warm_start: bool = False,
     ) -> None:
         super().__init__()
         _check(config, statistics)
-        rows = catalog_rows(catalog, config, items)
+        if warm_start:
+            config = _starting_at_hid(config)
+        rows = catalog_rows(catalog if isinstance(catalog, Catalog) else load_catalog(Path(catalog)), config, items)
         self.item, self.alignment_key, self.fingerprint = item, alignment_key, rows.fingerprint
-        with torch.device("cpu"):  # a model may be built on `meta` as a whole; these layers have first values already
+        with torch.device("cpu"):  # even if the model is built on `meta`: these layers have initial values
             self.join = SidJoin(rows, item, history, statistics)
             moments = statistics.moments() if statistics else (torch.zeros(0), torch.zeros(0))
             self.coordination = Coordination(config, dim, *moments, history is not None, alignment_key is None)
@@ -77,11 +117,16 @@ class SidCoord(nn.Module):
         self.sid_tables = embedding_tables(tables, dim, data_type=data_type, device=device)
         self._checked = False
 
-    def forward(self, embedded: KeyedTensor, features: KeyedJaggedTensor) -> KeyedTensor:
-        """The same keys, in the same order; the item's embedding is e, all others are as they were.
+    @property
+    def alignment_dim(self) -> int:
+        """A, the number of alignment features."""
+        return self.coordination.width
 
-        embedded: what the model's collection made of `features`, which also hold history and statistics.
-        Raises ContractError for a batch without these features, and at the first batch where the dense layers have an
+    def forward(self, embedded: KeyedTensor, features: KeyedJaggedTensor) -> KeyedTensor:
+        """Returns the same keys in the same order (and `alignment_key` last); only the item's embedding changes, to e.
+
+        embedded: the model's embeddings of `features`, which also hold the history and the statistics.
+        Raises ContractError for a batch without these features; and at the first batch if the dense layers have an
         optimizer in backward, or a checkpoint of another catalog was loaded.
         """
         looked_up = embedded.to_dict()
@@ -89,7 +134,7 @@ class SidCoord(nn.Module):
         return _with_target(looked_up, self.item, target_BD, self.alignment_key, aligned_BA)
 
     def target(self, hid_BD: Tensor, features: KeyedJaggedTensor) -> tuple[Tensor, Tensor]:
-        """e [B, D] and the alignment features [B, A]. hid_BD: the item's embedding. Raises as `forward` does."""
+        """e [B, D] and the alignment features [B, A]. hid_BD: the target's HID embedding. Raises as `forward` does."""
         self._check_once()
         joined = self.join(features, not isinstance(self.sid_tables, EmbeddingBagCollection))
         return self.coordination(hid_BD, self.sid_tables(joined.granules), joined)
@@ -113,7 +158,7 @@ class SidCoord(nn.Module):
         self._checked = False
 
 
-@fx.wrap  # the pipelines trace the model, and fx cannot look into the making of a KeyedTensor
+@fx.wrap  # TorchRec's pipelines trace the model, and fx cannot trace the making of a KeyedTensor
 def _with_target(
     looked_up: dict[str, Tensor], item: str, target_BD: Tensor, alignment_key: str | None, aligned_BA: Tensor
 ) -> KeyedTensor:
@@ -125,30 +170,32 @@ def _check(config: SidCoordItem, statistics: Statistics | None) -> None:
     if config.gate.needs_statistics and statistics is None:
         expected = "StatFeatures or ItemCounts for the gate to see, or gate kind sum"
         raise ContractError("SID-Coord, statistics", expected, "none")
-    # Histories and the item table are the host's own; hashed and subword tables are choices of sidrec's ranker alone.
+    # The host model has its own histories and item table; hashed and subword SID tables are for sidrec's ranker alone.
     wanted = {"history": ("hid",), "hid_index": ExactIndex(), "tokens": GranularityTokens(), "index": ExactIndex()}
     for name, value in wanted.items():
         if getattr(config, name) != value:
             raise ContractError(f"SID-Coord in another model, config.{name}", f"{value}", getattr(config, name))
 
 
+def _starting_at_hid(config: SidCoordItem) -> SidCoordItem:
+    if not isinstance(config.gate, StatsGate):
+        expected = "a gate of kind stats with warm_start, as it can start at the HID"
+        raise ContractError("SID-Coord, config.gate", expected, config.gate.kind)
+    return replace(config, gate=replace(config.gate, start="hid_only"))
+
+
 def _as_bytes(fingerprint: str) -> Tensor:
     return torch.tensor(list(bytes.fromhex(fingerprint)), dtype=torch.uint8)
 
 
-# What SID-Coord computes between a model's embeddings and its interaction layers.
-#
-# Shapes: B rows, U bags, A alignment features, D width.
-
-
 class Coordination(nn.Module):
-    """e = gate(e_hid, e_sid, statistics) + P f, with f the alignment features (SID-Coord, arXiv 2604.10471).
+    """The dense layers: e = gate(e_hid, e_sid, statistics) + P f with alignment features f [B, A].
 
-    The paper gives f to the ranker as features of its own. A model whose shape stays as it is takes no more features,
-    so P maps them to the item's width [I]; it starts at zero. Where the model takes them, there is no P.
+    In the paper f are further features of the ranker. A model whose shape must not change takes no further features, so
+    P projects them to the item's width [I]; P starts at zero. With `alignment_key` there is no P.
 
-    mean_S, std_S: moments of log1p(statistics). history: whether there is one; without, there is no alignment.
-    project: whether f goes into e. width: A.
+    mean_S, std_S: moments of log1p(statistics). history: whether there is one; otherwise there is no alignment.
+    project: whether to add P f to e. width: A.
     """
 
     def __init__(
@@ -163,7 +210,7 @@ class Coordination(nn.Module):
             nn.init.zeros_(self.project.weight)
 
     def forward(self, hid_BD: Tensor, granules: KeyedTensor, joined: JoinedSids) -> tuple[Tensor, Tensor]:
-        """Returns e [B, D] and f [B, A]. granules: what the SID tables hold for the bags, [U, D] per granularity."""
+        """Returns e [B, D] and f [B, A]. granules: the SID embeddings of the bags, [U, D] per granularity."""
         items = ItemLookup(granules.to_dict(), joined.token_weights_UW, joined.rows_UG)
         sid_UD = self.semantic.embed(items)
         target_BD = self.gate(hid_BD, functional.embedding(joined.target_B, sid_UD), joined.stats_BS)
@@ -173,15 +220,12 @@ class Coordination(nn.Module):
         return target_BD, aligned_BA
 
 
-# TorchRec's sparse architectures with SID-Coord in them; the rest of a model does not see the difference.
-#
-# Both keep the old architecture's collection under its name, so that the keys of old checkpoints stay valid.
-#
-# Shapes: B rows, F features, D width.
+# TorchRec's sparse architectures with SID-Coord, with the same results for the rest of the model. Both keep the
+# collection under its old name, so that the keys of old checkpoints stay valid.
 
 
 class SidCoordSparseArch(nn.Module):
-    """For DLRM, DLRM_DCN, DLRM_Projection: as torchrec.models.dlrm.SparseArch, with F, D, sparse_feature_names."""
+    """Replaces torchrec.models.dlrm.SparseArch in DLRM, DLRM_DCN and DLRM_Projection."""
 
     def __init__(self, embedding_bag_collection: EmbeddingBagCollection, sid_coord: SidCoord) -> None:
         super().__init__()
@@ -201,7 +245,7 @@ class SidCoordSparseArch(nn.Module):
 
 
 class SidCoordKeyedArch(nn.Module):
-    """For SimpleDeepFMNN: as torchrec.models.deepfm.SparseArch."""
+    """Replaces torchrec.models.deepfm.SparseArch in SimpleDeepFMNN."""
 
     def __init__(self, embedding_bag_collection: EmbeddingBagCollection, sid_coord: SidCoord) -> None:
         super().__init__()
@@ -209,5 +253,5 @@ class SidCoordKeyedArch(nn.Module):
         self.sid_coord = sid_coord
 
     def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
-        """Returns [B, D] per feature. Raises as `SidCoord.forward` does."""
+        """Returns [B, D] for each feature. Raises as `SidCoord.forward` does."""
         return self.sid_coord(self.embedding_bag_collection(features), features)

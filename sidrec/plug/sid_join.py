@@ -1,6 +1,6 @@
-"""Joins semantic ids to a user's KeyedJaggedTensor: from the item and history features to bags of granules.
+"""Looks up the SIDs of a batch: from the item and history features of a KeyedJaggedTensor to bags of granules.
 
-A step of its own without parameters, and so TorchRec's pipelines can run it ahead, with `pipeline_postproc=True`.
+A module without parameters, so that TorchRec's pipelines can run it ahead of time, with `pipeline_postproc=True`.
 
 Shapes: B rows, U bags, T history positions, P ids of all histories in one line, M = B + P, I item ids, G granularities,
 S statistics, W weighted granularities.
@@ -25,10 +25,12 @@ from sidrec.sid.granularity import granularity_rows
 
 
 class JoinedSids(NamedTuple):
-    """granules: keys are granularities, stride U, at most one id per bag; none for an item without a SID.
+    """What SidJoin finds for a batch; bags are as in `sidrec.data.batch`.
 
-    rows_UG: the same as a tensor, 0 for none. token_weights_UW: of the bags, W = 0 where none are used.
-    target_B, history_BT: int64 bags; bag 0 is empty, and padding; T is 0 without a history. stats_BS: raw counts.
+    granules: keys are granularities, stride U; one id per bag, none for an item without a SID.
+    rows_UG: the same ids as a tensor, 0 for none. token_weights_UW: W = 0 if they are not used.
+    target_B, history_BT: int64 bags; bag 0 is empty and stands at padding; T = 0 without a history. stats_BS: raw
+        counts.
     """
 
     granules: KeyedJaggedTensor
@@ -39,39 +41,17 @@ class JoinedSids(NamedTuple):
     stats_BS: Tensor
 
 
-# What a plugged model keeps of a catalog: the table row of every item id at every granularity.
-#
-# Shapes: I item ids, G granularities, W weighted granularities.
-
-
-@dataclass(frozen=True)
-class CatalogRows:
-    """granularities: G table names. table_rows: rows of each table.
-
-    rows_IG: int32, row 0 stands for "no SID" and is never looked up. weights_IW: float32 token weights, W = 0 where
-    none are used. fingerprint: the catalog's.
-    """
-
-    granularities: tuple[str, ...]
-    table_rows: tuple[int, ...]
-    rows_IG: Tensor
-    weights_IW: Tensor
-    fingerprint: str
-
-
 class SidJoin(nn.Module):
-    """Looks the SIDs up of a batch's targets and histories.
+    """Maps the targets and histories of a batch to bags: one bag per distinct item with a SID.
 
-    Every distinct item is one bag, shared by targets and histories (`sidrec.data.batch`).
-
-    rows: of the catalog. item, history: features. statistics: of the gate, if it takes any.
+    rows: the catalog's. item, history: features. statistics: the gate's input, or None.
     """
 
     rows_IG: Tensor
     weights_IW: Tensor
     counts_IS: Tensor
 
-    def __init__(self, rows: CatalogRows, item: str, history: str | None, statistics: Statistics | None) -> None:
+    def __init__(self, rows: "CatalogRows", item: str, history: str | None, statistics: Statistics | None) -> None:
         super().__init__()
         self.granularities = rows.granularities
         self.item, self.history = item, history
@@ -79,12 +59,12 @@ class SidJoin(nn.Module):
         items = len(rows.rows_IG)
         counts_IS = statistics.rows(items) if statistics else torch.zeros(items, 0)
         for name, value in (("rows_IG", rows.rows_IG), ("weights_IW", rows.weights_IW), ("counts_IS", counts_IS)):
-            self.register_buffer(name, value, persistent=False)  # the catalog's, not the checkpoint's
+            self.register_buffer(name, value, persistent=False)  # they come from the catalog, not from checkpoints
 
     def forward(self, features: KeyedJaggedTensor, same_on_ranks: bool) -> JoinedSids:
-        """same_on_ranks: append empty bags up to the count of the rank that has most, as row-wise shards need it.
+        """same_on_ranks: appends empty bags, so that all ranks have the same number, as row-wise sharding requires.
 
-        Ids that the catalog lacks have no SID; ids that the item table lacks count as id 0, which has none either.
+        Ids that the catalog or the item table lacks have no SID.
         Raises ContractError for a batch without these features, with more than one target id in a row, or with strides
         that vary by feature.
         """
@@ -114,7 +94,7 @@ class SidJoin(nn.Module):
             raise ContractError("batch, KeyedJaggedTensor", "as many rows in every feature", "strides that vary")
 
     def _known(self, ids: Tensor) -> Tensor:
-        """0, which has no SID, in place of ids that the item table does not have."""
+        """Replaces ids outside the item table by 0, which has no SID."""
         return torch.where((ids >= 0) & (ids < len(self.rows_IG)), ids, 0)
 
     def _statistics(self, features: KeyedJaggedTensor, target_B: Tensor) -> Tensor:
@@ -123,7 +103,7 @@ class SidJoin(nn.Module):
         return torch.stack([_one_per_row(features[name], name) for name in self.stat_features], dim=1).float()
 
     def _bags(self, ids_U: Tensor) -> tuple[KeyedJaggedTensor, Tensor, Tensor]:
-        """One bag per id: its granules in both forms, and its token weights."""
+        """One bag per id: its granules as KeyedJaggedTensor and tensor, and its token weights."""
         rows_UG = self.rows_IG.index_select(0, ids_U)
         rows_GU = rows_UG.t()
         looked_up_GU = rows_GU > 0
@@ -137,7 +117,7 @@ class SidJoin(nn.Module):
 
 
 def _one_per_row(jagged: JaggedTensor, name: str) -> Tensor:
-    """The id of every row [B], 0 where it has none."""
+    """The id of every row [B], 0 for a row without one."""
     lengths_B, values = jagged.lengths(), jagged.values()
     if bool((lengths_B > 1).any()):
         row = int((lengths_B > 1).nonzero()[0])
@@ -146,7 +126,7 @@ def _one_per_row(jagged: JaggedTensor, name: str) -> Tensor:
 
 
 def _padded(bag_P: Tensor, lengths_B: Tensor) -> Tensor:
-    """[B, T] with T the longest history, 0 at padding."""
+    """[B, T], T = the longest history, 0 at padding."""
     longest = int(lengths_B.max()) if len(lengths_B) else 0
     there_BT = torch.arange(longest, device=lengths_B.device) < lengths_B.unsqueeze(1)
     return bag_P.new_zeros(there_BT.shape).masked_scatter(there_BT, bag_P)
@@ -160,11 +140,27 @@ def _most_on_any_rank(count: int, device: torch.device) -> int:
     return int(most)
 
 
-def catalog_rows(catalog: Catalog, config: SidCoordItem, items: int) -> CatalogRows:
-    """Rows of the ids in [0, items), as many as the item table has rows.
+@dataclass(frozen=True)
+class CatalogRows:
+    """A catalog as table rows: the row of every item id at every granularity.
 
-    Raises ContractError when the catalog has ids beyond them, lacks levels that a granularity joins, or lacks token
-    weights that the config wants.
+    granularities: names of the G tables. table_rows: rows of each table.
+    rows_IG: int32; row 0 means "no SID" and is never looked up. weights_IW: float32 token weights, W = 0 if
+    unused. fingerprint: the catalog's.
+    """
+
+    granularities: tuple[str, ...]
+    table_rows: tuple[int, ...]
+    rows_IG: Tensor
+    weights_IW: Tensor
+    fingerprint: str
+
+
+def catalog_rows(catalog: Catalog, config: SidCoordItem, items: int) -> CatalogRows:
+    """The catalog's rows for the ids in [0, items), the rows of the item table.
+
+    Raises ContractError if the catalog has larger ids, or lacks levels of a granularity or token weights that the
+    config uses.
     """
     if len(catalog) and catalog.item_ids_N[-1] >= items:
         expected = f"ids below {items}, the rows of the item table"

@@ -1,4 +1,4 @@
-"""Where the gate of a plugged model gets the target's exposure statistics from: counts, which it takes log1p of.
+"""The input of a plugged model's gate: how often the target was shown, from the batch or fixed per item.
 
 Shapes: I item ids, N samples, S statistics.
 """
@@ -13,11 +13,11 @@ from sidrec.schema import ContractError
 
 @dataclass(frozen=True)
 class StatFeatures:
-    """Counts that ride in the KeyedJaggedTensor: features of their own that no table reads.
+    """Counts in the batch: features of the KeyedJaggedTensor that no table reads.
 
-    names: S features; a row's value is the target's count as of that row (an integer, as ids are), none means 0.
-    mean_S, std_S: moments of log1p(count) over rows of the training log, which the gate standardises with; left out,
-        log1p is taken as it is.
+    names: S features. A row's value is the target's count as of that row, an integer as ids are; no value means 0.
+    mean_S, std_S: moments of log1p(count) over rows of the training log, to standardise with; without them log1p is not
+        standardised.
 
     Raises ContractError for moments that are not one per name.
     """
@@ -50,9 +50,9 @@ class StatFeatures:
 
 @dataclass(frozen=True)
 class ItemCounts:
-    """One fixed row of counts per item, from before the training: what items had been through when it began.
+    """Fixed counts per item, taken before training began.
 
-    Counts of the training log itself would tell the gate how often an item is still going to come.
+    Counts of the training log itself would leak how often an item will still be shown.
 
     counts_IS: [I, S], or [I] for one statistic; row i is item id i. Items beyond it have counts of 0.
 
@@ -86,7 +86,7 @@ class ItemCounts:
         return counts_IS
 
     def moments(self) -> tuple[Tensor, Tensor]:
-        """Moments of log1p(count), [S] each, over exposures: an item weighs as much as its first count, plus one."""
+        """Moments of log1p(count), [S] each; an item has the weight of its first count plus one, as exposures do."""
         weight_I1 = self.counts_IS[:, :1] + 1
         weight_I1 = weight_I1 / weight_I1.sum()
         log_IS = torch.log1p(self.counts_IS)
@@ -95,4 +95,4 @@ class ItemCounts:
 
 
 Statistics = StatFeatures | ItemCounts
-"""Counts as of each row, or as of the training's begin."""
+"""Counts as of each row, or as of the start of training."""

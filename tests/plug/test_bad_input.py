@@ -38,7 +38,8 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "no sparse_arch": (
         lambda: nn.Linear(1, 1),
         {},
-        "Linear: expected one module with a sparse_arch, as the models of torchrec.models, got 0",
+        "Linear: expected one module with a sparse_arch, as the models of torchrec.models have (for another "
+        "model, call sidrec.plug.SidCoord behind its embedding collection), got 0",
     ),
     "two of them": (lambda: nn.ModuleList([dlrm(), dlrm()]), {}, "expected one module with a sparse_arch"),
     "another kind of sparse_arch": (
@@ -56,6 +57,11 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
         dlrm,
         {"item": "product"},
         "feature product: expected one table that reads it, got features ['cat', 'history', 'item_id']",
+    ),
+    "item misspelt": (
+        dlrm,
+        {"item": "item"},
+        "got features ['cat', 'history', 'item_id']; did you mean item_id?",
     ),
     "history not there": (
         dlrm,
@@ -140,7 +146,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "a warm start without a gate": (
         dlrm,
         {"config": SidCoordItem(gate=SumGate()), "warm_start": True},
-        "attach, config.gate: expected a gate of kind stats with warm_start, as it can start at the HID, got sum",
+        "SID-Coord, config.gate: expected a gate of kind stats with warm_start, as it can start at the HID, got sum",
     ),
 }
 

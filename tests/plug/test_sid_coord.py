@@ -1,6 +1,10 @@
 """SID-Coord over KeyedTensors, against its formulas row by row, and in a model of one's own."""
 
+import inspect
+import re
+import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +13,7 @@ from torch.nn import functional
 from torchrec.modules.embedding_configs import DataType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
+import sidrec.plug
 from sidrec.config.item import (
     BucketizedStats,
     MatchStatsAlignment,
@@ -18,7 +23,7 @@ from sidrec.config.item import (
     StatsGate,
     SumGate,
 )
-from sidrec.plug import SidCoord, StatFeatures, embedding_parameters
+from sidrec.plug import SidCoord, StatFeatures, dense_parameters, embedding_parameters
 from tests.plug.hosts import DIM, ITEMS, KNOWN, batch, catalog, counts, tables
 
 B = 12
@@ -26,8 +31,8 @@ B = 12
 
 def sid_coord(**options: object) -> SidCoord:
     torch.manual_seed(0)
-    options = {"history": "history", "statistics": counts(), **options}
-    return SidCoord(catalog(), items=ITEMS, dim=DIM, **options)  # type: ignore[arg-type]
+    options = {"catalog": catalog(), "history": "history", "statistics": counts(), **options}
+    return SidCoord(items=ITEMS, dim=DIM, **options)  # type: ignore[arg-type]
 
 
 def unknown(item: int) -> bool:
@@ -144,7 +149,7 @@ class GatedRanker(nn.Module):
         super().__init__()
         self.tables = tables()
         self.sid_coord = sid_coord(alignment_key="alignment", item="item_id")
-        width = 3 * DIM + self.sid_coord.coordination.width
+        width = 3 * DIM + self.sid_coord.alignment_dim
         self.hidden, self.gate, self.out = nn.Linear(width, 16), nn.Linear(width + DIM, 16), nn.Linear(16, 1)
 
     def forward(self, features: KeyedJaggedTensor) -> Tensor:
@@ -159,8 +164,8 @@ def test_a_model_of_one_s_own_learns_in_all_its_parameters() -> None:
     model, rows = GatedRanker(), batch(200)
     tables_of_all = list(embedding_parameters(model))
     assert len(tables_of_all) == 2 + 5
-    taken = {id(parameter) for parameter in tables_of_all}
-    dense = [parameter for parameter in model.parameters() if id(parameter) not in taken]
+    dense = [parameter for _, parameter in dense_parameters(model)]
+    assert len(tables_of_all) + len(dense) == len(list(model.parameters()))
     optimizers = [torch.optim.Adagrad(tables_of_all, lr=0.1), torch.optim.Adam(dense, lr=0.01)]
     losses = []
     for _ in range(30):
@@ -187,3 +192,26 @@ def test_match_statistics_are_alignment_features_here_too() -> None:
     counts_of = torch.tensor([2 + same_s1, 2.0])
     torch.testing.assert_close(found, torch.cat([torch.log1p(counts_of), counts_of / 3, torch.zeros(1)]))
     assert tuple(codes_NL[4, 1:]) != tuple(codes_NL[5, 1:])
+
+
+def test_a_catalog_may_be_given_by_its_folder(tmp_path: Path) -> None:
+    catalog().save(tmp_path / "catalog")
+    for folder in (tmp_path / "catalog", str(tmp_path / "catalog")):
+        assert sid_coord(catalog=folder).fingerprint == catalog().fingerprint
+
+
+def test_a_warm_start_begins_at_the_hid() -> None:
+    features, module = batch(B).sparse_features, sid_coord(warm_start=True)
+    embedded = tables()(features)
+    torch.testing.assert_close(module(embedded, features)["item_id"], embedded["item_id"])
+
+
+@pytest.mark.parametrize("owner", [sidrec.plug, SidCoord], ids=["attach", "SidCoord"])
+def test_the_example_in_the_documentation_runs(owner: object) -> None:
+    """The indented block behind the first "::" of the docstring."""
+    documentation = inspect.getdoc(owner)
+    assert documentation is not None
+    (block,) = re.findall(r"::\n\n((?:    .*\n|\n)+)", documentation)
+    names: dict[str, object] = {}
+    exec(textwrap.dedent(block), names)
+    assert {"train_model", "logits"} & set(names)

@@ -19,7 +19,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec.parallel.sharding import EveryTypeSharder
-from sidrec.plug import embedding_parameters
+from sidrec.plug import dense_parameters, embedding_parameters
 from tests.plug.hosts import batch
 
 ROWS, STEPS = 48, 6
@@ -49,9 +49,10 @@ def sharded(model: nn.Module, world: int, sharding: str) -> tuple[DistributedMod
 
 def optimizer_of(model: DistributedModelParallel) -> CombinedOptimizer:
     """SGD for whatever did not get its optimizer in backward: the same for replicated tables as for the others."""
-    dense = dict(in_backward_optimizer_filter(model.named_parameters()))
-    replicated = {name: p for name, p in dense.items() if ".embedding_bags." in name}
-    others = {name: p for name, p in dense.items() if name not in replicated}
+    left = dict(in_backward_optimizer_filter(model.named_parameters()))
+    replicated = {name: p for name, p in left.items() if ".embedding_bags." in name}
+    others = dict(dense_parameters(model))
+    assert {*replicated, *others} == {*left}
     parts = [
         KeyedOptimizerWrapper(parameters, lambda params, lr=lr: torch.optim.SGD(params, lr=lr))
         for parameters, lr in ((replicated, 1.0), (others, 0.5))
