@@ -161,8 +161,9 @@ class Catalog:
             write_catalog(self, partial)
 
 
-def load_catalog(path: Path) -> Catalog:
+def load_catalog(path: Path | str) -> Catalog:
     """Reads a catalog folder. Raises ContractError when it is no catalog, or its codes changed since it was saved."""
+    path = Path(path)
     codebook_sizes, fingerprint = _read_card(path / CARD)
     table = _read_codes(path / CODES, len(codebook_sizes))
     levels = range(1, len(codebook_sizes) + 1)

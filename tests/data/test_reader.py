@@ -1,4 +1,4 @@
-"""The order in which rows reach the ranks, on real files."""
+"""The reader: rows of an epoch by step, decoding and quarantine; and where rows lie in their files."""
 
 import math
 from collections import Counter
@@ -10,7 +10,7 @@ import pytest
 from pyarrow.parquet import ParquetFile
 
 from sidrec.config import ConfigError
-from sidrec.data.rows import Columns, RowGroup, Rows, decode
+from sidrec.data.rows import Columns, RowGroup, Rows, decode, row_places
 from sidrec.schema import ContractError
 from tests.data.log_files import flat, log_of, row_numbers
 
@@ -126,3 +126,10 @@ def test_lanes_that_do_not_fit_the_ranks_are_refused_at_opening(tmp_path: Path) 
 def test_an_unknown_split_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ContractError, match=r"expected one of the splits \['train'\], got 'test'"):
         log_of(tmp_path, 10).manifest.files("test")
+
+
+def test_rows_are_found_in_their_files() -> None:
+    one, two = Path("one"), Path("two")
+    groups = (RowGroup(one, 0, 0, 0, 3, 0, 0), RowGroup(one, 1, 3, 3, 2, 0, 0), RowGroup(two, 0, 5, 0, 4, 0, 0))
+    assert row_places(groups, [8, 2, 3, 5]) == {one: [2, 3], two: [0, 3]}
+    assert row_places(groups, []) == {}
