@@ -61,7 +61,7 @@ def fit_catalog(
 
 
 def _check(recipe: Recipe, ranks: Ranks, overwrite: bool) -> None:
-    """Finds, before any work, what would make the fit useless. Whatever the flags, only a catalog is ever replaced."""
+    """Raises ContractError, before any work, for a fit whose result could not be written. Replaces only catalogs."""
     target, learner = recipe.data.catalog, recipe.tokenizer.learner
     if ranks.world > 1 and not shares_fit(learner):
         expected = "one process, as only learners that train by gradients share their work"
@@ -82,11 +82,12 @@ def _read(recipe: Recipe, ranks: Ranks, read: Callable[..., ItemVectors]) -> Ite
     """The first rank of each machine reads the items into files; the other ranks of the machine map these.
 
     The files are unlinked as soon as all ranks have mapped them, so that nothing is left however the processes end.
+    On NFS, the folder cannot be removed while they are mapped, which is no error.
     Ranks with different numbers of items would take different numbers of steps and hang, hence the last check.
     """
     config, path = recipe.tokenizer, recipe.data.path / ITEMS
     inputs = learner_inputs(config.learner)
-    with tempfile.TemporaryDirectory(prefix="sidrec-fit-", ignore_cleanup_errors=True) as own:  # NFS
+    with tempfile.TemporaryDirectory(prefix="sidrec-fit-", ignore_cleanup_errors=True) as own:
         scratch = of_machine(ranks, Path(own))
         reads = scratch == Path(own)
         found = run_on_all_ranks(
@@ -194,6 +195,6 @@ class _Clock:
         self._wall, self._cpu = time.perf_counter(), time.process_time()
 
     def spent(self, part: str) -> dict[str, object]:
-        """The two, under the names that the report has for this part of the fit."""
+        """Both, keyed as in report.json."""
         wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
         return {f"{part}_seconds": wall, f"{part}_cpu_seconds": cpu}

@@ -17,7 +17,7 @@ from sidrec.config.sid_losses import (
     SidLossConfig,
 )
 
-# Learners of semantic ids, as the recipe names them. Every default cites its source; [I] marks one of our own.
+# Learners of semantic ids. Every default cites its source; [I] marks a default that no source gives.
 
 
 class LearnerSection:
@@ -36,11 +36,11 @@ class Router:
     """
 
     sparsity: Annotated[float, Field(gt=0, lt=1)] = 1 / 3
-    """Share of weights that shall be zero; not published for ADC-SID."""
+    """Share of weights that should be zero; not published for ADC-SID."""
     target: Literal["global", "item_norm"] = "global"
-    """The same sparsity for all, or for each item sparsity * (1 - its scaled behaviour norm)."""
+    """global: the same sparsity for all items. item_norm: sparsity * (1 - scaled behaviour norm) of each item."""
     balance: Literal["per_expert", "scalar"] = "per_expert"
-    """f_j of ReMoE, or the one f of all experts that ADC-SID's first version prints and that cannot balance."""
+    """per_expert: f_j of ReMoE. scalar: one f for all experts, as in ADC-SID's first version; it cannot balance."""
     first_strength: PositiveFloat = 1e-8
     """lambda at the start."""
     rate: Annotated[float, Field(gt=1)] = 1.2
@@ -64,18 +64,18 @@ class Training:
     weight_decay: NonNegativeFloat = 1e-4
     """Weight decay of AdamW; codebooks have none."""
     revive_every: NonNegativeInt = 1
-    """Epochs after which codes that no item took are put on random residuals; 0 never."""
+    """Epochs between two revivals, which move codes that no item took to random residuals; 0 is never."""
     revive_until: Annotated[float, Field(ge=0, le=1)] = 0.8
-    """Share of the training after which no code is revived any more, so that the codebooks settle."""
+    """Share of the training after which revivals end, so that the codebooks settle."""
     least_utilisation: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """A codebook of which a smaller share is in use after the training has collapsed, and the fit fails."""
+    """The fit fails when a smaller share of a codebook is in use after the training: the codebook collapsed."""
     save_every: PositiveInt = 10
     """Epochs between two checkpoints that a killed fit resumes from."""
 
 
 @section
 class GradientLearner(LearnerSection):
-    """What all gradient-trained learners have."""
+    """Keys that all gradient-trained learners have."""
 
     levels: PositiveInt = 3
     """Levels L of a SID."""
@@ -86,12 +86,12 @@ class GradientLearner(LearnerSection):
     hidden: tuple[PositiveInt, ...] = (512, 256, 128)
     """Hidden widths of the encoder; the decoder has them reversed."""
     commitment: NonNegativeFloat = 0.25
-    """beta: weight of the commitment beside the codebook loss."""
+    """beta: weight of the commitment, relative to the codebook loss."""
     reconstruction: Literal["sum", "mean"] = "sum"
-    """Squared error summed over dimensions, or its mean over them; always the mean over items. Codebook loss and
-    commitment follow, the mean being over levels too."""
+    """Squared error: sum or mean over dimensions, always mean over items. Codebook loss and commitment are reduced in
+    the same way; their mean is over levels too."""
     router: Router | None = None
-    """Token weights of every level, exported with the codes; left out, there are none."""
+    """Token weights of every level, exported with the codes; null for none."""
     losses: tuple[SidLossConfig, ...] = ()
     """The learner's own losses."""
     further_losses: tuple[SidLossConfig, ...] = ()
@@ -122,7 +122,7 @@ class AdaSidConfig(RqVaeConfig):
         OverlapRepulsion(schedule=Schedule(first=1.0, last=0.1)),
         Contrast(schedule=Schedule(first=0.0, last=1.0)),
     )
-    """AdaSID\'s own."""
+    """The losses of AdaSID."""
 
 
 @section
@@ -151,9 +151,9 @@ class AdcSidConfig(LearnerSection):
     """As printed, codewords get no gradient. gradient: codebook and commitment loss on unit vectors [I]. ema: moving
     averages."""
     commitment: NonNegativeFloat = 0.25
-    """Weight of the commitment beside the codebook loss [I]."""
+    """Weight of the commitment, relative to the codebook loss [I]."""
     reconstruction: Literal["sum", "mean"] = "sum"
-    """Squared error summed over dimensions, or its mean over them; always the mean over items."""
+    """Squared error: sum or mean over dimensions, always mean over items."""
     align_weight: NonNegativeFloat = 0.1
     """Weight of the alignment losses [I]; 0 is the ablation "w/o contrastive"."""
     temperature: PositiveFloat = 0.07
@@ -161,9 +161,9 @@ class AdcSidConfig(LearnerSection):
     controller: AlignmentController | None = AlignmentController()
     """Strength of alignment by behaviour norm; null is the ablation "w/o controller"."""
     detach_behavior: bool = False
-    """Keep the alignment's gradient out of the behaviour tower."""
+    """Stop the alignment's gradient before the behaviour tower."""
     content_gates: bool = True
-    """Softmax gates over each content column's experts; false takes their mean."""
+    """Softmax gates over each content column's experts; false averages them."""
     router: Router | None = Router()
     """Weights of the behaviour tokens; null is the ablation "w/o gate"."""
     losses: tuple[SidLossConfig, ...] = ()
@@ -191,7 +191,7 @@ class DasLiteConfig(RqVaeConfig):
         BehaviorAlignment(weight=0.5, on="quantized"),
         Contrast(weight=0.5, on="quantized"),
     )
-    """DAS\'s own."""
+    """The losses of DAS."""
 
 
 @section
@@ -208,14 +208,14 @@ class LetterConfig(RqVaeConfig):
     sinkhorn: NonNegativeFloat = 0.003
     """Of the last level, as released."""
     losses: tuple[SidLossConfig, ...] = (Diversity(), Collaborative())
-    """LETTER\'s own."""
+    """The losses of LETTER."""
 
 
 @section
 class MmRqVaeConfig(GradientLearner):
-    """MM-RQ-VAE (MME-SID): one RQ-VAE per vector column, tied by their distributions or item by item.
+    """MM-RQ-VAE (MME-SID): one RQ-VAE per vector column, aligned by distribution or item by item.
 
-    `levels` counts all columns together and is shared out evenly.
+    `levels` is the sum over all columns, each of which gets an equal number.
     """
 
     kind: Literal["mm_rqvae"] = "mm_rqvae"
@@ -250,7 +250,7 @@ class QuaSidConfig(RqVaeConfig):
 
     kind: Literal["quasid"] = "quasid"  # type: ignore[assignment]
     losses: tuple[SidLossConfig, ...] = (Contrast(), HammingRepulsion())
-    """QuaSID\'s own."""
+    """The losses of QuaSID."""
 
 
 GradientLearnerConfig = (
@@ -275,7 +275,7 @@ class OpqConfig(LearnerSection):
     codebook_size: PositiveInt = 256
     """Codes K per subspace."""
     components: PositiveInt | None = None
-    """Width after the PCA, a multiple of `levels`; left out, the largest multiple up to 128 and the vectors' width."""
+    """Width after the PCA, a multiple of `levels`; null for the largest multiple up to 128 and the vectors' width."""
     iterations: PositiveInt = 25
     """Lloyd iterations per subspace."""
     points_per_code: PositiveInt = 256
@@ -290,7 +290,7 @@ class OpqConfig(LearnerSection):
 
 @section
 class RandomCodesConfig(LearnerSection):
-    """Codes drawn at random: the control that shows whether SIDs carry meaning at all."""
+    """Codes drawn at random: a control that shows whether SIDs carry meaning."""
 
     kind: Literal["random"] = "random"
     levels: PositiveInt = 3
@@ -315,7 +315,7 @@ class ResidualKMeansConfig(LearnerSection):
     dimension_steps: PositiveInt = 10
     """Rounds in which the growing k-means goes from one principal axis to all."""
     restarts: NonNegativeInt = 2
-    """Plain k-means beside the growing one, each from a k-means++ start; the lowest squared error is kept."""
+    """Searches by plain k-means from a k-means++ start, besides the growing one; the lowest squared error wins."""
     iterations: PositiveInt = 10
     """Lloyd iterations per round, and per plain k-means."""
     points_per_code: PositiveInt = 256
@@ -323,7 +323,7 @@ class ResidualKMeansConfig(LearnerSection):
     beam: PositiveInt = 1
     """Beam width of the encoder: how many partial SIDs are kept per level."""
     balanced: bool = False
-    """Clusters of equal size in fitting, as OneRec has them; new items still take the nearest code."""
+    """Clusters of equal size while fitting, as in OneRec; encoding still takes the nearest code."""
     threads: PositiveInt = 1
     """Threads of the fit. The same seed gives the same codebooks only with the same number of threads."""
 
@@ -340,7 +340,7 @@ class TokenizerConfig:
     vectors: tuple[Literal["text", "visual", "behavior"], ...] = ("text",)
     """Vector columns of items.parquet, concatenated in this order."""
     normalize: bool = True
-    """Scale each vector column to unit length first; adc_sid uses the norm of `behavior` and gets that one as it is."""
+    """Scale each vector column to unit length first; not `behavior` for adc_sid, which uses its norm."""
     learner: Learner = ResidualKMeansConfig()
     seed: int = 0
     """Seed of the learner."""

@@ -13,15 +13,15 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 def at_depth(values: tuple[float, ...], depth: int) -> float:
-    """The value of an overlap depth, from 1; the last one serves deeper overlaps."""
+    """The value for an overlap depth, counted from 1; the last one is used for deeper overlaps."""
     return values[min(depth, len(values)) - 1]
 
 
 @section
 class Schedule:
-    """A factor of the weight: `first` until the share `begin` of the training, `last` from `end` on, a line between.
+    """A factor of the weight: `first` until the share `begin` of the training, `last` from `end` on, linear between.
 
-    AdaSID's progress-adaptive rebalancing (arXiv 2604.23522) is two of these.
+    AdaSID's progress-adaptive rebalancing (arXiv 2604.23522) consists of two of these.
     """
 
     first: NonNegativeFloat
@@ -53,9 +53,9 @@ class Contrast:
     temperature: PositiveFloat = 0.07
     """tau; not published."""
     on: Literal["latent", "quantized"] = "latent"
-    """latent: the encoder's output z. quantized: what the codes stand for, with a straight-through gradient."""
+    """latent: the encoder's output z. quantized: the quantised latent, with a straight-through gradient."""
     mask_targets: bool = False
-    """Also leave out negatives whose target is the anchor's target."""
+    """Also ignore negatives whose target is the anchor's target."""
 
 
 @section
@@ -68,13 +68,13 @@ class HammingRepulsion:
     weight_part: NonNegativeFloat = 0.1
     """lambda_part, for pairs that differ in 1 to `radius` levels."""
     margin_full: NonNegativeFloat = 0.8
-    """Least cosine distance wanted of pairs with the same SID; at least margin_part."""
+    """Cosine distance up to which pairs with the same SID are repelled; at least margin_part."""
     margin_part: NonNegativeFloat = 0.5
-    """Least cosine distance wanted of the others."""
+    """Cosine distance up to which pairs with a partial conflict are repelled."""
     radius: NonNegativeInt = 1
     """R: most levels in which a partial conflict may differ."""
     mask_valid: bool = True
-    """Leave out an item and its partner, and the same item twice (CVPM); the ablation "w/o masking" is false."""
+    """Ignore an item and its partner, and the same item twice (CVPM); false is the ablation "w/o masking"."""
     schedule: Schedule | None = None
     """How both weights change in training."""
 
@@ -93,28 +93,28 @@ class OverlapRepulsion:
     schedule: Schedule | None = None
     """lambda_col over the training."""
     relax: bool = True
-    """Stage one (SeAR): pairs with cosine of at least the threshold are let alone; the ablation is false."""
+    """Stage one (SeAR): pairs with a cosine of at least the threshold are exempt; false is the ablation."""
     thresholds: tuple[float, ...] = (0.18, 0.24, 0.30)
-    """eta by overlap depth 1, 2, ..; must not fall. The last one serves deeper overlaps."""
+    """eta by overlap depth 1, 2, ..; must not fall. The last one is used for deeper overlaps."""
     margins: tuple[float, ...] = (1.0,)
     """m by overlap depth; not published. Each must exceed 1 - eta of its depth, or the loss vanishes."""
     space: Literal["latent", "input"] = "latent"
-    """Where the similarity of stage one is taken."""
+    """Vectors whose cosine stage one compares with the threshold."""
     load: Literal["pattern", "bucket", "none"] = "pattern"
-    """Stage two (LAS): strength grows with how many pairs of the batch agree in the same levels (pattern), with how
-    many items share the longest common prefix (bucket), or not at all (the ablation)."""
+    """Stage two (LAS): the strength grows with the number of pairs of the batch that agree in the same levels
+    (pattern), with the number of items on the longest common prefix (bucket), or not at all (none, the ablation)."""
     load_min: PositiveFloat = 1.0
     """f_min, the strength of a rare pattern."""
     load_max: PositiveFloat = 2.0
-    """f_max, the strength of the most loaded; observed 1 to 3."""
+    """f_max, the strength of the most loaded pattern; the paper observes 1 to 3."""
     load_power: PositiveFloat = 1.0
     """alpha of the ramp f_min + (f_max - f_min) (min(c, d) / d)^alpha; the function is not published."""
     load_saturation: PositiveInt | None = None
-    """d; left out, the 95th percentile of c, averaged over the first hundred steps."""
+    """d; null for the 95th percentile of c, averaged over the first hundred steps."""
     reduction: Literal["mean", "sum"] = "mean"
     """mean over repelled pairs, or the sum as printed, which grows with the square of the batch."""
     mask_valid: bool = True
-    """Leave out an item and its partner, and the same item twice (QuaSID's CVPM)."""
+    """Ignore an item and its partner, and the same item twice (QuaSID's CVPM)."""
 
     def __post_init__(self) -> None:
         if not self.thresholds or list(self.thresholds) != sorted(self.thresholds):
@@ -168,14 +168,14 @@ class AlignmentController:
     alpha: PositiveFloat = 10.0
     """Steepness."""
     beta: float = 9.0
-    """Where it sets in."""
+    """Offset: a larger beta limits the alignment to items with a larger norm."""
     clip_quantile: Share = 0.0
     """Norms outside these outer quantiles count as the quantile itself; 0 takes minimum and maximum as printed."""
 
 
 @section
 class BehaviorAlignment:
-    """InfoNCE from what an item is to how it is used: latents against behaviour vectors (ADC-SID, DAS).
+    """InfoNCE between latents and behaviour vectors (ADC-SID, DAS).
 
     Needs behaviour vectors; items without one take no part.
     """
@@ -186,11 +186,11 @@ class BehaviorAlignment:
     schedule: Schedule | None = None
     """How the weight changes in training."""
     on: Literal["latent", "quantized"] = "latent"
-    """The anchor: the encoder's output, or what the codes stand for."""
+    """The anchor: the encoder's output, or the quantised latent."""
     temperature: PositiveFloat = 0.07
     """tau."""
     controller: AlignmentController | None = None
-    """Per-item strength; left out, all items alike."""
+    """Strength by the norm of each item's behaviour vector; null for the same strength for all."""
 
 
 SidLossConfig = Annotated[

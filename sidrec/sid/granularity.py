@@ -46,7 +46,7 @@ def granularity_rows(codes_IL: np.ndarray, name: str) -> tuple[np.ndarray, int]:
     Raw composed ids reach 81,918,191, so a table indexed by them would be almost empty. Rows have the order of the
     composed ids, so that the numbering depends on the codes alone.
 
-    codes_IL: as for `radix_ids`; usually `Catalog.codes_by_id(...)`, so that the result is indexed by item id.
+    codes_IL: see `radix_ids`; usually `Catalog.codes_by_id(...)`, so that the result is indexed by item id.
     Returns: (rows_I, table_rows): int64 [I], where row 0 is reserved for items without a SID and for padding; and the
     number of rows that the table needs, row 0 included.
     """
@@ -148,5 +148,5 @@ def _train(corpus: Sequence[tuple[str, int]], vocabulary: int, levels: int) -> b
 def _words(codes_SL: np.ndarray, codebook_sizes: tuple[int, ...]) -> list[str]:
     offset_L = np.concatenate([[0], np.cumsum(codebook_sizes)[:-1]])
     number_SL = codes_SL + offset_L
-    letters_SL = 0xF0000 + number_SL + 2 * (number_SL >= PLANE)  # the last two of a plane are no characters
+    letters_SL = 0xF0000 + number_SL + 2 * (number_SL >= PLANE)  # a plane's last two are not characters
     return ["".join(map(chr, row)) for row in letters_SL.tolist()]

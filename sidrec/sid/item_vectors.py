@@ -31,7 +31,7 @@ from sidrec.sid.tokenizer import VECTORS_ALONE, LearnerInputs, SideInformation
 from sidrec.text import byte_size
 
 ROWS = 16_384  # rows in memory at a time
-BUFFER = 1 << 20  # bytes of the file in memory at a time; pyarrow would keep row groups whole, and all it has read
+BUFFER = 1 << 20  # bytes of the file in memory at a time; by default pyarrow holds whole row groups
 IDS, VECTORS = "item_ids", "vectors"  # arrays in the scratch folder; the third is BEHAVIOR
 
 

@@ -16,7 +16,7 @@ from sidrec.sid.quality import group_sizes
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")  # Okabe-Ito, safe for colour-blind readers
 STYLES = ("-", "--", ":", "-.")
 NO_TERMS = ("epoch", "revived_codes")
-DECADES = 6  # shown of the loss's terms; a term further below the largest leaves the picture
+DECADES = 6  # of the loss and its terms; smaller values are not shown
 LARGEST_GROUP = 10  # the last bar counts this and all larger groups
 
 

@@ -167,7 +167,7 @@ def gini(sizes_G: np.ndarray) -> float:
 
 def _entropy_nats(shares: np.ndarray) -> float:
     positive = shares[shares > 0]
-    return float(-(positive * np.log(positive)).sum()) + 0.0  # -0.0 reads badly
+    return float(-(positive * np.log(positive)).sum()) + 0.0  # turns -0.0 into 0.0
 
 
 def _prefixes(codes_NL: np.ndarray, codebook_sizes: tuple[int, ...]) -> Iterator[np.ndarray]:

@@ -68,7 +68,7 @@ class JoinedReplicas(Replicas):
 
     def broadcast(self, tensors: Sequence[Tensor]) -> None:
         for tensor in tensors:
-            dist.broadcast(tensor.detach(), src=0)  # autograd is not to follow
+            dist.broadcast(tensor.detach(), src=0)  # outside autograd
 
     def broadcast_object(self, value: T) -> T:
         values: list[Any] = [value]

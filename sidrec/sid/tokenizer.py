@@ -129,7 +129,7 @@ class Tokenizer(ABC):
     @classmethod
     @abstractmethod
     def from_arrays(cls, arrays: dict[str, np.ndarray], config: Any, seed: int) -> Self:
-        """The tokenizer whose state `arrays` is. Raises KeyError when an array is missing."""
+        """The tokenizer with the state `arrays`. Raises KeyError when an array is missing."""
 
 
 def check_width(vectors_NV: np.ndarray, width: int) -> None:

@@ -47,7 +47,7 @@ NETWORKS: dict[type, type[Network]] = {
 """The network of every learner, by the learner's section. Built as NETWORK(section, columns)."""
 
 SAMPLE = 256  # items per code that the first check for a collapse encodes
-CHUNK = 1024  # rows encoded at a time, always so many: a matrix product's last bits depend on its shape
+CHUNK = 1024  # rows of every encoded block: a matrix product's last bits depend on its shape
 Columns = tuple[tuple[str, int], ...]
 
 

@@ -19,7 +19,7 @@ from sidrec.config.learners import ResidualKMeansConfig
 from sidrec.schema import ContractError
 from sidrec.sid.tokenizer import Encoded, SideInformation, Tokenizer, check_width
 
-DISTANCES = 1 << 18  # distances in memory at a time while encoding, so few that they stay in the cache
+DISTANCES = 1 << 18  # distances computed at a time while encoding; they fit in the cache
 FEW_POINTS = 39  # training vectors per code below which faiss, too, calls centroids unreliable
 BLOCK = 1 << 22  # costs in memory at a time
 SLACK = 0.05  # least step of a bid, as a share of the mean squared distance from a point to its centroid
@@ -139,7 +139,7 @@ def _beam_search(vectors_RV: np.ndarray, codebooks_LKV: np.ndarray, beam: int) -
     for codebook_KV in codebooks_LKV:
         cross_RWK = (residual_RWV.reshape(-1, width) @ codebook_KV.T).reshape(len(vectors_RV), -1, size)
         error_RWK = np.square(codebook_KV).sum(axis=1) - 2 * cross_RWK
-        error_RWK += np.square(residual_RWV).sum(axis=2)[:, :, None]  # matters only between beams
+        error_RWK += np.square(residual_RWV).sum(axis=2)[:, :, None]  # differs only between partial SIDs
         best_RW = _smallest(error_RWK.reshape(len(vectors_RV), -1), beam)
         kept_RW, code_RW = np.divmod(best_RW, size)
         residual_RWV = residual_RWV[rows, kept_RW] - codebook_KV[code_RW]
@@ -252,7 +252,7 @@ def balanced_assignment(points_NV: np.ndarray, centroids_KV: np.ndarray, prices_
 def _least_step(points_NV: np.ndarray, centroids_KV: np.ndarray) -> np.float32:
     sample_RV = points_NV[:: max(1, len(points_NV) // 1024)]
     mean = np.maximum(squared_distances(sample_RV, centroids_KV).min(axis=1), 0).mean()
-    scale = np.square(sample_RV).sum(axis=1).mean()  # where centroids hit their points, distances are rounding errors
+    scale = np.square(sample_RV).sum(axis=1).mean()  # for points on their centroids, distances are rounding errors
     return np.float32(max(SLACK * mean, 1e-4 * scale, np.finfo(np.float32).tiny))
 
 

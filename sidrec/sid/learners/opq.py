@@ -15,8 +15,8 @@ from sidrec.schema import ContractError
 from sidrec.sid.learners.kmeans import plain_kmeans, squared_distances, training_sample
 from sidrec.sid.tokenizer import Encoded, SideInformation, Tokenizer, check_width
 
-MOST_COMPONENTS = 128  # RPG's, where the config leaves them open
-ROWS = 4096  # rows encoded at a time, always so many: matrix products of other shapes round differently
+MOST_COMPONENTS = 128  # default of RPG
+ROWS = 4096  # rows of every encoded block: matrix products of other shapes round differently
 
 
 class Opq(Tokenizer):
@@ -24,7 +24,7 @@ class Opq(Tokenizer):
 
     y = axes (x - mean), code_l = argmin_k |y_l - c_lk|^2 on part l of y. x' = axes^T [c_l,code_l] + mean
 
-    For codes of equal rank: levels have no order, unlike those of residual learners. Vectors are centred, projected on
+    Levels have no order, unlike those of residual learners. Vectors are centred, projected on
     their first principal components, and rotated so that equal parts of them quantise with little error. faiss learns
     the rotation with codebooks of the power of two nearest to K; the codebooks are plain k-means of exactly K.
 

@@ -14,7 +14,7 @@ from sidrec.sid.tokenizer import Encoded, SideInformation, Tokenizer, check_widt
 
 
 class RandomCodes(Tokenizer):
-    """Control (FORGE, arXiv 2509.20904, has one) that shows whether SIDs carry meaning. [N, V] -> codes [N, L].
+    """A control that shows whether SIDs carry meaning (as in FORGE, arXiv 2509.20904). [N, V] -> codes [N, L].
 
     Codes are uniform on [0, K) per level: a hash of the vector's bytes and the seed. New items get codes too. Items
     with equal vectors share a SID, as with every tokenizer; similar items do not.

@@ -202,7 +202,7 @@ def balanced_groups(codewords_KD: np.ndarray, group_K: np.ndarray, groups: int) 
     codewords_KD = codewords_KD.astype(np.float64)
     for _ in range(ROUNDS):
         centres_GD = np.stack([codewords_KD[group_K == group].mean(axis=0) for group in range(groups)])
-        near_KG = codewords_KD @ centres_GD.T  # as sizes are given, squared lengths sum to the same in any assignment
+        near_KG = codewords_KD @ centres_GD.T  # with fixed sizes, squared lengths sum to the same in any assignment
         next_K = slots_K[linear_sum_assignment(near_KG[:, slots_K], maximize=True)[1]]
         if np.array_equal(next_K, group_K):
             break

@@ -28,8 +28,8 @@ class AdcSid(Network):
     h_m = tower_m(e_m); shared z_l = expert_l([h_m]); others z_l = expert_l(e_m); q_l = codeword of largest cosine
     z = sum_l g_l z_l, z_q = sum_l g_l q_l, [e_m]' = dec(z + sg[z_q - z])
 
-    e_m are the vector columns: content, and `behavior` as it is, since its norm tells how much behaviour is known. For
-    SIDs that hold both content and, where there is enough of it, behaviour. Levels in order: shared experts, experts of
+    e_m are the vector columns: content, and `behavior` unscaled, since its norm measures how much behaviour is known.
+    For SIDs that hold content and, where there is enough of it, behaviour. Levels in order: shared experts, experts of
     each content column, behaviour experts. g is 1 for shared experts, softmax(MLP(e_m)) over the experts of a content
     column, the router R(e_b) for behaviour. Weights [B, L] are R for behaviour levels and 1 for all others.
 

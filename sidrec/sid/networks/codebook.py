@@ -16,7 +16,7 @@ from torch.nn import functional
 from sidrec.sid.networks.network import nearest
 from sidrec.sid.replicas import ALONE, Replicas
 
-ITERATIONS = 20  # of Lloyd, in the placement by k-means
+ITERATIONS = 20  # of Lloyd's algorithm when k-means places the codewords
 DECAY = 0.99  # of the moving averages (van den Oord et al., arXiv 1711.00937, appendix A.1)
 
 
@@ -121,7 +121,7 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def _average(self, points_BD: Tensor, codes_B: Tensor) -> None:
         size, width = self.weight.shape
-        seen = self.weight.new_zeros(size, width + 1)  # sums and counts in one, for one exchange between replicas
+        seen = self.weight.new_zeros(size, width + 1)  # sums and counts together, for a single all-reduce
         seen[:, :width].index_add_(0, codes_B, self._scaled(points_BD))
         seen[:, width] = torch.bincount(codes_B, minlength=size)
         seen = self.replicas.sum(seen)
@@ -156,7 +156,7 @@ def quantisation_terms(
     return {"codebook": codebook_loss / scale, "commitment": commitment_weight * commitment / scale}
 
 
-TINY = 1e-300  # keeps a code that no point can reach from dividing by zero
+TINY = 1e-300  # prevents division by zero for a code that no point can reach
 
 
 @torch.no_grad()

@@ -194,7 +194,7 @@ class MmRqVae(WeightedNetwork):
         return total
 
 
-DOUBLINGS = 4  # five kernels, each with twice the bandwidth of the one before; the mean distance is the middle one's
+DOUBLINGS = 4  # five kernels, each with twice the bandwidth of the one before; the middle one has the mean distance
 ROWS = 128  # rows of a block
 
 

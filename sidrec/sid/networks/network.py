@@ -41,7 +41,7 @@ class Coded(NamedTuple):
     """The output of a network for a batch.
 
     latent_BD: before quantisation. quantized_BD: its reconstruction from codewords, with gradient to the codewords.
-    codes_BL: int64. targets: per level, what was compared with the codewords, [B, width of that codebook].
+    codes_BL: int64. targets: per level, the points that were quantised, [B, width of that codebook].
     terms: the network's own losses by name, scalars whose sum is minimised.
     weights_BL: float32 token weights, or None.
     """
@@ -62,7 +62,7 @@ class Network(nn.Module, ABC):
     """A network with one codebook per level.
 
     codebooks: one module per level, each with a parameter or buffer `weight` [K, width].
-    unscaled_columns: vector columns that the network takes as they are, never scaled to unit length.
+    unscaled_columns: vector columns that must not be scaled to unit length.
     unknown_behavior: the network accepts items whose vector in the column `behavior` is all zeros.
     """
 

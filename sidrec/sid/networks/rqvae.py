@@ -105,7 +105,7 @@ class RqVae(WeightedNetwork):
         self, vectors_BV: Tensor, latent_BD: Tensor, quantized: Sequence[Tensor], weights_BL: Tensor | None
     ) -> dict[str, Tensor]:
         fixed_BD = weighted_sum([quantized_BD.detach() for quantized_BD in quantized], weights_BL)
-        decoded_BV = self.decoder(latent_BD + fixed_BD - latent_BD.detach())  # gradients to encoder and weights alone
+        decoded_BV = self.decoder(latent_BD + fixed_BD - latent_BD.detach())  # gradients to encoder and weights only
         terms = {"reconstruction": reconstruction(decoded_BV, vectors_BV, self.config.reconstruction)}
         return terms | self.weight_terms(weights_BL, vectors_BV)
 
@@ -125,7 +125,7 @@ def reconstruction(decoded_BV: Tensor, vectors_BV: Tensor, reduction: str) -> Te
 
 
 class MultiVq(WeightedNetwork):
-    """Independent codebooks: the control that shows what residual levels are worth (FORGE, arXiv 2509.20904, has one).
+    """Independent codebooks: a control that measures the gain of residual levels (as in FORGE, arXiv 2509.20904).
 
     z_l = head_l(trunk(x)), q_l = the codeword nearest to z_l, z = sum_l w_l z_l, z_q = sum_l w_l q_l, x' = dec(z_q)
 

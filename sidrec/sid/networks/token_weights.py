@@ -1,4 +1,4 @@
-"""Token weights of items: a router that keeps them sparse, and what networks with weights share.
+"""Token weights of items: a router that keeps them sparse, and the base of networks that use one.
 
 `ItemWeights` gives the weights of all levels from an item's whole vector; networks derived from `WeightedNetwork` use
 it. `TokenRouter` is the router alone, `BehaviorNorm` its factor by how much behaviour is known of the item.
@@ -18,14 +18,14 @@ from sidrec.sid.replicas import ALONE, Replicas
 ROWS = 65_536  # items in memory at a time
 WEAKEST, STRONGEST = 1e-12, 1e2  # range of lambda
 TINY = 1e-6  # standard deviations below which an input counts as constant
-SAME = 1e-4  # relative spread of norms below which all count as equal, as those of unit vectors do
+SAME = 1e-4  # relative spread of norms below which all count as equal, such as those of unit vectors
 
 
 class ItemWeights(nn.Module):
     """Weights of every level from an item's whole vector [B, V] -> [B, L].
 
     With `behavior` among the vector columns, the weights have the factor by behaviour norm, in training and in encoding
-    alike, so that exported weights are those that were trained. Behaviour vectors for losses alone do not count.
+    alike, so that exported weights are those that were trained. Behaviour vectors that only losses use do not count.
     """
 
     def __init__(self, config: Router, columns: tuple[tuple[str, int], ...], levels: int) -> None:

@@ -16,8 +16,8 @@ from sidrec.sid.networks.network import ItemBatch
 from sidrec.sid.networks.token_weights import norm_range, norms, scaled
 from sidrec.sid.replicas import Replicas
 
-MEMORY = 2 << 30  # bytes of vectors that RAM holds at least
-WINDOW = 256 << 20  # bytes of vectors read at a time when all do not fit
+MEMORY = 2 << 30  # bytes of vectors that are assumed to fit in RAM
+WINDOW = 256 << 20  # bytes of vectors read at a time when they do not fit
 BLOCK = 4096  # neighbouring rows that a streamed epoch keeps within one window
 
 

@@ -17,7 +17,7 @@ from sidrec.io.files import replaced_file
 from sidrec.sid.tokenizer import SideInformation
 
 CHECKPOINT = "training.pt"
-OLD_PARTIAL = "training.partial"  # of 0.1.0
+OLD_PARTIAL = "training.partial"  # the partial file's name in version 0.1.0
 VERSION = 1
 ROWS = 65_536  # rows hashed at a time
 

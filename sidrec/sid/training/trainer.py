@@ -143,7 +143,7 @@ class Trainer:
         raise DivergedError(f"the loss is {loss} in epoch {epoch}, step {step + 1} ({values}); try a lower training.lr")
 
     def _revives(self, epochs: int) -> bool:
-        """Whether dead codes are revived after so many epochs."""
+        """Whether dead codes are revived after this many epochs."""
         every = self._config.revive_every
         return every > 0 and epochs % every == 0 and epochs <= self._config.revive_until * self._config.epochs
 
