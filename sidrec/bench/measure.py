@@ -1,7 +1,7 @@
 """A bench of plans from end to end: plans are made and rated, measured in rounds, and saved after every visit.
 
 In a round every plan is visited once. The order rotates from round to round, so that a slow minute of the machine
-affects all plans alike.
+affects all plans equally.
 
 Shapes: S timed steps, W ranks.
 """
@@ -315,8 +315,8 @@ def _first_difference(losses: Sequence[float], others: Sequence[float]) -> int |
 # The result, with the conditions of the measurement.
 
 HELD_FIXED = (
-    "batches and their order, first values of tables and dense layers, and the optimizer of every table: replicated "
-    "tables (data_parallel), which FBGEMM's fused optimizer does not see, are stepped by torch's of its kind and rate"
+    "batches and their order, initial values of tables and dense layers, and the optimizer of every table; replicated "
+    "tables (data_parallel) are outside FBGEMM's fused optimizer and use torch's of the same kind and learning rate"
 )
 
 
@@ -362,7 +362,7 @@ def bench_conditions(subject: Subject, steps: StepCounts, keep: bool, ranks: Ran
             "sparse_dist": "TrainPipelineSparseDist, which sends the next batch's ids during a step",
             "plain": "TrainPipelineBase, one batch after the other",
         }[subject.pipeline],
-        "models": "kept between rounds" if keep else "built anew for every round, as all at once would not fit",
+        "models": "kept between rounds" if keep else "rebuilt for every visit, since all together do not fit",
         "optimizer": f"tables {subject.optimizer.tables.kind}, dense layers {subject.optimizer.dense.kind}",
         "held_fixed": HELD_FIXED,
         **subject.facts,

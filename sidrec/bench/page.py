@@ -43,7 +43,7 @@ def is_page(path: Path) -> bool:
 
 
 def write_page(result: BenchResult, path: Path) -> None:
-    """Writes the page, in the place of an older one. Raises ContractError if another kind of file is there."""
+    """Writes the page, or replaces an older one. Raises ContractError if another kind of file is there."""
     path = output_file(path, "the page of a bench", is_page)
     content = document(_page(result))
     with replaced_file(path) as partial:

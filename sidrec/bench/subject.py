@@ -173,7 +173,7 @@ def _batch(tables: TablesFile, rows: int, rank: int, number: int) -> Batch:
     return Batch(torch.from_numpy(dense_BX), sparse, torch.from_numpy(labels_B))
 
 
-# The workload that the batches amount to.
+# The workload of a subject, counted from its batches.
 
 
 def workload_of(subject: Subject, ranks: Ranks) -> Workload:

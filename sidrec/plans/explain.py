@@ -132,7 +132,7 @@ def explain(
         ranks=_rank_loads(best, memory, hardware),
         candidates={each.name: each.cost.step for each in candidates},
         search_cut=default.cut,
-        remarks=remarks(best.options, workload, hardware, cost.knows_replicas),
+        remarks=[*_unpriced(tables, cost), *remarks(best.options, workload, hardware, cost.knows_replicas)],
     )
 
 
@@ -198,6 +198,16 @@ CROWDED = 1.5
 """Times its even share of lookups from which a shard is remarked on."""
 NAMED = 6
 """Tables that a remark names, the most affected first."""
+
+
+def _unpriced(tables: Sequence[TableExplanation], cost: CostModel) -> list[str]:
+    """A warning if the cost model cannot compare plans, as after a calibration on too few of them."""
+    if any(table.dearest > 0 for table in tables):
+        return []
+    return [
+        f"the cost model {cost.name} predicts 0 ms for every table, and cannot compare plans: calibrate it on more "
+        "measured plans"
+    ]
 
 
 def remarks(

@@ -184,7 +184,7 @@ def fill_evenly(layouts: RatedLayouts, placement: Placement) -> Placement | None
 
 
 def by_bytes(layouts: RatedLayouts) -> dict[str, list[RatedLayout]]:
-    """The layouts with their bytes in the place of their milliseconds."""
+    """The layouts that cost their bytes instead of their milliseconds."""
     return {
         name: [replace(layout, everywhere=0.0, own_S=layout.bytes_S2.sum(axis=1).astype(float)) for layout in found]
         for name, found in layouts.items()

@@ -202,7 +202,7 @@ def test_tables_files_memory_and_plan_files(tmp_path: Path) -> None:
     assert len(measured(file)) == 2
     assert measured(short) == ["table_wise", "row_wise"]
     assert str(short.plans[0].failed).startswith("expected tables and optimizer state of at most 0.0 GB on one machine")
-    assert short.conditions["models"].startswith("built anew for every round")
+    assert short.conditions["models"].startswith("rebuilt for every visit")
     wrong = first["wrong"]
     assert isinstance(wrong, BenchResult)
     assert measured(wrong) == ["table_wise", "table_row_wise"]

@@ -9,7 +9,7 @@ import pytest
 
 from sidrec.cli.plan import _teller, main
 from sidrec.errors import SidrecError
-from sidrec.plans.cost import TorchRecCost
+from sidrec.plans.cost import VERSION, CalibratedCost, Calibration, TorchRecCost, UnitCosts
 from sidrec.plans.explain import explain, rank_ranges, remarks, row_shares
 from sidrec.plans.options import enumerate_options, on_ranks
 from sidrec.plans.plan_file import read_plan, sharding_plan_of
@@ -136,6 +136,13 @@ def test_a_search_that_takes_long_says_what_is_left(
     for part, done, of in (("first", 0, 1), ("second", 0, 4), ("second", 1, 4), ("second", 2, 4), ("third", 0, 2)):
         tell(part, done, of)
     assert capsys.readouterr().err.splitlines() == ["4 s: second", "7 s: second, 2 of 4, about 3 s more", "12 s: third"]
+
+
+def test_a_cost_model_without_costs_of_tables_is_remarked_on() -> None:
+    load, there = workload({"a": (5000, 16)}), hardware(2)
+    free = CalibratedCost(Calibration(VERSION, "cpu", {2: UnitCosts({"steps": 4.0}, 4, ["m"], 0.0)}))
+    explained = explain(search(load, there, sharders(), free), load, there, sharders(), free)
+    assert explained.remarks[0].startswith("the cost model calibrated predicts 0 ms for every table")
 
 
 def test_ranks_are_written_as_ranges() -> None:
