@@ -40,7 +40,7 @@ from sidrec.stack import find_stack
 from sidrec.train.assembly import build_model, open_dataset, open_loader
 from sidrec.train.optimizers import build_optimizer
 from sidrec.train.step import check_state
-from sidrec.train.stopping import agreed_batches
+from sidrec.train.stopping import synced_batches
 
 SIZES: dict[str, tuple[Shape, int]] = {
     "small": (SHAPES["beauty"], 16),
@@ -69,7 +69,7 @@ class Training:
 
     def __init__(self, recipe: Recipe, data: Dataset, folder: Path, ranks: Ranks) -> None:
         loader = open_loader(recipe, data, "train", shuffle=True, ranks=ranks)
-        self._batches = cycle(list(agreed_batches(loader.batches(0), min(KEPT_BATCHES, loader.steps), ranks)))
+        self._batches = cycle(list(synced_batches(loader.batches(0), min(KEPT_BATCHES, loader.steps), ranks)))
         loader.close()
         self.model = build_model(recipe, data, ranks).model
         self.optimizer = build_optimizer(self.model, recipe.optimizer, recipe.model.embedding_dim)

@@ -41,7 +41,7 @@ from sidrec.schema import ITEMS, LOG, LogFile, Manifest, log_schema, save_manife
 from sidrec.sid.catalog import Catalog
 from sidrec.train.assembly import build_model, open_dataset, open_loader
 from sidrec.train.optimizers import build_optimizer
-from sidrec.train.stopping import agreed_batches
+from sidrec.train.stopping import synced_batches
 
 BATCH, HISTORY = 4096, 20
 ROWS = 20 * BATCH
@@ -165,7 +165,7 @@ class Contender:
         model = build_model(recipe, data, ranks).model
         self._source = map(change, chain.from_iterable(loader.batches(epoch) for epoch in count()))
         self._ready: deque[Batch] = deque()
-        self._batches = agreed_batches(self._waiting(), sys.maxsize, ranks)
+        self._batches = synced_batches(self._waiting(), sys.maxsize, ranks)
         self._optimizer = build_optimizer(model, recipe.optimizer, recipe.model.embedding_dim)
         self._pipeline = TrainPipelineSparseDist(model, self._optimizer, ranks.device)
         self.bags: list[int] = []

@@ -19,7 +19,7 @@ from sidrec.data.dataset import Dataset
 from sidrec.errors import SidrecError
 from sidrec.parallel.process_group import Ranks
 from sidrec.train.assembly import open_dataset, open_loader
-from sidrec.train.stopping import agreed_batches
+from sidrec.train.stopping import synced_batches
 
 SAVED_AFTER, STEPS = 3, 5
 
@@ -97,7 +97,7 @@ def load_runs(recipe: Recipe, saved: Sequence[Run], kinds: Sequence[str], folder
 def first_batches(recipe: Recipe, data: Dataset, steps: int, ranks: Ranks) -> list[Batch]:
     """This rank's first batches of the train split."""
     batches = open_loader(recipe, data, "train", shuffle=True, ranks=ranks).batches(0)
-    return list(agreed_batches(islice(batches, steps), steps, ranks))
+    return list(synced_batches(islice(batches, steps), steps, ranks))
 
 
 def _say(done: int, cases: int, began: float, ranks: Ranks) -> None:

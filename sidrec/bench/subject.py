@@ -24,7 +24,7 @@ from sidrec.parallel.process_group import Ranks, gather_objects
 from sidrec.plans.tables_file import DENSE, TablesFile, TablesModel
 from sidrec.plans.workload import CountedRows, TableLoad, Workload
 from sidrec.train.assembly import open_dataset, open_loader
-from sidrec.train.stopping import agreed_batches
+from sidrec.train.stopping import synced_batches
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def recipe_subject(recipe: Recipe, batches: int, ranks: Ranks) -> Subject:
     data = open_dataset(recipe, ranks)
     loader = open_loader(recipe, data, "train", shuffle=True, ranks=ranks)
     count = min(batches, loader.steps)
-    read = list(agreed_batches(islice(loader.batches(0), count), count, ranks))
+    read = list(synced_batches(islice(loader.batches(0), count), count, ranks))
     loader.close()
     optimizer, change = same_under_every_plan(recipe.optimizer)
     facts = {"batches": f"{count} per rank of {recipe.data.path}, split train"}

@@ -28,8 +28,8 @@ from sidrec.parallel.process_group import Ranks, joined_ranks
 from sidrec.preflight.planned_run import Finding
 from sidrec.train.assembly import build_model, open_dataset, open_loader
 from sidrec.train.optimizers import build_optimizer
-from sidrec.train.step import StepGuard, guarded_pipeline
-from sidrec.train.stopping import agreed_batches
+from sidrec.train.step import TrainingStep
+from sidrec.train.stopping import synced_batches
 
 WARM_UP, STEPS = 5, 50
 SAID = "sidrec: error: "
@@ -103,14 +103,14 @@ def _train(recipe: Recipe, wanted: int, ranks: Ranks) -> tuple[list[float], int]
         raise ConfigError(f"expected an epoch of at least {WARM_UP + LEAST} steps, got {loader.steps}")
     sharded = build_model(recipe, data, ranks)
     optimizer = build_optimizer(sharded.model, recipe.optimizer, recipe.model.embedding_dim)
-    guard = StepGuard(sharded.model, optimizer, loader.reader, recipe.train, 0, ranks)
-    pipeline = guarded_pipeline(recipe.parallel.pipeline, sharded.model, optimizer, ranks.device, guard)
+    kind = recipe.parallel.pipeline
+    step = TrainingStep(sharded.model, optimizer, loader.reader, recipe.train, kind, 0, ranks)
     sharded.model.train()
-    batches = agreed_batches(loader.batches(0), loader.steps, ranks)
+    batches = synced_batches(loader.batches(0), loader.steps, ranks)
     seconds = []
     for _ in range(steps):
         started = time.perf_counter()
-        pipeline.progress(batches)
+        step.run(batches)
         if ranks.device.type == "cuda":
             torch.cuda.synchronize(ranks.device)
         seconds.append(time.perf_counter() - started)

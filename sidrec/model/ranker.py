@@ -7,10 +7,12 @@ Shapes: B rows, F embedding features, D width, X dense columns, S statistics, E 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from sidrec.config.model import ModelConfig
 from sidrec.data.batch import Batch
@@ -42,6 +44,9 @@ class Ranker(nn.Module):
         self.context_columns = tuple(sizes.context_rows)
         context = one_feature_each(sizes.context_rows)
         self.context = embedding_tables(context, dim) if context else None
+        self.items_boundary = GradientBoundary()
+        self.managed_boundary = GradientBoundary()
+        self.context_boundary = GradientBoundary()
         self.item = build_item(config.item, config.history_pooling, dim, sizes)
         self.statistics = StandardizeStats(mean_S, std_S) if config.stats_as_dense and sizes.stats_mean else None
         dense_width = sizes.dense + 1 + (len(mean_S) if self.statistics else 0) + self.item.width
@@ -52,15 +57,15 @@ class Ranker(nn.Module):
         return self._score(batch, self._look_up(batch))
 
     def _look_up(self, batch: Batch) -> ItemLookup:
-        embedded = self.items(batch.items).to_dict() if self.items is not None else {}
+        embedded = self.items_boundary(self.items(batch.items)).to_dict() if self.items is not None else {}
         if self.managed_hids is not None:
-            embedded = with_managed(embedded, self.managed_hids(batch.items)[0])
+            embedded = with_managed(embedded, self.managed_boundary(self.managed_hids(batch.items)[0]))
         return ItemLookup(embedded, batch.token_weights_UW, batch.granules_UG, batch.content_UV)
 
     def _score(self, batch: Batch, looked_up: ItemLookup) -> Tensor:
         embedded_BFD, aligned_BE = self.item(looked_up, batch.target_B, batch.history_BT, batch.stats_BS)
         if self.context is not None:
-            context = self.context(batch.context).to_dict()
+            context = self.context_boundary(self.context(batch.context)).to_dict()
             context_BFD = torch.stack([context[name] for name in self.context_columns], dim=1)
             embedded_BFD = torch.cat([embedded_BFD, context_BFD], dim=1)
         length_B1 = torch.log1p((batch.history_BT > 0).sum(dim=1, keepdim=True).float())
@@ -93,6 +98,33 @@ class Ranker(nn.Module):
     def gate(self) -> TargetAwareGate | None:
         """The learned gate between HID and SID; None for item kinds and gates without one."""
         return self.item.learned_gate
+
+
+class GradientBoundary(nn.Module):
+    """Between a table collection and the layers: passes embeddings on, and splits the backward pass there if asked to.
+
+    split: whether a forward pass detaches the layers from the tables. Backward then stops at `leaf`, the embeddings'
+    values as the layers see them; whoever split it continues from `embeddings`, as the tables gave them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.split = False
+        self.embeddings: KeyedTensor | None = None
+        self.leaf: Tensor | None = None
+
+    def forward(self, embeddings: Any) -> Any:
+        """embeddings: a KeyedTensor, or TorchRec's awaitable of one. Returns one."""
+        if not (self.split and torch.is_grad_enabled()):
+            return embeddings
+        self.embeddings = source = embeddings.wait() if hasattr(embeddings, "wait") else embeddings
+        self.leaf = source.values().detach().requires_grad_()
+        return KeyedTensor(source.keys(), source.length_per_key(), self.leaf)
+
+    def gradient(self) -> Tensor:
+        """Of the embeddings' values; zero where the loss does not depend on them."""
+        assert self.leaf is not None, "backward follows forward"
+        return torch.zeros_like(self.leaf) if self.leaf.grad is None else self.leaf.grad
 
 
 def _mean(loss_B: Tensor, batch: Batch) -> Tensor:

@@ -18,7 +18,7 @@ from sidrec.schema import ITEMS
 from sidrec.train.assembly import open_loader
 from sidrec.train.gate_and_attention import GATE, AttentionMeter
 from sidrec.train.run_directory import RunDirectory, write_json
-from sidrec.train.stopping import Stopping, agreed_batches
+from sidrec.train.stopping import Stopping, synced_batches
 from sidrec.train.watchdog import Watchdog
 
 
@@ -59,7 +59,7 @@ def score_split(
     model.eval()
     started = last = time.monotonic()
     with Watchdog(recipe.train.hang_minutes, recipe.run, ranks), torch.no_grad():
-        for step, batch in enumerate(agreed_batches(loader.batches(0), loader.steps, ranks, stopping), start=1):
+        for step, batch in enumerate(synced_batches(loader.batches(0), loader.steps, ranks, stopping), start=1):
             if stopping and stopping.agreed:
                 raise AbandonedError
             ranks.pulse.begin(f"step {step} of evaluating {split}")
@@ -101,7 +101,7 @@ def evaluate_splits(
 # Which of a run's checkpoints is the best: a split is evaluated while training goes on.
 
 
-class Selection:
+class BestCheckpoint:
     """Knows when to evaluate, evaluates, and remembers the best value; the same on every rank.
 
     best: None before the first value. measured: the last step that was evaluated, or 0.

@@ -1,4 +1,5 @@
-"""What was not finite in a step: the first of a table's rows, a layer's weights, a row's logit, a term, a gradient.
+"""Finds what was not finite in a step. In this order, nearest to the cause first: the table rows of the batch, the
+layers' weights, logits, loss terms, gradients of tables, gradients of layers.
 
 Shapes: B rows, U item bags, N bags (U or B), T history positions, D width, X columns.
 """
@@ -8,22 +9,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec.data.batch import Batch
-from sidrec.model.ranker import Ranker
+from sidrec.model.ranker import GradientBoundary, Ranker
 
 NAMED = 5
-"""Rows of a table, or of a file, that a sentence names."""
+"""Rows that a message lists before "and N more"."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """order: the smaller, the nearer to the cause. what: in words. rows: of the split, this rank's; empty where none
-    can be told apart from the others. in_weights: whether leaving the batch out would not help. loss: the rows', where
-    they are but the likeliest."""
+    """order: smaller is nearer to the cause. what: text for a message. rows: this rank's offending rows of the split;
+    empty if no row can be singled out. in_weights: weights are not finite, so leaving the batch out does not help.
+    loss: the largest loss, if the rows were chosen by it, else 0."""
 
     order: int
     what: str
@@ -32,50 +33,40 @@ class Finding:
     loss: float = 0.0
 
 
-# Backward in two halves: as far as the embeddings, and, once all ranks know that it is sound, into the tables.
-#
-# FBGEMM updates tables inside their backward. Between the halves nothing is updated yet, so a step can still be left
-# out whole: no row of a table, no layer, no optimizer's state changes.
+@dataclass(frozen=True)
+class TableLookup:
+    """A table collection's embeddings in a step.
 
-
-class Cut:
-    """Where a table collection's embeddings enter the layers.
-
-    of_rows: whether its bags are the batch's rows, or its items. managed: whether its tables deal rows to ids.
-    tables: the table's name by feature. source: the embeddings as the tables gave them. leaf: their values as the
-    layers got them, whose gradient waits there.
+    boundary: where they enter the layers. tables: the table's name by feature. of_rows: whether the bags are the
+    batch's rows, or its items. managed: whether the tables assign rows to ids themselves.
     """
 
-    def __init__(self, collection: nn.Module, *, of_rows: bool = False, managed: bool = False) -> None:
-        self.of_rows, self.managed = of_rows, managed
-        tables: Any = collection._embedding_module if managed else collection
-        self.tables = {name: table.name for table in tables._embedding_bag_configs for name in table.feature_names}
-        self.source: KeyedTensor | None = None
-        self.leaf: Tensor | None = None
-        self._hook = collection.register_forward_hook(self._cut)
+    boundary: GradientBoundary
+    tables: Mapping[str, str]
+    of_rows: bool = False
+    managed: bool = False
 
-    def _cut(self, _: nn.Module, __: object, output: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return output
-        first, *rest = output if isinstance(output, tuple) else (output,)
-        self.source = source = first.wait() if hasattr(first, "wait") else first
-        self.leaf = source.values().detach().requires_grad_()
-        cut = KeyedTensor(source.keys(), source.length_per_key(), self.leaf)
-        return (cut, *rest) if isinstance(output, tuple) else cut
 
-    def gradient(self) -> Tensor:
-        """Of the embeddings' values; zero where the loss does not depend on them."""
-        assert self.leaf is not None, "backward follows forward"
-        return torch.zeros_like(self.leaf) if self.leaf.grad is None else self.leaf.grad
+def lookups_of(ranker: Ranker) -> list[TableLookup]:
+    """Of every table collection of a sharded ranker."""
+    found = []
+    if ranker.items is not None:
+        found.append(TableLookup(ranker.items_boundary, _tables(ranker.items)))
+    if ranker.managed_hids is not None:
+        tables = _tables(ranker.managed_hids._embedding_module)
+        found.append(TableLookup(ranker.managed_boundary, tables, managed=True))
+    if ranker.context is not None:
+        found.append(TableLookup(ranker.context_boundary, _tables(ranker.context), of_rows=True))
+    return found
 
-    def remove(self) -> None:
-        """Lets the collection be as it was."""
-        self._hook.remove()
+
+def _tables(collection: Any) -> dict[str, str]:
+    return {name: table.name for table in collection._embedding_bag_configs for name in table.feature_names}
 
 
 @dataclass(frozen=True)
-class Step:
-    """What a rank knows of its step between the halves of backward.
+class Forward:
+    """A rank's step between forward and update.
 
     columns: names of a number field's columns, by field of the batch. layers: parameters that are no tables, by name.
     """
@@ -83,61 +74,69 @@ class Step:
     batch: Batch
     terms: Mapping[str, Tensor]
     logits_B: Tensor
-    cuts: list[Cut]
+    lookups: list[TableLookup]
     layers: Mapping[str, Tensor]
     columns: Mapping[str, tuple[str, ...]]
 
 
 @torch.no_grad()
-def find_cause(step: Step) -> Finding | None:
-    """The nearest to the cause that this rank can see; None where it sees nothing."""
-    for causes in (_table_rows, _weights, _logits, _terms, _table_gradients, _layer_gradients):
-        for finding in causes(step):
+def find_cause(step: Forward) -> Finding | None:
+    """This rank's finding that is nearest to the cause; None if all it holds is finite."""
+    checks = (
+        _bad_table_rows,
+        _bad_weights,
+        _bad_logits,
+        _bad_terms,
+        _bad_table_gradients,
+        _bad_layer_gradients,
+    )
+    for check in checks:
+        for finding in check(step):
             return finding
     return None
 
 
-def _table_rows(step: Step) -> Iterator[Finding]:
-    for cut in step.cuts:
-        assert cut.source is not None, "the step has had its forward pass"
-        for feature, bad_N in _bad_bags(cut, cut.source.values()):
-            what = f"weights of {_rows_of_table(cut, feature, bad_N, step.batch)} that are not finite"
-            yield Finding(0, what, _rows_with(cut, bad_N, step.batch), in_weights=True)
+def _bad_table_rows(step: Forward) -> Iterator[Finding]:
+    for lookup in step.lookups:
+        assert lookup.boundary.embeddings is not None, "the step has had its forward pass"
+        for feature, bad_N in _bad_bags(lookup, lookup.boundary.embeddings.values()):
+            what = f"weights of {_rows_of_table(lookup, feature, bad_N, step.batch)} that are not finite"
+            yield Finding(0, what, _rows_with(lookup, bad_N, step.batch), in_weights=True)
 
 
-def _weights(step: Step) -> Iterator[Finding]:
+def _bad_weights(step: Forward) -> Iterator[Finding]:
     for name, weight in step.layers.items():
         if not torch.isfinite(weight).all():
             yield Finding(1, f"weights of the layer {name} that are not finite", in_weights=True)
 
 
-def _logits(step: Step) -> Iterator[Finding]:
+def _bad_logits(step: Forward) -> Iterator[Finding]:
     bad_B = ~torch.isfinite(step.logits_B) & (step.batch.weight_B > 0)
     if bad_B.any():
         what = f"a logit of {step.logits_B[bad_B][0].item()}{_largest_input(step, bad_B)}{_largest_weight(step)}"
         yield Finding(2, what, _numbers(step.batch.row_B[bad_B]))
 
 
-def _terms(step: Step) -> Iterator[Finding]:
+def _bad_terms(step: Forward) -> Iterator[Finding]:
     for name, term in reversed(list(step.terms.items())):  # "loss", the sum of all, comes first
         if not torch.isfinite(term):
             yield Finding(3, f"a term {name} of {term.item()}{_largest_weight(step)}")
 
 
-def _table_gradients(step: Step) -> Iterator[Finding]:
-    for cut in step.cuts:
-        for feature, bad_N in _bad_bags(cut, cut.gradient().square()):
-            yield _of_gradient(step, 4, _rows_of_table(cut, feature, bad_N, step.batch))
+def _bad_table_gradients(step: Forward) -> Iterator[Finding]:
+    for lookup in step.lookups:
+        for feature, bad_N in _bad_bags(lookup, lookup.boundary.gradient().square()):
+            yield _gradient_finding(step, 4, _rows_of_table(lookup, feature, bad_N, step.batch))
 
 
-def _layer_gradients(step: Step) -> Iterator[Finding]:
+def _bad_layer_gradients(step: Forward) -> Iterator[Finding]:
     for name, weight in step.layers.items():
         if weight.grad is not None and not torch.isfinite(weight.grad.square().sum()):
-            yield _of_gradient(step, 5, f"the layer {name}")
+            yield _gradient_finding(step, 5, f"the layer {name}")
 
 
-def _of_gradient(step: Step, order: int, of: str) -> Finding:
-    """A gradient belongs to all rows; the one with the largest loss is likely to have spoilt it."""
+def _gradient_finding(step: Forward, order: int, of: str) -> Finding:
+    """A gradient sums over all rows; the row with the largest loss is the likeliest cause."""
     loss_B = functional.binary_cross_entropy_with_logits(step.logits_B, step.batch.label_B, reduction="none")
     real_B = step.batch.weight_B > 0
     what = f"a gradient of {of} that is not finite when squared"
@@ -149,36 +148,36 @@ def _of_gradient(step: Step, order: int, of: str) -> Finding:
     return Finding(order, what, _numbers(step.batch.row_B[worst_B]), loss=loss)
 
 
-def _bad_bags(cut: Cut, values_NF: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """The cut's features with values that are not finite, and in which bags."""
-    assert cut.source is not None, "the step has had its forward pass"
-    parts = torch.split(values_NF, cut.source.length_per_key(), dim=1)
-    for feature, values_ND in zip(cut.source.keys(), parts, strict=True):
+def _bad_bags(lookup: TableLookup, values_NF: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The lookup's features with values that are not finite, and in which bags."""
+    assert lookup.boundary.embeddings is not None, "the step has had its forward pass"
+    parts = torch.split(values_NF, lookup.boundary.embeddings.length_per_key(), dim=1)
+    for feature, values_ND in zip(lookup.boundary.embeddings.keys(), parts, strict=True):
         bad_N = ~torch.isfinite(values_ND).all(dim=1)
         if bad_N.any():
             yield feature, bad_N
 
 
-def _rows_of_table(cut: Cut, feature: str, bad_N: Tensor, batch: Batch) -> str:
-    """The table that the feature is looked up in, and those of its rows that bags hold; of a managed one their ids."""
-    bags = _lookups(cut, batch)[feature]
+def _rows_of_table(lookup: TableLookup, feature: str, bad_N: Tensor, batch: Batch) -> str:
+    """Names the feature's table and those of its rows (ids, if managed) that the bad bags hold."""
+    bags = _lookups(lookup, batch)[feature]
     held_N = bad_N & (bags.lengths() > 0)
     rows = _numbers(bags.values()[bags.offsets()[:-1][held_N]])
     named = ", ".join(map(str, rows[:NAMED])) + (f" and {len(rows) - NAMED} more" if len(rows) > NAMED else "")
-    return f"{'ids' if cut.managed else 'rows'} {named} of the table {cut.tables.get(feature, feature)}"
+    return f"{'ids' if lookup.managed else 'rows'} {named} of the table {lookup.tables.get(feature, feature)}"
 
 
-def _lookups(cut: Cut, batch: Batch) -> KeyedJaggedTensor:
-    return batch.context if cut.of_rows else batch.items
+def _lookups(lookup: TableLookup, batch: Batch) -> KeyedJaggedTensor:
+    return batch.context if lookup.of_rows else batch.items
 
 
-def _rows_with(cut: Cut, bad_N: Tensor, batch: Batch) -> tuple[int, ...]:
+def _rows_with(lookup: TableLookup, bad_N: Tensor, batch: Batch) -> tuple[int, ...]:
     """The rows whose target, history or context is in a bad bag."""
-    bad_B = bad_N if cut.of_rows else bad_N[batch.target_B] | bad_N[batch.history_BT].any(dim=1)
+    bad_B = bad_N if lookup.of_rows else bad_N[batch.target_B] | bad_N[batch.history_BT].any(dim=1)
     return _numbers(batch.row_B[bad_B & (batch.weight_B > 0)])
 
 
-def _largest_input(step: Step, bad_B: Tensor) -> str:
+def _largest_input(step: Forward, bad_B: Tensor) -> str:
     found = []
     for field, names in step.columns.items():
         values_X = getattr(step.batch, field)[bad_B].abs().amax(dim=0)
@@ -186,7 +185,7 @@ def _largest_input(step: Step, bad_B: Tensor) -> str:
     return f"; largest input: {max(found)[1]} = {max(found)[0]:.3g}" if found else ""
 
 
-def _largest_weight(step: Step) -> str:
+def _largest_weight(step: Forward) -> str:
     name, weight = max(step.layers.items(), key=lambda layer: float(layer[1].abs().amax()))
     return f"; largest weight: {float(weight.abs().amax()):.3g}, in {name}"
 
@@ -196,7 +195,7 @@ def _numbers(values: Tensor) -> tuple[int, ...]:
 
 
 def joined(findings: Iterable[Finding | None]) -> Finding | None:
-    """One finding of all ranks': the nearest to the cause, with the rows of all ranks that found something as near."""
+    """Merges all ranks' findings: the one nearest to the cause, with the rows of every rank that found one as near."""
     found = sorted((finding for finding in findings if finding), key=_nearness)
     if not found:
         return None
@@ -206,19 +205,3 @@ def joined(findings: Iterable[Finding | None]) -> Finding | None:
 
 def _nearness(finding: Finding) -> tuple[int, float]:
     return finding.order, -finding.loss
-
-
-def cuts_of(ranker: Ranker) -> list[Cut]:
-    """A cut at every table collection of a sharded ranker."""
-    cuts = [Cut(ranker.items)] if ranker.items is not None else []
-    cuts += [Cut(ranker.managed_hids, managed=True)] if ranker.managed_hids is not None else []
-    return cuts + ([Cut(ranker.context, of_rows=True)] if ranker.context is not None else [])
-
-
-def into_tables(cuts: list[Cut], *, zero: bool) -> None:
-    """The second half. zero: with gradients of zero, which change no table, but are exchanged by the ranks as ever."""
-    sources = [cut.source.values() for cut in cuts if cut.source is not None]
-    gradients = [cut.gradient() for cut in cuts]
-    torch.autograd.backward(sources, [torch.zeros_like(g) for g in gradients] if zero else gradients)
-    for cut in cuts:
-        cut.source = cut.leaf = None

@@ -10,12 +10,11 @@ Shapes: B rows of a batch, N rows of a file.
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from torch import Tensor, nn
+from torch import Tensor
 
 from sidrec.data.batch import Batch
 from sidrec.schema import ContractError
@@ -30,24 +29,15 @@ _NAME = re.compile(r"steps-(\d+)-(\d+)\.rank-\d+\.parquet")
 class RowLedger:
     """Notes the rows of this rank's steps. Memory: 9 bytes per row until the next checkpoint, where the model is."""
 
-    def __init__(self, folder: Path, model: nn.Module, rank: int) -> None:
-        """model: what the training pipeline calls with a batch: pipelines fetch ahead, so only it knows when."""
+    def __init__(self, folder: Path, rank: int) -> None:
         self._folder, self._rank = folder, rank
-        self._batch: Batch | None = None
         self._steps: list[tuple[int, int, Tensor, Tensor]] = []
-        model.register_forward_pre_hook(self._see)
 
-    def _see(self, model: nn.Module, arguments: tuple[Any, ...]) -> None:
-        if model.training:
-            self._batch = arguments[0]
-
-    def add(self, epoch: int, step: int, *, trained: bool = True) -> None:
-        """The `step`th step of the run is done, with the batch that the model saw last. trained: false if left out."""
-        assert self._batch is not None, "a step has a forward pass"
-        trained_B = (self._batch.weight_B > 0) & trained
-        # Copies, for a pipeline gives a batch's memory to the next one.
-        self._steps.append((epoch, step, self._batch.row_B.clone(), trained_B))
-        self._batch = None
+    def add(self, epoch: int, step: int, batch: Batch, *, trained: bool = True) -> None:
+        """Notes a finished step of the run and its batch. trained: false if the step was left out."""
+        trained_B = (batch.weight_B > 0) & trained
+        # Cloned, because a pipeline reuses a batch's memory for the next one.
+        self._steps.append((epoch, step, batch.row_B.clone(), trained_B))
 
     def flush(self) -> None:
         """Puts the steps since the last call on disk. Raises ContractError where they cannot be written."""

@@ -21,7 +21,7 @@ from sidrec.parallel.sharding import ShardedRanker
 from sidrec.plans.plan_file import write_plan
 from sidrec.preflight.start_checks import agree_on, code_facts, data_facts, recipe_facts
 from sidrec.train.assembly import build_model, open_dataset, open_loader
-from sidrec.train.evaluation import Selection, check_splits, evaluate_splits
+from sidrec.train.evaluation import BestCheckpoint, check_splits, evaluate_splits
 from sidrec.train.gate_and_attention import attention_report, gate_report
 from sidrec.train.optimizers import build_optimizer
 from sidrec.train.run_directory import RunDirectory, write_json, write_text
@@ -39,19 +39,19 @@ def main(argv: Sequence[str]) -> int:
         return train(run_on_all_ranks(ranks, lambda: load(argv, "sidrec train", ABOUT)), ranks)
 
 
-def train(recipe: Recipe, ranks: Ranks) -> int:
+def train(recipe: Recipe, ranks: Ranks, trainer: type[Trainer] = Trainer) -> int:
     """A recipe from its newest checkpoint, or from the start, to metrics.json. What it refuses leaves no run behind.
 
     Returns: 0, or the exit status of a process that a signal stopped, before the run's end.
     """
     run = RunDirectory(recipe.run)
     try:
-        return _train(recipe, run, ranks)
+        return _train(recipe, run, ranks, trainer)
     finally:
         run.lock.release()
 
 
-def _train(recipe: Recipe, run: RunDirectory, ranks: Ranks) -> int:
+def _train(recipe: Recipe, run: RunDirectory, ranks: Ranks, trainer: type[Trainer]) -> int:
     agree_on(ranks, run_on_all_ranks(ranks, lambda: {**code_facts(), **recipe_facts(recipe)}))
     run_on_all_ranks(ranks, lambda: run.check(recipe))
     run_on_all_ranks(ranks, lambda: run.lock.take() if ranks.first else None)
@@ -75,10 +75,10 @@ def _train(recipe: Recipe, run: RunDirectory, ranks: Ranks) -> int:
     try:
         if ranks.first:
             _say_what_runs(recipe, data, position, ranks)
-        best, model = recipe.checkpoint.best, sharded.model
-        selection = Selection(best, recipe, data, model, position, loader.steps, ranks) if best else None
-        trainer = Trainer(recipe, run, loader, model, optimizer, position, ranks, selection)
-        signal = trainer.train()
+        config, model = recipe.checkpoint.best, sharded.model
+        best = BestCheckpoint(config, recipe, data, model, position, loader.steps, ranks) if config else None
+        training = trainer(recipe, run, loader, model, optimizer, position, ranks, best)
+        signal = training.train()
     except Exception:
         if ranks.first:
             run.give_up()
@@ -86,8 +86,8 @@ def _train(recipe: Recipe, run: RunDirectory, ranks: Ranks) -> int:
 
     if signal:
         return exit_status(signal)
-    step = selection.best.step if selection and selection.best else trainer.steps
-    if step != trainer.steps:
+    step = best.best.step if best and best.best else training.steps
+    if step != training.steps:
         load_model(chosen(run.checkpoints, f"step-{step}", ranks), model, None, ranks)
     metrics = evaluate_splits(recipe, data, model, run, step, ranks)
     if ranks.first:

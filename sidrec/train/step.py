@@ -1,16 +1,23 @@
-"""TorchRec's training pipelines, with a backward that keeps what is not finite out of tables and layers."""
+"""One training step: next batch, forward, backward to the embeddings, check, backward into the tables, apply.
 
-from collections.abc import Mapping, Sequence
+FBGEMM updates tables inside their backward. The step therefore splits backward at the embeddings: nothing is updated
+until all ranks know that loss and gradients are finite, so a step can be left out whole. Gradients count as not finite
+if their norm is not, which includes gradients whose square overflows: every optimizer here but SGD squares them.
+
+Shapes: B rows of a batch, R rows of a tensor.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from torch import distributed as dist
+from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torchrec.distributed import DistributedModelParallel
-from torchrec.distributed.train_pipeline import TrainPipelineBase, TrainPipelineSparseDist
+from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from sidrec.checkpoint.tensor_shard import Piece
 from sidrec.config.recipe import TrainConfig
@@ -19,31 +26,36 @@ from sidrec.data.reader import LogReader
 from sidrec.data.rows import row_places
 from sidrec.errors import NonFiniteError
 from sidrec.model.ranker import Ranker
-from sidrec.parallel.process_group import Ranks, largest, raise_on_all_ranks
-from sidrec.train.non_finite_cause import NAMED, Finding, Step, cuts_of, find_cause, into_tables, joined
+from sidrec.parallel.process_group import Ranks, gather_objects, largest, raise_on_all_ranks
+from sidrec.train.non_finite_cause import NAMED, Finding, Forward, find_cause, joined, lookups_of
 from sidrec.train.optimizers import ScheduledOptimizer
-
-# A loss or gradient that is not finite: the step is left out whole, or training stops with what, where and which rows.
-#
-# Whether gradients are finite is seen from their norm, and so are gradients whose square is not: every optimizer here
-# but SGD squares them.
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A step that was left out. rows: file -> the rows in it that were at fault, of all ranks: all of them where rows,
-    weights or logits were not finite, the likeliest where only gradients were not."""
+    """A step that was left out. rows: file -> the offending rows in it, of all ranks: all of them where rows, weights
+    or logits were not finite, the likeliest where only gradients were not."""
 
     step: int
     what: str
     rows: Mapping[Path, list[int]]
 
 
-class StepGuard:
-    """Runs the backward of every step, on all ranks together, and keeps it out of tables and layers where it is not
-    finite.
+@dataclass(frozen=True)
+class StepResult:
+    """batch: this rank's. terms: `loss` and its parts by name, means over this rank's rows. skipped: how the step was
+    left out, the same on every rank; or None."""
 
-    skipped: how the last step was left out, or None where it was not; the same on every rank.
+    batch: Batch
+    terms: Mapping[str, Tensor]
+    skipped: Skipped | None
+
+
+class TrainingStep:
+    """Runs training steps, on all ranks together.
+
+    TorchRec's pipeline sends the next batch's ids to their ranks while this one is computed, which interleaves it with
+    the step; it calls `zero_grad`, `forward`, backward of the returned loss, and `step`, as `run` does without it.
     """
 
     def __init__(
@@ -52,61 +64,89 @@ class StepGuard:
         optimizer: ScheduledOptimizer,
         reader: LogReader,
         config: TrainConfig,
-        step: int,
+        pipeline: Literal["sparse_dist", "plain"],
+        done: int,
         ranks: Ranks,
     ) -> None:
-        """step: steps done so far."""
+        """done: steps of the run so far."""
         ranker = model.module
         assert isinstance(ranker, Ranker), "DistributedModelParallel keeps the ranker it was given"
-        self._optimizer, self._reader, self._config, self._ranks = optimizer, reader, config, ranks
-        self._cuts = cuts_of(ranker)
+        self._model, self._optimizer, self._reader, self._config, self._ranks = model, optimizer, reader, config, ranks
+        self._lookups = lookups_of(ranker)
         self._layers = {name: p for name, p in ranker.named_parameters() if ".embedding_bags." not in name}
         self._columns = {"dense_BX": reader.columns.log.dense, "stats_BS": reader.columns.log.stats}
-        self._hook = model.register_forward_hook(self._see)
-        self._seen: tuple[Batch, Mapping[str, Tensor], Tensor] | None = None
-        self._step = step
-        self._in_a_row = 0
-        self.skipped: Skipped | None = None
+        self._number, self._in_a_row = done, 0
+        self._forward: Forward | None = None
+        self._skipped: Skipped | None = None
+        self._pipeline = (
+            TrainPipelineSparseDist(model, self, ranks.device, custom_model_fwd=self.forward)
+            if pipeline == "sparse_dist"
+            else None
+        )
+        self._split_backward(True)
 
-    def _see(self, model: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
-        if model.training:
-            self._seen = (arguments[0], *output[1])
+    def run(self, batches: Iterator[Batch]) -> StepResult:
+        """Trains on the next batch: tables and layers are updated, or on no rank at all if anything is not finite.
 
-    def backward(self, loss: Tensor) -> None:
-        """The step's backward; tables are updated in it, layers have their gradients after it.
-
-        Raises NonFiniteError, on all ranks, where the recipe does not want such steps left out, or not that many.
+        Raises NonFiniteError, on all ranks, if the recipe does not skip such steps, or not that many in a row.
         """
-        self._step += 1
-        loss.sum().backward()  # type: ignore[no-untyped-call]
+        if self._pipeline is not None:
+            self._pipeline.progress(batches)
+        else:
+            batch = next(batches).to(self._ranks.device)
+            self.zero_grad()
+            loss, _ = self.forward(batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.step()
+        assert self._forward is not None, "the pipeline calls forward and step"
+        result = StepResult(self._forward.batch, self._forward.terms, self._skipped)
+        self._forward = None
+        return result
+
+    def zero_grad(self) -> None:
+        """Drops the gradients of the step before."""
+        self._optimizer.zero_grad()
+
+    def forward(self, batch: Batch | None) -> tuple[Tensor, Any]:
+        """The loss to differentiate, whose backward ends at the embeddings; and what the model returns with it."""
+        assert batch is not None, "all ranks have equally many batches"
+        loss, output = self._model(batch)
+        terms, logits_B = output
+        self._forward = Forward(batch, terms, logits_B, self._lookups, self._layers, self._columns)
+        return loss, output
+
+    def step(self) -> None:
+        """After backward: checks loss and gradients, continues into the tables, which updates them; updates layers."""
+        assert self._forward is not None, "step follows forward"
+        self._number += 1
         gradients = [weight.grad for weight in self._layers.values() if weight.grad is not None]
-        norm = get_total_norm([*gradients, *(cut.gradient() for cut in self._cuts)])
-        finite = bool(torch.isfinite(loss.sum()) & torch.isfinite(norm))
-        self.skipped = self._skip() if largest(self._ranks, int(not finite)) else None
-        self._in_a_row = self._in_a_row + 1 if self.skipped else 0
-        into_tables(self._cuts, zero=self.skipped is not None)
-        if self.skipped:
+        norm = get_total_norm([*gradients, *(lookup.boundary.gradient() for lookup in self._lookups)])
+        finite = bool(torch.isfinite(self._forward.terms["loss"]) & torch.isfinite(norm))
+        self._skipped = self._skip(self._forward) if largest(self._ranks, int(not finite)) else None
+        self._in_a_row = self._in_a_row + 1 if self._skipped else 0
+        self._backward_into_tables(zero=self._skipped is not None)
+        if self._skipped:
             self._optimizer.zero_grad(set_to_none=True)  # what has no gradient is not updated
-        self._seen = None
+        self._optimizer.step()
 
-    def remove(self) -> None:
-        """Lets the model be as it was."""
-        self._hook.remove()
-        for cut in self._cuts:
-            cut.remove()
+    def _backward_into_tables(self, *, zero: bool) -> None:
+        """zero: with gradients of zero, which change no table, but which ranks exchange as in every other step."""
+        boundaries = [lookup.boundary for lookup in self._lookups]
+        embeddings = [boundary.embeddings.values() for boundary in boundaries if boundary.embeddings is not None]
+        gradients = [boundary.gradient() for boundary in boundaries]
+        torch.autograd.backward(embeddings, [torch.zeros_like(g) for g in gradients] if zero else gradients)
+        for boundary in boundaries:
+            boundary.embeddings = boundary.leaf = None
 
-    def _skip(self) -> Skipped:
-        assert self._seen is not None, "backward follows forward"
-        own = find_cause(Step(*self._seen, self._cuts, self._layers, self._columns))
-        findings: list[Finding | None] = [None] * self._ranks.world
-        dist.all_gather_object(findings, own, group=self._ranks.control)
-        finding = joined(findings) or Finding(6, "gradients whose norm is not finite")
-        skipped = Skipped(self._step, finding.what, row_places(self._reader.groups, finding.rows))
+    def _skip(self, forward: Forward) -> Skipped:
+        finding = joined(gather_objects(self._ranks, find_cause(forward)))
+        finding = finding or Finding(6, "gradients whose norm is not finite")
+        skipped = Skipped(self._number, finding.what, row_places(self._reader.groups, finding.rows))
         if finding.in_weights or self._config.non_finite == "stop" or self._in_a_row == self._config.skip_at_most:
-            raise_on_all_ranks(self._ranks, NonFiniteError(self._sentence(skipped, finding.in_weights)))
+            raise_on_all_ranks(self._ranks, NonFiniteError(self._message(skipped, finding.in_weights)))
         return skipped
 
-    def _sentence(self, skipped: Skipped, in_weights: bool) -> str:
+    def _message(self, skipped: Skipped, in_weights: bool) -> str:
         advice = "train.non_finite=skip leaves such steps out"
         if in_weights:
             advice = "lower learning rates may help, from the newest checkpoint on or from the start"
@@ -115,85 +155,76 @@ class StepGuard:
         places = f"; {places_text(skipped.rows)}" if skipped.rows else ""
         return f"step {skipped.step}: expected a finite loss and finite gradients, got {skipped.what}{places}; {advice}"
 
+    @property
+    def prefetches(self) -> bool:
+        """Whether batches are fetched ahead of the step."""
+        return self._pipeline is not None
 
-class _Guarded:
-    guard: StepGuard
+    @property
+    def pipelined(self) -> int:
+        """Table collections whose ids travel ahead of the step."""
+        return len(self._pipeline._pipelined_modules) if self._pipeline is not None else 0
 
-    def _backward(self, losses: Tensor) -> None:
-        self.guard.backward(losses)
+    def check_pipelined(self) -> None:
+        """After the first step: TorchRec leaves out, without a word, a collection that it cannot find in forward."""
+        if self._pipeline is not None:
+            expected = sum(isinstance(module, ShardedEmbeddingBagCollection) for module in self._model.modules())
+            assert self.pipelined == expected, (
+                f"{self.pipelined} of {expected} embedding collections are pipelined: forward hides the rest"
+            )
 
+    def pause(self) -> None:
+        """Gives the table collections their ordinary forward back, for an evaluation, until the next step."""
+        if self._pipeline is not None:
+            self._pipeline.detach()
 
-class PlainPipeline(_Guarded, TrainPipelineBase):
-    """One batch after the other."""
+    def close(self) -> None:
+        """Leaves the model as it was before the first step."""
+        self.pause()
+        self._split_backward(False)
 
-
-class SparseDistPipeline(_Guarded, TrainPipelineSparseDist):
-    """The next batch's ids travel to their ranks while this one is computed."""
-
-
-Pipeline = PlainPipeline | SparseDistPipeline
-
-
-KINDS: dict[Literal["sparse_dist", "plain"], type[PlainPipeline] | type[SparseDistPipeline]] = {
-    "sparse_dist": SparseDistPipeline,
-    "plain": PlainPipeline,
-}
-
-
-def guarded_pipeline(
-    kind: Literal["sparse_dist", "plain"],
-    model: DistributedModelParallel,
-    optimizer: ScheduledOptimizer,
-    device: torch.device,
-    guard: StepGuard,
-) -> Pipeline:
-    """The pipeline of that kind, whose steps `guard` runs backward."""
-    pipeline = KINDS[kind](model, optimizer, device)
-    pipeline.guard = guard
-    return pipeline
+    def _split_backward(self, split: bool) -> None:
+        for lookup in self._lookups:
+            lookup.boundary.split = split
 
 
 def places_text(rows: Mapping[Path, list[int]]) -> str:
-    """Files and the first of the rows in each, in words."""
-    texts = []
-    for path, numbers in rows.items():
-        more = f" and {len(numbers) - NAMED} more" if len(numbers) > NAMED else ""
-        texts.append(f"{path}, {'rows' if len(numbers) > 1 else 'row'} {', '.join(map(str, numbers[:NAMED]))}{more}")
-    return "; ".join(texts)
+    """Files and the first of the rows in each."""
+    return "; ".join(f"{path}, {_rows_text(numbers)}" for path, numbers in rows.items())
 
 
-# What a checkpoint must not hold: weights or optimizer states that are not finite.
-#
-# A step may be finite and still leave such behind, where a learning rate takes a weight out of float32's range.
-#
-# Shapes: R rows.
+def _rows_text(rows: Sequence[int]) -> str:
+    more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
+    return f"{'rows' if len(rows) > 1 else 'row'} {', '.join(map(str, rows[:NAMED]))}{more}"
+
+
+# Before a checkpoint: a finite step may still leave weights or optimizer states that are not finite, if a learning rate
+# takes a weight out of float32's range.
 
 
 def check_state(pieces: Sequence[Piece], step: int, ranks: Ranks) -> None:
-    """Refuses to go on from a state that is not finite. step: steps done, for the sentence.
+    """Every rank calls it with its tensor shards before saving. step: steps done.
 
-    Every rank calls it with its pieces. Raises NonFiniteError, on all ranks, naming the first such piece.
+    Raises NonFiniteError, on all ranks, naming the first shard with a value that is not finite.
     """
     found = next((piece for piece in pieces if not _is_finite(piece.values)), None)
-    raise_on_all_ranks(ranks, None if found is None else NonFiniteError(_sentence(found, step)))
+    raise_on_all_ranks(ranks, None if found is None else NonFiniteError(_state_message(found, step)))
 
 
 @torch.no_grad()
 def _is_finite(values: Tensor) -> bool:
-    """A sum in which a value is not finite is not finite either, and costs one fast pass and no memory. That of finite
-    values is, except on the brink: then each is looked at."""
+    """Sums first, which is one fast pass without memory; looks at each value only if the sum is not finite, which it
+    may also be for large finite values."""
     if not values.is_floating_point() or torch.isfinite(values.sum()):
         return True
     return bool(torch.isfinite(values).all())
 
 
-def _sentence(piece: Piece, step: int) -> str:
+def _state_message(piece: Piece, step: int) -> str:
     where = f"tensor {piece.key}"
     if piece.values.dim() > 1:
         bad_R = ~torch.isfinite(piece.values.detach()).flatten(start_dim=1).all(dim=1)
-        rows = (bad_R.nonzero().flatten() + piece.offset[0]).tolist()
-        more = f" and {len(rows) - NAMED} more" if len(rows) > NAMED else ""
-        where += f", {'rows' if len(rows) > 1 else 'row'} {', '.join(map(str, rows[:NAMED]))}{more}"
+        where += f", {_rows_text((bad_R.nonzero().flatten() + piece.offset[0]).tolist())}"
     return (
         f"step {step}: expected finite weights and optimizer states to save, got others in {where}; no checkpoint "
         "holds them; lower learning rates may help, from the newest checkpoint on or from the start"

@@ -79,7 +79,7 @@ def exit_status(number: int) -> int:
 FAILED = 1 << 40  # more bags than any batch has
 
 
-def agreed_batches(
+def synced_batches(
     batches: Iterator[Batch], steps: int, ranks: Ranks, stopping: Stopping | None = None
 ) -> Iterator[Batch]:
     """Yields `steps` batches, padded with empty item bags to the count of the rank that has most.

@@ -1,4 +1,4 @@
-"""The training loop: batches through the pipeline, learning rates, checkpoints, progress."""
+"""The training loop: a step, the log, an evaluation if due, a checkpoint if due; and so on to the end of the run."""
 
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -8,7 +8,6 @@ import torchrec
 from torch import Tensor
 from torch import distributed as dist
 from torchrec.distributed import DistributedModelParallel
-from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 
 import sidrec
 from sidrec.checkpoint.checkpoint_store import Saver
@@ -17,13 +16,13 @@ from sidrec.checkpoint.train_state import Position, random_pieces
 from sidrec.config import Recipe
 from sidrec.data.batch import Batch
 from sidrec.data.loader import SplitLoader
-from sidrec.parallel.process_group import Ranks, run_on_all_ranks
-from sidrec.train.evaluation import Selection
+from sidrec.parallel.process_group import Ranks, gather_objects, run_on_all_ranks
+from sidrec.train.evaluation import BestCheckpoint
 from sidrec.train.optimizers import ScheduledOptimizer, schedule_factor
 from sidrec.train.row_ledger import RowLedger, drop_after
 from sidrec.train.run_directory import Progress, RunDirectory
-from sidrec.train.step import Pipeline, SparseDistPipeline, StepGuard, check_state, guarded_pipeline
-from sidrec.train.stopping import Stopping, agreed_batches
+from sidrec.train.step import StepResult, TrainingStep, check_state
+from sidrec.train.stopping import Stopping, synced_batches
 from sidrec.train.watchdog import Watchdog
 
 VERSIONS = {"sidrec": sidrec.__version__, "torch": torch.__version__, "torchrec": torchrec.__version__}
@@ -42,7 +41,7 @@ class Trainer:
         optimizer: ScheduledOptimizer,
         position: Position,
         ranks: Ranks,
-        selection: Selection | None = None,
+        best: BestCheckpoint | None = None,
     ) -> None:
         self.recipe = recipe
         self.run = run
@@ -51,100 +50,112 @@ class Trainer:
         self.optimizer = optimizer
         self.position = position
         self.ranks = ranks
-        self.selection = selection
+        self.best = best
         self.steps = recipe.train.epochs * loader.steps
-        self.terms = LossTerms(position, ranks)
-        self.guard = StepGuard(model, optimizer, loader.reader, recipe.train, position.step, ranks)
-        self.pipeline = self._pipeline()
+        self.meter = LossMeter(position, ranks)
         self.stopping = Stopping()
-        beside = {path.name: path.read_text() for path in (run.config, run.plan) if path.exists()}
-        self.saver = Saver(run.checkpoints, recipe.checkpoint, beside, ranks)
-        self.ledger = RowLedger(run.ledger, model, ranks.rank) if recipe.train.row_ledger else None
+        self.step = TrainingStep(
+            model, optimizer, loader.reader, recipe.train, recipe.parallel.pipeline, position.step, ranks
+        )
+        copied = {path.name: path.read_text() for path in (run.config, run.plan) if path.exists()}
+        self.saver = Saver(run.checkpoints, recipe.checkpoint, copied, ranks)
+        self.ledger = RowLedger(run.ledger, ranks.rank) if recipe.train.row_ledger else None
+        self.progress: Progress | None = None
 
     def train(self) -> int:
-        """Runs the remaining steps. Every table collection must be pipelined, or the run stops at once.
+        """Runs the remaining steps.
 
         Returns: 0, or the signal that it stopped for, after a step and with a checkpoint of it, the same on all ranks.
-        Raises NonFiniteError, on all ranks, where the recipe has it stop.
+        Raises NonFiniteError, on all ranks, if the recipe stops at such steps.
         """
-        if self.position.step >= self.steps and not self._owes_a_selection():
+        if self.position.step >= self.steps and not self._evaluation_is_pending():
             return 0
         try:
             with Watchdog(self.recipe.train.hang_minutes, self.run.path, self.ranks), self.stopping:
                 self._train()
             return self.stopping.agreed
         except Exception:
-            self.saver.leave(LAST_WAIT)  # what is being written may be the newest checkpoint there will be
+            self.saver.leave(LAST_WAIT)  # the checkpoint being written may be the newest there will be
             raise
 
     def _train(self) -> None:
+        done = self.position.step
+        self._open_logs()
+        if self._evaluation_is_pending():
+            self._evaluate_if_due(done)
+            self._save(done, self.position.lr_factor)
+        self.model.train()
+        batches = self._batches()
+        until_evaluation = self._until_evaluation(batches, done)
+        while done < self.steps and not self.stopping.agreed:
+            self.ranks.pulse.begin(f"step {done + 1} of training")
+            factor = schedule_factor(self.recipe.optimizer.schedule, done, self.steps)
+            self.optimizer.set_factor(factor)
+            result = self.step.run(until_evaluation)  # next batch, forward, backward, check, apply
+            if done == self.position.step:
+                self.step.check_pipelined()
+            done += 1
+            self._log(done, result, factor)
+            if self._evaluate_if_due(done):
+                until_evaluation = self._until_evaluation(batches, done)
+            self._save_if_due(done, factor)
+        self.stopping.agree(self.ranks, done, self.steps)
+        self.step.close()
+        if self.progress:
+            self.progress.close()
+
+    def _open_logs(self) -> None:
         if self.ledger:
             run_on_all_ranks(
                 self.ranks, lambda: drop_after(self.run.ledger, self.position.step) if self.ranks.first else None
             )
-        progress = Progress(self.run, self.position.step, self.steps) if self.ranks.first else None
-        done = self.position.step
-        if self._owes_a_selection():
-            self._select(done)
-            self._save(done, self.position.lr_factor)
-        self.model.train()
-        batches = self._batches()
-        stretch = self._stretch(batches, done)
-        while done < self.steps and not self.stopping.agreed:
-            factor = schedule_factor(self.recipe.optimizer.schedule, done, self.steps)
-            self.optimizer.set_factor(factor)
-            self.ranks.pulse.begin(f"step {done + 1} of training")
-            terms, _ = self.pipeline.progress(stretch)
-            if done == self.position.step:
-                self._check_pipelined(self.pipeline)
-            if self.guard.skipped is None:
-                self.terms.add(terms)
-            done += 1
-            self._after_step(done, factor, progress)
-            if self.selection and self.selection.measured == done:
-                stretch = self._stretch(batches, done)
-        self.stopping.agree(self.ranks, done, self.steps)
-        self.guard.remove()
-        self._detach()
-        if progress:
-            progress.close()
+        if self.ranks.first:
+            self.progress = Progress(self.run, self.position.step, self.steps)
 
-    def _after_step(self, step: int, factor: float, progress: Progress | None) -> None:
-        if self.ledger:
-            self.ledger.add((step - 1) // self.loader.steps, step, trained=self.guard.skipped is None)
-        if progress:
-            progress.count(self.loader.rows / self.loader.steps, self.guard.skipped)
-        saving = self.recipe.checkpoint
-        if step % self.recipe.train.log_every == 0 or step == self.steps:
-            terms = self.terms.mean()
-            if progress:
-                progress.report(step, (step - 1) // self.loader.steps, terms, factor)
-        self._select(step)
-        due = step % self.loader.steps == 0 or (saving.every and step % saving.every == 0)
-        if due or self.stopping.agreed or (self.selection and self.selection.is_best(step)):
-            self._save(step, factor)
+    def _batches(self) -> Iterator[Batch]:
+        first = self.position.epoch_step
+        for epoch in range(self.position.epoch, self.recipe.train.epochs):
+            steps = self.loader.steps - first
+            yield from synced_batches(self.loader.batches(epoch, first), steps, self.ranks, self.stopping)
+            first = 0
 
-    def _owes_a_selection(self) -> bool:
-        """Whether the process before this one was told to stop when it was to evaluate, and saved instead."""
-        return self.selection is not None and self.selection.is_due(self.position.step)
-
-    def _select(self, step: int) -> None:
-        """Evaluates, where that is due. Told to stop, a rank has no time for it: the resumed run begins with it."""
-        if self.selection and self.selection.is_due(step) and not self.stopping.agreed:
-            self._detach()
-            self.selection.evaluate(step, self.stopping)
-            self.model.train()
-
-    def _detach(self) -> None:
-        """Gives the collections their ordinary forward back, until the pipeline's next progress."""
-        if isinstance(self.pipeline, SparseDistPipeline):
-            self.pipeline.detach()
-
-    def _stretch(self, batches: Iterator[Batch], step: int) -> Iterator[Batch]:
-        """The batches up to the next evaluation: a pipeline that looks no further holds none while it is detached."""
-        if self.selection and isinstance(self.pipeline, SparseDistPipeline):
-            return islice(batches, self.selection.steps_to_go(step))
+    def _until_evaluation(self, batches: Iterator[Batch], step: int) -> Iterator[Batch]:
+        """Stops the pipeline from prefetching across an evaluation."""
+        if self.best and self.step.prefetches:
+            return islice(batches, self.best.steps_to_go(step))
         return batches
+
+    def _log(self, step: int, result: StepResult, factor: float) -> None:
+        epoch = (step - 1) // self.loader.steps
+        if result.skipped is None:
+            self.meter.add(result.terms)
+        if self.ledger:
+            self.ledger.add(epoch, step, result.batch, trained=result.skipped is None)
+        if self.progress:
+            self.progress.count(self.loader.rows / self.loader.steps, result.skipped)
+        if step % self.recipe.train.log_every == 0 or step == self.steps:
+            terms = self.meter.mean()
+            if self.progress:
+                self.progress.report(step, epoch, terms, factor)
+
+    def _evaluation_is_pending(self) -> bool:
+        """Whether an evaluation was due at the position, but a signal stopped the run before it."""
+        return self.best is not None and self.best.is_due(self.position.step)
+
+    def _evaluate_if_due(self, step: int) -> bool:
+        """Returns whether the split was evaluated. A run that is to stop leaves it to the run that resumes."""
+        if not self.best or not self.best.is_due(step) or self.stopping.agreed:
+            return False
+        self.step.pause()
+        self.best.evaluate(step, self.stopping)
+        self.model.train()
+        return self.best.measured == step
+
+    def _save_if_due(self, step: int, factor: float) -> None:
+        every = self.recipe.checkpoint.every
+        due = step % self.loader.steps == 0 or (every and step % every == 0)
+        if due or self.stopping.agreed or (self.best and self.best.is_best(step)):
+            self._save(step, factor)
 
     def _save(self, step: int, factor: float) -> None:
         if self.ledger:
@@ -154,10 +165,10 @@ class Trainer:
             *divmod(step, self.loader.steps),
             self.position.catalog,
             factor,
-            self.terms.sums(),
-            self.terms.steps,
-            self.selection.best if self.selection else None,
-            self.selection.measured if self.selection else 0,
+            self.meter.sums(),
+            self.meter.steps,
+            self.best.best if self.best else None,
+            self.best.measured if self.best else 0,
             ranks=self.ranks.world,
             versions=VERSIONS,
         )
@@ -165,34 +176,16 @@ class Trainer:
         check_state(pieces, step, self.ranks)
         self.saver.save(pieces, position, wait=step == self.steps or self.stopping.agreed > 0)
 
-    def _batches(self) -> Iterator[Batch]:
-        first = self.position.epoch_step
-        for epoch in range(self.position.epoch, self.recipe.train.epochs):
-            steps = self.loader.steps - first
-            yield from agreed_batches(self.loader.batches(epoch, first), steps, self.ranks, self.stopping)
-            first = 0
 
-    def _pipeline(self) -> Pipeline:
-        kind = self.recipe.parallel.pipeline
-        return guarded_pipeline(kind, self.model, self.optimizer, self.ranks.device, self.guard)
-
-    def _check_pipelined(self, pipeline: Pipeline) -> None:
-        if isinstance(pipeline, SparseDistPipeline):
-            found = len(pipeline._pipelined_modules)
-            expected = sum(isinstance(module, ShardedEmbeddingBagCollection) for module in self.model.modules())
-            assert found == expected, (
-                f"{found} of {expected} embedding collections are pipelined: forward hides the rest"
-            )
+# The loss and its parts between two log lines.
 
 
-# The loss and its parts between two reports.
-
-
-class LossTerms:
-    """Sums this rank's terms over steps; goes on from a checkpoint that was saved between two reports."""
+class LossMeter:
+    """Averages loss terms between two log lines; continues from a checkpoint that was saved between them."""
 
     def __init__(self, position: Position, ranks: Ranks) -> None:
-        """Of other ranks than it was saved by, each goes on from their mean: the mean over ranks stays what it was."""
+        """With another number of ranks than at the checkpoint, each starts from the old ranks' mean, which keeps the
+        mean over ranks."""
         self._ranks = ranks
         self.steps = position.term_steps
         self._sums: dict[str, Tensor] = {}
@@ -208,13 +201,11 @@ class LossTerms:
     def sums(self) -> dict[str, tuple[float, ...]]:
         """Every rank's sums, for a checkpoint. Every rank calls it and gets the same."""
         own = {name: float(value) for name, value in self._sums.items()}
-        found: list[dict[str, float]] = [{} for _ in range(self._ranks.world)]
-        dist.all_gather_object(found, own, group=self._ranks.control)
+        found = gather_objects(self._ranks, own)
         return {name: tuple(of_rank[name] for of_rank in found) for name in own}
 
     def mean(self) -> dict[str, float]:
-        """The mean over ranks and steps, the same on every rank, and empty where no step was added; what follows is
-        summed anew."""
+        """The mean over ranks and steps since the last call, the same on every rank; empty if no step was added."""
         if not self.steps:
             return {}
         means = torch.stack(list(self._sums.values())).cpu() / self.steps

@@ -3,8 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
@@ -38,14 +36,11 @@ class Watched(Trainer):
     slots: Slots
     trained: dict[str, Tensor]
 
-    def _after_step(self, step: int, *args: Any) -> None:
-        super()._after_step(step, *args)
+    def _save_if_due(self, step: int, factor: float) -> None:
+        super()._save_if_due(step, factor)
+        Watched.pipelined = self.step.pipelined
         if step == Watched.stop:
             raise StoppedError
-
-    def _check_pipelined(self, pipeline: Any) -> None:
-        super()._check_pipelined(pipeline)
-        Watched.pipelined = len(pipeline._pipelined_modules)
 
     def train(self) -> None:
         super().train()
@@ -68,17 +63,16 @@ def recipe_of(folder: Path, name: str) -> Recipe:
 def train_and_stop(rank: int, world: int, folder: Path) -> list[int]:
     """Trains once from start to end, and once for each of the stops, resuming after it. Returns this rank's items."""
     ranks = joined(rank, world)
-    with patch("sidrec.train.run.Trainer", Watched):
-        for name, stop in {"whole": 0, **STOPS}.items():
-            Watched.stop = stop
-            recipe = recipe_of(folder, name)
-            if stop:
-                with pytest.raises(StoppedError):
-                    train(recipe, ranks)
-            Watched.stop = 0
-            train(recipe, ranks)
-            evaluated = Watched.slots.state_dict()
-            assert all(torch.equal(value, Watched.trained[name]) for name, value in evaluated.items())
+    for name, stop in {"whole": 0, **STOPS}.items():
+        Watched.stop = stop
+        recipe = recipe_of(folder, name)
+        if stop:
+            with pytest.raises(StoppedError):
+                train(recipe, ranks, Watched)
+        Watched.stop = 0
+        train(recipe, ranks, Watched)
+        evaluated = Watched.slots.state_dict()
+        assert all(torch.equal(value, Watched.trained[name]) for name, value in evaluated.items())
     assert Watched.pipelined == 3, "context, SIDs and HIDs"
     owned = Watched.slots._mch_sorted_raw_ids
     return owned[owned < torch.iinfo(torch.int64).max].tolist()

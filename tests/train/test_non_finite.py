@@ -13,9 +13,10 @@ from torch import Tensor
 
 from sidrec.checkpoint.state import pieces_of
 from sidrec.config import Recipe
-from sidrec.train import run
+from sidrec.errors import SidrecError
 from sidrec.train.non_finite_cause import Finding, joined
 from sidrec.train.run import train
+from sidrec.train.step import StepResult
 from sidrec.train.trainer import Trainer
 from tests.ranks import joined as joined_ranks
 from tests.ranks import run_on_ranks
@@ -48,21 +49,20 @@ class RecordingTrainer(Trainer):
     states: list[dict[str, Tensor]]
     skipped: list[bool]
 
-    def _after_step(self, *arguments: object) -> None:  # type: ignore[override]
+    def _log(self, step: int, result: StepResult, factor: float) -> None:
         pieces = pieces_of(self.model, self.optimizer, self.ranks)
         self.states.append({piece.name: piece.values.detach().clone() for piece in pieces})
-        self.skipped.append(self.guard.skipped is not None)
-        super()._after_step(*arguments)  # type: ignore[arg-type]
+        self.skipped.append(result.skipped is not None)
+        super()._log(step, result, factor)
 
 
 def changes(rank: int, world: int, recipes: list[Recipe]) -> list[list[tuple[bool, set[str]]]]:
     """Per recipe and step: whether it was left out, and the tensors that it changed on this rank."""
-    run.Trainer = RecordingTrainer  # type: ignore[misc,attr-defined]
     ranks = joined_ranks(rank, world)
     found = []
     for recipe in recipes:
         RecordingTrainer.states, RecordingTrainer.skipped = [], []
-        train(recipe, ranks)
+        train(recipe, ranks, RecordingTrainer)
         steps = []
         states = RecordingTrainer.states
         for number, skipped in list(enumerate(RecordingTrainer.skipped))[1:]:
@@ -154,10 +154,9 @@ def broken_weights(rank: int, world: int, recipe: Recipe) -> list[str]:
     ranks = joined_ranks(rank, world)
     said = []
     for name, row in (("items.embedding_bags.hid.weight", 7), ("backbone.", 0)):
-        run.Trainer = trainer_with_nan(name, row)  # type: ignore[misc,attr-defined]
         try:
-            train(recipe, ranks)
-        except (RuntimeError, ValueError) as error:
+            train(recipe, ranks, trainer_with_nan(name, row))
+        except SidrecError as error:
             said.append(f"{type(error).__name__}: {error}")
     return said
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from sidrec.config import Recipe, save
-from sidrec.train import run, stopping
+from sidrec.train import stopping
 from sidrec.train.run import train
+from sidrec.train.step import StepResult
 from sidrec.train.stopping import Stopping
 from sidrec.train.trainer import Trainer
 from tests.ranks import joined, run_on_ranks
@@ -51,19 +52,17 @@ def test_a_signal_to_all_processes_of_a_run_ends_it_with_a_checkpoint(tmp_path: 
 class ToldTrainer(Trainer):
     """The last rank is told to stop at step 5."""
 
-    def _after_step(self, step: int, *arguments: object) -> None:  # type: ignore[override]
+    def _log(self, step: int, result: StepResult, factor: float) -> None:
         if step == 5 and self.ranks.rank == self.ranks.world - 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        super()._after_step(step, *arguments)  # type: ignore[arg-type]
+        super()._log(step, result, factor)
 
 
 def told_and_continued(rank: int, world: int, recipe: Recipe) -> tuple[int, list[str], int]:
     """The exit status of a run that one rank was told to stop, its checkpoints, and the status of its continuation."""
     ranks = joined(rank, world)
-    run.Trainer = ToldTrainer  # type: ignore[misc,attr-defined]
-    status = train(recipe, ranks)
+    status = train(recipe, ranks, ToldTrainer)
     saved = sorted(path.name for path in recipe.run.glob("checkpoints/step-*"))
-    run.Trainer = Trainer  # type: ignore[misc,attr-defined]
     return status, saved, train(recipe, ranks)
 
 
