@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from sidrec.cli.evaluate import main as evaluate
-from sidrec.config import ConfigError, Recipe
+from sidrec.config import Recipe
+from sidrec.errors import CheckpointError
 from sidrec.model.tables import Slots
 from sidrec.parallel.process_group import joined_ranks
 from sidrec.train.run import train
@@ -126,7 +127,7 @@ def test_one_rank_evaluates_with_all_ranks_rows_and_cannot_train_on(
     known = np.array([{item, *history[-4:]} <= with_rows for item, history in items])
     assert 20 < known.sum() < len(known)
     np.testing.assert_allclose(after["score"][known], before["score"][known], rtol=0, atol=1e-5)
-    with joined_ranks() as ranks, pytest.raises(ConfigError) as refused:
+    with joined_ranks() as ranks, pytest.raises(CheckpointError) as refused:
         train(recipe, ranks)
     assert str(refused.value) == (
         f"{recipe.run}/checkpoints/step-20: expected the 2 rank(s) that own the slots of its managed tables, got 1; "
