@@ -29,6 +29,8 @@ COMMANDS = {
     "train": Command("sidrec.train.run", "train a recipe, in this process or under torchrun", True),
     "evaluate": Command("sidrec.cli.evaluate", "compute a run's metrics again from its checkpoint", True),
     "plan": Command("sidrec.cli.plan", "make a sharding plan for any hardware, explain it, keep it as a file", True),
+    "recipe": Command("sidrec.cli.recipe", "explain a recipe's keys and kinds, show a recipe with its defaults", False),
+    "schema": Command("sidrec.cli.schema", "print the JSON schema of recipes, for editors", False),
     "table": Command("sidrec.cli.table", "list the tables of a checkpoint, export one to a file", False),
     "bench": Command("sidrec.cli.bench", "measure sharding plans on the ranks at hand, calibrate their costs", True),
     "doctor": Command(
