@@ -3,6 +3,7 @@
 import reprlib
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 
 LONGEST = 1000  # characters quoted
 LONGEST_KEY = 60  # characters of a key
@@ -52,6 +53,18 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     """ "; did you mean NAME?" with the nearest of `names`, or "" where none is near. Appended to an error message."""
     close = get_close_matches(name, list(names), n=1)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def near_file(path: Path) -> str:
+    """`did_you_mean` for a file or folder that does not exist: the nearest name in the nearest folder that does."""
+    if path.exists():
+        return ""
+    while path.parent != path and not path.parent.is_dir():
+        path = path.parent
+    try:
+        return did_you_mean(str(path), [str(found) for found in path.parent.iterdir()])
+    except OSError:
+        return ""
 
 
 def byte_size(count: float) -> str:

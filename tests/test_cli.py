@@ -3,12 +3,14 @@
 import subprocess
 import sys
 import types
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from sidrec import __version__
 from sidrec.cli import dispatch as cli
+from sidrec.cli.arguments import read_before_ranks
 from sidrec.config import ConfigError
 from sidrec.errors import InstallationError
 from sidrec.schema import ContractError
@@ -27,10 +29,86 @@ def test_installed_script() -> None:
         assert f"\n  {command} " in helped.stdout
 
 
-def test_help_imports_nothing_heavy() -> None:
-    code = "import sys; from sidrec.cli import main; main([]); print({'torch', 'pyarrow', 'tyro'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.endswith("\nset()\n")
+def _answered(words: Sequence[str], forbidden: str) -> tuple[int, str]:
+    """Exit status and output of a command in a process in which `forbidden` cannot be imported."""
+    code = f"""
+import sys
+class Refuse:
+    def find_spec(name, path=None, target=None):
+        if name.split(".")[0] in {forbidden.split()}: raise SystemExit(f"{{name}} was imported")
+sys.meta_path.insert(0, Refuse)
+from sidrec.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+    done = subprocess.run([sys.executable, "-c", code, *words], check=False, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_the_list_of_commands_imports_nothing_heavy() -> None:
+    status, said = _answered([], "torch pyarrow numpy pydantic")
+    assert (status, said.splitlines()[0]) == (0, "usage: sidrec COMMAND ...")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *("fit", "train", "evaluate", "plan", "doctor"),
+        *("table list", "table export", "bench plans", "bench calibrate", "bench page"),
+    ],
+)
+def test_help_of_a_command_imports_no_torch(words: str) -> None:
+    status, said = _answered([*words.split(), "RUN", "--help"], "torch torchrec pandas scipy matplotlib")
+    assert status == 0, said
+    assert said.startswith(f"usage: sidrec {words} ")
+    assert f"  sidrec {words}" in said, "an example"
+
+
+@pytest.mark.parametrize("words", ["train", "fit", "doctor", "plan", "bench plans"])
+def test_a_mistyped_recipe_imports_no_torch_and_names_the_nearest(words: str, tmp_path: Path) -> None:
+    (tmp_path / "beauty.yaml").touch()
+    status, said = _answered([*words.split(), str(tmp_path / "beuaty.yaml")], "torch torchrec pandas scipy matplotlib")
+    assert status == 2
+    assert said.startswith(f"sidrec: error: {tmp_path}/beuaty.yaml: expected a readable recipe")
+    assert said.endswith(f"; did you mean {tmp_path}/beauty.yaml?\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("train", "sidrec train: expected a recipe file, RECIPE, got nothing"),
+        ("fit --seed 3", "sidrec fit: expected RECIPE before flags that change it, got --seed"),
+        ("evaluate", "sidrec evaluate: expected RUN, got nothing (sidrec evaluate --help lists all)"),
+        ("evaluate nosuch", "nosuch: expected a run directory with config.yaml, got none"),
+        (
+            "plan r --hardwar cpu",
+            "sidrec plan: expected known options, got --hardwar cpu; did you mean --hardware? "
+            "(sidrec plan --help lists all)",
+        ),
+        ("plan r --world x", "sidrec plan: --world: invalid literal for int() with base 10: 'x'"),
+        ("plan r --world 0", "--world: Input should be greater than 0, got 0"),
+        (
+            "bench pages",
+            "sidrec bench: expected one of the commands plans, calibrate, page, got 'pages'; did you mean ",
+        ),
+        ("doctor --jsn", "sidrec doctor: expected a recipe before flags of one, got --jsn; did you mean --json?"),
+    ],
+)
+def test_mistaken_arguments_are_one_message(words: str, message: str) -> None:
+    status, said = _answered(words.split(), "torch torchrec pandas scipy matplotlib")
+    assert status == 2
+    assert said.startswith(f"sidrec: error: {message}"), said
+    assert said.count("\n") == 1
+
+
+def test_ranks_read_their_arguments_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+
+    def refuse() -> None:
+        raise ConfigError("told on all ranks")
+
+    read = read_before_ranks(refuse)
+    with pytest.raises(ConfigError):
+        read()
 
 
 def test_a_reader_that_has_seen_enough_ends_the_command_quietly() -> None:
@@ -42,11 +120,13 @@ def test_a_reader_that_has_seen_enough_ends_the_command_quietly() -> None:
 def test_unknown_command() -> None:
     done = _script("trian")
     assert done.returncode == 2
-    commands = "fit, train, evaluate, plan, recipe, schema, table, bench, doctor"
+    commands = "fit, train, evaluate, table, plan, bench, doctor"
     assert done.stderr == f"sidrec: error: expected one of the commands {commands}, got 'trian'; did you mean train?\n"
 
 
-def _command(monkeypatch: pytest.MonkeyPatch, outcome: int | BaseException | None) -> None:
+def _raising(outcome: int | BaseException | None, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The exit status of a command that ends so."""
+
     def main(argv: list[str]) -> int | None:
         if isinstance(outcome, BaseException):
             raise outcome
@@ -55,13 +135,12 @@ def _command(monkeypatch: pytest.MonkeyPatch, outcome: int | BaseException | Non
     module = types.ModuleType("some_command")
     module.main = main  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "some_command", module)
-    monkeypatch.setitem(cli.COMMANDS, "some", cli.Command("some_command", "", imports_torchrec=True))
+    return cli.main(["some"], {"some": cli.Command("some_command", "", needs_stack=True)})
 
 
 @pytest.mark.parametrize(("outcome", "status"), [(None, 0), (0, 0), (1, 1), (KeyboardInterrupt(), 130)])
 def test_exit_status(outcome: int | BaseException | None, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    _command(monkeypatch, outcome)
-    assert cli.main(["some"]) == status
+    assert _raising(outcome, monkeypatch) == status
 
 
 @pytest.mark.parametrize(
@@ -77,27 +156,21 @@ def test_exit_status(outcome: int | BaseException | None, status: int, monkeypat
 def test_a_users_mistake_is_one_sentence(
     error: Exception, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _command(monkeypatch, error)
-    assert cli.main(["some"]) == 2
+    assert _raising(error, monkeypatch) == 2
     assert capsys.readouterr().err == sentence
     monkeypatch.setenv("SIDREC_TRACEBACK", "1")
     with pytest.raises(type(error)):
-        cli.main(["some"])
+        _raising(error, monkeypatch)
 
 
 def test_our_own_mistake_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    _command(monkeypatch, KeyError("bug"))
     with pytest.raises(KeyError):
-        cli.main(["some"])
+        _raising(KeyError("bug"), monkeypatch)
 
 
-def test_a_broken_stack_is_refused_before_the_command_is_imported(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_broken_stack_is_refused_before_the_command_is_imported(capsys: pytest.CaptureFixture[str]) -> None:
     def refuse() -> None:
         raise InstallationError("torch 2.13 needs FBGEMM 1.8, got 1.9.0. Repair: pip install ...")
 
-    monkeypatch.setattr(cli, "require_stack", refuse)
-    monkeypatch.setitem(cli.COMMANDS, "some", cli.Command("no_such_module", "", imports_torchrec=True))
-    assert cli.main(["some"]) == 2
+    assert cli.main(["some"], {"some": cli.Command("no_such_module", "", needs_stack=True)}, refuse) == 2
     assert capsys.readouterr().err == "sidrec: error: torch 2.13 needs FBGEMM 1.8, got 1.9.0. Repair: pip install ...\n"

@@ -10,7 +10,7 @@ import pytest
 from sidrec import machine
 from sidrec.cli import doctor as entry
 from sidrec.doctor import machine_checks as doctor
-from sidrec.preflight.planned_run import Finding
+from sidrec.preflight.findings import Finding
 
 
 def test_a_sound_installation() -> None:
@@ -62,15 +62,11 @@ def test_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor.memory().found == "1.0 GiB free of 4.0; expected 2 GiB free"
 
 
-def test_problems_set_the_exit_status_and_notes_do_not(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_problems_set_the_exit_status_and_notes_do_not(capsys: pytest.CaptureFixture[str]) -> None:
     note, problem = Finding("torchx", "note", "not installed", "pip install torchx"), Finding("disk", "problem", "full")
-    monkeypatch.setattr(entry, "examine", lambda: [note])
-    assert entry.main([]) == 0
+    assert entry.main([], lambda: [note]) == 0
     assert capsys.readouterr().out == (
         "torchx  note     not installed\n                 -> pip install torchx\n\nready to train\n"
     )
-    monkeypatch.setattr(entry, "examine", lambda: [note, problem])
-    assert entry.main([]) == 1
+    assert entry.main([], lambda: [note, problem]) == 1
     assert capsys.readouterr().out.endswith("1 problem(s)\n")

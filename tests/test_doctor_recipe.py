@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 
 from sidrec import cli
-from sidrec.cli import doctor
 from sidrec.config import save
-from sidrec.preflight.planned_run import Finding
+from sidrec.doctor import machine_checks
+from sidrec.preflight.findings import Finding
 from tests.small_log import small_recipe, write_small_log
 from tests.train.refusals import TRAIN, truncate
 
 
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(doctor, "examine", lambda: [Finding("stack", "ok", "well")])
+    monkeypatch.setattr(machine_checks, "examine", lambda: [Finding("stack", "ok", "well")])
     save(small_recipe(write_small_log(tmp_path)), tmp_path / "recipe.yaml")
     return tmp_path / "recipe.yaml"
 
@@ -66,7 +66,7 @@ def test_too_few_steps_to_measure(recipe: Path, capsys: pytest.CaptureFixture[st
 def test_an_ill_machine_is_repaired_first(
     recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "examine", lambda: [Finding("stack", "problem", "no torch")])
+    monkeypatch.setattr(machine_checks, "examine", lambda: [Finding("stack", "problem", "no torch")])
     assert examined(capsys, str(recipe))[1]["recipe"]["found"] == "not looked at before this is repaired: stack"
 
 

@@ -1,60 +1,89 @@
-"""`sidrec doctor [RECIPE [flags]]`: can this machine train, and is a recipe ready to be trained on it?
+"""`sidrec doctor [RECIPE [flags]]`: checks whether this machine can train, and whether a recipe is ready for it.
 
-What imports torch is imported once the machine is known to bear it.
+Works on a machine where torch cannot be imported: what imports it is imported after the machine's own checks pass.
 """
 
-import argparse
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from sidrec.config import ConfigError, load
-from sidrec.doctor.machine_checks import examine
-from sidrec.preflight.planned_run import Finding, problems, table
+import tyro
+from pydantic import PositiveInt
 
-ABOUT = "Check this machine; with RECIPE, also whether that recipe fits it and its data is sane."
+from sidrec.cli.arguments import recipe_and_options
+from sidrec.command_line import describe, metavar, parse
+from sidrec.config import Recipe
+from sidrec.config.section import section
+from sidrec.errors import ConfigError
+from sidrec.text import did_you_mean
+
+if TYPE_CHECKING:
+    from sidrec.preflight.findings import Finding
+
+PROGRAM = "sidrec doctor"
+HELP = describe(
+    "Checks this machine; with RECIPE, also whether the recipe fits it and its data is sound.",
+    "sidrec doctor",
+    "sidrec doctor demo.yaml --world 2 --measure",
+)
 
 
-def main(argv: Sequence[str]) -> int:
+@section
+class DoctorOptions:
+    """What to check."""
+
+    recipe: tyro.conf.Positional[Annotated[Path | None, metavar("[RECIPE]", "the machine alone")]] = None
+    """Recipe (YAML) to check on this machine."""
+    json: bool = False
+    """Print a JSON list of findings instead of the table."""
+    world: Annotated[PositiveInt | None, metavar("RANKS", "one for each GPU, or 1")] = None
+    """Ranks to train on, all on this machine."""
+    measure: bool = False
+    """Train some steps, to estimate how long the run will take."""
+    all_files: bool = False
+    """Read all rows and files instead of a sample."""
+
+
+def main(argv: Sequence[str], examine: "Callable[[], list[Finding]] | None" = None) -> int:
     """Prints the table, or JSON. Returns 1 if anything is a problem.
+
+    examine: takes the place of `sidrec.doctor.machine_checks.examine`.
 
     Raises ConfigError for a recipe or flag that cannot be used.
     """
-    recipe = [argv[0]] if argv and not argv[0].startswith("-") else []
-    arguments, flags = _parser().parse_known_args(argv[len(recipe) :])
-    if flags and not recipe:
-        raise ConfigError(f"sidrec doctor: expected a recipe before flags of one, got {flags[0]}")
-    loaded = load([*recipe, *flags], "sidrec doctor", ABOUT) if recipe else None
-    findings = examine()
-    if loaded is not None:
-        found = [finding.name for finding in problems(findings) if finding.name in ("stack", "fused lookup")]
-        if found:
-            findings.append(Finding("recipe", "problem", f"not looked at before this is repaired: {', '.join(found)}"))
+    recipe, options = _read(argv)
+
+    from sidrec.doctor import machine_checks
+    from sidrec.preflight.findings import Finding, problems, table
+
+    findings = (examine or machine_checks.examine)()
+    if recipe is not None:
+        broken = [finding.name for finding in problems(findings) if finding.name in ("stack", "fused lookup")]
+        if broken:
+            findings.append(Finding("recipe", "problem", f"not looked at before this is repaired: {', '.join(broken)}"))
         else:
             from sidrec.doctor.recipe_checks import examine_recipe
 
-            findings += examine_recipe(
-                loaded, arguments.world, measured=arguments.measure, all_files=arguments.all_files
-            )
-    if arguments.json:
+            findings += examine_recipe(recipe, options.world, measured=options.measure, all_files=options.all_files)
+    if options.json:
         print(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:
         print(table(findings, "ready to train"))
     return 1 if problems(findings) else 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="sidrec doctor", usage="sidrec doctor [RECIPE [flags]]", description=ABOUT, allow_abbrev=False
-    )
-    parser.add_argument("--json", action="store_true", help="print a JSON list of findings instead of the table")
-    parser.add_argument("--world", type=_ranks, help="ranks to train on, all on this machine; else its GPUs, or 1")
-    parser.add_argument("--measure", action="store_true", help="train some steps, to know how long the run will take")
-    parser.add_argument("--all-files", action="store_true", help="read all rows and files, and not a sample of them")
-    return parser
-
-
-def _ranks(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text!r}")
-    return int(text)
+def _read(argv: Sequence[str]) -> tuple[Recipe | None, DoctorOptions]:
+    if argv and not argv[0].startswith("-"):
+        return recipe_and_options(DoctorOptions, argv, PROGRAM, HELP)
+    own = [f"--{field.name.replace('_', '-')}" for field in fields(DoctorOptions) if field.name != "recipe"]
+    for word in argv:
+        flag = word.partition("=")[0]
+        if flag.startswith("--") and flag not in (*own, *(f"--no-{name[2:]}" for name in own), "--help"):
+            near = did_you_mean(flag, own)
+            raise ConfigError(f"{PROGRAM}: expected a recipe before flags of one, got {flag}{near}")
+    options = parse(DoctorOptions, argv, PROGRAM, HELP)
+    if options.recipe:
+        raise ConfigError(f"{PROGRAM}: expected RECIPE before options, got {' '.join(argv)}")
+    return None, options

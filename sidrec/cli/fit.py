@@ -1,31 +1,38 @@
-"""`sidrec fit RECIPE`: from item vectors to a catalog of semantic ids, on one process or the ranks of torchrun."""
+"""`sidrec fit RECIPE [flags]`: learns semantic IDs from item vectors, on one process or the ranks of torchrun."""
 
 import sys
 from collections.abc import Sequence
 
-from sidrec.config import load
-from sidrec.fit import fit_catalog
-from sidrec.parallel.process_group import joined_ranks, run_on_all_ranks
+from sidrec.cli.arguments import RecipeOptions, read_before_ranks, recipe_and_options
+from sidrec.command_line import describe
+from sidrec.config.section import section
 
-OVERWRITE = "--overwrite"
-
-
-ABOUT = (
-    "Learns semantic ids from the vector columns of items.parquet, writes the catalog and prints its quality.\n"
-    f"{OVERWRITE} replaces a catalog that holds other codes. A fit that was killed goes on where it was."
+PROGRAM = "sidrec fit"
+HELP = describe(
+    "Learns semantic IDs from the vector columns of items.parquet, writes the catalog and prints its quality. A fit "
+    "that was killed continues where it was.",
+    "sidrec fit demo.yaml --overwrite",
 )
 
 
-def main(argv: Sequence[str]) -> None:
-    """Fits the recipe's tokenizer, writes the catalog and prints its quality.
+@section
+class FitOptions(RecipeOptions):
+    """What to fit."""
 
-    argv: the recipe, flags for its scalars, and --overwrite to replace a catalog that holds other codes.
-    Raises ConfigError, ContractError or TrainingError, on all ranks together; no catalog is left behind then.
-    """
-    words = [word for word in argv if word != OVERWRITE]
+    overwrite: bool = False
+    """Replace a catalog that holds other codes."""
+
+
+def main(argv: Sequence[str]) -> None:
+    """Raises SidrecError on all ranks together; no catalog is left behind then."""
+    read = read_before_ranks(lambda: recipe_and_options(FitOptions, argv, PROGRAM, HELP))
+
+    from sidrec.fit import fit_catalog
+    from sidrec.parallel.process_group import joined_ranks, run_on_all_ranks
+
     with joined_ranks() as ranks:
-        recipe = run_on_all_ranks(ranks, lambda: load(words, "sidrec fit", ABOUT))
-        fit_catalog(recipe, ranks, overwrite=OVERWRITE in argv)
+        recipe, options = run_on_all_ranks(ranks, read)
+        fit_catalog(recipe, ranks, overwrite=options.overwrite)
 
 
 if __name__ == "__main__":

@@ -1,33 +1,33 @@
-"""Recipes from YAML and flags, and back. A wrong recipe is refused with all its mistakes, each by its dotted path."""
+"""Recipes from YAML and flags, and back. A wrong recipe is refused whole, every mistake named by its dotted path."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import tyro
 import yaml
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from sidrec.config.describe import keys_at
-from sidrec.config.recipe import RECIPE, Recipe
+from sidrec.command_line import parse as parse_arguments
+from sidrec.config.recipe import Recipe
 from sidrec.errors import ConfigError
-from sidrec.text import did_you_mean, place, short_repr
+from sidrec.text import near_file, place, short_repr
 
+_RECIPE: TypeAdapter[Recipe] = TypeAdapter(Recipe)
 LARGEST = 1 << 20  # bytes of a file; YAML takes seconds for these already
 
 
 FLAGS = """
 
-RECIPE is a YAML file. Each option below is one of its values, under the same name; given as a flag, it replaces the
-recipe's for this run. What is marked (required) must stand in the recipe. A variant (kind) is chosen in the recipe
+RECIPE is a YAML file. The options of its sections, below, are its values under the same names; a flag replaces the
+recipe's value for this run. Values marked (required) must be in the recipe. A variant (kind) is chosen in the recipe
 only."""
 
 
 class _MappingLoader(yaml.SafeLoader):
-    """YAML's safe loader that also refuses a key that occurs twice in a mapping."""
+    """YAML's safe loader, less its habit of keeping the last of two equal keys without a word."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -46,7 +46,7 @@ def load_file(path: Path) -> Recipe:
 
 
 def load_mapping(path: Path, what: str) -> dict[str, Any]:
-    """Reads a YAML mapping from a file. what: the kind of file, for messages. Raises ConfigError."""
+    """Reads a YAML file that holds a mapping. what: names such a file in the ConfigError that is raised without one."""
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)
@@ -54,7 +54,8 @@ def load_mapping(path: Path, what: str) -> dict[str, Any]:
             raise ConfigError(f"{path}: expected a {what} of at most {LARGEST:,} bytes, got a larger file")
         raw = yaml.load(content.decode(), Loader=_MappingLoader)
     except OSError as error:
-        raise ConfigError(f"{path}: expected a readable {what}, got {error.strerror}") from None
+        near = near_file(path) if isinstance(error, FileNotFoundError) else ""
+        raise ConfigError(f"{path}: expected a readable {what}, got {error.strerror}{near}") from None
     except ConfigError:
         raise
     except RecursionError:
@@ -69,94 +70,57 @@ def load_mapping(path: Path, what: str) -> dict[str, Any]:
 def load(argv: Sequence[str], prog: str = "sidrec", about: str = "") -> Recipe:
     """A recipe file followed by flags for its scalars, as in `beauty.yaml --seed 3 --train.epochs 2`.
 
-    about: what the command does, for its help. Raises ConfigError; prints help and exits on --help, as tyro does for a
-    flag it does not know.
+    about: what the command does, for its help. Raises ConfigError; prints help and raises SystemExit(0) on --help.
     """
     kind = tyro.conf.AvoidSubcommands[Recipe]
     if argv and argv[0] in ("-h", "--help"):
-        tyro.cli(kind, args=["--help"], prog=f"{prog} RECIPE", description=f"{about}{FLAGS}")
+        parse_arguments(kind, ["--help"], f"{prog} RECIPE", f"{about}{FLAGS}")
     if not argv or argv[0].startswith("-"):
         raise ConfigError(f"{prog}: expected a recipe file first, got {argv[0] if argv else 'nothing'}")
     recipe = load_file(Path(argv[0]))
     if argv[1:]:
-        one_speaks = os.environ.get("RANK", "0") == "0"  # every rank reads the same flags
-        flagged = tyro.cli(
-            kind,
-            default=recipe,
-            args=list(argv[1:]),
-            prog=f"{prog} {argv[0]}",
-            description=f"{about}{FLAGS}",
-            console_outputs=one_speaks,
-        )
+        flagged = parse_arguments(kind, argv[1:], f"{prog} {argv[0]}", f"{about}{FLAGS}", default=recipe)
         recipe = parse(_plain(asdict(flagged)), " ".join(argv))
     return recipe
 
 
 def save(recipe: Recipe, path: Path) -> None:
-    """Writes the recipe with every default filled in; `load_file` returns an equal one."""
-    path.write_text(as_yaml(recipe))
-
-
-def as_yaml(recipe: Recipe) -> str:
-    """The recipe as YAML, every default filled in."""
-    return yaml.safe_dump(_plain(asdict(recipe)), sort_keys=False)
+    """Writes the resolved recipe; `load_file` gives back an equal one."""
+    path.write_text(yaml.safe_dump(_plain(asdict(recipe)), sort_keys=False))
 
 
 def parse(raw: dict[str, Any], where: str) -> Recipe:
-    """Plain data to a recipe; `where` names its source in errors. Raises ConfigError with one line per mistake."""
+    """A recipe from plain data; `where` names its source in errors. Raises ConfigError with one line per mistake."""
     try:
-        return RECIPE.validate_python(raw)
+        return _RECIPE.validate_python(raw)
     except ValidationError as error:
         mistakes = error.errors(include_url=False)
         lines = [f"{where}: {len(mistakes)} mistake(s) in the recipe"]
-        lines += [f"  {_path(mistake)}{_message(mistake)}" for mistake in mistakes]
+        lines += [f"  {_path(mistake)}{_sentence(mistake)}" for mistake in mistakes]
         raise ConfigError("\n".join(lines)) from None
 
 
 def _path(mistake: ErrorDetails) -> str:
-    """Dotted path of the mistake; messages about several sections name their keys themselves."""
+    """Where the mistake is; sentences about more than one section name their keys themselves."""
     return f"{place(mistake['loc'])}: " if mistake["loc"] else ""
 
 
-def _message(mistake: ErrorDetails) -> str:
-    """pydantic's message with the value found, and the names that exist where a key or kind is unknown."""
+def _sentence(mistake: ErrorDetails) -> str:
+    """pydantic's sentence with the value found, unless the sentence names it or there is none."""
     match mistake["type"]:
         case "value_error":  # a check of ours
             return mistake["msg"].removeprefix("Value error, ")
         case "union_tag_not_found":
             return f"expected a section with the key kind, got {short_repr(mistake['input'])}"
-        case "unexpected_keyword_argument":
-            *section, key = mistake["loc"]
-            known = [name for name in keys_at(section) if name != "kind"]
-            names = f"; expected one of {', '.join(known)}" if known else "; expected no keys"
-            return f"{mistake['msg']}{names}{did_you_mean(str(key), known)}"
-        case "union_tag_invalid":
-            return f"{mistake['msg']}{did_you_mean(str(mistake['ctx']['tag']), keys_at(mistake['loc']))}"
-        case "missing":
+        case "missing" | "unexpected_keyword_argument" | "union_tag_invalid":
             return mistake["msg"]
     return f"{mistake['msg']}, got {short_repr(mistake['input'])}"
 
 
 def _plain(value: Any) -> Any:
-    """Contents of a dataclass as plain YAML types."""
+    """Dataclass contents as YAML knows them."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
-
-
-# Flags of a command, checked as a recipe's values are.
-
-
-T = TypeVar("T")
-
-
-def checked_flags(options: TypeAdapter[T], parsed: Any) -> T:
-    """The options as their section checks them. Raises ConfigError that names the first mistaken flag."""
-    try:
-        return options.validate_python(vars(parsed))
-    except ValidationError as error:
-        first = error.errors()[0]
-        flag = "--" + str(first["loc"][0]).replace("_", "-")
-        raise ConfigError(f"{flag}: {first['msg']}, got {first['input']!r}") from None

@@ -1,8 +1,4 @@
-"""The recipe and its sections: data, start, optimizer, parallel, train, checkpoint, evaluate.
-
-`model` and `tokenizer` have chapters of their own. The docstring under a key is its description in `--help`, in the
-JSON schema and in `sidrec recipe explain`.
-"""
+"""The whole recipe and its running parts: data, optimizer, parallel, train."""
 
 from collections.abc import Mapping
 from dataclasses import field
@@ -10,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from sidrec.config.learners import TokenizerConfig
 from sidrec.config.model import ModelConfig
@@ -19,26 +15,26 @@ from sidrec.config.section import section, without_repeats
 
 @section
 class DataConfig:
-    """Where rows come from, and how they become batches."""
+    """Where rows come from and how they are dealt to the ranks."""
 
     path: Path
     """Data folder: holds log/ and items.parquet."""
     catalog: Path
     """Catalog folder, made by `sidrec fit`."""
     batch_size: PositiveInt = 4096
-    """Rows per step over all ranks together, so that a recipe trains the same at any world size."""
+    """Rows per step over all ranks together: the same recipe trains the same at any world size."""
     history_length: PositiveInt = 20
-    """Most recent history items used per row."""
+    """Latest history items used per row."""
     lanes: PositiveInt = 8
-    """Parallel streams that the rows of an epoch are split into; a multiple of the world size."""
+    """Parallel streams that the rows of an epoch are split into; the world size must divide it."""
     order: Literal["shuffled", "time"] = "shuffled"
-    """Order of training rows. With time, a HID is trained on its past only, as in production."""
+    """Order of training rows. In time order a HID has only seen its past, as in a production stream."""
     shuffle_rows: PositiveInt = 65536
-    """Rows in a lane's shuffle buffer."""
+    """Rows that a lane holds and mixes at a time."""
     workers: NonNegativeInt = 1
-    """Loader processes per rank; 0 collates batches in the training process."""
+    """Loader processes per rank; 0 builds batches in the training process."""
     bad_rows: Literal["refuse", "quarantine"] = "refuse"
-    """Action on rows that break the data contract: refuse to go on, or count and leave out such rows."""
+    """What to do with rows that break the contract: stop, or count them and leave them out."""
 
 
 @section
@@ -54,7 +50,7 @@ class AdagradTables:
 
 @section
 class RowwiseAdagradTables:
-    """FBGEMM's row-wise Adagrad: one state value per row, not per element. Saves memory; faster on GPUs only."""
+    """FBGEMM's row-wise Adagrad: one state value per row. Saves memory, and time only on GPUs."""
 
     kind: Literal["rowwise_adagrad"] = "rowwise_adagrad"
     lr: PositiveFloat = 0.05
@@ -77,14 +73,14 @@ TableOptimizer = Annotated[AdagradTables | RowwiseAdagradTables | SgdTables, Fie
 
 @section
 class DenseOptimizer:
-    """Optimizer of all parameters outside the embedding tables."""
+    """Optimizer of everything that is not a table."""
 
     kind: Literal["adam", "adamw", "adagrad"] = "adam"
     """torch.optim's optimizer of that name."""
     lr: PositiveFloat = 1e-3
     """Learning rate."""
     weight_decay: NonNegativeFloat = 0.0
-    """Weight decay, as torch.optim's optimizer of that kind defines it."""
+    """As the optimizer defines it."""
 
 
 @section
@@ -101,16 +97,13 @@ class Schedule:
 
 @section
 class OptimizerConfig:
-    """Optimizers of tables and dense parameters."""
+    """Who updates what."""
 
     tables: TableOptimizer = AdagradTables()
-    """Optimizer of the embedding tables, fused into FBGEMM's backward pass."""
     hid: TableOptimizer | None = None
     """Optimizer of the HID table alone, to hold it back; left out, that of the other tables."""
     dense: DenseOptimizer = DenseOptimizer()
-    """Optimizer of all other parameters."""
     schedule: Schedule = Schedule()
-    """Factor on all learning rates over the steps of the training."""
 
 
 ShardingKind = Literal[
@@ -120,16 +113,16 @@ ShardingKind = Literal[
 
 @section
 class ParallelConfig:
-    """How tables are sharded over ranks, and which training pipeline runs."""
+    """How tables are laid over ranks."""
 
     sharding: Literal["auto"] | ShardingKind = "auto"
-    """auto: TorchRec's planner chooses per table. Otherwise the sharding type of every table."""
+    """Let TorchRec's planner choose, or force one sharding type for every table."""
     plan: Annotated[Path | None, tyro.conf.arg(aliases=("--plan",))] = None
-    """File with the sharding plan to use unchanged, as each run writes it to plan.json."""
+    """Sharding plan to train with, exactly: a file as every run leaves it, plan.json."""
     calibration: Path | None = None
-    """Cost model of this machine, written by `sidrec bench calibrate`; the planner then uses its costs."""
+    """What work costs on this machine, as sidrec bench calibrate wrote it: plans are then searched by these costs."""
     pipeline: Literal["sparse_dist", "plain"] = "sparse_dist"
-    """TorchRec's pipeline: sparse_dist is TrainPipelineSparseDist, plain is TrainPipelineBase."""
+    """TrainPipelineSparseDist, or TrainPipelineBase."""
 
     def __post_init__(self) -> None:
         if self.plan is not None and self.sharding != "auto":
@@ -149,15 +142,15 @@ class TrainConfig:
     log_every: PositiveInt = 20
     """Steps between lines of metrics.jsonl and TensorBoard."""
     preflight: Literal["refuse", "warn"] = "refuse"
-    """Action on a problem found before allocation: refuse to train, or print a warning and train."""
+    """What to do about a problem found before anything is allocated: refuse to train, or say it and train."""
     row_ledger: bool = False
-    """Record in the run directory which rows of the train split each step used."""
+    """Note in the run directory which rows of the train split each step was trained on."""
     non_finite: Literal["stop", "skip"] = "stop"
-    """Action on a step with a non-finite loss or gradient: stop, or count the step and skip its update."""
+    """What to do with a step whose loss or gradients are not finite: stop, or count it and leave it out."""
     skip_at_most: PositiveInt = 10
-    """Most consecutive steps that non_finite: skip may skip."""
+    """Steps in a row that may be left out."""
     hang_minutes: PositiveFloat = 10.0
-    """Minutes without progress after which a rank exits, so that torchrun can restart all ranks."""
+    """Minutes without a sign of progress after which a rank ends itself, so that torchrun can start all again."""
 
 
 @section
@@ -165,12 +158,11 @@ class EvaluateConfig:
     """What is measured after training."""
 
     splits: Annotated[tuple[str, ...], AfterValidator(without_repeats)] = ("test",)
-    """Splits of the log to evaluate after training."""
+    """Splits of the log to evaluate."""
     head_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of items, the most impressed in the train split first, that form the head; between 0 and 1."""
+    """Share of items, by train impressions, that make the head."""
     tail_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Share of items, the least impressed first, that form the tail; between 0 and 1. The torso lies between head and
-    tail; cold items have no train impression."""
+    """Share of items, by train impressions, that make the tail; torso is between. Cold: no train impression at all."""
     save_predictions: bool = True
     """Write predictions_<split>.parquet into the run directory."""
 
@@ -181,20 +173,22 @@ class EvaluateConfig:
             )
 
 
+# When a run is saved, what is kept of it, and by what the best of it is chosen.
+
+
 @section
 class BestConfig:
-    """How the best checkpoint is chosen. It is kept in addition to the newest ones, and the run's reported metrics come
-    from it."""
+    """By what the best checkpoint is chosen. It is kept beside the newest ones, and the run's metrics are its."""
 
     split: str = "validation"
-    """Split of the log evaluated during training. Selecting on a split that is also reported biases the report."""
+    """Split of the log that is evaluated while training goes on. One that is also reported flatters the report."""
     metric: Literal["auc", "gauc", "uauc", "ne", "log_loss"] = "auc"
-    """Metric over all rows of the split. Higher is better for auc, gauc and uauc; lower for ne and log_loss."""
+    """Metric over all rows of the split; of ne and log_loss the lowest value is the best."""
     every: NonNegativeInt = 0
     """Steps between evaluations; 0 evaluates at the end of each epoch."""
 
     def better(self, value: float, than: float | None) -> bool:
-        """Whether `value` is better than `than`; None: nothing to compare with yet."""
+        """Whether `value` beats `than`, None where there is none so far."""
         if than is None:
             return True
         return value < than if self.metric in ("ne", "log_loss") else value > than
@@ -202,34 +196,36 @@ class BestConfig:
 
 @section
 class CheckpointConfig:
-    """When checkpoints are written and which are kept. A resumed run may use other values."""
+    """Checkpoints. A run may be continued with other values than it was begun with."""
 
     every: NonNegativeInt = 0
-    """Steps between checkpoints, in addition to the one after each epoch; 0 writes only the latter."""
+    """Steps between checkpoints; 0 saves at the end of each epoch only, which is saved in any case."""
     keep: PositiveInt = 2
-    """Number of newest checkpoints to keep."""
+    """Newest checkpoints kept."""
     background: bool = True
-    """Write checkpoints from a copy in memory while training continues. The copy doubles the memory of a rank's tables
-    and optimizer state."""
+    """Train on while a checkpoint is written, from a copy in memory: a rank's tables and their optimizer's state take
+    their room twice."""
     failures: PositiveInt = 3
-    """Consecutive failed writes after which training stops. A failed write of the last checkpoint always stops it."""
+    """Checkpoints in a row that may fail to be written before training stops. The last of a run must be written."""
     best: BestConfig | None = None
-    """Also keep the best checkpoint; left out, none is selected."""
+    """Keep the best checkpoint too; left out, none is chosen."""
+
+
+# What a new run starts from, in the place of first values.
 
 
 @section
 class StartConfig:
-    """Warm start: weights that a new run takes from another run. A run that resumes its own checkpoint ignores it."""
+    """What a new run starts from. A run that goes on from a checkpoint of its own has no use for it any more."""
 
     checkpoint: Path | None = None
-    """Run directory or checkpoint to take weights from. Its id tables may have fewer rows than this run's."""
+    """Another run's directory, or a checkpoint: start from its weights. Tables of ids may have grown since."""
     optimizer: bool = True
-    """Also take the state of the optimizers."""
+    """Take over the state of the optimizers too."""
     without: Annotated[tuple[str, ...], AfterValidator(without_repeats)] = ()
-    """Tables that keep their initial values."""
+    """Tables that keep their first values nevertheless."""
     tables: Mapping[str, str] = field(default_factory=dict)
-    """Table -> FILE or FILE:NAME with its rows (safetensors, npy or parquet). Rows not in the file keep their initial
-    values."""
+    """Table -> FILE or FILE:NAME with rows of it (safetensors, npy, parquet); what these lack keeps first values."""
 
     def __post_init__(self) -> None:
         if self.without and self.checkpoint is None:
@@ -245,23 +241,14 @@ class Recipe:
     seed: int = 0
     """Seed of initialisation and row order."""
     data: DataConfig
-    """Where rows come from, and how they become batches."""
     tokenizer: TokenizerConfig = TokenizerConfig()
-    """What `sidrec fit` learns, and from which vectors."""
     model: ModelConfig = ModelConfig()
-    """The ranker: item representation, context, backbone."""
     start: StartConfig = StartConfig()
-    """Weights of another run that a new run starts from."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    """Optimizers of the tables and of the dense part, and the schedule of their learning rates."""
     parallel: ParallelConfig = ParallelConfig()
-    """How tables are sharded over ranks."""
     train: TrainConfig = TrainConfig()
-    """Length of the training, logs, and what to do when something goes wrong."""
     checkpoint: CheckpointConfig = CheckpointConfig()
-    """When checkpoints are written, and which are kept."""
     evaluate: EvaluateConfig = EvaluateConfig()
-    """What is measured after training."""
 
     def __post_init__(self) -> None:
         item, data = self.model.item, self.data
@@ -277,7 +264,3 @@ class Recipe:
     def run(self) -> Path:
         """The run directory."""
         return self.train.runs / self.name / f"seed{self.seed}"
-
-
-RECIPE: TypeAdapter[Recipe] = TypeAdapter(Recipe)
-"""Checks plain data against the recipe, and knows its JSON schema."""

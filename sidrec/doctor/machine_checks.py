@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from sidrec import machine
-from sidrec.preflight.planned_run import Finding
+from sidrec.preflight.findings import Finding
 from sidrec.stack import fault, find_stack, repair
 
 GIB = 2**30

@@ -25,7 +25,7 @@ from torch import distributed as dist
 from sidrec.config import ConfigError, Recipe, load_file, save
 from sidrec.errors import SidrecError, print_error
 from sidrec.parallel.process_group import Ranks, joined_ranks
-from sidrec.preflight.planned_run import Finding
+from sidrec.preflight.findings import Finding
 from sidrec.train.assembly import build_model, open_dataset, open_loader
 from sidrec.train.optimizers import build_optimizer
 from sidrec.train.step import TrainingStep

@@ -21,7 +21,8 @@ from sidrec.plans.workload import recipe_workload
 from sidrec.preflight.capacity_check import room_here, size
 from sidrec.preflight.data_checks import FILES
 from sidrec.preflight.data_sample import checksum_finding, read_sample, sample_findings
-from sidrec.preflight.planned_run import Finding, PlannedRun, problems
+from sidrec.preflight.findings import Finding, problems
+from sidrec.preflight.planned_run import PlannedRun
 from sidrec.preflight.start_checks import read_splits, start_findings
 from sidrec.schema import LOG
 from sidrec.train.assembly import planned_run

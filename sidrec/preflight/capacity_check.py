@@ -12,7 +12,7 @@ import torch
 
 from sidrec import machine
 from sidrec.plans.hardware import GB
-from sidrec.preflight.planned_run import Finding
+from sidrec.preflight.findings import Finding
 from sidrec.preflight.resource_estimate import Need, RankNeeds, total
 
 NAMED = 4

@@ -1,9 +1,8 @@
 """A run as it is planned: everything that the checks of memory and disk reckon from, and nothing that is allocated."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 from torch import nn
 from torchrec.distributed.types import ModuleSharder, ShardingPlan
@@ -66,38 +65,3 @@ class PlannedRun:
         """Splits that are scored, each once."""
         best = self.recipe.checkpoint.best
         return tuple(dict.fromkeys((*self.recipe.evaluate.splits, *((best.split,) if best else ()))))
-
-
-# What a check found, and findings as a table.
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the table. Only a problem changes the exit status; a note may name a command too."""
-
-    name: str
-    state: Literal["ok", "note", "problem"]
-    found: str
-    repair: str = ""
-
-
-def problems(findings: Iterable[Finding]) -> list[Finding]:
-    """Those that must be repaired first."""
-    return [finding for finding in findings if finding.state == "problem"]
-
-
-def table(findings: Sequence[Finding], last: str) -> str:
-    """The findings as lines of text, each repair under its finding; then their number of problems, or `last`."""
-    count = len(problems(findings))
-    return "\n".join([*lines(findings), "", f"{count} problem(s)" if count else last])
-
-
-def lines(findings: Sequence[Finding]) -> list[str]:
-    """Name, state and what was found, in columns; the repair below."""
-    width = max((len(finding.name) for finding in findings), default=0)
-    told = []
-    for finding in findings:
-        told.append(f"{finding.name:<{width}}  {finding.state:<7}  {finding.found}")
-        if finding.repair:
-            told.append(f"{'':<{width}}  {'':<7}  -> {finding.repair}")
-    return told

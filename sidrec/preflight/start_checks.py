@@ -16,7 +16,8 @@ from sidrec.errors import DisagreementError, PreflightError
 from sidrec.parallel.process_group import Ranks, raise_on_all_ranks, run_on_all_ranks
 from sidrec.preflight.capacity_check import Room, bytes_in, fit, room_here
 from sidrec.preflight.data_checks import FILES, SplitFooters, check_values, footer_findings, read_footers, semantic_ids
-from sidrec.preflight.planned_run import Finding, PlannedRun, lines, problems
+from sidrec.preflight.findings import Finding, lines, problems
+from sidrec.preflight.planned_run import PlannedRun
 from sidrec.preflight.resource_estimate import disk_needs, rank_needs
 from sidrec.schema import ITEM_ID, ITEMS, LOG, MANIFEST
 from sidrec.stack import find_stack

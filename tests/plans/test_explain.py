@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sidrec.cli.plan import _teller, main
+from sidrec.cli.explain_plan import _progress
+from sidrec.cli.plan import main
 from sidrec.errors import SidrecError
 from sidrec.plans.cost import VERSION, CalibratedCost, Calibration, TorchRecCost, UnitCosts
 from sidrec.plans.explain import explain, rank_ranges, remarks, row_shares
@@ -131,8 +132,8 @@ def test_a_search_that_takes_long_says_what_is_left(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = iter([1.0, 4.0, 5.0, 7.0, 12.0])
-    monkeypatch.setattr("sidrec.cli.plan.time.monotonic", lambda: next(seconds))
-    tell = _teller(started=0.0)
+    monkeypatch.setattr("sidrec.cli.explain_plan.time.monotonic", lambda: next(seconds))
+    tell = _progress(started=0.0)
     for part, done, of in (("first", 0, 1), ("second", 0, 4), ("second", 1, 4), ("second", 2, 4), ("third", 0, 2)):
         tell(part, done, of)
     assert capsys.readouterr().err.splitlines() == ["4 s: second", "7 s: second, 2 of 4, about 3 s more", "12 s: third"]

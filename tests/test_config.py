@@ -7,7 +7,7 @@ import pytest
 
 from sidrec.config import ConfigError, Recipe, load, load_file, save
 
-RECIPES = sorted((Path(__file__).parents[2] / "launch" / "recipes").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).parents[1] / "launch" / "recipes").glob("*.yaml"))
 SMALLEST = "name: a\ndata: {path: d, catalog: c}\n"
 
 
@@ -43,10 +43,8 @@ def test_sections_are_frozen(recipe: Path) -> None:
 
 def test_all_unknown_keys_at_once(recipe: Path) -> None:
     assert _mistakes(recipe, "name: a\ndata: {path: d, catalog: c, btch_size: 3}\nmodle: {}\n") == [
-        "data.btch_size: Unexpected keyword argument; expected one of path, catalog, batch_size, history_length, "
-        "lanes, order, shuffle_rows, workers, bad_rows; did you mean batch_size?",
-        "modle: Unexpected keyword argument; expected one of name, seed, data, tokenizer, model, start, optimizer, "
-        "parallel, train, checkpoint, evaluate; did you mean model?",
+        "data.btch_size: Unexpected keyword argument",
+        "modle: Unexpected keyword argument",
     ]
 
 
@@ -67,7 +65,6 @@ def test_wrong_tag(recipe: Path) -> None:
     (mistake,) = _mistakes(recipe, SMALLEST + "model: {item: {kind: sidcoord}}\n")
     assert mistake.startswith("model.item: Input tag 'sidcoord'")
     assert "'hid', 'sid', 'hid_and_sid', 'sid_coord', 'gate_sid', 'content'" in mistake
-    assert mistake.endswith("; did you mean sid_coord?")
 
 
 def test_a_lane_of_one_row_has_no_negatives(recipe: Path) -> None:
@@ -82,7 +79,7 @@ def test_a_lane_of_one_row_has_no_negatives(recipe: Path) -> None:
 def test_a_key_of_another_variant(recipe: Path) -> None:
     """The HID-only twin has no gate: a gate left in its recipe would silently do nothing."""
     (mistake,) = _mistakes(recipe, SMALLEST + "model: {item: {kind: hid, gate: {kind: stats}}}\n")
-    assert mistake == "model.item.hid.gate: Unexpected keyword argument; expected one of hid_index"
+    assert mistake == "model.item.hid.gate: Unexpected keyword argument"
 
 
 @pytest.mark.parametrize(
@@ -135,11 +132,9 @@ def test_flags_are_checked_like_the_file(recipe: Path) -> None:
         load([str(recipe), "--train.epochs", "0"])
 
 
-def test_an_unknown_flag_stops_and_suggests(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
+def test_an_unknown_flag_stops_and_suggests(recipe: Path) -> None:
+    with pytest.raises(ConfigError, match=r"got --train\.epoch 2; did you mean --train\.epochs\?"):
         load([str(recipe), "--train.epoch", "2"])
-    assert stopped.value.code == 2
-    assert "--train.epochs" in capsys.readouterr().err
 
 
 def test_help_needs_no_recipe(capsys: pytest.CaptureFixture[str]) -> None:

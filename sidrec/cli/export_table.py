@@ -1,0 +1,124 @@
+"""What `sidrec table` does: lists the embedding tables of a checkpoint, and writes one of them to a file."""
+
+import json
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from sidrec.checkpoint.stored_tables import CheckpointTable, StoredCheckpoint, StoredTable, cut_of, open_checkpoint
+from sidrec.checkpoint.table_files import EMBEDDING, is_exported, no_ids, row_ids, write_parquet, write_safetensors
+from sidrec.cli.table import ExportOptions, ListOptions
+from sidrec.config import ConfigError
+from sidrec.io.files import check_free, new_file
+from sidrec.io.output_folders import output_file
+from sidrec.machine import unwritable
+from sidrec.schema import ContractError
+from sidrec.text import did_you_mean, text_table
+
+FORMATS = (".safetensors", ".parquet")
+
+
+def list_tables(options: ListOptions) -> None:
+    """Prints the tables of a checkpoint, or of a run's newest one, as text or JSON."""
+    checkpoint = open_checkpoint(options.source)
+    if options.json:
+        tables = {name: _facts(table) for name, table in checkpoint.tables.items()}
+        print(json.dumps({"checkpoint": str(checkpoint.path), "tables": tables}))
+        return
+    print(checkpoint.path)
+    lines: list[tuple[str, ...]] = [("table", "rows x width", "type", "bytes", "optimizer's state", "bytes", "cut")]
+    lines += [_line(table) for table in checkpoint.tables.values()]
+    print(text_table(lines, left=len(lines[0])))
+
+
+def _facts(table: CheckpointTable) -> dict[str, object]:
+    rows, width = table.weight.shape
+    return {
+        "rows": rows,
+        "width": width,
+        "type": table.weight.tensor.dtype,
+        "bytes": table.weight.bytes,
+        "state": {name: {"shape": state.shape, "bytes": state.bytes} for name, state in table.state.items()},
+        "cut": cut_of(table.weight.tensor),
+    }
+
+
+def _line(table: CheckpointTable) -> tuple[str, ...]:
+    rows, width = table.weight.shape
+    state = ", ".join(f"{name} {list(found.shape)}" for name, found in table.state.items()) or "none"
+    bytes_of_state = sum(found.bytes for found in table.state.values())
+    size, cut = f"{table.weight.bytes:,}", cut_of(table.weight.tensor)
+    return table.name, f"{rows:,} x {width}", table.weight.tensor.dtype, size, state, f"{bytes_of_state:,}", cut
+
+
+def export_table(options: ExportOptions) -> None:
+    """Writes one table of a checkpoint to a file, a range of rows at a time.
+
+    Raises ConfigError, CheckpointError or ContractError; then no file is left behind.
+    """
+    checkpoint = open_checkpoint(options.source)
+    table = _table(checkpoint, options.table)
+    to_parquet = _is_parquet(options)
+    tensors = _tensors(table, options, to_parquet)
+    target = _target(options, checkpoint)
+    rows = table.weight.shape[0]
+    ids = row_ids(checkpoint.recipe, table.name, rows, checkpoint.position.catalog) if options.ids else no_ids
+    files = set().union(*(tensor.files for tensor in tensors.values()))
+    if options.check:
+        with _progress("check", sum(checkpoint.index.files[name].size for name in files)) as progress:
+            checkpoint.check_files(files, progress.update)
+    size = sum(tensor.bytes for tensor in tensors.values())
+    with new_file(target, size, options.overwrite) as partial, _progress("export", size) as progress:
+        if to_parquet:
+            write_parquet(partial, tensors, progress.update, ids)
+        else:
+            write_safetensors(partial, tensors, progress.update)
+    print(f"{table.name} of {checkpoint.path}: {rows:,} rows to {options.file}", file=sys.stderr)
+
+
+def _table(checkpoint: StoredCheckpoint, name: str) -> CheckpointTable:
+    if name not in checkpoint.tables:
+        known = ", ".join(checkpoint.tables) or "none"
+        near = did_you_mean(name, checkpoint.tables)
+        raise ConfigError(f"{checkpoint.path}: expected one of the tables {known}, got {name}{near}")
+    return checkpoint.tables[name]
+
+
+def _is_parquet(options: ExportOptions) -> bool:
+    suffix = options.file.suffix
+    if suffix not in FORMATS:
+        raise ConfigError(f"{options.file}: expected a file name that ends in {' or '.join(FORMATS)}, got {suffix!r}")
+    if options.ids and suffix != ".parquet":
+        raise ConfigError(f"--ids: expected a file name that ends in .parquet, got {options.file}")
+    if obstacle := unwritable(options.file.parent):
+        raise ConfigError(f"{options.file}: expected a folder that can be written, got {obstacle}")
+    return suffix == ".parquet"
+
+
+def _target(options: ExportOptions, checkpoint: StoredCheckpoint) -> Path:
+    """FILE without links.
+
+    Raises ContractError for a file of the checkpoint, and for an existing file that is not an exported table.
+    """
+    check_free(options.file, options.overwrite)
+    target = output_file(options.file, "an exported table", is_exported)
+    if checkpoint.path.resolve() in target.parents:
+        expected = "a file apart from the checkpoint that is read"
+        raise ContractError(options.file, expected, f"one in {checkpoint.path}; name another file")
+    return target
+
+
+def _tensors(table: CheckpointTable, options: ExportOptions, to_parquet: bool) -> dict[str, StoredTable]:
+    """Tensors or columns by their names in the file."""
+    state = table.state if options.optimizer else {}
+    if options.optimizer and not state:
+        raise ConfigError(f"--optimizer: expected a checkpoint with optimizer state of {table.name}, got none")
+    if to_parquet:
+        return {EMBEDDING: table.weight, **state}
+    return {table.name: table.weight} | {f"{table.name}/{name}": found for name, found in state.items()}
+
+
+def _progress(what: str, size: int) -> tqdm:
+    """A bar over bytes with the time left, on a terminal, for work that takes longer than a second."""
+    return tqdm(total=size, desc=what, unit="B", unit_scale=True, delay=1, disable=None)

@@ -1,0 +1,167 @@
+"""How every command of sidrec and data_prep reads its arguments, refuses them, and ends.
+
+A command declares its arguments as a dataclass: a field is an option, its docstring the help, its default the default.
+`metavar` names positional arguments and values in the help. `parse` renders the help (what the command does, an
+example, arguments by group, defaults) and raises ConfigError for arguments that it cannot use, so that a mistake looks
+the same whether the parser, a recipe or the data refuses it. `run` turns errors into exit statuses.
+"""
+
+import io
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, overload
+
+import tyro
+
+from sidrec.errors import ConfigError, SidrecError, print_error
+from sidrec.text import did_you_mean, text_table
+
+T = TypeVar("T")
+
+UNKNOWN = "Unrecognized options: "
+
+
+def run(command: Callable[[], int | None]) -> int:
+    """Runs a command to its exit status.
+
+    Returns: the command's own status, or 0; 2 after an error that a user can mend, printed as one message on stderr;
+    130 after Ctrl-C; 1 when the reader of stdout has gone. SIDREC_TRACEBACK=1 raises instead of printing.
+    """
+    try:
+        return command() or 0
+    except BrokenPipeError:  # as in `sidrec train --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes stdout when it exits
+        return 1
+    except (SidrecError, OSError) as error:
+        if os.environ.get("SIDREC_TRACEBACK") == "1":
+            raise
+        print_error(error)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+@dataclass(frozen=True)
+class Subcommands:
+    """Commands under one name, as in `sidrec table list` and `sidrec table export`. commands: name -> summary."""
+
+    program: str
+    about: str
+    commands: Mapping[str, str]
+
+    def choose(self, words: Sequence[str]) -> tuple[str, list[str]]:
+        """The command's name and its arguments.
+
+        Raises ConfigError for an unknown name; SystemExit(0) after help, which no arguments ask for too.
+        """
+        if not words or words[0] in ("-h", "--help"):
+            print(self._help())
+            raise SystemExit(0)
+        if words[0] not in self.commands:
+            expected = f"expected one of the commands {', '.join(self.commands)}, got {words[0]!r}"
+            raise ConfigError(f"{self.program}: {expected}{did_you_mean(words[0], self.commands)}")
+        return words[0], list(words[1:])
+
+    def _help(self) -> str:
+        commands = text_table([(f"  {name}", summary) for name, summary in self.commands.items()], left=2)
+        end = f"{self.program} COMMAND --help describes a command's arguments."
+        return f"usage: {self.program} COMMAND ...\n\n{self.about}\n\n{commands}\n\n{end}"
+
+
+def metavar(name: str, default: str | None = None) -> Any:
+    """Names a value in the help, as NAME or PATH. default: what the help says about an option that is left out."""
+    return tyro.conf.arg(metavar=name, help_behavior_hint=None if default is None else f"(default: {default})")
+
+
+def describe(about: str, *examples: str) -> str:
+    """The text above the arguments in a command's help."""
+    return "\n".join(
+        [about, "", "Example:" if len(examples) == 1 else "Examples:", *(f"  {line}" for line in examples)]
+    )
+
+
+@overload
+def parse(kind: type[T], words: Sequence[str], program: str, description: str, default: T | None = None) -> T: ...
+@overload
+def parse(
+    kind: type[T],
+    words: Sequence[str],
+    program: str,
+    description: str,
+    default: T | None = None,
+    *,
+    others: Literal[True],
+) -> tuple[T, list[str]]: ...
+def parse(
+    kind: type[T],
+    words: Sequence[str],
+    program: str,
+    description: str,
+    default: T | None = None,
+    others: bool = False,
+) -> T | tuple[T, list[str]]:
+    """An object of the dataclass `kind` from a command's arguments.
+
+    program: the words before the arguments, as in "sidrec plan". default: takes the place of the class's defaults.
+    others: also return the arguments that are no options of `kind`.
+
+    Under torchrun all ranks parse the same arguments, and only rank 0 prints help.
+
+    Raises ConfigError for arguments that do not parse, and for values that the class's pydantic types refuse.
+    Raises SystemExit(0) after --help.
+    """
+    refusal, hidden = io.StringIO(), io.StringIO()
+    if any(word in ("-h", "--help") for word in words):
+        words = ["--help"]  # tyro leaves positional arguments that were given out of the help
+    cli: Any = tyro.cli  # its overloads know no bool for return_unknown_args
+    settings = {} if default is None else {"default": default}
+    shown = sys.stdout if os.environ.get("RANK", "0") == "0" else hidden
+    try:
+        with redirect_stderr(refusal), redirect_stdout(shown):
+            parsed = cli(
+                kind,
+                args=list(words),
+                prog=program,
+                description=description,
+                return_unknown_args=others,
+                **settings,
+            )
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise ConfigError(f"{program}: {_message(refusal.getvalue())} ({program} --help lists all)") from None
+    if others:
+        return _checked(kind, parsed[0]), parsed[1]
+    return _checked(kind, parsed)
+
+
+def _message(boxed: str) -> str:
+    """tyro's error without the box around it, and the option that it suggests."""
+    lines = [line.strip("│ ") for line in boxed.splitlines() if line.startswith("│")]
+    rule = next((place for place, line in enumerate(lines) if line.startswith("─")), len(lines))
+    message = " ".join(lines[:rule]).removeprefix("Error parsing ")
+    if message.startswith(UNKNOWN):
+        message = f"expected known options, got {message.removeprefix(UNKNOWN).replace(', ', ' ')}"
+    elif " Got errors: - " in message:  # of a value that may be left out: the last error is the one of its own type
+        message = f"{message.partition(':')[0]}: {message.rpartition(' - ')[2].partition(': ')[2]}"
+    elif message.startswith("Missing from "):
+        message = f"expected {lines[1]}, got nothing" if len(lines) > 1 else message
+    near = [line.split()[0].rstrip(",") for line in lines[rule:] if line.startswith("--")]
+    return f"{message}; did you mean {near[0]}?" if near and UNKNOWN in boxed else message.rstrip(".")
+
+
+def _checked(kind: type[T], parsed: T) -> T:
+    """What the pydantic types of a section (`sidrec.config.section`) say about the values; other classes pass."""
+    if not hasattr(kind, "__pydantic_config__"):
+        return parsed
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_python(vars(parsed))
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-")
+        raise ConfigError(f"{option}: {first['msg']}, got {first['input']!r}") from None
