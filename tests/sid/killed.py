@@ -24,8 +24,8 @@ def die_after_first_checkpoint() -> None:
     """From now on, the first checkpoint that this process saves is the last thing it does."""
     save = Checkpoint.save
 
-    def save_and_die(checkpoint: Checkpoint, state: dict[str, Any]) -> None:
-        save(checkpoint, state)
+    def save_and_die(self: Checkpoint, state: dict[str, Any]) -> None:
+        save(self, state)
         os.kill(os.getpid(), signal.SIGKILL)
 
     Checkpoint.save = save_and_die  # type: ignore[method-assign]

@@ -36,7 +36,7 @@ from sidrec.sid.learners import gradient
 from sidrec.sid.learners.gradient import GradientTokenizer
 from sidrec.sid.learners.registry import fit_tokenizer, load_tokenizer, save_tokenizer
 from sidrec.sid.quality import code_quality, reconstruction_error
-from sidrec.sid.tokenizer import SideInformation
+from sidrec.sid.tokenizer import Encoded, SideInformation
 from tests.sid.item_files import clustered_vectors
 
 TEXT, BEHAVIOR = clustered_vectors(200), clustered_vectors(200, 6, seed=1)
@@ -90,7 +90,8 @@ def test_every_learner_saves_and_loads_to_identical_codes(learner: GradientLearn
     assert again is not None
     assert np.array_equal(decoded, again)
     assert decoded.shape == VECTORS.shape
-    alone = fitted.decode(*(None if part is None else part[70:71] for part in ours))  # of the second chunk
+    weights = None if ours.weights_NL is None else ours.weights_NL[70:71]
+    alone = fitted.decode(ours.codes_NL[70:71], weights)  # of the second chunk
     assert alone is not None
     assert np.allclose(alone[0], decoded[70], atol=1e-5)
 
@@ -227,7 +228,12 @@ def test_all_items_are_encoded_for_a_collapse_only_where_a_sample_uses_too_few_c
     vectors[sampled_rows] = 1
     encode = GradientTokenizer.encode
     monkeypatch.setattr("sidrec.sid.learners.gradient.SAMPLE", 2)
-    monkeypatch.setattr(GradientTokenizer, "encode", lambda self, rows: seen.append(len(rows)) or encode(self, rows))
+
+    def counted(tokenizer: GradientTokenizer, rows: np.ndarray) -> Encoded:
+        seen.append(len(rows))
+        return encode(tokenizer, rows)
+
+    monkeypatch.setattr(GradientTokenizer, "encode", counted)
     config = replace(PLAIN, training=replace(SHORT, least_utilisation=0.2))
     GradientTokenizer.fit(vectors, config, 0, SideInformation())
     assert seen == encoded

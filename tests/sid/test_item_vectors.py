@@ -66,6 +66,7 @@ def test_another_process_maps_what_was_read(tmp_path: Path) -> None:
     assert found.item_ids_N.tolist() == [5, 2, 9]
     assert np.array_equal(found.vectors_NV, read.vectors_NV)
     assert found.side.columns == read.side.columns
+    assert found.side.behavior_NE is not None
     assert np.array_equal(found.side.behavior_NE, BEHAVIOR)
     assert not found.vectors_NV.flags.writeable
 

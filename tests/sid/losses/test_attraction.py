@@ -66,7 +66,7 @@ def test_no_partner_at_all_is_exactly_zero() -> None:
     latent_BD = torch.randn(4, 3, requires_grad=True)
     batch = items([0, 1, 0, 1], partners=2, has_partner=[False, False])
     loss = ContrastLoss(PLAIN)(coded(latent_BD, [[0]] * 4), batch, CONTRAST_NETWORK)
-    loss.backward()
+    torch.autograd.backward(loss)
     assert loss.item() == 0
     assert latent_BD.grad is not None
     assert latent_BD.grad.abs().sum() == 0
@@ -76,9 +76,9 @@ def test_on_quantized_the_gradient_passes_straight_to_the_latents() -> None:
     network, batch = TinyNetwork(), random_batch()
     found = network(batch)
     found.latent_BD.retain_grad()
-    ContrastLoss(replace(PLAIN, on="quantized"))(found, batch, network).backward()
+    torch.autograd.backward(ContrastLoss(replace(PLAIN, on="quantized"))(found, batch, network))
     quantized_BD = found.quantized_BD.detach().requires_grad_()
-    info_nce(quantized_BD[:6], quantized_BD[6:], 0.5).mean().backward()
+    torch.autograd.backward(info_nce(quantized_BD[:6], quantized_BD[6:], 0.5).mean())
     torch.testing.assert_close(found.latent_BD.grad, quantized_BD.grad)
     assert all(words.grad is None for words in network.codewords)
     assert network.encoder.weight.grad is not None
@@ -108,7 +108,7 @@ def test_collaborative_equals_the_slow_loop(behavior: int) -> None:
     found = COLLABORATIVE_NETWORK(batch)
     torch.manual_seed(2)
     module = CollaborativeLoss(Collaborative(weight=0.2), 3, behavior)
-    mapped_BD = batch.behavior_BE if behavior == 3 else batch.behavior_BE @ module.map.weight.T
+    mapped_BD = batch.behavior_BE if behavior == 3 else batch.behavior_BE @ module.map.get_parameter("weight").T
     losses = []
     for m in range(1, 12):
         others = [n for n in range(1, 12) if n == m or batch.rows_B[n] != batch.rows_B[m]]
@@ -121,7 +121,7 @@ def test_gradient_passes_straight_to_the_encoder() -> None:
     network, batch = TinyNetwork(), random_batch(behavior=3)
     found = network(batch)
     found.latent_BD.retain_grad()
-    CollaborativeLoss(ONE, 3, 3)(found, batch, network).backward()
+    torch.autograd.backward(CollaborativeLoss(ONE, 3, 3)(found, batch, network))
     assert batch.behavior_BE is not None
     probability_AA = torch.softmax(found.quantized_BD[1:] @ batch.behavior_BE[1:].T, dim=1)
     expected_AD = (probability_AA - torch.eye(11)) @ batch.behavior_BE[1:] / 11
@@ -135,7 +135,7 @@ def test_collaborative_nobody_has_behaviour() -> None:
     batch = ItemBatch(torch.arange(3), torch.randn(3, 4), behavior_BE=torch.zeros(3, 5))
     module = CollaborativeLoss(ONE, 3, 5)
     loss = module(COLLABORATIVE_NETWORK(batch), batch, COLLABORATIVE_NETWORK)
-    loss.backward()
+    torch.autograd.backward(loss)
     assert loss.item() == 0
     assert module.map.weight.grad is not None
 
@@ -184,7 +184,7 @@ def test_the_same_item_is_no_negative() -> None:
 def test_alignment_nobody_has_behaviour() -> None:
     batch = ItemBatch(torch.arange(3), torch.randn(3, 4), behavior_BE=torch.zeros(3, 5), scaled_norm_B=torch.zeros(3))
     module, loss = loss_of(BehaviorAlignment(controller=AlignmentController()), ALIGNMENT_NETWORK(batch), batch)
-    loss.backward()
+    torch.autograd.backward(loss)
     assert loss.item() == 0
     assert module.map.weight.grad is not None
     assert module.map.weight.grad.abs().sum() == 0
@@ -193,7 +193,7 @@ def test_alignment_nobody_has_behaviour() -> None:
 def test_on_quantized_the_gradient_reaches_encoder_and_map_but_no_codeword() -> None:
     network, batch = TinyNetwork(), random_batch()
     module, loss = loss_of(BehaviorAlignment(on="quantized"), network(batch), batch)
-    loss.backward()
+    torch.autograd.backward(loss)
     for parameter in (network.encoder.weight, module.map.weight):
         assert parameter.grad is not None
         assert parameter.grad.abs().sum() > 0
@@ -317,7 +317,7 @@ def test_only_codewords_get_a_gradient() -> None:
     module = DiversityLoss(Diversity(groups=2), network)
     module.begin_epoch(network)
     latent_BD = torch.zeros(2, 3, requires_grad=True)
-    module(coded(latent_BD, [[0], [3]]), items([0, 1]), network).backward()
+    torch.autograd.backward(module(coded(latent_BD, [[0], [3]]), items([0, 1]), network))
     assert network.codewords[0].grad is not None
     assert latent_BD.grad is None
 

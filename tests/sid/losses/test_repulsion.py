@@ -57,7 +57,7 @@ def test_nothing_valid_is_exactly_zero() -> None:
     """Oracle: M = 0 everywhere. One item at every place, all codes equal."""
     latent_BD = torch.randn(4, 3, requires_grad=True)
     loss = hamming_repel(HAMMING_PAPER, latent_BD, [[1, 2, 3]] * 4, items([5, 5, 5, 5], partners=2))
-    loss.backward()
+    torch.autograd.backward(loss)
     assert loss.item() == 0
     assert latent_BD.grad is not None
     assert latent_BD.grad.abs().sum() == 0
@@ -117,7 +117,7 @@ def test_hamming_gradient_of_the_distance_alone() -> None:
 def test_hamming_gradient_reaches_the_encoder_and_no_codeword() -> None:
     network = TinyNetwork(size=2)
     batch = replace(random_batch(40), partners=None)
-    HammingRepulsionLoss(HAMMING_PAPER)(network(batch), batch, network).backward()
+    torch.autograd.backward(HammingRepulsionLoss(HAMMING_PAPER)(network(batch), batch, network))
     assert network.encoder.weight.grad is not None
     assert network.encoder.weight.grad.abs().sum() > 0
     assert all(words.grad is None for words in network.codewords)
@@ -125,16 +125,17 @@ def test_hamming_gradient_reaches_the_encoder_and_no_codeword() -> None:
 
 def test_a_step_drives_a_conflict_apart() -> None:
     latent_BD = on_angle(0, 10).requires_grad_()
-    hamming_repel(HAMMING_PAPER, latent_BD, [[1, 1, 1]] * 2, items([0, 1])).backward()
+    torch.autograd.backward(hamming_repel(HAMMING_PAPER, latent_BD, [[1, 1, 1]] * 2, items([0, 1])))
     assert latent_BD.grad is not None
     moved_BD = latent_BD.detach() - 0.1 * latent_BD.grad
-    assert torch.cosine_similarity(*moved_BD, dim=0) < torch.cosine_similarity(*latent_BD.detach(), dim=0)
+    first_D, second_D = latent_BD.detach()
+    assert torch.cosine_similarity(moved_BD[0], moved_BD[1], dim=0) < torch.cosine_similarity(first_D, second_D, dim=0)
 
 
 def test_hamming_zero_latents_give_no_nan() -> None:
     latent_BD = torch.zeros(3, 2, requires_grad=True)
     loss = hamming_repel(replace(HAMMING_PAPER, margin_full=1.5), latent_BD, [[1, 1, 1]] * 3, items([0, 1, 2]))
-    loss.backward()
+    torch.autograd.backward(loss)
     assert loss.item() == pytest.approx(0.2 * 0.5)
     assert latent_BD.grad is not None
     assert latent_BD.grad.abs().sum() == 0
@@ -260,7 +261,7 @@ def test_overlap_without_masking_partners_are_repelled() -> None:
 def test_no_overlap_is_exactly_zero() -> None:
     latent_BD = torch.randn(3, 2, requires_grad=True)
     loss = overlap_repel(OVERLAP_PAPER, latent_BD, [[0, 0, 0], [1, 1, 1], [2, 2, 2]], items([0, 1, 2]))
-    loss.backward()
+    torch.autograd.backward(loss)
     assert loss.item() == 0
     assert latent_BD.grad is not None
     assert latent_BD.grad.abs().sum() == 0
@@ -268,7 +269,9 @@ def test_no_overlap_is_exactly_zero() -> None:
 
 def test_overlap_zero_latents_give_no_nan() -> None:
     latent_BD = torch.zeros(3, 2, requires_grad=True)
-    overlap_repel(replace(OVERLAP_PAPER, margins=(1.5,)), latent_BD, [[1, 1, 1]] * 3, items([0, 1, 2])).backward()
+    torch.autograd.backward(
+        overlap_repel(replace(OVERLAP_PAPER, margins=(1.5,)), latent_BD, [[1, 1, 1]] * 3, items([0, 1, 2]))
+    )
     assert latent_BD.grad is not None
     assert latent_BD.grad.abs().sum() == 0
 
@@ -286,7 +289,7 @@ def test_overlap_gradient_of_the_distance_alone() -> None:
 def test_overlap_gradient_reaches_the_encoder_and_no_codeword() -> None:
     network = TinyNetwork(size=2)
     batch = random_batch(40)
-    OverlapRepulsionLoss(OVERLAP_PAPER)(network(batch), batch, network).backward()
+    torch.autograd.backward(OverlapRepulsionLoss(OVERLAP_PAPER)(network(batch), batch, network))
     assert network.encoder.weight.grad is not None
     assert network.encoder.weight.grad.abs().sum() > 0
     assert all(words.grad is None for words in network.codewords)

@@ -60,6 +60,7 @@ def test_codes_are_those_of_the_largest_cosine() -> None:
         assert torch.allclose(target.norm(dim=1), torch.ones(24), atol=1e-5)
     codes, weights = net.encode(vectors())
     assert torch.equal(codes, coded.codes_BL)
+    assert weights is not None
     assert coded.weights_BL is not None
     assert torch.allclose(weights, coded.weights_BL)
 
@@ -91,7 +92,8 @@ def test_latents_are_the_gated_sum_and_gates_sum_to_one() -> None:
     expected = sum(share[:, level, None] * target for level, target in enumerate(coded.targets))
     assert torch.allclose(coded.latent_BD, expected, atol=1e-6)
     words = [functional.normalize(net.codewords[level][coded.codes_BL[:, level]], dim=1) for level in range(8)]
-    assert torch.allclose(coded.quantized_BD, sum(share[:, i, None] * word for i, word in enumerate(words)), atol=1e-6)
+    fused = torch.stack([share[:, i, None] * word for i, word in enumerate(words)]).sum(dim=0)
+    assert torch.allclose(coded.quantized_BD, fused, atol=1e-6)
     decoded = net.decoder(coded.quantized_BD)
     assert coded.terms["reconstruction"].item() == pytest.approx((decoded - vectors()).square().sum().item() / 24)
 
@@ -186,9 +188,9 @@ def test_no_contrast_and_no_regularisation() -> None:
 def test_alignment_reaches_the_behavior_tower_unless_detached(detach: bool) -> None:
     net = network(replace(SMALL, detach_behavior=detach))
     net(batch()).terms["align_behavior"].backward()
-    reached = net.towers["behavior"][0].weight.grad
+    reached = net.get_parameter("towers.behavior.0.weight").grad
     assert (reached is None) == detach
-    assert net.towers["text"][0].weight.grad is not None
+    assert net.get_parameter("towers.text.0.weight").grad is not None
 
 
 def test_reconstruction_reaches_experts_gates_and_router_but_no_codeword() -> None:

@@ -35,8 +35,8 @@ def test_levels_are_independent() -> None:
     net, items = network(), batch()
     before = net.encode(items.vectors_BV)[0]
     with torch.no_grad():
-        net.codebooks[0].weight += 3
-        net.codebooks[0].weight[0] = 0
+        net.codewords[0].add_(3)
+        net.codewords[0][0] = 0
     after = net.encode(items.vectors_BV)[0]
     assert not torch.equal(before[:, 0], after[:, 0])
     assert torch.equal(before[:, 1:], after[:, 1:])
@@ -45,7 +45,7 @@ def test_levels_are_independent() -> None:
 def test_the_decoder_sees_the_sum_of_codewords() -> None:
     net, items = network(), batch()
     coded = net(items)
-    expected = sum(net.codewords[level][coded.codes_BL[:, level]] for level in range(3))
+    expected = torch.stack([net.codewords[level][coded.codes_BL[:, level]] for level in range(3)]).sum(dim=0)
     assert torch.allclose(coded.quantized_BD, expected, atol=1e-6)
     decoded = net.decode(coded.codes_BL)
     assert decoded is not None

@@ -1,6 +1,7 @@
 """RQ-VAE: residual codes by hand, losses against a slow reference, where gradients go, Sinkhorn, weights."""
 
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -74,7 +75,7 @@ def slow_terms(net: RqVae, vectors: Tensor, mean: bool) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
-def test_losses_equal_a_slow_reference(reduction: str) -> None:
+def test_losses_equal_a_slow_reference(reduction: Literal["sum", "mean"]) -> None:
     net, items = network(replace(SMALL, reconstruction=reduction)), batch()
     found = {name: float(term.detach()) for name, term in net(items).terms.items()}
     with torch.no_grad():
@@ -136,8 +137,8 @@ def test_sinkhorn_is_for_the_last_level_in_training_alone() -> None:
     config = LetterConfig(levels=2, codebook_size=4, width=4, hidden=(8,))
     net, items = network(config), batch(64)
     with torch.no_grad():
-        net.codebooks[1].weight[0] *= 0.01  # nearest for nearly all
-        net.codebooks[1].weight[1:] += 5
+        net.codewords[1][0] *= 0.01  # nearest for nearly all
+        net.codewords[1][1:] += 5
     nearest_codes = net.encode(items.vectors_BV)[0]
     trained = net(items).codes_BL
     assert torch.equal(trained[:, 0], nearest_codes[:, 0])
