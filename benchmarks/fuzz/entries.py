@@ -159,7 +159,7 @@ def plan(folder: Path) -> None:
 
 
 def calibration(folder: Path) -> None:
-    load_calibration(folder / CALIBRATION, "cpu").fit_for(3).costs()
+    load_calibration(folder / CALIBRATION, "cpu").costs_for(3).costs()
 
 
 def bench_page(folder: Path) -> None:

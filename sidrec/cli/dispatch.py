@@ -39,6 +39,10 @@ GROUPS = {
         "plan": Command("sidrec.cli.plan", "make a sharding plan for any hardware, explain it, export it", True),
         "bench": Command("sidrec.cli.bench", "measure sharding plans on these ranks, calibrate their costs", True),
     },
+    "Recipes": {
+        "recipe": Command("sidrec.cli.recipe", "explain a recipe's keys and kinds, show a recipe with its defaults"),
+        "schema": Command("sidrec.cli.schema", "print the JSON schema of recipes, for editors"),
+    },
     "Diagnose": {
         "doctor": Command("sidrec.cli.doctor", "check this machine, or a recipe on it, and name the repairs"),
     },

@@ -1,4 +1,9 @@
-"""How items are represented. Every default cites its source."""
+"""The section `model.item`: how items are represented.
+
+In order: index of ids, fusion of a SID's granularities, alignment of target and history, gate between HID and SID, and
+the item kinds that combine them. Every default cites its source; [I] marks one of our own. HID: hashed item id.
+SID: semantic id, L codes per item. Granularity: adjacent levels of a SID that are looked up as one feature.
+"""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -12,12 +17,12 @@ embedding by the product of its tokens' weights, append gives the target's weigh
 Histories = Annotated[tuple[Literal["hid", "sid"], ...], AfterValidator(without_repeats)]
 
 
-# How ids become rows of embedding tables.
+# Index: ids to rows of embedding tables.
 
 
 @section
 class ExactIndex:
-    """Every id that occurs has a row of its own, and every SID granularity a table of its own."""
+    """One row per id, and one table per SID granularity."""
 
     kind: Literal["exact"] = "exact"
     rows_are_ids: ClassVar[bool] = True
@@ -25,40 +30,40 @@ class ExactIndex:
 
 @section
 class ManagedCollisionIndex:
-    """Ids get rows of their own as training meets them and lose them to others: TorchRec's managed collision, also
-    called zero-collision hashing (ZCH). An id without a row reads one that all such ids share.
+    """TorchRec's managed collision, also called zero-collision hashing (ZCH): ids get rows when training meets them,
+    and are evicted later. Ids without a row share one.
 
-    Every rank deals out its share of the rows: results depend on the number of ranks, which must divide `rows`.
+    Every rank manages its own share of the rows, so results depend on the number of ranks, which must divide `rows`.
     """
 
     kind: Literal["managed_collision"] = "managed_collision"
     rows_are_ids: ClassVar[bool] = False
     rows: Annotated[int, Field(ge=2)]
-    """Rows of the table; the last of each rank is that of ids without one of their own."""
+    """Rows of the table, at least 2; ids without a row use the last row of each rank."""
     eviction: Literal["lru", "lfu", "distance_lfu"] = "distance_lfu"
-    """Who loses rows: the id not met for longest (lru), the one met least often (lfu), or the one with the fewest
-    meetings for each step since the last (distance_lfu). An id is met once per rank and step. With lfu, a new id takes
-    a row by more meetings in one interval than another id had in all."""
+    """Which id is evicted: the least recently used (lru), the least frequently used (lfu), or the one with the lowest
+    count divided by the steps since its last use (distance_lfu). An id counts once per rank and step. With lfu, a new
+    id evicts another if its count in one interval exceeds the other's total count."""
     eviction_interval: PositiveInt = 100
-    """Steps after which ids met in them get rows, and others lose theirs; each time costs a sort of a rank's rows."""
+    """Steps between evictions; new ids get rows then. Each eviction sorts the rows of a rank."""
 
 
 @section
 class ModuloIndex:
-    """Ids are hashed to the rows of one table and share them where they collide: the hashing trick, and of SIDs the
-    table that all granularities share in Meta's prefix n-gram (arXiv 2504.02137), each hashed in a way of its own."""
+    """The hashing trick: ids are hashed to the rows of one table, and share rows where they collide. SID granularities
+    share one table with a hash function each, as in Meta's prefix n-gram (arXiv 2504.02137)."""
 
     kind: Literal["modulo"] = "modulo"
     rows_are_ids: ClassVar[bool] = False
     rows: Annotated[int, Field(ge=2)]
-    """Rows of the table; row 0 is kept for what is not known."""
+    """Rows of the table, at least 2; row 0 is reserved for unknown ids."""
 
 
 HidIndex = Annotated[ExactIndex | ModuloIndex | ManagedCollisionIndex, Field(discriminator="kind")]
 
 
 class ItemKind:
-    """What an item kind needs, as the rest of sidrec asks for it. Each kind overrides what differs."""
+    """What the rest of sidrec asks an item kind. Kinds override the answers that differ."""
 
     @property
     def hids(self) -> HidIndex | None:
@@ -82,13 +87,13 @@ class ItemKind:
 
     @property
     def least_rows_per_lane(self) -> int:
-        """Rows that each lane must give to a step, for losses that compare rows of a lane; 0 without such a loss."""
+        """Rows per lane and step that a loss over rows of a lane needs; 0 without such a loss."""
         return 0
 
 
 @section
 class HashedItem(ItemKind):
-    """What all item kinds with HIDs can choose."""
+    """Keys that all item kinds with HIDs share."""
 
     hid_index: HidIndex = ExactIndex()
     """How item ids become rows of the HID table."""
@@ -100,24 +105,24 @@ class HashedItem(ItemKind):
 
 @section
 class HidItem(HashedItem):
-    """Items are their hashed ids: the twin that SID-Coord is compared with."""
+    """Items are hashed ids (HIDs) only: the baseline that SID-Coord is compared with."""
 
     kind: Literal["hid"] = "hid"
 
 
-# How the embeddings of an item's granularities become one. Every default cites its source.
+# Fusion: the embeddings of an item's granularities to one embedding e_sid.
 
 
 @section
 class AdditiveFusion:
-    """softmax_k(v . tanh(W e_k + b_k)): of the item alone, so that e_sid can be cached and compared by cosine."""
+    """Weights softmax_k(v . tanh(W e_k + b_k)) from the item alone, so that e_sid can be cached and compared."""
 
     kind: Literal["additive"] = "additive"
     hidden: PositiveInt = 16
     """Width of the scorer's hidden layer."""
 
 
-# How alike target and history are in the space of SIDs. Every default cites its source.
+# Alignment: similarity of target and history in the space of SIDs.
 
 
 @section
@@ -152,7 +157,7 @@ class HistogramAlignment:
 
 @section
 class MatchStatsAlignment:
-    """How many items of the history share the target's granule, per granularity: log1p of the count, and the share.
+    """Number of history items with the target's id, per granularity: log1p of the count, and the share.
     The match statistics that SID-Coord's paper pairs with DAS's SIDs (arXiv 2508.10584)."""
 
     kind: Literal["match_stats"] = "match_stats"
@@ -169,7 +174,7 @@ class NoAlignment:
 
 @section
 class RawStatsAlignment:
-    """max, mean and standard deviation of the similarities: the control that AutoDis must beat."""
+    """Maximum, mean and standard deviation of the similarities: a control for AutoDis."""
 
     kind: Literal["raw_stats"] = "raw_stats"
     needs_granules: ClassVar[bool] = False
@@ -185,7 +190,7 @@ Alignment = Annotated[
 
 @section
 class ConcatMlpFusion:
-    """softmax(MLP([e_1; ...; e_G]))."""
+    """Weights softmax(MLP([e_1; ...; e_G])) over granularities."""
 
     kind: Literal["concat_mlp"] = "concat_mlp"
     hidden: PositiveInt = 64
@@ -194,28 +199,28 @@ class ConcatMlpFusion:
 
 @section
 class ConcatProjectFusion:
-    """W [e_1; ...; e_G]: no attention, all of every part."""
+    """Linear projection W [e_1; ...; e_G] without attention."""
 
     kind: Literal["concat_project"] = "concat_project"
 
 
 @section
 class MeanFusion:
-    """The same weight for every granularity: the control that attention must beat."""
+    """Equal weights for all granularities: a control for attention."""
 
     kind: Literal["mean"] = "mean"
 
 
 @section
 class QueryFusion:
-    """softmax_k(q . W e_k / sqrt(D)) with one learned query q."""
+    """Weights softmax_k(q . W e_k / sqrt(D)) with one learned query q."""
 
     kind: Literal["query"] = "query"
 
 
 @section
 class SumFusion:
-    """The plain sum, as Meta and Google pool the parts of a SID (arXiv 2504.02137, 2306.08121)."""
+    """The sum over granularities, as Meta and Google pool the parts of a SID (arXiv 2504.02137, 2306.08121)."""
 
     kind: Literal["sum"] = "sum"
 
@@ -226,12 +231,12 @@ Fusion = Annotated[
 ]
 
 
-# What an item's SID is cut into: the features that are looked up.
+# Tokens: the features of a SID that are looked up.
 
 
 @section
 class GranularityTokens:
-    """The granularities that the item section names."""
+    """The item's `granularities`."""
 
     kind: Literal["granularities"] = "granularities"
 
@@ -241,12 +246,12 @@ Index = Annotated[ExactIndex | ModuloIndex, Field(discriminator="kind")]
 
 @section
 class SpmTokens:
-    """Subwords of SIDs that SentencePiece learns (Google, arXiv 2306.08121): frequent runs of codes get a row of their
-    own, rare SIDs fall apart into what they share with others. Trained on the SIDs of the train split's impressions."""
+    """Subwords of SIDs, learned by SentencePiece (Google, arXiv 2306.08121): frequent runs of codes get a row each,
+    rare SIDs are split into shared parts. Trained on the SIDs of the train split's impressions."""
 
     kind: Literal["spm"] = "spm"
     vocabulary: PositiveInt
-    """Rows of the table at most: one per subword, and row 0 for items without a SID."""
+    """Most rows of the table: one per subword, and row 0 for items without a SID."""
 
 
 Tokens = Annotated[GranularityTokens | SpmTokens, Field(discriminator="kind")]
@@ -254,19 +259,22 @@ Tokens = Annotated[GranularityTokens | SpmTokens, Field(discriminator="kind")]
 
 @section
 class SemanticItem(ItemKind):
-    """What all item kinds with SIDs can choose."""
+    """Keys that all item kinds with SIDs share."""
 
     kind: str
     granularities: Granularities = ("s1", "s2", "s3", "s12", "s23")
-    """SID features, each with its own table where the index is exact."""
+    """SID features: s1 is level 1, s12 the pair of levels 1 and 2. With an exact index, each has a table."""
     tokens: Tokens = GranularityTokens()
-    """What a SID is looked up by: its granularities, or subwords in their place."""
+    """Look up granularities, or subwords instead of them."""
     index: Index = ExactIndex()
     """How the granularities' composed ids become rows."""
     fusion: Fusion = AdditiveFusion()
+    """How the embeddings of the granularities become one embedding e_sid."""
     alignment: Alignment = AutoDisAlignment()
+    """Similarity features of target and history."""
     token_weights: TokenWeights = "off"
-    """How the catalog's token weights are used."""
+    """Use of the catalog's token weights (ADC-SID, arXiv 2510.25622): multiply scales a granularity's embedding by the
+    product of its tokens' weights, append gives the target's weights to the backbone, both does both."""
 
     def __post_init__(self) -> None:
         if isinstance(self.tokens, SpmTokens):
@@ -281,7 +289,7 @@ class SemanticItem(ItemKind):
 
     @property
     def subwords(self) -> int | None:
-        """Most subwords that SIDs are cut into; None where granularities are looked up."""
+        """Largest number of distinct subwords; None where granularities are looked up."""
         return self.tokens.vocabulary if isinstance(self.tokens, SpmTokens) else None
 
 
@@ -294,7 +302,7 @@ class SidItem(SemanticItem):
 
 @section
 class HidAndSidItem(SemanticItem, HashedItem):
-    """HID and SID as features side by side: what most rivals of SID-Coord do with the SIDs that they make."""
+    """HID and SID as separate features, as most published uses of SIDs have them."""
 
     kind: Literal["hid_and_sid"] = "hid_and_sid"
     alignment: Alignment = NoAlignment()
@@ -302,12 +310,12 @@ class HidAndSidItem(SemanticItem, HashedItem):
     """Which embeddings of the history are pooled into features of the backbone."""
 
 
-# How HID and SID of the target become one embedding. Every default cites its source.
+# Gate: the target's HID and SID to one embedding.
 
 
 @section
 class MeanGate:
-    """No gate: e = (e_hid + e_sid) / 2, whatever the item."""
+    """No gate: e = (e_hid + e_sid) / 2 for every item."""
 
     kind: Literal["mean"] = "mean"
     needs_statistics: ClassVar[bool] = False
@@ -315,14 +323,14 @@ class MeanGate:
 
 @section
 class StandardizedStats:
-    """log1p of each count, then standardisation with the moments of the train split."""
+    """log1p of each count, standardised with the moments of the train split."""
 
     kind: Literal["standardize"] = "standardize"
 
 
 @section
 class BucketizedStats:
-    """Each count's power-of-two bucket, embedded."""
+    """An embedding of each count's power-of-two bucket."""
 
     kind: Literal["bucketize"] = "bucketize"
     buckets: PositiveInt = 20
@@ -336,25 +344,26 @@ Stats = Annotated[StandardizedStats | BucketizedStats, Field(discriminator="kind
 
 @section
 class StatsGate:
-    """g = sigmoid(MLP(stats)) decides between HID and SID (SID-Coord, module II)."""
+    """Gate g = sigmoid(MLP(stats)) between HID and SID (SID-Coord, module II)."""
 
     kind: Literal["stats"] = "stats"
     needs_statistics: ClassVar[bool] = True
     form: Literal["mix", "residual"] = "mix"
-    """mix: e = g * e_hid + (1 - g) * e_sid, as published. residual: e = e_sid + g * e_hid, the HID corrects the SID."""
+    """mix: e = g * e_hid + (1 - g) * e_sid, as published. residual: e = e_sid + g * e_hid."""
     stats: Stats = StandardizedStats()
+    """Encoding of the target's stat_* counts."""
     hidden: PositiveInt = 64
     """Width of the hidden layer."""
     output_bias: float = 0.0
-    """Bias of the output layer: 0 starts at g = 0.5, negative values start nearer to the SID."""
+    """Initial bias of the output layer: 0 gives g = 0.5, negative values favour the SID."""
     lengths: Literal["as_is", "equal"] = "as_is"
-    """equal: both embeddings get one learned length before they are mixed [I]. As published, g decides about trust and
-    about the length of e at once, and which way it goes with popularity differs from seed to seed."""
+    """as_is: as published; g then also sets the length of e, and its trend with popularity differs between seeds.
+    equal: both embeddings are scaled to one learned length before they are mixed [I]."""
     per_dimension: bool = False
-    """One gate value per embedding dimension instead of one per candidate."""
+    """One gate value per embedding dimension instead of one per target."""
     start: Literal["balanced", "hid_only"] = "balanced"
-    """hid_only: e = e_hid at first, and a learned scalar that starts at 0 opens the way to the SID, as in ReZero
-    (arXiv 2003.04887) [I]: for a model that goes on from a checkpoint without SIDs. balanced: as published."""
+    """balanced: as published. hid_only: e = e_hid initially; a learned scalar, initially 0, scales the SID's part, as
+    in ReZero (arXiv 2003.04887) [I]. For a warm start from a model without SIDs."""
 
     def __post_init__(self) -> None:
         if self.start == "hid_only" and (self.form, self.lengths) != ("mix", "as_is"):
@@ -379,43 +388,45 @@ class SidCoordItem(SemanticItem, HashedItem):
 
     kind: Literal["sid_coord"] = "sid_coord"
     history: Histories = ("hid",)
-    """Which embeddings of the history are pooled into features of the backbone; "hid" is what the twin has."""
+    """Which embeddings of the history are pooled into features of the backbone; the kind hid pools "hid"."""
     gate: Gate = StatsGate()
+    """How HID and SID of the target become one embedding."""
 
 
 @section
 class GateContrast:
-    """InfoNCE from the SID to the HID of a row's target, as strong as the gate w says: new items' embeddings are drawn
-    together, mature items' HIDs keep what they have learned (GateSID's GRCA, arXiv 2603.22916).
+    """InfoNCE from the SID to the HID of a row's target, weighted by the gate w (GateSID's GRCA, arXiv 2603.22916):
+    strong for new items, weak for mature items.
 
-    A row's negatives are the other items in its lane of the step: data.batch_size / data.lanes rows, so that the recipe
+    A row's negatives are the other items of its lane in the step: data.batch_size / data.lanes rows, so that a recipe
     trains the same at any world size [I]."""
 
     weight: NonNegativeFloat = 0.1
-    """Of the rows' mean of w * InfoNCE, beside the ranking loss."""
+    """Weight of the mean over rows of w * InfoNCE, which is added to the ranking loss."""
     temperature: PositiveFloat = 0.07
-    """tau of the cosines [I]."""
+    """Temperature tau of the cosines [I]."""
     teaches_gate: bool = False
-    """Whether the gate learns from this loss too, as a plain reading of the formula has it. The loss then falls fastest
-    with w itself: on Amazon Beauty w ended under .02 for items of any exposure (two seeds), where the paper has over .8
-    for new items and under .5 for mature ones. So the default is a reading of ours [I]."""
+    """Whether the gate gets this loss's gradient, as the formula literally says. The loss is then least at w = 0: on
+    Amazon Beauty w ended under .02 for all items (two seeds), while the paper reports over .8 for new and under .5 for
+    mature items. The default is our reading [I]."""
 
 
 @section
 class GateSidItem(SemanticItem, HashedItem):
-    """GateSID (arXiv 2603.22916): HID and SID of the target side by side, and a gate of embedding and statistics that
+    """GateSID (arXiv 2603.22916): HID and SID of the target as separate features; a gate of embedding and statistics
     mixes the attention scores of both histories."""
 
     kind: Literal["gate_sid"] = "gate_sid"
     granularities: Granularities = ("s1", "s2", "s3")
-    """SID features, each with its own table where the index is exact; the paper's are the levels alone."""
+    """SID features; the paper uses the single levels. With an exact index, each has a table."""
     fusion: Fusion = ConcatProjectFusion()
     alignment: Alignment = NoAlignment()
     stats: Stats = StandardizedStats()
+    """Encoding of the target's stat_* counts."""
     hidden: PositiveInt = 64
     """Width of the gate's hidden layer."""
     contrastive: GateContrast | None = None
-    """The contrastive loss; left out, its ablation "w/o GRCA". `{}` is as published."""
+    """The contrastive loss: `{}` is as published; left out is the ablation "w/o GRCA"."""
 
     @property
     def least_rows_per_lane(self) -> int:
@@ -430,11 +441,11 @@ def _some(columns: tuple[str, ...]) -> tuple[str, ...]:
 
 @section
 class ContentItem(HashedItem):
-    """HID, and beside it a learned projection of the item's frozen content vector: the dense way to use content."""
+    """HID, and a learned projection of the item's frozen content vector as a further feature."""
 
     kind: Literal["content"] = "content"
     vectors: Annotated[tuple[str, ...], AfterValidator(_some), AfterValidator(without_repeats)] = ("text",)
-    """Vector columns of items.parquet, each scaled to unit length, concatenated."""
+    """Vector columns of items.parquet; each is scaled to unit length, then they are concatenated."""
     hidden: PositiveInt = 64
     """Width of the projection's hidden layer."""
 

@@ -1,4 +1,7 @@
-"""The tokenizer section: from item vectors to semantic ids."""
+"""The section `tokenizer`: from item vectors to semantic ids.
+
+Every default cites its source; [I] marks one of our own. Losses that learners share are the chapter `sid_losses`.
+"""
 
 from typing import Annotated, Literal
 
@@ -16,8 +19,6 @@ from sidrec.config.sid_losses import (
     Schedule,
     SidLossConfig,
 )
-
-# Learners of semantic ids. Every default cites its source; [I] marks a default that no source gives.
 
 
 class LearnerSection:
@@ -42,11 +43,11 @@ class Router:
     balance: Literal["per_expert", "scalar"] = "per_expert"
     """per_expert: f_j of ReMoE. scalar: one f for all experts, as in ADC-SID's first version; it cannot balance."""
     first_strength: PositiveFloat = 1e-8
-    """lambda at the start."""
+    """Initial lambda."""
     rate: Annotated[float, Field(gt=1)] = 1.2
-    """Factor of the controller."""
+    """Factor of lambda per step of the controller, above 1."""
     regularize: bool = True
-    """Off: the ablation "w/o sparse training"."""
+    """Add the sparsity loss; false is the ablation "w/o sparse training"."""
     hidden: PositiveInt = 64
     """Width of the hidden layer."""
 
@@ -70,7 +71,7 @@ class Training:
     least_utilisation: Annotated[float, Field(ge=0, le=1)] = 0.1
     """The fit fails when a smaller share of a codebook is in use after the training: the codebook collapsed."""
     save_every: PositiveInt = 10
-    """Epochs between two checkpoints that a killed fit resumes from."""
+    """Epochs between checkpoints, from which a killed fit resumes."""
 
 
 @section
@@ -97,6 +98,7 @@ class GradientLearner(LearnerSection):
     further_losses: tuple[SidLossConfig, ...] = ()
     """Losses added to its own."""
     training: Training = Training()
+    """Length and optimizer of the training."""
 
 
 @section
@@ -105,7 +107,7 @@ class RqVaeConfig(GradientLearner):
 
     kind: Literal["rqvae"] = "rqvae"
     sinkhorn: NonNegativeFloat = 0.0
-    """Entropy of the optimal transport that spreads a batch over the last level's codes in training; 0 is off."""
+    """Entropy of the optimal transport that spreads a training batch over the last level's codes; 0 is off."""
     sinkhorn_iterations: PositiveInt = 50
     """Sinkhorn iterations."""
 
@@ -146,10 +148,10 @@ class AdcSidConfig(LearnerSection):
     hidden: PositiveInt = 256
     """Hidden width of experts, towers and decoder [I]."""
     fuse: Literal["sum", "concat"] = "sum"
-    """Experts are summed before the decoder, as the equations say, or concatenated."""
+    """Sum the experts before the decoder, as in the equations, or concatenate them."""
     codebook_learning: Literal["gradient", "ema"] = "gradient"
-    """As printed, codewords get no gradient. gradient: codebook and commitment loss on unit vectors [I]. ema: moving
-    averages."""
+    """gradient: codebook and commitment loss on unit vectors [I]. ema: moving averages. In the paper's equations,
+    codewords get no gradient."""
     commitment: NonNegativeFloat = 0.25
     """Weight of the commitment, relative to the codebook loss [I]."""
     reconstruction: Literal["sum", "mean"] = "sum"
@@ -171,6 +173,7 @@ class AdcSidConfig(LearnerSection):
     further_losses: tuple[SidLossConfig, ...] = ()
     """Losses added to its own."""
     training: Training = Training(batch_size=2048)
+    """Length and optimizer of the training."""
 
     def check_use(self, vectors: tuple[str, ...], resolve_collisions: bool) -> None:
         if "behavior" not in vectors or len(vectors) < 2:
@@ -204,9 +207,9 @@ class LetterConfig(RqVaeConfig):
     hidden: tuple[PositiveInt, ...] = (2048, 1024, 512, 256, 128, 64)
     """Hidden widths of the encoder, as released."""
     reconstruction: Literal["sum", "mean"] = "mean"
-    """The released code takes the mean over dimensions."""
+    """Squared error summed or averaged over dimensions; the released code averages."""
     sinkhorn: NonNegativeFloat = 0.003
-    """Of the last level, as released."""
+    """Entropy of the optimal transport over the last level's codes, as released; 0 is off."""
     losses: tuple[SidLossConfig, ...] = (Diversity(), Collaborative())
     """The losses of LETTER."""
 
@@ -226,7 +229,8 @@ class MmRqVaeConfig(GradientLearner):
     reconstruct_weight: NonNegativeFloat = 3.0
     """Weight of the reconstruction, as released."""
     align: Literal["mmd", "contrast"] = "mmd"
-    """Between the quantised latents of behaviour and of each other column: MMD as released, InfoNCE as described."""
+    """Loss between quantised latents of behaviour and of each other column: mmd as released, contrast (InfoNCE) as
+    described in the paper."""
     align_weight: NonNegativeFloat = 0.01
     """Weight of the alignment, as released."""
     temperature: PositiveFloat = 0.07
@@ -239,7 +243,7 @@ class MmRqVaeConfig(GradientLearner):
 
 @section
 class MultiVqConfig(GradientLearner):
-    """A control: one encoder head and codebook per level, independent of each other; the decoder sees the sum."""
+    """A control: one encoder head and codebook per level, independent of each other; the decoder gets their sum."""
 
     kind: Literal["multi_vq"] = "multi_vq"
 
@@ -335,17 +339,18 @@ Learner = Annotated[
 
 @section
 class TokenizerConfig:
-    """What `sidrec fit` learns and from which vectors."""
+    """What `sidrec fit` learns, and from which vectors."""
 
     vectors: tuple[Literal["text", "visual", "behavior"], ...] = ("text",)
     """Vector columns of items.parquet, concatenated in this order."""
     normalize: bool = True
     """Scale each vector column to unit length first; not `behavior` for adc_sid, which uses its norm."""
     learner: Learner = ResidualKMeansConfig()
+    """Method that turns vectors into codes."""
     seed: int = 0
     """Seed of the learner."""
     resolve_collisions: bool = False
-    """Move items that share a SID to the nearest free code of the last level; those that find none keep sharing."""
+    """Move items that share a SID to the nearest free code of the last level; others keep sharing."""
 
     def __post_init__(self) -> None:
         self.learner.check_use(self.vectors, self.resolve_collisions)

@@ -1,4 +1,4 @@
-"""Recipes from YAML and flags, and back. A wrong recipe is refused whole, every mistake named by its dotted path."""
+"""Recipes from YAML and flags, and back. A wrong recipe is refused with all its mistakes, each by its dotted path."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -7,15 +7,15 @@ from typing import Any
 
 import tyro
 import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from sidrec.command_line import parse as parse_arguments
-from sidrec.config.recipe import Recipe
+from sidrec.config.describe import keys_at
+from sidrec.config.recipe import RECIPE, Recipe
 from sidrec.errors import ConfigError
-from sidrec.text import near_file, place, short_repr
+from sidrec.text import did_you_mean, near_file, place, short_repr
 
-_RECIPE: TypeAdapter[Recipe] = TypeAdapter(Recipe)
 LARGEST = 1 << 20  # bytes of a file; YAML takes seconds for these already
 
 
@@ -27,7 +27,7 @@ only."""
 
 
 class _MappingLoader(yaml.SafeLoader):
-    """YAML's safe loader, less its habit of keeping the last of two equal keys without a word."""
+    """YAML's safe loader that also refuses a key that occurs twice in a mapping."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -46,7 +46,7 @@ def load_file(path: Path) -> Recipe:
 
 
 def load_mapping(path: Path, what: str) -> dict[str, Any]:
-    """Reads a YAML file that holds a mapping. what: names such a file in the ConfigError that is raised without one."""
+    """Reads a YAML mapping from a file. what: the kind of file, for messages. Raises ConfigError."""
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)
@@ -85,40 +85,52 @@ def load(argv: Sequence[str], prog: str = "sidrec", about: str = "") -> Recipe:
 
 
 def save(recipe: Recipe, path: Path) -> None:
-    """Writes the resolved recipe; `load_file` gives back an equal one."""
-    path.write_text(yaml.safe_dump(_plain(asdict(recipe)), sort_keys=False))
+    """Writes the recipe with every default filled in; `load_file` returns an equal one."""
+    path.write_text(as_yaml(recipe))
+
+
+def as_yaml(recipe: Recipe) -> str:
+    """The recipe as YAML, every default filled in."""
+    return yaml.safe_dump(_plain(asdict(recipe)), sort_keys=False)
 
 
 def parse(raw: dict[str, Any], where: str) -> Recipe:
-    """A recipe from plain data; `where` names its source in errors. Raises ConfigError with one line per mistake."""
+    """Plain data to a recipe; `where` names its source in errors. Raises ConfigError with one line per mistake."""
     try:
-        return _RECIPE.validate_python(raw)
+        return RECIPE.validate_python(raw)
     except ValidationError as error:
         mistakes = error.errors(include_url=False)
         lines = [f"{where}: {len(mistakes)} mistake(s) in the recipe"]
-        lines += [f"  {_path(mistake)}{_sentence(mistake)}" for mistake in mistakes]
+        lines += [f"  {_path(mistake)}{_message(mistake)}" for mistake in mistakes]
         raise ConfigError("\n".join(lines)) from None
 
 
 def _path(mistake: ErrorDetails) -> str:
-    """Where the mistake is; sentences about more than one section name their keys themselves."""
+    """Dotted path of the mistake; messages about several sections name their keys themselves."""
     return f"{place(mistake['loc'])}: " if mistake["loc"] else ""
 
 
-def _sentence(mistake: ErrorDetails) -> str:
-    """pydantic's sentence with the value found, unless the sentence names it or there is none."""
+def _message(mistake: ErrorDetails) -> str:
+    """pydantic's message with the value found, and the names that exist where a key or kind is unknown."""
     match mistake["type"]:
         case "value_error":  # a check of ours
             return mistake["msg"].removeprefix("Value error, ")
         case "union_tag_not_found":
             return f"expected a section with the key kind, got {short_repr(mistake['input'])}"
-        case "missing" | "unexpected_keyword_argument" | "union_tag_invalid":
+        case "unexpected_keyword_argument":
+            *section, key = mistake["loc"]
+            known = [name for name in keys_at(section) if name != "kind"]
+            names = f"; expected one of {', '.join(known)}" if known else "; expected no keys"
+            return f"{mistake['msg']}{names}{did_you_mean(str(key), known)}"
+        case "union_tag_invalid":
+            return f"{mistake['msg']}{did_you_mean(str(mistake['ctx']['tag']), keys_at(mistake['loc']))}"
+        case "missing":
             return mistake["msg"]
     return f"{mistake['msg']}, got {short_repr(mistake['input'])}"
 
 
 def _plain(value: Any) -> Any:
-    """Dataclass contents as YAML knows them."""
+    """Contents of a dataclass as plain YAML types."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

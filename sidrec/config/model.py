@@ -1,4 +1,7 @@
-"""The model section: item, context, backbone."""
+"""The section `model`: the ranker around the item, that is context, dense features, pooling of histories, backbone.
+
+How items are represented is the chapter `item`. Every default cites its source; [I] marks one of our own.
+"""
 
 from typing import Annotated, Literal
 
@@ -10,21 +13,21 @@ from sidrec.config.section import section, without_repeats
 Columns = Annotated[tuple[str, ...], AfterValidator(without_repeats)]
 
 
-# Which backbone ranks. Every default cites its source.
+# Backbones.
 
 
 @section
 class DeepFmBackbone:
-    """TorchRec's SimpleDeepFMNN (DeepFM, arXiv 1703.04247), its logit in place of its probability.
+    """TorchRec's SimpleDeepFMNN (DeepFM, arXiv 1703.04247), with the logit as output instead of the probability.
 
-    TorchRec's factorization machine takes every coordinate of the embeddings for a feature of its own.
+    TorchRec's factorization machine treats each coordinate of the embeddings as a feature.
     """
 
     kind: Literal["deepfm"] = "deepfm"
     dense_layer: PositiveInt = 64
-    """Hidden width of the dense arch; its last layer has the embedding's width and is added."""
+    """Hidden width of the dense arch; an output layer of the embedding width follows."""
     deep_layer: PositiveInt = 128
-    """Width of the deep part's one layer."""
+    """Width of the single layer of the deep part."""
 
 
 Widths = tuple[PositiveInt, ...]
@@ -33,12 +36,12 @@ SomeWidths = Annotated[Widths, Field(min_length=1)]
 
 @section
 class DlrmFamily:
-    """What TorchRec's DLRM and its kin have in common."""
+    """Keys that all variants of TorchRec's DLRM share."""
 
     dense_layers: Widths = (64,)
-    """Hidden widths of the dense arch; its last layer has the embedding's width and is added."""
+    """Hidden widths of the dense arch; an output layer of the embedding width follows."""
     over_layers: SomeWidths = (128, 64)
-    """Hidden widths of the over arch; its last layer has width 1 and is added."""
+    """Hidden widths of the over arch; an output layer of width 1 follows."""
 
 
 @section
@@ -61,26 +64,26 @@ class DlrmDcnBackbone(DlrmFamily):
 
 @section
 class DlrmProjectionBackbone(DlrmFamily):
-    """TorchRec's DLRM_Projection: dot products of two sets of vectors, each made of all features by a network."""
+    """TorchRec's DLRM_Projection: two networks map all features to a set of vectors each; dot products between both."""
 
     kind: Literal["dlrm_projection"] = "dlrm_projection"
     branch_layers: Widths = (64,)
     """Hidden widths of both networks."""
     projections: tuple[PositiveInt, PositiveInt] = (8, 8)
-    """Vectors, of the embedding's width, that either network makes."""
+    """Number of vectors of the embedding width that each network outputs."""
 
 
 @section
 class PpnetBackbone:
-    """PPNet (PEPNet, arXiv 2302.01115): an MLP whose layers are scaled, row by row, by what the priors say."""
+    """PPNet (PEPNet, arXiv 2302.01115): an MLP whose layers are scaled per row by gates on the prior features."""
 
     kind: Literal["ppnet"] = "ppnet"
     layers: SomeWidths = (256, 128, 64)
-    """Hidden widths of the MLP; a last layer of width 1 is added."""
+    """Hidden widths of the MLP; an output layer of width 1 follows."""
     gate_hidden: PositiveInt = 64
     """Hidden width of every gate; 64 in FuxiCTR's PPNet."""
     priors: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(without_repeats)] = ("item", "user_id")
-    """Features whose embeddings learn through the gates too: "item", the target's, or columns of model.context."""
+    """Prior features: "item" (the target) or columns of model.context. Gradients flow through the gates into them."""
 
 
 Backbone = Annotated[
@@ -89,12 +92,12 @@ Backbone = Annotated[
 ]
 
 
-# How a history becomes one vector of the backbone. Every default cites its source.
+# Pooling of histories.
 
 
 @section
 class MeanPooling:
-    """The mean over the history, whatever the target."""
+    """The mean over the history, independent of the target."""
 
     kind: Literal["mean"] = "mean"
 
@@ -108,9 +111,9 @@ class TargetAttentionPooling:
 
     kind: Literal["target_attention"] = "target_attention"
     hidden: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (36,)
-    """Hidden widths of the MLP; a last layer of width 1 is added. 36 is the paper's Figure 2."""
+    """Hidden widths of the MLP; an output layer of width 1 follows. 36 is from the paper's Figure 2."""
     softmax: bool = False
-    """Make the weights of a history sum to one. The paper does not, to keep how strong the interest is."""
+    """Normalise the weights of a history to sum 1. The paper does not: the sum is the strength of the interest."""
 
 
 Pooling = Annotated[MeanPooling | TargetAttentionPooling, Field(discriminator="kind")]
@@ -121,21 +124,24 @@ class ModelConfig:
     """The ranker."""
 
     embedding_dim: Annotated[PositiveInt, Field(multiple_of=4)] = 16
-    """Width D of every table, a multiple of 4 as FBGEMM wants it."""
+    """Width D of every table; FBGEMM requires a multiple of 4."""
     item: Item = SidCoordItem()
+    """How items are represented."""
     history_pooling: Pooling = MeanPooling()
-    """How histories become features of the backbone, whatever the item kind."""
+    """How the embeddings of a history become one feature of the backbone. gate_sid has its own attention and accepts
+    mean only."""
     context: Columns = ("user_id",)
-    """Id columns of the log that get a table of their own, beside the item."""
+    """Id columns of the log that get an embedding table each, in addition to the item."""
     dense: Columns | None = None
-    """int_* columns to use; left out, all that the log has."""
+    """int_* columns to use; left out, all of the log."""
     stats_as_dense: bool = True
-    """Give log1p of the stat_* columns to the backbone too, whatever the item kind: equal knowledge for all."""
+    """Add log1p of the stat_* columns to the dense features, so that all item kinds see the same statistics."""
     hid_init: NonNegativeFloat | None = None
-    """HID rows start uniform in [-hid_init, hid_init]; left out, TorchRec's default 1/sqrt(rows)."""
+    """Initial HID rows are uniform in [-hid_init, hid_init]; left out, TorchRec's default 1/sqrt(rows)."""
     sid_init: NonNegativeFloat | None = None
-    """The same for SID rows."""
+    """Initial rows of SID tables are uniform in [-sid_init, sid_init]; left out, TorchRec's default 1/sqrt(rows)."""
     backbone: Backbone = DlrmBackbone()
+    """Network from features to the logit."""
 
     def __post_init__(self) -> None:
         if isinstance(self.backbone, PpnetBackbone):

@@ -1,4 +1,8 @@
-"""The whole recipe and its running parts: data, optimizer, parallel, train."""
+"""The recipe and its sections: data, start, optimizer, parallel, train, checkpoint, evaluate.
+
+`model` and `tokenizer` have chapters of their own. The docstring under a key is its description in `--help`, in the
+JSON schema and in `sidrec recipe explain`.
+"""
 
 from collections.abc import Mapping
 from dataclasses import field
@@ -6,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter
 
 from sidrec.config.learners import TokenizerConfig
 from sidrec.config.model import ModelConfig
@@ -15,26 +19,26 @@ from sidrec.config.section import section, without_repeats
 
 @section
 class DataConfig:
-    """Where rows come from and how they are dealt to the ranks."""
+    """Where rows come from, and how they become batches."""
 
     path: Path
     """Data folder: holds log/ and items.parquet."""
     catalog: Path
     """Catalog folder, made by `sidrec fit`."""
     batch_size: PositiveInt = 4096
-    """Rows per step over all ranks together: the same recipe trains the same at any world size."""
+    """Rows per step over all ranks together, so that a recipe trains the same at any world size."""
     history_length: PositiveInt = 20
-    """Latest history items used per row."""
+    """Most recent history items used per row."""
     lanes: PositiveInt = 8
-    """Parallel streams that the rows of an epoch are split into; the world size must divide it."""
+    """Parallel streams that the rows of an epoch are split into; a multiple of the world size."""
     order: Literal["shuffled", "time"] = "shuffled"
-    """Order of training rows. In time order a HID has only seen its past, as in a production stream."""
+    """Order of training rows. With time, a HID is trained on its past only, as in production."""
     shuffle_rows: PositiveInt = 65536
-    """Rows that a lane holds and mixes at a time."""
+    """Rows in a lane's shuffle buffer."""
     workers: NonNegativeInt = 1
-    """Loader processes per rank; 0 builds batches in the training process."""
+    """Loader processes per rank; 0 collates batches in the training process."""
     bad_rows: Literal["refuse", "quarantine"] = "refuse"
-    """What to do with rows that break the contract: stop, or count them and leave them out."""
+    """Action on rows that break the data contract: refuse to go on, or count and leave out such rows."""
 
 
 @section
@@ -50,7 +54,7 @@ class AdagradTables:
 
 @section
 class RowwiseAdagradTables:
-    """FBGEMM's row-wise Adagrad: one state value per row. Saves memory, and time only on GPUs."""
+    """FBGEMM's row-wise Adagrad: one state value per row, not per element. Saves memory; faster on GPUs only."""
 
     kind: Literal["rowwise_adagrad"] = "rowwise_adagrad"
     lr: PositiveFloat = 0.05
@@ -73,14 +77,14 @@ TableOptimizer = Annotated[AdagradTables | RowwiseAdagradTables | SgdTables, Fie
 
 @section
 class DenseOptimizer:
-    """Optimizer of everything that is not a table."""
+    """Optimizer of all parameters outside the embedding tables."""
 
     kind: Literal["adam", "adamw", "adagrad"] = "adam"
     """torch.optim's optimizer of that name."""
     lr: PositiveFloat = 1e-3
     """Learning rate."""
     weight_decay: NonNegativeFloat = 0.0
-    """As the optimizer defines it."""
+    """Weight decay, as torch.optim's optimizer of that kind defines it."""
 
 
 @section
@@ -97,13 +101,16 @@ class Schedule:
 
 @section
 class OptimizerConfig:
-    """Who updates what."""
+    """Optimizers of tables and dense parameters."""
 
     tables: TableOptimizer = AdagradTables()
+    """Optimizer of the embedding tables, fused into FBGEMM's backward pass."""
     hid: TableOptimizer | None = None
     """Optimizer of the HID table alone, to hold it back; left out, that of the other tables."""
     dense: DenseOptimizer = DenseOptimizer()
+    """Optimizer of all other parameters."""
     schedule: Schedule = Schedule()
+    """Factor on all learning rates over the steps of the training."""
 
 
 ShardingKind = Literal[
@@ -113,16 +120,16 @@ ShardingKind = Literal[
 
 @section
 class ParallelConfig:
-    """How tables are laid over ranks."""
+    """How tables are sharded over ranks, and which training pipeline runs."""
 
     sharding: Literal["auto"] | ShardingKind = "auto"
-    """Let TorchRec's planner choose, or force one sharding type for every table."""
+    """auto: TorchRec's planner chooses per table. Otherwise the sharding type of every table."""
     plan: Annotated[Path | None, tyro.conf.arg(aliases=("--plan",))] = None
-    """Sharding plan to train with, exactly: a file as every run leaves it, plan.json."""
+    """File with the sharding plan to use unchanged, as each run writes it to plan.json."""
     calibration: Path | None = None
-    """What work costs on this machine, as sidrec bench calibrate wrote it: plans are then searched by these costs."""
+    """Cost model of this machine, written by `sidrec bench calibrate`; the planner then uses its costs."""
     pipeline: Literal["sparse_dist", "plain"] = "sparse_dist"
-    """TrainPipelineSparseDist, or TrainPipelineBase."""
+    """TorchRec's pipeline: sparse_dist is TrainPipelineSparseDist, plain is TrainPipelineBase."""
 
     def __post_init__(self) -> None:
         if self.plan is not None and self.sharding != "auto":
@@ -142,15 +149,15 @@ class TrainConfig:
     log_every: PositiveInt = 20
     """Steps between lines of metrics.jsonl and TensorBoard."""
     preflight: Literal["refuse", "warn"] = "refuse"
-    """What to do about a problem found before anything is allocated: refuse to train, or say it and train."""
+    """Action on a problem found before allocation: refuse to train, or print a warning and train."""
     row_ledger: bool = False
-    """Note in the run directory which rows of the train split each step was trained on."""
+    """Record in the run directory which rows of the train split each step used."""
     non_finite: Literal["stop", "skip"] = "stop"
-    """What to do with a step whose loss or gradients are not finite: stop, or count it and leave it out."""
+    """Action on a step with a non-finite loss or gradient: stop, or count the step and skip its update."""
     skip_at_most: PositiveInt = 10
-    """Steps in a row that may be left out."""
+    """Most consecutive steps that non_finite: skip may skip."""
     hang_minutes: PositiveFloat = 10.0
-    """Minutes without a sign of progress after which a rank ends itself, so that torchrun can start all again."""
+    """Minutes without progress after which a rank exits, so that torchrun can restart all ranks."""
 
 
 @section
@@ -158,11 +165,12 @@ class EvaluateConfig:
     """What is measured after training."""
 
     splits: Annotated[tuple[str, ...], AfterValidator(without_repeats)] = ("test",)
-    """Splits of the log to evaluate."""
+    """Splits of the log to evaluate after training."""
     head_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of items, by train impressions, that make the head."""
+    """Share of items, the most impressed in the train split first, that form the head; between 0 and 1."""
     tail_share: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Share of items, by train impressions, that make the tail; torso is between. Cold: no train impression at all."""
+    """Share of items, the least impressed first, that form the tail; between 0 and 1. The torso lies between head and
+    tail; cold items have no train impression."""
     save_predictions: bool = True
     """Write predictions_<split>.parquet into the run directory."""
 
@@ -173,22 +181,20 @@ class EvaluateConfig:
             )
 
 
-# When a run is saved, what is kept of it, and by what the best of it is chosen.
-
-
 @section
 class BestConfig:
-    """By what the best checkpoint is chosen. It is kept beside the newest ones, and the run's metrics are its."""
+    """How the best checkpoint is chosen. It is kept in addition to the newest ones, and the run's reported metrics come
+    from it."""
 
     split: str = "validation"
-    """Split of the log that is evaluated while training goes on. One that is also reported flatters the report."""
+    """Split of the log evaluated during training. Selecting on a split that is also reported biases the report."""
     metric: Literal["auc", "gauc", "uauc", "ne", "log_loss"] = "auc"
-    """Metric over all rows of the split; of ne and log_loss the lowest value is the best."""
+    """Metric over all rows of the split. Higher is better for auc, gauc and uauc; lower for ne and log_loss."""
     every: NonNegativeInt = 0
     """Steps between evaluations; 0 evaluates at the end of each epoch."""
 
     def better(self, value: float, than: float | None) -> bool:
-        """Whether `value` beats `than`, None where there is none so far."""
+        """Whether `value` is better than `than`; None: nothing to compare with yet."""
         if than is None:
             return True
         return value < than if self.metric in ("ne", "log_loss") else value > than
@@ -196,36 +202,34 @@ class BestConfig:
 
 @section
 class CheckpointConfig:
-    """Checkpoints. A run may be continued with other values than it was begun with."""
+    """When checkpoints are written and which are kept. A resumed run may use other values."""
 
     every: NonNegativeInt = 0
-    """Steps between checkpoints; 0 saves at the end of each epoch only, which is saved in any case."""
+    """Steps between checkpoints, in addition to the one after each epoch; 0 writes only the latter."""
     keep: PositiveInt = 2
-    """Newest checkpoints kept."""
+    """Number of newest checkpoints to keep."""
     background: bool = True
-    """Train on while a checkpoint is written, from a copy in memory: a rank's tables and their optimizer's state take
-    their room twice."""
+    """Write checkpoints from a copy in memory while training continues. The copy doubles the memory of a rank's tables
+    and optimizer state."""
     failures: PositiveInt = 3
-    """Checkpoints in a row that may fail to be written before training stops. The last of a run must be written."""
+    """Consecutive failed writes after which training stops. A failed write of the last checkpoint always stops it."""
     best: BestConfig | None = None
-    """Keep the best checkpoint too; left out, none is chosen."""
-
-
-# What a new run starts from, in the place of first values.
+    """Also keep the best checkpoint; left out, none is selected."""
 
 
 @section
 class StartConfig:
-    """What a new run starts from. A run that goes on from a checkpoint of its own has no use for it any more."""
+    """Warm start: weights that a new run takes from another run. A run that resumes its own checkpoint ignores it."""
 
     checkpoint: Path | None = None
-    """Another run's directory, or a checkpoint: start from its weights. Tables of ids may have grown since."""
+    """Run directory or checkpoint to take weights from. Its id tables may have fewer rows than this run's."""
     optimizer: bool = True
-    """Take over the state of the optimizers too."""
+    """Also take the state of the optimizers."""
     without: Annotated[tuple[str, ...], AfterValidator(without_repeats)] = ()
-    """Tables that keep their first values nevertheless."""
+    """Tables that keep their initial values."""
     tables: Mapping[str, str] = field(default_factory=dict)
-    """Table -> FILE or FILE:NAME with rows of it (safetensors, npy, parquet); what these lack keeps first values."""
+    """Table -> FILE or FILE:NAME with its rows (safetensors, npy or parquet). Rows not in the file keep their initial
+    values."""
 
     def __post_init__(self) -> None:
         if self.without and self.checkpoint is None:
@@ -241,14 +245,23 @@ class Recipe:
     seed: int = 0
     """Seed of initialisation and row order."""
     data: DataConfig
+    """Where rows come from, and how they become batches."""
     tokenizer: TokenizerConfig = TokenizerConfig()
+    """What `sidrec fit` learns, and from which vectors."""
     model: ModelConfig = ModelConfig()
+    """The ranker: item representation, context, backbone."""
     start: StartConfig = StartConfig()
+    """Weights of another run that a new run starts from."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    """Optimizers of the tables and of the dense part, and the schedule of their learning rates."""
     parallel: ParallelConfig = ParallelConfig()
+    """How tables are sharded over ranks."""
     train: TrainConfig = TrainConfig()
+    """Length of the training, logs, and what to do when something goes wrong."""
     checkpoint: CheckpointConfig = CheckpointConfig()
+    """When checkpoints are written, and which are kept."""
     evaluate: EvaluateConfig = EvaluateConfig()
+    """What is measured after training."""
 
     def __post_init__(self) -> None:
         item, data = self.model.item, self.data
@@ -264,3 +277,7 @@ class Recipe:
     def run(self) -> Path:
         """The run directory."""
         return self.train.runs / self.name / f"seed{self.seed}"
+
+
+RECIPE: TypeAdapter[Recipe] = TypeAdapter(Recipe)
+"""Checks plain data against the recipe, and knows its JSON schema."""

@@ -1,5 +1,6 @@
-"""What every section of the recipe is: a frozen dataclass that pydantic checks and that refuses unknown keys, and
-numbers that are none.
+"""The decorator of every recipe section, and types that sections share.
+
+A section is a frozen dataclass that pydantic checks: unknown keys, NaN and infinity are refused.
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ T = TypeVar("T")
 
 
 def without_repeats(values: tuple[T, ...]) -> tuple[T, ...]:
-    """For lists of names in which a second time would mean nothing. Raises ValueError naming what is there twice."""
+    """Validator for lists of names. Raises ValueError naming the first repeated one."""
     twice = [value for place, value in enumerate(values) if value in values[:place]]
     if twice:
         raise ValueError(f"expected every name once, got {twice[0]!r} twice")
@@ -20,7 +21,7 @@ def without_repeats(values: tuple[T, ...]) -> tuple[T, ...]:
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def section(cls: type[T]) -> type[T]:
-    """Marks a class as a section of the recipe."""
+    """Class decorator: makes the class a section of the recipe."""
     frozen = dataclass(frozen=True, kw_only=True)(cls)
     frozen.__pydantic_config__ = ConfigDict(extra="forbid", strict=False, allow_inf_nan=False)  # type: ignore[attr-defined]
     return frozen

@@ -47,11 +47,11 @@ class Contrast:
 
     kind: Literal["contrast"] = "contrast"
     weight: NonNegativeFloat = 0.1
-    """lambda_cl."""
+    """Weight lambda_cl of the term."""
     schedule: Schedule | None = None
     """How the weight changes in training."""
     temperature: PositiveFloat = 0.07
-    """tau; not published."""
+    """Temperature tau; not published."""
     on: Literal["latent", "quantized"] = "latent"
     """latent: the encoder's output z. quantized: the quantised latent, with a straight-through gradient."""
     mask_targets: bool = False
@@ -64,15 +64,15 @@ class HammingRepulsion:
 
     kind: Literal["hamming_repulsion"] = "hamming_repulsion"
     weight_full: NonNegativeFloat = 0.2
-    """lambda_full, for pairs with the same SID."""
+    """Weight lambda_full of pairs with the same SID."""
     weight_part: NonNegativeFloat = 0.1
-    """lambda_part, for pairs that differ in 1 to `radius` levels."""
+    """Weight lambda_part of pairs that differ in 1 to `radius` levels."""
     margin_full: NonNegativeFloat = 0.8
     """Cosine distance up to which pairs with the same SID are repelled; at least margin_part."""
     margin_part: NonNegativeFloat = 0.5
     """Cosine distance up to which pairs with a partial conflict are repelled."""
     radius: NonNegativeInt = 1
-    """R: most levels in which a partial conflict may differ."""
+    """Radius R: most levels in which a partial conflict may differ."""
     mask_valid: bool = True
     """Ignore an item and its partner, and the same item twice (CVPM); false is the ablation "w/o masking"."""
     schedule: Schedule | None = None
@@ -91,28 +91,28 @@ class OverlapRepulsion:
     weight: NonNegativeFloat = 1.0
     """Weight of the whole term."""
     schedule: Schedule | None = None
-    """lambda_col over the training."""
+    """Schedule lambda_col of the weight."""
     relax: bool = True
     """Stage one (SeAR): pairs with a cosine of at least the threshold are exempt; false is the ablation."""
     thresholds: tuple[float, ...] = (0.18, 0.24, 0.30)
     """eta by overlap depth 1, 2, ..; must not fall. The last one is used for deeper overlaps."""
     margins: tuple[float, ...] = (1.0,)
-    """m by overlap depth; not published. Each must exceed 1 - eta of its depth, or the loss vanishes."""
+    """Margins m by overlap depth; not published. Each must exceed 1 - eta of its depth, or the loss vanishes."""
     space: Literal["latent", "input"] = "latent"
     """Vectors whose cosine stage one compares with the threshold."""
     load: Literal["pattern", "bucket", "none"] = "pattern"
     """Stage two (LAS): the strength grows with the number of pairs of the batch that agree in the same levels
     (pattern), with the number of items on the longest common prefix (bucket), or not at all (none, the ablation)."""
     load_min: PositiveFloat = 1.0
-    """f_min, the strength of a rare pattern."""
+    """Strength f_min of a rare pattern."""
     load_max: PositiveFloat = 2.0
     """f_max, the strength of the most loaded pattern; the paper observes 1 to 3."""
     load_power: PositiveFloat = 1.0
-    """alpha of the ramp f_min + (f_max - f_min) (min(c, d) / d)^alpha; the function is not published."""
+    """Exponent alpha of the ramp f_min + (f_max - f_min) (min(c, d) / d)^alpha; the function is not published."""
     load_saturation: PositiveInt | None = None
     """d; null for the 95th percentile of c, averaged over the first hundred steps."""
     reduction: Literal["mean", "sum"] = "mean"
-    """mean over repelled pairs, or the sum as printed, which grows with the square of the batch."""
+    """Mean over repelled pairs, or the sum as published, which grows with the square of the batch."""
     mask_valid: bool = True
     """Ignore an item and its partner, and the same item twice (QuaSID's CVPM)."""
 
@@ -137,11 +137,11 @@ class Diversity:
 
     kind: Literal["diversity"] = "diversity"
     weight: NonNegativeFloat = 1e-4
-    """beta; the paper tries 1e-5 to 1e-2."""
+    """Weight beta of the term; the paper tries 1e-5 to 1e-2."""
     schedule: Schedule | None = None
     """How the weight changes in training."""
     groups: PositiveInt = 10
-    """Groups of equal size that a level's codewords are clustered into, anew every epoch."""
+    """Groups of equal size into which a level's codewords are clustered at each epoch."""
 
 
 @section
@@ -153,24 +153,24 @@ class Collaborative:
 
     kind: Literal["collaborative"] = "collaborative"
     weight: NonNegativeFloat = 0.01
-    """alpha; the paper tries .001 to .1."""
+    """Weight alpha of the term; the paper tries .001 to .1."""
     schedule: Schedule | None = None
     """How the weight changes in training."""
 
 
 @section
 class AlignmentController:
-    """How strongly an item is drawn to its behaviour vector, by that vector's norm (ADC-SID, arXiv 2510.25622, eq. 17).
+    """Per-item strength of the alignment from the norm of the behaviour vector (ADC-SID, arXiv 2510.25622, eq. 17).
 
     w = sigmoid(alpha n - beta) / sigmoid(alpha - beta), n the norm scaled to [0, 1] over all items.
     """
 
     alpha: PositiveFloat = 10.0
-    """Steepness."""
+    """Steepness alpha of the sigmoid."""
     beta: float = 9.0
     """Offset: a larger beta limits the alignment to items with a larger norm."""
     clip_quantile: Share = 0.0
-    """Norms outside these outer quantiles count as the quantile itself; 0 takes minimum and maximum as printed."""
+    """Clip norms to the quantiles clip_quantile and 1 - clip_quantile; 0 takes minimum and maximum as published."""
 
 
 @section
@@ -188,7 +188,7 @@ class BehaviorAlignment:
     on: Literal["latent", "quantized"] = "latent"
     """The anchor: the encoder's output, or the quantised latent."""
     temperature: PositiveFloat = 0.07
-    """tau."""
+    """Temperature tau."""
     controller: AlignmentController | None = None
     """Strength by the norm of each item's behaviour vector; null for the same strength for all."""
 

@@ -7,7 +7,7 @@ import pytest
 
 from sidrec.config import ConfigError, Recipe, load, load_file, save
 
-RECIPES = sorted((Path(__file__).parents[1] / "launch" / "recipes").glob("*.yaml"))
+RECIPES = sorted((Path(__file__).parents[2] / "launch" / "recipes").glob("*.yaml"))
 SMALLEST = "name: a\ndata: {path: d, catalog: c}\n"
 
 
@@ -43,8 +43,10 @@ def test_sections_are_frozen(recipe: Path) -> None:
 
 def test_all_unknown_keys_at_once(recipe: Path) -> None:
     assert _mistakes(recipe, "name: a\ndata: {path: d, catalog: c, btch_size: 3}\nmodle: {}\n") == [
-        "data.btch_size: Unexpected keyword argument",
-        "modle: Unexpected keyword argument",
+        "data.btch_size: Unexpected keyword argument; expected one of path, catalog, batch_size, history_length, "
+        "lanes, order, shuffle_rows, workers, bad_rows; did you mean batch_size?",
+        "modle: Unexpected keyword argument; expected one of name, seed, data, tokenizer, model, start, optimizer, "
+        "parallel, train, checkpoint, evaluate; did you mean model?",
     ]
 
 
@@ -65,6 +67,7 @@ def test_wrong_tag(recipe: Path) -> None:
     (mistake,) = _mistakes(recipe, SMALLEST + "model: {item: {kind: sidcoord}}\n")
     assert mistake.startswith("model.item: Input tag 'sidcoord'")
     assert "'hid', 'sid', 'hid_and_sid', 'sid_coord', 'gate_sid', 'content'" in mistake
+    assert mistake.endswith("; did you mean sid_coord?")
 
 
 def test_a_lane_of_one_row_has_no_negatives(recipe: Path) -> None:
@@ -79,7 +82,7 @@ def test_a_lane_of_one_row_has_no_negatives(recipe: Path) -> None:
 def test_a_key_of_another_variant(recipe: Path) -> None:
     """The HID-only twin has no gate: a gate left in its recipe would silently do nothing."""
     (mistake,) = _mistakes(recipe, SMALLEST + "model: {item: {kind: hid, gate: {kind: stats}}}\n")
-    assert mistake == "model.item.hid.gate: Unexpected keyword argument"
+    assert mistake == "model.item.hid.gate: Unexpected keyword argument; expected one of hid_index"
 
 
 @pytest.mark.parametrize(
