@@ -28,8 +28,8 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from benchmarks.checkpoint_cost_resume import resume_phases
 from benchmarks.step_time import BATCH, SHAPES, Shape, write_data
 from sidrec.checkpoint.checkpoint_store import Saver
-from sidrec.checkpoint.state import pieces_of
-from sidrec.checkpoint.train_state import Position, random_pieces
+from sidrec.checkpoint.state import state_shards
+from sidrec.checkpoint.train_state import Position, random_state_shards
 from sidrec.config import Recipe
 from sidrec.config.load import parse
 from sidrec.config.recipe import CheckpointConfig
@@ -89,7 +89,7 @@ class Training:
     def save(self, how: str) -> None:
         """As the training loop does."""
         self._saved += 1
-        pieces = pieces_of(self.model, self.optimizer, self._ranks) + random_pieces(self._ranks)
+        pieces = state_shards(self.model, self.optimizer, self._ranks) + random_state_shards(self._ranks)
         check_state(pieces, self._saved, self._ranks)
         self._savers[how].save(pieces, Position(self._saved, 0, self._saved, None, ranks=self._ranks.world))
 
@@ -175,7 +175,7 @@ def measure(size: str, rounds: int, least: int, folder: Path, ranks: Ranks) -> d
     training = Training(recipe, data, checkpoints, ranks)
     steps = enough_steps(training, least, ranks)
     blocks = rounds_of(training, steps, rounds, ranks)
-    pieces = pieces_of(training.model, training.optimizer, ranks)
+    pieces = state_shards(training.model, training.optimizer, ranks)
     own = sum(piece.values.numel() * piece.values.element_size() for piece in pieces if piece.owned)
     return {
         "bytes": total(ranks, own),

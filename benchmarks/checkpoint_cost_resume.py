@@ -9,7 +9,7 @@ from torch import distributed as dist
 
 from sidrec.checkpoint.checkpoint_store import newest_sound
 from sidrec.checkpoint.state import load_model
-from sidrec.checkpoint.train_state import resume_random
+from sidrec.checkpoint.train_state import restore_random_state
 from sidrec.config import Recipe
 from sidrec.data.dataset import Dataset
 from sidrec.parallel.process_group import Ranks
@@ -39,6 +39,6 @@ def resume_phases(recipe: Recipe, data: Dataset, folder: Path, ranks: Ranks) -> 
     timed("plan and tables", start)
     start = time.perf_counter()
     load_model(saved, model, optimizer, ranks)
-    resume_random(saved, 1, recipe.seed, ranks)
+    restore_random_state(saved, 1, recipe.seed, ranks)
     timed("read", start)
     return seconds

@@ -12,7 +12,7 @@ import torch
 
 from sidrec import cli
 from sidrec.bench.page import write_page
-from sidrec.checkpoint.checkpoint_store import remove, remove_left_over
+from sidrec.checkpoint.checkpoint_store import remove_leftovers, remove_step
 from sidrec.io.output_folders import check_replaceable, replaceable_folder
 from sidrec.schema import ContractError
 from sidrec.sid.catalog import CATALOG, Catalog, load_catalog
@@ -265,14 +265,14 @@ def test_a_checkpoint_with_other_files_stays(tmp_path: Path, capsys: pytest.Capt
     tensors = {HID: grid(numbered(13, 4), 1, 1)}
     kept, gone = (write_checkpoint(tmp_path / f"step-{step}", tensors) for step in (1, 2))
     (kept / "notes.txt").write_text("mine")
-    remove(kept)
-    remove(gone)
+    remove_step(kept)
+    remove_step(gone)
     assert capsys.readouterr().err == f"sidrec: {kept}: this outdated checkpoint stays, as notes.txt is no part of it\n"
     for name in ("step-3.partial", "step-4.partial", "step-mine.partial"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "rank-0.safetensors").write_text("half")
     (tmp_path / "step-4.partial" / "notes.txt").write_text("mine")
-    remove_left_over(tmp_path)
+    remove_leftovers(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-1", "step-4.partial", "step-mine.partial"]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from sidrec.config import ConfigError, load_file
-from sidrec.io.json_files import read_json
+from sidrec.io.files import read_json
 from sidrec.schema import ContractError
 from sidrec.text import LINES, LONGEST, short_repr
 

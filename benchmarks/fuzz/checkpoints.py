@@ -8,9 +8,9 @@ import torch
 from torch import distributed as dist
 
 from benchmarks.fuzz import entries
-from sidrec.checkpoint.checkpoint_store import CheckpointWriter, chosen
-from sidrec.checkpoint.dcp_storage import load_pieces
-from sidrec.checkpoint.tensor_shard import Piece, read_index, whole
+from sidrec.checkpoint.checkpoint_store import CheckpointWriter, chosen_checkpoint
+from sidrec.checkpoint.dcp_storage import load_shards
+from sidrec.checkpoint.tensor_shard import TensorShard, read_index, whole_tensor
 from sidrec.checkpoint.train_state import Best, Position, read_position
 from sidrec.cli.table import main as table_command
 from sidrec.parallel.process_group import Ranks
@@ -30,16 +30,16 @@ def alone() -> Iterator[Ranks]:
         dist.destroy_process_group()
 
 
-def pieces() -> list[Piece]:
+def pieces() -> list[TensorShard]:
     """A table with its optimizer's state, a dense layer, a number, and random state."""
     table_RD = torch.arange(80, dtype=torch.float32).reshape(20, 4)
     return [
-        Piece(TABLE, (20, 4), (0, 0), table_RD[:10]),
-        Piece(TABLE, (20, 4), (10, 0), table_RD[10:]),
-        whole("optimizer/items.embedding_bags.hid.weight/sum", table_RD + 1),
-        whole("model/dense.weight", torch.ones(3, 5, dtype=torch.bfloat16)),
-        whole("optimizer/dense.weight/step", torch.tensor(7.0)),
-        whole("ranks/0/random", torch.zeros(16, dtype=torch.uint8)),
+        TensorShard(TABLE, (20, 4), (0, 0), table_RD[:10]),
+        TensorShard(TABLE, (20, 4), (10, 0), table_RD[10:]),
+        whole_tensor("optimizer/items.embedding_bags.hid.weight/sum", table_RD + 1),
+        whole_tensor("model/dense.weight", torch.ones(3, 5, dtype=torch.bfloat16)),
+        whole_tensor("optimizer/dense.weight/step", torch.tensor(7.0)),
+        whole_tensor("ranks/0/random", torch.zeros(16, dtype=torch.uint8)),
     ]
 
 
@@ -56,7 +56,7 @@ def make(folder: Path) -> None:
 def chosen_one(folder: Path) -> None:
     """What evaluation reads: the best, or the newest where none is told."""
     with alone() as ranks:
-        _read(chosen(folder / CHECKPOINTS, None, ranks), ranks)
+        _read(chosen_checkpoint(folder / CHECKPOINTS, None, ranks), ranks)
 
 
 def unchecked(folder: Path) -> None:
@@ -67,7 +67,7 @@ def unchecked(folder: Path) -> None:
 
 def _read(path: Path, ranks: Ranks) -> None:
     read_position(path)
-    load_pieces(path, read_index(path), pieces(), ranks.control)
+    load_shards(path, read_index(path), pieces(), ranks.control)
 
 
 def tables(folder: Path) -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 from torch import distributed as dist
 
 from benchmarks.reshard_matrix.rankers import build_ranker
-from sidrec.checkpoint.dcp_storage import save_pieces
+from sidrec.checkpoint.dcp_storage import save_shards
 from sidrec.checkpoint.rowwise_adagrad_reshard import Columns
-from sidrec.checkpoint.state import load_model, pieces_of
+from sidrec.checkpoint.state import load_model, state_shards
 from sidrec.config import Recipe
 from sidrec.data.batch import Batch
 from sidrec.data.dataset import Dataset
@@ -67,7 +67,7 @@ def save_runs(recipe: Recipe, optimizers: Sequence[str], kinds: Sequence[str], f
             if ranks.first:
                 path.mkdir(parents=True)
             dist.barrier(group=ranks.control)
-            save_pieces(path, pieces_of(ranker.model, ranker.optimizer, ranks), ranks.rank, ranks.control)
+            save_shards(path, state_shards(ranker.model, ranker.optimizer, ranks), ranks.rank, ranks.control)
             runs.append(Run(plan, None, tuple(ranker.train(batches[SAVED_AFTER:])), ranker.columns()))
     return runs
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import FailFast, TypeAdapter, ValidationError
 
 from sidrec.errors import ContractError
-from sidrec.io.json_files import read_json
+from sidrec.io.files import read_json
 from sidrec.plans.plan_file import parse_plan
 from sidrec.text import place, short_repr
 

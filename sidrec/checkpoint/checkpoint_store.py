@@ -17,8 +17,8 @@ from threading import Thread
 
 from torch import distributed as dist
 
-from sidrec.checkpoint.dcp_storage import save_pieces
-from sidrec.checkpoint.tensor_shard import INDEX, Piece, PieceCopies, StoredFile, read_index, write_index
+from sidrec.checkpoint.dcp_storage import save_shards
+from sidrec.checkpoint.tensor_shard import INDEX, StagingBuffers, StoredFile, TensorShard, read_index, write_index
 from sidrec.checkpoint.train_state import POSITION, Position, best_text, position_text, read_best, read_position
 from sidrec.config.recipe import CheckpointConfig
 from sidrec.errors import CheckpointError, RankError, ReportedElsewhereError, SidrecError
@@ -46,7 +46,7 @@ def _step(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def remove(path: Path) -> None:
+def remove_step(path: Path) -> None:
     """Removes a checkpoint. A process that is killed meanwhile leaves a partial one, not a damaged one.
 
     One that holds other files too stays as it is, which is said on stderr.
@@ -61,7 +61,7 @@ def remove(path: Path) -> None:
     shutil.rmtree(partial)
 
 
-def remove_left_over(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
     """Removes what killed processes were writing or removing, except where it holds other files too."""
     for partial in folder.glob(f"step-*{PARTIAL}"):
         if partial.name.removeprefix("step-").removesuffix(PARTIAL).isdecimal() and not _foreign_file(partial):
@@ -172,7 +172,7 @@ def check_file(path: Path, stored: StoredFile) -> None:
         raise CheckpointError(f"{path}: expected the CRC-32 {stored.crc32:08x} of its index, got {checksum:08x}")
 
 
-def chosen(folder: Path, which: str | None, ranks: Ranks) -> Path:
+def chosen_checkpoint(folder: Path, which: str | None, ranks: Ranks) -> Path:
     """A checkpoint to read: "newest" (as `newest_sound` passes over damaged ones), "best" or "step-N"; None means the
     best where the run keeps one, else the newest. Raises CheckpointError where there is no such one, or it is damaged.
     """
@@ -205,14 +205,14 @@ def _names(paths: list[Path]) -> str:
 class CheckpointWriter:
     """Writes the checkpoints of one run into its folder. Every rank has one and calls it together with the others.
 
-    keep: newest checkpoints that are kept, and the best one. beside: name -> text of files that lie beside the pieces.
+    keep: newest checkpoints that are kept, and the best one. beside: name -> text of files that lie beside the shards.
     ranks: their control group is used for nothing else, so that a thread of its own can write.
     """
 
     def __init__(self, folder: Path, keep: int, beside: Mapping[str, str], ranks: Ranks) -> None:
         self._folder, self._keep, self._beside, self._ranks = folder, keep, beside, ranks
 
-    def write(self, pieces: Sequence[Piece], position: Position) -> None:
+    def write(self, shards: Sequence[TensorShard], position: Position) -> None:
         """Writes step-N, N the position's step, unless it is there. Raises CheckpointError, on all ranks, where one
         cannot write; then nothing of it is left."""
         final = checkpoint_path(self._folder, position.step)
@@ -220,10 +220,10 @@ class CheckpointWriter:
             self._together(final, lambda: self._tidy(position))  # the best may be another one since
             return
         partial = final.with_name(final.name + PARTIAL)
-        size = total(self._ranks, sum(piece.values.numel() * piece.values.element_size() for piece in pieces))
+        size = total(self._ranks, sum(shard.values.numel() * shard.values.element_size() for shard in shards))
         self._together(partial, lambda: self._prepare(partial, size))
         try:
-            self._together(partial, lambda: save_pieces(partial, pieces, self._ranks.rank, self._ranks.control))
+            self._together(partial, lambda: save_shards(partial, shards, self._ranks.rank, self._ranks.control))
             self._together(partial, lambda: self._complete(partial, final, position))
         except BaseException:
             if self._ranks.first:
@@ -276,7 +276,7 @@ class CheckpointWriter:
             best.unlink(missing_ok=True)
         for outdated in checkpoints(self._folder)[self._keep :]:
             if outdated not in kept:
-                remove(outdated)
+                remove_step(outdated)
 
 
 def _to_disk(path: Path) -> None:
@@ -296,16 +296,16 @@ LOOK = 5.0  # seconds between two looks at how far a checkpoint is
 class Saver:
     """Saves one run's checkpoints. Every rank has one and calls its methods together with the others.
 
-    In the background a thread writes from a copy of the pieces and talks to the other ranks' threads over a gloo group
+    In the background a thread writes from a copy of the shards and talks to the other ranks' threads over a gloo group
     of its own. Failures of any rank are known to all ranks when the next checkpoint is saved, or at `finish`.
     """
 
     def __init__(self, folder: Path, config: CheckpointConfig, beside: Mapping[str, str], ranks: Ranks) -> None:
         """folder: of the run's checkpoints; what killed processes left in it half-written is removed.
 
-        beside: name -> text of files that lie beside the pieces.
+        beside: name -> text of files that lie beside the shards.
         """
-        self._folder, self._config, self._copies = folder, config, PieceCopies()
+        self._folder, self._config, self._copies = folder, config, StagingBuffers()
         self._pulse = ranks.pulse
         writers = replace(ranks, control=dist.new_group(backend="gloo"))
         self._writer = CheckpointWriter(folder, config.keep, beside, writers)
@@ -313,16 +313,16 @@ class Saver:
         self._error: Exception | None = None
         self._failures: list[SidrecError] = []  # in a row
         if ranks.first:
-            remove_left_over(folder)
+            remove_leftovers(folder)
 
-    def save(self, pieces: Sequence[Piece], position: Position, *, wait: bool = False) -> None:
+    def save(self, shards: Sequence[TensorShard], position: Position, *, wait: bool = False) -> None:
         """Saves step-N, N the position's step. Waits for the checkpoint before it, and with `wait` for this one.
 
         A failure is said, and training can go on. Raises CheckpointError, on all ranks, for the
         `checkpoint.failures`-th in a row, and with `wait` for any.
         """
         self._go_on()
-        owned = [piece for piece in pieces if piece.owned]
+        owned = [shard for shard in shards if shard.owned]
         beside_training = self._config.background and not wait
         if beside_training:
             owned = self._copies.take(owned)
@@ -344,9 +344,9 @@ class Saver:
         if self._thread is not None:
             self._thread.join(seconds)
 
-    def _try(self, pieces: Sequence[Piece], position: Position) -> None:
+    def _try(self, shards: Sequence[TensorShard], position: Position) -> None:
         try:
-            self._writer.write(pieces, position)
+            self._writer.write(shards, position)
             self._failures.clear()
         except Exception as error:  # for the training thread to meet
             self._error = error

@@ -1,4 +1,4 @@
-"""Where torch.distributed.checkpoint writes pieces to and reads them from: safetensors files and index.json.
+"""Where torch.distributed.checkpoint writes shards to and reads them from: safetensors files and index.json.
 
 Its own FileSystemWriter and FileSystemReader keep their index as a pickle, which can run any code when it is read.
 """
@@ -40,49 +40,48 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from sidrec.checkpoint.tensor_shard import (
-    DTYPES,
-    NAMES,
     VERSION,
     CheckpointIndex,
-    Piece,
     StoredFile,
-    StoredPiece,
+    StoredShard,
     StoredTensor,
-    piece_name,
+    TensorShard,
+    shard_name,
     write_index,
-    write_piece_file,
+    write_shard_file,
 )
 from sidrec.errors import CheckpointError
+from sidrec.io.safetensors_files import DTYPE_NAMES, DTYPES
 
 
-def save_pieces(path: Path, pieces: Sequence[Piece], rank: int, group: dist.ProcessGroup) -> None:
-    """Writes the owned pieces of all ranks into the folder `path`, which is there and empty; the index comes last.
+def save_shards(path: Path, shards: Sequence[TensorShard], rank: int, group: dist.ProcessGroup) -> None:
+    """Writes the owned shards of all ranks into the folder `path`, which is there and empty; the index comes last.
 
     Every rank of the group calls it. Raises, on every rank, the CheckpointError or OSError of the first that failed.
     """
-    state = {piece.name: piece for piece in pieces}
+    state = {shard.name: shard for shard in shards}
     with _one_sentence(path):
         dcp.save(
             state,
             checkpoint_id=path,
-            storage_writer=PieceWriter(path, rank),
-            planner=PieceSavePlanner(),
+            storage_writer=ShardWriter(path, rank),
+            planner=ShardSavePlanner(),
             process_group=group,
         )
 
 
-def load_pieces(path: Path, index: CheckpointIndex, pieces: Sequence[Piece], group: dist.ProcessGroup) -> None:
-    """Fills the pieces from the checkpoint in `path`, whose index is given, whoever wrote it.
+def load_shards(path: Path, index: CheckpointIndex, shards: Sequence[TensorShard], group: dist.ProcessGroup) -> None:
+    """Fills the shards from the checkpoint in `path`, whose index is given, whoever wrote it.
 
     Every rank of the group calls it. Raises, on every rank, CheckpointError for what the checkpoint does not hold.
     """
-    state = {piece.name: piece for piece in pieces}
+    state = {shard.name: shard for shard in shards}
     with _one_sentence(path):
         dcp.load(
             state,
             checkpoint_id=path,
-            storage_reader=PieceReader(path, index),
-            planner=PieceLoadPlanner(index),
+            storage_reader=CheckpointReader(path, index),
+            planner=ShardLoadPlanner(index),
             process_group=group,
         )
 
@@ -100,7 +99,7 @@ def _one_sentence(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path}: {words}") from None
 
 
-class PieceWriter(StorageWriter):
+class ShardWriter(StorageWriter):
     """Writes rank-R.safetensors of every rank, and index.json once all are there."""
 
     def __init__(self, path: Path, rank: int) -> None:
@@ -119,34 +118,34 @@ class PieceWriter(StorageWriter):
         return plans
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        assert isinstance(planner, PieceSavePlanner), "save_pieces gives it"
+        assert isinstance(planner, ShardSavePlanner), "save_shards gives it"
         name = f"rank-{self._rank}.safetensors"
-        pieces = [planner.piece(item) for item in plan.items]
+        shards = [planner.shard(item) for item in plan.items]
         written: Future[list[WriteResult]] = Future()
-        stored = write_piece_file(self._path / name, pieces) if pieces else StoredFile(0, 0)
-        sizes = [piece.values.numel() * piece.values.element_size() for piece in pieces]
+        stored = write_shard_file(self._path / name, shards) if shards else StoredFile(0, 0)
+        sizes = [shard.values.numel() * shard.values.element_size() for shard in shards]
         written.set_result(
             [
-                WriteResult(item.index, size, (name, piece.values.shape, stored))
-                for item, piece, size in zip(plan.items, pieces, sizes, strict=True)
+                WriteResult(item.index, size, (name, shard.values.shape, stored))
+                for item, shard, size in zip(plan.items, shards, sizes, strict=True)
             ]
         )
         return written
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         files: dict[str, StoredFile] = {}
-        pieces: dict[str, list[StoredPiece]] = {}
+        shards: dict[str, list[StoredShard]] = {}
         for result in (result for of_rank in results for result in of_rank):
             name, shape, stored = result.storage_data
             files[name] = stored
             offset = tuple(result.index.offset or ())
-            pieces.setdefault(result.index.fqn, []).append(StoredPiece(offset, tuple(shape), name))
+            shards.setdefault(result.index.fqn, []).append(StoredShard(offset, tuple(shape), name))
         tensors = {}
-        for key, found in sorted(pieces.items()):
+        for key, found in sorted(shards.items()):
             tensor = metadata.state_dict_metadata[key]
-            assert isinstance(tensor, TensorStorageMetadata), "pieces are tensors"
-            by_offset = tuple(sorted(found, key=lambda piece: piece.offset))
-            tensors[key] = StoredTensor(NAMES[tensor.properties.dtype], tuple(tensor.size), by_offset)
+            assert isinstance(tensor, TensorStorageMetadata), "shards are tensors"
+            by_offset = tuple(sorted(found, key=lambda shard: shard.offset))
+            tensors[key] = StoredTensor(DTYPE_NAMES[tensor.properties.dtype], tuple(tensor.size), by_offset)
         write_index(self._path, CheckpointIndex(VERSION, tensors, files))
 
     @classmethod
@@ -157,15 +156,15 @@ class PieceWriter(StorageWriter):
         return None
 
 
-class PieceReader(StorageReader):
-    """Reads what a PieceWriter wrote, each piece from the memory-mapped file as far as it is wanted."""
+class CheckpointReader(StorageReader):
+    """Reads what a ShardWriter wrote, each shard from the memory-mapped file as far as it is wanted."""
 
     def __init__(self, path: Path, index: CheckpointIndex) -> None:
         self._path = path
         self._files = {
-            MetadataIndex(key, piece.offset): (piece.file, piece_name(key, piece.offset))
+            MetadataIndex(key, shard.offset): (shard.file, shard_name(key, shard.offset))
             for key, tensor in index.tensors.items()
-            for piece in tensor.pieces
+            for shard in tensor.pieces
         }
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
@@ -206,7 +205,7 @@ class PieceReader(StorageReader):
 
 
 def _stored_part(stored: Any, name: str, item: ReadItem) -> Tensor:
-    """The part of a stored piece that an item wants; stored: an open safetensors file."""
+    """The part of a stored shard that an item wants; stored: an open safetensors file."""
     if not item.lengths:
         scalar: Tensor = stored.get_tensor(name)
         return scalar
@@ -215,81 +214,81 @@ def _stored_part(stored: Any, name: str, item: ReadItem) -> Tensor:
     return part
 
 
-# What torch.distributed.checkpoint is told of pieces: who writes which, and which stored ones fill which.
+# What torch.distributed.checkpoint is told of shards: who writes which, and which stored ones fill which.
 
 
-class PieceSavePlanner(SavePlanner):
-    """Every rank writes the pieces it owns. The state it is given: name -> Piece."""
+class ShardSavePlanner(SavePlanner):
+    """Every rank writes the shards it owns. The state it is given: name -> TensorShard."""
 
     def set_up_planner(
         self, state_dict: dict[str, Any], storage_meta: Any = None, is_coordinator: bool = False
     ) -> None:
-        self._pieces: dict[MetadataIndex, Piece] = {
-            MetadataIndex(piece.key, piece.offset): piece for piece in state_dict.values() if piece.owned
+        self._shards: dict[MetadataIndex, TensorShard] = {
+            MetadataIndex(shard.key, shard.offset): shard for shard in state_dict.values() if shard.owned
         }
 
     def create_local_plan(self) -> SavePlan:
-        return SavePlan([_write_item(index, piece) for index, piece in self._pieces.items()])
+        return SavePlan([_write_item(index, shard) for index, shard in self._shards.items()])
 
     def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
-        """Raises CheckpointError where pieces do not cover their tensor exactly once: nobody could read it again."""
+        """Raises CheckpointError where shards do not cover their tensor exactly once: nobody could read it again."""
         tensors: dict[str, TensorStorageMetadata] = {}
         for plan in all_plans:
             for item in plan.items:
                 data = item.tensor_data
-                assert data is not None, "pieces are tensors"
+                assert data is not None, "shards are tensors"
                 tensor = tensors.setdefault(item.index.fqn, TensorStorageMetadata(data.properties, data.size, []))
                 tensor.chunks.append(data.chunk)
         for key, tensor in tensors.items():
             held = sum(chunk.sizes.numel() for chunk in tensor.chunks)
             if held != tensor.size.numel():
-                raise CheckpointError(f"{key}: expected pieces of {tensor.size.numel()} values together, got {held}")
+                raise CheckpointError(f"{key}: expected shards of {tensor.size.numel()} values together, got {held}")
         return all_plans, Metadata(dict(tensors))
 
     def finish_plan(self, new_plan: SavePlan) -> SavePlan:
         return new_plan
 
     def resolve_data(self, write_item: WriteItem) -> Tensor | io.BytesIO:
-        return self._pieces[write_item.index].values
+        return self._shards[write_item.index].values
 
-    def piece(self, write_item: WriteItem) -> Piece:
-        """The piece that an item of the plan stands for."""
-        return self._pieces[write_item.index]
+    def shard(self, write_item: WriteItem) -> TensorShard:
+        """The shard that an item of the plan stands for."""
+        return self._shards[write_item.index]
 
 
-def _write_item(index: MetadataIndex, piece: Piece) -> WriteItem:
-    chunk = ChunkStorageMetadata(torch.Size(piece.offset), piece.values.shape)
-    data = TensorWriteData(chunk, TensorProperties(piece.values.dtype), torch.Size(piece.shape))
+def _write_item(index: MetadataIndex, shard: TensorShard) -> WriteItem:
+    chunk = ChunkStorageMetadata(torch.Size(shard.offset), shard.values.shape)
+    data = TensorWriteData(chunk, TensorProperties(shard.values.dtype), torch.Size(shard.shape))
     return WriteItem(index, WriteItemType.SHARD, tensor_data=data)
 
 
-class PieceLoadPlanner(LoadPlanner):
-    """Fills every piece from the stored ones that overlap it. The state it is given: name -> Piece."""
+class ShardLoadPlanner(LoadPlanner):
+    """Fills every shard from the stored ones that overlap it. The state it is given: name -> TensorShard."""
 
     def __init__(self, index: CheckpointIndex) -> None:
         self._index = index
 
     def set_up_planner(self, state_dict: dict[str, Any], *_: Any, **__: Any) -> None:
-        self._pieces: dict[MetadataIndex, Piece] = {
-            MetadataIndex(piece.key, piece.offset): piece for piece in state_dict.values()
+        self._shards: dict[MetadataIndex, TensorShard] = {
+            MetadataIndex(shard.key, shard.offset): shard for shard in state_dict.values()
         }
 
     def create_local_plan(self) -> LoadPlan:
         """Raises CheckpointError for a tensor that the checkpoint lacks, or holds in another shape or type."""
         items: list[ReadItem] = []
-        for piece in self._pieces.values():
-            stored = self._stored(piece)
-            chunk = ChunkStorageMetadata(torch.Size(piece.offset), piece.values.shape)
-            items += create_read_items_for_chunk_list(piece.key, _described(stored), [chunk])
+        for shard in self._shards.values():
+            stored = self._stored(shard)
+            chunk = ChunkStorageMetadata(torch.Size(shard.offset), shard.values.shape)
+            items += create_read_items_for_chunk_list(shard.key, _described(stored), [chunk])
         return LoadPlan(items)
 
-    def _stored(self, piece: Piece) -> StoredTensor:
-        stored = self._index.tensors.get(piece.key)
+    def _stored(self, shard: TensorShard) -> StoredTensor:
+        stored = self._index.tensors.get(shard.key)
         if stored is None:
-            raise CheckpointError(f"expected a tensor {piece.key}, got none of that name")
-        expected, found = (NAMES[piece.values.dtype], piece.shape), (stored.dtype, stored.shape)
+            raise CheckpointError(f"expected a tensor {shard.key}, got none of that name")
+        expected, found = (DTYPE_NAMES[shard.values.dtype], shard.shape), (stored.dtype, stored.shape)
         if expected != found:
-            raise CheckpointError(f"{piece.key}: expected {_words(*expected)}, got {_words(*found)}")
+            raise CheckpointError(f"{shard.key}: expected {_words(*expected)}, got {_words(*found)}")
         return stored
 
     def create_global_plan(self, global_plan: list[LoadPlan]) -> list[LoadPlan]:
@@ -299,11 +298,11 @@ class PieceLoadPlanner(LoadPlanner):
         return central_plan
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        raise NotImplementedError("pieces are tensors")
+        raise NotImplementedError("shards are tensors")
 
     def resolve_tensor(self, read_item: ReadItem) -> Tensor:
-        """The part of a piece that an item of the plan fills."""
-        values = self._pieces[read_item.dest_index].values.detach()
+        """The part of a shard that an item of the plan fills."""
+        values = self._shards[read_item.dest_index].values.detach()
         for dimension, (start, length) in enumerate(zip(read_item.dest_offsets, read_item.lengths, strict=True)):
             values = values.narrow(dimension, start, length)
         return values
@@ -313,7 +312,7 @@ class PieceLoadPlanner(LoadPlanner):
 
 
 def _described(stored: StoredTensor) -> TensorStorageMetadata:
-    chunks = [ChunkStorageMetadata(torch.Size(piece.offset), torch.Size(piece.shape)) for piece in stored.pieces]
+    chunks = [ChunkStorageMetadata(torch.Size(shard.offset), torch.Size(shard.shape)) for shard in stored.pieces]
     return TensorStorageMetadata(TensorProperties(DTYPES[stored.dtype]), torch.Size(stored.shape), chunks)
 
 

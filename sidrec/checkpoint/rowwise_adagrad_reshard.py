@@ -22,8 +22,8 @@ from sidrec.checkpoint.tensor_shard import (
     OPTIMIZER,
     ROW_SUM,
     CheckpointIndex,
-    Piece,
     StoredTensor,
+    TensorShard,
     Weight,
     is_table,
     parameter_of,
@@ -41,13 +41,13 @@ def column_shards(weight: Weight | StoredTensor) -> list[Columns]:
     if isinstance(weight, ShardedTensor):
         cuts = {(shard.shard_offsets[1], shard.shard_sizes[1]) for shard in weight.metadata().shards_metadata}
     elif isinstance(weight, StoredTensor):
-        cuts = {(piece.offset[1], piece.shape[1]) for piece in weight.pieces}
+        cuts = {(shard.offset[1], shard.shape[1]) for shard in weight.pieces}
     else:
         cuts = {(0, weight.shape[1])}
     return sorted((first, first + width) for first, width in cuts)
 
 
-def shares(shard: Columns, saved: Sequence[Columns]) -> Tensor:
+def column_weights(shard: Columns, saved: Sequence[Columns]) -> Tensor:
     """How much each saved shard counts for a shard: the part of its columns that they share, [S], 1 together."""
     shared = [max(0, min(shard[1], end) - max(shard[0], first)) for first, end in saved]
     return torch.tensor(shared, dtype=torch.float32) / (shard[1] - shard[0])
@@ -57,8 +57,8 @@ def shares(shard: Columns, saved: Sequence[Columns]) -> Tensor:
 class Conversion:
     """One shard's row sums, to be computed once `saved.values` [R, S] is read."""
 
-    saved: Piece
-    wanted: Piece
+    saved: TensorShard
+    wanted: TensorShard
     share_S: Tensor
 
     def apply(self) -> None:
@@ -67,10 +67,10 @@ class Conversion:
         self.wanted.values.copy_((saved_RS * self.share_S.to(saved_RS)).sum(dim=1, keepdim=True))
 
 
-class RowSums:
+class RowwiseAdagradReshard:
     """How the optimizer's states on this rank are read from a checkpoint.
 
-    pieces: what to read: the states themselves, but where columns are cut differently all that was saved of their rows,
+    shards: what to read: the states themselves, but where columns are cut differently all that was saved of their rows,
     from which `convert` then computes them.
     """
 
@@ -79,25 +79,25 @@ class RowSums:
         path: Path,
         index: CheckpointIndex,
         weights: Mapping[str, Weight],
-        states: Sequence[Piece],
+        states: Sequence[TensorShard],
     ) -> None:
-        """index: of the checkpoint `path`, which fits the model. weights: by name. states: this rank's pieces.
+        """index: of the checkpoint `path`, which fits the model. weights: by name. states: this rank's shards.
 
         Raises CheckpointError for row sums that are not of as many shards as their table.
         """
         self._path = path
         self._recut = _recut(path, index, weights)
         self._conversions: list[Conversion] = []
-        rooms: dict[str, Piece] = {}
-        for piece in states:
-            if piece.key in self._recut:
-                saved, current = self._recut[piece.key]
-                row, shard = piece.offset
-                room_RS = piece.values.new_empty(len(piece.values), len(saved))
-                room = Piece(piece.key, (piece.shape[0], len(saved)), (row, 0), room_RS)
-                room = rooms.setdefault(room.name, room)  # shards of the same rows read them once
-                self._conversions.append(Conversion(room, piece, shares(current[shard], saved)))
-        self.pieces = [*(piece for piece in states if piece.key not in self._recut), *rooms.values()]
+        whole_rows: dict[str, TensorShard] = {}
+        for state in states:
+            if state.key in self._recut:
+                saved, current = self._recut[state.key]
+                row, column_shard = state.offset
+                saved_RS = state.values.new_empty(len(state.values), len(saved))
+                to_read = TensorShard(state.key, (state.shape[0], len(saved)), (row, 0), saved_RS)
+                to_read = whole_rows.setdefault(to_read.name, to_read)  # column shards of the same rows read them once
+                self._conversions.append(Conversion(to_read, state, column_weights(current[column_shard], saved)))
+        self.shards = [*(state for state in states if state.key not in self._recut), *whole_rows.values()]
 
     def say(self) -> None:
         """Says in the log what is converted, if anything is."""
@@ -110,7 +110,7 @@ class RowSums:
             )
 
     def convert(self) -> None:
-        """Computes the states that are not read as they are, once `pieces` are read."""
+        """Computes the states that are not read as they are, once `shards` are read."""
         for conversion in self._conversions:
             conversion.apply()
 

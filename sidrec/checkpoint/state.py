@@ -1,4 +1,4 @@
-"""A model and its optimizer as pieces: what a rank writes of them, and fills again whatever plan and ranks wrote it."""
+"""A model and its optimizer as shards: what a rank writes of them, and fills again whatever plan and ranks wrote it."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,55 +11,55 @@ from torchrec.distributed import DistributedModelParallel
 from torchrec.optim.fused import FusedOptimizer
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
 
-from sidrec.checkpoint.dcp_storage import load_pieces
-from sidrec.checkpoint.rowwise_adagrad_reshard import RowSums
+from sidrec.checkpoint.dcp_storage import load_shards
+from sidrec.checkpoint.rowwise_adagrad_reshard import RowwiseAdagradReshard
 from sidrec.checkpoint.tensor_shard import (
     MODEL,
-    NAMES,
     OPTIMIZER,
     RANKS,
     ROW_SUM,
     SUM,
     CheckpointIndex,
-    Piece,
+    TensorShard,
     Weight,
     dtype_of,
-    held,
+    has_local_rows,
     is_table,
     parameter_of,
     read_index,
     shape_of,
     table_of,
-    whole,
+    whole_tensor,
 )
 from sidrec.errors import CheckpointError
+from sidrec.io.safetensors_files import DTYPE_NAMES
 from sidrec.model.tables import Slots
 from sidrec.parallel.initial_values import lookups_of
 from sidrec.parallel.process_group import Ranks, run_on_all_ranks
 
 
-def pieces_of(model: DistributedModelParallel, optimizer: KeyedOptimizer | None, ranks: Ranks) -> list[Piece]:
+def state_shards(model: DistributedModelParallel, optimizer: KeyedOptimizer | None, ranks: Ranks) -> list[TensorShard]:
     """What this rank holds of a checkpoint: views into model and optimizer, as they are now.
 
     optimizer: None where neither its state is wanted nor what else only training needs. States that it has not made yet
-    are no pieces.
+    are no shards.
     """
     weights = model.state_dict()
-    pieces = _of_weights(weights, ranks)
+    shards = _of_weights(weights, ranks)
     if optimizer is not None:
-        pieces += [*optimizer_pieces(optimizer, weights, ranks.first), *slot_pieces(model, ranks)]
-    return pieces
+        shards += [*optimizer_shards(optimizer, weights, ranks.first), *slot_shards(model, ranks)]
+    return shards
 
 
-def _of_weights(weights: Mapping[str, Weight], ranks: Ranks) -> list[Piece]:
-    return [piece for name, value in weights.items() for piece in _of_weight(f"{MODEL}/{name}", value, ranks.first)]
+def _of_weights(weights: Mapping[str, Weight], ranks: Ranks) -> list[TensorShard]:
+    return [shard for name, value in weights.items() for shard in _of_weight(f"{MODEL}/{name}", value, ranks.first)]
 
 
-def _of_weight(key: str, value: Weight, owned: bool) -> Iterable[Piece]:
+def _of_weight(key: str, value: Weight, owned: bool) -> Iterable[TensorShard]:
     if not isinstance(value, ShardedTensor):
-        return [whole(key, value, owned)]
+        return [whole_tensor(key, value, owned)]
     return [
-        Piece(key, shape_of(value), tuple(shard.metadata.shard_offsets), shard.tensor)
+        TensorShard(key, shape_of(value), tuple(shard.metadata.shard_offsets), shard.tensor)
         for shard in value.local_shards()
         if shard.tensor.numel()
     ]
@@ -68,7 +68,7 @@ def _of_weight(key: str, value: Weight, owned: bool) -> Iterable[Piece]:
 def load_model(path: Path, model: DistributedModelParallel, optimizer: KeyedOptimizer | None, ranks: Ranks) -> None:
     """Reads a checkpoint into the model and, if given, its optimizer, whatever plan and ranks wrote it.
 
-    Row-wise Adagrad's state of columns that are cut differently is converted as `row_sums` says, and the log says so.
+    Row-wise Adagrad's state of columns that are cut differently is converted as `reshard` says, and the log says so.
 
     Raises CheckpointError, on all ranks: before anything is loaded, when the checkpoint has other tables, layers or
     optimizers than the model, and where other ranks wrote managed tables (their slots are theirs, but one rank can
@@ -77,50 +77,50 @@ def load_model(path: Path, model: DistributedModelParallel, optimizer: KeyedOpti
     index = run_on_all_ranks(ranks, lambda: read_index(path))
     weights = model.state_dict()
     run_on_all_ranks(ranks, lambda: check_model(path, index, weights))
-    memory = run_on_all_ranks(ranks, lambda: room_for_slot_memory(path, index, model, optimizer is not None, ranks))
-    pieces = _of_weights(weights, ranks)
-    row_sums = None
+    memory = run_on_all_ranks(ranks, lambda: slot_shards_to_fill(path, index, model, optimizer is not None, ranks))
+    shards = _of_weights(weights, ranks)
+    reshard = None
     if optimizer is not None:
-        make_states(optimizer, index.tensors)
-        states = optimizer_pieces(optimizer, weights, ranks.first)
-        trained = [name for name in optimizer.params if held(weights[name])]
+        init_optimizer_states(optimizer, index.tensors)
+        states = optimizer_shards(optimizer, weights, ranks.first)
+        trained = [name for name in optimizer.params if has_local_rows(weights[name])]
         run_on_all_ranks(ranks, lambda: check_optimizer(path, index, trained, states))
-        row_sums = run_on_all_ranks(ranks, lambda: RowSums(path, index, weights, states))
-        pieces += row_sums.pieces
+        reshard = run_on_all_ranks(ranks, lambda: RowwiseAdagradReshard(path, index, weights, states))
+        shards += reshard.shards
         if ranks.first:
-            row_sums.say()
-    load_pieces(path, index, [*pieces, *memory], ranks.control)
-    if row_sums is not None:
-        row_sums.convert()
-    resume_slots(model, memory)
-    forget_cached_rows(model)
+            reshard.say()
+    load_shards(path, index, [*shards, *memory], ranks.control)
+    if reshard is not None:
+        reshard.convert()
+    restore_slots(model, memory)
+    invalidate_caches(model)
 
 
-def forget_cached_rows(model: nn.Module) -> None:
+def invalidate_caches(model: nn.Module) -> None:
     """Rows that FBGEMM keeps in a cache, where a plan gives it one, are those of before."""
     for lookup in lookups_of(model):
         lookup.purge()
 
 
-# What optimizers keep of tables and layers, as pieces: FBGEMM's fused state and torch's under the same names.
+# What optimizers keep of tables and layers, as shards: FBGEMM's fused state and torch's under the same names.
 
 
 MOMENTUM = "momentum1"  # what FBGEMM calls the sum of squared gradients, of elements or of rows
 
 
-def optimizer_pieces(optimizer: KeyedOptimizer, weights: Mapping[str, Weight], owned: bool) -> list[Piece]:
-    """The pieces of the states that an optimizer has on this rank; views.
+def optimizer_shards(optimizer: KeyedOptimizer, weights: Mapping[str, Weight], owned: bool) -> list[TensorShard]:
+    """The shards of the states that an optimizer has on this rank; views.
 
     weights: the parameters, as the model's state_dict has them. owned: whether this rank writes what all ranks have.
     """
     return [
-        piece
+        shard
         for name, states in optimizer.state_dict()["state"].items()
-        for piece in _of_parameter(name, weights[name], states, owned)
+        for shard in _of_parameter(name, weights[name], states, owned)
     ]
 
 
-def make_states(optimizer: KeyedOptimizer, keys: Collection[str]) -> None:
+def init_optimizer_states(optimizer: KeyedOptimizer, keys: Collection[str]) -> None:
     """Has torch's optimizers make the states of their first step, to be loaded into; changes no weight.
 
     A layer that no gradient had reached had none when it was saved, and has none again. keys: of the checkpoint's
@@ -150,7 +150,7 @@ def _of_torch(optimizer: KeyedOptimizer) -> Iterator[KeyedOptimizer]:
         yield optimizer
 
 
-def _of_parameter(name: str, weight: Weight, states: Mapping[str, Any], owned: bool) -> Iterator[Piece]:
+def _of_parameter(name: str, weight: Weight, states: Mapping[str, Any], owned: bool) -> Iterator[TensorShard]:
     key = f"{OPTIMIZER}/{name}"
     if isinstance(weight, ShardedTensor):
         for state_name, state in states.items():
@@ -161,17 +161,17 @@ def _of_parameter(name: str, weight: Weight, states: Mapping[str, Any], owned: b
             yield _replicated(key, weight, states[SUM], owned)
     else:
         for state_name, state in states.items():
-            yield whole(f"{key}/{state_name}", state, owned)
+            yield whole_tensor(f"{key}/{state_name}", state, owned)
 
 
-def _replicated(key: str, weight: Tensor, state: Tensor, owned: bool) -> Piece:
+def _replicated(key: str, weight: Tensor, state: Tensor, owned: bool) -> TensorShard:
     """torch's state of a replicated table, which may be flat: as large as the table, or one value per row."""
     if state.numel() == weight.numel():
-        return whole(f"{key}/{SUM}", state.view_as(weight), owned)
-    return whole(f"{key}/{ROW_SUM}", state.view(len(weight), 1), owned)
+        return whole_tensor(f"{key}/{SUM}", state.view_as(weight), owned)
+    return whole_tensor(f"{key}/{ROW_SUM}", state.view(len(weight), 1), owned)
 
 
-def _fused(key: str, weight: ShardedTensor, state: ShardedTensor) -> Iterator[Piece]:
+def _fused(key: str, weight: ShardedTensor, state: ShardedTensor) -> Iterator[TensorShard]:
     """FBGEMM's state of a sharded table: cut as the table is, or one value per row for each shard of the columns.
 
     TorchRec lays the values of rows end to end, column shard after column shard, whatever the table's own layout.
@@ -180,7 +180,7 @@ def _fused(key: str, weight: ShardedTensor, state: ShardedTensor) -> Iterator[Pi
     held = [shard for shard in state.local_shards() if shard.tensor.numel()]
     if len(shape_of(state)) == len(size):
         for shard in held:
-            yield Piece(f"{key}/{SUM}", size, tuple(shard.metadata.shard_offsets), shard.tensor)
+            yield TensorShard(f"{key}/{SUM}", size, tuple(shard.metadata.shard_offsets), shard.tensor)
         return
     shards = sorted(weight.metadata().shards_metadata, key=lambda shard: shard.shard_offsets[1])
     laid_out = [(tuple(found.shard_offsets), tuple(found.shard_sizes)) for found in state.metadata().shards_metadata]
@@ -189,7 +189,7 @@ def _fused(key: str, weight: ShardedTensor, state: ShardedTensor) -> Iterator[Pi
         where = (tuple(local.metadata.shard_offsets), tuple(local.metadata.shard_sizes))
         row, column = shards[laid_out.index(where)].shard_offsets
         offset = (row, columns.index(column))
-        yield Piece(f"{key}/{ROW_SUM}", (size[0], len(columns)), offset, local.tensor.view(-1, 1))
+        yield TensorShard(f"{key}/{ROW_SUM}", (size[0], len(columns)), offset, local.tensor.view(-1, 1))
 
 
 # What a checkpoint holds of managed tables beside their tensors: each rank's memory of the interval it is in.
@@ -198,19 +198,19 @@ def _fused(key: str, weight: ShardedTensor, state: ShardedTensor) -> Iterator[Pi
 SLOTS = "slots"
 
 
-def slot_pieces(model: nn.Module, ranks: Ranks) -> list[Piece]:
+def slot_shards(model: nn.Module, ranks: Ranks) -> list[TensorShard]:
     """This rank's memory, as it is now: ranks/RANK/slots/TABLE/NAME, int64 [N] for N ids met in the interval."""
     return [
-        whole(f"{RANKS}/{ranks.rank}/{SLOTS}/{table}/{name}", values_N)
+        whole_tensor(f"{RANKS}/{ranks.rank}/{SLOTS}/{table}/{name}", values_N)
         for table, slots in _managed(model).items()
         for name, values_N in slots.interval().items()
     ]
 
 
-def room_for_slot_memory(
+def slot_shards_to_fill(
     path: Path, index: CheckpointIndex, model: nn.Module, training: bool, ranks: Ranks
-) -> list[Piece]:
-    """Pieces for a checkpoint's `slot_pieces` to be read into; none where none are wanted.
+) -> list[TensorShard]:
+    """Shards for a checkpoint's `slot_shards` to be read into; none where none are wanted.
 
     Raises CheckpointError when other ranks wrote it: their slots are theirs, but one rank can evaluate with all.
     """
@@ -222,22 +222,22 @@ def room_for_slot_memory(
             f"{path}: expected the {owners} rank(s) that own the slots of its managed tables, got {ranks.world}; "
             "one rank can evaluate it too"
         )
-    memory = slot_pieces(model, ranks) if training else []
-    missing = [piece.key for piece in memory if piece.key not in index.tensors]
+    memory = slot_shards(model, ranks) if training else []
+    missing = [shard.key for shard in memory if shard.key not in index.tensors]
     if missing:
         raise CheckpointError(f"{path}: expected a tensor {missing[0]}, got none of that name")
-    return [whole(piece.key, torch.empty(index.tensors[piece.key].shape, dtype=torch.int64)) for piece in memory]
+    return [whole_tensor(shard.key, torch.empty(index.tensors[shard.key].shape, dtype=torch.int64)) for shard in memory]
 
 
-def resume_slots(model: nn.Module, memory: Sequence[Piece]) -> None:
+def restore_slots(model: nn.Module, memory: Sequence[TensorShard]) -> None:
     """Makes loaded slots usable, and puts them where they were in their interval.
 
     memory: what `room_for_slot_memory` made, filled.
     """
     intervals: dict[str, dict[str, Tensor]] = {}
-    for piece in memory:
-        table, name = piece.key.split("/")[-2:]
-        intervals.setdefault(table, {})[name] = piece.values
+    for shard in memory:
+        table, name = shard.key.split("/")[-2:]
+        intervals.setdefault(table, {})[name] = shard.values
     for table, slots in _managed(model).items():
         slots.validate_state()  # sorts them by id: those of several ranks lie one rank after the other
         if table in intervals:
@@ -269,7 +269,7 @@ def check_model(path: Path, index: CheckpointIndex, state: Mapping[str, Weight])
         if name not in names:
             raise CheckpointError(f"{path}: expected the {_named(name)} of this recipe, got a checkpoint without it")
         stored = index.tensors[f"{MODEL}/{name}"]
-        expected, dtype = shape_of(value), NAMES[dtype_of(value)]
+        expected, dtype = shape_of(value), DTYPE_NAMES[dtype_of(value)]
         if len(expected) != len(stored.shape) or dtype != stored.dtype:
             raise CheckpointError(
                 f"{path}: {_named(name)}: expected {dtype} {list(expected)} as this recipe has, "
@@ -292,13 +292,15 @@ def _other_shape(name: str, expected: tuple[int, ...], found: tuple[int, ...]) -
     return f"expected {expected[0]} rows as this recipe's data have, the checkpoint's has {found[0]}"
 
 
-def check_optimizer(path: Path, index: CheckpointIndex, parameters: Iterable[str], pieces: Iterable[Piece]) -> None:
+def check_optimizer(
+    path: Path, index: CheckpointIndex, parameters: Iterable[str], shards: Iterable[TensorShard]
+) -> None:
     """Raises CheckpointError unless the checkpoint `path` keeps of each parameter what this rank's optimizer keeps.
 
-    parameters: names of what the optimizer updates on this rank. pieces: of its states.
+    parameters: names of what the optimizer updates on this rank. shards: of its states.
     """
     stored = _states(index.tensors)
-    kept = _states(piece.key for piece in pieces)
+    kept = _states(shard.key for shard in shards)
     for name in parameters:
         expected, found = kept.get(name, frozenset()), stored.get(name, frozenset())
         if expected != found:

@@ -11,21 +11,19 @@ from torch import Tensor
 
 from sidrec.checkpoint.checkpoint_store import BEST, check_file, checkpoint_path, checkpoints
 from sidrec.checkpoint.tensor_shard import (
-    DTYPES,
     INDEX,
     MODEL,
     OPTIMIZER,
     CheckpointIndex,
-    StoredPiece,
-    StoredRows,
+    StoredShard,
     StoredTensor,
-    piece_name,
     read_index,
-    stored_tensors,
+    shard_name,
 )
 from sidrec.checkpoint.train_state import Position, read_best, read_position
 from sidrec.config import Recipe, load_file
 from sidrec.errors import CheckpointError
+from sidrec.io.safetensors_files import DTYPES, FileTensor, read_header
 
 # Tables of a checkpoint, read by row ranges: by any process, without the model, and no more than is asked for.
 #
@@ -49,7 +47,7 @@ class StoredTable:
             got = "none of that name" if tensor is None else "a single number"
             raise CheckpointError(f"{path}: expected a table {key}, got {got}")
         self.path, self.key, self.tensor = path, key, tensor
-        self._stored: dict[str, Mapping[str, StoredRows]] = {}
+        self._stored: dict[str, Mapping[str, FileTensor]] = {}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -68,7 +66,7 @@ class StoredTable:
     @property
     def files(self) -> set[str]:
         """Files of the checkpoint that hold parts of it."""
-        return {piece.file for piece in self.tensor.pieces}
+        return {shard.file for shard in self.tensor.pieces}
 
     def rows(self, first: int, last: int) -> Tensor:
         """Rows [first, last), [N, ...] of the stored type.
@@ -77,24 +75,24 @@ class StoredTable:
         """
         assert 0 <= first <= last <= self.shape[0], f"rows of {self.key}, which has {self.shape[0]}"
         rows = torch.empty((last - first, *self.shape[1:]), dtype=self.dtype)
-        for piece in self.tensor.pieces:
-            start, end = max(first, piece.offset[0]), min(last, piece.offset[0] + piece.shape[0])
+        for shard in self.tensor.pieces:
+            start, end = max(first, shard.offset[0]), min(last, shard.offset[0] + shard.shape[0])
             if start < end:
                 into = rows[start - first : end - first]
-                for dimension, (offset, length) in enumerate(zip(piece.offset[1:], piece.shape[1:], strict=True), 1):
+                for dimension, (offset, length) in enumerate(zip(shard.offset[1:], shard.shape[1:], strict=True), 1):
                     into = into.narrow(dimension, offset, length)
-                into.copy_(self._stored_rows(piece, start - piece.offset[0], end - piece.offset[0]))
+                into.copy_(self._stored_rows(shard, start - shard.offset[0], end - shard.offset[0]))
         return rows
 
-    def _stored_rows(self, piece: StoredPiece, first: int, last: int) -> Tensor:
-        path = self.path / piece.file
+    def _stored_rows(self, shard: StoredShard, first: int, last: int) -> Tensor:
+        path = self.path / shard.file
         try:
-            if piece.file not in self._stored:
-                self._stored[piece.file] = stored_tensors(path)
-            stored = self._stored[piece.file].get(piece_name(self.key, piece.offset))
-            if stored is None or (stored.dtype, stored.shape) != (self.tensor.dtype, piece.shape):
+            if shard.file not in self._stored:
+                self._stored[shard.file] = read_header(path)
+            stored = self._stored[shard.file].get(shard_name(self.key, shard.offset))
+            if stored is None or (stored.dtype, stored.shape) != (self.tensor.dtype, shard.shape):
                 got = "none" if stored is None else f"{stored.dtype} {list(stored.shape)}"
-                expected = f"{self.tensor.dtype} {list(piece.shape)} of {self.key}, as the index says"
+                expected = f"{self.tensor.dtype} {list(shard.shape)} of {self.key}, as the index says"
                 raise CheckpointError(f"{path}: expected {expected}, got {got}")
             return stored.read(first, last)
         except OSError as error:
@@ -102,7 +100,7 @@ class StoredTable:
 
     def parts(self, size: int = PART) -> Iterator[tuple[int, Tensor]]:
         """The whole table in order, by row ranges of at most `size` bytes, and one row at least: (first row, rows)."""
-        step = rows_of_size(size, self.bytes // max(1, self.shape[0]))
+        step = rows_within(size, self.bytes // max(1, self.shape[0]))
         for first in range(0, self.shape[0], step):
             yield first, self.rows(first, min(first + step, self.shape[0]))
 
@@ -165,7 +163,7 @@ def open_checkpoint(path: Path) -> StoredCheckpoint:
     return StoredCheckpoint(there[0], read_index(there[0]))
 
 
-def rows_of_size(size: int, row: int) -> int:
+def rows_within(size: int, row: int) -> int:
     """How many rows of `row` bytes are at most `size` bytes; one at least."""
     return max(1, size // max(1, row))
 
@@ -194,10 +192,10 @@ def table_name(key: str) -> str | None:
     return None
 
 
-def cut_of(tensor: StoredTensor) -> str:
+def sharding_text(tensor: StoredTensor) -> str:
     """How a table was cut, in words: "whole", "4 ranges of rows", "2 blocks of columns", or both."""
-    rows = len({piece.offset[0] for piece in tensor.pieces})
-    columns = len({piece.offset[1:] for piece in tensor.pieces})
+    rows = len({shard.offset[0] for shard in tensor.pieces})
+    columns = len({shard.offset[1:] for shard in tensor.pieces})
     words = [f"{rows} ranges of rows"] if rows > 1 else []
     words += [f"{columns} blocks of columns"] if columns > 1 else []
     return " x ".join(words) or "whole"

@@ -16,13 +16,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sidrec.checkpoint.stored_tables import PART, StoredTable, rows_of_size
-from sidrec.checkpoint.tensor_shard import DTYPES, header_of, stored_tensors
+from sidrec.checkpoint.stored_tables import PART, StoredTable, rows_within
 from sidrec.config import Recipe
 from sidrec.config.section import granularity_levels
 from sidrec.data.item_tables import HID
 from sidrec.errors import CheckpointError
 from sidrec.io.parquet_files import readable
+from sidrec.io.safetensors_files import DTYPES, read_header, safetensors_header
 from sidrec.schema import ITEM_ID, LOG, ContractError, load_manifest
 from sidrec.sid.catalog import load_catalog
 from sidrec.sid.granularity import granularity_rows
@@ -65,7 +65,7 @@ class SafetensorsRows:
 
     def __init__(self, path: Path, name: str, table: str) -> None:
         try:
-            tensors = stored_tensors(path)
+            tensors = read_header(path)
         except OSError as error:
             raise ContractError(path, "a safetensors file", error.strerror or error) from None
         self._stored = tensors[_tensor_name(path, list(tensors), name, table)]
@@ -122,7 +122,7 @@ def _shape_of(where: str, shape: tuple[int, ...], dtype: str, floats: bool) -> t
 
 
 def _ranges(first: int, last: int, width: int) -> Iterator[tuple[int, int]]:
-    step = rows_of_size(PART, width * torch.float32.itemsize)
+    step = rows_within(PART, width * torch.float32.itemsize)
     for start in range(first, last, step):
         yield start, min(start + step, last)
 
@@ -192,7 +192,7 @@ class ParquetRows:
     def _parts_of(
         self, file: pq.ParquetFile, group: int, rows_G: np.ndarray, first: int, last: int
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        step, done = rows_of_size(PART, self.width * torch.float32.itemsize), 0
+        step, done = rows_within(PART, self.width * torch.float32.itemsize), 0
         for batch in file.iter_batches(step, row_groups=[group], columns=[self._column], use_threads=False):
             rows_N = rows_G[done : done + len(batch)]
             done += len(batch)
@@ -288,7 +288,7 @@ def is_exported(path: Path) -> bool:
 def write_safetensors(path: Path, tensors: Mapping[str, StoredTable], progress: Callable[[int], object]) -> None:
     """Writes each as one tensor of that name, of the type that it is stored in. progress: is told of bytes written."""
     with path.open("wb") as file:
-        file.write(header_of((name, table.dtype, table.shape) for name, table in tensors.items()))
+        file.write(safetensors_header((name, table.dtype, table.shape) for name, table in tensors.items()))
         for table in tensors.values():
             for _, rows in table.parts():
                 file.write(rows.reshape(-1).view(torch.uint8).numpy().data)
@@ -303,7 +303,7 @@ def write_parquet(
     tensors: column -> table, all of as many rows. progress: is told of bytes read.
     """
     count = next(iter(tensors.values())).shape[0]
-    step = rows_of_size(PART, sum(table.bytes // max(1, count) for table in tensors.values()))
+    step = rows_within(PART, sum(table.bytes // max(1, count) for table in tensors.values()))
     with pq.ParquetWriter(path, _schema(tensors, ids), compression="none", use_dictionary=False) as file:
         for first in range(0, count, step):
             last = min(first + step, count)

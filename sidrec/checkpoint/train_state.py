@@ -12,8 +12,8 @@ import torch
 from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 from torch import Tensor
 
-from sidrec.checkpoint.dcp_storage import load_pieces
-from sidrec.checkpoint.tensor_shard import RANKS, Piece, read_index, whole
+from sidrec.checkpoint.dcp_storage import load_shards
+from sidrec.checkpoint.tensor_shard import RANKS, TensorShard, read_index, whole_tensor
 from sidrec.errors import CheckpointError
 from sidrec.parallel.process_group import Ranks, run_on_all_ranks
 
@@ -102,23 +102,23 @@ def _read(path: Path, kind: TypeAdapter[T]) -> T:
 # The state of every rank's random generators, as tensors: of torch on CPU and GPU, of numpy and of Python.
 
 
-def random_pieces(ranks: Ranks) -> list[Piece]:
+def random_state_shards(ranks: Ranks) -> list[TensorShard]:
     """What this rank's generators are at, under keys of its own."""
-    return [whole(f"{RANKS}/{ranks.rank}/random/{name}", state) for name, state in _states(ranks.device).items()]
+    return [whole_tensor(f"{RANKS}/{ranks.rank}/random/{name}", state) for name, state in _states(ranks.device).items()]
 
 
-def resume_random(path: Path, step: int, seed: int, ranks: Ranks) -> None:
+def restore_random_state(path: Path, step: int, seed: int, ranks: Ranks) -> None:
     """Puts the generators where the checkpoint in `path` had them. Where other ranks wrote it, or another kind of
     device, every rank's are drawn anew from (seed, step, rank). Every rank calls it.
 
-    Raises CheckpointError as `load_pieces` does.
+    Raises CheckpointError as `load_shards` does.
     """
-    pieces = random_pieces(ranks)
+    shards = random_state_shards(ranks)
     index = run_on_all_ranks(ranks, lambda: read_index(path))
     stored = {key for key in index.tensors if "/random/" in key}
-    states = {piece.key.rsplit("/", 1)[1]: piece.values for piece in pieces}
+    states = {shard.key.rsplit("/", 1)[1]: shard.values for shard in shards}
     if stored == {f"{RANKS}/{rank}/random/{name}" for rank in range(ranks.world) for name in states}:
-        load_pieces(path, index, pieces, ranks.control)
+        load_shards(path, index, shards, ranks.control)
         _restore(states, ranks.device)
     else:
         _draw(seed, step, ranks.rank)

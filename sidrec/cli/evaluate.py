@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
     """
     read = read_before_ranks(lambda: _options(argv))
 
-    from sidrec.checkpoint.checkpoint_store import chosen
+    from sidrec.checkpoint.checkpoint_store import chosen_checkpoint
     from sidrec.checkpoint.state import load_model
     from sidrec.checkpoint.train_state import check_catalog, read_position
     from sidrec.parallel.process_group import joined_ranks, run_on_all_ranks
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
             recipe = replace(recipe, evaluate=replace(recipe.evaluate, splits=options.splits))
         data = open_dataset(recipe, ranks)
         check_splits(recipe, data, ranks)
-        saved = chosen(run.checkpoints, options.checkpoint, ranks)
+        saved = chosen_checkpoint(run.checkpoints, options.checkpoint, ranks)
         position = run_on_all_ranks(ranks, lambda: read_position(saved))
         run_on_all_ranks(ranks, lambda: check_catalog(saved, position, data.fingerprint))
         sharded = build_model(recipe, data, ranks)

@@ -6,7 +6,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sidrec.checkpoint.stored_tables import CheckpointTable, StoredCheckpoint, StoredTable, cut_of, open_checkpoint
+from sidrec.checkpoint.stored_tables import (
+    CheckpointTable,
+    StoredCheckpoint,
+    StoredTable,
+    open_checkpoint,
+    sharding_text,
+)
 from sidrec.checkpoint.table_files import EMBEDDING, is_exported, no_ids, row_ids, write_parquet, write_safetensors
 from sidrec.cli.table import ExportOptions, ListOptions
 from sidrec.config import ConfigError
@@ -40,7 +46,7 @@ def _facts(table: CheckpointTable) -> dict[str, object]:
         "type": table.weight.tensor.dtype,
         "bytes": table.weight.bytes,
         "state": {name: {"shape": state.shape, "bytes": state.bytes} for name, state in table.state.items()},
-        "cut": cut_of(table.weight.tensor),
+        "cut": sharding_text(table.weight.tensor),
     }
 
 
@@ -48,7 +54,7 @@ def _line(table: CheckpointTable) -> tuple[str, ...]:
     rows, width = table.weight.shape
     state = ", ".join(f"{name} {list(found.shape)}" for name, found in table.state.items()) or "none"
     bytes_of_state = sum(found.bytes for found in table.state.values())
-    size, cut = f"{table.weight.bytes:,}", cut_of(table.weight.tensor)
+    size, cut = f"{table.weight.bytes:,}", sharding_text(table.weight.tensor)
     return table.name, f"{rows:,} x {width}", table.weight.tensor.dtype, size, state, f"{bytes_of_state:,}", cut
 
 

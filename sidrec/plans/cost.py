@@ -17,8 +17,7 @@ from torchrec.distributed.planner.types import Shard, ShardingOption
 from torchrec.distributed.types import ShardingType
 
 from sidrec.config import ConfigError
-from sidrec.io.files import write_json
-from sidrec.io.json_files import read_json
+from sidrec.io.files import read_json, write_json
 from sidrec.plans.hardware import Hardware
 from sidrec.plans.workload import UNIFORM, TableLoad, Workload, ZipfLaw
 from sidrec.schema import ContractError

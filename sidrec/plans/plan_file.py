@@ -26,8 +26,7 @@ from torchrec.distributed.types import (
 
 from sidrec.config.recipe import ShardingKind
 from sidrec.errors import ContractError
-from sidrec.io.files import write_text
-from sidrec.io.json_files import read_json
+from sidrec.io.files import read_json, write_text
 from sidrec.text import did_you_mean, short_repr
 
 Kernel = Literal["dense", "fused", "fused_uvm", "fused_uvm_caching"]

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 import torchrec
 
-from sidrec.checkpoint.checkpoint_store import chosen, newest_sound
+from sidrec.checkpoint.checkpoint_store import chosen_checkpoint, newest_sound
 from sidrec.checkpoint.state import load_model
-from sidrec.checkpoint.train_state import Position, check_catalog, read_position, resume_random
+from sidrec.checkpoint.train_state import Position, check_catalog, read_position, restore_random_state
 from sidrec.config import Recipe, load
 from sidrec.data.dataset import Dataset
 from sidrec.data.loader import SplitLoader
@@ -67,7 +67,7 @@ def _train(recipe: Recipe, run: RunDirectory, ranks: Ranks, trainer: type[Traine
     optimizer = build_optimizer(sharded.model, recipe.optimizer, recipe.model.embedding_dim)
     if saved is not None:
         load_model(saved, sharded.model, optimizer, ranks)
-        resume_random(saved, position.step, recipe.seed, ranks)
+        restore_random_state(saved, position.step, recipe.seed, ranks)
     elif start is not None:
         start.fill(sharded.model, optimizer, ranks)
     started: dict[str, object] = kept_facts(run.facts) if saved else {"start": start.facts} if start else {}
@@ -88,7 +88,7 @@ def _train(recipe: Recipe, run: RunDirectory, ranks: Ranks, trainer: type[Traine
         return exit_status(signal)
     step = best.best.step if best and best.best else training.steps
     if step != training.steps:
-        load_model(chosen(run.checkpoints, f"step-{step}", ranks), model, None, ranks)
+        load_model(chosen_checkpoint(run.checkpoints, f"step-{step}", ranks), model, None, ranks)
     metrics = evaluate_splits(recipe, data, model, run, step, ranks)
     if ranks.first:
         report(run, metrics)

@@ -19,7 +19,7 @@ from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
-from sidrec.checkpoint.tensor_shard import Piece
+from sidrec.checkpoint.tensor_shard import TensorShard
 from sidrec.config.recipe import TrainConfig
 from sidrec.data.batch import Batch
 from sidrec.data.reader import LogReader
@@ -202,7 +202,7 @@ def _rows_text(rows: Sequence[int]) -> str:
 # takes a weight out of float32's range.
 
 
-def check_state(pieces: Sequence[Piece], step: int, ranks: Ranks) -> None:
+def check_state(pieces: Sequence[TensorShard], step: int, ranks: Ranks) -> None:
     """Every rank calls it with its tensor shards before saving. step: steps done.
 
     Raises NonFiniteError, on all ranks, naming the first shard with a value that is not finite.
@@ -220,7 +220,7 @@ def _is_finite(values: Tensor) -> bool:
     return bool(torch.isfinite(values).all())
 
 
-def _state_message(piece: Piece, step: int) -> str:
+def _state_message(piece: TensorShard, step: int) -> str:
     where = f"tensor {piece.key}"
     if piece.values.dim() > 1:
         bad_R = ~torch.isfinite(piece.values.detach()).flatten(start_dim=1).all(dim=1)

@@ -11,8 +11,8 @@ from torchrec.distributed import DistributedModelParallel
 
 import sidrec
 from sidrec.checkpoint.checkpoint_store import Saver
-from sidrec.checkpoint.state import pieces_of
-from sidrec.checkpoint.train_state import Position, random_pieces
+from sidrec.checkpoint.state import state_shards
+from sidrec.checkpoint.train_state import Position, random_state_shards
 from sidrec.config import Recipe
 from sidrec.data.batch import Batch
 from sidrec.data.loader import SplitLoader
@@ -172,7 +172,7 @@ class Trainer:
             ranks=self.ranks.world,
             versions=VERSIONS,
         )
-        pieces = pieces_of(self.model, self.optimizer, self.ranks) + random_pieces(self.ranks)
+        pieces = state_shards(self.model, self.optimizer, self.ranks) + random_state_shards(self.ranks)
         check_state(pieces, step, self.ranks)
         self.saver.save(pieces, position, wait=step == self.steps or self.stopping.agreed > 0)
 

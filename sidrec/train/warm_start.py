@@ -17,15 +17,16 @@ from torchrec.optim.keyed import KeyedOptimizer
 from tqdm import tqdm
 
 from sidrec.checkpoint.checkpoint_store import fault_of
-from sidrec.checkpoint.partial_load import is_of, take_over
-from sidrec.checkpoint.state import pieces_of
+from sidrec.checkpoint.partial_load import belongs_to, load_partially
+from sidrec.checkpoint.state import state_shards
 from sidrec.checkpoint.stored_tables import StoredCheckpoint, open_checkpoint, table_name
 from sidrec.checkpoint.table_files import TableSource, check_values, open_table
-from sidrec.checkpoint.tensor_shard import MODEL, NAMES, Piece
+from sidrec.checkpoint.tensor_shard import MODEL, TensorShard
 from sidrec.config import ConfigError, Recipe
 from sidrec.data.dataset import Dataset
 from sidrec.data.item_tables import HID
 from sidrec.errors import CheckpointError
+from sidrec.io.safetensors_files import DTYPE_NAMES
 from sidrec.model.ranker import Ranker
 from sidrec.parallel.process_group import Ranks, raise_on_all_ranks, run_on_all_ranks
 from sidrec.schema import ContractError
@@ -62,17 +63,17 @@ class Start:
         All ranks call it. Raises CheckpointError or ContractError for files that have changed since they were checked.
         """
         if self.checkpoint is not None:
-            take_over(self.checkpoint, model, optimizer if self.optimizer else None, self.without, ranks)
-        run_on_all_ranks(ranks, lambda: self._fill_tables(pieces_of(model, None, ranks)))
+            load_partially(self.checkpoint, model, optimizer if self.optimizer else None, self.without, ranks)
+        run_on_all_ranks(ranks, lambda: self._fill_tables(state_shards(model, None, ranks)))
 
-    def _fill_tables(self, pieces: list[Piece]) -> None:
+    def _fill_tables(self, pieces: list[TensorShard]) -> None:
         for piece in pieces:
             source = self.sources.get(table_name(piece.key) or "")
             if source is not None:
                 _fill_piece(piece, source)
 
 
-def _fill_piece(piece: Piece, source: TableSource) -> None:
+def _fill_piece(piece: TensorShard, source: TableSource) -> None:
     (first, column), (count, width) = piece.offset, piece.values.shape
     with torch.no_grad():
         for rows_N, values_ND in source.parts(first, first + count):
@@ -128,7 +129,7 @@ class NewModel:
         """Key of a weight or buffer, as checkpoints have it -> type and shape."""
         with torch.device("meta"):
             state = Ranker(self.recipe.model, self.data.sizes).state_dict()
-        return {f"{MODEL}/{name}": (NAMES[value.dtype], tuple(value.shape)) for name, value in state.items()}
+        return {f"{MODEL}/{name}": (DTYPE_NAMES[value.dtype], tuple(value.shape)) for name, value in state.items()}
 
     @cached_property
     def tables(self) -> Mapping[str, tuple[int, ...]]:
@@ -200,8 +201,8 @@ def kept_facts(facts: Path) -> dict[str, object]:
 def check_fit(found: StoredCheckpoint, model: NewModel, optimizer: bool, without: Collection[str]) -> None:
     """Raises CheckpointError where the checkpoint's weights, and optimizer's state if wanted, cannot be the model's."""
     _check_meaning(found, model, without)
-    wanted = {key: value for key, value in model.tensors.items() if not is_of(key, without)}
-    stored = [key for key in found.index.tensors if key.startswith(f"{MODEL}/") and not is_of(key, without)]
+    wanted = {key: value for key, value in model.tensors.items() if not belongs_to(key, without)}
+    stored = [key for key in found.index.tensors if key.startswith(f"{MODEL}/") and not belongs_to(key, without)]
     for key in sorted(wanted, key=_tables_first):
         if key not in found.index.tensors:
             raise CheckpointError(f"{found.path}: expected {_words(key)} of this model, got none{_anew(key)}")

@@ -7,17 +7,17 @@ import torch
 from torch import Tensor
 
 from sidrec.checkpoint.tensor_shard import (
-    NAMES,
     VERSION,
     CheckpointIndex,
-    Piece,
     StoredFile,
-    StoredPiece,
+    StoredShard,
     StoredTensor,
+    TensorShard,
     write_index,
-    write_piece_file,
+    write_shard_file,
 )
 from sidrec.checkpoint.train_state import POSITION, Position, position_text
+from sidrec.io.safetensors_files import DTYPE_NAMES
 from sidrec.schema import crc32_of
 
 HID, USER = "model/items.embedding_bags.hid.weight", "model/context.embedding_bags.user_id.weight"
@@ -41,18 +41,18 @@ def grid(values_RD: Tensor, rows: int, columns: int) -> list[tuple[tuple[int, ..
 def write_checkpoint(
     path: Path, tensors: Mapping[str, Iterable[tuple[tuple[int, ...], Tensor]]], catalog: str | None = None
 ) -> Path:
-    """Writes a checkpoint; the pieces of a tensor go to two files in turn. Returns its path."""
+    """Writes a checkpoint; the shards of a tensor go to two files in turn. Returns its path."""
     path.mkdir(parents=True)
-    ranks: tuple[list[Piece], list[Piece]] = ([], [])
+    ranks: tuple[list[TensorShard], list[TensorShard]] = ([], [])
     stored = {}
     for key, parts in tensors.items():
         cut = list(parts)
         shape = tuple(max(offset[d] + part.shape[d] for offset, part in cut) for d in range(cut[0][1].dim()))
         for number, (offset, part) in enumerate(cut):
-            ranks[number % 2].append(Piece(key, shape, offset, part))
-        pieces = [StoredPiece(o, tuple(part.shape), f"rank-{n % 2}.safetensors") for n, (o, part) in enumerate(cut)]
-        stored[key] = StoredTensor(NAMES[cut[0][1].dtype], shape, tuple(pieces))
-    files = {f"rank-{n}.safetensors": write_piece_file(path / f"rank-{n}.safetensors", ranks[n]) for n in range(2)}
+            ranks[number % 2].append(TensorShard(key, shape, offset, part))
+        shards = [StoredShard(o, tuple(part.shape), f"rank-{n % 2}.safetensors") for n, (o, part) in enumerate(cut)]
+        stored[key] = StoredTensor(DTYPE_NAMES[cut[0][1].dtype], shape, tuple(shards))
+    files = {f"rank-{n}.safetensors": write_shard_file(path / f"rank-{n}.safetensors", ranks[n]) for n in range(2)}
     (path / POSITION).write_text(position_text(Position(step=7, epoch=0, epoch_step=7, catalog=catalog)))
     files[POSITION] = StoredFile((path / POSITION).stat().st_size, crc32_of(path / POSITION))
     write_index(path, CheckpointIndex(VERSION, stored, files))

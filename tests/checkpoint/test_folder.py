@@ -10,8 +10,8 @@ from threading import Thread
 import pytest
 import torch
 
-from sidrec.checkpoint.checkpoint_store import Saver, bytes_written, checkpoints, chosen, newest_sound
-from sidrec.checkpoint.tensor_shard import whole
+from sidrec.checkpoint.checkpoint_store import Saver, bytes_written, checkpoints, chosen_checkpoint, newest_sound
+from sidrec.checkpoint.tensor_shard import whole_tensor
 from sidrec.checkpoint.train_state import Best, Position
 from sidrec.config.recipe import CheckpointConfig
 from sidrec.errors import CheckpointError
@@ -34,9 +34,9 @@ def flip(path: Path) -> None:
 def saved(folder: Path, ranks: Ranks) -> None:
     """Steps 1, 2 and 3, of which 2 is the best; a tensor for each rank."""
     saver = Saver(folder, CheckpointConfig(keep=3), {}, ranks)
-    pieces = [whole(f"ranks/{ranks.rank}/values", torch.arange(1000))]
+    shards = [whole_tensor(f"ranks/{ranks.rank}/values", torch.arange(1000))]
     for step in (1, 2, 3):
-        saver.save(pieces, Position(step, 0, step, None, best=Best("test", "auc", 0.5, 2)))
+        saver.save(shards, Position(step, 0, step, None, best=Best("test", "auc", 0.5, 2)))
     saver.finish()
 
 
@@ -82,18 +82,18 @@ def choose(rank: int, world: int, folder: Path) -> None:
     ranks = joined(rank, world)
     assert newest_sound(folder, ranks, set_aside=True) is None, "nothing there, nothing taken"
     with pytest.raises(CheckpointError, match="expected a checkpoint, got none"):
-        chosen(folder, "newest", ranks)
+        chosen_checkpoint(folder, "newest", ranks)
     saved(folder, ranks)
-    assert chosen(folder, None, ranks).name == "step-2", "the best, as the run keeps one"
-    assert chosen(folder, "newest", ranks).name == "step-3"
-    assert chosen(folder, "step-1", ranks).name == "step-1"
+    assert chosen_checkpoint(folder, None, ranks).name == "step-2", "the best, as the run keeps one"
+    assert chosen_checkpoint(folder, "newest", ranks).name == "step-3"
+    assert chosen_checkpoint(folder, "step-1", ranks).name == "step-1"
     flip(folder / "step-2" / "rank-0.safetensors")
     with pytest.raises(CheckpointError, match=r"step-2/rank-0.safetensors: expected the CRC-32"):
-        chosen(folder, "best", ranks)
+        chosen_checkpoint(folder, "best", ranks)
     with pytest.raises(CheckpointError, match=r"got step-7; it has step-3, step-2, step-1"):
-        chosen(folder, "step-7", ranks)
+        chosen_checkpoint(folder, "step-7", ranks)
     (folder / "best.json").unlink()
-    assert chosen(folder, None, ranks).name == "step-3"
+    assert chosen_checkpoint(folder, None, ranks).name == "step-3"
 
 
 def test_a_checkpoint_is_chosen_by_name(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import torch
 from benchmarks.reshard_matrix import rankers
 from benchmarks.reshard_matrix.rankers import OPTIMIZERS, ShardedRanker, build_ranker
 from benchmarks.reshard_matrix.runs import first_batches
-from sidrec.checkpoint.dcp_storage import save_pieces
-from sidrec.checkpoint.state import load_model, make_states, pieces_of
+from sidrec.checkpoint.dcp_storage import save_shards
+from sidrec.checkpoint.state import init_optimizer_states, load_model, state_shards
 from sidrec.checkpoint.tensor_shard import INDEX
 from sidrec.config import Recipe
 from sidrec.errors import CheckpointError, RankError
@@ -66,8 +66,8 @@ def has_row_sums_of_columns(tensors: Tensors) -> None:
 
 
 def reshape(tensor: dict[str, Any], shape: list[int]) -> None:
-    piece = {**tensor["pieces"][0], "offset": [0, 0], "shape": shape}
-    tensor.update(shape=shape, pieces=[piece])
+    shard = {**tensor["pieces"][0], "offset": [0, 0], "shape": shape}
+    tensor.update(shape=shape, pieces=[shard])
 
 
 DAMAGES: list[tuple[Callable[[Tensors], None], str]] = [
@@ -89,12 +89,12 @@ DAMAGES: list[tuple[Callable[[Tensors], None], str]] = [
 @contextmanager
 def refused(ranker: ShardedRanker, ranks: Ranks, expected: str) -> Iterator[None]:
     """Every rank is refused with that sentence, in whatever part of it; weights and their rates stay as they are."""
-    before = {piece.name: piece.values.detach().clone() for piece in pieces_of(ranker.model, None, ranks)}
+    before = {shard.name: shard.values.detach().clone() for shard in state_shards(ranker.model, None, ranks)}
     rates = [group["lr"] for group in ranker.optimizer.param_groups]
     with pytest.raises((CheckpointError, RankError)) as refusal:
         yield
     assert expected in str(refusal.value), str(refusal.value)
-    assert all(torch.equal(piece.values, before[piece.name]) for piece in pieces_of(ranker.model, None, ranks))
+    assert all(torch.equal(shard.values, before[shard.name]) for shard in state_shards(ranker.model, None, ranks))
     assert [group["lr"] for group in ranker.optimizer.param_groups] == rates
 
 
@@ -120,7 +120,7 @@ def save(ranker: ShardedRanker, folder: Path, ranks: Ranks) -> None:
     if ranks.first:
         folder.mkdir(exist_ok=True)
     torch.distributed.barrier()
-    save_pieces(folder, pieces_of(ranker.model, ranker.optimizer, ranks), ranks.rank, ranks.control)
+    save_shards(folder, state_shards(ranker.model, ranker.optimizer, ranks), ranks.rank, ranks.control)
 
 
 @pytest.fixture(scope="module")
@@ -213,10 +213,10 @@ def make_states_for_nothing(rank: int, world: int, recipe: Recipe) -> None:
     data = open_dataset(recipe, ranks)
     for sharding in ("data_parallel", "row_wise"):
         ranker = build_ranker(recipe, data, "rowwise_adagrad", sharding, ranks)
-        before = {piece.name: piece.values.detach().clone() for piece in pieces_of(ranker.model, None, ranks)}
+        before = {shard.name: shard.values.detach().clone() for shard in state_shards(ranker.model, None, ranks)}
         rates = [group["lr"] for group in ranker.optimizer.param_groups]
-        make_states(ranker.optimizer, {})
-        assert all(torch.equal(piece.values, before[piece.name]) for piece in pieces_of(ranker.model, None, ranks))
+        init_optimizer_states(ranker.optimizer, {})
+        assert all(torch.equal(shard.values, before[shard.name]) for shard in state_shards(ranker.model, None, ranks))
         assert all(parameter.grad is None for parameter in ranker.optimizer.params.values())
         assert [group["lr"] for group in ranker.optimizer.param_groups] == rates
 

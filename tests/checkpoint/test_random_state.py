@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sidrec.checkpoint.dcp_storage import save_pieces
-from sidrec.checkpoint.train_state import random_pieces, resume_random
+from sidrec.checkpoint.dcp_storage import save_shards
+from sidrec.checkpoint.train_state import random_state_shards, restore_random_state
 from tests.ranks import joined, run_on_ranks
 
 
@@ -21,13 +21,13 @@ def save_and_draw(rank: int, world: int, path: Path) -> list[float]:
     for seed in (torch.manual_seed, np.random.seed, random.seed):
         seed(rank)
     draw()
-    save_pieces(path, random_pieces(ranks), rank, ranks.control)
+    save_shards(path, random_state_shards(ranks), rank, ranks.control)
     return draw()
 
 
 def resume_and_draw(rank: int, world: int, path: Path, step: int) -> list[float]:
     ranks = joined(rank, world)
-    resume_random(path, step, 3, ranks)
+    restore_random_state(path, step, 3, ranks)
     return draw()
 
 

@@ -9,9 +9,9 @@ from safetensors import safe_open
 
 from benchmarks.reshard_matrix.rankers import ShardedRanker, build_ranker, machines_of
 from benchmarks.reshard_matrix.runs import first_batches
-from sidrec.checkpoint.dcp_storage import save_pieces
-from sidrec.checkpoint.rowwise_adagrad_reshard import shares
-from sidrec.checkpoint.state import load_model, pieces_of
+from sidrec.checkpoint.dcp_storage import save_shards
+from sidrec.checkpoint.rowwise_adagrad_reshard import column_weights
+from sidrec.checkpoint.state import load_model, state_shards
 from sidrec.config import Recipe
 from sidrec.parallel.process_group import Ranks
 from sidrec.train.assembly import open_dataset
@@ -37,18 +37,18 @@ ROW_SUM = f"optimizer/{WEIGHT}/row_sum"
 def test_a_shard_starts_from_the_shards_that_it_shares_columns_with(
     shard: tuple[int, int], saved: list[tuple[int, int]], expected: list[float]
 ) -> None:
-    assert shares(shard, saved).tolist() == expected
+    assert column_weights(shard, saved).tolist() == expected
 
 
 def whole_tensor(ranker: ShardedRanker, key: str, ranks: Ranks) -> torch.Tensor:
-    """A tensor put together from all ranks' pieces."""
-    own = [piece for piece in pieces_of(ranker.model, ranker.optimizer, ranks) if piece.key == key and piece.owned]
-    found = [(piece.shape, piece.offset, piece.values.detach().clone()) for piece in own]
+    """A tensor put together from all ranks' shards."""
+    own = [shard for shard in state_shards(ranker.model, ranker.optimizer, ranks) if shard.key == key and shard.owned]
+    found = [(shard.shape, shard.offset, shard.values.detach().clone()) for shard in own]
     everyone: list[list[tuple[tuple[int, ...], tuple[int, ...], torch.Tensor]]] = [[] for _ in range(ranks.world)]
     torch.distributed.all_gather_object(everyone, found)
-    pieces = [piece for of_rank in everyone for piece in of_rank]
-    result = torch.full(pieces[0][0], float("nan"))
-    for _, offset, values in pieces:
+    shards = [shard for of_rank in everyone for shard in of_rank]
+    result = torch.full(shards[0][0], float("nan"))
+    for _, offset, values in shards:
         result[tuple(slice(start, start + size) for start, size in zip(offset, values.shape, strict=True))] = values
     return result
 
@@ -98,14 +98,14 @@ def convert(rank: int, world: int, recipe: Recipe, folder: Path) -> tuple[torch.
     cut = build_ranker(recipe, data, "rowwise_adagrad", "column_wise", ranks)
     cut.train(batches)
     (folder / "cut").mkdir()
-    save_pieces(folder / "cut", pieces_of(cut.model, cut.optimizer, ranks), rank, ranks.control)
+    save_shards(folder / "cut", state_shards(cut.model, cut.optimizer, ranks), rank, ranks.control)
     load_model(folder / "cut", cut.model, cut.optimizer, ranks)
     assert said == []
     whole = build_ranker(recipe, data, "rowwise_adagrad", "table_wise", ranks)
     load_model(folder / "cut", whole.model, whole.optimizer, ranks)
     assert len(said) == 1
     (folder / "whole").mkdir()
-    save_pieces(folder / "whole", pieces_of(whole.model, whole.optimizer, ranks), rank, ranks.control)
+    save_shards(folder / "whole", state_shards(whole.model, whole.optimizer, ranks), rank, ranks.control)
     load_model(folder / "whole", cut.model, cut.optimizer, ranks)
     return whole_tensor(whole, ROW_SUM, ranks), whole_tensor(cut, ROW_SUM, ranks), said[0]
 

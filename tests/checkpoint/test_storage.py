@@ -1,4 +1,4 @@
-"""Pieces written by some ranks and read by others, in other rectangles; files that are not what they were."""
+"""Shards written by some ranks and read by others, in other rectangles; files that are not what they were."""
 
 import json
 from collections.abc import Callable
@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from sidrec.checkpoint.dcp_storage import load_pieces, save_pieces
-from sidrec.checkpoint.tensor_shard import INDEX, Piece, read_index, whole
+from sidrec.checkpoint.dcp_storage import load_shards, save_shards
+from sidrec.checkpoint.tensor_shard import INDEX, TensorShard, read_index, whole_tensor
 from sidrec.errors import CheckpointError
 from sidrec.parallel.process_group import Ranks
 from sidrec.schema import crc32_of
@@ -19,44 +19,44 @@ ROWS, WIDTH = 12, 6
 TABLE_RD = torch.arange(ROWS * WIDTH, dtype=torch.float32).reshape(ROWS, WIDTH)
 
 
-def by_rows(ranks: Ranks, values_RD: torch.Tensor) -> list[Piece]:
+def by_rows(ranks: Ranks, values_RD: torch.Tensor) -> list[TensorShard]:
     share = ROWS // ranks.world
     first = ranks.rank * share
-    return [Piece("table", (ROWS, WIDTH), (first, 0), values_RD[first : first + share])]
+    return [TensorShard("table", (ROWS, WIDTH), (first, 0), values_RD[first : first + share])]
 
 
-def by_columns(ranks: Ranks, values_RD: torch.Tensor) -> list[Piece]:
+def by_columns(ranks: Ranks, values_RD: torch.Tensor) -> list[TensorShard]:
     share = WIDTH // ranks.world
     first = ranks.rank * share
-    return [Piece("table", (ROWS, WIDTH), (0, first), values_RD[:, first : first + share])]
+    return [TensorShard("table", (ROWS, WIDTH), (0, first), values_RD[:, first : first + share])]
 
 
-def copies(ranks: Ranks, values_RD: torch.Tensor) -> list[Piece]:
-    return [whole("table", values_RD, owned=ranks.first)]
+def copies(ranks: Ranks, values_RD: torch.Tensor) -> list[TensorShard]:
+    return [whole_tensor("table", values_RD, owned=ranks.first)]
 
 
-CUTS: dict[str, Callable[[Ranks, torch.Tensor], list[Piece]]] = {
+CUTS: dict[str, Callable[[Ranks, torch.Tensor], list[TensorShard]]] = {
     "rows": by_rows,
     "columns": by_columns,
     "copies": copies,
 }
 
 
-def small(rank: int, owned: bool) -> list[Piece]:
+def small(rank: int, owned: bool) -> list[TensorShard]:
     """Tensors without dimensions, without values, of other types, and one of each rank alone."""
     return [
-        whole("step", torch.tensor(7.0), owned),
-        whole("none", torch.zeros(0, 3), owned),
-        whole("ids", torch.tensor([1 << 40, -1]), owned),
-        whole("flags", torch.tensor([True, False, True]), owned),
-        whole("half", torch.tensor([1.5, -2.0], dtype=torch.bfloat16), owned),
-        whole(f"ranks/{rank}/state", torch.full((3,), rank, dtype=torch.uint8)),
+        whole_tensor("step", torch.tensor(7.0), owned),
+        whole_tensor("none", torch.zeros(0, 3), owned),
+        whole_tensor("ids", torch.tensor([1 << 40, -1]), owned),
+        whole_tensor("flags", torch.tensor([True, False, True]), owned),
+        whole_tensor("half", torch.tensor([1.5, -2.0], dtype=torch.bfloat16), owned),
+        whole_tensor(f"ranks/{rank}/state", torch.full((3,), rank, dtype=torch.uint8)),
     ]
 
 
 def write(rank: int, world: int, path: Path, cut: str) -> None:
     ranks = joined(rank, world)
-    save_pieces(path, CUTS[cut](ranks, TABLE_RD) + small(ranks.rank, ranks.first), ranks.rank, ranks.control)
+    save_shards(path, CUTS[cut](ranks, TABLE_RD) + small(ranks.rank, ranks.first), ranks.rank, ranks.control)
 
 
 def read(rank: int, world: int, path: Path, cut: str) -> None:
@@ -64,13 +64,13 @@ def read(rank: int, world: int, path: Path, cut: str) -> None:
     found_RD = torch.full((ROWS, WIDTH), -1.0)
     tables = CUTS[cut](ranks, found_RD)
     others = small(0, ranks.first)
-    for piece in others:
-        piece.values.zero_()
-    load_pieces(path, read_index(path), tables + others, ranks.control)
-    for piece in tables:
-        assert torch.equal(piece.values, CUTS[cut](ranks, TABLE_RD)[0].values)
-    for piece, expected in zip(others, small(0, owned=True), strict=True):
-        assert torch.equal(piece.values, expected.values), piece.key
+    for shard in others:
+        shard.values.zero_()
+    load_shards(path, read_index(path), tables + others, ranks.control)
+    for shard in tables:
+        assert torch.equal(shard.values, CUTS[cut](ranks, TABLE_RD)[0].values)
+    for shard, expected in zip(others, small(0, owned=True), strict=True):
+        assert torch.equal(shard.values, expected.values), shard.key
 
 
 @pytest.mark.parametrize("cut", CUTS)
@@ -94,7 +94,7 @@ def test_files_are_plain_safetensors_with_their_checksum(tmp_path: Path) -> None
 def refuse(rank: int, world: int, path: Path, sentence: str) -> None:
     ranks = joined(rank, world)
     with pytest.raises(CheckpointError) as refused:
-        load_pieces(path, read_index(path), by_rows(ranks, torch.zeros(ROWS, WIDTH)), ranks.control)
+        load_shards(path, read_index(path), by_rows(ranks, torch.zeros(ROWS, WIDTH)), ranks.control)
     assert sentence in str(refused.value)
 
 
@@ -103,7 +103,7 @@ def refuse(rank: int, world: int, path: Path, sentence: str) -> None:
     [
         (lambda index: index["tensors"].pop("table"), "expected a tensor table, got none of that name"),
         (lambda index: index["tensors"]["table"].update(dtype="F64"), "table: expected F32 [12, 6], got F64 [12, 6]"),
-        (lambda index: index["tensors"]["table"]["pieces"].pop(), "expected pieces that make up the tensor table"),
+        (lambda index: index["tensors"]["table"]["pieces"].pop(), "expected shards that make up the tensor table"),
         (lambda index: index["tensors"]["table"]["pieces"][0].update(file="../x"), "expected files of this folder"),
         (lambda index: index.update(version=2), "expected an index of version 1, got 2"),
         (lambda index: index["files"].clear(), "expected files of this folder that it lists"),
@@ -119,11 +119,11 @@ def test_an_index_that_does_not_fit(change: Callable[[dict], object], sentence: 
 
 def write_holes(rank: int, world: int, path: Path) -> None:
     ranks = joined(rank, world)
-    with pytest.raises(CheckpointError, match="table: expected pieces of 72 values together, got 36"):
-        save_pieces(path, by_rows(ranks, TABLE_RD) if ranks.first else [], ranks.rank, ranks.control)
+    with pytest.raises(CheckpointError, match="table: expected shards of 72 values together, got 36"):
+        save_shards(path, by_rows(ranks, TABLE_RD) if ranks.first else [], ranks.rank, ranks.control)
 
 
-def test_pieces_with_holes_are_not_written(tmp_path: Path) -> None:
+def test_shards_with_holes_are_not_written(tmp_path: Path) -> None:
     run_on_ranks(2, write_holes, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -131,7 +131,7 @@ def test_pieces_with_holes_are_not_written(tmp_path: Path) -> None:
 def write_nowhere(rank: int, world: int, path: Path) -> None:
     ranks = joined(rank, world)
     with pytest.raises(OSError, match="rank 1: No such file or directory"):
-        save_pieces(path if ranks.first else path / "gone", by_rows(ranks, TABLE_RD), ranks.rank, ranks.control)
+        save_shards(path if ranks.first else path / "gone", by_rows(ranks, TABLE_RD), ranks.rank, ranks.control)
 
 
 def test_a_rank_that_cannot_write_stops_all(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sidrec.checkpoint.stored_tables import StoredTable, checkpoint_tables, cut_of, open_checkpoint
+from sidrec.checkpoint.stored_tables import StoredTable, checkpoint_tables, open_checkpoint, sharding_text
 from sidrec.checkpoint.tensor_shard import read_index
 from sidrec.errors import CheckpointError
 from tests.checkpoint.made_up_checkpoint import HID, HID_ROW_SUM, HID_SUM, USER, grid, numbered, write_checkpoint
@@ -22,7 +22,7 @@ def test_any_rows_of_any_cut(cut: tuple[int, int], tmp_path: Path) -> None:
     for first in range(14):
         for last in range(first, 14):
             assert torch.equal(table.rows(first, last), TABLE_RD[first:last])
-    assert cut_of(table.tensor) == CUTS[cut]
+    assert sharding_text(table.tensor) == CUTS[cut]
 
 
 def test_parts_cover_the_table_in_order(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sidrec.checkpoint.state import pieces_of
+from sidrec.checkpoint.state import state_shards
 from sidrec.data.dataset import read_dataset
 from sidrec.data.loader import open_split
 from sidrec.data.rows import Rows
@@ -59,7 +59,7 @@ def _pieces(rank: int, world: int, folder: str, sections: dict[str, object]) -> 
     model = build_model(recipe, data, ranks).model
     optimizer = build_optimizer(model, recipe.optimizer, recipe.model.embedding_dim)
     optimizer.init_state()
-    return sum(piece.values.nbytes for piece in pieces_of(model, optimizer, ranks) if piece.owned)
+    return sum(piece.values.nbytes for piece in state_shards(model, optimizer, ranks) if piece.owned)
 
 
 @pytest.mark.parametrize("kind", ["adagrad", "rowwise_adagrad"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sidrec.checkpoint.tensor_shard import Piece, whole
+from sidrec.checkpoint.tensor_shard import TensorShard, whole_tensor
 from sidrec.errors import NonFiniteError
 from sidrec.parallel.process_group import joined_ranks
 from sidrec.train.step import check_state
@@ -24,7 +24,7 @@ def test_finite_states() -> None:
         torch.tensor([1, 2]),
     )
     with joined_ranks() as ranks:
-        check_state([whole(f"state {number}", state) for number, state in enumerate(states)], 1, ranks)
+        check_state([whole_tensor(f"state {number}", state) for number, state in enumerate(states)], 1, ranks)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_finite_states() -> None:
     ],
 )
 def test_a_state_that_is_not(state: Tensor, where: str) -> None:
-    pieces = [whole("sound", LARGEST_RD), whole("broken", state)]
+    pieces = [whole_tensor("sound", LARGEST_RD), whole_tensor("broken", state)]
     with joined_ranks() as ranks, pytest.raises(NonFiniteError) as refused:
         check_state(pieces, 7, ranks)
     assert where in str(refused.value)
@@ -44,6 +44,6 @@ def test_a_state_that_is_not(state: Tensor, where: str) -> None:
 
 
 def test_rows_are_counted_from_the_tensor_s_first() -> None:
-    piece = Piece("broken", (20, 1), (10, 0), torch.tensor([[0.0], [nan]]))
+    piece = TensorShard("broken", (20, 1), (10, 0), torch.tensor([[0.0], [nan]]))
     with joined_ranks() as ranks, pytest.raises(NonFiniteError, match="row 11;"):
         check_state([piece], 7, ranks)

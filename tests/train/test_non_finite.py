@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sidrec.checkpoint.state import pieces_of
+from sidrec.checkpoint.state import state_shards
 from sidrec.config import Recipe
 from sidrec.errors import SidrecError
 from sidrec.train.non_finite_cause import Finding, joined
@@ -50,7 +50,7 @@ class RecordingTrainer(Trainer):
     skipped: list[bool]
 
     def _log(self, step: int, result: StepResult, factor: float) -> None:
-        pieces = pieces_of(self.model, self.optimizer, self.ranks)
+        pieces = state_shards(self.model, self.optimizer, self.ranks)
         self.states.append({piece.name: piece.values.detach().clone() for piece in pieces})
         self.skipped.append(result.skipped is not None)
         super()._log(step, result, factor)
@@ -164,7 +164,7 @@ def broken_weights(rank: int, world: int, recipe: Recipe) -> list[str]:
 def trainer_with_nan(name: str, row: int) -> type[Trainer]:
     class BrokenTrainer(Trainer):
         def train(self) -> int:
-            for piece in pieces_of(self.model, None, self.ranks):
+            for piece in state_shards(self.model, None, self.ranks):
                 if piece.key.startswith(f"model/{name}") and 0 <= row - piece.offset[0] < len(piece.values):
                     piece.values.data[row - piece.offset[0]] = torch.nan
                     break

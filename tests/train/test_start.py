@@ -13,7 +13,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from sidrec import cli
-from sidrec.checkpoint.state import pieces_of
+from sidrec.checkpoint.state import state_shards
 from sidrec.checkpoint.stored_tables import StoredTable, open_checkpoint
 from sidrec.config import Recipe
 from sidrec.parallel.process_group import Ranks
@@ -41,7 +41,7 @@ def started(recipe: Recipe, ranks: Ranks) -> Held:
     optimizer = build_optimizer(model, recipe.optimizer, recipe.model.embedding_dim)
     if found is not None:
         found.fill(model, optimizer, ranks)
-    return {piece.key: (piece.offset, piece.values.clone()) for piece in pieces_of(model, optimizer, ranks)}
+    return {piece.key: (piece.offset, piece.values.clone()) for piece in state_shards(model, optimizer, ranks)}
 
 
 def all_started(rank: int, world: int, recipes: Mapping[str, Recipe]) -> dict[str, Held]:
