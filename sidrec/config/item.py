@@ -12,14 +12,10 @@ from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, Pos
 from sidrec.config.section import Granularities, section, without_repeats
 
 TokenWeights = Literal["off", "multiply", "append", "both"]
-"""What becomes of a catalog's token weights (ADC-SID, arXiv 2510.25622, ranking): multiply scales a granularity's
-embedding by the product of its tokens' weights, append gives the target's weights to the backbone, both does both."""
 Histories = Annotated[tuple[Literal["hid", "sid"], ...], AfterValidator(without_repeats)]
 
 
 # Index: ids to rows of embedding tables.
-
-
 @section
 class ExactIndex:
     """One row per id, and one table per SID granularity."""
@@ -85,6 +81,8 @@ class ItemKind:
         """Vector columns of items.parquet that the model reads."""
         return ()
 
+    pools_histories: ClassVar[bool] = True  # by model.history_pooling
+
     @property
     def least_rows_per_lane(self) -> int:
         """Rows per lane and step that a loss over rows of a lane needs; 0 without such a loss."""
@@ -111,8 +109,6 @@ class HidItem(HashedItem):
 
 
 # Fusion: the embeddings of an item's granularities to one embedding e_sid.
-
-
 @section
 class AdditiveFusion:
     """Weights softmax_k(v . tanh(W e_k + b_k)) from the item alone, so that e_sid can be cached and compared."""
@@ -123,8 +119,6 @@ class AdditiveFusion:
 
 
 # Alignment: similarity of target and history in the space of SIDs.
-
-
 @section
 class AutoDisAlignment:
     """[max; mean] over the history of AutoDis(cos(e_sid(target), e_sid(history item))) (SID-Coord, module III)."""
@@ -232,8 +226,6 @@ Fusion = Annotated[
 
 
 # Tokens: the features of a SID that are looked up.
-
-
 @section
 class GranularityTokens:
     """The item's `granularities`."""
@@ -311,8 +303,6 @@ class HidAndSidItem(SemanticItem, HashedItem):
 
 
 # Gate: the target's HID and SID to one embedding.
-
-
 @section
 class MeanGate:
     """No gate: e = (e_hid + e_sid) / 2 for every item."""
@@ -417,6 +407,7 @@ class GateSidItem(SemanticItem, HashedItem):
     mixes the attention scores of both histories."""
 
     kind: Literal["gate_sid"] = "gate_sid"
+    pools_histories: ClassVar[bool] = False  # its gate mixes attention over both histories
     granularities: Granularities = ("s1", "s2", "s3")
     """SID features; the paper uses the single levels. With an exact index, each has a table."""
     fusion: Fusion = ConcatProjectFusion()

@@ -265,6 +265,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         item, data = self.model.item, self.data
+        if self.optimizer.hid is not None and item.hids is None:
+            got = self.optimizer.hid.kind
+            raise ValueError(f"optimizer.hid: expected none with item kind {item.kind}, which has no HIDs, got {got}")
         least = item.least_rows_per_lane
         if data.batch_size < least * data.lanes:
             bound = (

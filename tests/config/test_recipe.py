@@ -70,6 +70,33 @@ def test_wrong_tag(recipe: Path) -> None:
     assert mistake.endswith("; did you mean sid_coord?")
 
 
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (
+            "model: {item: {kind: sid}, hid_init: 0.0}",
+            "model: expected no hid_init with item kind sid, which has no HIDs, got 0.0",
+        ),
+        (
+            "model: {item: {kind: hid}, sid_init: 0.1}",
+            "model: expected no sid_init with item kind hid, which has no SIDs, got 0.1",
+        ),
+        (
+            "model: {item: {kind: gate_sid}, history_pooling: {kind: target_attention}}",
+            "model: expected no history_pooling with item kind gate_sid, which has its own attention over histories, "
+            "got target_attention",
+        ),
+        (
+            "model: {item: {kind: sid}}\noptimizer: {hid: {kind: adagrad}}",
+            "optimizer.hid: expected none with item kind sid, which has no HIDs, got adagrad",
+        ),
+    ],
+    ids=["hid_init", "sid_init", "history_pooling", "optimizer.hid"],
+)
+def test_a_key_that_would_do_nothing(sections: str, message: str, recipe: Path) -> None:
+    assert _mistakes(recipe, f"{SMALLEST}{sections}\n") == [message]
+
+
 def test_a_lane_of_one_row_has_no_negatives(recipe: Path) -> None:
     item = "model: {item: {kind: gate_sid, contrastive: {}}}\n"
     (mistake,) = _mistakes(recipe, "name: a\ndata: {path: d, catalog: c, batch_size: 8, lanes: 8}\n" + item)
