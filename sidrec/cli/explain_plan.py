@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def explain_plan(options: PlanOptions) -> None:
         cost = CalibratedCost(load_calibration(options.calibration, hardware.device))
     workload, sharders, facts = _workload(options, hardware)
     started, cpu_started = time.monotonic(), time.process_time()
-    found = search(workload, hardware, sharders, cost, options.forced, _progress(started))
+    found = search(workload, hardware, sharders, cost, options.forced, search_progress(started))
     explained = explain(found, workload, hardware, sharders, cost)
     explained = replace(explained, remarks=[*facts, *explained.remarks])
     took = f"{time.monotonic() - started:.1f} s, {time.process_time() - cpu_started:.1f} s of them CPU time"
@@ -85,30 +86,30 @@ def _of_recipe(
 ) -> tuple[Workload, list[ModuleSharder[nn.Module]], list[str]]:
     if batch_size:
         recipe = replace(recipe, data=replace(recipe.data, batch_size=batch_size))
-    reckoned = recipe_workload(recipe, read_dataset(recipe), world)
+    estimated = recipe_workload(recipe, read_dataset(recipe), world)
     facts = [
-        f"a rank looks up about {reckoned.unique_items:,.0f} unique items in a step, for {reckoned.ids:,.0f} ids of "
-        f"targets and histories ({reckoned.history_length:.1f} items on average): each is looked up once, so popular "
-        "rows draw no more than that"
+        f"a rank looks up about {estimated.unique_items:,.0f} unique items in a step, for {estimated.ids:,.0f} ids of "
+        f"targets and histories ({estimated.history_length:.1f} items on average): each unique item is looked up once, "
+        "however popular it is"
     ]
     if recipe.data.lanes % world:
         facts.append(f"to train on {world} ranks, set data.lanes ({recipe.data.lanes}) to a multiple of {world}")
-    sharders = sharders_of(reckoned.workload.model, recipe.optimizer, recipe.seed)
-    return reckoned.workload, sharders, facts
+    sharders = sharders_of(estimated.workload.model, recipe.optimizer, recipe.seed)
+    return estimated.workload, sharders, facts
 
 
-def _progress(started: float) -> Progress:
+def search_progress(started: float, clock: Callable[[], float] = time.monotonic) -> Progress:
     """Progress callback: prints the stage of a long search, and the time that the stage still takes, on stderr."""
-    began = said = started
+    stage_started = printed = started
 
-    def tell(stage: str, done: int, of: int) -> None:
-        nonlocal began, said
-        now = time.monotonic()
-        began = began if done else now
-        if now - started < FIRST_PROGRESS or (done and now - said < PROGRESS_INTERVAL):
+    def progress(stage: str, done: int, total: int) -> None:
+        nonlocal stage_started, printed
+        now = clock()
+        stage_started = stage_started if done else now
+        if now - started < FIRST_PROGRESS or (done and now - printed < PROGRESS_INTERVAL):
             return
-        said = now
-        left = f", {done} of {of}, about {(now - began) / done * (of - done):.0f} s more" if done else ""
+        printed = now
+        left = f", {done} of {total}, about {(now - stage_started) / done * (total - done):.0f} s more" if done else ""
         print(f"{now - started:.0f} s: {stage}{left}", file=sys.stderr, flush=True)
 
-    return tell
+    return progress

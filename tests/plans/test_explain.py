@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sidrec.cli.explain_plan import _progress
+from sidrec.cli.explain_plan import search_progress
 from sidrec.cli.plan import main
 from sidrec.errors import SidrecError
 from sidrec.plans.cost import VERSION, CalibratedCost, Calibration, TorchRecCost, UnitCosts
@@ -128,14 +128,12 @@ def test_nothing_is_planned_where_the_export_could_not_be_written(three: Path) -
         main([str(three), "--export", str(three / "plan.json")])  # a file is no folder
 
 
-def test_a_search_that_takes_long_says_what_is_left(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_search_that_takes_long_says_what_is_left(capsys: pytest.CaptureFixture[str]) -> None:
     seconds = iter([1.0, 4.0, 5.0, 7.0, 12.0])
-    monkeypatch.setattr("sidrec.cli.explain_plan.time.monotonic", lambda: next(seconds))
-    tell = _progress(started=0.0)
-    for part, done, of in (("first", 0, 1), ("second", 0, 4), ("second", 1, 4), ("second", 2, 4), ("third", 0, 2)):
-        tell(part, done, of)
+    progress = search_progress(started=0.0, clock=lambda: next(seconds))
+    steps = (("first", 0, 1), ("second", 0, 4), ("second", 1, 4), ("second", 2, 4), ("third", 0, 2))
+    for stage, done, total in steps:
+        progress(stage, done, total)
     assert capsys.readouterr().err.splitlines() == ["4 s: second", "7 s: second, 2 of 4, about 3 s more", "12 s: third"]
 
 
