@@ -1,6 +1,8 @@
-"""Where torch.distributed.checkpoint writes shards to and reads them from: safetensors files and index.json.
+"""Tensor shards through torch.distributed.checkpoint (DCP): storage, planners, and a reader for plain `dcp.load`.
 
-Its own FileSystemWriter and FileSystemReader keep their index as a pickle, which can run any code when it is read.
+`save_shards`: the planner lists the shards that each rank owns, the writer puts them into rank-R.safetensors, and rank
+0 writes index.json last. `load_shards`: the planner finds the stored shards that overlap each shard to fill, the reader
+copies the slices. torch's own FileSystemWriter keeps its index as a pickle, which can run code when it is read.
 """
 
 import io
@@ -46,6 +48,7 @@ from sidrec.checkpoint.tensor_shard import (
     StoredShard,
     StoredTensor,
     TensorShard,
+    read_index,
     shard_name,
     write_index,
     write_shard_file,
@@ -60,7 +63,7 @@ def save_shards(path: Path, shards: Sequence[TensorShard], rank: int, group: dis
     Every rank of the group calls it. Raises, on every rank, the CheckpointError or OSError of the first that failed.
     """
     state = {shard.name: shard for shard in shards}
-    with _one_sentence(path):
+    with _first_failure(path):
         dcp.save(
             state,
             checkpoint_id=path,
@@ -76,7 +79,7 @@ def load_shards(path: Path, index: CheckpointIndex, shards: Sequence[TensorShard
     Every rank of the group calls it. Raises, on every rank, CheckpointError for what the checkpoint does not hold.
     """
     state = {shard.name: shard for shard in shards}
-    with _one_sentence(path):
+    with _first_failure(path):
         dcp.load(
             state,
             checkpoint_id=path,
@@ -87,8 +90,8 @@ def load_shards(path: Path, index: CheckpointIndex, shards: Sequence[TensorShard
 
 
 @contextmanager
-def _one_sentence(path: Path) -> Iterator[None]:
-    """torch's exception, which it gathers from all ranks and which is no Exception, as the first failed rank's own."""
+def _first_failure(path: Path) -> Iterator[None]:
+    """Turns CheckpointException, which torch gathers from all ranks, into the error of the first failed rank."""
     try:
         yield
     except CheckpointException as failed:
@@ -157,13 +160,33 @@ class ShardWriter(StorageWriter):
 
 
 class CheckpointReader(StorageReader):
-    """Reads what a ShardWriter wrote, each shard from the memory-mapped file as far as it is wanted."""
+    """Lets plain `torch.distributed.checkpoint.load` read a checkpoint of sidrec, without the model that wrote it.
 
-    def __init__(self, path: Path, index: CheckpointIndex) -> None:
-        self._path = path
+    Tensors have the keys of `tensor_shard`: "model/NAME" for weights, "optimizer/NAME/STATE" for optimizer states.
+    Tables are whole, [rows, width], whatever the sharding plan and the number of ranks were. With torch's default
+    planner, `path` being a folder step-N:
+
+    >>> import torch
+    >>> from torch.distributed import checkpoint as dcp
+    >>> from sidrec.checkpoint import CheckpointReader
+    >>> reader = CheckpointReader(path)
+    >>> stored = reader.read_metadata().state_dict_metadata
+    >>> state = {key: torch.empty(t.size, dtype=t.properties.dtype) for key, t in stored.items()}
+    >>> dcp.load(state, storage_reader=reader, no_dist=True)
+
+    A state of fewer keys reads less, and only the files and slices that it needs.
+    """
+
+    def __init__(self, path: Path | str, index: CheckpointIndex | None = None) -> None:
+        """path: the folder step-N. index: its index, where it has been read already.
+
+        Raises CheckpointError where the folder has no valid index.
+        """
+        self._path = Path(path)
+        self._index = read_index(self._path) if index is None else index
         self._files = {
             MetadataIndex(key, shard.offset): (shard.file, shard_name(key, shard.offset))
-            for key, tensor in index.tensors.items()
+            for key, tensor in self._index.tensors.items()
             for shard in tensor.pieces
         }
 
@@ -171,7 +194,9 @@ class CheckpointReader(StorageReader):
         pass
 
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
-        return Metadata({})
+        """Shape, dtype and shards of every tensor, by key."""
+        tensors = {key: tensor_metadata(tensor) for key, tensor in self._index.tensors.items()}
+        return Metadata(dict(tensors), planner_data={key: (key,) for key in tensors})
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *_: Any, **__: Any) -> None:
         pass
@@ -183,7 +208,7 @@ class CheckpointReader(StorageReader):
         return plans
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
-        by_file: dict[str, list[tuple[str, Any]]] = {}
+        by_file: dict[str, list[tuple[str, ReadItem]]] = {}
         for item in plan.items:
             file, name = self._files[item.storage_index]
             by_file.setdefault(file, []).append((name, item))
@@ -191,7 +216,9 @@ class CheckpointReader(StorageReader):
             try:
                 with safe_open(self._path / file, framework="pt") as stored:
                     for name, item in wanted:
-                        planner.resolve_tensor(item).copy_(_stored_part(stored, name, item))
+                        target = planner.resolve_tensor(item).detach()
+                        target.copy_(_stored_part(stored, name, item))
+                        planner.commit_tensor(item, target)
             except (SafetensorError, OSError, RuntimeError) as error:
                 words = " ".join(str(error).split())
                 raise CheckpointError(f"{file}: expected the tensors of its index, got: {words}") from None
@@ -204,8 +231,14 @@ class CheckpointReader(StorageReader):
         return True
 
 
+def tensor_metadata(stored: StoredTensor) -> TensorStorageMetadata:
+    """A stored tensor as torch.distributed.checkpoint describes it."""
+    chunks = [ChunkStorageMetadata(torch.Size(shard.offset), torch.Size(shard.shape)) for shard in stored.pieces]
+    return TensorStorageMetadata(TensorProperties(DTYPES[stored.dtype]), torch.Size(stored.shape), chunks)
+
+
 def _stored_part(stored: Any, name: str, item: ReadItem) -> Tensor:
-    """The part of a stored shard that an item wants; stored: an open safetensors file."""
+    """The slice of a stored shard that `item` reads; stored: an open safetensors file."""
     if not item.lengths:
         scalar: Tensor = stored.get_tensor(name)
         return scalar
@@ -214,7 +247,7 @@ def _stored_part(stored: Any, name: str, item: ReadItem) -> Tensor:
     return part
 
 
-# What torch.distributed.checkpoint is told of shards: who writes which, and which stored ones fill which.
+# Planners: which rank writes which shard, and which stored shards fill a shard that is read.
 
 
 class ShardSavePlanner(SavePlanner):
@@ -252,7 +285,7 @@ class ShardSavePlanner(SavePlanner):
         return self._shards[write_item.index].values
 
     def shard(self, write_item: WriteItem) -> TensorShard:
-        """The shard that an item of the plan stands for."""
+        """The shard that `write_item` writes."""
         return self._shards[write_item.index]
 
 
@@ -279,7 +312,7 @@ class ShardLoadPlanner(LoadPlanner):
         for shard in self._shards.values():
             stored = self._stored(shard)
             chunk = ChunkStorageMetadata(torch.Size(shard.offset), shard.values.shape)
-            items += create_read_items_for_chunk_list(shard.key, _described(stored), [chunk])
+            items += create_read_items_for_chunk_list(shard.key, tensor_metadata(stored), [chunk])
         return LoadPlan(items)
 
     def _stored(self, shard: TensorShard) -> StoredTensor:
@@ -301,7 +334,7 @@ class ShardLoadPlanner(LoadPlanner):
         raise NotImplementedError("shards are tensors")
 
     def resolve_tensor(self, read_item: ReadItem) -> Tensor:
-        """The part of a shard that an item of the plan fills."""
+        """The slice of a shard that `read_item` fills."""
         values = self._shards[read_item.dest_index].values.detach()
         for dimension, (start, length) in enumerate(zip(read_item.dest_offsets, read_item.lengths, strict=True)):
             values = values.narrow(dimension, start, length)
@@ -309,11 +342,6 @@ class ShardLoadPlanner(LoadPlanner):
 
     def commit_tensor(self, read_item: ReadItem, tensor: Tensor) -> None:
         pass
-
-
-def _described(stored: StoredTensor) -> TensorStorageMetadata:
-    chunks = [ChunkStorageMetadata(torch.Size(shard.offset), torch.Size(shard.shape)) for shard in stored.pieces]
-    return TensorStorageMetadata(TensorProperties(DTYPES[stored.dtype]), torch.Size(stored.shape), chunks)
 
 
 def _words(dtype: str, shape: tuple[int, ...]) -> str:
