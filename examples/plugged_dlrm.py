@@ -1,9 +1,9 @@
-"""An ordinary TorchRec training script: a DLRM on Criteo-shaped rows with an item and a history, planned and sharded.
+"""A TorchRec training script: a sharded DLRM on made-up rows shaped like Criteo's, with an item and a history.
 
     torchrun --nproc-per-node 2 examples/plain_dlrm.py
     torchrun --nproc-per-node 2 examples/plugged_dlrm.py --catalog demo/catalog
 
-The first knows nothing of semantic ids; the second is the same script with SID-Coord plugged in.
+The first script does not use semantic IDs; the second is the same script with SID-Coord plugged in.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def batches(rows: int, steps: int, seed: int) -> Iterator[Batch]:
 
 
 def tables() -> EmbeddingBagCollection:
-    """One table per category, and one that item and history share; on `meta`, to be filled where it is sharded."""
+    """One table per category, and one that item and history share; on `meta`: DistributedModelParallel fills them."""
     configs = [
         EmbeddingBagConfig(name=f"t_{key}", embedding_dim=DIM, num_embeddings=ROWS, feature_names=[key])
         for key in KEYS[:CATEGORIES]
