@@ -3,12 +3,13 @@
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from inspect import getdoc
 from pathlib import Path
 from typing import IO, Never, Protocol, cast
 
-import tyro
 from tqdm import tqdm
 
+from sidrec import command_line
 from sidrec.schema import ContractError
 
 
@@ -29,14 +30,17 @@ def refuse_flags(rules: Mapping[str, tuple[bool, str, object]]) -> None:
 def run(command: type[Command], module: str) -> None:
     """Parses sys.argv and runs; `module` is what follows `python -m`.
 
-    Bad input ends with exit status 2 and its sentence on stderr.
+    Ends the process with exit status 2 after bad input, and one message on stderr; with 130 after Ctrl-C.
     """
-    parsed = tyro.cli(command, prog=f"python -m {module}")
-    try:
-        parsed.run()
-    except ContractError as error:
-        print(f"sidrec: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    called = Path(sys.argv[0]).name
+    program = called if called.startswith("sidrec prep ") else f"python -m {module}"
+
+    def parse_and_run() -> None:
+        command_line.parse(command, sys.argv[1:], program, getdoc(command) or "").run()
+
+    status = command_line.run(parse_and_run)
+    if status:
+        sys.exit(status)
 
 
 # Progress on the terminal, with the time left: bars over rows, and over the bytes of an input file.

@@ -10,8 +10,9 @@ import pytest
 
 from sidrec import __version__
 from sidrec.cli import dispatch as cli
+from sidrec.cli import prep
 from sidrec.cli.arguments import read_before_ranks
-from sidrec.config import ConfigError
+from sidrec.config import ConfigError, load_file
 from sidrec.errors import InstallationError
 from sidrec.schema import ContractError
 
@@ -100,6 +101,33 @@ def test_mistaken_arguments_are_one_message(words: str, message: str) -> None:
     assert said.count("\n") == 1
 
 
+def test_init_lists_recipes_writes_one_and_replaces_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["init"]) == 0
+    assert "movielens" in capsys.readouterr().out
+    mine = tmp_path / "new" / "mine.yaml"
+    assert cli.main(["init", "demo", str(mine)]) == 0
+    assert load_file(mine).name == "demo"
+    before = mine.read_bytes()
+    assert cli.main(["init", "movielens", str(mine)]) == 2
+    assert mine.read_bytes() == before
+    assert cli.main(["init", "demmo", str(mine)]) == 2
+    assert "did you mean demo?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", sorted(prep.SOURCES))
+def test_prep_names_a_command_of_data_prep(source: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["prep", source, "--help"]) == 0
+    assert capsys.readouterr().out.startswith(f"usage: sidrec prep {source} ")
+
+
+def test_prep_refuses_as_other_commands_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["prep", "movielens", str(tmp_path / "absent"), str(tmp_path / "out")]) == 2
+    ratings = tmp_path / "absent" / "ratings.csv"
+    assert capsys.readouterr().err == f"sidrec: error: {ratings}: expected a file to read, got none\n"
+    assert cli.main(["prep", "movilens"]) == 2
+    assert capsys.readouterr().err.endswith("; did you mean movielens?\n")
+
+
 def test_ranks_read_their_arguments_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
 
@@ -120,7 +148,7 @@ def test_a_reader_that_has_seen_enough_ends_the_command_quietly() -> None:
 def test_unknown_command() -> None:
     done = _script("trian")
     assert done.returncode == 2
-    commands = "fit, train, evaluate, table, plan, bench, recipe, schema, doctor"
+    commands = "init, prep, fit, train, evaluate, table, plan, bench, recipe, schema, doctor"
     assert done.stderr == f"sidrec: error: expected one of the commands {commands}, got 'trian'; did you mean train?\n"
 
 

@@ -28,6 +28,8 @@ class Command:
 
 GROUPS = {
     "Prepare": {
+        "init": Command("sidrec.cli.init", "write a starting recipe, or list them"),
+        "prep": Command("sidrec.cli.prep", "prepare data: raw logs to log/ and items.parquet"),
         "fit": Command("sidrec.cli.fit", "learn semantic IDs from item vectors, write the catalog"),
     },
     "Train": {
