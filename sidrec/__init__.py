@@ -1,3 +1,43 @@
-"""sidrec: ranking with hashed item IDs (HIDs) and semantic IDs (SIDs) on TorchRec."""
+"""sidrec: ranking with hashed item IDs (HIDs) and semantic IDs (SIDs) on TorchRec.
 
-__version__ = "0.1.0"
+What users may import:
+
+* `sidrec.Recipe`, `sidrec.load_file`, `sidrec.load`: recipes (`sidrec.config`)
+* `sidrec.Catalog`, `sidrec.load_catalog`: semantic IDs (`sidrec.sid.catalog`)
+* `sidrec.SidrecError` and its subclasses (`sidrec.errors`)
+* the modules `sidrec.plug`, `sidrec.metrics` and `sidrec.data.criteo`
+
+The rest may change. Names are imported when they are used, so that `import sidrec` stays light.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sidrec.config import Recipe as Recipe
+    from sidrec.config import load as load
+    from sidrec.config import load_file as load_file
+    from sidrec.errors import SidrecError as SidrecError
+    from sidrec.sid.catalog import Catalog as Catalog
+    from sidrec.sid.catalog import load_catalog as load_catalog
+
+__version__ = "0.2.0"
+
+_HOMES = {
+    "Catalog": "sidrec.sid.catalog",
+    "Recipe": "sidrec.config",
+    "SidrecError": "sidrec.errors",
+    "load": "sidrec.config",
+    "load_catalog": "sidrec.sid.catalog",
+    "load_file": "sidrec.config",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'sidrec' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOMES]
