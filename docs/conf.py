@@ -1,13 +1,32 @@
 """Sphinx: `make docs` builds docs/ into build/docs, warnings as errors."""
 
-from sidrec import __version__
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+logging.getLogger().setLevel(logging.WARNING)  # FBGEMM tells of every library that it loads
+
+from docstrings import docstring_to_rst  # noqa: E402
+from recipe_pages import write_recipe_reference  # noqa: E402
+from sphinx.application import Sphinx  # noqa: E402
+
+from sidrec import __version__  # noqa: E402
+
+write_recipe_reference()
+
+
+def setup(app: Sphinx) -> None:
+    """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", docstring_to_rst)
+
 
 project = "sidrec"
 author = "sidrec authors"
 copyright = "sidrec authors"
 release = __version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 exclude_patterns = ["README.md"]

@@ -7,6 +7,7 @@ console   lines that begin with "$ " are executed; the lines below them are the 
 yaml, csv written to the file that a comment in the first line names ("# recipe.yaml"), if one does
 
 `<!-- skip: next "why" -->` before a block leaves it out; the reason is required.
+`<!-- starts from: PAGE -->` somewhere in a page: its folder begins as the one that docs/PAGE.md left.
 """
 
 import os
@@ -36,6 +37,12 @@ def read_page(page: Path) -> Document:
         SkipParser(),
     ]
     return Sybil(parsers).parse(ROOT / page)
+
+
+def start_of(page: Path) -> Path | None:
+    """The page whose folder this one starts from."""
+    named = re.search(r"<!-- starts from: (\w+) -->", (ROOT / page).read_text())
+    return Path("docs", f"{named[1]}.md") if named else None
 
 
 def is_block(example: Example) -> bool:

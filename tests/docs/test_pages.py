@@ -1,21 +1,45 @@
 """Every code block of README.md and docs/ runs, page by page."""
 
-import os
+import contextlib
 import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from unittest import SkipTest
 
 import pytest
 from sybil.example import SybilFailure
 
-from tests.docs.pages import PAGES, ROOT, commands_of, is_block, read_page
+from tests.docs.pages import PAGES, ROOT, commands_of, is_block, read_page, start_of
 
 FENCE = re.compile(r"^```(python|bash|console|yaml|csv)\b", re.MULTILINE)
 
 
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
+    """Runs a page, once, and returns the folder that it leaves."""
+    left: dict[Path, Path] = {}
+
+    def run(page: Path) -> Path:
+        if page not in left:
+            folder = tmp_path_factory.mktemp(page.stem)
+            start = start_of(page)
+            if start:
+                shutil.copytree(run(start), folder, dirs_exist_ok=True)
+            with contextlib.chdir(folder):
+                _run_blocks(page)
+            left[page] = folder
+        return left[page]
+
+    return run
+
+
 @pytest.mark.parametrize("page", PAGES, ids=str)
-def test_its_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_its_blocks_run(page: Path, folders: Callable[[Path], Path]) -> None:
+    folders(page)
+
+
+def _run_blocks(page: Path) -> None:
     for example in read_page(page).examples():
         try:
             example.evaluate()
@@ -23,7 +47,6 @@ def test_its_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
             continue
         except SybilFailure as failure:
             pytest.fail(str(failure))
-        os.chdir(tmp_path)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)

@@ -123,10 +123,10 @@ def test_a_file_has_one_form_and_its_shards_follow_from_it(tmp_path: Path) -> No
     ]
 
 
-def test_the_readmes_plan_is_one(tmp_path: Path) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
+def test_the_plan_in_the_docs_is_one(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/sharding_plans.md").read_text()
     path = tmp_path / "plan.json"
-    path.write_text(readme.split("```json\n")[1].split("```")[0])
+    path.write_text(page.split("```json\n")[1].split("```")[0])
     assert read_plan(path).as_text() == path.read_text()
 
 

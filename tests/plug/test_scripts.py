@@ -1,4 +1,4 @@
-"""The ordinary script and its plugged twin: how little differs, that the README says so, and that both run."""
+"""The ordinary script and its plugged twin: how little differs, that the docs say so, and that both run."""
 
 import difflib
 import re
@@ -22,9 +22,9 @@ def changed_lines() -> list[str]:
     return [line for line in diff if not line.startswith(("---", "+++", "@@"))]
 
 
-def test_ten_changed_lines_are_enough_and_the_readme_shows_them() -> None:
+def test_ten_changed_lines_are_enough_and_the_docs_show_them() -> None:
     assert 0 < len(changed_lines()) <= MOST_CHANGED_LINES
-    (shown,) = re.findall(r"```diff\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (shown,) = re.findall(r"```diff\n(.*?)```", (ROOT / "docs/plug_in.md").read_text(), re.DOTALL)
     assert shown.splitlines() == changed_lines()
 
 

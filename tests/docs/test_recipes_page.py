@@ -1,4 +1,4 @@
-"""The README's lines of YAML about items say what the recipe understands, and name every kind that there is."""
+"""The lines of YAML in docs/recipes.md are what the recipe understands, and every kind is named there."""
 
 import re
 from pathlib import Path
@@ -12,13 +12,13 @@ from sidrec.config.item import Alignment, Fusion, Gate, Item
 from sidrec.config.model import ModelConfig
 from tests.model.test_ranker import batch_for, ranker_for
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs/recipes.md").read_text()
 ITEM: TypeAdapter[Item] = TypeAdapter(Item)
 RIVALS = {
     name: yaml.safe_load(line)
-    for name, line in re.findall(r"^\| ([^|`]+?) \| `(item: \{.*?\})`[^|]*\|", README, re.MULTILINE)
+    for name, line in re.findall(r"^\| ([^|`]+?) \| `(item: \{.*?\})`[^|]*\|", PAGE, re.MULTILINE)
 }
-KINDS = [yaml.safe_load(line) for line in re.findall(r"^\| `(\{kind: \w+.*?\})`[^|]*\|", README, re.MULTILINE)]
+KINDS = [yaml.safe_load(line) for line in re.findall(r"^\| `item: (\{kind: \w+.*?\})`[^|]*\|", PAGE, re.MULTILINE)]
 ITEM_KINDS = set(TypeAdapter(Item).json_schema()["discriminator"]["mapping"])
 
 
@@ -39,7 +39,7 @@ def test_every_rival_is_a_model(name: str) -> None:
 @pytest.mark.parametrize("choice", [Alignment, Fusion, Gate])
 def test_every_part_is_named(choice: Any) -> None:
     kinds = [part.kind for part in get_args(get_args(choice)[0])]
-    unnamed = [kind for kind in kinds if not re.search(rf"\b{kind}\b", README, re.IGNORECASE)]
+    unnamed = [kind for kind in kinds if not re.search(rf"\b{kind}\b", PAGE, re.IGNORECASE)]
     assert unnamed == []
 
 

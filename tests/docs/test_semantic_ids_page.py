@@ -1,4 +1,4 @@
-"""The README's lines of YAML say what the recipe understands, and name every learner and loss."""
+"""The lines of YAML in docs/semantic_ids.md are what the recipe understands, and name every learner and loss."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from sidrec.config.learners import TokenizerConfig
 from sidrec.config.sid_losses import SidLossConfig
 from sidrec.sid.learners.registry import LEARNERS
 
-SECTION = (Path(__file__).parents[2] / "README.md").read_text().split("\n## Semantic IDs\n")[1].split("\n## ")[0]
+SECTION = (Path(__file__).parents[2] / "docs/semantic_ids.md").read_text()
 TOKENIZER = TypeAdapter(TokenizerConfig)
 
 
@@ -25,10 +25,10 @@ def test_every_learner_is_one_line() -> None:
 def test_the_section_and_what_plugs_into_it() -> None:
     whole, added = re.findall(r"```yaml\n(.*?)```", SECTION, re.DOTALL)
     section = yaml.safe_load(whole)["tokenizer"]
-    section["learner"] |= yaml.safe_load(added)
+    section["learner"] |= yaml.safe_load(added)["learner"]
     config = TOKENIZER.validate_python(section)
     assert config.learner.router.sparsity == 0.3  # type: ignore[union-attr]
-    losses = re.search(r"Kinds: (.*?);", SECTION, re.DOTALL)
+    losses = re.search(r"Kinds of losses: (.*?)\.", SECTION, re.DOTALL)
     assert losses is not None
     named = [
         TypeAdapter(SidLossConfig).validate_python({"kind": kind}).kind for kind in re.findall(r"`(\w+)`", losses[1])
