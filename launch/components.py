@@ -194,7 +194,7 @@ def _app(
     nodes: int,
     image: str,
     resource: specs.Resource,
-    mounts: list[str] | None,
+    mounts: Optional[List[str]],  # noqa: UP006, UP045  (torchx reads the signatures of all functions here)
     env: dict[str, str],
 ) -> specs.AppDef:
     role = specs.Role(
