@@ -1,7 +1,7 @@
-"""The checkpoints of a run: checkpoints/step-N, the newest sound one of them, and what is no longer wanted.
+"""The checkpoints of a run: list and check them, choose one to read, write new ones, remove outdated ones.
 
-step-N.partial is being written, or removed, or was when its process ended; step-N.damaged was found not to be what was
-written. best.json tells the best one.
+Folder names: step-N is a complete checkpoint; step-N.partial is one being written or removed, or left so by a killed
+process; step-N.damaged failed its size or CRC-32 check. best.json names the best checkpoint.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """What carries a checkpoint's name, newest first; a copy that somebody made beside them does not."""
+    """The folders step-N, newest first. Other names, as of a user's copy, are left out."""
     named = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal()]
     return sorted(named, key=_step, reverse=True)
 
@@ -62,14 +62,14 @@ def remove_step(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes what killed processes were writing or removing, except where it holds other files too."""
+    """Removes the partial checkpoints of killed processes, except those that hold foreign files."""
     for partial in folder.glob(f"step-*{PARTIAL}"):
         if partial.name.removeprefix("step-").removesuffix(PARTIAL).isdecimal() and not _foreign_file(partial):
             shutil.rmtree(partial)
 
 
 def _foreign_file(path: Path) -> str | None:
-    """The first name in a checkpoint's folder of what no process of a training wrote; the folder itself if a link."""
+    """The first name in a checkpoint's folder that training did not write; the folder's own name if it is a link."""
     if path.is_symlink():
         return path.name
     try:
@@ -81,7 +81,7 @@ def _foreign_file(path: Path) -> str | None:
 
 
 def bytes_written(folder: Path) -> int:
-    """Size of what is being written, so far, by all ranks."""
+    """Bytes that all ranks have written so far of the checkpoint under way."""
     sizes = 0
     with contextlib.suppress(OSError):  # finished meanwhile: a folder or a file can be gone once it is listed
         for path in folder.glob(f"step-*{PARTIAL}/*"):
@@ -90,8 +90,8 @@ def bytes_written(folder: Path) -> int:
 
 
 def newest_sound(folder: Path, ranks: Ranks, *, set_aside: bool) -> Path | None:
-    """The newest checkpoint whose files all are what was written; None where there is none at all. A damaged newer one
-    is said on stderr. Every rank calls it and checks its share of the files.
+    """The newest checkpoint whose files all pass their checks; None if there is no checkpoint. Damaged newer ones are
+    reported on stderr. Every rank calls it and checks its share of the files.
 
     set_aside: give damaged ones newer than the result the name step-N.damaged, so that their steps can be saved again.
     Raises CheckpointError, and changes nothing, where there are checkpoints and none of them is sound.
@@ -114,7 +114,7 @@ def newest_sound(folder: Path, ranks: Ranks, *, set_aside: bool) -> Path | None:
 
 
 def _of_first(ranks: Ranks, paths: list[Path]) -> list[Path]:
-    """The paths that rank 0 found: another one could meet the folder in another state."""
+    """The paths that rank 0 found, on all ranks: the folder may change between the listings of two ranks."""
     found = [paths]
     dist.broadcast_object_list(found, src=0, group=ranks.control)
     return found[0]
@@ -199,7 +199,7 @@ def _names(paths: list[Path]) -> str:
     return ", ".join(path.name for path in paths) or "none"
 
 
-# Writes one checkpoint of all ranks: there whole or not at all, the outdated ones removed.
+# Write one checkpoint of all ranks, whole or not at all, and remove the outdated ones.
 
 
 class CheckpointWriter:
@@ -287,10 +287,10 @@ def _to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-# Saves checkpoints while training goes on, and decides what becomes of training when one cannot be saved.
+# Save checkpoints in the background, and stop training after too many failures in a row.
 
 
-LOOK = 5.0  # seconds between two looks at how far a checkpoint is
+LOOK = 5.0  # seconds between two checks of the progress of a write
 
 
 class Saver:
@@ -301,7 +301,7 @@ class Saver:
     """
 
     def __init__(self, folder: Path, config: CheckpointConfig, beside: Mapping[str, str], ranks: Ranks) -> None:
-        """folder: of the run's checkpoints; what killed processes left in it half-written is removed.
+        """folder: of the run's checkpoints; partial checkpoints of killed processes are removed.
 
         beside: name -> text of files that lie beside the shards.
         """
@@ -318,7 +318,7 @@ class Saver:
     def save(self, shards: Sequence[TensorShard], position: Position, *, wait: bool = False) -> None:
         """Saves step-N, N the position's step. Waits for the checkpoint before it, and with `wait` for this one.
 
-        A failure is said, and training can go on. Raises CheckpointError, on all ranks, for the
+        A failure is reported on stderr, and training can go on. Raises CheckpointError, on all ranks, for the
         `checkpoint.failures`-th in a row, and with `wait` for any.
         """
         self._go_on()
@@ -340,7 +340,7 @@ class Saver:
             self._stop("the last one failed")
 
     def leave(self, seconds: float) -> None:
-        """Waits for the checkpoint under way, but not for ever: for a rank that ends with an error."""
+        """Waits at most `seconds` for the checkpoint under way; called by a rank that ends with an error."""
         if self._thread is not None:
             self._thread.join(seconds)
 
@@ -348,12 +348,11 @@ class Saver:
         try:
             self._writer.write(shards, position)
             self._failures.clear()
-        except Exception as error:  # for the training thread to meet
+        except Exception as error:  # the training thread raises it in _settle
             self._error = error
 
     def _go_on(self) -> None:
-        """Meets the failure of the checkpoint under way, if it fails, and lets training go on unless it is one too
-        many."""
+        """Waits for the checkpoint under way and reports its failure; raises if that is one too many in a row."""
         before = len(self._failures)
         self._settle()
         count = len(self._failures)
@@ -376,7 +375,7 @@ class Saver:
         self._failures.append(error)
 
     def _wait(self, thread: Thread) -> None:
-        """However long it takes while some rank still writes: then none of them hangs."""
+        """Waits without a limit, and beats while bytes are still being written: a slow write is no hang."""
         before = -1
         while thread.is_alive():
             written = bytes_written(self._folder)

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, put into a new model whose tables may have grown since, and which may leave tables out.
+"""Load a checkpoint into a new model: tables may have more rows than when saved, and tables may be left out.
 
 Shapes: R rows of a table, D its width.
 """

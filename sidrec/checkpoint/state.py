@@ -1,4 +1,4 @@
-"""A model and its optimizer as shards: what a rank writes of them, and fills again whatever plan and ranks wrote it."""
+"""The state of a model and its optimizer as tensor shards, saved and loaded under any plan and any number of ranks."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -41,8 +41,7 @@ from sidrec.parallel.process_group import Ranks, run_on_all_ranks
 def state_shards(model: DistributedModelParallel, optimizer: KeyedOptimizer | None, ranks: Ranks) -> list[TensorShard]:
     """What this rank holds of a checkpoint: views into model and optimizer, as they are now.
 
-    optimizer: None where neither its state is wanted nor what else only training needs. States that it has not made yet
-    are no shards.
+    optimizer: None to leave out optimizer states and managed tables' intervals. States not created yet are left out.
     """
     weights = model.state_dict()
     shards = _of_weights(weights, ranks)
@@ -97,12 +96,12 @@ def load_model(path: Path, model: DistributedModelParallel, optimizer: KeyedOpti
 
 
 def invalidate_caches(model: nn.Module) -> None:
-    """Rows that FBGEMM keeps in a cache, where a plan gives it one, are those of before."""
+    """Invalidates FBGEMM's row cache after loading."""
     for lookup in lookups_of(model):
         lookup.purge()
 
 
-# What optimizers keep of tables and layers, as shards: FBGEMM's fused state and torch's under the same names.
+# Optimizer states as shards: FBGEMM's fused states and torch's have the same names.
 
 
 MOMENTUM = "momentum1"  # what FBGEMM calls the sum of squared gradients, of elements or of rows
@@ -123,8 +122,7 @@ def optimizer_shards(optimizer: KeyedOptimizer, weights: Mapping[str, Weight], o
 def init_optimizer_states(optimizer: KeyedOptimizer, keys: Collection[str]) -> None:
     """Has torch's optimizers make the states of their first step, to be loaded into; changes no weight.
 
-    A layer that no gradient had reached had none when it was saved, and has none again. keys: of the checkpoint's
-    tensors.
+    Parameters saved without optimizer state get none. keys: of the checkpoint's tensors.
     """
     saved = {parameter_of(key) for key in keys if key.startswith(f"{OPTIMIZER}/")}
     layers = {name for name in saved if not is_table(name)}
@@ -192,7 +190,7 @@ def _fused(key: str, weight: ShardedTensor, state: ShardedTensor) -> Iterator[Te
         yield TensorShard(f"{key}/{ROW_SUM}", (size[0], len(columns)), offset, local.tensor.view(-1, 1))
 
 
-# What a checkpoint holds of managed tables beside their tensors: each rank's memory of the interval it is in.
+# Managed collision tables: besides its tensors, each rank saves the ids that it met in the current interval.
 
 
 SLOTS = "slots"
@@ -248,7 +246,7 @@ def _managed(model: nn.Module) -> dict[str, Slots]:
     return {str(module._name): module for module in model.modules() if isinstance(module, Slots)}
 
 
-# Whether a checkpoint is one of this model and its optimizer, said in one sentence before anything is loaded.
+# Compatibility: compare a checkpoint with this model and optimizer before anything is loaded.
 
 
 TABLE_OPTIMIZERS = {frozenset({SUM}): "adagrad", frozenset({ROW_SUM}): "rowwise_adagrad", frozenset[str](): "sgd"}

@@ -1,4 +1,4 @@
-"""A checkpoint as something to read from, by a process that need not have its model: tables, recipe, catalog."""
+"""Read a checkpoint without its model: tables by ranges of rows, recipe, position."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -138,7 +138,7 @@ class StoredCheckpoint:
         return read_position(self.path)
 
     def check_files(self, names: Iterable[str], progress: Callable[[int], object] = lambda size: None) -> None:
-        """Reads files and holds them against the index. progress: is told the size of each that is read.
+        """Reads files and holds them against the index. progress: called with the size of each file read.
 
         Raises CheckpointError for the first that is not as it was written.
         """

@@ -1,4 +1,4 @@
-"""Files with the rows of one table, ours or made by others: safetensors, npy and parquet, read by ranges of rows.
+"""Files with the rows of one table: safetensors, npy and parquet, read and written by ranges of rows.
 
 Shapes: R rows in the file, D their width, N rows of a part.
 """
@@ -128,7 +128,7 @@ def _ranges(first: int, last: int, width: int) -> Iterator[tuple[int, int]]:
 
 
 def check_values(source: TableSource, first: int, last: int, progress: Callable[[int], object]) -> None:
-    """Reads rows [first, last). progress: is told of rows that are read.
+    """Reads rows [first, last). progress: called with the number of rows read.
 
     Raises ContractError naming the first value that is no finite float32.
     """
@@ -267,7 +267,7 @@ RowIds = Callable[[int, int], Mapping[str, pa.Array]]
 
 
 def no_ids(first: int, last: int) -> Mapping[str, pa.Array]:
-    """For tables of whose rows nothing is said but their numbers."""
+    """For tables exported with row numbers alone."""
     return {}
 
 
@@ -286,7 +286,7 @@ def is_exported(path: Path) -> bool:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, StoredTable], progress: Callable[[int], object]) -> None:
-    """Writes each as one tensor of that name, of the type that it is stored in. progress: is told of bytes written."""
+    """Writes each as one tensor of that name, of the type that it is stored in. progress: called with bytes written."""
     with path.open("wb") as file:
         file.write(safetensors_header((name, table.dtype, table.shape) for name, table in tensors.items()))
         for table in tensors.values():
@@ -300,7 +300,7 @@ def write_parquet(
 ) -> None:
     """Writes a line per row: its number, what it stands for, and each tensor [R, D] as a column of D float32.
 
-    tensors: column -> table, all of as many rows. progress: is told of bytes read.
+    tensors: column -> table, all of as many rows. progress: called with the number of bytes read.
     """
     count = next(iter(tensors.values())).shape[0]
     step = rows_within(PART, sum(table.bytes // max(1, count) for table in tensors.values()))
@@ -326,7 +326,7 @@ def _lists(rows_ND: Tensor) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(values, rows_ND.shape[1])
 
 
-# What the rows of an exported table stand for: ids of the log, or codes of the catalog.
+# Ids of an exported table's rows: ids of the log, or codes of the catalog.
 #
 # Shapes: R rows of a table, I item ids, L levels of a SID.
 

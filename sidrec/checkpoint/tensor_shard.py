@@ -1,4 +1,4 @@
-"""The unit of a checkpoint: a rectangle of a tensor, held by a rank."""
+"""The format of a checkpoint: tensor shards, their keys, index.json, and one safetensors file per rank."""
 
 import json
 import math
@@ -44,7 +44,7 @@ def shard_name(key: str, offset: tuple[int, ...]) -> str:
 
 
 def whole_tensor(key: str, values: Tensor, owned: bool = True) -> TensorShard:
-    """A tensor in one shard."""
+    """A whole tensor as one shard."""
     return TensorShard(key, tuple(values.shape), (0,) * values.dim(), values, owned)
 
 
@@ -77,9 +77,7 @@ def parameter_of(key: str) -> str:
     return key.split("/")[1]
 
 
-# What a state_dict's weight is as a whole, whether this rank has all of it or shards.
-#
-# torch warns of its own ShardedTensor whenever one is asked like a Tensor; its metadata says the same in peace.
+# Weights of a state_dict are tensors or ShardedTensors. Reading a ShardedTensor's metadata avoids torch's warning.
 
 
 Weight = Tensor | ShardedTensor
@@ -222,7 +220,7 @@ def _write(file: BinaryIO, data: bytes | memoryview, checksum: int) -> int:
     return zlib.crc32(data, checksum)
 
 
-# Copies of a rank's shards, taken while training waits, so that they can be written while it goes on.
+# Staging: copies of a rank's shards, so that training can go on while they are written.
 
 
 class StagingBuffers:

@@ -1,4 +1,4 @@
-"""position.json: where in the log and in its schedule a checkpoint stands, and what it was made with."""
+"""Training state apart from tensors: position.json, best.json, and the random generators of every rank."""
 
 import json
 import random
@@ -103,7 +103,7 @@ def _read(path: Path, kind: TypeAdapter[T]) -> T:
 
 
 def random_state_shards(ranks: Ranks) -> list[TensorShard]:
-    """What this rank's generators are at, under keys of its own."""
+    """The states of this rank's generators, under keys of this rank."""
     return [whole_tensor(f"{RANKS}/{ranks.rank}/random/{name}", state) for name, state in _states(ranks.device).items()]
 
 
