@@ -15,8 +15,8 @@ matplotlib.use("Agg")
 import numpy as np
 from matplotlib import pyplot as plt
 
-from benchmarks.study.definition import load_study
-from benchmarks.study.store import RESULTS
+from benchmarks import RESULTS
+from sidrec.study.definition import load_study
 from sidrec.train.gate_and_attention import rank_correlation, rank_text
 from sidrec.train.run_directory import write_json
 

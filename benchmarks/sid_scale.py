@@ -25,10 +25,10 @@ import yaml
 from tqdm import tqdm
 
 from benchmarks.sid_scale_cost import Cost, cost_of
-from benchmarks.study.conditions import conditions
-from benchmarks.study.report import markdown_table
 from sidrec.schema import ITEM_ID, ITEMS
 from sidrec.sid.catalog import REPORT
+from sidrec.study.report import markdown_table
+from sidrec.study.results import conditions
 from sidrec.train.run_directory import write_json, write_text
 
 CLUSTERS = 1000

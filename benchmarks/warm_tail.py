@@ -13,14 +13,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.study.definition import load_study
-from benchmarks.study.report import markdown_table
-from benchmarks.study.runs import Run, study_runs
-from benchmarks.study.summary import spread
 from sidrec.metrics.exact import measure
 from sidrec.metrics.predictions import load_predictions
 from sidrec.metrics.slices import load_item_slices
 from sidrec.schema import ITEMS
+from sidrec.study.definition import Run, load_study, study_runs
+from sidrec.study.report import markdown_table, spread
 from sidrec.train.run_directory import RunDirectory, write_text
 
 RESULTS = Path(__file__).parent / "results"

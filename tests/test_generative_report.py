@@ -17,9 +17,8 @@ from benchmarks.generative.entries import read_entries
 from benchmarks.generative.metrics import metrics_at
 from benchmarks.generative.rank_file import Ranks, load_ranks, ranks_path, save_ranks
 from benchmarks.generative.report import main, report
-from benchmarks.study.bootstrap import user_multiplicities
-from benchmarks.study.differences import RESAMPLES, SEED
 from sidrec.schema import ContractError
+from sidrec.study.intervals import RESAMPLES, SEED, user_multiplicities
 
 USERS, BEAM = 60, 50
 RESULT: dict[str, Any] = {

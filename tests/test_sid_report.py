@@ -7,13 +7,20 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from benchmarks.sid_report.__main__ import main
-from benchmarks.sid_report.definition import load_sid_study, study_fits
-from benchmarks.sid_report.text_reconstruction import additive_decoder, own_decoder
+from benchmarks.sid_report.fits import (
+    FitResult,
+    additive_decoder,
+    fit_results,
+    load_sid_study,
+    own_decoder,
+    study_fits,
+)
 from sidrec.config import ConfigError
 from sidrec.config.learners import RandomCodesConfig, ResidualKMeansConfig
 from sidrec.sid.catalog import TOKENIZER, load_catalog
@@ -21,8 +28,10 @@ from sidrec.sid.learners.kmeans import ResidualKMeans
 from sidrec.sid.learners.random_codes import RandomCodes
 from sidrec.sid.learners.registry import load_tokenizer
 from sidrec.sid.tokenizer import SideInformation
+from sidrec.study.results import ResultTable
 
 ITEMS, TEXT, BEHAVIOR = 60, 4, 3
+REPORT = ("report.md", "summary.json", "4x2.png", "4x2-curves.png")
 STUDY: dict[str, Any] = {
     "data": "data",
     "dataset": "toy",
@@ -60,18 +69,28 @@ def _run(*words: str, **changes: Any) -> int:
     return main([*words, "small.yaml", "--results", "results"])
 
 
-def _finished() -> dict[str, float]:
-    return {str(path): path.stat().st_mtime_ns for path in Path("results").rglob("seed*.json")}
+def _results() -> ResultTable[FitResult]:
+    return fit_results(Path("results"), load_sid_study(Path("small.yaml")))
+
+
+def _finished() -> list[str]:
+    """Fits since the last call, which marks them."""
+    results = _results()
+    found = {key: result for key, result in results.read().items() if "seen" not in result["conditions"]}
+    for result in found.values():
+        results.put({**result, "conditions": {**result["conditions"], "seen": 1}})
+    return ["/".join(map(str, key)) for key in found]
 
 
 def test_fits_are_recorded_skipped_and_tabulated(capsys: pytest.CaptureFixture[str]) -> None:
     assert _run("run") == 0
-    first = _finished()
-    assert len(first) == 2 * 2
-    Path("results/small/4x2/random/seed1.json").unlink()
+    assert len(_finished()) == 2 * 2
+    file = Path("results/small/fits.parquet")
+    rows = pq.read_table(file)
+    lost = pc.and_(pc.equal(rows["row"], "random"), pc.equal(rows["seed"], 1))
+    pq.write_table(rows.filter(pc.invert(lost)), file)
     assert _run("run") == 0
-    again = _finished()
-    assert {path for path in first if first[path] != again[path]} == {"results/small/4x2/random/seed1.json"}
+    assert _finished() == ["4x2/random/1"]
     text = capsys.readouterr().out
     lines = [line.split(" | ") for line in text.splitlines() if line.startswith("| ADC-SID")]
     assert lines[0][1] == "2", "seeds"
@@ -80,13 +99,14 @@ def test_fits_are_recorded_skipped_and_tabulated(capsys: pytest.CaptureFixture[s
     random = [line.split(" | ") for line in text.splitlines() if line.startswith("| random codes")]
     assert random[1][2] == "-", "random codes stand for no vector"
     folder = Path("results/small")
-    assert {path.name for path in folder.glob("*.*")} == {"report.md", "summary.json", "4x2.png", "4x2-curves.png"}
+    assert {path.name for path in folder.iterdir()} == {"fits.parquet", *REPORT}
     assert json.loads((folder / "summary.json").read_text())["4x2"]["adc_sid"]["seeds"] == [0, 1]
 
 
 def test_result_says_what_the_catalog_holds() -> None:
     assert _run("run") == 0
-    result = json.loads(Path("results/small/4x2/adc_sid/seed0.json").read_text())
+    result = _results().get("4x2", "adc_sid", 0)
+    assert result is not None
     catalog = load_catalog(Path("data/catalogs/toy-adc_sid-4x2"))
     assert result["fingerprint"] == catalog.fingerprint
     assert result["codes"]["unique_prefixes"][-1] == len(np.unique(catalog.codes_NL, axis=0))
@@ -97,11 +117,10 @@ def test_result_says_what_the_catalog_holds() -> None:
 
 def test_changed_section_is_fitted_again() -> None:
     assert _run("run", seeds=[0]) == 0
-    first = _finished()
+    _finished()
     settings = {"4x2": {"codebook_size": 3, "levels": 2}}
     assert _run("run", seeds=[0], settings=settings) == 0
-    again = _finished()
-    assert [path for path in first if first[path] != again[path]] == ["results/small/4x2/random/seed0.json"]
+    assert _finished() == ["4x2/random/0"]
 
 
 def test_failed_fit_does_not_stop_the_rest(caplog: pytest.LogCaptureFixture) -> None:
@@ -109,7 +128,7 @@ def test_failed_fit_does_not_stop_the_rest(caplog: pytest.LogCaptureFixture) -> 
     with caplog.at_level(logging.ERROR):
         assert _run("run", seeds=[0], rows={"quasid": pairs_needed, "random": STUDY["rows"]["random"]}) == 1
     assert "4x2/quasid/seed0 failed" in caplog.text
-    assert list(_finished()) == ["results/small/4x2/random/seed0.json"]
+    assert _finished() == ["4x2/random/0"]
 
 
 def test_mistakes_are_named_before_any_fit(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,8 +14,8 @@ from benchmarks.fault_campaign.faults import Fault, Kind, Moment
 from benchmarks.fault_campaign.report import report_text
 from benchmarks.fault_campaign.verdict import across_worlds
 from benchmarks.fault_campaign.victim import Outcome, Reference, Victim, make_reference
-from benchmarks.study.conditions import conditions
 from sidrec.config import Recipe
+from sidrec.study.results import conditions
 from sidrec.train.run_directory import write_json, write_text
 
 WORLDS = ((2,), (1,), (1, 2, 4), (2,), (4,), (1, 2))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from benchmarks.fuzz.campaign import Campaign, Ran
 from benchmarks.fuzz.judge import SOUND
-from benchmarks.study.conditions import conditions
-from benchmarks.study.report import markdown_table
+from sidrec.study.report import markdown_table
+from sidrec.study.results import conditions
 from sidrec.train.run_directory import write_json, write_text
 
 FAILURES = 100  # listed

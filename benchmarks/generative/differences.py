@@ -10,9 +10,8 @@ import numpy as np
 from benchmarks.generative.entries import Entry
 from benchmarks.generative.metrics import gains_at
 from benchmarks.generative.rank_file import Ranks
-from benchmarks.study.bootstrap import user_multiplicities
-from benchmarks.study.differences import RESAMPLES, SEED, Difference, interval
 from sidrec.schema import ContractError
+from sidrec.study.intervals import RESAMPLES, SEED, Difference, interval, user_multiplicities
 
 
 def differences(entries: Sequence[Entry], reference: Entry, metrics: Sequence[str]) -> dict[str, dict[str, Difference]]:

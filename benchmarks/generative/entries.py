@@ -7,10 +7,9 @@ from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.generative.rank_file import Ranks, load_ranks
-from benchmarks.generative.result import Result
-from benchmarks.study.store import read_result
-from benchmarks.study.summary import Spread, spread
+from benchmarks.generative.result import Result, read_result
 from sidrec.schema import ContractError
+from sidrec.study.report import Spread, spread
 
 OWN = {"seed", "token_weights"}  # settings in which results of one folder may differ
 LOG_FACTS = ("users", "users_without_history", "targets_never_liked_before", "other_splits_reach_into_test_time")
@@ -48,7 +47,7 @@ def read_entries(folder: Path) -> list[Entry]:
     paths = sorted(folder.glob("*.json"))
     if not paths:
         raise ContractError(folder, "results of `python -m benchmarks.generative`, as NAME.json", "none")
-    found = {path: result for path in paths if (result := read_result(path, Result)) is not None}
+    found = {path: result for path in paths if (result := read_result(path)) is not None}
     _check_comparable(found)
     groups: dict[str, list[Path]] = {}
     for path in sorted(found, key=lambda path: int(found[path]["settings"]["seed"])):

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from benchmarks.generative.entries import Entry
-from benchmarks.sid_report.picture import COLOURS, save_figure
+from benchmarks.sid_report.report import COLOURS, save_figure
 
 SHOWN = {"recall@10": "Recall@10", "ndcg@10": "NDCG@10"}
 

@@ -8,11 +8,11 @@ from typing import Any, NotRequired, TypedDict
 
 from benchmarks.generative.rank_file import Ranks, save_ranks
 from benchmarks.generative.settings import Settings
-from benchmarks.study.conditions import Conditions
-from benchmarks.study.store import read_result
+from sidrec.io.files import write_json
+from sidrec.io.json_files import read_json
 from sidrec.machine import unwritable
 from sidrec.schema import LOG, MANIFEST, ContractError
-from sidrec.train.run_directory import write_json
+from sidrec.study.results import Conditions
 
 INSTRUMENT = 1  # to be raised when the same settings no longer give the same figures
 NOT_OURS = "nothing there yet, or a result of this benchmark"
@@ -40,6 +40,17 @@ class Result(Measured):
     data: str
     log_sha256: NotRequired[str]
     conditions: Conditions
+
+
+def read_result(path: Path) -> Result | None:
+    """The result in a file; None where there is no file. Raises ContractError for a file that is no result."""
+    if not path.exists():
+        return None
+    result: Result = read_json(path, "a result of this benchmark")
+    missing = sorted(Result.__required_keys__ - set(result)) if isinstance(result, dict) else ["everything"]
+    if missing:
+        raise ContractError(path, f"the keys {sorted(Result.__required_keys__)}", f"missing {missing}")
+    return result
 
 
 def settings_hash(settings: Settings, fingerprint: str, data: Path) -> str:
@@ -71,7 +82,7 @@ def is_finished(out: Path, wanted: str) -> bool:
     if out.suffix != ".json":
         raise ContractError("--out", "a file name that ends in .json", out.name)
     try:
-        found = read_result(out, Result)
+        found = read_result(out)
     except (OSError, ContractError) as error:
         raise ContractError(out, NOT_OURS, error) from None
     return found is not None and found["settings_hash"] == wanted

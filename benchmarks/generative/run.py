@@ -21,9 +21,9 @@ from benchmarks.generative.settings import Settings
 from benchmarks.generative.training import Tokens, train
 from benchmarks.generative.trie import Trie
 from benchmarks.generative.windows import Windows
-from benchmarks.study.conditions import conditions
 from sidrec.schema import ContractError
 from sidrec.sid.catalog import Catalog, load_catalog
+from sidrec.study.results import conditions
 
 
 def evaluate_catalog(catalog_path: Path, data: Path, out: Path, settings: Settings) -> None:

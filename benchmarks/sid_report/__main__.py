@@ -1,9 +1,9 @@
 """Reports on codes: fit what is missing, measure, compare.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.sid_report run benchmarks/studies/STUDY.yaml   run again to go on
-    python -m benchmarks.sid_report report benchmarks/studies/STUDY.yaml                  tables and pictures alone
+    OMP_NUM_THREADS=1 python -m benchmarks.sid_report run benchmarks/sid_report/STUDY.yaml   run again to go on
+    python -m benchmarks.sid_report report benchmarks/sid_report/STUDY.yaml                  tables and pictures alone
 
-Committed, in benchmarks/results/STUDY: SETTING/ROW/seedN.json, report.md, summary.json, pictures.
+Committed, in benchmarks/results/STUDY: fits.parquet (one row per fit), report.md, summary.json, pictures.
 Not committed, in data/catalogs: the catalogs of the first seed.
 Exit status 1 when a fit failed, 2 for a mistake in the study or its data.
 """
@@ -14,10 +14,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.sid_report.definition import load_sid_study
+from benchmarks import RESULTS
+from benchmarks.sid_report.fits import load_sid_study, run_study
 from benchmarks.sid_report.report import report
-from benchmarks.sid_report.runner import run_study
-from benchmarks.study.store import RESULTS
 from sidrec.errors import SidrecError
 
 

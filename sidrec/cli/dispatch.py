@@ -35,6 +35,7 @@ GROUPS = {
     "Train": {
         "train": Command("sidrec.cli.train", "train a recipe, in this process or under torchrun", True),
         "evaluate": Command("sidrec.cli.evaluate", "compute a run's metrics again from its checkpoint", True),
+        "study": Command("sidrec.cli.study", "train variants of a recipe over seeds, compare them with intervals"),
         "table": Command("sidrec.cli.table", "list the tables of a checkpoint, export one to a file"),
     },
     "Sharding plans": {

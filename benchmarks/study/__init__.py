@@ -1,1 +1,0 @@
-"""Studies: variants of recipes, trained over several seeds, compared with intervals."""

@@ -1,0 +1,1 @@
+"""Studies: variants of a recipe, trained with several seeds and compared with intervals."""

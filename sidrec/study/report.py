@@ -1,0 +1,313 @@
+"""A study's tables and pictures, made from recorded results alone.
+
+`report` writes summary.json, report.md and DATASET.png; `tuning_report` writes best.yaml in the picture's place.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
+
+import numpy as np
+import yaml
+
+from sidrec.io.files import replaced_file, write_json, write_text
+from sidrec.study.definition import TRIAL, Column, Overrides, Study, study_runs
+from sidrec.study.intervals import LEVEL, Bootstrap, Difference, load_bootstrap
+from sidrec.study.results import RunResult, finished
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+BEST_FILE = "best.yaml"
+COLORS = ("#1f77b4", "#d95f02", "#6a3d9a", "#33a02c")
+
+
+class Spread(TypedDict):
+    """Mean and sample standard deviation over seeds (sd null for one seed), and each seed's value."""
+
+    mean: float
+    sd: float | None
+    values: list[float]
+
+
+class VariantSummary(TypedDict):
+    """item_parameters: parameters of the HID and SID tables; None where the runs did not count them."""
+
+    seeds: list[int]
+    item_parameters: int | None
+    cpu_seconds: float
+    metrics: dict[str, Spread | None]
+    differences: dict[str, dict[str, Difference | None]]
+
+
+Summary = dict[str, dict[str, VariantSummary]]  # data set -> variant
+
+
+def report(study: Study, results: Path) -> str:
+    """Writes summary.json, report.md and DATASET.png into RESULTS/STUDY. Returns the text of report.md."""
+    folder = results / study.name
+    found = finished(results, study, study_runs(study))
+    summary: Summary = {}
+    sections = [f"# {study.name}"]
+    for dataset, variants in found.items():
+        bootstrap = load_bootstrap(study, folder / dataset, variants)
+        summary[dataset] = {
+            name: summarize(runs, study.split, study.columns, bootstrap) for name, runs in variants.items()
+        }
+        sections.append(_section(study, dataset, variants, summary[dataset], bootstrap))
+        if any(_compared(summary[dataset], reference) for reference in study.references):
+            draw_differences(folder / f"{dataset}.png", dataset, study.references, summary[dataset])
+    text = "\n\n".join(sections if found else [*sections, "No run has finished."]) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "summary.json", summary)
+    write_text(folder / "report.md", text)
+    return text
+
+
+def _section(
+    study: Study,
+    dataset: str,
+    variants: Mapping[str, Sequence[RunResult]],
+    summary: Mapping[str, VariantSummary],
+    bootstrap: Bootstrap | None,
+) -> str:
+    parts = [f"## {dataset}", conditions_text(study, variants), "Mean ± standard deviation over seeds:"]
+    parts.append(_metrics_table(study.columns, summary))
+    if bootstrap is None and study.references:
+        parts.append("No bootstrap of these runs yet: intervals are missing.")
+    parts += [
+        _difference_table(study.columns, reference, summary)
+        for reference in study.references
+        if _compared(summary, reference)
+    ]
+    if any(_compared(summary, reference) for reference in study.references):
+        parts.append(f"![Differences on {dataset}]({dataset}.png)")
+    return "\n\n".join(parts)
+
+
+def _metrics_table(columns: Sequence[Column], summary: Mapping[str, VariantSummary]) -> str:
+    counted = any(of["item_parameters"] is not None for of in summary.values())  # early results lack the count
+    rows = [
+        [
+            name,
+            len(of["seeds"]),
+            *(spread_text(of["metrics"][column]) for column in columns),
+            *([f"{of['item_parameters'] or 0:,}"] if counted else []),
+            of["cpu_seconds"],
+        ]
+        for name, of in summary.items()
+    ]
+    return markdown_table(["variant", "seeds", *columns, *(["item parameters"] if counted else []), "CPU s"], rows)
+
+
+def _compared(summary: Mapping[str, VariantSummary], reference: str) -> bool:
+    return any(reference in of["differences"] for of in summary.values())
+
+
+def _difference_table(columns: Sequence[Column], reference: str, summary: Mapping[str, VariantSummary]) -> str:
+    rows = [
+        [name, *(difference_text(of["differences"][reference][column]) for column in columns)]
+        for name, of in summary.items()
+        if reference in of["differences"]
+    ]
+    return (
+        f"Difference to {reference}: mean over seeds, {LEVEL:.0%} interval of a paired bootstrap over users "
+        f"(it does not include the spread over seeds):\n\n{markdown_table(['variant', *columns], rows)}"
+    )
+
+
+def conditions_text(study: Study, variants: Mapping[str, Sequence[RunResult]]) -> str:
+    """Rows, users, seeds, commits and hardware of a data set's runs."""
+    runs = [run for of_variant in variants.values() for run in of_variant]
+    metrics = runs[0]["metrics"][study.split]
+    counts = ", ".join(f"{items} {metrics[items]['rows']:,}" for items in metrics)
+    everything = metrics["all"]
+    return (
+        f"Recipe `{study.datasets[runs[0]['dataset']]}`, split {study.split}. Rows: {counts}. "
+        f"GAUC is over {everything['covered_users']:,} of {everything['users']:,} users, "
+        f"those with both classes, and their {everything['covered_rows']:,} rows. "
+        f"{study.ranks} ranks; cores {_distinct(runs, 'cores')}; CPU {_distinct(runs, 'cpu')}; "
+        f"commit {_distinct(runs, 'commit')}."
+    )
+
+
+def _distinct(runs: Sequence[RunResult], key: str) -> str:
+    return ", ".join(dict.fromkeys(str(run["conditions"][key]) for run in runs))
+
+
+def spread_text(of: Spread | None) -> str:
+    if of is None:
+        return "-"
+    return f"{of['mean']:.4f}" if of["sd"] is None else f"{of['mean']:.4f} ± {of['sd']:.4f}"
+
+
+def difference_text(of: Difference | None) -> str:
+    return "-" if of is None else f"{of['difference']:+.4f} [{of['low']:+.4f}, {of['high']:+.4f}]"
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def tuning_report(study: Study, results: Path) -> str:
+    """Writes summary.json, report.md and best.yaml into RESULTS/STUDY. Returns the text of report.md.
+
+    best.yaml is the `tuned` section for a study of the same variants: data set -> variant -> overrides of
+    the best trial. It names a variant only when all its trials have finished with all seeds.
+    """
+    folder = results / study.name
+    found = finished(results, study, study_runs(study))
+    best: dict[str, dict[str, Overrides]] = {}
+    sections = [
+        f"# {study.name}",
+        f"{len(next(iter(study.trials.values())))} trials for each variant, seeds {list(study.seeds)}; "
+        f"best by {study.select.upper()} on all items of split {study.split}, marked ★.",
+    ]
+    for dataset, runs in found.items():
+        chosen = {name: _best_trial(study, name, runs) for name in study.variants}
+        best[dataset] = {name: study.trials[name][trial] for name, trial in chosen.items() if trial}
+        sections += [f"## {dataset}", conditions_text(study, runs), _table(study, runs, chosen)]
+    text = "\n\n".join(sections if found else [*sections, "No run has finished."]) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "summary.json", _summaries(study, found))
+    write_text(folder / BEST_FILE, yaml.safe_dump({"tuned": best}, sort_keys=False))
+    write_text(folder / "report.md", text)
+    return text
+
+
+def _best_trial(study: Study, variant: str, runs: Mapping[str, Sequence[RunResult]]) -> str | None:
+    """The trial with the highest mean over seeds, the first of equals; None while trials or seeds are missing."""
+    scores: dict[str, float] = {}
+    for trial in study.trials[variant]:
+        of_trial = runs.get(f"{variant}{TRIAL}{trial}", ())
+        found = spread([run["metrics"][study.split]["all"][study.select] for run in of_trial]) if of_trial else None
+        if found is None or len(of_trial) < len(study.seeds):
+            return None
+        scores[trial] = found["mean"]
+    return max(scores, key=lambda trial: scores[trial])
+
+
+def _table(study: Study, runs: Mapping[str, Sequence[RunResult]], chosen: Mapping[str, str | None]) -> str:
+    rows = []
+    for variant, trials in study.trials.items():
+        for trial, overrides in trials.items():
+            of_trial = runs.get(f"{variant}{TRIAL}{trial}")
+            if of_trial is None:
+                continue
+            summary = summarize(of_trial, study.split, study.columns, None)
+            mark = " ★" if chosen[variant] == trial else ""
+            metrics = [spread_text(summary["metrics"][column]) for column in study.columns]
+            changes = f"`{yaml.safe_dump(overrides, default_flow_style=True, width=10_000).strip()}`"
+            rows.append([variant, f"{trial}{mark}", len(of_trial), *metrics, changes])
+    return markdown_table(["variant", "trial", "seeds", *study.columns, "overrides"], rows)
+
+
+def _summaries(
+    study: Study, found: Mapping[str, Mapping[str, Sequence[RunResult]]]
+) -> dict[str, dict[str, VariantSummary]]:
+    return {
+        dataset: {name: summarize(of_trial, study.split, study.columns, None) for name, of_trial in runs.items()}
+        for dataset, runs in found.items()
+    }
+
+
+def slice_and_metric(column: Column) -> tuple[str, str]:
+    """The slice and metric of a column: "tail AUC" is ("tail", "auc"), "AUC" is ("all", "auc")."""
+    *items, metric = column.lower().split()
+    return (items[0] if items else "all"), metric
+
+
+def summarize(
+    runs: Sequence[RunResult], split: str, columns: Sequence[Column], bootstrap: Bootstrap | None
+) -> VariantSummary:
+    """One variant's columns over its seeds, and its differences to the references."""
+    variant = runs[0]["variant"]
+    differences = bootstrap["differences"] if bootstrap else {}
+    places = {column: slice_and_metric(column) for column in columns}
+    return VariantSummary(
+        seeds=[run["seed"] for run in runs],
+        item_parameters=_item_parameters(runs),
+        cpu_seconds=round(float(np.mean([run["cpu_seconds"] for run in runs])), 1),
+        metrics={
+            column: spread([run["metrics"][split][items][metric] for run in runs])
+            for column, (items, metric) in places.items()
+        },
+        differences={
+            reference: {column: variants[variant][items][metric] for column, (items, metric) in places.items()}
+            for reference, variants in differences.items()
+            if variant in variants
+        },
+    )
+
+
+def _item_parameters(runs: Sequence[RunResult]) -> int | None:
+    parameters = runs[0]["run"].get("parameters")
+    return int(parameters["item_parameters"]) if isinstance(parameters, dict) else None
+
+
+def spread(values: Sequence[float | int | None]) -> Spread | None:
+    """None when a seed left the metric undefined."""
+    known = [float(value) for value in values if value is not None]
+    if len(known) < len(values):
+        return None
+    return Spread(mean=float(np.mean(known)), sd=float(np.std(known, ddof=1)) if len(known) > 1 else None, values=known)
+
+
+def draw_differences(
+    path: Path, dataset: str, references: Sequence[str], summary: Mapping[str, VariantSummary]
+) -> None:
+    """One panel per metric, one line per variant: the difference with its interval, in a colour per reference.
+
+    Pale dots: each seed's difference to the same seed of the reference.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator
+
+    titles = list(next(iter(summary.values()))["metrics"])
+    names = list(summary)
+    height = 1.3 + 0.5 * len(names)
+    figure, axes = plt.subplots(1, len(titles), figsize=(3.4 * len(titles), height), sharey=True, layout="constrained")
+    for axis, title in zip(axes, titles, strict=True):
+        axis.axvline(0, color="black", linewidth=0.8)
+        for index, reference in enumerate(name for name in references if name in summary):
+            shift = 0.15 * (2 * index - len(references) + 1)
+            _draw_reference(axis, title, reference, COLORS[index % len(COLORS)], shift, summary)
+        if not axis.containers:
+            axis.text(0.5, 0.5, "undefined", transform=axis.transAxes, ha="center")
+        axis.set_title(title)
+        axis.grid(axis="x", alpha=0.3)
+        axis.xaxis.set_major_locator(MaxNLocator(5))  # more labels would run into each other
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].invert_yaxis()
+    axes[0].set_ylim(len(names) - 0.5, -0.5)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, title="difference to", loc="outside right upper", fontsize="small")
+    title = f"{dataset}: mean over seeds, {LEVEL:.0%} paired bootstrap over users; pale: single seeds"
+    figure.suptitle(title, fontsize="medium")
+    with replaced_file(path) as partial:
+        figure.savefig(partial, dpi=120, format="png", metadata={"Software": None})
+    plt.close(figure)
+
+
+def _draw_reference(
+    axis: "Axes", title: str, reference: str, color: str, shift: float, summary: Mapping[str, VariantSummary]
+) -> None:
+    base = summary[reference]
+    label: str | None = reference
+    for line, of in enumerate(summary.values()):
+        difference = of["differences"].get(reference, {}).get(title)
+        if difference is None:
+            continue
+        mean, y = difference["difference"], line + shift
+        interval = [[mean - difference["low"]], [difference["high"] - mean]]
+        axis.errorbar([mean], [y], xerr=interval, fmt="o", color=color, capsize=3, label=label)
+        label = None
+        ours, theirs = of["metrics"][title], base["metrics"][title]
+        if ours and theirs and of["seeds"] == base["seeds"]:
+            single = [a - b for a, b in zip(ours["values"], theirs["values"], strict=True)]
+            axis.plot(single, [y] * len(single), ".", color=color, alpha=0.35, markersize=4)

@@ -1,0 +1,280 @@
+"""Studies: what is trained, what is skipped, what survives a failure, and the tables that come out."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from sidrec.cli import main as sidrec
+from sidrec.config import ConfigError
+from sidrec.study.definition import load_study, merge, study_runs
+from sidrec.study.report import difference_text, spread, spread_text
+from sidrec.study.results import run_results
+from tests import fake_trainer
+
+ROOT = Path(__file__).parents[2]
+SMALL: dict[str, Any] = {
+    "seeds": [0],
+    "command": [sys.executable, fake_trainer.__file__, "{recipe}", "{ranks}"],
+    "variants": {"weak": {}, "strong": {"optimizer": {"tables": {"lr": 2.0}}}},
+}
+COMPARED: dict[str, Any] = {"references": ["weak"], "command": [*SMALL["command"], "predictions"]}
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    impressions = [max(0, 15 - item) for item in range(fake_trainer.ITEMS)]  # the last five items are cold
+    items = {"item_id": range(1, fake_trainer.ITEMS + 1), "train_impressions": impressions}
+    pq.write_table(pa.table(items), "data/items.parquet")
+    recipe = {
+        "name": "world",
+        "data": {"path": "data", "catalog": "catalog"},
+        "optimizer": {"tables": {"kind": "adagrad", "lr": 0.1}},
+    }
+    Path("recipe.yaml").write_text(yaml.safe_dump(recipe))
+
+
+def _write_study(**changes: Any) -> str:
+    Path("small.yaml").write_text(
+        yaml.safe_dump({"datasets": {"world": "recipe.yaml"}, **SMALL, **changes}, sort_keys=False)
+    )
+    return "small.yaml"
+
+
+def _study(*words: str, **changes: Any) -> int:
+    return sidrec(["study", *words, _write_study(**changes), "--results", "results"])
+
+
+def _trained() -> list[str]:
+    """What the trainer was called for since the last time asked."""
+    calls = Path("runs/studies/small/calls")
+    lines = calls.read_text().splitlines() if calls.exists() else []
+    calls.unlink(missing_ok=True)
+    return lines
+
+
+def _log() -> str:
+    return Path("runs/studies/small/study.log").read_text()
+
+
+def test_merging_goes_section_by_section_and_replaces_another_kind_whole() -> None:
+    base = {"model": {"dim": 16, "item": {"kind": "sid_coord", "gate": {"kind": "stats", "hidden": 64}}}, "seed": 0}
+    assert merge(base, {"model": {"dim": 8}})["model"] == {"dim": 8, "item": base["model"]["item"]}  # type: ignore[index]
+    assert merge(base, {"model": {"item": {"kind": "hid"}}})["model"] == {"dim": 16, "item": {"kind": "hid"}}
+    gate = merge(base, {"model": {"item": {"gate": {"hidden": 8}}}})["model"]["item"]["gate"]
+    assert gate == {"kind": "stats", "hidden": 8}
+    same_kind = merge(base, {"model": {"item": {"kind": "sid_coord", "fusion": {"kind": "mean"}}}})["model"]["item"]
+    assert set(same_kind) == {"kind", "gate", "fusion"}
+    assert base["seed"] == 0
+    assert merge({"layers": [1, 2]}, {"layers": [3]}) == {"layers": [3]}
+
+
+def test_every_run_leaves_one_row_with_its_conditions() -> None:
+    assert _study("run", seeds=[0, 1]) == 0
+    assert _trained() == ["world/weak/seed0", "world/strong/seed0", "world/weak/seed1", "world/strong/seed1"]
+    results = run_results(Path("results"), load_study(Path("small.yaml")))
+    assert list(results.read()) == [("world", name, seed) for seed in (0, 1) for name in ("weak", "strong")]
+    result = results.get("world", "strong", 1)
+    assert result is not None
+    assert result["metrics"]["test"]["all"]["gauc"] == 0.5 + 2.0 / 20
+    assert result["run"] == {"ranks": 2}
+    assert result["recipe"]["optimizer"]["tables"] == {"kind": "adagrad", "lr": 2.0}
+    assert result["recipe"]["name"] == "strong"
+    assert result["conditions"]["ranks"] == 2
+    assert {"commit", "cpu", "cores", "memory_gib", "packages"} <= set(result["conditions"])
+    assert result["cpu_seconds"] > 0
+    assert result["wall_seconds"] > 0
+
+
+def test_finished_runs_are_skipped_unless_their_recipe_changed() -> None:
+    _study("run")
+    _trained()
+    assert _study("run") == 0
+    assert _trained() == []
+    assert _study("run", variants={"weak": {}, "strong": {"optimizer": {"tables": {"lr": 1.0}}}}) == 0
+    assert _trained() == ["world/strong/seed0"]
+    assert "world/strong/seed0: the recipe has changed since it was trained" in _log()
+
+
+def test_a_new_seed_trains_only_that_seed() -> None:
+    _study("run")
+    _trained()
+    _study("run", seeds=[0, 1])
+    assert _trained() == ["world/weak/seed1", "world/strong/seed1"]
+
+
+def test_a_variant_may_have_more_seeds_than_the_others() -> None:
+    assert _study("run", seeds_of={"strong": [0, 1]}) == 0
+    assert _trained() == ["world/weak/seed0", "world/strong/seed0", "world/strong/seed1"]
+    with pytest.raises(ConfigError, match=r"seeds_of: expected one of \['weak', 'strong'\], got 'other'"):
+        load_study(Path(_write_study(seeds_of={"other": [0]})))
+
+
+def test_a_failed_run_is_logged_and_does_not_stop_the_others() -> None:
+    broken = {"broken": {"optimizer": {"schedule": {"warmup_steps": 13}}}, "weak": {}}
+    assert _study("run", variants=broken, seeds=[0]) == 1
+    assert _trained() == ["world/broken/seed0", "world/weak/seed0"]
+    assert "world/broken/seed0 failed: exit status 1" in _log()
+    assert "unlucky warm-up" in _log()
+    assert run_results(Path("results"), load_study(Path("small.yaml"))).get("world", "broken", 0) is None
+    assert _study("run", variants=broken, seeds=[0]) == 1  # tries again, from where it was
+    assert _trained() == ["world/broken/seed0 resumed"]
+
+
+def test_a_run_directory_of_another_recipe_is_not_resumed() -> None:
+    broken = {"weak": {"optimizer": {"schedule": {"warmup_steps": 13}}}}
+    _study("run", variants=broken, seeds=[0])
+    _trained()
+    assert _study("run", variants={"weak": {}}, seeds=[0]) == 0
+    assert _trained() == ["world/weak/seed0"]
+
+
+def test_a_stopped_study_stops_its_training() -> None:
+    command = [sys.executable, "-m", "sidrec", "study", "run", _write_study(command=[*SMALL["command"], "hang"])]
+    study = subprocess.Popen([*command, "--results", "results"], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    pid = Path("runs/studies/small/world/weak/seed0/pid")
+    try:
+        _wait_until(lambda: pid.exists() and pid.read_text() != "")
+        study.terminate()
+        assert study.wait(timeout=60) == 128 + 15
+    finally:
+        study.kill()
+    _wait_until(lambda: not psutil.pid_exists(int(pid.read_text())))
+    assert not Path("results").exists()
+
+
+def _wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "waited for 60 s"
+        time.sleep(0.05)
+
+
+def test_a_mistake_in_any_recipe_is_found_before_training(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _study("run", variants={"weak": {}, "typo": {"optimizer": {"tables": {"rate": 1}}}}) == 2
+    assert _trained() == []
+    message = capsys.readouterr().err
+    assert "recipe of world/typo/seed0: 1 mistake(s)" in message
+    assert "optimizer.tables.adagrad.rate" in message
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sedes": [1]}, "sedes: Unexpected keyword argument"),
+        ({"seeds": []}, "seeds: Tuple should have at least 1 item"),
+        ({"references": ["week"]}, r"references: expected one of \['weak', 'strong'\], got 'week'"),
+        ({"tuned": {"world": {"week": {}}}}, "tuned.world: expected one of"),
+        ({"variants": {"weak": {}, "a/b": {}}}, "variants: expected letters, digits"),
+        ({"datasets": {}}, "datasets: Dictionary should have at least 1 item"),
+        ({"trials": {"weak": {"a": {}}, "strong": {"a": {}, "b": {}}}}, "equally many for each variant"),
+    ],
+)
+def test_a_wrong_study_is_refused_by_key(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_study(Path(_write_study(**changes)))
+
+
+def test_a_study_that_is_missing_or_no_yaml_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"none.yaml: expected a readable YAML file"):
+        load_study(Path("none.yaml"))
+    Path("broken.yaml").write_text("a: [")
+    with pytest.raises(ConfigError, match=r"broken.yaml: expected valid YAML"):
+        load_study(Path("broken.yaml"))
+
+
+def test_tuned_values_are_merged_last() -> None:
+    tuned = {"world": {"strong": {"optimizer": {"tables": {"lr": 3.0}}}}}
+    runs = study_runs(load_study(Path(_write_study(tuned=tuned))))
+    assert {run.variant: run.recipe["optimizer"]["tables"]["lr"] for run in runs} == {"weak": 0.1, "strong": 3.0}
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("benchmarks/studies/*.yaml")), ids=lambda path: path.stem)
+def test_shipped_studies_lead_to_recipes_without_mistakes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    for run in study_runs(load_study(path)):
+        assert run.checked().seed == run.seed
+
+
+def test_where_runs_are_put_does_not_change_the_recipe_hash() -> None:
+    here, there = (study_runs(load_study(Path(_write_study(runs=runs)))) for runs in ("a", "b"))
+    assert [run.recipe_hash for run in here] == [run.recipe_hash for run in there]
+    assert len({run.recipe_hash for run in here}) == 2
+
+
+def test_tables_and_pictures_are_rebuilt_from_recorded_results_alone() -> None:
+    _study("run", seeds=[0, 1], **COMPARED)
+    report = Path("results/small/report.md")
+    before, picture = report.read_text(), Path("results/small/world.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    shutil.rmtree("runs")
+    report.unlink()
+    picture.unlink()
+    assert _study("report", seeds=[0, 1], **COMPARED) == 0
+    assert report.read_text() == before
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    # AUC by the fake trainer: .5 + lr / 10 + seed / 100; sd of (0, .01) is .01 / sqrt(2)
+    assert "| strong | 2 | 0.7050 ± 0.0071 | 0.6000 ± 0.0000 | 0.7050 ± 0.0071 | 0.7050 ± 0.0071 |" in before
+    assert "Difference to weak" in before
+    difference = json.loads(Path("results/small/summary.json").read_text())["world"]["strong"]["differences"]["weak"]
+    assert 0 < difference["GAUC"]["low"] < difference["GAUC"]["difference"] < difference["GAUC"]["high"]
+    assert f"| strong | {difference_text(difference['AUC'])} |" in before
+
+
+def test_intervals_of_other_runs_are_not_shown() -> None:
+    _study("run", **COMPARED)
+    shutil.rmtree("runs")
+    _study("run", seeds=[0, 1], **COMPARED)  # seed 1 has predictions, seed 0 no longer does
+    assert "no intervals, predictions are missing for world/weak/seed0" in _log()
+    assert "No bootstrap of these runs yet" in Path("results/small/report.md").read_text()
+
+
+def test_a_report_before_any_run_says_so() -> None:
+    assert _study("report") == 0
+    assert "No run has finished." in Path("results/small/report.md").read_text()
+
+
+def test_tuning_takes_each_variants_best_trial() -> None:
+    trials = {
+        name: {trial: {"optimizer": {"tables": {"lr": lr}}} for trial, lr in (("low", low), ("high", high))}
+        for name, low, high in (("weak", 0.2, 0.1), ("strong", 1.0, 2.0))
+    }
+    assert _study("run", trials=trials, seeds=[0], split="validation") == 0
+    assert sorted(_trained()) == [
+        f"world/{name}@{trial}/seed0" for name in ("strong", "weak") for trial in ("high", "low")
+    ]
+    best = yaml.safe_load(Path("results/small/best.yaml").read_text())
+    assert best == {"tuned": {"world": {"weak": trials["weak"]["low"], "strong": trials["strong"]["high"]}}}
+    text = Path("results/small/report.md").read_text()
+    assert "2 trials for each variant" in text
+    assert "| weak | low ★ | 1 |" in text
+    assert load_study(Path(_write_study(tuned=best["tuned"]))).tuned == best["tuned"]
+
+
+def test_an_unfinished_variant_has_no_best_trial() -> None:
+    trials: dict[str, Any] = {
+        "weak": {"a": {}, "b": {"optimizer": {"schedule": {"warmup_steps": 13}}}},
+        "strong": {"a": {}, "b": {"optimizer": {"tables": {"lr": 3.0}}}},
+    }
+    assert _study("run", trials=trials, seeds=[0]) == 1
+    best = yaml.safe_load(Path("results/small/best.yaml").read_text())
+    assert list(best["tuned"]["world"]) == ["strong"]
+
+
+def test_a_spread_over_one_seed_has_no_deviation_and_undefined_stays_undefined() -> None:
+    assert spread_text(spread([0.5])) == "0.5000"
+    assert spread_text(spread([0.5, 0.7])) == "0.6000 ± 0.1414"  # sqrt(.1^2 + .1^2)
+    assert spread_text(spread([0.5, None])) == "-"
