@@ -8,8 +8,7 @@ from typing import Any, NotRequired, TypedDict
 
 from benchmarks.generative.rank_file import Ranks, save_ranks
 from benchmarks.generative.settings import Settings
-from sidrec.io.files import write_json
-from sidrec.io.json_files import read_json
+from sidrec.io.files import read_json, write_json
 from sidrec.machine import unwritable
 from sidrec.schema import LOG, MANIFEST, ContractError
 from sidrec.study.results import Conditions

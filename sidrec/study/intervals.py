@@ -17,8 +17,7 @@ from typing import TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from sidrec.io.files import write_json
-from sidrec.io.json_files import read_json
+from sidrec.io.files import read_json, write_json
 from sidrec.metrics.pairs import Floats, Ints, Reals, pair_counts
 from sidrec.metrics.predictions import Predictions, load_predictions
 from sidrec.metrics.slices import ItemSlices, load_item_slices
