@@ -135,7 +135,7 @@ LEAST = 3
 """Lines of a log, or measured steps, that a rate is taken from at least; the first one has the start in it."""
 
 
-def duration(recipe: Recipe, train_rows: int, rate: Rate | None) -> Finding:
+def duration_finding(recipe: Recipe, train_rows: int, rate: Rate | None) -> Finding:
     """The whole run's time at that rate, without evaluation and checkpoints."""
     if rate is None:
         return Finding("duration", "note", "unknown until the first steps are done", "sidrec doctor RECIPE --measure")

@@ -12,18 +12,18 @@ import torch
 from sidrec.config import Recipe
 from sidrec.data.dataset import Dataset, read_dataset
 from sidrec.data.loader import open_split
-from sidrec.doctor.measured_run import duration, logged_rate, measure
+from sidrec.doctor.measured_run import duration_finding, logged_rate, measure
 from sidrec.errors import SidrecError
 from sidrec.parallel.planning import hardware_here, plan_for
 from sidrec.parallel.sharding import sharders_of
 from sidrec.plans.options import silenced_planner
 from sidrec.plans.workload import recipe_workload
-from sidrec.preflight.capacity_check import room_here, size
+from sidrec.preflight.capacity_check import available_resources, size
 from sidrec.preflight.data_checks import FILES
 from sidrec.preflight.data_sample import checksum_finding, read_sample, sample_findings
 from sidrec.preflight.findings import Finding, problems
 from sidrec.preflight.planned_run import PlannedRun
-from sidrec.preflight.start_checks import read_splits, start_findings
+from sidrec.preflight.run_checks import read_split_footers, run_findings
 from sidrec.schema import LOG
 from sidrec.train.assembly import planned_run
 from sidrec.train.run_directory import RunDirectory
@@ -41,10 +41,10 @@ def examine_recipe(recipe: Recipe, world: int | None, *, measured: bool, all_fil
     ranks = world or (torch.cuda.device_count() if device.type == "cuda" else 1)
     try:
         run = plan_here(recipe, device, ranks)
-        footers = read_splits(run, None if all_files else FILES)
+        footers = read_split_footers(run, None if all_files else FILES)
         starting = psutil.Process().memory_full_info().uss + (TORCHRUN // ranks if ranks > 1 else 0)
-        rooms = [room_here(recipe.run, _device(device, rank)) for rank in range(ranks)]
-        findings = [_plan_finding(run), *start_findings(run, rooms, footers, starting)]
+        available = [available_resources(recipe.run, _device(device, rank)) for rank in range(ranks)]
+        findings = [_plan_finding(run), *run_findings(run, available, footers, starting)]
         findings += _data(run, list(footers), all_files)
     except SidrecError as error:
         return [Finding("recipe", "problem", str(error))]
@@ -105,10 +105,10 @@ def _data(run: PlannedRun, splits: Sequence[str], all_files: bool) -> list[Findi
 def _duration(run: PlannedRun, measured: bool) -> list[Finding]:
     rows, world = run.manifest.rows("train"), run.hardware.world
     if not measured:
-        return [duration(run.recipe, rows, logged_rate(run.recipe, world))]
+        return [duration_finding(run.recipe, rows, logged_rate(run.recipe, world))]
     try:
         rate, memory = measure(run.recipe, world)
     except SidrecError as error:
         return [Finding("measured steps", "problem", str(error))]
     found = f"ranks and loader processes have {size(memory)} to themselves after the measured steps"
-    return [duration(run.recipe, rows, rate), Finding("measured memory", "ok", found)]
+    return [duration_finding(run.recipe, rows, rate), Finding("measured memory", "ok", found)]

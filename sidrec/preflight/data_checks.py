@@ -30,7 +30,7 @@ ORDER = ("train", "validation", "test")
 # At most `FILES` files of a split are asked, at equal distances: a log may have many thousands.
 
 
-class Place(NamedTuple):
+class RowGroupPlace(NamedTuple):
     """A row group: its number in the file, and that of its first row."""
 
     file: LogFile
@@ -40,7 +40,7 @@ class Place(NamedTuple):
 
 
 @dataclass
-class Range:
+class ColumnRange:
     """Of a column over all rows asked about; `known` only where every row group's footer told.
 
     low_at, high_at, missing_at: row groups that have the bounds, and one where something is missing.
@@ -50,11 +50,11 @@ class Range:
     high: float = -inf
     missing: int = 0
     known: bool = True
-    low_at: Place | None = None
-    high_at: Place | None = None
-    missing_at: Place | None = None
+    low_at: RowGroupPlace | None = None
+    high_at: RowGroupPlace | None = None
+    missing_at: RowGroupPlace | None = None
 
-    def add(self, told: Any, entries: bool, place: Place) -> None:
+    def add(self, told: Any, entries: bool, place: RowGroupPlace) -> None:
         """Takes in what a footer says of a row group; None where it says nothing. entries: of lists, not values."""
         if told is None:
             self.known = False
@@ -76,7 +76,7 @@ class SplitFooters:
 
     files: int
     of: int
-    columns: dict[str, Range] = field(default_factory=dict)
+    columns: dict[str, ColumnRange] = field(default_factory=dict)
     largest_group: int = 0
 
 
@@ -96,7 +96,7 @@ def footer_findings(run: PlannedRun, footers: Footers) -> list[Finding]:
 
 def _labels(footers: Footers, known: str) -> Finding:
     """A split that is only scored may have labels of one kind: its AUC is then null."""
-    told = {name: split.columns.get(LABEL, Range(known=False)) for name, split in footers.items()}
+    told = {name: split.columns.get(LABEL, ColumnRange(known=False)) for name, split in footers.items()}
     single = {name: label.low for name, label in told.items() if label.known and label.low == label.high}
     if single:
         found = ", ".join(f"every label of {name} is {value + 0.0:g}" for name, value in single.items())
@@ -130,12 +130,12 @@ def check_values(run: PlannedRun, footers: Footers) -> None:
             raise ContractError(path, "a footer that is true of its rows", sentence)
 
 
-def _broken(log: Manifest, name: str, split: SplitFooters) -> Iterator[tuple[str, Place]]:
+def _broken(log: Manifest, name: str, split: SplitFooters) -> Iterator[tuple[str, RowGroupPlace]]:
     """What breaks the contract in a split, and a row group that has it."""
     bounds = {column: (0, rows - 1) for column, rows in log.ids.items()}
     bounds |= {HISTORY: (0, log.ids[ITEM_ID] - 1), LABEL: (0, 1)}
     for column in log_schema(log).names:
-        told = split.columns.get(column, Range())
+        told = split.columns.get(column, ColumnRange())
         low, high = bounds.get(column, (-np.inf, np.inf))
         where = f"{name}, column {column}"
         if told.low < low and told.low_at:
@@ -186,7 +186,7 @@ def _overlaps(manifest: Manifest) -> Iterator[str]:
             yield f"{later} begins at {times[later][0]}, {earlier} ends at {times[earlier][1]}"
 
 
-def semantic_ids(run: PlannedRun, impressions_I: NDArray[np.int64]) -> Finding | None:
+def semantic_id_finding(run: PlannedRun, impressions_I: NDArray[np.int64]) -> Finding | None:
     """How many items have no SID; None for a model without SIDs. impressions_I: of the train split, by item id."""
     if not run.sizes.sid_features:
         return None
@@ -233,10 +233,10 @@ def _add(file: LogFile, footer: pq.FileMetaData, found: SplitFooters) -> None:
     for index in range(footer.num_row_groups):
         group = footer.row_group(index)
         found.largest_group = max(found.largest_group, group.num_rows)
-        at = Place(file, index, first_row, group.num_rows)
+        at = RowGroupPlace(file, index, first_row, group.num_rows)
         for name, place in places.items():
             told = group.column(place).statistics
-            found.columns.setdefault(name, Range()).add(told, entries=name == HISTORY, place=at)
+            found.columns.setdefault(name, ColumnRange()).add(told, entries=name == HISTORY, place=at)
         first_row += group.num_rows
 
 

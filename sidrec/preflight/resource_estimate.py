@@ -1,4 +1,8 @@
-"""What a run will take beyond what its processes have already: memory, /dev/shm and disk, by what takes it."""
+"""What a planned run will allocate: memory of each rank, /dev/shm and disk, by cause.
+
+Estimates count what is allocated after the libraries are imported. Their parts: tables by the sharding plan
+(`rank_tables`), loader processes (`loader_memory`), one training step (`sidrec.preflight.step_memory`).
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,101 +21,112 @@ from sidrec.plans.hardware import Hardware
 from sidrec.plans.options import STATE_BYTES, in_host_memory, options_of, table_bytes
 from sidrec.plans.workload import Workload
 from sidrec.preflight.planned_run import PlannedRun
-from sidrec.preflight.step_memory import kept_for_backward, looked_up
+from sidrec.preflight.step_memory import lookup_bytes, saved_for_backward
 
 FILLING = 20
-"""Bytes for each of the values that a table is filled with at a time: drawn twice in float64, then cast."""
+"""Bytes for each value while a table is filled: drawn twice in float64, then cast to float32."""
 PREDICTION, EXTRA = 32, 4
-"""Bytes of a scored row, and of each further value; see PredictionCollector."""
+"""Bytes of a scored row, and of each additional value; see PredictionCollector."""
 IN_STEP = 3
-"""Batches that a rank's pipeline holds: in training, on their way, and read ahead."""
+"""Batches that a rank's pipeline holds: in training, in transfer, and prefetched."""
 AHEAD = 4
 """Batches that each loader process has ready."""
+LIBRARIES = 90 << 20
+"""Private bytes of a loader process that has no row yet: forked memory, imports, threads (measured)."""
+FORK_SERVER = 60 << 20
+"""Private bytes of the fork server and the resource tracker of a rank's loader processes (measured)."""
+DENSE_STATES = {"adam": 2, "adamw": 2, "adagrad": 1}
+"""Values that torch's optimizer keeps for each parameter."""
 
 
 @dataclass(frozen=True)
-class Need:
-    """Bytes for `what`. about: reckoned from what is typical, not counted. keys: what of the recipe changes it."""
+class ResourceEstimate:
+    """Bytes with one cause. recipe_keys: recipe keys that change them. approximate: typical instead of exact."""
 
-    what: str
+    name: str
     bytes: int
-    keys: str
-    about: bool = False
+    recipe_keys: str
+    approximate: bool = False
 
 
 @dataclass(frozen=True)
-class RankNeeds:
-    """One rank's, in the memory of its machine and of its GPU. shared: of `host`, what lies in /dev/shm.
+class RankEstimate:
+    """Estimates for one rank, in host memory and in the memory of its GPU.
 
-    saved: bytes that it writes into a checkpoint.
+    shared: bytes of `host` that lie in /dev/shm. saved: bytes that the rank writes into a checkpoint.
     """
 
-    host: tuple[Need, ...]
-    device: tuple[Need, ...]
+    host: tuple[ResourceEstimate, ...]
+    device: tuple[ResourceEstimate, ...]
     shared: int
     saved: int
 
 
-def total(needs: Sequence[Need]) -> int:
-    """Bytes of all."""
-    return sum(need.bytes for need in needs)
+def total_bytes(estimates: Sequence[ResourceEstimate]) -> int:
+    """The sum of all estimates."""
+    return sum(each.bytes for each in estimates)
 
 
-def rank_needs(run: PlannedRun, largest_group: int, starting: int = 0) -> list[RankNeeds]:
-    """One entry for each rank. largest_group: rows of the log's largest row group. starting: bytes of a process that
-    has imported everything and allocated nothing, for ranks that are not there yet."""
+def estimate_ranks(run: PlannedRun, largest_group: int, starting: int = 0) -> list[RankEstimate]:
+    """One entry for each rank.
+
+    largest_group: rows of the log's largest row group. starting: bytes of a process that has imported everything and
+    allocated nothing; 0 where the ranks already run.
+    """
     step, shared, loaders = _step(run), _shared(run), _loaders(run, largest_group)
-    dense = Need("dense layers", _dense(run), "model, optimizer.dense")
+    dense = ResourceEstimate("dense layers", _dense(run), "model, optimizer.dense")
     found = []
     for rank, tables in enumerate(rank_tables(run.plan, run.workload, run.hardware, run.sharders)):
         saved = tables.saved + (_dense(run, saved=True) if rank == 0 else 0)
         host = [
-            Need("a process with its libraries", starting, ""),
-            *_tables(tables.host),
+            ResourceEstimate("a process with its libraries", starting, ""),
+            _tables(tables.host),
             *loaders,
             shared,
             _predictions(run),
             *_copy(run, saved),
         ]
-        device: list[Need] = []
+        device: list[ResourceEstimate] = []
         if run.hardware.device == "cpu":
             host += [dense, step]
         else:
-            device = [*_tables(tables.device), dense, step]
-        found.append(RankNeeds(_some(host), _some(device), shared.bytes, saved))
+            device = [_tables(tables.device), dense, step]
+        found.append(RankEstimate(_largest_first(host), _largest_first(device), shared.bytes, saved))
     return found
 
 
-def _some(needs: Sequence[Need]) -> tuple[Need, ...]:
-    """Those that take anything, the largest first."""
-    return tuple(sorted((need for need in needs if need.bytes), key=lambda need: -need.bytes))
+def _largest_first(estimates: Sequence[ResourceEstimate]) -> tuple[ResourceEstimate, ...]:
+    """Estimates above 0 bytes."""
+    return tuple(sorted((each for each in estimates if each.bytes), key=lambda each: -each.bytes))
 
 
-def _tables(size: int) -> list[Need]:
-    return [Need("tables and their optimizer", size, "model.embedding_dim, optimizer.tables, parallel")]
+def _tables(size: int) -> ResourceEstimate:
+    return ResourceEstimate("tables and their optimizer", size, "model.embedding_dim, optimizer.tables, parallel")
 
 
 def _dense(run: PlannedRun, *, saved: bool = False) -> int:
     return dense_bytes(run.workload.dense_parameters, run.recipe.optimizer.dense, saved=saved)
 
 
-def _step(run: PlannedRun) -> Need:
-    """A step, or what fills the largest table before the first one, whichever takes more."""
+def _step(run: PlannedRun) -> ResourceEstimate:
+    """The larger of a training step and the filling of the largest table, which comes before the first step."""
     model, dim = run.recipe.model, run.recipe.model.embedding_dim
-    step = kept_for_backward(model, run.sizes, run.batch) + looked_up(run.batch, dim)
+    step = saved_for_backward(model, run.sizes, run.batch) + lookup_bytes(run.batch, dim)
     rows = max((table.num_embeddings for table in run.workload.tables.values()), default=0)
     filling = min(rows, ROWS_AT_A_TIME) * dim * FILLING
-    return Need("a step's lookups and activations", max(step, filling), "data.batch_size", about=True)
+    return ResourceEstimate("a step's lookups and activations", max(step, filling), "data.batch_size", approximate=True)
 
 
-def _shared(run: PlannedRun) -> Need:
-    """Batches on their way through /dev/shm, of two loaders: training's processes live on while others evaluate."""
+def _shared(run: PlannedRun) -> ResourceEstimate:
+    """Batches in /dev/shm of two loaders: the training loader's processes stay alive during an evaluation."""
     workers = run.recipe.data.workers
     batches = 2 * (AHEAD * workers + IN_STEP) if workers else 0
-    return Need("batches in /dev/shm", batches * run.batch.bytes, "data.batch_size, data.workers", about=True)
+    keys = "data.batch_size, data.workers"
+    return ResourceEstimate("batches in /dev/shm", batches * run.batch.bytes, keys, approximate=True)
 
 
-def _loaders(run: PlannedRun, largest_group: int) -> list[Need]:
+def _loaders(run: PlannedRun, largest_group: int) -> list[ResourceEstimate]:
+    """The training loader and the loader of the largest evaluated split."""
     data, workers = run.recipe.data, run.recipe.data.workers
     processes, rows = 0, 0
     for split in ("train", max(run.evaluated, key=run.manifest.rows)):
@@ -120,49 +135,46 @@ def _loaders(run: PlannedRun, largest_group: int) -> list[Need]:
         )
         rows += memory.bytes * workers if workers else memory.rows
         processes += workers
-    what = f"{processes} loader processes" if workers else "buffers of rows"
+    name = f"{processes} loader processes" if workers else "buffers of rows"
     server = FORK_SERVER if workers else 0
-    return [Need(what, rows + server, "data.workers, data.shuffle_rows", about=True)]
+    return [ResourceEstimate(name, rows + server, "data.workers, data.shuffle_rows", approximate=True)]
 
 
-def _predictions(run: PlannedRun) -> Need:
-    """Collected by each rank, then gathered and sorted on all."""
-    return Need("scores of an evaluated split", 2 * _scored(run), "evaluate.splits", about=True)
+def _predictions(run: PlannedRun) -> ResourceEstimate:
+    """Predictions are there twice: collected by each rank, then gathered and sorted on all ranks."""
+    return ResourceEstimate("scores of an evaluated split", 2 * _scored(run), "evaluate.splits", approximate=True)
 
 
 def _scored(run: PlannedRun) -> int:
+    """Bytes of the predictions of the largest evaluated split."""
     rows = max(run.manifest.rows(split) for split in run.evaluated)
     return rows * (PREDICTION + EXTRA * (1 + len(run.manifest.stats)))
 
 
-def _copy(run: PlannedRun, saved: int) -> list[Need]:
-    background = run.recipe.checkpoint.background
-    return [Need("a checkpoint's copy while it is written", saved, "checkpoint.background")] if background else []
+def _copy(run: PlannedRun, saved: int) -> list[ResourceEstimate]:
+    if not run.recipe.checkpoint.background:
+        return []
+    return [ResourceEstimate("a checkpoint's copy while it is written", saved, "checkpoint.background")]
 
 
-def disk_needs(run: PlannedRun, ranks: Sequence[RankNeeds]) -> list[Need]:
-    """Of the run directory: every checkpoint it may hold at a time, and predictions, which compress."""
+def estimate_disk(run: PlannedRun, ranks: Sequence[RankEstimate]) -> list[ResourceEstimate]:
+    """Disk of the run directory: as many checkpoints as it holds at one time, and predictions before compression."""
     checkpoint = run.recipe.checkpoint
     kept = checkpoint.keep + 1 + (checkpoint.best is not None)
     one = sum(rank.saved for rank in ranks)
-    needs = [Need(f"{kept} checkpoints of {one:,} bytes", kept * one, "checkpoint.keep, checkpoint.best")]
+    name = f"{kept} checkpoints of {one:,} bytes"
+    estimates = [ResourceEstimate(name, kept * one, "checkpoint.keep, checkpoint.best")]
     if run.recipe.evaluate.save_predictions:
-        needs.append(Need("predictions", _scored(run), "evaluate.save_predictions", about=True))
-    return needs
-
-
-# What a plan puts on each rank, in bytes: tables and their optimizer's state, and what of them a checkpoint holds.
-
-
-DENSE_STATES = {"adam": 2, "adamw": 2, "adagrad": 1}
-"""Values that torch's optimizer keeps for each parameter."""
+        estimates.append(ResourceEstimate("predictions", _scored(run), "evaluate.save_predictions", approximate=True))
+    return estimates
 
 
 @dataclass
 class RankTables:
-    """Bytes of one rank. host, device: tables, their state and, of replicated ones, their gradient; by where they lie.
+    """Bytes of the tables on one rank.
 
-    saved: what this rank writes into a checkpoint of its tables: each replicated one is written by rank 0 alone.
+    host, device: weights and optimizer state, and gradients of replicated tables, by the memory that holds them.
+    saved: bytes that the rank writes into a checkpoint; rank 0 alone writes replicated tables.
     """
 
     host: int = 0
@@ -179,7 +191,7 @@ def rank_tables(
         replicated = option.sharding_type == REPLICATED
         on_host = in_host_memory(option, hardware.device)
         for shard, size in zip(option.shards, table_bytes(option, sharders), strict=True):
-            assert shard.rank is not None, "the shards of a plan are placed"
+            assert shard.rank is not None, "the shards of a plan have ranks"
             rank = ranks[shard.rank]
             if on_host:
                 rank.host += size.weights + size.state
@@ -188,7 +200,9 @@ def rank_tables(
             if not replicated:
                 rank.saved += size.weights + size.state
             elif shard.rank == 0:
-                rank.saved += size.state  # of which one part is the gradient: as many bytes as the weights
+                # A replicated table's state includes its gradient, which is not saved and as large as the weights,
+                # which are saved: weights + (state - gradient) = state.
+                rank.saved += size.state
     for rank in ranks:
         slots = slot_bytes(workload.model) // hardware.world
         rank.saved += slots
@@ -200,30 +214,19 @@ def rank_tables(
 
 
 def slot_bytes(model: nn.Module) -> int:
-    """Of the slots of managed tables, over all ranks."""
+    """Bytes of the slots of all managed-collision tables, over all ranks."""
     managed = [module for module in model.modules() if isinstance(module, ManagedCollisionModule)]
     return sum(buffer.nbytes for module in managed for buffer in module.buffers())
 
 
 def dense_bytes(parameters: int, optimizer: DenseOptimizer, *, saved: bool = False) -> int:
-    """Of what is not a table, on every rank: parameters and the optimizer's state, and gradients unless it is saved."""
+    """Bytes of the dense layers on each rank: parameters, optimizer state and gradients. saved: without gradients."""
     return parameters * STATE_BYTES * (1 + DENSE_STATES[optimizer.kind] + (not saved))
-
-
-# What a loader process keeps in memory: its copy of the item tables, and the rows of its rank's lanes.
-#
-# Shapes: I item ids, C context columns, T history positions, X dense and S statistics columns.
-
-
-LIBRARIES = 90 << 20
-"""Bytes that a loader process has to itself before it holds a row: what it forked, imported and started (measured)."""
-FORK_SERVER = 60 << 20
-"""Bytes of the processes that start a rank's loader processes and clean up after them (measured)."""
 
 
 @dataclass(frozen=True)
 class LoaderMemory:
-    """Bytes of one loader process. items: by item id. rows: buffers of the lanes, full."""
+    """Bytes of one loader process. items: its copy of the item tables. rows: its full shuffle buffers."""
 
     items: int
     rows: int
@@ -233,8 +236,23 @@ class LoaderMemory:
         return LIBRARIES + self.items + self.rows
 
 
+def loader_memory(
+    data: DataConfig, columns: Columns, tables: ItemTables, rows: int, largest_group: int, world: int
+) -> LoaderMemory:
+    """Memory of a loader process for a split of `rows` rows in row groups of at most `largest_group` rows.
+
+    Every process of a rank reads all lanes of that rank. For each lane it holds a buffer and the last row group. One
+    more buffer is there while a buffer is filled: first its parts, then their concatenation.
+    """
+    lanes = max(1, data.lanes // world)
+    lane = -(-rows // data.lanes)
+    buffer, group = min(data.shuffle_rows, lane), min(largest_group, rows)
+    held = lanes * (buffer + group) + buffer
+    return LoaderMemory(item_bytes(tables), held * bytes_per_row(columns))
+
+
 def bytes_per_row(columns: Columns) -> int:
-    """Of a decoded row, as `sidrec.data.rows.Rows` holds it."""
+    """Bytes of a decoded row in `sidrec.data.rows.Rows`."""
     number, value, flag = 8, 4, 1
     numbers = 3 + len(columns.context) + columns.history_length  # row, user, item
     values = 1 + len(columns.log.dense) + len(columns.log.stats)  # label
@@ -242,22 +260,7 @@ def bytes_per_row(columns: Columns) -> int:
 
 
 def item_bytes(tables: ItemTables) -> int:
-    """Of everything by item id that crosses to a process, and of the numbers by which it finds unique items."""
+    """Bytes of all arrays by item id in a loader process, and of its scratch array for finding unique items."""
     per_item: Mapping[str, object] = tables.per_item
     arrays = [array for array in per_item.values() if isinstance(array, np.ndarray)]
     return tables.rows_IF.nbytes + sum(array.nbytes for array in arrays) + 8 * len(tables.rows_IF)
-
-
-def loader_memory(
-    data: DataConfig, columns: Columns, tables: ItemTables, rows: int, largest_group: int, world: int
-) -> LoaderMemory:
-    """A process that reads a split of `rows` rows in row groups of at most `largest_group`.
-
-    Every process of a rank reads all lanes of it: each holds a buffer and the row group read last, and the one that is
-    being filled its parts and the whole.
-    """
-    lanes = max(1, data.lanes // world)
-    lane = -(-rows // data.lanes)
-    buffer, group = min(data.shuffle_rows, lane), min(largest_group, rows)
-    held = lanes * (buffer + group) + buffer
-    return LoaderMemory(item_bytes(tables), held * bytes_per_row(columns))

@@ -55,13 +55,13 @@ class BatchShape:
         return items + context + per_item + pointers + floats + self.rows * (2 * flag + 3 * number)
 
 
-def looked_up(shape: BatchShape, dim: int) -> int:
+def lookup_bytes(shape: BatchShape, dim: int) -> int:
     """Bytes of looked-up vectors of width `dim`, as often as they are there."""
     bags = shape.bags * len(shape.item_features) + shape.rows * len(shape.context)
     return LOOKUP_COPIES * FLOAT * dim * bags
 
 
-def kept_for_backward(config: ModelConfig, sizes: Sizes, shape: BatchShape) -> int:
+def saved_for_backward(config: ModelConfig, sizes: Sizes, shape: BatchShape) -> int:
     """Bytes that autograd keeps of one forward of the ranker, beside its parameters."""
     with torch.device("meta"):
         model = Ranker(config, sizes).train()

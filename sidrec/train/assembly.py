@@ -16,7 +16,7 @@ from sidrec.parallel.sharding import ShardedRanker, shard, sharders_of
 from sidrec.plans.hardware import Hardware
 from sidrec.plans.workload import RecipeWorkload, recipe_workload
 from sidrec.preflight.planned_run import PlannedRun
-from sidrec.preflight.start_checks import check_start
+from sidrec.preflight.run_checks import check_run
 
 
 def open_dataset(recipe: Recipe, ranks: Ranks) -> Dataset:
@@ -53,7 +53,7 @@ def open_loader(recipe: Recipe, data: Dataset, split: str, shuffle: bool, ranks:
 def build_model(recipe: Recipe, data: Dataset, ranks: Ranks, *, preflight: bool = False) -> ShardedRanker:
     """The ranker, sharded and filled. Dense layers start alike on every rank, seeded by the recipe.
 
-    preflight: check the planned run before a table is allocated. Raises what `check_start` raises then, and PlanError
+    preflight: check the planned run before a table is allocated. Raises what `check_run` raises then, and PlanError
     or ContractError as `make_plan` does.
     """
     torch.manual_seed(recipe.seed)
@@ -62,7 +62,7 @@ def build_model(recipe: Recipe, data: Dataset, ranks: Ranks, *, preflight: bool 
 
     def check(plan: ShardingPlan) -> None:
         if preflight:
-            check_start(recipe, lambda: planned_run(recipe, data, reckoned(), hardware_of(ranks), plan), ranks)
+            check_run(recipe, lambda: planned_run(recipe, data, reckoned(), hardware_of(ranks), plan), ranks)
 
     return shard(
         ranker, recipe.parallel, recipe.optimizer, lambda: reckoned().workload, recipe.seed, ranks, check=check

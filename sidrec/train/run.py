@@ -19,7 +19,7 @@ from sidrec.model.ranker import parameter_budget
 from sidrec.parallel.process_group import Ranks, joined_ranks, run_on_all_ranks
 from sidrec.parallel.sharding import ShardedRanker
 from sidrec.plans.plan_file import write_plan
-from sidrec.preflight.start_checks import agree_on, code_facts, data_facts, recipe_facts
+from sidrec.preflight.run_checks import check_same_on_all_ranks, code_facts, data_facts, recipe_facts
 from sidrec.train.assembly import build_model, open_dataset, open_loader
 from sidrec.train.evaluation import BestCheckpoint, check_splits, evaluate_splits
 from sidrec.train.gate_and_attention import attention_report, gate_report
@@ -52,11 +52,11 @@ def train(recipe: Recipe, ranks: Ranks, trainer: type[Trainer] = Trainer) -> int
 
 
 def _train(recipe: Recipe, run: RunDirectory, ranks: Ranks, trainer: type[Trainer]) -> int:
-    agree_on(ranks, run_on_all_ranks(ranks, lambda: {**code_facts(), **recipe_facts(recipe)}))
+    check_same_on_all_ranks(ranks, run_on_all_ranks(ranks, lambda: {**code_facts(), **recipe_facts(recipe)}))
     run_on_all_ranks(ranks, lambda: run.check(recipe))
     run_on_all_ranks(ranks, lambda: run.lock.take() if ranks.first else None)
     data = open_dataset(recipe, ranks)
-    agree_on(ranks, run_on_all_ranks(ranks, lambda: data_facts(recipe, data.fingerprint)))
+    check_same_on_all_ranks(ranks, run_on_all_ranks(ranks, lambda: data_facts(recipe, data.fingerprint)))
     loader = open_loader(recipe, data, "train", shuffle=True, ranks=ranks)
     check_splits(recipe, data, ranks)
     saved = newest_sound(run.checkpoints, ranks, set_aside=True)

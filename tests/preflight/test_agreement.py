@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from sidrec.errors import DisagreementError, RankError
-from sidrec.preflight.start_checks import agree_on, code_facts, data_facts, digest_of_files, recipe_facts
+from sidrec.preflight.run_checks import check_same_on_all_ranks, code_facts, data_facts, digest_of_files, recipe_facts
 from tests.ranks import joined, run_on_ranks
 from tests.small_log import small_recipe, write_small_log
 
 
 def _agree(rank: int, world: int, facts: list[dict[str, str]]) -> tuple[str, str]:
     try:
-        agree_on(joined(rank, world), facts[rank])
+        check_same_on_all_ranks(joined(rank, world), facts[rank])
     except (DisagreementError, RankError) as error:
         return type(error).__name__, str(error)
     return "", ""

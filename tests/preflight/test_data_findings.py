@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sidrec.data.item_tables import impressions_by_id
-from sidrec.preflight.data_checks import check_values, evenly, footer_findings, read_footers, semantic_ids
+from sidrec.preflight.data_checks import check_values, evenly, footer_findings, read_footers, semantic_id_finding
 from sidrec.preflight.data_sample import SplitSample, checksum_finding, read_sample, sample_findings
 from sidrec.preflight.findings import Finding
 from sidrec.preflight.planned_run import PlannedRun
@@ -127,16 +127,16 @@ def test_items_without_semantic_ids(folder: Path) -> None:
     impressions_I = impressions_by_id(folder / "data" / ITEMS, 61)
     popular = int(impressions_I.argmax())
     run = planned(small_recipe(folder), 1)
-    whole = semantic_ids(run, impressions_I)
+    whole = semantic_id_finding(run, impressions_I)
     assert whole is not None
     assert whole.state == "ok"
     run.tables.rows_IF[popular, 1:] = 0
-    found = semantic_ids(run, impressions_I)
+    found = semantic_id_finding(run, impressions_I)
     share = impressions_I[popular] / impressions_I.sum()
     assert found is not None
     assert found.state == "note"
     assert f"{share:.1%} of its rows" in found.found
-    assert semantic_ids(planned(small_recipe(folder, model={"item": {"kind": "hid"}}), 1), impressions_I) is None
+    assert semantic_id_finding(planned(small_recipe(folder, model={"item": {"kind": "hid"}}), 1), impressions_I) is None
 
 
 def test_repeated_rows_and_rows_out_of_order(folder: Path) -> None:

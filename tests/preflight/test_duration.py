@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sidrec.config import Recipe, save
-from sidrec.doctor.measured_run import Rate, duration, logged_rate
+from sidrec.doctor.measured_run import Rate, duration_finding, logged_rate
 from tests.small_log import small_recipe
 
 
@@ -22,13 +22,13 @@ def log(recipe: Recipe, speeds: list[float], ranks: int = 1) -> None:
 def test_without_a_run_or_measurement_it_is_unknown(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path)
     assert logged_rate(recipe, 1) is None
-    found = duration(recipe, 600, None)
+    found = duration_finding(recipe, 600, None)
     assert (found.state, found.found) == ("note", "unknown until the first steps are done")
 
 
 def test_the_time_is_rows_over_rate(tmp_path: Path) -> None:
     """Two epochs of 36,000 rows at 10, 20 and 40 samples a second."""
-    found = duration(small_recipe(tmp_path), 36_000, Rate(10, 20, 40, "as measured"))
+    found = duration_finding(small_recipe(tmp_path), 36_000, Rate(10, 20, 40, "as measured"))
     times = [str(timedelta(hours=hours)) for hours in (1, 0.5, 2)]
     assert found.found.startswith(
         f"about {times[0]} ({times[1]} to {times[2]}) for 72,000 rows at 20 samples/s (p10 10, "

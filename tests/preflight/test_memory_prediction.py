@@ -1,7 +1,7 @@
-"""What the doctor says that a rank will take in memory, against what the largest rank of a real run took.
+"""The predicted memory of a rank, against the peak of the largest rank of a real run.
 
-Tables of a million rows and their copy for a checkpoint are nearly half of it. Measured is the process's highest
-resident size, as the kernel kept it: a sampled one would miss short peaks. Loader processes are not in it.
+Tables of a million rows and their copy for a checkpoint are nearly half of it. The kernel's own record of the peak
+resident size is read, because sampling would miss short peaks. Loader processes are left out.
 """
 
 import os
@@ -17,19 +17,19 @@ from sidrec.schema import LOG, load_manifest, save_manifest
 from tests.small_log import small_recipe, write_small_log
 
 TOLERANCE = 0.15
-"""Share of the prediction that a rank may differ by; without tables or copy, a prediction would be further off."""
+"""Allowed relative error. A prediction without the tables, or without the copy, would exceed it."""
 PREDICT = """
 import sys
 from pathlib import Path
 import psutil, torch
 from sidrec.config import load_file
 from sidrec.doctor.recipe_checks import plan_here
-from sidrec.preflight.resource_estimate import rank_needs, total
+from sidrec.preflight.resource_estimate import estimate_ranks, total_bytes
 from sidrec.train import run as entry
 run = plan_here(load_file(Path(sys.argv[1])), torch.device("cpu"), int(sys.argv[2]))
-needs = rank_needs(run, largest_group=50, starting=psutil.Process().memory_info().rss)
-own = [[need for need in rank.host if "loader" not in need.what] for rank in needs]
-print(max(map(total, own)))
+estimates = estimate_ranks(run, largest_group=50, starting=psutil.Process().memory_info().rss)
+own = [[each for each in rank.host if "loader" not in each.name] for rank in estimates]
+print(max(map(total_bytes, own)))
 """
 WATCH = """
 import os, subprocess, sys

@@ -8,14 +8,14 @@ import pytest
 
 from sidrec import machine
 from sidrec.errors import SidrecError
-from sidrec.preflight import capacity_check, start_checks
-from sidrec.preflight.capacity_check import Room
+from sidrec.preflight import capacity_check, run_checks
+from sidrec.preflight.capacity_check import AvailableResources
 from tests.ranks import joined, run_on_ranks
 from tests.small_log import small_recipe, write_small_log
 from tests.train.refusals import TEST, TRAIN, edit, recipe_of, refusal
 from tests.train.refusals import start as start_training
 
-LITTLE = Room(memory=50_000, limit=20_000_000_000, shared=10**9, device=0, disk=10**9)
+LITTLE = AvailableResources(memory=50_000, limit=20_000_000_000, shared=10**9, device=0, disk=10**9)
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_warn_trains_all_the_same_and_a_run_may_go_on_with_it(
 ) -> None:
     assert start_training(recipe_of(folder)) == 0
     assert "preflight: fine: fits memory, fits /dev/shm, fits disk, labels, values, " in capsys.readouterr().out
-    monkeypatch.setattr(start_checks, "room_here", lambda runs, device: LITTLE)
+    monkeypatch.setattr(run_checks, "available_resources", lambda runs, device: LITTLE)
     assert start_training(recipe_of(folder), "--train.preflight", "warn", "--data.shuffle-rows", "100") == 0
     assert "preflight: fits memory  problem  1 rank(s): expected about " in capsys.readouterr().out
 
@@ -75,7 +75,7 @@ def _train(rank: int, world: int, folder: str, sections: list[dict[str, object]]
     from sidrec.train.run import train
 
     if rank == little_on:
-        start_checks.room_here = lambda runs, device: LITTLE
+        run_checks.available_resources = lambda runs, device: LITTLE
     os.environ["LOCAL_WORLD_SIZE"] = "1" if little_on >= 0 else str(world)  # two machines of one rank each
     os.environ["LOCAL_RANK"] = "0" if little_on >= 0 else str(rank)
     try:

@@ -15,14 +15,14 @@ from sidrec.model.ranker import Ranker
 from sidrec.parallel.process_group import Ranks
 from sidrec.preflight.resource_estimate import (
     bytes_per_row,
-    disk_needs,
+    estimate_disk,
+    estimate_ranks,
     item_bytes,
     loader_memory,
-    rank_needs,
     rank_tables,
-    total,
+    total_bytes,
 )
-from sidrec.preflight.step_memory import kept_for_backward
+from sidrec.preflight.step_memory import saved_for_backward
 from sidrec.train.assembly import build_model
 from sidrec.train.optimizers import build_optimizer
 from tests.preflight.planned import small_run
@@ -68,7 +68,7 @@ def test_a_checkpoint_holds_as_many_bytes_as_predicted(kind: str, sharding: str,
     """Per rank, on two: up to a few numbers that dense layers' optimizers count their steps with, and buffers."""
     sections = {"parallel": {"sharding": sharding}, "optimizer": {"tables": {"kind": kind}}}
     run = small_run(tmp_path, 2, **sections)
-    predicted = [rank.saved for rank in rank_needs(run, 50)]
+    predicted = [rank.saved for rank in estimate_ranks(run, 50)]
     written = run_on_ranks(2, _pieces, str(tmp_path), sections)
     assert written[0] == pytest.approx(predicted[0], rel=0.02)
     assert written[1] == pytest.approx(predicted[1], rel=0.02)
@@ -77,16 +77,16 @@ def test_a_checkpoint_holds_as_many_bytes_as_predicted(kind: str, sharding: str,
 def test_disk_is_every_checkpoint_that_may_be_there_at_once(tmp_path: Path) -> None:
     checkpoint = {"keep": 3, "best": {"split": "test"}}
     run = small_run(tmp_path, 1, checkpoint=checkpoint, evaluate={"save_predictions": False})
-    needs = rank_needs(run, 50)
-    assert total(disk_needs(run, needs)) == (3 + 1 + 1) * needs[0].saved
+    estimates = estimate_ranks(run, 50)
+    assert total_bytes(estimate_disk(run, estimates)) == (3 + 1 + 1) * estimates[0].saved
 
 
 def test_a_copy_is_needed_only_where_checkpoints_are_written_in_the_background(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    (behind,) = rank_needs(small_run(tmp_path / "a", 1, checkpoint={"background": True}), 50)
-    (before,) = rank_needs(small_run(tmp_path / "b", 1, checkpoint={"background": False}), 50)
-    assert total(behind.host) - total(before.host) == behind.saved == before.saved
+    (behind,) = estimate_ranks(small_run(tmp_path / "a", 1, checkpoint={"background": True}), 50)
+    (before,) = estimate_ranks(small_run(tmp_path / "b", 1, checkpoint={"background": False}), 50)
+    assert total_bytes(behind.host) - total_bytes(before.host) == behind.saved == before.saved
 
 
 def test_a_decoded_row_and_a_batch_have_the_bytes_that_are_counted(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_what_backward_keeps_is_what_autograd_says_of_a_real_step(tmp_path: Path
     for known in (*model.parameters(), *model.buffers()):
         kept.pop(known.untyped_storage()._cdata, None)
     real = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    assert kept_for_backward(run.recipe.model, run.sizes, run.batch) == pytest.approx(real, rel=0.35)
+    assert saved_for_backward(run.recipe.model, run.sizes, run.batch) == pytest.approx(real, rel=0.35)
 
 
 @pytest.mark.parametrize(
@@ -152,6 +152,6 @@ def test_a_larger_batch_keeps_more(item: dict[str, object], tmp_path: Path) -> N
             data={"batch_size": batch_size, "path": str(tmp_path / "data"), "catalog": str(tmp_path / "catalog")},
             model={"item": item},
         )
-        sizes.append(kept_for_backward(run.recipe.model, run.sizes, run.batch))
+        sizes.append(saved_for_backward(run.recipe.model, run.sizes, run.batch))
     assert 2 * sizes[0] < sizes[1] < 5 * sizes[0]
     assert prod(sizes) > 0
