@@ -37,7 +37,7 @@ test: .venv
 lint: .venv
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/mypy sidrec data_prep launch benchmarks
+	.venv/bin/mypy sidrec data_prep launch benchmarks tests
 	.venv/bin/lint-imports
 
 docs: .venv

@@ -199,7 +199,7 @@ def _train(sequences: Sequences, settings: SasRecSettings, what: str) -> tuple[S
                     model(inputs_BT)[real_BT], targets_P, _negatives(items, settings.negatives, random), model, items
                 )
                 optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimizer.step()
                 total += loss.item() * len(targets_P)
                 done += len(targets_P)

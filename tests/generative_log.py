@@ -1,6 +1,6 @@
 """A data folder from a list of positives, for tests of generative retrieval."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from sidrec.schema import LOG, LogFile, Manifest, log_schema, save_manifest
 Event = tuple[int, int, int]  # user, item, time
 
 
-def write_events(data: Path, splits: dict[str, Sequence[Event]], disliked: Sequence[Event] = ()) -> Path:
+def write_events(data: Path, splits: Mapping[str, Sequence[Event]], disliked: Sequence[Event] = ()) -> Path:
     """Writes DATA/log with these rows, label 1, each split sorted by time; `disliked` go to train with label 0."""
     rows = {split: [(*event, 1) for event in events] for split, events in splits.items()}
     rows["train"] = [*rows["train"], *((*event, 0) for event in disliked)]

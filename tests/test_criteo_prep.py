@@ -14,9 +14,10 @@ def test_rare_values_become_others_in_every_repetition_and_nothing_else_does(tmp
     head, log = write(tmp_path / "head.txt.gz", random_lines(200, 0)), tmp_path / "log.txt"
     write_log(head, 600, log)
     assert count_rows(log) == 600
-    read = {"separator": "\t", "has_header": False, "new_columns": COLUMNS, "infer_schema": False, "quote_char": None}
-    first = pl.read_csv(head, **read)
-    whole = pl.read_csv(log, **read)
+    first, whole = (
+        pl.read_csv(path, separator="\t", has_header=False, new_columns=COLUMNS, infer_schema=False, quote_char=None)
+        for path in (head, log)
+    )
     assert whole[:200].equals(first)
     rare = (first.select(pl.len().over(COLUMNS[14])).to_series() < 3) & first[COLUMNS[14]].is_not_null()
     for part in (whole[200:400], whole[400:]):

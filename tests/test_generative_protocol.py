@@ -136,8 +136,7 @@ def test_leave_one_out_refuses_a_catalog_of_unknown_origin(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("missing", ["train", "test"])
 def test_a_log_without_train_or_test_is_refused(tmp_path: Path, missing: str) -> None:
-    splits = {"train": TRAIN, "test": TEST}
-    data = write_events(tmp_path, splits)
+    data = write_events(tmp_path, {"train": TRAIN, "test": TEST})
     manifest = data / LOG / "manifest.json"
     manifest.write_text(manifest.read_text().replace(f'"{missing}": [', '"other": ['))
     with pytest.raises(ContractError, match=f"got '{missing}'"):

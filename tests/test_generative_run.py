@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,7 +101,7 @@ def test_a_finished_run_is_not_computed_again_and_another_one_is(
 
 
 def test_token_weights_change_the_training_only_where_asked_for(world: Path, tmp_path: Path) -> None:
-    quick, last_only = replace(SETTINGS, epochs=2), np.tile(np.float32([0, 0, 1]), (ITEMS, 1))
+    quick, last_only = replace(SETTINGS, epochs=2), np.tile(np.array([0, 0, 1], np.float32), (ITEMS, 1))
     save_catalog(tmp_path / "weighted", np.arange(ITEMS), last_only)
     plain, unasked, asked = (tmp_path / f"{name}.json" for name in ("plain", "unasked", "asked"))
     evaluate_catalog(world / "catalog", world, plain, quick)
@@ -120,7 +121,7 @@ def test_token_weights_change_the_training_only_where_asked_for(world: Path, tmp
     ],
 )
 def test_settings_are_checked_before_training(
-    world: Path, tmp_path: Path, change: dict[str, object], message: str
+    world: Path, tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ContractError, match=message):
         evaluate_catalog(world / "catalog", world, tmp_path / "out.json", replace(SETTINGS, **change))

@@ -88,7 +88,7 @@ def _step(
 ) -> tuple[float, float]:
     loss, weight = _loss_of(model, tokens, windows, window_B)
     optimizer.zero_grad()
-    (loss / weight.clamp(min=LEAST)).backward()  # type: ignore[no-untyped-call]
+    (loss / weight.clamp(min=LEAST)).backward()
     optimizer.step()
     return loss.item(), weight.item()
 

@@ -83,7 +83,7 @@ class CriteoBatches(IterableDataset[Batch]):
         for day in days:
             day.look(look, self._table_rows)
         self._position = torch.zeros(2, dtype=torch.int64)
-        self._position.share_memory_()  # type: ignore[no-untyped-call]  # workers outlive an epoch
+        self._position.share_memory_()  # workers outlive an epoch
 
     def seek(self, epoch: int, step: int = 0) -> None:
         """Sets the epoch and step where the next iteration begins, in all processes.

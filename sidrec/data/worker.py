@@ -59,7 +59,7 @@ class Steps(IterableDataset[Built]):
         self._reader, self._features, self._rows_IF, self._world = reader, features, rows_IF, world
         self._per_item = per_item
         self._position = torch.zeros(2, dtype=torch.int64)
-        self._position.share_memory_()  # type: ignore[no-untyped-call]  # workers outlive an epoch
+        self._position.share_memory_()  # workers outlive an epoch
 
     def seek(self, epoch: int, step: int) -> None:
         """Sets where the next iteration begins, in all processes."""

@@ -96,7 +96,7 @@ class TrainingStep:
             batch = next(batches).to(self._ranks.device)
             self.zero_grad()
             loss, _ = self.forward(batch)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             self.step()
         assert self._forward is not None, "the pipeline calls forward and step"
         result = StepResult(self._forward.batch, self._forward.terms, self._skipped)

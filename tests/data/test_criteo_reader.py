@@ -16,6 +16,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from data_prep.criteo import CriteoCommand
 from sidrec.data import criteo
 from sidrec.data.criteo import CriteoBatches, criteo_paths
+from sidrec.data.criteo_files import Stage
 from tests.data.criteo_npy import torchrec_reader, write_days
 from tests.data_prep.criteo_text import random_lines, write
 
@@ -59,12 +60,12 @@ def test_batches_in_order_equal_torchrecs(
     batch_size: int,
     world_size: int,
     drop_last: bool,
-    stage: str,
+    stage: Stage,
 ) -> None:
     paths = write_days(tmp_path, rows)
     for rank in range(world_size):
-        arguments = (stage, *paths, batch_size, rank, world_size, drop_last)
-        ours, theirs = CriteoBatches(*arguments), torchrec_reader(*arguments)
+        ours = CriteoBatches(stage, *paths, batch_size, rank, world_size, drop_last)
+        theirs = torchrec_reader(stage, *paths, batch_size, rank, world_size, drop_last)
         assert_equal_batches(list(ours), list(theirs))
         assert len(ours) == len(theirs) == len(list(ours))
 
@@ -148,8 +149,8 @@ def losses(batches: Any) -> list[float]:
 def test_dlrm_has_the_same_loss_curve_as_with_torchrecs_reader(tmp_path: Path) -> None:
     sources = [write(tmp_path / f"day_{day}", random_lines(800, day)) for day in range(2)]
     CriteoCommand((*sources, tmp_path / "out")).run()
-    arguments = ("train", *criteo_paths(tmp_path / "out"), 64, 0, 1)
-    ours = losses(CriteoBatches(*arguments, table_rows=[300] * 26, look="full"))
+    paths = criteo_paths(tmp_path / "out")
+    ours = losses(CriteoBatches("train", *paths, 64, 0, 1, table_rows=[300] * 26, look="full"))
     assert len(ours) == 25
-    assert ours == losses(torchrec_reader(*arguments))
+    assert ours == losses(torchrec_reader("train", *paths, 64, 0, 1))
     assert np.mean(ours[-5:]) < ours[0], "it learns"

@@ -215,9 +215,9 @@ def write_items(folder: Path) -> Path:
 def test_vectors_are_found_by_item_id(tmp_path: Path) -> None:
     content = ContentVectors(write_items(tmp_path), ("text",), 5)  # the log does not know item 9
     assert content.width == 2
-    expected = [[0, 0], [0, 1], [0, 0], [0.6, 0.8], [0, 0]]
+    expected = np.array([[0, 0], [0, 1], [0, 0], [0.6, 0.8], [0, 0]])
     np.testing.assert_allclose(content[np.arange(5)], expected)
-    np.testing.assert_allclose(content[np.array([3, 3, 1])], [expected[3], expected[3], expected[1]])
+    np.testing.assert_allclose(content[np.array([3, 3, 1])], expected[[3, 3, 1]])
     assert content[np.array([], np.int64)].shape == (0, 2)
     assert content[np.array([1])].dtype == np.float32
 

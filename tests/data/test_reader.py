@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ from tests.data.log_files import flat, log_of, row_numbers
 @pytest.mark.parametrize("order", ["shuffled", "time", "file"])
 def test_every_row_once_per_epoch_in_equally_many_steps(tmp_path: Path, rows: int, world: int, order: str) -> None:
     log = log_of(tmp_path, rows)
-    shuffle, wish = order != "file", {} if order == "file" else {"order": order}
+    shuffle = order != "file"
+    wish: dict[str, Any] = {"order": order} if shuffle else {}
     loaders = [log.loader(rank=rank, world=world, shuffle=shuffle, **wish) for rank in range(world)]
     assert {(loader.steps, loader.rows) for loader in loaders} == {(math.ceil(rows / 16), rows)}
     for epoch in (0, 1):

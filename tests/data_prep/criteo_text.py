@@ -3,12 +3,13 @@
 import gzip
 import math
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 
-def line(label: int | str, dense: dict[int, object] | None = None, values: dict[int, str] | None = None) -> str:
+def line(label: int | str, dense: Mapping[int, object] | None = None, values: Mapping[int, str] | None = None) -> str:
     """A line with I<n> and C<n> given by number and all other fields empty."""
     fields = [str(label)]
     fields += [str((dense or {}).get(number, "")) for number in range(1, 14)]

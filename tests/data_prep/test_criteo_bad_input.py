@@ -2,6 +2,7 @@
 
 import gzip
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -68,7 +69,7 @@ def test_files_that_are_empty_missing_cut_off_or_no_text(tmp_path: Path) -> None
         ({"block_kib": 0}, "--block-kib: expected from 1 to"),
     ],
 )
-def test_flags(tmp_path: Path, flags: dict[str, int], sentence: str) -> None:
+def test_flags(tmp_path: Path, flags: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ContractError, match=sentence):
         CriteoCommand((tmp_path / "a", tmp_path / "b"), **flags).run()
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -36,7 +37,7 @@ def prepared(folder: Path, lines: list[str] | None = None) -> Path:
     return folder / "npy"
 
 
-def command(npy: Path, out: Path, **flags: int) -> CriteoLogCommand:
+def command(npy: Path, out: Path, **flags: Any) -> CriteoLogCommand:
     return CriteoLogCommand(npy, out, "C3", test_share=0.2, width=8, **flags)
 
 
@@ -141,7 +142,11 @@ def test_bad_input(tmp_path: Path) -> None:
     with pytest.raises(ContractError, match=r"manifest.json: expected the manifest of a folder that data_prep.criteo"):
         command(tmp_path, tmp_path / "out").run()
     npy = prepared(tmp_path)
-    cases = [({"item": "C27"}, "--item"), ({"test_share": 0.95}, "--test-share"), ({"width": 0}, "--width")]
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"item": "C27"}, "--item"),
+        ({"test_share": 0.95}, "--test-share"),
+        ({"width": 0}, "--width"),
+    ]
     for flags, sentence in cases:
         with pytest.raises(ContractError, match=sentence):
             replace(command(npy, tmp_path / "out"), **flags).run()

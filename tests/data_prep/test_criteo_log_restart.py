@@ -7,6 +7,7 @@ import pytest
 from data_prep import criteo_log
 from data_prep.criteo import CriteoCommand
 from data_prep.criteo_log import CriteoLogCommand
+from data_prep.work_folder import save_snapshot
 from tests.data_prep.criteo_text import random_lines, write
 from tests.data_prep.interruption import digest, kill_when
 
@@ -65,10 +66,9 @@ def test_pairs_are_counted_on_from_a_snapshot(tmp_path: Path, npy: Path, monkeyp
     def fail_at_the_third(path: Path, **roots: object) -> None:
         if len(taken) == 2:
             raise KeyboardInterrupt
-        save(path, **roots)
+        save_snapshot(path, **roots)
         taken.append(int(str(roots["done"])))
 
-    save = criteo_log.save_snapshot
     monkeypatch.setattr(criteo_log, "save_snapshot", fail_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         finish(npy, tmp_path / "out")

@@ -87,7 +87,7 @@ def plugged(catalog: Path) -> dict[str, Any]:
         loss = functional.binary_cross_entropy_with_logits(model(dense, sparse).squeeze(1), label)
         for optimizer in optimizers:
             optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         for optimizer in optimizers:
             optimizer.step()
         losses.append(float(loss.detach()))

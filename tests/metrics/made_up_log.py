@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sidrec.metrics.exact import measure
+from sidrec.metrics.exact import Metrics, measure
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,13 @@ class Log:
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for start in range(0, len(self.score), size):
             chunk = slice(start, start + size)
-            yield tuple(torch.from_numpy(column[chunk]) for column in (self.score, self.label, self.user))
+            score, label, user = (torch.from_numpy(column[chunk]) for column in (self.score, self.label, self.user))
+            yield score, label, user
 
-    def measured(self, rows: slice | NDArray[np.bool_] = slice(None)) -> dict[str, float | int | None]:
+    def measured(self, rows: slice | NDArray[np.bool_] = slice(None)) -> Metrics:
         return measure(self.label[rows], self.score[rows], self.user[rows])
+
+
+def defined(metrics: Metrics) -> dict[str, float]:
+    """The metrics without those that are None."""
+    return {name: value for name, value in metrics.items() if value is not None}

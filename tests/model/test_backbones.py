@@ -4,6 +4,7 @@ Shapes: B rows, F embedding features, D width, X dense features.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ def test_torchrec_s_own_to_the_last_bit(kind: str) -> None:
     ids = torch.randint(0, ROWS, (F * B,))
     sparse = KeyedJaggedTensor(keys=FEATURES, values=ids, lengths=torch.ones(F * B, dtype=torch.int32))
     dense_BX = torch.randn(B, X)
-    looked_up = original.sparse_arch(sparse)  # [B, F, D], or DeepFM's KeyedTensor
+    looked_up = original.get_submodule("sparse_arch")(sparse)  # [B, F, D], or DeepFM's KeyedTensor
     embedded_BFD = looked_up if isinstance(looked_up, Tensor) else looked_up.values().view(B, F, D)
     logits_B1 = ours(dense_BX, embedded_BFD)
     expected_B1 = original(dense_BX, sparse)
@@ -91,10 +92,11 @@ def naive_ppnet(model: PPNet, dense_BX: Tensor, embedded_BFD: Tensor, priors: li
         h = torch.cat([dense_X, *embedded_FD])
         gate_inputs = torch.cat([h.detach(), *(embedded_FD[place] for place in priors)])
         for layer, gate in zip(model.layers, model.gates, strict=True):
-            first, _, second, _ = gate.layers
-            hidden = (first.weight @ gate_inputs + first.bias).clamp_min(0)
-            scale = 2 / (1 + torch.exp(-(second.weight @ hidden + second.bias)))
-            h = (layer.weight @ h + layer.bias).clamp_min(0) * scale
+            first_weight, first_bias, second_weight, second_bias = gate.parameters()
+            hidden = (first_weight @ gate_inputs + first_bias).clamp_min(0)
+            scale = 2 / (1 + torch.exp(-(second_weight @ hidden + second_bias)))
+            weight, bias = layer.parameters()
+            h = (weight @ h + bias).clamp_min(0) * scale
         logits.append(model.logit.weight @ h + model.logit.bias)
     return torch.stack(logits)
 
@@ -103,7 +105,7 @@ def naive_ppnet(model: PPNet, dense_BX: Tensor, embedded_BFD: Tensor, priors: li
 def test_ppnet_is_its_formula(priors: tuple[str, ...], places: list[int]) -> None:
     model = ppnet(priors)
     outcomes = []
-    for forward in (model, lambda *args: naive_ppnet(model, *args, places)):
+    for forward in (model, partial(naive_ppnet, model, priors=places)):
         model.zero_grad()
         leaves = [tensor.requires_grad_() for tensor in inputs()]
         logits_B1 = forward(*leaves)
@@ -116,9 +118,10 @@ def test_ppnet_is_its_formula(priors: tuple[str, ...], places: list[int]) -> Non
 
 def test_ppnet_s_gates_teach_the_priors_alone() -> None:
     model = ppnet(("item", "user_id"))
+    # With zero weights, h_1 does not depend on the features: their gradient comes through the gates alone.
     for layer in model.layers:
-        nn.init.zeros_(layer.weight)  # h_1 does not feel the features: what reaches them comes through the gates
-        nn.init.ones_(layer.bias)
+        nn.init.zeros_(layer.get_parameter("weight"))
+        nn.init.ones_(layer.get_parameter("bias"))
     dense_BX, embedded_BFD = (tensor.requires_grad_() for tensor in inputs())
     model(dense_BX, embedded_BFD).sum().backward()
     assert dense_BX.grad is not None
@@ -130,10 +133,10 @@ def test_ppnet_s_gates_teach_the_priors_alone() -> None:
 def test_closed_and_open_gates() -> None:
     model = ppnet(("item",))
     for gate, bias in zip(model.gates, (-50.0, 50.0), strict=True):
-        nn.init.zeros_(gate.layers[2].weight)
-        nn.init.constant_(gate.layers[2].bias, bias)
+        nn.init.zeros_(gate.get_parameter("layers.2.weight"))
+        nn.init.constant_(gate.get_parameter("layers.2.bias"), bias)
     # the first layer is multiplied by 0, the second, of which its bias is left, by 2
-    expected = model.logit.weight @ (2 * model.layers[1].bias.clamp_min(0)) + model.logit.bias
+    expected = model.logit.weight @ (2 * model.get_parameter("layers.1.bias").clamp_min(0)) + model.logit.bias
     torch.testing.assert_close(model(*inputs()), expected.expand(B, 1))
 
 

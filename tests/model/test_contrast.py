@@ -86,12 +86,15 @@ def test_gate_sid_contrasts_as_strongly_as_its_gate_says(teaches_gate: bool) -> 
     share = module.sid_share(hid_BD, stats_BS).squeeze(1).tolist()
     assert contrast_B.tolist() == pytest.approx([0.3 * w * loss for w, loss in zip(share, slow, strict=True)], rel=1e-4)
     contrast_B.sum().backward()
-    assert (module.mlp[0].weight.grad is not None) == teaches_gate
-    assert module.semantic.fusion.project.weight.grad.any()  # type: ignore[union-attr]
+    assert (module.mlp.get_parameter("0.weight").grad is not None) == teaches_gate
+    gradient = module.semantic.fusion.get_parameter("project.weight").grad
+    assert gradient is not None
+    assert gradient.any()
 
 
 def test_the_ranker_adds_it_in_training_alone() -> None:
-    plain, contrasted = (ranker_for(item={"kind": "gate_sid", "contrastive": choice}) for choice in (None, {}))
+    item = {"kind": "gate_sid"}
+    plain, contrasted = ranker_for(item=item), ranker_for(item={**item, "contrastive": {}})
     batch = batch_for(plain)
     loss, (terms, logits_B) = plain(batch)
     whole, (parts, same_B) = contrasted(batch)

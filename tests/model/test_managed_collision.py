@@ -1,6 +1,6 @@
 """Managed tables: who has a row of its own when, and who loses it."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from sidrec.config.item import ManagedCollisionIndex
 from sidrec.data.item_tables import ItemTable
 from sidrec.model.tables import POLICIES, Slots, managed_table
 
-Table = ManagedCollisionEmbeddingBagCollection
+Table: TypeAlias = ManagedCollisionEmbeddingBagCollection
 
 
 def table_of(rows: int, **index: Any) -> Table:

@@ -18,8 +18,16 @@ from sidrec.config.item import (
     StatsGate,
     SumGate,
 )
-from sidrec.model.alignment import build_alignment, masked_max_and_mean, similarities
-from sidrec.model.fusion_and_gate import TargetAwareGate, build_fusion, build_gate, build_statistics
+from sidrec.model.alignment import InterestAlignment, build_alignment, masked_max_and_mean, similarities
+from sidrec.model.fusion_and_gate import (
+    AdditiveAttention,
+    BucketizeStats,
+    GranularityFusion,
+    TargetAwareGate,
+    build_fusion,
+    build_gate,
+    build_statistics,
+)
 from sidrec.model.history import index_history
 
 U, G, D = 6, 5, 8
@@ -30,9 +38,12 @@ def test_fusion_is_a_weighted_mean_and_keeps_padding_at_zero(config: Fusion) -> 
     granules_UGD = torch.randn(U, G, D)
     granules_UGD[0] = 0
     fusion = build_fusion(config, G, D)
+    assert isinstance(fusion, GranularityFusion)
     weights_UG = fusion.weights(granules_UGD)
     torch.testing.assert_close(weights_UG.sum(dim=1), torch.ones(U))
-    slow_UD = torch.stack([sum(weights_UG[u, k] * granules_UGD[u, k] for k in range(G)) for u in range(U)])
+    slow_UD = torch.stack(
+        [sum((weights_UG[u, k] * granules_UGD[u, k] for k in range(G)), torch.zeros(D)) for u in range(U)]
+    )
     torch.testing.assert_close(fusion(granules_UGD), slow_UD)
     assert (fusion(granules_UGD)[0] == 0).all()
 
@@ -40,6 +51,7 @@ def test_fusion_is_a_weighted_mean_and_keeps_padding_at_zero(config: Fusion) -> 
 def test_additive_attention_is_the_formula() -> None:
     granules_UGD = torch.randn(U, G, D)
     fusion = build_fusion(AdditiveFusion(hidden=3), G, D)
+    assert isinstance(fusion, AdditiveAttention)
     torch.nn.init.normal_(fusion.bias_GH)
     project, score = fusion.project.weight, fusion.score.weight[0]
     slow = [
@@ -52,6 +64,7 @@ def test_additive_attention_is_the_formula() -> None:
 def test_a_dominant_score_picks_its_granularity() -> None:
     granules_UGD = torch.randn(U, G, D)
     fusion = build_fusion(AdditiveFusion(hidden=1), G, D)
+    assert isinstance(fusion, AdditiveAttention)
     torch.nn.init.zeros_(fusion.project.weight)
     torch.nn.init.constant_(fusion.score.weight, 100.0)
     with torch.no_grad():
@@ -62,7 +75,7 @@ def test_a_dominant_score_picks_its_granularity() -> None:
 def gate_with(bias: float, **options: object) -> TargetAwareGate:
     gate = build_gate(StatsGate(output_bias=bias, **options), D, torch.zeros(2), torch.ones(2))  # type: ignore[arg-type]
     assert isinstance(gate, TargetAwareGate)
-    torch.nn.init.zeros_(gate.mlp[2].weight)
+    torch.nn.init.zeros_(gate.mlp.get_parameter("2.weight"))
     return gate
 
 
@@ -106,6 +119,7 @@ def test_without_a_gate_hid_and_sid_are_added() -> None:
 
 def test_bucketized_counts_double_from_bucket_to_bucket() -> None:
     statistics = build_statistics(BucketizedStats(buckets=5, width=1), torch.zeros(2), torch.ones(2))
+    assert isinstance(statistics, BucketizeStats)
     with torch.no_grad():
         statistics.embeddings.weight[:, 0] = torch.arange(10.0)
     counts = torch.tensor([[0.0, 0], [1, 1], [2, 3], [4, 7], [8, 1e9]])
@@ -152,6 +166,6 @@ def test_gradient_reaches_target_and_history_unless_stopped() -> None:
 
 def test_raw_statistics_by_hand() -> None:
     alignment = build_alignment(RawStatsAlignment(), G)
-    assert alignment is not None
+    assert isinstance(alignment, InterestAlignment)
     pooled = alignment.features(torch.tensor([[1.0, 0.0, 7.0]]), torch.tensor([[True, True, False]]))
     torch.testing.assert_close(pooled, torch.tensor([[1.0, 0.5, 0.5]]), atol=1e-6, rtol=0)

@@ -113,10 +113,11 @@ def test_weights_by_hand() -> None:
     module = TargetAttention(2, (1,), softmax=False)
     with torch.no_grad():
         # pre = h_1 + 10 e_2 + 100 (h_1 - e_1) + 1000 h_2 e_2 + 5; score = 2 PReLU(pre) + 1, with slope 1/4 below zero
-        module.layers[0].weight[0] = torch.tensor([1.0, 0, 0, 10, 100, 0, 0, 1000])
-        module.layers[0].bias.fill_(5)
-        module.layers[1].weight.fill_(2)
-        module.layers[1].bias.fill_(1)
+        (first_weight, first_bias), (last_weight, last_bias) = (layer.parameters() for layer in module.layers)
+        first_weight[0] = torch.tensor([1.0, 0, 0, 10, 100, 0, 0, 1000])
+        first_bias.fill_(5)
+        last_weight.fill_(2)
+        last_bias.fill_(1)
     items_UD = torch.tensor([[0.0, 0], [3, 2], [-1, 0]])
     found = module.weights(items_UD, torch.tensor([[1.0, 1]]), index_history(torch.tensor([[1, 2, 0]])))
     # h = (3, 2): 3 + 10 + 200 + 2000 + 5 = 2218, so 4437; h = (-1, 0): -1 + 10 - 200 + 0 + 5 = -186, so -92

@@ -15,6 +15,7 @@ from sidrec.config.model import ModelConfig
 from sidrec.data.batch import Batch
 from sidrec.data.dataset import Sizes
 from sidrec.data.item_tables import ItemTable
+from sidrec.model.fusion_and_gate import TargetAwareGate
 from sidrec.model.ranker import Budget, Ranker, parameter_budget
 from sidrec.model.tables import managed_table
 
@@ -193,11 +194,12 @@ def test_padding_rows_move_nothing() -> None:
 
 def test_the_gate_moves_the_target_between_hid_and_sid() -> None:
     ranker = ranker_for()
-    assert ranker.gate is not None
+    assert isinstance(ranker.gate, TargetAwareGate)
+    assert ranker.items is not None
     batch = batch_for(ranker)
     scores = []
     for bias in (-50.0, 50.0):
-        torch.nn.init.constant_(ranker.gate.mlp[2].bias, bias)
+        torch.nn.init.constant_(ranker.gate.mlp.get_parameter("2.bias"), bias)
         before = ranker.score(batch)
         with torch.no_grad():
             ranker.items.embedding_bags["hid"].weight.mul_(3)
@@ -213,6 +215,7 @@ def test_a_token_of_weight_zero_is_masked() -> None:
     batch = batch_for(ranker)
     batch.token_weights_UW[:, 2] = 0
     ranker(batch)[0].backward()
+    assert ranker.items is not None
     masked, heard = (ranker.items.embedding_bags[name].weight.grad for name in ("s3", "s1"))
     assert not masked.any()
     assert heard.any()

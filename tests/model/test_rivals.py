@@ -131,7 +131,7 @@ def test_gate_sid_equals_a_slow_reference() -> None:
             score_sid = query @ key / math.sqrt(D)
             query, key = module.hid_scores.query.weight @ hid_UD[target], module.hid_scores.key.weight @ hid_UD[bag]
             mixed.append(w * score_sid + (1 - w) * (query @ key) / math.sqrt(D))
-        attention = torch.softmax(torch.cat(mixed), dim=0) if mixed else []
+        attention = torch.softmax(torch.cat(mixed), dim=0) if mixed else torch.zeros(0)
         pooled = [
             sum((a * items_UD[bag] for a, bag in zip(attention, history_of(row), strict=True)), torch.zeros(D))
             for items_UD in (hid_UD, sid_UD)
@@ -144,7 +144,7 @@ def test_gate_sid_s_gate_multiplies_the_sid() -> None:
     items = lookup_of("hid", "s1", "s2")
 
     def pooled_with(bias: float) -> Tensor:
-        torch.nn.init.constant_(module.mlp[2].bias, bias)
+        torch.nn.init.constant_(module.mlp.get_parameter("2.bias"), bias)
         return module(items, TARGET_B, HISTORY_BT, torch.zeros(B, S))[0][:, 2:]
 
     before = pooled_with(50.0), pooled_with(-50.0)
@@ -178,4 +178,5 @@ def test_only_attention_is_reported_as_attention() -> None:
 def test_features_that_share_a_table_look_up_in_it() -> None:
     item = {"kind": "sid", "granularities": ["s1", "s12"], "index": {"kind": "modulo", "rows": 99}}
     ranker = ranker_for(item=item)
+    assert ranker.items is not None
     assert {c.name: c.feature_names for c in ranker.items.embedding_bag_configs()} == {"sid": ["s1", "s12"]}

@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -69,9 +70,7 @@ def test_two_ranks_equal_one_process(folder: Path) -> None:
     for name, expected in alone.items():
         assert expected.std() > 0.05, "an untrained model would make this test pass for nothing"
         torch.testing.assert_close(second[name], first[name], rtol=0, atol=0)
-        torch.testing.assert_close(
-            first[name], expected, rtol=0, atol=2e-5, msg=lambda said, name=name: f"{name}: {said}"
-        )
+        torch.testing.assert_close(first[name], expected, rtol=0, atol=2e-5, msg=partial("{}: {}".format, name))
 
 
 def subwords_of(rank: int, world: int, recipe: Recipe) -> tuple[str | None, np.ndarray]:
@@ -112,7 +111,7 @@ def test_content_reaches_batches_through_a_loader_s_process(folder: Path) -> Non
         assert not batch.content_UV[0].any()
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "vector column": (
         {"kind": "content", "vectors": ["visual"]},
         r"expected a vector column visual, got vector columns",

@@ -44,7 +44,7 @@ def scores_after_training(recipe: Recipe, sharding: str, rank: int, world: int) 
     data = open_dataset(recipe, ranks)
     loader = open_loader(recipe, data, "train", shuffle=True, ranks=ranks)
     sharded = build_model(recipe, data, ranks)
-    kinds = {table.sharding_type for tables in sharded.plan.plan.values() for table in tables.values()}  # type: ignore[attr-defined]
+    kinds = {table.sharding_type for tables in sharded.plan.plan.values() for table in tables.values()}
     assert kinds == {sharding}
     optimizer = build_optimizer(sharded.model, recipe.optimizer, recipe.model.embedding_dim)
     run = RunDirectory(recipe.train.runs / f"{sharding}-{world}-{recipe.optimizer.tables.kind}")

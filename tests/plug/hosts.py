@@ -4,7 +4,7 @@ Shapes: B rows, T history positions.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -91,8 +91,9 @@ def batch(rows: int = 12, seed: int = 0, with_stats: bool = False) -> Batch:
 
 
 COUNTS = counts()
+M = TypeVar("M", bound=nn.Module)
 
 
-def plugged(model: nn.Module, **options: Any) -> nn.Module:
+def plugged(model: M, **options: Any) -> M:
     """With SID-Coord as its defaults have it, or with `options` of `attach`."""
     return attach(model, **{"catalog": catalog(), "history": "history", "statistics": COUNTS, **options})

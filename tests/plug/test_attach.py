@@ -38,13 +38,13 @@ def test_every_model_gets_the_gated_item(name: str) -> None:
     plugged(model)
     arch = model.sparse_arch
     assert isinstance(arch, SidCoordSparseArch | SidCoordKeyedArch)
-    nn.init.normal_(arch.sid_coord.coordination.project.weight)  # type: ignore[union-attr]
+    nn.init.normal_(arch.sid_coord.get_parameter("coordination.project.weight"))
     embedded = arch.sid_coord(arch.embedding_bag_collection(rows.sparse_features), rows.sparse_features)
     old.sparse_arch.embedding_bag_collection.forward = lambda features: embedded  # type: ignore[union-attr]
     expected = old(rows.dense_features, rows.sparse_features)
     found = model(rows.dense_features, rows.sparse_features)
     torch.testing.assert_close(found, expected)
-    torch.nn.init.constant_(arch.sid_coord.coordination.gate.mlp[2].bias, 3.0)
+    torch.nn.init.constant_(arch.sid_coord.get_parameter("coordination.gate.mlp.2.bias"), 3.0)
     assert not torch.allclose(model(rows.dense_features, rows.sparse_features), expected, atol=1e-4)
 
 

@@ -3,6 +3,8 @@
 Shapes: B rows.
 """
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -46,9 +48,7 @@ def test_two_ranks_learn_what_one_process_learns_in_loops_and_pipelines(history:
     for way in first:
         for step in range(STEPS):
             logits_B = torch.cat([first[way][0][step], second[way][0][step]])
-            torch.testing.assert_close(
-                logits_B, alone[step], rtol=0, atol=1e-5, msg=lambda text, way=way: f"{way}: {text}"
-            )
+            torch.testing.assert_close(logits_B, alone[step], rtol=0, atol=1e-5, msg=partial("{}: {}".format, way))
     assert [ranks["pipeline"][1] for ranks in (first, second)] == [1, 1]  # the model's own
     assert [ranks["pipeline with postproc"][1] for ranks in (first, second)] == [2, 2]
 

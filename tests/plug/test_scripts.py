@@ -17,8 +17,8 @@ MOST_CHANGED_LINES = 10
 
 def changed_lines() -> list[str]:
     """Lines taken away and added, as `diff` says it."""
-    scripts = (path.read_text().splitlines() for path in (PLAIN, PLUGGED))
-    diff = difflib.unified_diff(*scripts, n=0, lineterm="")
+    plain, plugged = (path.read_text().splitlines() for path in (PLAIN, PLUGGED))
+    diff = difflib.unified_diff(plain, plugged, n=0, lineterm="")
     return [line for line in diff if not line.startswith(("---", "+++", "@@"))]
 
 

@@ -23,6 +23,8 @@ from sidrec.config.item import (
     StatsGate,
     SumGate,
 )
+from sidrec.model.alignment import InterestAlignment
+from sidrec.model.fusion_and_gate import TargetAwareGate
 from sidrec.plug import SidCoord, StatFeatures, dense_parameters, embedding_parameters
 from tests.plug.hosts import DIM, ITEMS, KNOWN, batch, catalog, counts, tables
 
@@ -37,6 +39,12 @@ def sid_coord(**options: object) -> SidCoord:
 
 def unknown(item: int) -> bool:
     return not 1 <= item <= KNOWN
+
+
+def gate_of(module: SidCoord) -> TargetAwareGate:
+    gate = module.coordination.gate
+    assert isinstance(gate, TargetAwareGate)
+    return gate
 
 
 def slow_sid(module: SidCoord, item: int) -> Tensor:
@@ -55,14 +63,13 @@ def slow_sid(module: SidCoord, item: int) -> Tensor:
 def slow_target(module: SidCoord, hid_D: Tensor, item: int, history: Sequence[int]) -> tuple[Tensor, Tensor]:
     """e and the alignment features of one row."""
     sid_D = slow_sid(module, item)
-    gate = module.coordination.gate.value(torch.tensor([[float(ITEMS - 1 - item)]]))[0]
+    gate = gate_of(module).value(torch.tensor([[float(ITEMS - 1 - item)]]))[0]
     known = [other for other in history if not unknown(other)]
     alike = [functional.cosine_similarity(sid_D, slow_sid(module, other), dim=0) for other in known]
     similarity_1T = torch.stack(alike).unsqueeze(0) if alike else torch.zeros(1, 1)
-    assert module.coordination.semantic.alignment is not None
-    pooled = module.coordination.semantic.alignment.features(
-        similarity_1T, torch.full((1, max(1, len(alike))), bool(alike))
-    )
+    alignment = module.coordination.semantic.alignment
+    assert isinstance(alignment, InterestAlignment)
+    pooled = alignment.features(similarity_1T, torch.full((1, max(1, len(alike))), bool(alike)))
     aligned_A = torch.cat([pooled[0], torch.tensor([float(not alike)])])
     target_D = gate * hid_D + (1 - gate) * sid_D
     if module.coordination.project is not None:
@@ -93,7 +100,7 @@ def test_without_a_history_there_is_no_alignment() -> None:
     embedded = tables()(features)
     found = module(embedded, features)
     for row, item in enumerate(features["item_id"].values().tolist()):
-        gate = module.coordination.gate.value(torch.tensor([[float(ITEMS - 1 - item)]]))[0]
+        gate = gate_of(module).value(torch.tensor([[float(ITEMS - 1 - item)]]))[0]
         target_D = gate * embedded["item_id"][row] + (1 - gate) * slow_sid(module, item)
         torch.testing.assert_close(found["item_id"][row], target_D)
     assert module.coordination.width == 0
@@ -118,7 +125,7 @@ def test_counts_in_the_batch_are_counts_per_item() -> None:
         sid_BD = torch.stack([slow_sid(module, item) for item in features["item_id"].values().tolist()])
         expected = module.coordination.gate(embedded["item_id"], sid_BD, stats)
         torch.testing.assert_close(module(embedded, features)["item_id"], expected)
-    standardized = sid_coord(statistics=names).coordination.gate.statistics(torch.tensor([[0.0]]))
+    standardized = gate_of(sid_coord(statistics=names)).statistics(torch.tensor([[0.0]]))
     assert standardized.item() == pytest.approx(-1.5)
 
 

@@ -48,10 +48,13 @@ def test_it_predicts_as_the_old_model_and_then_learns_more() -> None:
     assert torch.equal(new(rows)[1][1], old(rows)[1][1])
     sid_coord = new.model.sparse_arch.sid_coord
     assert isinstance(sid_coord, SidCoord)
+    gate = sid_coord.coordination.gate
+    assert isinstance(gate, TargetAwareGate)
+    assert gate.open is not None
     before = {name: parameter.clone() for name, parameter in sid_coord.named_parameters()}
     for model in (old, new):
         train_in_loop(model, adagrad(model), 0, 1, steps=30)
-    assert abs(sid_coord.coordination.gate.open.item()) > 0.05
+    assert abs(gate.open.item()) > 0.05
     moved = {name: (parameter - before[name]).abs().max().item() for name, parameter in sid_coord.named_parameters()}
     assert min(moved.values()) > 1e-3, moved
     assert mean_loss(new) < mean_loss(old) < at_first
@@ -151,7 +154,7 @@ def test_open_is_the_share_of_the_published_gate() -> None:
 def test_open_gets_a_gradient_at_once_and_the_rest_once_it_is_open() -> None:
     gate = TargetAwareGate(StatsGate(start="hid_only"), 8, ZERO, ONE)
     hid_BD, sid_BD = torch.ones(1, 8), torch.zeros(1, 8, requires_grad=True)
-    torch.nn.init.zeros_(gate.mlp[2].weight)
+    torch.nn.init.zeros_(gate.mlp.get_parameter("2.weight"))
     gate(hid_BD, sid_BD, torch.ones(1, 2)).sum().backward()
     assert gate.open is not None
     assert gate.open.grad is not None

@@ -2,6 +2,7 @@
 
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ def _pieces(rank: int, world: int, folder: str, sections: dict[str, object]) -> 
 @pytest.mark.parametrize("sharding", ["row_wise", "data_parallel"])
 def test_a_checkpoint_holds_as_many_bytes_as_predicted(kind: str, sharding: str, tmp_path: Path) -> None:
     """Per rank, on two: up to a few numbers that dense layers' optimizers count their steps with, and buffers."""
-    sections = {"parallel": {"sharding": sharding}, "optimizer": {"tables": {"kind": kind}}}
+    sections: dict[str, Any] = {"parallel": {"sharding": sharding}, "optimizer": {"tables": {"kind": kind}}}
     run = small_run(tmp_path, 2, **sections)
     predicted = [rank.saved for rank in estimate_ranks(run, 50)]
     written = run_on_ranks(2, _pieces, str(tmp_path), sections)

@@ -1,6 +1,7 @@
 """What training refuses at its start, and what it only says."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,7 +9,7 @@ import pytest
 
 from sidrec import machine
 from sidrec.errors import SidrecError
-from sidrec.preflight import capacity_check, run_checks
+from sidrec.preflight import run_checks
 from sidrec.preflight.capacity_check import AvailableResources
 from tests.ranks import joined, run_on_ranks
 from tests.small_log import small_recipe, write_small_log
@@ -37,8 +38,8 @@ def test_a_run_that_does_not_fit_is_refused_and_leaves_nothing_behind(
 def test_a_full_disk_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    here = capacity_check.shutil.disk_usage(folder)
-    monkeypatch.setattr(capacity_check.shutil, "disk_usage", lambda path: here._replace(free=1000))
+    here = shutil.disk_usage(folder)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: here._replace(free=1000))
     assert "preflight: fits disk: the run directory: expected about " in refusal(
         capsys, start_training(recipe_of(folder))
     )
@@ -75,7 +76,7 @@ def _train(rank: int, world: int, folder: str, sections: list[dict[str, object]]
     from sidrec.train.run import train
 
     if rank == little_on:
-        run_checks.available_resources = lambda runs, device: LITTLE
+        pytest.MonkeyPatch().setattr(run_checks, "available_resources", lambda runs, device: LITTLE)
     os.environ["LOCAL_WORLD_SIZE"] = "1" if little_on >= 0 else str(world)  # two machines of one rank each
     os.environ["LOCAL_RANK"] = "0" if little_on >= 0 else str(rank)
     try:

@@ -8,7 +8,7 @@ from sidrec.train.gate_and_attention import gate_by_decile, rank_correlation, ra
 
 def test_a_gate_that_rises_with_exposure() -> None:
     exposures = np.repeat(np.arange(20, dtype=np.float32), 5)
-    deciles = gate_by_decile(exposures, exposures / 100)
+    deciles = gate_by_decile(exposures, exposures / np.float32(100))
     assert deciles["rows"] == [10.0] * 10
     assert deciles["exposures"] == pytest.approx([0.5 + 2 * decile for decile in range(10)])
     assert rank_correlation(deciles["gate"]) == pytest.approx(1)

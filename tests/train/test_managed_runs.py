@@ -43,10 +43,11 @@ class Watched(Trainer):
         if step == Watched.stop:
             raise StoppedError
 
-    def train(self) -> None:
-        super().train()
+    def train(self) -> int:
+        stopped = super().train()
         (Watched.slots,) = (module for module in self.model.modules() if isinstance(module, Slots))
         Watched.trained = {name: value.clone() for name, value in Watched.slots.state_dict().items()}
+        return stopped
 
 
 def recipe_of(folder: Path, name: str) -> Recipe:

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -73,7 +74,7 @@ def changes(rank: int, world: int, recipes: list[Recipe]) -> list[list[tuple[boo
     return found
 
 
-PLANS = {
+PLANS: dict[str, dict[str, Any]] = {
     "table_wise": {"parallel": {"sharding": "table_wise"}},
     "row_wise": {"parallel": {"sharding": "row_wise"}, "optimizer": {"tables": {"kind": "rowwise_adagrad"}}},
     "replicated": {"parallel": {"sharding": "data_parallel", "pipeline": "plain"}},

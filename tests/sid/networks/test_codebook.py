@@ -47,11 +47,11 @@ def test_losses_by_hand_and_where_their_gradients_go() -> None:
     codewords: Tensor = book.weight
     assert torch.autograd.grad(codebook_loss, [codewords, point], allow_unused=True)[1] is None
     codebook_loss, commitment = book.losses(point, book(point)[1])
-    codebook_loss.backward()  # type: ignore[no-untyped-call]
+    codebook_loss.backward()
     assert codewords.grad is not None
     assert codewords.grad.tolist() == [[-4.0], [0.0]]
     codewords.grad = None
-    commitment.backward()  # type: ignore[no-untyped-call]
+    commitment.backward()
     assert codewords.grad is None
     assert point.grad is not None
     assert point.grad.tolist() == [[4.0]]
