@@ -1,4 +1,4 @@
-"""What this process may use of the machine: cores, threads, memory and folders, container limits included."""
+"""Resources that this process may use: cores, threads, memory and folders, within the container's limits."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def cores(cgroup: Path = CGROUP) -> float:
-    """Cores this process may run on: its CPU affinity, or the container's share of CPU time where that is less."""
+    """Cores that this process may use: the smaller of its CPU affinity and the container's CPU quota."""
     allowed = float(len(os.sched_getaffinity(0)))
     quota = _quota(cgroup)
     return min(allowed, quota) if quota else allowed
@@ -18,20 +18,20 @@ def cores(cgroup: Path = CGROUP) -> float:
 def threads_per_rank() -> int:
     """Threads for each rank of this machine: SIDREC_THREADS, else OMP_NUM_THREADS, else cores / ranks.
 
-    torchrun sets OMP_NUM_THREADS=1 by itself where it starts several ranks and finds it unset. That is nobody's wish
-    and cannot be told from one, so under torchrun a 1 counts as unset; SIDREC_THREADS=1 says it for certain.
+    torchrun sets OMP_NUM_THREADS=1 if it is unset and there are several ranks. A user's own 1 looks the same, so under
+    torchrun 1 counts as unset; SIDREC_THREADS=1 is always obeyed.
     """
     ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    wish = os.environ.get("SIDREC_THREADS")
-    if wish is None:
-        wish = os.environ.get("OMP_NUM_THREADS")
-        if wish == "1" and ranks > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
-            wish = None
-    return max(1, int(cores() / ranks) if wish is None else int(wish))
+    threads = os.environ.get("SIDREC_THREADS")
+    if threads is None:
+        threads = os.environ.get("OMP_NUM_THREADS")
+        if threads == "1" and ranks > 1 and "TORCHELASTIC_RUN_ID" in os.environ:
+            threads = None
+    return max(1, int(cores() / ranks) if threads is None else int(threads))
 
 
 def memory(cgroup: Path = CGROUP) -> tuple[int, int]:
-    """Memory in bytes that this process may still take, and the limit: the container's, or else the machine's."""
+    """Free memory and total memory, in bytes: of the container, or of the machine if the container has no limit."""
     machine = psutil.virtual_memory()
     limit = _number(cgroup / "memory.max") or _number(cgroup / "memory" / "memory.limit_in_bytes")
     used = _number(cgroup / "memory.current") or _number(cgroup / "memory" / "memory.usage_in_bytes")
@@ -41,8 +41,10 @@ def memory(cgroup: Path = CGROUP) -> tuple[int, int]:
 
 
 def unwritable(folder: Path) -> str | None:
-    """Why `folder` cannot be made or written into, naming the folder that is in the way; None where it can. Makes
-    nothing."""
+    """Why `folder` cannot be created or written to, with the path that prevents it; None if it can.
+
+    Creates nothing.
+    """
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not there.is_dir():
         return f"{there}, which is a file"
@@ -52,7 +54,10 @@ def unwritable(folder: Path) -> str | None:
 
 
 def _quota(cgroup: Path) -> float | None:
-    """cgroup v2 says "QUOTA PERIOD" or "max PERIOD"; v1 says it in two files, -1 for no limit."""
+    """The CPU quota in cores; None without one.
+
+    cgroup v2 writes "QUOTA PERIOD" or "max PERIOD"; v1 writes two files, with quota -1 for no limit.
+    """
     words = _text(cgroup / "cpu.max").split()
     if not words:
         words = [_text(cgroup / "cpu" / f"cpu.cfs_{name}_us") for name in ("quota", "period")]

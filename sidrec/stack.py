@@ -1,9 +1,9 @@
-"""Do the installed torch, FBGEMM and torchrec belong together? Asked of their metadata, before any of them is imported.
+"""Do the installed releases of torch, FBGEMM and torchrec match? Reads their metadata and imports none of them.
 
-FBGEMM is published twice, as `fbgemm-gpu` (CUDA) and `fbgemm-gpu-cpu`, and both own the folder fbgemm_gpu/: whichever
-lands last wins. torchrec asks for `fbgemm-gpu` of any release, so an ordinary `pip install` can put a CUDA build of
-another release over a working CPU one. What follows is an undefined symbol far from the cause; `require_stack`
-says it at the door.
+FBGEMM is published twice, as `fbgemm-gpu` (CUDA) and `fbgemm-gpu-cpu`, and both install into the folder fbgemm_gpu/:
+the later one overwrites the other. torchrec requires `fbgemm-gpu` of any release, so that an ordinary `pip install` can
+overwrite a working CPU build with a CUDA build of another release. Importing it then fails with an undefined symbol,
+far from the cause. `require_stack` reports the mismatch first.
 """
 
 import json
@@ -19,20 +19,20 @@ from pathlib import Path
 from sidrec.errors import InstallationError
 
 TESTED = {"torch": "2.13.0", "torchrec": "1.8.0", "fbgemm": "1.8.0"}
-"""The releases sidrec is tested with and that the repair installs."""
+"""The releases that sidrec is tested with; the repair installs them."""
 
 FBGEMM_OF_TORCH = {"2.13": "1.8", "2.12": "1.7", "2.11": "1.6"}
 """FBGEMM is compiled against one torch release (FBGEMM's own compatibility table, fbgemm_gpu/__init__.py of 1.8.0)."""
 
 TORCHREC = ("1.6", "1.7", "1.8")
-"""torchrec is Python only and runs on any of the pairs above."""
+"""torchrec contains Python code only and runs with each of the pairs above."""
 
 
 @dataclass(frozen=True)
 class Stack:
-    """What is installed. A version is None where the package is missing; builds are "cpu", "cuda" or "unknown".
+    """The installed releases. A version is None where the package is missing; builds are "cpu", "cuda" or "unknown".
 
-    owners: distributions that put files into the folder fbgemm_gpu/.
+    owners: distributions that have files in the folder fbgemm_gpu/.
     """
 
     torch: str | None
@@ -63,7 +63,7 @@ def find_stack(path: Sequence[str] | None = None) -> Stack:
 
 
 def fault(stack: Stack) -> str | None:
-    """What is wrong with the stack, in one sentence without the repair; None if nothing is."""
+    """The mismatch in the stack, in one sentence without the repair; None if there is none."""
     missing = [name for name in ("torch", "torchrec", "fbgemm") if getattr(stack, name) is None]
     if missing:
         return f"not installed: {', '.join(missing)}"
@@ -82,7 +82,7 @@ def fault(stack: Stack) -> str | None:
 
 
 def repair(stack: Stack) -> str:
-    """The one shell command that replaces whatever is there by the tested triple, in the build that torch has."""
+    """The shell command that installs the tested releases, in the build (CPU or CUDA) that torch has."""
     pip = f"{shlex.quote(sys.executable)} -m pip"
     remove = f"{pip} uninstall -y fbgemm-gpu fbgemm-gpu-cpu"
     pair = f"torch=={TESTED['torch']} torchrec=={TESTED['torchrec']}"
@@ -90,19 +90,17 @@ def repair(stack: Stack) -> str:
         return f"{remove}; {pip} install {pair} fbgemm-gpu=={TESTED['fbgemm']}"
     packages = [f"{pair} fbgemm-gpu-cpu=={TESTED['fbgemm']}"]
     stand_in = Path(__file__).parents[1] / "requirements" / "fbgemm-gpu"
-    if (
-        stand_in.is_dir()
-    ):  # in a checkout: also meet torchrec's requirement, so that no later pip run fetches the CUDA build
+    if stand_in.is_dir():  # In a checkout. It meets torchrec's requirement, so that pip does not fetch the CUDA build.
         packages.append(shlex.quote(str(stand_in)))
     return f"{remove}; {pip} install --no-deps {' '.join(packages)}"
 
 
 def require_stack() -> None:
-    """Entries call this before they import torchrec. Raises StackError, which names the repair."""
+    """Call this before importing torchrec. Raises InstallationError, which names the repair, for a mismatch."""
     stack = find_stack()
-    sentence = fault(stack)
-    if sentence:
-        raise InstallationError(f"{sentence} ({stack}). Repair: {repair(stack)}")
+    mismatch = fault(stack)
+    if mismatch:
+        raise InstallationError(f"{mismatch} ({stack}). Repair: {repair(stack)}")
 
 
 def _torch(folders: list[str]) -> tuple[str | None, str]:
@@ -114,7 +112,7 @@ def _torch(folders: list[str]) -> tuple[str | None, str]:
 
 
 def _fbgemm(folders: list[str]) -> tuple[str | None, str]:
-    """The library that is really in the folder, whatever the metadata of the two distributions claims."""
+    """Release and build of the library in the folder; the metadata of the two distributions may differ from it."""
     package = _package("fbgemm_gpu", folders)
     if package is None:
         return None, "unknown"

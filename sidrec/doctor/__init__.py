@@ -1,1 +1,1 @@
-"""Can this machine train, and is a recipe ready to be trained on it?"""
+"""`sidrec doctor`: can this machine train, and is a recipe ready to train on it?"""

@@ -1,6 +1,6 @@
-"""What there is to say about this machine: can it train, and if not, which one command repairs it?
+"""Checks of this machine: can it train, and if not, which command repairs it?
 
-Imports neither torch nor torchrec: what may crash runs in a process of its own (sidrec.doctor.probe).
+Imports neither torch nor torchrec: calls that may crash run in subprocesses (sidrec.doctor.probe).
 """
 
 import json
@@ -23,7 +23,7 @@ PYTHON = shlex.quote(sys.executable)
 
 
 def examine() -> list[Finding]:
-    """Everything there is to say about this machine, cheapest first."""
+    """All checks of the machine. The probes are skipped if the installed stack is broken."""
     findings = [python(), stack()]
     if findings[-1].state == "ok":
         lookup, gpus = look_up()
@@ -32,7 +32,7 @@ def examine() -> list[Finding]:
 
 
 def python() -> Finding:
-    """3.11 is what the locks are made and tested for."""
+    """The lock files are made and tested for 3.11."""
     found = f"{platform.python_version()} at {sys.executable}"
     if sys.version_info[:2] != (3, 11):
         return Finding("Python", "note", f"{found}; tested with 3.11", "rm -rf .venv && make .venv PYTHON=python3.11")
@@ -40,25 +40,25 @@ def python() -> Finding:
 
 
 def stack() -> Finding:
-    """torch, FBGEMM and torchrec belong together, by their metadata."""
+    """The releases and builds of torch, FBGEMM and torchrec match, by their metadata."""
     installed = find_stack()
-    sentence = fault(installed)
-    if sentence:
-        return Finding("stack", "problem", f"{sentence} ({installed})", repair(installed))
+    mismatch = fault(installed)
+    if mismatch:
+        return Finding("stack", "problem", f"{mismatch} ({installed})", repair(installed))
     return Finding("stack", "ok", str(installed))
 
 
 def look_up() -> tuple[Finding, int]:
-    """One fused embedding lookup with its update; and the number of GPUs that torch sees."""
+    """A fused embedding lookup with its update works; also returns the number of GPUs that torch sees."""
     done = _probe([sys.executable, "-m", "sidrec.doctor.probe", "lookup"])
     if done.returncode:
-        return Finding("fused lookup", "problem", _last_words(done), repair(find_stack())), 0
+        return Finding("fused lookup", "problem", _error_message(done), repair(find_stack())), 0
     facts = json.loads(done.stdout.splitlines()[-1])
     return Finding("fused lookup", "ok", f"forward, backward and update; torchrec {facts['torchrec']}"), facts["gpus"]
 
 
 def gpu(gpus: int) -> Finding:
-    """GPUs that the driver shows and torch can use."""
+    """torch can use the GPUs that the driver lists."""
     devices = sorted(Path("/dev").glob("nvidia[0-9]*"))
     if gpus:
         return Finding("GPU", "ok", f"{gpus} that torch can use")
@@ -69,7 +69,7 @@ def gpu(gpus: int) -> Finding:
 
 
 def all_reduce(gpus: int) -> Finding:
-    """Ranks find each other on this machine and can sum: over NCCL with GPUs, else two over gloo."""
+    """An all-reduce works: over NCCL with one rank for each GPU, else over gloo with two ranks."""
     ranks, name = (gpus, "NCCL") if gpus else (2, "gloo")
     launch = [
         "-m",
@@ -83,18 +83,18 @@ def all_reduce(gpus: int) -> Finding:
     done = _probe([sys.executable, *launch, "all_reduce"])
     if done.returncode:
         command = "NCCL_DEBUG=INFO sidrec doctor" if gpus else "GLOO_SOCKET_IFNAME=lo sidrec doctor"
-        return Finding(name, "problem", f"{ranks} rank(s) cannot sum: {_last_words(done)}", command)
+        return Finding(name, "problem", f"{ranks} rank(s) cannot sum: {_error_message(done)}", command)
     return Finding(name, "ok", f"{ranks} rank(s) sum")
 
 
 def cores() -> Finding:
-    """Cores by affinity and container quota, of those in the machine."""
+    """Cores that the CPU affinity and the container's quota allow."""
     usable = machine.cores()
     return Finding("cores", "ok", f"{usable:g} usable of {os.cpu_count()}")
 
 
 def threads() -> Finding:
-    """More threads than cores spin against one another: measured, 2 to 4 times slower."""
+    """OMP_NUM_THREADS is at most the number of cores; more threads are 2 to 4 times slower (measured)."""
     wanted = os.environ.get("OMP_NUM_THREADS")
     if wanted is None:
         return Finding("threads", "ok", "OMP_NUM_THREADS is not set: every rank gets cores / ranks")
@@ -105,7 +105,7 @@ def threads() -> Finding:
 
 
 def memory() -> Finding:
-    """Two ranks with a loader worker each hold about 330 MB of libraries four times (measured), before any table."""
+    """2 GiB are free: two ranks and their two loader workers need about 330 MB each (measured) before any table."""
     free, limit = machine.memory()
     found = f"{free / GIB:.1f} GiB free of {limit / GIB:.1f}"
     if free < 2 * GIB:
@@ -114,7 +114,7 @@ def memory() -> Finding:
 
 
 def shared_memory() -> Finding:
-    """Loader workers hand batches over through /dev/shm; containers often have 64 MB of it."""
+    """/dev/shm is large enough for the batches of loader workers; containers often have 64 MB."""
     folder = Path("/dev/shm")
     if not folder.is_dir():
         return Finding("/dev/shm", "note", "none; set data.workers to 0", "sidrec train RECIPE --data.workers 0")
@@ -127,7 +127,7 @@ def shared_memory() -> Finding:
 
 
 def disk(folder: Path | None = None) -> Finding:
-    """Room for run directories: tables and their optimizer state, twice while a checkpoint is replaced."""
+    """Disk for run directories. While a checkpoint is replaced, tables and optimizer state are there twice."""
     where = Path.cwd() if folder is None else folder
     free = shutil.disk_usage(where).free
     found = f"{free / GIB:.1f} GiB free in {where}"
@@ -137,7 +137,7 @@ def disk(folder: Path | None = None) -> Finding:
 
 
 def torchx() -> Finding:
-    """Only launch/components.py needs it."""
+    """torchx is installed. Only launch/components.py needs it."""
     try:
         return Finding("torchx", "ok", version("torchx"))
     except PackageNotFoundError:
@@ -155,8 +155,8 @@ def _probe(command: list[str]) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(command, 1, "", f"no answer after {PROBE_SECONDS} s")
 
 
-def _last_words(done: subprocess.CompletedProcess[str]) -> str:
-    """The error's own line if there is one: launchers print a report of their own after it."""
+def _error_message(done: subprocess.CompletedProcess[str]) -> str:
+    """The first error line on stderr, because launchers print a report after it; else the last line."""
     if done.returncode < 0:
         return f"killed by signal {-done.returncode}"
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]

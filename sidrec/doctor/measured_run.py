@@ -1,8 +1,9 @@
-"""Some real steps of a recipe, timed, in processes of their own: `python -m sidrec.doctor.measured_run RECIPE STEPS`.
+"""How long a run will take: from the log of an earlier run, or from steps that are trained and timed now.
 
-Writes nothing into the run directory. Rank 0 prints the result as JSON on its last line.
+`python -m sidrec.doctor.measured_run RECIPE STEPS` trains and times steps. It writes nothing into the run directory;
+rank 0 prints the result as JSON on its last line. `measure` starts it as a subprocess.
 
-Shapes: W ranks, S steps.
+Shapes: S steps, or lines of a log.
 """
 
 import json
@@ -20,11 +21,10 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from torch import distributed as dist
 
 from sidrec.config import ConfigError, Recipe, load_file, save
 from sidrec.errors import SidrecError, print_error
-from sidrec.parallel.process_group import Ranks, joined_ranks
+from sidrec.parallel.process_group import Ranks, gather_objects, joined_ranks
 from sidrec.preflight.findings import Finding
 from sidrec.train.assembly import build_model, open_dataset, open_loader
 from sidrec.train.optimizers import build_optimizer
@@ -32,19 +32,17 @@ from sidrec.train.step import TrainingStep
 from sidrec.train.stopping import synced_batches
 
 WARM_UP, STEPS = 5, 50
-SAID = "sidrec: error: "
+"""Steps that are not timed, and steps that are."""
+LEAST = 3
+"""Least number of logged or measured steps for a rate. The first logged one is left out: it includes the startup."""
 SECONDS = 900
-
-
-# How long a run will take: by what an earlier run of that name logged, or by steps just measured; else it is unknown.
-#
-# Shapes: S measured steps or lines of a log.
+"""Time limit of the subprocess."""
+ERROR_PREFIX = "sidrec: error: "
 
 
 @dataclass(frozen=True)
 class Rate:
-    """Samples a second over all ranks: median, and 10% and 90% quantile. source: where from, and under which
-    conditions."""
+    """Samples per second over all ranks: 10% quantile, median and 90% quantile. source: origin and conditions."""
 
     p10: float
     p50: float
@@ -53,14 +51,17 @@ class Rate:
 
     @classmethod
     def of(cls, samples_per_second_S: Sequence[float], source: str) -> "Rate":
-        """Of at least one measurement."""
+        """Quantiles of at least one measurement."""
         p10, p50, p90 = np.quantile(samples_per_second_S, [0.1, 0.5, 0.9]).tolist()
         return cls(p10, p50, p90, source)
 
 
 def measure(recipe: Recipe, world: int) -> tuple[Rate, int]:
-    """The rate of some steps on `world` ranks of this machine, and bytes that all ranks and their loader processes had
-    to themselves after them. Raises ConfigError where they fail."""
+    """Trains STEPS steps on `world` ranks of this machine.
+
+    Returns their rate, and the private bytes of all ranks and loader processes after them. Raises ConfigError if the
+    steps fail.
+    """
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)] if world > 1 else []
     with tempfile.TemporaryDirectory(prefix="sidrec-doctor-") as folder:
         save(recipe, Path(folder) / "recipe.yaml")
@@ -70,22 +71,22 @@ def measure(recipe: Recipe, world: int) -> tuple[Rate, int]:
         except subprocess.TimeoutExpired:
             raise ConfigError(f"measuring: expected {STEPS} steps within {SECONDS} s, got none") from None
     if done.returncode:
-        raise ConfigError(f"measuring: {_sentence(done)}")
+        raise ConfigError(f"measuring: {_error_message(done)}")
     facts = json.loads(done.stdout.splitlines()[-1])
     words = f"as measured just now over {len(facts['speeds'])} steps on {world} rank(s)"
     return Rate.of(facts["speeds"], words), int(facts["memory"])
 
 
-def _sentence(failed: subprocess.CompletedProcess[str]) -> str:
-    """What the processes said of their failure, or the last error among their words."""
+def _error_message(failed: subprocess.CompletedProcess[str]) -> str:
+    """The first error that sidrec printed, else the last error line on stderr."""
     lines = failed.stderr.splitlines()
-    said = [line.removeprefix(SAID) for line in lines if line.startswith(SAID)]
+    own = [line.removeprefix(ERROR_PREFIX) for line in lines if line.startswith(ERROR_PREFIX)]
     errors = [line.strip() for line in lines if "Error: " in line]
-    return (said or errors[-1:] or [f"expected {STEPS} steps, got exit status {failed.returncode}"])[0]
+    return (own or errors[-1:] or [f"expected {STEPS} steps, got exit status {failed.returncode}"])[0]
 
 
 def main(argv: Sequence[str]) -> None:
-    """Trains the first steps of the recipe. Raises as training does, and ConfigError for too few steps."""
+    """Trains the first steps of the recipe. Raises what training raises, and ConfigError for too few steps."""
     recipe, wanted = load_file(Path(argv[0])), int(argv[1])
     with joined_ranks() as ranks:
         seconds_S, memory = _train(recipe, wanted, ranks)
@@ -95,7 +96,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _train(recipe: Recipe, wanted: int, ranks: Ranks) -> tuple[list[float], int]:
-    """Seconds of each step, of the slowest rank; and memory over all ranks."""
+    """Seconds of each step on the slowest rank, and private bytes of all ranks."""
     data = open_dataset(recipe, ranks)
     loader = open_loader(recipe, data, "train", shuffle=True, ranks=ranks)
     steps = min(WARM_UP + wanted, loader.steps)
@@ -114,29 +115,24 @@ def _train(recipe: Recipe, wanted: int, ranks: Ranks) -> tuple[list[float], int]
         if ranks.device.type == "cuda":
             torch.cuda.synchronize(ranks.device)
         seconds.append(time.perf_counter() - started)
-    every: list[tuple[list[float], int]] = [([], 0)] * ranks.world
-    dist.all_gather_object(every, (seconds[WARM_UP:], private_bytes(os.getpid())), group=ranks.control)
-    return np.max([found for found, _ in every], axis=0).tolist(), sum(memory for _, memory in every)
+    measured = gather_objects(ranks, (seconds[WARM_UP:], private_bytes(os.getpid())))
+    return np.max([found for found, _ in measured], axis=0).tolist(), sum(memory for _, memory in measured)
 
 
 def private_bytes(process: int) -> int:
-    """Bytes that a process and all it started have to themselves; what they share is left out."""
+    """Private bytes of a process and of its descendants; shared memory is left out."""
     parent = psutil.Process(process)
     sizes = []
     for each in (parent, *parent.children(recursive=True)):
         try:
             sizes.append(each.memory_full_info().uss)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue  # it has just ended
+            continue  # the process has just ended
     return sum(sizes)
 
 
-LEAST = 3
-"""Lines of a log, or measured steps, that a rate is taken from at least; the first one has the start in it."""
-
-
 def duration_finding(recipe: Recipe, train_rows: int, rate: Rate | None) -> Finding:
-    """The whole run's time at that rate, without evaluation and checkpoints."""
+    """The time of the whole run at that rate, without evaluation and checkpoints. rate: None if unknown."""
     if rate is None:
         return Finding("duration", "note", "unknown until the first steps are done", "sidrec doctor RECIPE --measure")
     rows = recipe.train.epochs * train_rows
@@ -147,9 +143,9 @@ def duration_finding(recipe: Recipe, train_rows: int, rate: Rate | None) -> Find
 
 
 def logged_rate(recipe: Recipe, world: int) -> Rate | None:
-    """The rate of the latest run of the recipe's name that logged enough; None without one.
+    """The rate of the latest run with the recipe's name that logged enough steps; None if there is none.
 
-    A run of other conditions says which: ranks, batch size, threads.
+    Its source names differing conditions: ranks and batch size.
     """
     logs = (recipe.train.runs / recipe.name).glob("seed*/metrics.jsonl")
     for log in sorted(logs, key=lambda path: path.stat().st_mtime, reverse=True):
@@ -171,19 +167,19 @@ def _speeds(log: Path) -> list[float]:
 def _conditions(run: Path, recipe: Recipe, world: int) -> str:
     facts = _object((run / "run.json").read_text()) if (run / "run.json").is_file() else {}
     ranks, device, threads = (facts.get(name, "unknown") for name in ("ranks", "device", "threads_per_rank"))
-    told = f"on {ranks} rank(s), {device}, {threads} thread(s) each"
+    conditions = f"on {ranks} rank(s), {device}, {threads} thread(s) each"
     try:
         before: int | None = load_file(run / "config.yaml").data.batch_size
     except ConfigError:
         before = None
-    told += f", batches of {before or 'unknown size'}"
+    conditions += f", batches of {before or 'unknown size'}"
     others = [f"{world} rank(s)"] if ranks != world else []
     others += [f"batches of {recipe.data.batch_size}"] if before != recipe.data.batch_size else []
-    return f"{told}, while this is for {' and '.join(others)}" if others else told
+    return f"{conditions}, while this is for {' and '.join(others)}" if others else conditions
 
 
 def _object(text: str) -> dict[str, Any]:
-    """What is no JSON object, as the line of a process that was killed, says nothing."""
+    """The JSON object in `text`; {} for anything else, such as an incomplete line of a killed process."""
     try:
         found = json.loads(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What the doctor tries in processes of its own, so that a crash is something to report:
+"""Probes that the doctor runs as subprocesses, so that a crash becomes a finding:
 
 python -m sidrec.doctor.probe lookup   one fused embedding lookup, forward, backward, update; prints JSON
 torchrun ... -m sidrec.doctor.probe all_reduce  a sum over the ranks, over NCCL where every rank has a GPU, else gloo
@@ -49,7 +49,7 @@ def lookup() -> None:
 
 
 def all_reduce() -> None:
-    """Every rank adds its number plus one."""
+    """Sums rank + 1 over all ranks; expects world * (world + 1) / 2."""
     import torch
     import torch.distributed as dist
 

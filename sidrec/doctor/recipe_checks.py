@@ -1,6 +1,4 @@
-"""Is a recipe ready to be trained on this machine? What training checks at its start, and more: a sample of the rows,
-checksums, and how long it will take.
-"""
+"""Checks of a recipe on this machine: those of training itself, a sample of rows, checksums, the duration."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,13 +27,13 @@ from sidrec.train.assembly import planned_run
 from sidrec.train.run_directory import RunDirectory
 
 TORCHRUN = 145 << 20
-"""Bytes that torchrun's own process has to itself (measured)."""
+"""Private bytes of the torchrun process (measured)."""
 
 
 def examine_recipe(recipe: Recipe, world: int | None, *, measured: bool, all_files: bool) -> list[Finding]:
-    """Findings on a run of the recipe on `world` ranks of this machine; left out, one for each GPU, or one.
+    """Findings on a run of the recipe on `world` ranks of this machine; None means one rank for each GPU, or one.
 
-    measured: train some steps, to know how fast. all_files: read all rows and files in the place of a sample.
+    measured: train some steps, to estimate the duration. all_files: read all rows and files instead of a sample.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     ranks = world or (torch.cuda.device_count() if device.type == "cuda" else 1)
@@ -56,23 +54,25 @@ def _device(device: torch.device, rank: int) -> torch.device:
 
 
 def plan_here(recipe: Recipe, device: torch.device, world: int) -> PlannedRun:
-    """A run of the recipe on `world` ranks of this machine. Raises ConfigError or ContractError for what training would
-    refuse."""
+    """The plan of the recipe on `world` ranks of this machine.
+
+    Raises ConfigError or ContractError for whatever training would refuse.
+    """
     RunDirectory(recipe.run).check(recipe)
     data = read_dataset(recipe)
     for split in dict.fromkeys(("train", *recipe.evaluate.splits)):
         _check_split(recipe, data, split, world)
     hardware = hardware_here(device, world, world)
-    reckoned = recipe_workload(recipe, data, world)
-    model = reckoned.workload.model
+    expected = recipe_workload(recipe, data, world)
+    model = expected.workload.model
     sharders = sharders_of(model, recipe.optimizer, recipe.seed)
     with silenced_planner():
-        plan = plan_for(model, sharders, recipe.parallel, lambda: reckoned.workload, hardware)
-    return planned_run(recipe, data, reckoned, hardware, plan)
+        plan = plan_for(model, sharders, recipe.parallel, lambda: expected.workload, hardware)
+    return planned_run(recipe, data, expected, hardware, plan)
 
 
 def _check_split(recipe: Recipe, data: Dataset, split: str, world: int) -> None:
-    """Every file of it, and whether lanes fit the ranks."""
+    """Checks that every file of the split exists and that the lanes divide among the ranks."""
     open_split(
         replace(recipe.data, workers=0),
         recipe.model,
@@ -91,8 +91,8 @@ def _plan_finding(run: PlannedRun) -> Finding:
     for tables in run.plan.plan.values():
         for layout in dict(tables).values():
             kinds[layout.sharding_type] = kinds.get(layout.sharding_type, 0) + 1
-    told = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    return Finding("plan", "ok", f"{sum(kinds.values())} table(s) on {run.hardware.world} rank(s): {told}")
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    return Finding("plan", "ok", f"{sum(kinds.values())} table(s) on {run.hardware.world} rank(s): {counts}")
 
 
 def _data(run: PlannedRun, splits: Sequence[str], all_files: bool) -> list[Finding]:
@@ -110,5 +110,5 @@ def _duration(run: PlannedRun, measured: bool) -> list[Finding]:
         rate, memory = measure(run.recipe, world)
     except SidrecError as error:
         return [Finding("measured steps", "problem", str(error))]
-    found = f"ranks and loader processes have {size(memory)} to themselves after the measured steps"
+    found = f"ranks and loader processes have {size(memory)} of private memory after the measured steps"
     return [duration_finding(run.recipe, rows, rate), Finding("measured memory", "ok", found)]

@@ -1,1 +1,1 @@
-"""What is known of a run before anything is allocated: whether it fits, ranks agree and the data is sane."""
+"""Checks before anything is allocated: capacity of the machines, soundness of the data, equal ranks."""

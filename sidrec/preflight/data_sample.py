@@ -1,4 +1,4 @@
-"""Whether the data is sane, by a sample of its rows and of its files' checksums: what the doctor reads.
+"""Checks of the data by a sample of rows and of file checksums. Only the doctor runs them.
 
 Shapes: N rows of a sampled row group.
 """
@@ -20,21 +20,26 @@ from sidrec.preflight.findings import Finding
 from sidrec.schema import HISTORY, LABEL, TIMESTAMP, ContractError, LogFile, Manifest, crc32_of, log_schema
 
 GROUPS = 4
-"""Row groups that are read of a split."""
+"""Row groups that are read from each split."""
 FILES = 4
-"""Files of a split whose checksums are taken."""
-APART = 2.0
-"""Times that the odds of one split's label are another's before it is worth a note."""
-SURE = 4.0
-"""Standard errors that two rates must differ by besides."""
+"""Files of each split whose checksums are compared."""
+ODDS_RATIO = 2.0
+"""A larger ratio between the label odds of two splits is a note,"""
+STANDARD_ERRORS = 4.0
+"""if the rates also differ by more standard errors than this."""
 REPEATED = 0.01
-"""Share of rows that are there twice before it is worth a note."""
-NAMED = 5
+"""A larger share of duplicate rows is a note."""
+LISTED = 5
+"""Faults that a finding lists."""
 
 
 @dataclass
 class SplitSample:
-    """rows: read, of `of`. broken: rule -> rows that break it. disorder: of times, in words."""
+    """`rows` sampled rows of the `of` rows of a split.
+
+    repeated: rows that duplicate another row of their row group. broken: contract rule -> rows that break it.
+    disorder: messages on rows that are not sorted by time.
+    """
 
     rows: int
     of: int
@@ -49,14 +54,17 @@ class SplitSample:
 
 
 def read_sample(log: Path, manifest: Manifest, split: str, *, whole: bool) -> SplitSample:
-    """Some row groups of a split, at equal distances, or all. Raises ContractError for one that cannot be read."""
+    """Reads GROUPS row groups of a split at equal distances, or all if `whole`.
+
+    Raises ContractError for a file that cannot be read.
+    """
     sample = SplitSample(0, manifest.rows(split))
     for where, table in _groups(log, manifest, manifest.files(split), whole):
         sample.rows += len(table)
         sample.positives += int((table[LABEL].to_numpy(zero_copy_only=False) > 0).sum())
         for rule, broken_N in broken_rows(table, manifest).items():
             sample.broken[rule] += int(broken_N.sum())
-        keys = table.drop_columns([HISTORY])  # of rows that are alike in all else, histories are as well
+        keys = table.drop_columns([HISTORY])  # rows that agree in all other columns agree in their history too
         sample.repeated += len(table) - keys.group_by(keys.column_names).aggregate([]).num_rows
         try:
             check_time_order(table[TIMESTAMP].to_numpy(), where)
@@ -80,58 +88,58 @@ def _groups(log: Path, manifest: Manifest, files: Sequence[LogFile], whole: bool
 
 
 def sample_findings(samples: dict[str, SplitSample]) -> list[Finding]:
-    """samples: split -> sample, read by `read_sample`."""
-    told = "; ".join(f"{sample.rows:,} of {sample.of:,} rows of {split}" for split, sample in samples.items())
+    """Findings on broken rows, label rates and duplicates. samples: by split."""
+    read = "; ".join(f"{sample.rows:,} of {sample.of:,} rows of {split}" for split, sample in samples.items())
     broken = [
         f"{split}: {rows:,} rows break column {rule.removeprefix('column ')}"
         for split, sample in samples.items()
         for rule, rows in sample.broken.items()
     ]
-    broken += [sentence for sample in samples.values() for sentence in sample.disorder]
-    rows = Finding("sampled rows", "ok", f"keep the contract ({told})")
+    broken += [message for sample in samples.values() for message in sample.disorder]
+    rows = Finding("sampled rows", "ok", f"keep the contract ({read})")
     if broken:
-        more = f"; and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
+        more = f"; and {len(broken) - LISTED} more" if len(broken) > LISTED else ""
         rows = Finding(
-            "sampled rows", "problem", f"{'; '.join(broken[:NAMED])}{more} ({told})", "prepare the log again"
+            "sampled rows", "problem", f"{'; '.join(broken[:LISTED])}{more} ({read})", "prepare the log again"
         )
     return [rows, _rates(samples), _repeats(samples)]
 
 
 def _rates(samples: dict[str, SplitSample]) -> Finding:
-    told = ", ".join(f"{split} {sample.rate:.2%}" for split, sample in samples.items())
+    rates = ", ".join(f"{split} {sample.rate:.2%}" for split, sample in samples.items())
     if any(not 0 < sample.positives < sample.rows for sample in samples.values()):
-        return Finding("label rates", "problem", f"expected zeros and ones in every split, got {told} positive")
+        return Finding("label rates", "problem", f"expected zeros and ones in every split, got {rates} positive")
     apart = any(_apart(first, second) for first, second in combinations(samples.values(), 2))
-    return Finding("label rates", "note" if apart else "ok", f"{told} positive{', far apart' if apart else ''}")
+    return Finding("label rates", "note" if apart else "ok", f"{rates} positive{', far apart' if apart else ''}")
 
 
 def _apart(first: SplitSample, second: SplitSample) -> bool:
     odds = [sample.rate / (1 - sample.rate) for sample in (first, second)]
     error = sqrt(sum(sample.rate * (1 - sample.rate) / sample.rows for sample in (first, second)))
-    return max(odds) / min(odds) > APART and abs(first.rate - second.rate) > SURE * error
+    return max(odds) / min(odds) > ODDS_RATIO and abs(first.rate - second.rate) > STANDARD_ERRORS * error
 
 
 def _repeats(samples: dict[str, SplitSample]) -> Finding:
     shares = {split: sample.repeated / max(1, sample.rows) for split, sample in samples.items()}
-    told = ", ".join(f"{split} {share:.2%}" for split, share in shares.items())
-    return Finding("repeated rows", "note" if max(shares.values()) > REPEATED else "ok", f"{told} of the sample")
+    listed = ", ".join(f"{split} {share:.2%}" for split, share in shares.items())
+    return Finding("repeated rows", "note" if max(shares.values()) > REPEATED else "ok", f"{listed} of the sample")
 
 
 def checksum_finding(log: Path, manifest: Manifest, splits: Sequence[str], *, whole: bool) -> Finding:
-    """Compares files with the manifest's checksums: a sample at equal distances, or all."""
+    """Compares the CRC-32 of FILES files of each split, or of all if `whole`, with the manifest."""
     every = [file for split in splits for file in manifest.files(split)]
     chosen = [file for split in splits for file in evenly(manifest.files(split), None if whole else FILES)]
-    told = [file for file in chosen if file.crc32 is not None]
-    if not told:
-        return Finding("checksums", "note", "none in the manifest: files that changed since cannot be told")
-    changed = [file for file in told if _crc32(log / file.path) != file.crc32]
+    recorded = [file for file in chosen if file.crc32 is not None]
+    if not recorded:
+        return Finding("checksums", "note", "none in the manifest: files that changed since cannot be found")
+    changed = [file for file in recorded if _crc32(log / file.path) != file.crc32]
     if changed:
         first = changed[0]
         found = f"expected the CRC-32 {first.crc32} of the manifest, got {_crc32(log / first.path)}"
         return Finding(
-            "checksums", "problem", f"{log / first.path}: {found}; {len(changed)} of {len(told)} files differ"
+            "checksums", "problem", f"{log / first.path}: {found}; {len(changed)} of {len(recorded)} files differ"
         )
-    return Finding("checksums", "ok", f"{len(told)} of {len(every)} files are what was written")
+    return Finding("checksums", "ok", f"{len(recorded)} of {len(every)} files are what was written")
 
 
 def _crc32(path: Path) -> int:

@@ -1,4 +1,4 @@
-"""What a check found, and findings as a table. Imports no torch: the doctor works where torch cannot be imported."""
+"""Results of checks, and how they are printed. Imports no torch: the doctor works where torch cannot be imported."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,10 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the table. Only a problem changes the exit status; a note may name a command too."""
+    """One check's result. Only a problem changes the exit status.
+
+    found: what the check found. repair: a shell command, or a change of the recipe; "" if there is none.
+    """
 
     name: str
     state: Literal["ok", "note", "problem"]
@@ -16,18 +19,18 @@ class Finding:
 
 
 def problems(findings: Iterable[Finding]) -> list[Finding]:
-    """Those that must be repaired first."""
+    """The findings that must be repaired first."""
     return [finding for finding in findings if finding.state == "problem"]
 
 
 def table(findings: Sequence[Finding], last: str) -> str:
-    """The findings as lines of text, each repair under its finding; then their number of problems, or `last`."""
+    """`lines`, then the number of problems, or `last` if there is none."""
     count = len(problems(findings))
     return "\n".join([*lines(findings), "", f"{count} problem(s)" if count else last])
 
 
 def lines(findings: Sequence[Finding]) -> list[str]:
-    """Name, state and what was found, in columns; the repair below."""
+    """One line for each finding, in columns; its repair on the next line."""
     width = max((len(finding.name) for finding in findings), default=0)
     shown = []
     for finding in findings:

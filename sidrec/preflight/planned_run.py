@@ -1,4 +1,4 @@
-"""A run as it is planned: everything that the checks of memory and disk reckon from, and nothing that is allocated."""
+"""The plan of a run: the inputs of the resource estimates. Holds no allocated table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,9 +21,10 @@ from sidrec.schema import Manifest
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """unique_items: item bags that a rank's step is expected to have. plan: who will hold which table.
+    """A recipe with its data, its sharding plan and the hardware.
 
-    hardware: how many ranks there are, and on how many machines.
+    unique_items: expected item bags in a step of one rank. plan: places each table on ranks. hardware: numbers of ranks
+    and machines.
     """
 
     recipe: Recipe
@@ -38,12 +39,12 @@ class PlannedRun:
 
     @cached_property
     def columns(self) -> Columns:
-        """What is read of the log."""
+        """Columns that are read from the log."""
         return columns_of(self.recipe.data, self.recipe.model, self.manifest)
 
     @cached_property
     def batch(self) -> BatchShape:
-        """A rank's batch, every item of it known."""
+        """The largest batch of a rank."""
         widths = {
             name: values.shape[1] if hasattr(values, "shape") else 0 for name, values in self.tables.per_item.items()
         }
@@ -62,6 +63,6 @@ class PlannedRun:
 
     @property
     def evaluated(self) -> tuple[str, ...]:
-        """Splits that are scored, each once."""
+        """Splits that are evaluated, without repetition."""
         best = self.recipe.checkpoint.best
         return tuple(dict.fromkeys((*self.recipe.evaluate.splits, *((best.split,) if best else ()))))

@@ -1,7 +1,7 @@
-"""What one step keeps in memory beside tables and layers: its batch, what is looked up, and what backward needs.
+"""Memory of one training step, tables and layers apart: its batch, looked-up vectors, tensors saved for backward.
 
-A dry forward on `meta` tensors says what autograd keeps, without a byte being allocated. Beyond it there is scratch
-space of kernels and of the allocator that nothing announces: hence "about".
+A forward pass on `meta` tensors finds what autograd saves without allocating it. Scratch memory of kernels and of the
+allocator is unknown, so the result is approximate.
 
 Shapes: B rows, U item bags, T history positions, X dense and S statistics columns, W weighted and G matched
 granularities, V width of an item's content vector.
@@ -23,7 +23,7 @@ from sidrec.data.dataset import Sizes
 from sidrec.model.ranker import Ranker
 
 LOOKUP_COPIES = 4
-"""Times that looked-up vectors are there at once: as the kernel and as the exchange leave them, and their gradients."""
+"""Copies of the looked-up vectors at one time: output of the kernel, output of the exchange, and their gradients."""
 FLOAT = 4
 
 
@@ -31,7 +31,7 @@ FLOAT = 4
 class BatchShape:
     """Sizes of a rank's batch. item_features, context: keys of its two KeyedJaggedTensors.
 
-    per_item: Batch field of item bags -> its width.
+    per_item: field of Batch with one row for each item bag -> its width.
     """
 
     rows: int
@@ -45,7 +45,7 @@ class BatchShape:
 
     @property
     def bytes(self) -> int:
-        """Of all its arrays, every item bag filled: at most so many cross from a loader process."""
+        """Bytes of all arrays if every item bag is filled: an upper bound of what a loader process sends."""
         ids, lengths, number, flag = 8, 4, 8, 4
         items = len(self.item_features) * self.bags * (ids + lengths)
         context = len(self.context) * self.rows * (ids + lengths)
@@ -56,18 +56,19 @@ class BatchShape:
 
 
 def lookup_bytes(shape: BatchShape, dim: int) -> int:
-    """Bytes of looked-up vectors of width `dim`, as often as they are there."""
+    """Bytes of the looked-up vectors of width `dim`, LOOKUP_COPIES times."""
     bags = shape.bags * len(shape.item_features) + shape.rows * len(shape.context)
     return LOOKUP_COPIES * FLOAT * dim * bags
 
 
 def saved_for_backward(config: ModelConfig, sizes: Sizes, shape: BatchShape) -> int:
-    """Bytes that autograd keeps of one forward of the ranker, beside its parameters."""
+    """Bytes that autograd saves in one forward pass of the ranker, parameters and buffers apart."""
     with torch.device("meta"):
         model = Ranker(config, sizes).train()
         batch = _batch(shape)
     _without_tables(model)
-    kept: dict[int, Tensor] = {}  # by their storage, which lives as long as they do: no other gets its address
+    # By address of the storage. A kept tensor keeps its storage alive, so that its address is not used again.
+    kept: dict[int, Tensor] = {}
 
     def keep(tensor: Tensor) -> Tensor:
         return kept.setdefault(_storage(tensor), tensor)
@@ -85,7 +86,7 @@ def _storage(tensor: Tensor) -> int:
 
 
 class _Vectors(nn.Module):
-    """In the place of a collection: vectors of the right shape."""
+    """Replaces an embedding collection: returns vectors of the right shape."""
 
     def __init__(self, features: list[str], dim: int, managed: bool) -> None:
         super().__init__()
@@ -99,6 +100,7 @@ class _Vectors(nn.Module):
 
 
 def _without_tables(model: nn.Module) -> None:
+    """Replaces every embedding collection by `_Vectors`."""
     for name, module in list(model.named_children()):
         managed = isinstance(module, ManagedCollisionEmbeddingBagCollection)
         collection = module._embedding_module if managed else module
@@ -109,7 +111,7 @@ def _without_tables(model: nn.Module) -> None:
 
 
 def _batch(shape: BatchShape) -> Batch:
-    """On torch's default device."""
+    """A batch of the right shapes on torch's default device."""
 
     def ids(*sizes: int) -> Tensor:
         return torch.empty(sizes, dtype=torch.int64)
