@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tyro
 
-from sidrec.schema import ContractError
+from sidrec.errors import ContractError
 
 from .build import LogSettings, prepare
 from .command import run

@@ -8,8 +8,6 @@ M items of the train split, N rows of items.parquet, D width.
 
 import json
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -24,7 +22,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from sidrec import schema
-from sidrec.schema import ContractError
+from sidrec.errors import ContractError
+from sidrec.io.files import replaced_file
 
 from .command import run
 from .item_pairs import PairSettings, Sequences, item_pairs, read_sequences, write_pairs
@@ -83,8 +82,12 @@ def add_behavior(
     vectors_MD = model.items.weight[: model.start].detach().numpy()
     frequency_M = sequences.frequencies()
     premise = norm_and_frequency(vectors_MD, frequency_M)
-    # The report comes first: it marks the files beside it as ours, should the process be killed between two of them.
-    with _all_at_once(data, REPORT, schema.PAIRS, PICTURE) as (report_file, pairs_file, picture_file):
+    # The files appear last to first, so the report is there first: it marks the others as ours after a kill.
+    with (
+        replaced_file(data / PICTURE, one_writer=True) as picture_file,
+        replaced_file(data / schema.PAIRS, one_writer=True) as pairs_file,
+        replaced_file(data / REPORT, one_writer=True) as report_file,
+    ):
         written = write_pairs(pairs_file, item_pairs(sequences, pairs, sasrec.seed), sequences.item_ids_M)
         facts |= {"loss": losses, "norm_and_frequency": premise, "pairs": {**asdict(pairs), "rows": written}}
         report_file.write_text(json.dumps(facts, indent=1) + "\n")
@@ -128,19 +131,6 @@ def _write_column(items: Path, vectors_MD: np.ndarray, row_M: np.ndarray, rows: 
         vectors_ND[row_M] = vectors_MD
         vectors_ND.flush()
         return add_vectors(items, str(file), schema.BEHAVIOR).replace(str(file), "SASRec")
-
-
-@contextmanager
-def _all_at_once(folder: Path, *names: str) -> Iterator[tuple[Path, ...]]:
-    """Paths to write to, which become FOLDER's files of these names together at the end, or vanish."""
-    partial = tuple(folder / f"{name}.partial" for name in names)
-    try:
-        yield partial
-        for file, name in zip(partial, names, strict=True):
-            file.replace(folder / name)
-    finally:
-        for file in partial:
-            file.unlink(missing_ok=True)
 
 
 def _rounded(premise: dict[str, object]) -> dict[str, object]:

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from sidrec import schema
-from sidrec.schema import ContractError, Manifest
+from sidrec.errors import ContractError
+from sidrec.schema import Manifest
 
 from .command import refuse_flags, rows_bar
 from .event_order import NEVER, SPLITS, DayWindow, OrderedLog, SplitKind, make_split, order_events

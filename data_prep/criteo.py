@@ -10,7 +10,6 @@ bytes for each of one column's while they are numbered, 8 for each id while days
 Killed anywhere and started again, the same command goes on after the last finished day and leaves the same bytes.
 """
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -23,10 +22,11 @@ import tyro
 from tqdm import tqdm
 
 from sidrec import schema
-from sidrec.schema import ContractError
+from sidrec.errors import ContractError
+from sidrec.io.files import read_json, write_json
 
 from .command import refuse_flags, rows_bar, run
-from .criteo_layout import VOCABULARY, GrowingNpy, day_file, fingerprint, parts_of, vocabulary_file
+from .criteo_layout import VOCABULARY, day_file, fingerprint, growing_npy, parts_of, vocabulary_file
 from .criteo_rows import (
     CATEGORICAL,
     DENSE,
@@ -149,7 +149,7 @@ def prepare(days: tuple[Day, ...], out: Path, command: CriteoCommand) -> None:
         raise
     if command.hash_rows is None:
         _encode(days, steps)
-    (work.data / schema.MANIFEST).write_text(json.dumps(manifest(days, steps), indent=1) + "\n")
+    write_json(work.data / schema.MANIFEST, manifest(days, steps))
     work.publish()
 
 
@@ -168,7 +168,7 @@ class Steps:
     def record(self, name: str) -> dict[str, Any] | None:
         """What a finished step said."""
         path = self.work.scratch / f"{name}.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        return read_json(path, "the record of a finished step") if path.exists() else None
 
     def done(self, name: str) -> dict[str, Any]:
         """The record of a step that is finished by now."""
@@ -181,10 +181,7 @@ class Steps:
         return self.done(day.reading)["tally"]["rows"]
 
     def _finish(self, name: str, facts: dict[str, object]) -> None:
-        path = self.work.scratch / f"{name}.json"
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(facts))
-        partial.replace(path)
+        write_json(self.work.scratch / f"{name}.json", facts)
 
     def outdated(self, day: Day) -> bool:
         """The day was read from a file that is no longer the same."""
@@ -207,9 +204,9 @@ class Steps:
         counts = _Counts(self, day)
         tally = Tally.empty()
         with (
-            GrowingNpy(dense, len(DENSE), np.float32) as dense_file,
-            GrowingNpy(values, len(CATEGORICAL), kind) as values_file,
-            GrowingNpy(labels, 1, np.int32) as labels_file,
+            growing_npy(dense, len(DENSE), np.float32) as dense_file,
+            growing_npy(values, len(CATEGORICAL), kind) as values_file,
+            growing_npy(labels, 1, np.int32) as labels_file,
         ):
             for block in blocks(day.source, self.block_bytes, watch):
                 rows = read_rows(block)
@@ -250,7 +247,7 @@ class Steps:
     def encode_day(self, day: Day, encoders: list[VocabularyIds], watch: Watch) -> None:
         """Values in scratch to ids; the values are deleted."""
         sparse = self.work.data / day.file("sparse")
-        with GrowingNpy(sparse, len(CATEGORICAL), np.int32) as file:
+        with growing_npy(sparse, len(CATEGORICAL), np.int32) as file:
             for value_NC in parts_of(self._values(day), ENCODED_ROWS):
                 columns = [ids(value_NC[:, column]) for column, ids in enumerate(encoders)]
                 file.append(np.stack(columns, axis=1))
@@ -389,7 +386,7 @@ def manifest(days: tuple[Day, ...], steps: Steps) -> dict[str, object]:
 
 def summary(out: Path) -> str:
     """What came out, in a sentence."""
-    told = json.loads((out / schema.MANIFEST).read_text())
+    told = read_json(out / schema.MANIFEST, "the manifest of prepared Criteo files")
     rows, tables = told["rows"], sum(told["categorical"]["table_rows"])
     positive = sum(day["positives"] for day in told["days"]) / rows
     return f"{len(told['days'])} files, {rows:,} rows, {positive:.2%} positive, tables of {tables:,} rows in all"

@@ -4,17 +4,17 @@ N rows, X = 13 dense and C = 26 categorical columns.
 """
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self, cast
+from typing import IO, Any
 
 import numpy as np
 
 from sidrec import schema
-from sidrec.schema import ContractError
+from sidrec.errors import ContractError
+from sidrec.io.files import read_json, replaced_file
 
 from .command import rows_bar
 from .criteo_rows import CATEGORICAL
@@ -81,7 +81,7 @@ class CriteoLayout:
     def open(cls, folder: Path) -> "CriteoLayout":
         """Raises ContractError for a folder without manifest, or with files that are not as it says."""
         path = folder / schema.MANIFEST
-        told = schema.read_json(path, "the manifest of a folder that data_prep.criteo wrote")
+        told = read_json(path, "the manifest of a folder that data_prep.criteo wrote")
         try:
             days = tuple((int(day["day"]), int(day["rows"])) for day in told["days"])
             tables = tuple(int(rows) for rows in told["categorical"]["table_rows"])
@@ -139,48 +139,46 @@ def _check_sizes(folder: Path, files: dict[str, Any]) -> None:
 # A .npy file that grows by rows and has its name only once it is whole, and its rows in parts.
 
 
-class GrowingNpy:
-    """Context manager that `append` adds rows to. The file appears under `path` when the context ends without error.
+@contextmanager
+def growing_npy(path: Path, width: int, dtype: type[np.generic]) -> Iterator["NpyRows"]:
+    """Yields what rows are appended to. The file appears under `path` when the block ends without error.
 
-    Bytes are those of np.save on all rows together: numpy pads the header so that the number of rows can grow.
+    Its bytes are those of np.save on all rows together: numpy pads the header so that the number of rows can grow.
     """
+    with (
+        replaced_file(path, durable=True, one_writer=True) as partial,
+        partial.open("wb") as file,
+    ):
+        rows = NpyRows(file, width, np.dtype(dtype))
+        rows.write_header()
+        yield rows
+        file.seek(0)
+        rows.write_header()
 
-    def __init__(self, path: Path, width: int, dtype: type[np.generic]) -> None:
-        self.path, self._width, self._dtype = path, width, np.dtype(dtype)
-        self._partial = path.with_name(path.name + ".partial")
-        self._rows = 0
-        self._file: IO[bytes] | None = None
 
-    def __enter__(self) -> Self:
-        self._file = self._partial.open("wb")
-        self._write_header()
-        return self
+@dataclass
+class NpyRows:
+    """The open file of `growing_npy`."""
+
+    file: IO[bytes]
+    width: int
+    dtype: np.dtype
+    count: int = 0
 
     def append(self, rows: np.ndarray) -> None:
         """rows: [N, width] of the file's type."""
-        assert (rows.shape[1], rows.dtype) == (self._width, self._dtype), (rows.shape, rows.dtype)
-        cast(IO[bytes], self._file).write(np.ascontiguousarray(rows).data)
-        self._rows += len(rows)
+        assert (rows.shape[1], rows.dtype) == (self.width, self.dtype), (rows.shape, rows.dtype)
+        self.file.write(np.ascontiguousarray(rows).data)
+        self.count += len(rows)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        with cast(IO[bytes], self._file) as file:
-            if kind is None:
-                file.seek(0)
-                self._write_header()
-                file.flush()
-                os.fsync(file.fileno())
-        if kind is None:
-            self._partial.replace(self.path)
-        else:
-            self._partial.unlink()
-
-    def _write_header(self) -> None:
-        facts = {"descr": self._dtype.str, "fortran_order": False, "shape": (self._rows, self._width)}
-        np.lib.format.write_array_header_1_0(cast(IO[bytes], self._file), facts)
+    def write_header(self) -> None:
+        """Writes the .npy header for the rows so far, at the file's position."""
+        facts = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.count, self.width)}
+        np.lib.format.write_array_header_1_0(self.file, facts)
 
 
 def parts_of(path: Path, rows: int) -> Iterator[np.ndarray]:
-    """The rows of a file that GrowingNpy wrote, `rows` at a time; not mapped, as mapped pages count as memory."""
+    """The rows of a file that `growing_npy` wrote, `rows` at a time; not mapped, as mapped pages count as memory."""
     with path.open("rb") as file:
         width, dtype = _read_header(file)
         while len(part := np.fromfile(file, dtype, rows * width)):
@@ -188,7 +186,7 @@ def parts_of(path: Path, rows: int) -> Iterator[np.ndarray]:
 
 
 def rows_of(path: Path, first: int, rows: int) -> np.ndarray:
-    """The rows [first, first + rows) of a file that GrowingNpy wrote."""
+    """The rows [first, first + rows) of a file that `growing_npy` wrote."""
     with path.open("rb") as file:
         width, dtype = _read_header(file)
         skipped = first * width * dtype.itemsize

@@ -22,7 +22,9 @@ from scipy import sparse
 from scipy.sparse.linalg import svds
 
 from sidrec import schema
-from sidrec.schema import ContractError, LogFile, Manifest
+from sidrec.errors import ContractError
+from sidrec.io.files import replaced_file
+from sidrec.schema import LogFile, Manifest
 
 from .command import refuse_flags, rows_bar, run
 from .criteo_layout import CriteoLayout, RowRange
@@ -144,9 +146,8 @@ def _write_items(work: WorkFolder, layout: CriteoLayout, command: CriteoLogComma
         "source_id": pa.array(texts, pa.string()),
         schema.BEHAVIOR: vector_column(vectors_ID[ids]),
     }
-    partial = path.with_suffix(".partial")
-    pq.write_table(pa.table(columns), partial, row_group_size=ROW_GROUP)
-    partial.replace(path)
+    with replaced_file(path, one_writer=True) as partial:
+        pq.write_table(pa.table(columns), partial, row_group_size=ROW_GROUP)
 
 
 def _manifest(layout: CriteoLayout, command: CriteoLogCommand, items: LogItems, bounds: dict[str, range]) -> Manifest:
@@ -206,9 +207,8 @@ class CriteoLogFiles:
             for number, part in enumerate(self._layout.ranges(rows.start, rows.stop, FILE_ROWS)):
                 path = Path(split) / f"part-{number:05d}.parquet"
                 if not (log / path).exists():
-                    partial = (log / path).with_suffix(".partial")
-                    pq.write_table(self._table(part), partial, row_group_size=ROW_GROUP, compression="zstd")
-                    partial.replace(log / path)
+                    with replaced_file(log / path, one_writer=True) as partial:
+                        pq.write_table(self._table(part), partial, row_group_size=ROW_GROUP, compression="zstd")
                 self._totals.add(part.ids()[:, self._item], part.labels(), np.arange(part.first, part.stop))
                 bar.update(part.rows)
                 yield LogFile(str(path), part.rows, part.first, part.stop - 1, schema.crc32_of(log / path))

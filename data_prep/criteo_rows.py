@@ -16,7 +16,7 @@ from typing import IO, Any, cast
 import numpy as np
 import polars as pl
 
-from sidrec.schema import ContractError
+from sidrec.errors import ContractError
 
 DENSE = tuple(f"I{number}" for number in range(1, 14))
 CATEGORICAL = tuple(f"C{number}" for number in range(1, 27))

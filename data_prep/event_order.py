@@ -4,7 +4,6 @@ A bucket holds consecutive days and at most `partition_rows` events, or one sing
 bucket, the source's ids, and arrays with one number per user, per item and per day; never the log.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sidrec.schema import ContractError
+from sidrec.errors import ContractError
+from sidrec.io.files import read_json, write_json
 
 from .command import rows_bar
 from .events import ITEM, LABEL, TIMESTAMP, USER, IdMap, Source, open_stream
@@ -77,14 +77,12 @@ def order_events(source: Source, folder: Path, partition_rows: int) -> OrderedLo
     spool.items.save(folder / "items.parquet")
     np.savez(folder / "totals.npz", user_rows=spool.user_rows(), first_click=spool.first_click())
     ids = {column: len(ids) + 1 for column, ids in spool.categories.items()}
-    partial = folder / (ORDERED + ".partial")
-    partial.write_text(json.dumps({"users": len(spool.users), "ids": ids, "bucket_rows": bucket_rows}))
-    partial.replace(folder / ORDERED)
+    write_json(folder / ORDERED, {"users": len(spool.users), "ids": ids, "bucket_rows": bucket_rows})
     return _load(folder)
 
 
 def _load(folder: Path) -> OrderedLog:
-    facts = json.loads((folder / ORDERED).read_text())
+    facts = read_json(folder / ORDERED, "the counts of an ordered log")
     totals = np.load(folder / "totals.npz")
     items = IdMap.load(folder / "items.parquet")
     return OrderedLog(

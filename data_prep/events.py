@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from sidrec.schema import ContractError
+from sidrec.errors import ContractError
 
 from .command import reading
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 import tyro
 
 from sidrec import schema
-from sidrec.schema import ContractError
+from sidrec.errors import ContractError
 
 from .build import LogSettings, prepare
 from .command import run

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from sidrec import schema
-from sidrec.schema import ITEM_ID, OTHER_ID, ContractError, Manifest
+from sidrec.errors import ContractError
+from sidrec.schema import ITEM_ID, OTHER_ID, Manifest
 
 from .command import refuse_flags, rows_bar
 from .events import open_stream

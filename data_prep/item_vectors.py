@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import tyro
 
 from sidrec import schema
-from sidrec.schema import ContractError
+from sidrec.errors import ContractError
+from sidrec.io.files import replaced_file
 
 from .command import rows_bar, run
 from .events import CATALOG_TEXT
@@ -52,9 +53,8 @@ def add_vectors(items: Path, source: str, column: str = "text", model: str = SEN
         raise ContractError(items, "an items.parquet, as data_prep writes it", "no such file")
     file = pq.ParquetFile(items)
     vectors_of = _from_text(source, model, file, items) if source in TEXT_SOURCES else _from_file(Path(source), file)
-    partial = items.with_name(items.name + ".partial")
-    without, width = _rewrite(file, partial, column, vectors_of)
-    partial.replace(items)
+    with replaced_file(items, one_writer=True) as partial:
+        without, width = _rewrite(file, partial, column, vectors_of)
     rows = file.metadata.num_rows
     return f"column {column}: {rows} vectors of width {width} from {source}; {without} of the items have a zero vector"
 
@@ -88,9 +88,6 @@ def _rewrite(
                 writer = writer or pq.ParquetWriter(partial, table.schema)
                 writer.write_table(table)
                 bar.update(table.num_rows)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
     finally:
         if writer is not None:
             writer.close()

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sidrec import schema
+from sidrec.io.files import replaced_file
 
 from .event_order import SPLITS
 from .events import IdMap, Items, open_stream
@@ -55,11 +56,12 @@ class LogWriter:
 
     def _write_file(self, path: Path, rows: PartitionRows, row_M: np.ndarray) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        with pq.ParquetWriter(partial, self.arrow, compression="zstd") as writer:
+        with (
+            replaced_file(path, one_writer=True) as partial,
+            pq.ParquetWriter(partial, self.arrow, compression="zstd") as writer,
+        ):
             for begin in range(0, len(row_M), ROW_GROUP):
                 writer.write_table(self._table(rows, row_M[begin : begin + ROW_GROUP]))
-        partial.replace(path)
 
     def _table(self, rows: PartitionRows, row_M: np.ndarray) -> pa.Table:
         columns = []
@@ -115,9 +117,8 @@ def write_items(path: Path, items: Items, train_impressions: np.ndarray) -> None
     table = table.add_column(1, schema.TRAIN_IMPRESSIONS, pa.array(train_impressions[1:]))
     for column, vectors in items.vectors.items():
         table = table.append_column(column, vector_column(vectors))
-    partial = path.with_name(path.name + ".partial")
-    pq.write_table(table, partial, row_group_size=ITEM_ROW_GROUP)
-    partial.replace(path)
+    with replaced_file(path, one_writer=True) as partial:
+        pq.write_table(table, partial, row_group_size=ITEM_ROW_GROUP)
 
 
 def vector_column(vectors: np.ndarray) -> pa.FixedSizeListArray:

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import tyro
 
 from sidrec import schema
-from sidrec.schema import ContractError, Manifest
+from sidrec.errors import ContractError
+from sidrec.schema import Manifest
 
 from .build import LogSettings, build
 from .command import run

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from sidrec import schema
+from sidrec.errors import ContractError
+from sidrec.io.files import read_json, replaced_file
 from sidrec.io.output_folders import (
     FolderKind,
     Written,
@@ -23,7 +25,6 @@ from sidrec.io.output_folders import (
     replace_folder,
     restore,
 )
-from sidrec.schema import ContractError
 
 CONFIGURATION = "configuration.json"
 REPORT, PICTURE = "behavior.json", "behavior.png"  # of data_prep.behavior, which also writes schema.PAIRS
@@ -87,9 +88,8 @@ class WorkFolder:
         if found != wanted or not work.data.exists():
             work.discard()
         work.partial.mkdir(parents=True, exist_ok=True)
-        partial = work.partial / (CONFIGURATION + PARTIAL)
-        partial.write_text(wanted)
-        partial.replace(work._configuration)
+        with replaced_file(work._configuration, one_writer=True) as partial:
+            partial.write_text(wanted)
         work.data.mkdir(exist_ok=True)
         work.scratch.mkdir(exist_ok=True)
         return work
@@ -187,7 +187,7 @@ def is_behavior_report(path: Path) -> bool:
 
 def _json(path: Path) -> object:
     try:
-        return schema.read_json(path, "JSON")
+        return read_json(path, "JSON")
     except ContractError:
         return None
 
@@ -216,10 +216,8 @@ def save_snapshot(path: Path, **roots: object) -> None:
     arrays: dict[str, np.ndarray] = {}
     for name, root in roots.items():
         _flatten(name, root, arrays)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
+    with replaced_file(path, one_writer=True) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
-    partial.replace(path)
 
 
 def load_snapshot(path: Path) -> dict[str, np.ndarray]:

@@ -12,12 +12,13 @@ from sidrec.errors import ContractError
 
 
 @contextmanager
-def replaced_file(target: Path, *, durable: bool = False) -> Iterator[Path]:
+def replaced_file(target: Path, *, durable: bool = False, one_writer: bool = False) -> Iterator[Path]:
     """Yields a sibling of `target` to write. It becomes `target` when the block ends, and is removed if it raises.
 
-    A `target` that exists stays as it is until then. durable: wait until the bytes are on the disk.
+    A `target` that exists stays as it is until then. durable: wait until the bytes are on the disk. one_writer: no
+    other process writes `target`; the sibling is called NAME.partial, so that a rerun replaces what a killed run left.
     """
-    partial = target.with_name(f"{target.name}.partial{os.getpid()}")
+    partial = target.with_name(f"{target.name}.partial{'' if one_writer else os.getpid()}")
     try:
         yield partial
         if durable:
