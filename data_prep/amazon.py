@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tyro
 
+from sidrec.command_line import metavar
 from sidrec.errors import ContractError
 
 from .build import LogSettings, prepare
@@ -171,15 +172,15 @@ def amazon_source(folder: Path) -> Source:
 
 @dataclass(frozen=True)
 class AmazonCommand:
-    """Amazon reviews (2014, 2018, 2023, or the CSV form) to log/ and items.parquet, with sampled negatives."""
+    """Writes log/ and items.parquet from Amazon reviews (2014, 2018, 2023 or CSV), with sampled negatives."""
 
-    src: tyro.conf.Positional[Path]
+    src: tyro.conf.Positional[Annotated[Path, metavar("SRC")]]
     """Folder with a review file and its metadata."""
-    out: tyro.conf.Positional[Path]
+    out: tyro.conf.Positional[Annotated[Path, metavar("OUT")]]
     """Data folder to write."""
     log: Annotated[LogSettings, tyro.conf.arg(name="")] = field(default_factory=LogSettings)
-    vectors: str = "wordllama"
-    """Item vectors: wordllama, sentence-transformers, none, or FILE.npy (row = item_id - 1)."""
+    vectors: Annotated[str, metavar("SOURCE")] = "wordllama"
+    """Item vectors from wordllama, sentence-transformers, none, or FILE.npy (row = item_id - 1)."""
 
     def run(self) -> None:
         source = amazon_source(self.src)
@@ -267,4 +268,4 @@ def _text(record: Mapping[str, object], key: str, where: str) -> str:
 
 
 if __name__ == "__main__":
-    run(AmazonCommand, "data_prep.amazon")
+    run(AmazonCommand, "data_prep.amazon", "raw/beauty data/beauty", "raw/beauty data/beauty --negatives 4")

@@ -22,6 +22,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from sidrec import schema
+from sidrec.command_line import metavar
 from sidrec.errors import ContractError
 from sidrec.io.files import replaced_file
 
@@ -39,9 +40,9 @@ PREMISE = (
 
 @dataclass(frozen=True)
 class BehaviorCommand:
-    """SASRec item vectors and item pairs, from the train split alone, beside the content vectors."""
+    """Adds behaviour vectors (SASRec) to DATA/items.parquet and writes item pairs, from the train split alone."""
 
-    data: tyro.conf.Positional[Path]
+    data: tyro.conf.Positional[Annotated[Path, metavar("DATA")]]
     """Data folder with log/ and items.parquet."""
     sasrec: Annotated[SasRecSettings, tyro.conf.arg(name="")] = field(default_factory=SasRecSettings)
     pairs: Annotated[PairSettings, tyro.conf.arg(name="")] = field(default_factory=PairSettings)
@@ -281,4 +282,4 @@ def hits_of(scores_BM: np.ndarray, target_B: np.ndarray, had: list[np.ndarray]) 
 
 
 if __name__ == "__main__":
-    run(BehaviorCommand, "data_prep.behavior")
+    run(BehaviorCommand, "data_prep.behavior", "data/beauty", "data/beauty --epochs 50 --pairs co_occurrence")

@@ -1,4 +1,4 @@
-"""Turns a dataclass with a `run` method into a command: flags from its fields, bad input as one sentence."""
+"""A dataclass with a `run` method as a command, and progress bars for what commands do."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -10,50 +10,50 @@ from typing import IO, Never, Protocol, cast
 from tqdm import tqdm
 
 from sidrec import command_line
-from sidrec.schema import ContractError
+from sidrec.errors import ContractError
 
 
 class Command(Protocol):
-    def run(self) -> None: ...
+    """What a module of data_prep does when it is run: fields are arguments, the docstring opens the help."""
+
+    def run(self) -> None:
+        """Raises ContractError for input that cannot be used."""
 
 
-def refuse_flags(rules: Mapping[str, tuple[bool, str, object]]) -> None:
-    """Raises ContractError for the first flag whose value makes no sense.
+def run(command: type[Command], module: str, *examples: str) -> None:
+    """Parses sys.argv and runs the command. Ends the process only with an exit status other than 0.
 
-    rules: flag -> whether its value is fine, what was expected, what was given.
-    """
-    for flag, (fine, expected, got) in rules.items():
-        if not fine:
-            raise ContractError(flag, expected, got)
-
-
-def run(command: type[Command], module: str) -> None:
-    """Parses sys.argv and runs; `module` is what follows `python -m`.
-
-    Ends the process with exit status 2 after bad input, and one message on stderr; with 130 after Ctrl-C.
+    module: the name after `python -m`. examples: arguments that the help shows. Errors and Ctrl-C: see
+    `sidrec.command_line.run`.
     """
     called = Path(sys.argv[0]).name
     program = called if called.startswith("sidrec prep ") else f"python -m {module}"
-
-    def parse_and_run() -> None:
-        command_line.parse(command, sys.argv[1:], program, getdoc(command) or "").run()
-
-    status = command_line.run(parse_and_run)
+    about = getdoc(command) or ""
+    if examples:
+        about = command_line.describe(about, *(f"{program} {words}" for words in examples))
+    status = command_line.run(lambda: command_line.parse(command, sys.argv[1:], program, about).run())
     if status:
         sys.exit(status)
 
 
-# Progress on the terminal, with the time left: bars over rows, and over the bytes of an input file.
+def refuse_flags(rules: Mapping[str, tuple[bool, str, object]]) -> None:
+    """Raises ContractError for the first flag whose value cannot be used.
+
+    rules: flag -> whether its value is valid, what was expected, the value.
+    """
+    for flag, (valid, expected, got) in rules.items():
+        if not valid:
+            raise ContractError(flag, expected, got)
 
 
 def rows_bar(what: str, rows: int) -> "tqdm[Never]":
-    """A bar over rows; silent where stderr is no terminal."""
+    """A progress bar over rows; silent where stderr is no terminal."""
     return tqdm(total=rows, desc=what, unit="row", unit_scale=True, disable=None)
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[IO[bytes]]:
-    """Opens a file for reading, with a bar over its (compressed) bytes."""
+    """Opens a file for reading, with a progress bar over its (compressed) bytes."""
     with (
         path.open("rb") as file,
         tqdm.wrapattr(file, "read", total=path.stat().st_size, desc=path.name, disable=None) as watched,

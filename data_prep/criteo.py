@@ -22,6 +22,7 @@ import tyro
 from tqdm import tqdm
 
 from sidrec import schema
+from sidrec.command_line import metavar
 from sidrec.errors import ContractError
 from sidrec.io.files import read_json, write_json
 
@@ -48,14 +49,16 @@ LARGEST_TABLE = 1 << 31  # ids are int32
 
 @dataclass(frozen=True)
 class CriteoCommand:
-    """Raw Criteo logs (Kaggle's train.txt or the day_* files, plain or .gz) to day_K_{dense,sparse,labels}.npy."""
+    """Writes .npy files of dense features, ids and labels from raw Criteo logs (train.txt or day_*, plain or .gz)."""
 
-    paths: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="SRC... OUT")]
+    paths: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="SRC... OUT", help_behavior_hint="(required)")
+    ]
     """Raw files, and last the folder to write. Files called day_K keep their number, others are numbered as given."""
     threshold: int = 3
     """Categorical values that occur less often share the id 1."""
-    hash_rows: int | None = None
-    """Instead of a vocabulary: ids by hashing into tables of so many rows, in one pass."""
+    hash_rows: Annotated[int | None, metavar("ROWS", "ids by a vocabulary")] = None
+    """Hash ids into tables of this many rows, in one pass, instead of making a vocabulary."""
     block_kib: int = 16_384
     """KiB of text in memory at a time."""
     overwrite: bool = False
@@ -393,4 +396,9 @@ def summary(out: Path) -> str:
 
 
 if __name__ == "__main__":
-    run(CriteoCommand, "data_prep.criteo")
+    run(
+        CriteoCommand,
+        "data_prep.criteo",
+        "train.txt data/criteo-npy",
+        "day_0.gz day_1.gz data/terabyte-npy --hash-rows 1000000",
+    )

@@ -12,7 +12,7 @@ counting pairs, and leaves the same bytes. I item ids, M items that occur, D wid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,7 @@ from scipy import sparse
 from scipy.sparse.linalg import svds
 
 from sidrec import schema
+from sidrec.command_line import metavar
 from sidrec.errors import ContractError
 from sidrec.io.files import replaced_file
 from sidrec.schema import LogFile, Manifest
@@ -37,13 +38,13 @@ from .work_folder import WorkFolder, file_facts, load_snapshot, save_snapshot
 
 @dataclass(frozen=True)
 class CriteoLogCommand:
-    """Prepared Criteo files (data_prep.criteo) to log/ and items.parquet, with one column as the item."""
+    """Writes log/ and items.parquet from the files of data_prep.criteo, with one column as the item."""
 
-    npy: tyro.conf.Positional[Path]
+    npy: tyro.conf.Positional[Annotated[Path, metavar("NPYDIR")]]
     """Folder that data_prep.criteo wrote."""
-    out: tyro.conf.Positional[Path]
+    out: tyro.conf.Positional[Annotated[Path, metavar("OUT")]]
     """Data folder to write."""
-    item: str
+    item: Annotated[str, metavar("COLUMN")]
     """The categorical column that is the item, C1 to C26."""
     test_share: float = 0.1
     """Share of the rows, the last ones, in the split `test`."""
@@ -343,4 +344,4 @@ def _numbered_values(layout: CriteoLayout, columns: list[int], rows: int, most: 
 
 
 if __name__ == "__main__":
-    run(CriteoLogCommand, "data_prep.criteo_log")
+    run(CriteoLogCommand, "data_prep.criteo_log", "data/criteo-npy data/criteo --item C10")

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import tyro
 
 from sidrec import schema
+from sidrec.command_line import metavar
 from sidrec.errors import ContractError
 
 from .build import LogSettings, prepare
@@ -182,17 +183,16 @@ class Interactions:
 
 @dataclass(frozen=True)
 class InteractionsCommand:
-    """A log of interactions (CSV, CSV.gz or Parquet) to log/ and items.parquet."""
+    """Writes log/ and items.parquet from one file of interactions (CSV, CSV.gz or Parquet)."""
 
-    src: tyro.conf.Positional[Path]
+    src: tyro.conf.Positional[Annotated[Path, metavar("SRC")]]
     """File with one interaction a row."""
-    out: tyro.conf.Positional[Path]
+    out: tyro.conf.Positional[Annotated[Path, metavar("OUT")]]
     """Data folder to write."""
     columns: Annotated[Columns, tyro.conf.arg(name="")] = field(default_factory=Columns)
     log: Annotated[LogSettings, tyro.conf.arg(name="")] = field(default_factory=LogSettings)
-    vectors: str | None = None
-    """Item vectors: wordllama, sentence-transformers, none, or FILE.npy (row = item_id - 1).
-    Left out: wordllama where there are text columns, otherwise none."""
+    vectors: Annotated[str | None, metavar("SOURCE", "wordllama with --text-columns, else none")] = None
+    """Item vectors from wordllama, sentence-transformers, none, or FILE.npy (row = item_id - 1)."""
 
     def run(self) -> None:
         self.columns.check()
@@ -201,4 +201,9 @@ class InteractionsCommand:
 
 
 if __name__ == "__main__":
-    run(InteractionsCommand, "data_prep.interactions")
+    run(
+        InteractionsCommand,
+        "data_prep.interactions",
+        "clicks.csv.gz data/clicks --timestamp-unit ms",
+        "ratings.parquet data/ratings --rating-column stars --items-file items.csv --text-columns title",
+    )

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import tyro
 
 from sidrec import schema
+from sidrec.command_line import metavar
 from sidrec.errors import ContractError
 from sidrec.io.files import replaced_file
 
@@ -27,9 +28,9 @@ SENTENCE_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 @dataclass(frozen=True)
 class ItemVectors:
-    """Adds or replaces a vector column of items.parquet."""
+    """Adds or replaces a vector column of DATA/items.parquet."""
 
-    data: tyro.conf.Positional[Path]
+    data: tyro.conf.Positional[Annotated[Path, metavar("DATA")]]
     """Data folder that holds items.parquet."""
     source: Annotated[str, tyro.conf.arg(name="from", metavar="wordllama|sentence-transformers|FILE.npy")] = "wordllama"
     """Where vectors come from. FILE.npy: one row per item, row = item_id - 1."""
@@ -142,4 +143,4 @@ def _sentence_transformers(model: str) -> Embed:
 
 
 if __name__ == "__main__":
-    run(ItemVectors, "data_prep.item_vectors")
+    run(ItemVectors, "data_prep.item_vectors", "data/beauty", "data/beauty --from images.npy --column visual")

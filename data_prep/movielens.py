@@ -10,6 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import tyro
 
+from sidrec.command_line import metavar
+
 from .build import LogSettings, prepare
 from .command import run
 from .events import (
@@ -119,17 +121,17 @@ class MovieLens:
 
 @dataclass(frozen=True)
 class MovieLensCommand:
-    """MovieLens (latest-small, 1M, 20M, 25M, 32M) to log/ and items.parquet."""
+    """Writes log/ and items.parquet from MovieLens (latest-small, 1M, 20M, 25M or 32M)."""
 
-    src: tyro.conf.Positional[Path]
+    src: tyro.conf.Positional[Annotated[Path, metavar("SRC")]]
     """Folder with ratings and movies, as published (unzipped)."""
-    out: tyro.conf.Positional[Path]
+    out: tyro.conf.Positional[Annotated[Path, metavar("OUT")]]
     """Data folder to write."""
     log: Annotated[LogSettings, tyro.conf.arg(name="")] = field(default_factory=LogSettings)
     threshold: float = 4.0
     """Ratings from this on are positive."""
-    vectors: str = "wordllama"
-    """Item vectors: wordllama, sentence-transformers, none, or FILE.npy (row = item_id - 1)."""
+    vectors: Annotated[str, metavar("SOURCE")] = "wordllama"
+    """Item vectors from wordllama, sentence-transformers, none, or FILE.npy (row = item_id - 1)."""
 
     def run(self) -> None:
         source = MovieLens(self.src, self.threshold)
@@ -137,4 +139,4 @@ class MovieLensCommand:
 
 
 if __name__ == "__main__":
-    run(MovieLensCommand, "data_prep.movielens")
+    run(MovieLensCommand, "data_prep.movielens", "raw/ml-25m data/ml-25m")

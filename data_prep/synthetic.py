@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import tyro
 
 from sidrec import schema
+from sidrec.command_line import metavar
 from sidrec.errors import ContractError
 from sidrec.schema import Manifest
 
@@ -169,9 +170,9 @@ def _noise_category(random: np.random.Generator, rows: int) -> pa.Array:
 
 @dataclass(frozen=True)
 class SyntheticCommand:
-    """A known-answer world to log/ and items.parquet, with the best AUC that any model can reach."""
+    """Writes log/ and items.parquet of a synthetic world whose best possible AUC is known."""
 
-    out: tyro.conf.Positional[Path]
+    out: tyro.conf.Positional[Annotated[Path, metavar("OUT")]]
     """Data folder to write."""
     world: Annotated[WorldSettings, tyro.conf.arg(name="")] = field(default_factory=WorldSettings)
     log: Annotated[LogSettings, tyro.conf.arg(name="")] = field(default_factory=lambda: LogSettings(history=20))
@@ -350,4 +351,4 @@ def auc_of_counts(negatives: np.ndarray, positives: np.ndarray) -> float | None:
 
 
 if __name__ == "__main__":
-    run(SyntheticCommand, "data_prep.synthetic")
+    run(SyntheticCommand, "data_prep.synthetic", "demo/world", "data/large --rows 2000000 --users 20000 --items 50000")
