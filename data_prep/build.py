@@ -3,10 +3,10 @@
 Interrupted anywhere, the same command continues after the last finished partition.
 """
 
-import json
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,7 @@ import pyarrow as pa
 from sidrec import schema
 from sidrec.errors import ContractError
 from sidrec.schema import Manifest
+from sidrec.text import text_table
 
 from .command import refuse_flags, rows_bar
 from .event_order import NEVER, SPLITS, DayWindow, OrderedLog, SplitKind, make_split, order_events
@@ -197,15 +198,12 @@ def _finish(
     schema.save_manifest(manifest, writer.log)
 
 
-# The whole way of a public log: build, add item vectors, publish, and say what came out.
-
-
 def prepare(
     source: Source, out: Path, settings: LogSettings, implicit: bool, vectors: str, inputs: tuple[Path, ...] = ()
 ) -> None:
-    """Writes the data folder `out`. vectors: "none" or what `add_vectors` takes. inputs: see `build`.
+    """Writes the data folder `out` and prints its summary. The other arguments are those of `build`.
 
-    Raises ContractError for bad input.
+    vectors: "none", or a source that `add_vectors` takes. Raises ContractError for bad input.
     """
     if vectors != NONE:
         check_vector_source(vectors)
@@ -214,8 +212,24 @@ def prepare(
     if vectors != NONE:
         print(add_vectors(work.data / schema.ITEMS, vectors))
     work.publish()
+    print(summary(out))
+
+
+def summary(out: Path) -> str:
+    """Lines on a data folder: source, rows and rate of positives by split, share of cold rows, where to read more."""
     manifest = schema.load_manifest(out / schema.LOG)
-    print(json.dumps(dict(manifest.protocol), indent=1))
+    facts: Any = manifest.protocol
+    splits = [
+        (f"  {split}", f"{part['rows']:,} rows", f"{part['positive_rate']:.1%} positive")
+        for split, part in facts["splits"].items()
+    ]
+    lines = [
+        f"{out}: {manifest.source}, {facts['rows']:,} rows, {manifest.ids[schema.ITEM_ID] - 1:,} items",
+        text_table(splits),
+        f"  {facts['cold_share_of_test_rows']:.1%} of the test rows are on cold items, which train never shows",
+        f"  how rows, labels and splits were made: {out / schema.LOG / schema.MANIFEST}",
+    ]
+    return "\n".join(lines)
 
 
 # How rows and labels came to be, in words and numbers, for manifest.protocol.

@@ -1,4 +1,4 @@
-"""Prepared Criteo files to a log that `sidrec train` reads: `python -m data_prep.criteo_log NPYDIR OUT --item C10`.
+"""Prepared Criteo files to a log that `sidrec train` reads: `python -m data_prep.criteo_log NPY OUT --item C10`.
 
 One categorical column is the item. Row order is time: a row's timestamp is its number. Criteo names no users: every
 user_id is 0 and histories are empty, so the user metrics of such a log are those of one user. items.parquet lists every
@@ -40,7 +40,7 @@ from .work_folder import WorkFolder, file_facts, load_snapshot, save_snapshot
 class CriteoLogCommand:
     """Writes log/ and items.parquet from the files of data_prep.criteo, with one column as the item."""
 
-    npy: tyro.conf.Positional[Annotated[Path, metavar("NPYDIR")]]
+    npy: tyro.conf.Positional[Annotated[Path, metavar("NPY")]]
     """Folder that data_prep.criteo wrote."""
     out: tyro.conf.Positional[Annotated[Path, metavar("OUT")]]
     """Data folder to write."""

@@ -185,7 +185,7 @@ class Interactions:
 class InteractionsCommand:
     """Writes log/ and items.parquet from one file of interactions (CSV, CSV.gz or Parquet)."""
 
-    src: tyro.conf.Positional[Annotated[Path, metavar("SRC")]]
+    src: tyro.conf.Positional[Annotated[Path, metavar("LOG")]]
     """File with one interaction a row."""
     out: tyro.conf.Positional[Annotated[Path, metavar("OUT")]]
     """Data folder to write."""

@@ -1,4 +1,4 @@
-"""Adds a vector column to items.parquet: `python -m data_prep.item_vectors DATA --source wordllama`."""
+"""Adds a vector column to items.parquet: `python -m data_prep.item_vectors DATA --from wordllama`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,6 +1,5 @@
 """The known-answer world as a data folder: `python -m data_prep.synthetic OUT`."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from sidrec.command_line import metavar
 from sidrec.errors import ContractError
 from sidrec.schema import Manifest
 
-from .build import LogSettings, build
+from .build import LogSettings, build, summary
 from .command import run
 from .event_order import SECONDS_PER_DAY
 from .events import CATALOG_TEXT, CATALOG_TITLE, ITEM, LABEL, TIMESTAMP, USER, IdMap, Items, open_stream
@@ -182,10 +181,12 @@ class SyntheticCommand:
         work = build(source, self.out, self.log, implicit=False)
         log = work.data / schema.LOG
         manifest = schema.load_manifest(log)
-        facts = {**manifest.protocol, "bayes": bayes_auc(work.data, manifest)}
-        schema.save_manifest(replace(manifest, protocol=facts), log)
+        best = bayes_auc(work.data, manifest)
+        schema.save_manifest(replace(manifest, protocol={**manifest.protocol, "bayes": best}), log)
         work.publish()
-        print(json.dumps(facts, indent=1))
+        print(summary(self.out))
+        slices = ", ".join(f"{name} {of['auc']:.4f}" for name, of in best.items() if of["auc"] is not None)
+        print(f"  best possible AUC on the test split: {slices}")
 
 
 LEVELS = 3
@@ -307,7 +308,7 @@ HEAD_SHARE, TAIL_SHARE = 0.1, 0.5
 BINS = 100_000  # probabilities are compared to five digits, so that memory does not grow with the log
 
 
-def bayes_auc(data: Path, manifest: Manifest) -> dict[str, object]:
+def bayes_auc(data: Path, manifest: Manifest) -> dict[str, dict[str, float | None]]:
     """AUC and number of rows of the test split and of its rows on head, torso, tail and cold items.
 
     Items by train impressions: head the first 10%, tail the last half (with the cold ones), torso between, cold without

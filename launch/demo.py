@@ -1,6 +1,7 @@
-"""`make demo`: the whole way on a synthetic world whose best AUC is known. Every step is a command you can type.
+"""`make demo`: every step from data to metrics, on a synthetic world whose best possible AUC is known.
 
-Data, semantic ids, SID-Coord and its HID-only twin on two ranks through torchx, one table.
+Each step is a command that the demo prints: make the data, fit semantic IDs, train SID-Coord and a model with hashed
+IDs alone on two ranks through torchx. A table then compares both with the best possible AUC.
 """
 
 import shlex
@@ -10,10 +11,11 @@ import sys
 import time
 from pathlib import Path
 
+from sidrec import command_line
 from sidrec.config import load_file
 from sidrec.io.output_folders import check_replaceable
 from sidrec.metrics.exact import comparison_table, load_metrics
-from sidrec.schema import LOG, ContractError, load_manifest
+from sidrec.schema import LOG, load_manifest
 from sidrec.train.run_directory import RUN
 
 RECIPES = {
@@ -25,27 +27,27 @@ RANKS = 2
 
 
 def main() -> int:
-    """Runs the demo in the current folder, the root of a checkout. Returns 1 if a step failed."""
-    first = RECIPES["SID-Coord"]
-    recipe = load_file(first)
+    """Runs the demo in the current folder, the root of a checkout. Returns 1 if a step failed.
+
+    Raises ContractError where a run directory holds files that no run wrote.
+    """
+    recipe = load_file(RECIPES["SID-Coord"])
     for path in RECIPES.values():
         run = load_file(path).run
-        try:
-            check_replaceable(run.resolve(), RUN)
-        except ContractError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
+        check_replaceable(run.resolve(), RUN)
         shutil.rmtree(run, ignore_errors=True)
-    steps = [
-        f"python -m data_prep.synthetic {recipe.data.path} --overwrite",
-        f"sidrec fit {first} --overwrite",
-        *(
-            f"torchx run -s local_cwd launch/components.py:train --recipe {path} --ranks {RANKS}"
-            for path in RECIPES.values()
+    steps = {
+        "A synthetic world whose best possible AUC is known": (
+            f"python -m data_prep.synthetic {recipe.data.path} --overwrite"
         ),
-    ]
-    for step in steps:
-        if not _run(step):
+        "A semantic ID for every item, from its content vector": f"sidrec fit {RECIPES['SID-Coord']} --overwrite",
+    }
+    for name, path in RECIPES.items():
+        title = f"Training: {name}, {RANKS} ranks"
+        steps[title] = f"torchx run -s local_cwd launch/components.py:train --recipe {path} --ranks {RANKS}"
+    for number, (title, command) in enumerate(steps.items(), 1):
+        print(f"\nStep {number} of {len(steps)}. {title}")
+        if not _run(command):
             return 1
     _summary(recipe.data.path)
     return 0
@@ -53,7 +55,7 @@ def main() -> int:
 
 def _run(command: str) -> bool:
     """Runs a command with the programs of this very environment, whether or not it is activated."""
-    print(f"\n$ {command}", flush=True)
+    print(f"$ {command}", flush=True)
     program, *arguments = shlex.split(command)
     started = time.monotonic()
     status = subprocess.run([str(Path(sys.executable).with_name(program)), *arguments], check=False).returncode
@@ -68,17 +70,15 @@ def _summary(data: Path) -> None:
     bayes = load_manifest(data / LOG).protocol["bayes"]
     assert isinstance(bayes, dict), "the synthetic world states the best possible AUC per slice"
     best = bayes["all"]["auc"]
-    print(
-        f"\nSynthetic world, split {SPLIT}, {RANKS} gloo ranks, seed 0. No model can do better than AUC {best:.4f}.\n"
-    )
+    print(f"\nResult: split {SPLIT} of {data}, {RANKS} gloo ranks, seed 0. The best possible AUC is {best:.4f}.\n")
     print(comparison_table(metrics, SPLIT))
     print()
     for name, run in runs.items():
         reached = (metrics[name][SPLIT]["all"]["auc"] or 0.5) - 0.5
         print(f"{name}: {reached / (best - 0.5):.1%} of the best possible AUC above chance; run directory {run}")
     catalog = load_file(RECIPES["SID-Coord"]).data.catalog
-    print(f"pictures: {runs['SID-Coord'] / f'gate_{SPLIT}.png'}, {catalog / 'pictures'}")
+    print(f"Pictures: {runs['SID-Coord'] / f'gate_{SPLIT}.png'}, {catalog / 'pictures'}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command_line.run(main))
