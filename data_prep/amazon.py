@@ -1,7 +1,11 @@
-"""Amazon reviews: `python -m data_prep.amazon SRC OUT`, for the 2014, 2018 and 2023 layouts and the CSV form.
+"""Amazon reviews: `python -m data_prep.amazon SRC OUT`.
 
-SRC is a folder with either interactions.csv.gz and items.csv.gz, or one review file and one meta_* file as published
-(2014: reviews_X_5.json.gz, meta_X.json.gz; 2018: X_5.json.gz, meta_X.json.gz; 2023: X.jsonl.gz, meta_X.jsonl.gz).
+SRC holds one review file and one meta_* file as published, with one record a line:
+2014: reviews_X_5.json.gz and meta_X.json.gz, metadata as Python literals (He & McAuley 2016);
+2018: X_5.json.gz and meta_X.json.gz (Ni et al. 2019);
+2023: X.jsonl.gz and meta_X.jsonl.gz (Hou et al. 2024).
+Or it holds interactions.csv.gz (user_id, item_id, timestamp) and items.csv.gz (item_id, title, brand, categories).
+Every review is a positive.
 """
 
 import ast
@@ -42,6 +46,41 @@ from .events import (
 INTERACTIONS, PRODUCTS = "interactions.csv.gz", "items.csv.gz"
 LABELS = "1 for every review (a purchase); rows with 0 are sampled"
 NO_BRAND = "Unknown"
+LINES = 100_000
+OLD_KEYS = ("reviewerID", "asin", "unixReviewTime")
+NEW_KEYS = ("user_id", "parent_asin", "timestamp")
+
+
+@dataclass(frozen=True)
+class AmazonCommand:
+    """Writes log/ and items.parquet from Amazon reviews (2014, 2018, 2023 or CSV), with sampled negatives."""
+
+    src: tyro.conf.Positional[Annotated[Path, metavar("SRC")]]
+    """Folder with a review file and its metadata."""
+    out: tyro.conf.Positional[Annotated[Path, metavar("OUT")]]
+    """Data folder to write."""
+    log: Annotated[LogSettings, tyro.conf.arg(name="")] = field(default_factory=LogSettings)
+    vectors: Annotated[str, metavar("SOURCE")] = "wordllama"
+    """Item vectors from wordllama, sentence-transformers, none, or FILE.npy (row = item_id - 1)."""
+
+    def run(self) -> None:
+        source = amazon_source(self.src)
+        prepare(source, self.out, self.log, implicit=True, vectors=self.vectors, inputs=(self.src,))
+
+
+def amazon_source(folder: Path) -> Source:
+    """The source for the layout of the folder's files. Raises ContractError unless one layout's files are there."""
+    if not folder.is_dir():
+        raise ContractError(folder, "a folder with review and metadata files", "no such folder")
+    if (folder / INTERACTIONS).is_file():
+        return AmazonCsv(folder)
+    records = [file for file in sorted(folder.iterdir()) if file.name.endswith((".json.gz", ".jsonl.gz"))]
+    metadata = [file for file in records if file.name.startswith("meta_")]
+    reviews = [file for file in records if file not in metadata]
+    if len(reviews) != 1 or len(metadata) != 1:
+        expected = f"{INTERACTIONS} and {PRODUCTS}, or one review file and one meta_* file (.json.gz or .jsonl.gz)"
+        raise ContractError(folder, expected, [file.name for file in sorted(folder.iterdir())])
+    return AmazonReviews(reviews[0], metadata[0])
 
 
 @dataclass(frozen=True)
@@ -155,50 +194,11 @@ def product_items(ids: IdMap, known: dict[int, tuple[str, str, list[str]]], repe
     return Items(table, categories, {}, notes)
 
 
-def amazon_source(folder: Path) -> Source:
-    """Recognises the layout by its files. Raises ContractError when there is not exactly one of each."""
-    if not folder.is_dir():
-        raise ContractError(folder, "a folder with review and metadata files", "no such folder")
-    if (folder / INTERACTIONS).is_file():
-        return AmazonCsv(folder)
-    records = [file for file in sorted(folder.iterdir()) if file.name.endswith((".json.gz", ".jsonl.gz"))]
-    metadata = [file for file in records if file.name.startswith("meta_")]
-    reviews = [file for file in records if file not in metadata]
-    if len(reviews) != 1 or len(metadata) != 1:
-        expected = f"{INTERACTIONS} and {PRODUCTS}, or one review file and one meta_* file (.json.gz or .jsonl.gz)"
-        raise ContractError(folder, expected, [file.name for file in sorted(folder.iterdir())])
-    return AmazonReviews(reviews[0], metadata[0])
-
-
-@dataclass(frozen=True)
-class AmazonCommand:
-    """Writes log/ and items.parquet from Amazon reviews (2014, 2018, 2023 or CSV), with sampled negatives."""
-
-    src: tyro.conf.Positional[Annotated[Path, metavar("SRC")]]
-    """Folder with a review file and its metadata."""
-    out: tyro.conf.Positional[Annotated[Path, metavar("OUT")]]
-    """Data folder to write."""
-    log: Annotated[LogSettings, tyro.conf.arg(name="")] = field(default_factory=LogSettings)
-    vectors: Annotated[str, metavar("SOURCE")] = "wordllama"
-    """Item vectors from wordllama, sentence-transformers, none, or FILE.npy (row = item_id - 1)."""
-
-    def run(self) -> None:
-        source = amazon_source(self.src)
-        prepare(source, self.out, self.log, implicit=True, vectors=self.vectors, inputs=(self.src,))
-
-
-# Amazon review and metadata files with one record a line: 2014 (metadata as Python literals), 2018 and 2023 (JSON).
-#
-# Hou et al. 2024 (2023), Ni et al. 2019 (2018), He & McAuley 2016 (2014).
-
-
-LINES = 100_000
-OLD_KEYS = ("reviewerID", "asin", "unixReviewTime")
-NEW_KEYS = ("user_id", "parent_asin", "timestamp")
+# Files with one record a line.
 
 
 def review_events(path: Path) -> Iterator[pa.Table]:
-    """Every review as a positive event. 2023's times are milliseconds, the older ones' seconds."""
+    """Every review as a positive event. Times are milliseconds in 2023's files, seconds in older ones."""
     for first_line, records in _blocks(path):
         keys = NEW_KEYS if NEW_KEYS[1] in records[0] else OLD_KEYS
         per_second = 1000 if keys is NEW_KEYS else 1
@@ -225,7 +225,7 @@ def product_records(path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:
 
 
 def product_text(record: Mapping[str, object]) -> tuple[str, str, list[str]]:
-    """Title, brand and category path of a metadata record; what is missing is empty."""
+    """Title, brand and category path of a metadata record; missing ones are empty."""
     title, brand = record.get("title"), record.get("brand") or record.get("store")
     path = record.get("categories") or record.get("category") or []
     if isinstance(path, list) and path and isinstance(path[0], list):

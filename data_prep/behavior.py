@@ -1,9 +1,13 @@
 """Behaviour vectors and item pairs from the train split: `python -m data_prep.behavior DATA`.
 
-Writes the column `behavior` of DATA/items.parquet (SASRec's item vectors as they are, all zeros for items without train
-positives), and beside it pairs.parquet, behavior.json and behavior.png.
+Trains SASRec on the train split's positives and writes its item vectors, not normalised, as the column `behavior` of
+DATA/items.parquet; items without train positives get zeros. Writes pairs.parquet, behavior.json and behavior.png too.
 
-M items of the train split, N rows of items.parquet, D width.
+Two checks tell whether the vectors are of use: how well SASRec predicts each user's last event, compared with
+popularity, and whether the vectors' lengths follow the items' frequencies, which ADC-SID assumes.
+
+Shapes: M items of the train split, N rows of items.parquet, D width, U users, B users of a chunk, T positions, G groups
+of similar frequency.
 """
 
 import json
@@ -33,9 +37,13 @@ from .sasrec import SasRec, SasRecSettings, train_sasrec
 from .work_folder import PICTURE, REPORT, is_behavior_report
 
 PREMISE = (
-    "ADC-SID takes the length of a behaviour vector for the item's frequency: Spearman {spearman}, Pearson {pearson} "
-    "over {items} items"
+    "ADC-SID assumes that the length of a behaviour vector follows the item's frequency: Spearman {spearman}, "
+    "Pearson {pearson} over {items} items"
 )
+TOP = 10
+MOST_USERS = 10_000  # checked; a seeded sample if there are more
+CHUNK = 128
+GROUPS = 12
 
 
 @dataclass(frozen=True)
@@ -47,10 +55,10 @@ class BehaviorCommand:
     sasrec: Annotated[SasRecSettings, tyro.conf.arg(name="")] = field(default_factory=SasRecSettings)
     pairs: Annotated[PairSettings, tyro.conf.arg(name="")] = field(default_factory=PairSettings)
     check: bool = True
-    """Also train without everybody's last event, and report how well these are predicted."""
+    """Also train without each user's last event, and report how well these events are predicted."""
     earliest_share: float = 1.0
-    """Learn from this share of the train split's positives, the earliest. Semantic ids made of behaviour tell a ranker
-    about the very rows that it trains on, and less about later ones; rows after the share are free of that."""
+    """Learn from the earliest positives of the train split alone, this share of them. Semantic IDs from behaviour leak
+    labels of the rows that they were learned from into a ranker's training; later rows are free of that."""
 
     def run(self) -> None:
         add_behavior(self.data, self.sasrec, self.pairs, self.check, self.earliest_share)
@@ -59,11 +67,10 @@ class BehaviorCommand:
 def add_behavior(
     data: Path, sasrec: SasRecSettings, pairs: PairSettings, check: bool = True, earliest_share: float = 1.0
 ) -> None:
-    """Writes everything; each file appears whole, and only when all of them are ready.
+    """Writes the column and the files. Each file appears whole, when all of them are ready.
 
-    earliest_share: of the train split's positives, in time; the others are not looked at.
-    Raises ContractError, before any training, when settings, log or items.parquet make no sense, or a file would be
-    replaced that this command did not write.
+    check: train another model for `check_next_item`. earliest_share: see `read_sequences`. Raises ContractError, before
+    any training, for invalid settings, log or items.parquet, and for files in the way that this command did not write.
     """
     sasrec.check()
     pairs.check()
@@ -108,7 +115,7 @@ def _check_files(data: Path) -> None:
 
 
 def _rows_of(items: Path, sequences: Sequences) -> tuple[np.ndarray, int]:
-    """Row of every train item among the rows of items.parquet, and how many rows there are."""
+    """int64 [M]: row of each train item in items.parquet; and its number of rows N."""
     if not items.is_file():
         raise ContractError(items, "an items.parquet, as data_prep writes it", "no such file")
     try:
@@ -144,14 +151,12 @@ def _title(data: Path, sasrec: SasRecSettings, premise: dict[str, object]) -> st
     return f"{data.resolve().name}: SASRec, {how}\nSpearman {short['spearman']}, Pearson {short['pearson']}"
 
 
-# Do behaviour vectors know anything? Hit rate at 10 of each user's last train event, against popularity.
-#
-# B users of a chunk, M items, U users, T positions.
+# Check 1: hit rate at 10 on each user's last train event, held out.
 
 
 @dataclass(frozen=True)
 class HitRates:
-    """Share of `users` whose held-out item is among the TOP of all items that the user had not had before."""
+    """Share of `users` whose held-out item is among the TOP of the items that are new to the user."""
 
     users: int
     sasrec: float
@@ -165,72 +170,11 @@ def _hit_rates(rates: HitRates | None) -> str:
     return f"next item, last train event held out, {rates.users} users: {found}"
 
 
-# What behaviour vectors are like: does their length follow the items' frequency, as ADC-SID's controller needs it?
-#
-# M items of the train split, D width, G groups of like frequency.
-
-
-GROUPS = 12
-
-
-def norm_and_frequency(vectors_MD: np.ndarray, frequency_M: np.ndarray) -> dict[str, object]:
-    """Spearman and Pearson correlation of |vector| with the number of train positives (ADC-SID, arXiv 2510.25622v3).
-
-    Over the items that the train split has. A correlation is None where norms or frequencies are all equal.
-    """
-    norm_M = np.linalg.norm(vectors_MD, axis=1)
-    ranks = (pd.Series(values).rank().to_numpy() for values in (norm_M, frequency_M))
-    return {
-        "items": len(norm_M),
-        "spearman": _correlation(*ranks),
-        "pearson": _correlation(norm_M, frequency_M),
-        "norm_quartiles": np.quantile(norm_M, [0, 0.25, 0.5, 0.75, 1]).tolist(),
-        "frequency_quartiles": np.quantile(frequency_M, [0, 0.25, 0.5, 0.75, 1]).tolist(),
-    }
-
-
-def _correlation(x_M: np.ndarray, y_M: np.ndarray) -> float | None:
-    if np.ptp(x_M) == 0 or np.ptp(y_M) == 0:
-        return None
-    return float(np.corrcoef(x_M, y_M)[0, 1])
-
-
-def median_norms(norm_M: np.ndarray, frequency_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean frequency and median norm [G] of at most GROUPS groups, by bounds evenly spaced in log frequency."""
-    bounds = np.geomspace(frequency_M.min(), frequency_M.max() + 1, GROUPS + 1)
-    group_M = np.searchsorted(bounds, frequency_M, side="right")
-    groups = np.unique(group_M)
-    frequency_G = [frequency_M[group_M == group].mean() for group in groups]
-    return np.array(frequency_G), np.array([np.median(norm_M[group_M == group]) for group in groups])
-
-
-def draw_norms(path: Path, vectors_MD: np.ndarray, frequency_M: np.ndarray, title: str) -> None:
-    """A point per item, norm against frequency on a log axis, and the median by frequency. PNG."""
-    norm_M = np.linalg.norm(vectors_MD, axis=1)
-    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
-    axes = figure.subplots()
-    axes.scatter(frequency_M, norm_M, s=5, color="#56B4E9", alpha=0.4, linewidths=0, label="items", rasterized=True)
-    axes.plot(*median_norms(norm_M, frequency_M), "o-", color="#0072B2", label="median of items of like frequency")
-    axes.set_xscale("log")
-    axes.set_xlabel("positives of the item in the train split")
-    axes.set_ylabel("length of its behaviour vector")
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False)
-    axes.set_title(title, loc="left", fontsize=10)
-    FigureCanvasAgg(figure)
-    figure.savefig(path, format="png", dpi=120)
-
-
-TOP = 10
-MOST_USERS = 10_000  # a seeded sample of them where there are more
-CHUNK = 128
-
-
 def check_next_item(sequences: Sequences, settings: SasRecSettings) -> HitRates | None:
-    """Trains a model of its own without anybody's last event, and predicts these.
+    """Trains a model without the users' last events, and predicts these.
 
-    Popularity counts the same remaining events. Users with one event, or whose last item they had had before, are left
-    out; None when nobody is left.
+    Popularity counts the remaining events. Users with one event, or whose last item is not new to them, are left out.
+    None when no user is left.
     """
     known = sequences.without_last()
     users = _users_to_check(sequences, settings.seed)
@@ -261,7 +205,7 @@ def _users_to_check(sequences: Sequences, seed: int) -> np.ndarray:
 
 @torch.no_grad()
 def _scores(model: SasRec, had: list[np.ndarray], length: int) -> np.ndarray:
-    """float32 [B, M] from the latest events of each user."""
+    """float32 [B, M]: scores of all items, from each user's latest events."""
     recent = [np.append(model.start, items)[-length:] for items in had]
     inputs_BT = np.full((len(recent), max(map(len, recent))), model.start)
     for row, items in zip(inputs_BT, recent, strict=True):
@@ -272,13 +216,64 @@ def _scores(model: SasRec, had: list[np.ndarray], length: int) -> np.ndarray:
 
 
 def hits_of(scores_BM: np.ndarray, target_B: np.ndarray, had: list[np.ndarray]) -> int:
-    """Rows whose target is among the TOP items that are not in `had`; of equal scores the lower item wins."""
+    """Number of rows whose target is among the TOP items that are not in `had`. Ties: the lower item number wins."""
     own_B = scores_BM[np.arange(len(target_B)), target_B][:, None]
     ahead_BM = scores_BM > own_B
     ahead_BM |= (scores_BM == own_B) & (np.arange(scores_BM.shape[1]) < target_B[:, None])
     for row, items in zip(ahead_BM, had, strict=True):
         row[items] = False
     return int((ahead_BM.sum(axis=1) < TOP).sum())
+
+
+# Check 2: do the lengths of behaviour vectors follow the items' frequencies?
+
+
+def norm_and_frequency(vectors_MD: np.ndarray, frequency_M: np.ndarray) -> dict[str, object]:
+    """Spearman and Pearson correlation of |vector| with the number of train positives (ADC-SID, arXiv 2510.25622v3).
+
+    Over the items of the train split. A correlation is None where all norms or all frequencies are equal.
+    """
+    norm_M = np.linalg.norm(vectors_MD, axis=1)
+    ranks = (pd.Series(values).rank().to_numpy() for values in (norm_M, frequency_M))
+    return {
+        "items": len(norm_M),
+        "spearman": _correlation(*ranks),
+        "pearson": _correlation(norm_M, frequency_M),
+        "norm_quartiles": np.quantile(norm_M, [0, 0.25, 0.5, 0.75, 1]).tolist(),
+        "frequency_quartiles": np.quantile(frequency_M, [0, 0.25, 0.5, 0.75, 1]).tolist(),
+    }
+
+
+def _correlation(x_M: np.ndarray, y_M: np.ndarray) -> float | None:
+    if np.ptp(x_M) == 0 or np.ptp(y_M) == 0:
+        return None
+    return float(np.corrcoef(x_M, y_M)[0, 1])
+
+
+def median_norms(norm_M: np.ndarray, frequency_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean frequency and median norm [G] of at most GROUPS groups, with bounds evenly spaced in log frequency."""
+    bounds = np.geomspace(frequency_M.min(), frequency_M.max() + 1, GROUPS + 1)
+    group_M = np.searchsorted(bounds, frequency_M, side="right")
+    groups = np.unique(group_M)
+    frequency_G = [frequency_M[group_M == group].mean() for group in groups]
+    return np.array(frequency_G), np.array([np.median(norm_M[group_M == group]) for group in groups])
+
+
+def draw_norms(path: Path, vectors_MD: np.ndarray, frequency_M: np.ndarray, title: str) -> None:
+    """Draws a PNG: norm against frequency (log axis), a point for each item, and the median by frequency."""
+    norm_M = np.linalg.norm(vectors_MD, axis=1)
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
+    axes = figure.subplots()
+    axes.scatter(frequency_M, norm_M, s=5, color="#56B4E9", alpha=0.4, linewidths=0, label="items", rasterized=True)
+    axes.plot(*median_norms(norm_M, frequency_M), "o-", color="#0072B2", label="median of items of like frequency")
+    axes.set_xscale("log")
+    axes.set_xlabel("positives of the item in the train split")
+    axes.set_ylabel("length of its behaviour vector")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False)
+    axes.set_title(title, loc="left", fontsize=10)
+    FigureCanvasAgg(figure)
+    figure.savefig(path, format="png", dpi=120)
 
 
 if __name__ == "__main__":

@@ -1,31 +1,42 @@
-"""A raw log to a data folder: order the events, pass over them once, write items and manifest, publish.
+"""From a raw log to a data folder: order the events, pass over them once, write rows and items, publish.
 
-Interrupted anywhere, the same command continues after the last finished partition.
+`prepare` is what the commands for public logs call. A raw log is a `Source` of events (`data_prep.events`). `build`
+sorts them by time (`data_prep.event_order`), turns them into rows with what was known before each
+(`data_prep.log_pass`) and writes log/ and items.parquet into a work folder (`data_prep.work_folder`), which then
+becomes OUT.
+
+If it is interrupted, the same command continues after the last finished partition.
+
+Shapes: M selected rows of a partition, N rows of a batch.
 """
 
+import json
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from sidrec import schema
 from sidrec.errors import ContractError
+from sidrec.io.files import replaced_file
 from sidrec.schema import Manifest
 from sidrec.text import text_table
 
 from .command import refuse_flags, rows_bar
 from .event_order import NEVER, SPLITS, DayWindow, OrderedLog, SplitKind, make_split, order_events
-from .events import Items, Source
-from .item_vectors import NONE, TEXT_SOURCES, add_vectors, check_vector_source
-from .log_pass import ROW_DENSE, STATS, LogPass, PassState
-from .log_writer import LogWriter, category_ids, rows_on_items, write_items
+from .events import IdMap, Items, Source, open_stream
+from .item_vectors import NONE, TEXT_SOURCES, add_vectors, check_vector_source, vector_column
+from .log_pass import ROW_DENSE, STATS, LogPass, PartitionRows, PassState
 from .negatives import ATTEMPTS, Launches, Sampler, Taken
 from .work_folder import WorkFolder, file_facts, load_snapshot, restore_snapshot, save_snapshot
 
-# The flags that every raw log shares.
+ROW_GROUP = 16_384
+ITEM_ROW_GROUP = 16_384
 
 
 @dataclass(frozen=True)
@@ -37,7 +48,7 @@ class LogSettings:
     recent_days: int = 30
     """Days that the stat_*_recent columns look back (whole UTC days before the row's own day)."""
     split: SplitKind = "global"
-    """One cut in time for everybody, or each user's last events as test."""
+    """global: one cut in time for all users. per-user-last: the last events of each user are test."""
     test_share: float = 0.1
     """Share of the events in the split `test`."""
     validation_share: float = 0.1
@@ -47,18 +58,18 @@ class LogSettings:
     window_days: int = 30
     """Days before a positive from which its negatives are drawn."""
     floor_weight: float = 0.5
-    """Weight that every launched item keeps in that draw; a positive in the window weighs 1."""
+    """Weight of a launched item in that draw; a positive in the window weighs 1."""
     launch_draws: float = 1.4
     """Draws that a newly launched item gets in its first window, per negative per positive."""
     seed: int = 0
-    """Seed of everything random."""
+    """Seed of all random numbers."""
     partition_rows: int = 1_000_000
-    """Events held in memory at a time (one day's events if that is more)."""
+    """Events in memory at a time (at least one day's events)."""
     overwrite: bool = False
     """Replace OUT if it exists and holds nothing but what data_prep wrote."""
 
     def check(self) -> None:
-        """Raises ContractError naming the flag whose value makes no sense."""
+        """Raises ContractError that names the first flag whose value cannot be used."""
         rules = {
             "--history": (self.history >= 0, "a length of at least 0", self.history),
             "--recent-days": (self.recent_days >= 1, "at least 1 day", self.recent_days),
@@ -78,14 +89,48 @@ class LogSettings:
         refuse_flags(rules)
 
 
+def prepare(
+    source: Source, out: Path, settings: LogSettings, implicit: bool, vectors: str, inputs: tuple[Path, ...] = ()
+) -> None:
+    """Writes the data folder `out` and prints its summary. The other arguments are those of `build`.
+
+    vectors: "none", or a source that `add_vectors` takes. Raises ContractError for bad input.
+    """
+    if vectors != NONE:
+        check_vector_source(vectors)
+    read = () if vectors == NONE or vectors in TEXT_SOURCES else (Path(vectors),)
+    work = build(source, out, settings, implicit, (*inputs, *read))
+    if vectors != NONE:
+        print(add_vectors(work.data / schema.ITEMS, vectors))
+    work.publish()
+    print(summary(out))
+
+
+def summary(out: Path) -> str:
+    """Lines on a data folder: source, rows and rate of positives by split, share of cold rows, where to read more."""
+    manifest = schema.load_manifest(out / schema.LOG)
+    facts: Any = manifest.protocol
+    splits = [
+        (f"  {split}", f"{part['rows']:,} rows", f"{part['positive_rate']:.1%} positive")
+        for split, part in facts["splits"].items()
+    ]
+    lines = [
+        f"{out}: {manifest.source}, {facts['rows']:,} rows, {manifest.ids[schema.ITEM_ID] - 1:,} items",
+        text_table(splits),
+        f"  {facts['cold_share_of_test_rows']:.1%} of the test rows are on cold items, which train never shows",
+        f"  how rows, labels and splits were made: {out / schema.LOG / schema.MANIFEST}",
+    ]
+    return "\n".join(lines)
+
+
 def build(
     source: Source, out: Path, settings: LogSettings, implicit: bool, inputs: tuple[Path, ...] = ()
 ) -> WorkFolder:
-    """Everything but the publishing, so that callers can add to `data` first. Bad input leaves nothing behind.
+    """Fills a work folder. The caller may add to its `data`, and then publishes it. Bad input leaves no files.
 
-    implicit: the log holds only positives, negatives are sampled. inputs: what the command reads beside the source's
-    files, or the folder of these. Raises ContractError for whatever is wrong with the input, and for an OUT that must
-    not be replaced.
+    implicit: the log holds only positives; negatives are sampled. inputs: other files and folders that the command
+    reads, which must lie apart from OUT. Raises ContractError for invalid input, and for an OUT that must not be
+    replaced.
     """
     settings.check()
     configuration = {
@@ -141,7 +186,7 @@ def _sampler(log: OrderedLog, settings: LogSettings, scratch: Path) -> Sampler:
     return Sampler(settings.negatives, *weights, settings.seed, window, launches, Taken(folder, items))
 
 
-def _pass_over(log: OrderedLog, log_pass: LogPass, writer: LogWriter, scratch: Path) -> None:
+def _pass_over(log: OrderedLog, log_pass: LogPass, writer: "LogWriter", scratch: Path) -> None:
     done = _resume(log_pass, writer, scratch)
     with rows_bar("writing rows", log.rows) as bar:
         bar.update(log_pass.events_seen)
@@ -151,7 +196,7 @@ def _pass_over(log: OrderedLog, log_pass: LogPass, writer: LogWriter, scratch: P
             bar.update(log.bucket_rows[partition])
 
 
-def _snapshot(done: int, log_pass: LogPass, writer: LogWriter, scratch: Path) -> None:
+def _snapshot(done: int, log_pass: LogPass, writer: "LogWriter", scratch: Path) -> None:
     trees: dict[str, object] = {"state": log_pass.state, "facts": writer.facts()}
     trees |= {"done": done, "events_seen": log_pass.events_seen, "given_up": log_pass.given_up}
     if log_pass.sampler is not None:
@@ -159,8 +204,8 @@ def _snapshot(done: int, log_pass: LogPass, writer: LogWriter, scratch: Path) ->
     save_snapshot(scratch / "snapshot.npz", **trees)
 
 
-def _resume(log_pass: LogPass, writer: LogWriter, scratch: Path) -> int:
-    """Puts back the last snapshot, if there is one. Returns the number of finished partitions."""
+def _resume(log_pass: LogPass, writer: "LogWriter", scratch: Path) -> int:
+    """Restores the last snapshot, if there is one. Returns the number of finished partitions."""
     path = scratch / "snapshot.npz"
     if not path.exists():
         return 0
@@ -182,7 +227,7 @@ def _finish(
     manifest: Manifest,
     items: Items,
     log_pass: LogPass,
-    writer: LogWriter,
+    writer: "LogWriter",
 ) -> None:
     for split in SPLITS:
         wanted = split != "validation" or settings.validation_share > 0
@@ -198,42 +243,104 @@ def _finish(
     schema.save_manifest(manifest, writer.log)
 
 
-def prepare(
-    source: Source, out: Path, settings: LogSettings, implicit: bool, vectors: str, inputs: tuple[Path, ...] = ()
-) -> None:
-    """Writes the data folder `out` and prints its summary. The other arguments are those of `build`.
+# The files of the log, and items.parquet.
 
-    vectors: "none", or a source that `add_vectors` takes. Raises ContractError for bad input.
+
+@dataclass
+class LogWriter:
+    """Writes partitions under the folder `log`, and counts rows and positives.
+
+    arrow: schema of every file. files: split -> files so far. counts: "X rows" and "X positives", where X is a split,
+    "new" (rows whose item was never shown before) or "idle" (rows whose item had positives, but no recent ones).
     """
-    if vectors != NONE:
-        check_vector_source(vectors)
-    read = () if vectors == NONE or vectors in TEXT_SOURCES else (Path(vectors),)
-    work = build(source, out, settings, implicit, (*inputs, *read))
-    if vectors != NONE:
-        print(add_vectors(work.data / schema.ITEMS, vectors))
-    work.publish()
-    print(summary(out))
+
+    log: Path
+    arrow: pa.Schema
+    files: dict[str, list[schema.LogFile]] = field(default_factory=lambda: {split: [] for split in SPLITS})
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def write(self, partition: int, rows: PartitionRows) -> None:
+        """Writes one file for each split in the partition. A file appears whole or not at all."""
+        for place, split in enumerate(SPLITS):
+            row_M = np.flatnonzero(rows.split_N == place)
+            if len(row_M):
+                path = Path(split) / f"part-{partition:05d}.parquet"
+                self._write_file(self.log / path, rows, row_M)
+                first, last = map(int, rows.columns[schema.TIMESTAMP][row_M[[0, -1]]])
+                crc32 = schema.crc32_of(self.log / path)
+                self.files[split].append(schema.LogFile(str(path), len(row_M), first, last, crc32))
+            self._count(split, rows, row_M)
+
+    def _count(self, split: str, rows: PartitionRows, row_M: np.ndarray) -> None:
+        positive_M = rows.columns[schema.LABEL][row_M] > 0
+        shown_M = rows.columns["stat_exposures"][row_M] > 0
+        idle_M = (rows.columns["stat_clicks"][row_M] > 0) & (rows.columns["stat_clicks_recent"][row_M] == 0)
+        for name, chosen_M in ((split, np.ones_like(shown_M)), ("new", ~shown_M), ("idle", idle_M)):
+            self.counts[f"{name} rows"] += int(chosen_M.sum())
+            self.counts[f"{name} positives"] += int((positive_M & chosen_M).sum())
+
+    def _write_file(self, path: Path, rows: PartitionRows, row_M: np.ndarray) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            replaced_file(path, one_writer=True) as partial,
+            pq.ParquetWriter(partial, self.arrow, compression="zstd") as writer,
+        ):
+            for begin in range(0, len(row_M), ROW_GROUP):
+                writer.write_table(self._table(rows, row_M[begin : begin + ROW_GROUP]))
+
+    def _table(self, rows: PartitionRows, row_M: np.ndarray) -> pa.Table:
+        columns = []
+        for name in self.arrow.names:
+            if name == schema.HISTORY:
+                columns.append(pa.ListArray.from_arrays(*rows.histories.rows(row_M)))
+            else:
+                columns.append(pa.array(rows.columns[name][row_M]))
+        return pa.Table.from_arrays(columns, schema=self.arrow)
+
+    def facts(self) -> str:
+        """Files and counts as JSON, for a snapshot."""
+        files = {split: [asdict(file) for file in files] for split, files in self.files.items()}
+        return json.dumps({"files": files, "counts": self.counts})
+
+    def resume(self, facts: str) -> None:
+        """Restores what `facts` returned. Files written since then are written again."""
+        raw = json.loads(facts)
+        self.files = {split: [schema.LogFile(**file) for file in files] for split, files in raw["files"].items()}
+        self.counts = Counter(raw["counts"])
 
 
-def summary(out: Path) -> str:
-    """Lines on a data folder: source, rows and rate of positives by split, share of cold rows, where to read more."""
-    manifest = schema.load_manifest(out / schema.LOG)
-    facts: Any = manifest.protocol
-    splits = [
-        (f"  {split}", f"{part['rows']:,} rows", f"{part['positive_rate']:.1%} positive")
-        for split, part in facts["splits"].items()
-    ]
-    lines = [
-        f"{out}: {manifest.source}, {facts['rows']:,} rows, {manifest.ids[schema.ITEM_ID] - 1:,} items",
-        text_table(splits),
-        f"  {facts['cold_share_of_test_rows']:.1%} of the test rows are on cold items, which train never shows",
-        f"  how rows, labels and splits were made: {out / schema.LOG / schema.MANIFEST}",
-    ]
-    return "\n".join(lines)
+def rows_on_items(log: Path, files: tuple[schema.LogFile, ...], wanted: np.ndarray) -> int:
+    """Number of rows whose item is wanted, reading one row group at a time. wanted: bool per item id."""
+    total = 0
+    for entry in files:
+        for batch in open_stream(log / entry.path).iter_batches(batch_size=ROW_GROUP, columns=[schema.ITEM_ID]):
+            total += int(wanted[batch.column(0).to_numpy()].sum())
+    return total
 
 
-# How rows and labels came to be, in words and numbers, for manifest.protocol.
+def category_ids(items: Items) -> tuple[dict[str, np.ndarray], dict[str, int]]:
+    """The items' categories as ids: column -> int64 id per item id (0: unknown item), and column -> number of ids."""
+    by_item: dict[str, np.ndarray] = {}
+    sizes: dict[str, int] = {}
+    for column, values in items.categories.items():
+        ids = IdMap(sorted(set(pc.unique(values).to_pylist()) - {None, ""}))
+        by_item[column] = np.concatenate([[0], ids.add(pa.chunked_array([values]))])
+        sizes[column] = len(ids) + 1
+    return by_item, sizes
 
+
+def write_items(path: Path, items: Items, train_impressions: np.ndarray) -> None:
+    """Writes items.parquet in one step. train_impressions: int64 per item id, 0 included."""
+    table = items.table
+    table = table.add_column(0, schema.ITEM_ID, pa.array(np.arange(1, table.num_rows + 1)))
+    table = table.add_column(1, schema.TRAIN_IMPRESSIONS, pa.array(train_impressions[1:]))
+    for column, vectors in items.vectors.items():
+        table = table.append_column(column, vector_column(vectors))
+    with replaced_file(path, one_writer=True) as partial:
+        pq.write_table(table, partial, row_group_size=ITEM_ROW_GROUP)
+
+
+# manifest.protocol: how rows and labels were made, in words and numbers.
 
 _NEGATIVES = (
     "Every positive gets per_positive rows of the same user and timestamp with label 0. An item is launched at "
@@ -249,7 +356,7 @@ _NEGATIVES = (
 def protocol(
     source: Source, settings: LogSettings, items: Items, log_pass: LogPass, counts: Counter[str], cold_rows: int
 ) -> dict[str, object]:
-    """counts: LogWriter.counts. cold_rows: test rows on items without a train impression."""
+    """manifest.protocol. counts: see `LogWriter`. cold_rows: test rows on items without a train impression."""
     rows = sum(counts[f"{split} rows"] for split in SPLITS)
     positives = sum(counts[f"{split} positives"] for split in SPLITS)
     facts: dict[str, object] = {

@@ -27,12 +27,13 @@ from sidrec.errors import ContractError
 from sidrec.io.files import replaced_file
 from sidrec.schema import LogFile, Manifest
 
+from .build import ROW_GROUP
 from .command import refuse_flags, rows_bar, run
 from .criteo_layout import CriteoLayout, RowRange
 from .criteo_rows import CATEGORICAL, DENSE, FIRST, UNKNOWN, ValueCounts
 from .event_order import SPLITS
+from .item_vectors import vector_column
 from .log_pass import Runs, Totals
-from .log_writer import ROW_GROUP, vector_column
 from .work_folder import WorkFolder, file_facts, load_snapshot, save_snapshot
 
 

@@ -18,7 +18,6 @@ from sidrec.io.files import replaced_file
 
 from .command import rows_bar, run
 from .events import CATALOG_TEXT
-from .log_writer import vector_column
 
 Embed = Callable[[list[str]], np.ndarray]
 NONE = "none"
@@ -93,6 +92,12 @@ def _rewrite(
         if writer is not None:
             writer.close()
     return without, width
+
+
+def vector_column(vectors: np.ndarray) -> pa.FixedSizeListArray:
+    """float [items, width] as a column of fixed-size float32 lists."""
+    flat = np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1)
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat), vectors.shape[1])
 
 
 def _from_file(path: Path, file: pq.ParquetFile) -> Callable[[pa.Table], np.ndarray]:

@@ -37,6 +37,25 @@ NO_GENRE = "(no genres listed)"
 
 
 @dataclass(frozen=True)
+class MovieLensCommand:
+    """Writes log/ and items.parquet from MovieLens (latest-small, 1M, 20M, 25M or 32M)."""
+
+    src: tyro.conf.Positional[Annotated[Path, metavar("SRC")]]
+    """Folder with ratings and movies, as published (unzipped)."""
+    out: tyro.conf.Positional[Annotated[Path, metavar("OUT")]]
+    """Data folder to write."""
+    log: Annotated[LogSettings, tyro.conf.arg(name="")] = field(default_factory=LogSettings)
+    threshold: float = 4.0
+    """Ratings from this on are positive."""
+    vectors: Annotated[str, metavar("SOURCE")] = "wordllama"
+    """Item vectors from wordllama, sentence-transformers, none, or FILE.npy (row = item_id - 1)."""
+
+    def run(self) -> None:
+        source = MovieLens(self.src, self.threshold)
+        prepare(source, self.out, self.log, implicit=False, vectors=self.vectors, inputs=(self.src,))
+
+
+@dataclass(frozen=True)
 class MovieLens:
     """A MovieLens folder as a source of events."""
 
@@ -117,25 +136,6 @@ class MovieLens:
         )
         categories = {"cat_genre": padded(first_genre), "cat_decade": padded(decade)}
         return Items(table, categories, {}, {"items": len(ids), "rated_but_not_in_movies_file": unlisted})
-
-
-@dataclass(frozen=True)
-class MovieLensCommand:
-    """Writes log/ and items.parquet from MovieLens (latest-small, 1M, 20M, 25M or 32M)."""
-
-    src: tyro.conf.Positional[Annotated[Path, metavar("SRC")]]
-    """Folder with ratings and movies, as published (unzipped)."""
-    out: tyro.conf.Positional[Annotated[Path, metavar("OUT")]]
-    """Data folder to write."""
-    log: Annotated[LogSettings, tyro.conf.arg(name="")] = field(default_factory=LogSettings)
-    threshold: float = 4.0
-    """Ratings from this on are positive."""
-    vectors: Annotated[str, metavar("SOURCE")] = "wordllama"
-    """Item vectors from wordllama, sentence-transformers, none, or FILE.npy (row = item_id - 1)."""
-
-    def run(self) -> None:
-        source = MovieLens(self.src, self.threshold)
-        prepare(source, self.out, self.log, implicit=False, vectors=self.vectors, inputs=(self.src,))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
 """SASRec: causal self-attention that predicts each user's next item (Kang & McAuley 2018, arXiv 1808.09781).
 
-B sequences, T positions, D width, H heads, M items.
+It is trained with a sampled softmax over uniform negatives.
+
+Shapes: B sequences, T positions, P real positions of a batch, D width, H heads, W windows, S negatives, M items, E
+events, U users.
 """
 
 import math
@@ -18,75 +21,9 @@ from .item_pairs import Sequences
 INIT_STD = 0.02
 
 
-class SelfAttention(nn.Module):
-    """Multi-head attention in which a position sees itself and what came before."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.query_key_value = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        batch, length, width = x_BTD.shape
-        parts = self.query_key_value(x_BTD).view(batch, length, 3, self.heads, width // self.heads)
-        query, key, value = parts.permute(2, 0, 3, 1, 4)
-        mixed_BHTd = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-        return self.out(mixed_BHTd.transpose(1, 2).reshape(batch, length, width))
-
-
-class Block(nn.Module):
-    """Attention and a point-wise network as wide as the input, each on normalised input and added to it."""
-
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.attention_norm, self.network_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention = SelfAttention(width, heads)
-        self.network = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD)))
-        return x_BTD + self.dropout(self.network(self.network_norm(x_BTD)))
-
-
-class SasRec(nn.Module):
-    """Items in, one hidden vector per position out; its inner product with an item's vector is the item's score.
-
-    One table serves input and output, so an item's vector is a row of `items`, which nothing normalises: its length is
-    free to follow the item's frequency. Row M is the start of a sequence, which makes the first item predictable too.
-    Sequences are padded at the end; as attention is causal, padding needs no mask.
-    """
-
-    def __init__(self, items: int, width: int, blocks: int, heads: int, length: int, dropout: float) -> None:
-        super().__init__()
-        self.items = nn.Embedding(items + 1, width)
-        self.positions = nn.Parameter(torch.empty(length, width))
-        nn.init.normal_(self.items.weight, std=INIT_STD)
-        nn.init.normal_(self.positions, std=INIT_STD)
-        self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.Sequential(*(Block(width, heads, dropout) for _ in range(blocks)))
-        self.norm = nn.LayerNorm(width)
-
-    @property
-    def start(self) -> int:
-        """Row of `items` that opens a sequence."""
-        return self.items.num_embeddings - 1
-
-    def forward(self, items_BT: Tensor) -> Tensor:
-        """items_BT: int64 rows of `items`, T at most `length`. Returns float [B, T, D]."""
-        x_BTD = self.items(items_BT) * self.items.embedding_dim**0.5 + self.positions[: items_BT.shape[1]]
-        return self.norm(self.blocks(self.dropout(x_BTD)))
-
-
-# Trains SASRec on sequences, with a sampled softmax over uniform negatives.
-#
-# B sequences, T positions, P real positions of a batch, D width, W windows, S negatives, M items, E events, U users.
-
-
 @dataclass(frozen=True)
 class SasRecSettings:
-    """How SASRec is built and trained."""
+    """The model and its training."""
 
     width: int = 64
     """Width of the behaviour vectors."""
@@ -95,7 +32,7 @@ class SasRecSettings:
     heads: int = 2
     """Attention heads; they divide the width."""
     length: int = 50
-    """Events in a window; longer sequences are cut, so that every event is a target once per epoch."""
+    """Events in a window. Longer sequences are cut into windows: every event is a target once per epoch."""
     dropout: float = 0.2
     """Dropout of inputs and blocks."""
     epochs: int = 20
@@ -105,11 +42,11 @@ class SasRecSettings:
     batch_events: int = 2048
     """Positions of a batch, padding included."""
     negatives: int = 512
-    """Uniform negatives that a batch shares; where there are no more items than that, the softmax is exact."""
+    """Uniform negatives shared by a batch; with no more items than that, the softmax is exact."""
     seed: int = 0
     """Seed of everything random."""
     threads: int = 1
-    """Threads of the training. The same seed gives the same vectors only with the same number of threads."""
+    """Threads of the training. Equal vectors need an equal seed and an equal number of threads."""
 
     def check(self) -> None:
         """Raises ContractError naming the flag whose value makes no sense."""
@@ -123,53 +60,10 @@ class SasRecSettings:
         refuse_flags({f"--{name.replace('_', '-')}": (*rule, getattr(self, name)) for name, rule in rules.items()})
 
 
-@dataclass(frozen=True)
-class Windows:
-    """Pieces of sequences: window w's targets are items_E[begin_W[w] : begin_W[w] + length_W[w]].
+def train_sasrec(sequences: Sequences, settings: SasRecSettings, what: str) -> tuple["SasRec", list[float]]:
+    """Trains on all sequences. Returns the model and the mean loss of every epoch. what: names the progress bar.
 
-    The first input of a window is the event before it, or the start where there is none (opens_W).
-    """
-
-    items_E: np.ndarray
-    begin_W: np.ndarray
-    length_W: np.ndarray
-    opens_W: np.ndarray
-
-    @classmethod
-    def of(cls, sequences: Sequences, length: int) -> "Windows":
-        lengths_U = sequences.lengths()
-        pieces_U = -(-lengths_U // length)
-        user_W = np.repeat(np.arange(sequences.users), pieces_U)
-        place_W = np.arange(len(user_W)) - np.repeat(np.cumsum(pieces_U) - pieces_U, pieces_U)
-        left_W = lengths_U[user_W] - place_W * length
-        begin_W = sequences.offsets[user_W] + place_W * length
-        return cls(sequences.items_E, begin_W, np.minimum(left_W, length), place_W == 0)
-
-    def batches(self, positions: int, random: np.random.Generator) -> Iterator[np.ndarray]:
-        """All windows in random batches of like lengths, at most `positions` with padding; yields window numbers."""
-        by_length_W = np.lexsort((random.random(len(self.length_W)), -self.length_W))
-        cuts = [0]
-        while cuts[-1] < len(by_length_W):
-            cuts.append(cuts[-1] + max(1, positions // int(self.length_W[by_length_W[cuts[-1]]])))
-        for number in random.permutation(len(cuts) - 1):
-            yield by_length_W[cuts[number] : cuts[number + 1]]
-
-    def inputs_and_targets(self, window_B: np.ndarray, start: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Inputs int64 [B, T], which positions are real bool [B, T], and their targets int64 [P]."""
-        length_B = self.length_W[window_B]
-        step_T = np.arange(length_B.max())
-        real_BT = step_T < length_B[:, None]
-        place_BT = np.where(real_BT, self.begin_W[window_B][:, None] + step_T, 0)
-        inputs_BT = np.where(real_BT, self.items_E[place_BT - 1], start)
-        inputs_BT[self.opens_W[window_B], 0] = start
-        targets_P = self.items_E[place_BT[real_BT]]
-        return torch.from_numpy(inputs_BT), torch.from_numpy(real_BT), torch.from_numpy(targets_P)
-
-
-def train_sasrec(sequences: Sequences, settings: SasRecSettings, what: str) -> tuple[SasRec, list[float]]:
-    """Trains on all sequences; returns the model and the mean loss of every epoch. `what` names the progress bar.
-
-    The same arguments give the same bits; torch's global random state and thread count are left as they were.
+    Deterministic. torch's global random state and number of threads are restored.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(settings.threads)
@@ -181,7 +75,7 @@ def train_sasrec(sequences: Sequences, settings: SasRecSettings, what: str) -> t
         torch.set_num_threads(threads)
 
 
-def _train(sequences: Sequences, settings: SasRecSettings, what: str) -> tuple[SasRec, list[float]]:
+def _train(sequences: Sequences, settings: SasRecSettings, what: str) -> tuple["SasRec", list[float]]:
     items, events = len(sequences.item_ids_M), len(sequences.items_E)
     model = SasRec(items, settings.width, settings.blocks, settings.heads, settings.length, settings.dropout)
     optimizer = torch.optim.Adam(model.parameters(), settings.lr)
@@ -213,13 +107,117 @@ def _negatives(items: int, wanted: int, random: np.random.Generator) -> Tensor:
     return torch.from_numpy(np.arange(items) if items <= wanted else random.integers(items, size=wanted))
 
 
-def sampled_softmax(hidden_PD: Tensor, targets_P: Tensor, negatives_S: Tensor, model: SasRec, items: int) -> Tensor:
-    """Mean cross-entropy of the targets against shared uniform negatives, each standing for M / S items.
+def sampled_softmax(hidden_PD: Tensor, targets_P: Tensor, negatives_S: Tensor, model: "SasRec", items: int) -> Tensor:
+    """Mean cross-entropy of the targets against shared uniform negatives, each weighted M / S.
 
-    A negative that is the position's own target does not count. With every item as a negative once, it is the exact
+    A negative that equals the position's target is masked. With every item once as a negative, this is the exact
     softmax over M items.
     """
     own_P = (hidden_PD * model.items(targets_P)).sum(dim=1, keepdim=True)
     others_PS = hidden_PD @ model.items(negatives_S).T + math.log(items / len(negatives_S))
     others_PS = others_PS.masked_fill(targets_P[:, None] == negatives_S, -torch.inf)
     return functional.cross_entropy(torch.cat([own_P, others_PS], dim=1), torch.zeros_like(targets_P))
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of sequences. The targets of window w are items_E[begin_W[w] : begin_W[w] + length_W[w]].
+
+    The first input of a window is the event before it, or the start token for a user's first window (opens_W).
+    """
+
+    items_E: np.ndarray
+    begin_W: np.ndarray
+    length_W: np.ndarray
+    opens_W: np.ndarray
+
+    @classmethod
+    def of(cls, sequences: Sequences, length: int) -> "Windows":
+        lengths_U = sequences.lengths()
+        windows_U = -(-lengths_U // length)
+        user_W = np.repeat(np.arange(sequences.users), windows_U)
+        place_W = np.arange(len(user_W)) - np.repeat(np.cumsum(windows_U) - windows_U, windows_U)
+        left_W = lengths_U[user_W] - place_W * length
+        begin_W = sequences.offsets[user_W] + place_W * length
+        return cls(sequences.items_E, begin_W, np.minimum(left_W, length), place_W == 0)
+
+    def batches(self, positions: int, random: np.random.Generator) -> Iterator[np.ndarray]:
+        """Yields window numbers: random batches of similar lengths, at most `positions` positions with padding."""
+        by_length_W = np.lexsort((random.random(len(self.length_W)), -self.length_W))
+        cuts = [0]
+        while cuts[-1] < len(by_length_W):
+            cuts.append(cuts[-1] + max(1, positions // int(self.length_W[by_length_W[cuts[-1]]])))
+        for number in random.permutation(len(cuts) - 1):
+            yield by_length_W[cuts[number] : cuts[number + 1]]
+
+    def inputs_and_targets(self, window_B: np.ndarray, start: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Inputs int64 [B, T], mask of real positions bool [B, T], and targets of these int64 [P]."""
+        length_B = self.length_W[window_B]
+        step_T = np.arange(length_B.max())
+        real_BT = step_T < length_B[:, None]
+        place_BT = np.where(real_BT, self.begin_W[window_B][:, None] + step_T, 0)
+        inputs_BT = np.where(real_BT, self.items_E[place_BT - 1], start)
+        inputs_BT[self.opens_W[window_B], 0] = start
+        targets_P = self.items_E[place_BT[real_BT]]
+        return torch.from_numpy(inputs_BT), torch.from_numpy(real_BT), torch.from_numpy(targets_P)
+
+
+class SasRec(nn.Module):
+    """Maps items to one hidden vector per position. Its inner product with an item's vector is the item's score.
+
+    Input and output share the table `items`. Its rows are not normalised, so the length of an item's vector can follow
+    the item's frequency. Row M is the start token, from which the first item is predicted. Sequences are padded at the
+    end; as attention is causal, padding needs no mask.
+    """
+
+    def __init__(self, items: int, width: int, blocks: int, heads: int, length: int, dropout: float) -> None:
+        super().__init__()
+        self.items = nn.Embedding(items + 1, width)
+        self.positions = nn.Parameter(torch.empty(length, width))
+        nn.init.normal_(self.items.weight, std=INIT_STD)
+        nn.init.normal_(self.positions, std=INIT_STD)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.Sequential(*(Block(width, heads, dropout) for _ in range(blocks)))
+        self.norm = nn.LayerNorm(width)
+
+    @property
+    def start(self) -> int:
+        """Row of `items` with the start token."""
+        return self.items.num_embeddings - 1
+
+    def forward(self, items_BT: Tensor) -> Tensor:
+        """items_BT: int64 rows of `items`, T at most `length`. Returns float [B, T, D]."""
+        x_BTD = self.items(items_BT) * self.items.embedding_dim**0.5 + self.positions[: items_BT.shape[1]]
+        return self.norm(self.blocks(self.dropout(x_BTD)))
+
+
+class Block(nn.Module):
+    """Attention, then a point-wise network, each with layer norm before it and a residual connection."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.attention_norm, self.network_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = SelfAttention(width, heads)
+        self.network = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD)))
+        return x_BTD + self.dropout(self.network(self.network_norm(x_BTD)))
+
+
+class SelfAttention(nn.Module):
+    """Causal multi-head attention: a position sees itself and earlier ones."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query_key_value = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        batch, length, width = x_BTD.shape
+        parts = self.query_key_value(x_BTD).view(batch, length, 3, self.heads, width // self.heads)
+        query, key, value = parts.permute(2, 0, 3, 1, 4)
+        mixed_BHTd = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return self.out(mixed_BHTd.transpose(1, 2).reshape(batch, length, width))

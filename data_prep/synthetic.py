@@ -1,4 +1,20 @@
-"""The known-answer world as a data folder: `python -m data_prep.synthetic OUT`."""
+"""A synthetic world whose best possible AUC is known: `python -m data_prep.synthetic OUT`.
+
+Items lie in a three-level hierarchy of clusters; users like items near their history. A row is an exposure of an item
+to a user. Its label is drawn with the probability
+
+    p = sigmoid(bias + sum_l affinity_l * m_l + popularity * log1p(earlier exposures of the item) + charm_item)
+
+m_l is the share of the user's history (latest positives before the row) in the item's cluster of level l, 0 for an
+empty history. charm_item has standard deviation `charm` (0: none). Half of its variance is shared by the item's
+second-level cluster, so a SID can learn it; the other half is the item's own, so only a HID can. Users' interests drift
+and steer only which items are shown.
+
+p depends on nothing hidden, so the AUC of p is the best that a model can reach, but for luck. Without charm, a model
+that knows the clusters and the history can reach it. The log's column `bayes_probability` holds p.
+
+Shapes: A rows of one tick, H history length, I items, N rows of a batch, S slices.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -21,34 +37,20 @@ from .command import run
 from .event_order import SECONDS_PER_DAY
 from .events import CATALOG_TEXT, CATALOG_TITLE, ITEM, LABEL, TIMESTAMP, USER, IdMap, Items, open_stream
 
+LEVELS = 3
+TICKS = 1000  # distinct timestamps; a user has at most one row at each
+FIRST_SECOND = 1_704_067_200  # 2024-01-01
+LEVEL_SCALE = 0.6  # length of a level's offset, relative to the level above
 BLOCK_TICKS = 50
 CAT_NOISE_VALUES = 1000
-
-
-# The AUC of the true probabilities on the test split: what no model can beat but by luck.
-
-
 BAYES_PROBABILITY = "bayes_probability"
-
-
-# A world whose right answers are known: items in a three-level hierarchy, users who like what is near their history.
-#
-# A row is an exposure of an item to a user. Its label is drawn with a probability that depends on nothing hidden:
-#
-#     p = sigmoid(bias + sum_l affinity_l * m_l + popularity * log1p(exposures of the item before) + charm_item)
-#
-# charm_item has scale `charm` (0: none); half its variance is common to an item's second-level cluster, so that a SID
-# can tell it; half is the item's own and shows in nothing but its record, so that only a HID can learn it. m_l is the
-# share of the user's history (latest positives before the row) that lies in the item's cluster of level l; with an
-# empty history it is 0. So the AUC of p itself is the best that any model can reach, and without charm a model that
-# knows the clusters and the history can reach it. What users are shown drifts with interests that only steer exposures.
-#
-# A rows of one tick, H history length, I items.
+HEAD_SHARE, TAIL_SHARE = 0.1, 0.5
+BINS = 100_000  # probabilities are compared to five digits, so that memory does not grow with the log
 
 
 @dataclass(frozen=True)
 class WorldSettings:
-    """How large the world is and what its people like."""
+    """Size of the world, and what its users like."""
 
     rows: int = 150_000
     """Exposures."""
@@ -57,9 +59,9 @@ class WorldSettings:
     items: int = 3_000
     """Items."""
     days: int = 120
-    """Length of the log."""
+    """Days that the log covers."""
     branching: int = 8
-    """Clusters per level within one of the level above. Levels share their offsets: residual codes recover them."""
+    """Clusters of a level within one of the level above. They share their offsets, so residual codes recover them."""
     width: int = 64
     """Width of the items' content vectors."""
     vector_noise: float = 0.15
@@ -73,7 +75,7 @@ class WorldSettings:
     interest_share: float = 0.5
     """Share of exposures that follow the user's interests."""
     interests: int = 2
-    """Second-level clusters a user is interested in at a time."""
+    """Second-level clusters that a user is interested in at a time."""
     drift: float = 0.01
     """Chance per exposure that one of them is replaced."""
     bias: float = -2.2
@@ -83,7 +85,7 @@ class WorldSettings:
     popularity: float = 0.1
     """Log odds per log1p of the item's exposures so far."""
     charm: float = 0.0
-    """Standard deviation of log odds that an item has for everyone; half of the variance is its cluster's."""
+    """Standard deviation of an item's own log odds; half of the variance is shared by its cluster."""
     int_noise: int = 3
     """Dense columns without meaning."""
     cat_noise: int = 2
@@ -102,8 +104,30 @@ class WorldSettings:
 
 
 @dataclass(frozen=True)
+class SyntheticCommand:
+    """Writes log/ and items.parquet of a synthetic world whose best possible AUC is known."""
+
+    out: tyro.conf.Positional[Annotated[Path, metavar("OUT")]]
+    """Data folder to write."""
+    world: Annotated[WorldSettings, tyro.conf.arg(name="")] = field(default_factory=WorldSettings)
+    log: Annotated[LogSettings, tyro.conf.arg(name="")] = field(default_factory=lambda: LogSettings(history=20))
+
+    def run(self) -> None:
+        source = SyntheticLog(self.world, self.log.history, self.log.seed)
+        work = build(source, self.out, self.log, implicit=False)
+        log = work.data / schema.LOG
+        manifest = schema.load_manifest(log)
+        best = bayes_auc(work.data, manifest)
+        schema.save_manifest(replace(manifest, protocol={**manifest.protocol, "bayes": best}), log)
+        work.publish()
+        print(summary(self.out))
+        slices = ", ".join(f"{name} {of['auc']:.4f}" for name, of in best.items() if of["auc"] is not None)
+        print(f"  best possible AUC on the test split: {slices}")
+
+
+@dataclass(frozen=True)
 class SyntheticLog:
-    """A world's exposures as events, with Criteo-style columns that mean nothing."""
+    """The exposures of a world as events, with dense and categorical columns of noise."""
 
     world: WorldSettings
     history: int
@@ -167,37 +191,12 @@ def _noise_category(random: np.random.Generator, rows: int) -> pa.Array:
     return pc.cast(pa.array(np.minimum(random.zipf(1.3, rows), CAT_NOISE_VALUES)), pa.string())
 
 
-@dataclass(frozen=True)
-class SyntheticCommand:
-    """Writes log/ and items.parquet of a synthetic world whose best possible AUC is known."""
-
-    out: tyro.conf.Positional[Annotated[Path, metavar("OUT")]]
-    """Data folder to write."""
-    world: Annotated[WorldSettings, tyro.conf.arg(name="")] = field(default_factory=WorldSettings)
-    log: Annotated[LogSettings, tyro.conf.arg(name="")] = field(default_factory=lambda: LogSettings(history=20))
-
-    def run(self) -> None:
-        source = SyntheticLog(self.world, self.log.history, self.log.seed)
-        work = build(source, self.out, self.log, implicit=False)
-        log = work.data / schema.LOG
-        manifest = schema.load_manifest(log)
-        best = bayes_auc(work.data, manifest)
-        schema.save_manifest(replace(manifest, protocol={**manifest.protocol, "bayes": best}), log)
-        work.publish()
-        print(summary(self.out))
-        slices = ", ".join(f"{name} {of['auc']:.4f}" for name, of in best.items() if of["auc"] is not None)
-        print(f"  best possible AUC on the test split: {slices}")
-
-
-LEVELS = 3
-TICKS = 1000  # moments at which rows happen; a user has at most one row in each
-FIRST_SECOND = 1_704_067_200  # 2024-01-01
-LEVEL_SCALE = 0.6  # length of a level's offset, relative to the level above
+# The world: what is shown to whom, and whether they like it.
 
 
 @dataclass(frozen=True)
 class Tick:
-    """Rows of one moment; every user at most once. Ids start at 1."""
+    """Rows with one timestamp; a user has at most one of them. Ids start at 1."""
 
     timestamp: int
     user_A: np.ndarray
@@ -207,7 +206,7 @@ class Tick:
 
 
 class World:
-    """Items and users. The same settings, history length and seed give the same items and the same ticks."""
+    """Items and users. Equal settings, history lengths and seeds give equal items and ticks."""
 
     def __init__(self, settings: WorldSettings, history: int, seed: int) -> None:
         settings.check()
@@ -221,7 +220,7 @@ class World:
         of_cluster_I = charm.normal(size=settings.branching**2)[self.clusters_IL[:, 1]]
         self._charm_I = settings.charm * (of_cluster_I + charm.normal(size=settings.items)) / 2**0.5
         late = int(settings.items * settings.late_items)
-        # Items are numbered in order of their launch, a share of the log's length: those on the market are a prefix.
+        # Items are numbered in order of launch (a share of the log's length), so the launched items are a prefix.
         self._launch_I = np.concatenate([np.zeros(settings.items - late), (np.arange(late) + 1) / (late + 1)])
 
     def vectors(self) -> np.ndarray:
@@ -234,7 +233,7 @@ class World:
         return vectors.astype(np.float32)
 
     def ticks(self) -> Iterator[Tick]:
-        """All rows, tick by tick in time order. Holds numbers per user and item only."""
+        """All rows, tick by tick in time order. Memory: some numbers per user and per item."""
         settings = self._settings
         random = np.random.default_rng(self._tick_seed)
         interests = random.integers(settings.branching**2, size=(settings.users, settings.interests))
@@ -260,7 +259,7 @@ class World:
         interests[moved, place] = random.integers(self._settings.branching**2, size=len(moved))
 
     def _show(self, random: np.random.Generator, interests_AN: np.ndarray, now: float) -> np.ndarray:
-        """Item per row: one of an interest's cluster, a freshly launched one, or just a popular one."""
+        """An item for each row, drawn from an interest's cluster, from the latest launches, or by popularity."""
         settings = self._settings
         live = int(np.searchsorted(self._launch_I, now, side="right"))
         fresh_from = int(np.searchsorted(self._launch_I, now - 0.1)) if now > 0.1 else 0
@@ -277,7 +276,7 @@ class World:
     def _of_cluster(
         self, random: np.random.Generator, wanted_A: np.ndarray, live: int, otherwise_A: np.ndarray
     ) -> np.ndarray:
-        """A popular item of each wanted second-level cluster, or `otherwise` where none of it is on the market."""
+        """An item of each wanted second-level cluster, by popularity; `otherwise` where none of it is launched."""
         cluster_I = self.clusters_IL[:live, 1]
         by_cluster = np.argsort(cluster_I, kind="stable")
         mass = np.concatenate([[0.0], np.cumsum(self._weight_I[:live][by_cluster])])
@@ -299,21 +298,19 @@ class World:
 
 
 def _draw(random: np.random.Generator, mass: np.ndarray, low_A: np.ndarray, high_A: np.ndarray) -> np.ndarray:
-    """Places drawn by mass (cumulative), between the shares `low` and `high` of the whole."""
+    """Indices drawn in proportion to mass, between the shares `low` and `high` of the total. mass: cumulative."""
     point_A = (low_A + random.random(len(low_A)) * (high_A - low_A)) * mass[-1]
     return np.minimum(np.searchsorted(mass, point_A, side="right"), len(mass) - 1)
 
 
-HEAD_SHARE, TAIL_SHARE = 0.1, 0.5
-BINS = 100_000  # probabilities are compared to five digits, so that memory does not grow with the log
+# The best possible AUC.
 
 
 def bayes_auc(data: Path, manifest: Manifest) -> dict[str, dict[str, float | None]]:
-    """AUC and number of rows of the test split and of its rows on head, torso, tail and cold items.
+    """AUC of the true probabilities, and number of rows, by slice of the test split.
 
-    Items by train impressions: head the first 10%, tail the last half (with the cold ones), torso between, cold without
-    any.
-    AUC is None where only one label is there. It is the sample's: the same rows that a model is measured on.
+    Slices of items by train impressions: head, the first 10%; tail, the last half and the cold ones; torso, between;
+    cold, without any. AUC is None where all labels are equal. The rows are those on which a model is evaluated.
     """
     slices_SI = item_slices(pq.read_table(data / schema.ITEMS, columns=[schema.TRAIN_IMPRESSIONS]))
     counts = {name: np.zeros((2, BINS + 1), dtype=np.int64) for name in slices_SI}
@@ -343,7 +340,7 @@ def item_slices(items: "pq.Table") -> dict[str, np.ndarray]:
 
 
 def auc_of_counts(negatives: np.ndarray, positives: np.ndarray) -> float | None:
-    """Share of (positive, negative) pairs in the right order, ties half, from counts per bin in ascending order."""
+    """Share of (positive, negative) pairs in the right order; ties count half. Counts are per bin, in rising order."""
     pairs = int(positives.sum()) * int(negatives.sum())
     if not pairs:
         return None
