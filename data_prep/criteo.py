@@ -1,13 +1,17 @@
 """Criteo's raw click logs to the .npy files of TorchRec's Criteo data set: `python -m data_prep.criteo SRC... OUT`.
 
-OUT holds, for each raw file, day_K_dense.npy float32 [N, 13], day_K_sparse.npy int32 [N, 26] and day_K_labels.npy int32
-[N, 1], for all of them vocabulary/C1.npy to C26.npy (unless hashed), and manifest.json, which says how they came to be.
+For each raw file, OUT holds day_K_dense.npy float32 [N, 13], day_K_sparse.npy int32 [N, 26] and day_K_labels.npy int32
+[N, 1]. It also holds vocabulary/C1.npy to C26.npy (unless ids are hashed), and manifest.json, which describes them.
 
-Text is read once, block by block, so memory does not depend on rows. What it does depend on is distinct values: some 50
-bytes for each of one column's while they are numbered, 8 for each id while days are encoded. Beside OUT, the disk holds
-104 bytes per row until its day is encoded, and counts of values.
+The work is done in steps: read a day, number the values, encode a day. A step writes its record (JSON) to scratch when
+all its files are whole; a rerun skips steps that have a record. So a killed command continues after the last finished
+day, and its files have the same bytes.
 
-Killed anywhere and started again, the same command goes on after the last finished day and leaves the same bytes.
+Text is read once, block by block: memory does not depend on the number of rows. It depends on distinct values: about 50
+bytes for each value of one column while they are numbered, 8 bytes for each id while days are encoded. Disk beside
+OUT: counts of values, and 104 bytes per row until its day is encoded.
+
+Shapes: N rows of a day or block, 13 dense and C = 26 categorical columns, V values of a vocabulary.
 """
 
 import re
@@ -45,6 +49,10 @@ from .work_folder import WorkFolder, file_facts
 
 FIRST_LOOK = 1 << 16  # bytes of every file that are checked before any work
 LARGEST_TABLE = 1 << 31  # ids are int32
+ENCODED_ROWS = 1 << 16  # rows encoded at a time
+COUNTED_VALUES = 1 << 22  # distinct values in memory while a day is read; more are moved to scratch
+FORMAT = 1
+Watch = Callable[[int], object]
 
 
 @dataclass(frozen=True)
@@ -56,11 +64,11 @@ class CriteoCommand:
     ]
     """Raw files, and last the folder to write. Files called day_K keep their number, others are numbered as given."""
     threshold: int = 3
-    """Categorical values that occur less often share the id 1."""
+    """Values of categorical columns that occur less often than this share the id 1."""
     hash_rows: Annotated[int | None, metavar("ROWS", "ids by a vocabulary")] = None
     """Hash ids into tables of this many rows, in one pass, instead of making a vocabulary."""
     block_kib: int = 16_384
-    """KiB of text in memory at a time."""
+    """Text in memory at a time, in KiB."""
     overwrite: bool = False
     """Replace OUT if it exists and holds nothing but what data_prep wrote."""
 
@@ -70,7 +78,7 @@ class CriteoCommand:
         print(f"{self.paths[-1]}: {summary(self.paths[-1])}")
 
     def check(self) -> None:
-        """Raises ContractError naming the flag whose value makes no sense."""
+        """Raises ContractError that names the first flag whose value cannot be used."""
         fits = self.hash_rows is None or 2 <= self.hash_rows <= LARGEST_TABLE
         folders = list(map(str, self.paths))
         rules = {
@@ -82,14 +90,34 @@ class CriteoCommand:
         refuse_flags(rules)
 
 
-# Steps of the preparation of Criteo's days, each of which is done once: read a day, number the values, encode a day.
-#
-# A step leaves its record (JSON) in scratch when all its files are whole; a step with a record is not done again.
+def prepare(days: "tuple[Day, ...]", out: Path, command: CriteoCommand) -> None:
+    """Writes the folder `out`, which appears when all steps are done.
+
+    Raises ContractError for invalid input. Days that were read before it are kept for the next run.
+    """
+    for day in days:  # checks the start of every file, so that a wrong one is refused now and not after hours
+        read_rows(next(blocks(day.source, FIRST_LOOK)))
+    configuration = {
+        "format": FORMAT,
+        "days": [(day.number, str(day.source.resolve())) for day in days],
+        "categorical": ids_in_words(command.threshold, command.hash_rows),
+    }
+    work, steps = _open(days, out, configuration, command)
+    try:
+        _read(days, steps)
+    except ContractError:
+        if not any(steps.record(day.reading) for day in days):
+            work.discard()
+        raise
+    if command.hash_rows is None:
+        _encode(days, steps)
+    write_json(work.data / schema.MANIFEST, manifest(days, steps))
+    work.publish()
 
 
 @dataclass(frozen=True)
 class Day:
-    """One raw file and the number K of its day_K_*.npy."""
+    """A raw file, and the number K of its day_K_*.npy."""
 
     number: int
     source: Path
@@ -113,7 +141,7 @@ class Day:
 
 
 def numbered(sources: tuple[Path, ...]) -> tuple[Day, ...]:
-    """Files as days, in order: by the number in their names if all have one, else as given.
+    """Raw files as days, sorted by the number in their names if all have one, else in the given order.
 
     Raises ContractError for two files of one day.
     """
@@ -131,37 +159,52 @@ def _number(day: Day) -> int:
     return day.number
 
 
-def prepare(days: tuple[Day, ...], out: Path, command: CriteoCommand) -> None:
-    """Writes the folder `out`, which appears when all is done.
-
-    Raises ContractError for broken input; days that were read by then are kept for the next run.
-    """
-    for day in days:  # a first look at every file: a wrong one is refused at once, not after hours
-        read_rows(next(blocks(day.source, FIRST_LOOK)))
-    configuration = {
-        "format": FORMAT,
-        "days": [(day.number, str(day.source.resolve())) for day in days],
-        "categorical": ids_in_words(command.threshold, command.hash_rows),
-    }
-    work, steps = _open(days, out, configuration, command)
-    try:
-        _read(days, steps)
-    except ContractError:
-        if not any(steps.record(day.reading) for day in days):
-            work.discard()
-        raise
-    if command.hash_rows is None:
-        _encode(days, steps)
-    write_json(work.data / schema.MANIFEST, manifest(days, steps))
-    work.publish()
+def _open(
+    days: tuple[Day, ...], out: Path, configuration: dict[str, object], command: CriteoCommand
+) -> tuple[WorkFolder, "Steps"]:
+    """The work folder, without the records of files that have changed since."""
+    inputs = [day.source for day in days]
+    work = WorkFolder.open(out, configuration, command.overwrite, inputs)
+    steps = Steps(work, command.threshold, command.hash_rows, command.block_kib << 10)
+    outdated = [day for day in days if steps.outdated(day)]
+    if outdated and steps.record(VOCABULARY):  # values of other days may be deleted already
+        work.discard()
+        work = WorkFolder.open(out, configuration, command.overwrite, inputs)
+    else:
+        for day in outdated:
+            steps.forget(day)
+    return work, steps
 
 
-Watch = Callable[[int], object]
+def _read(days: tuple[Day, ...], steps: "Steps") -> None:
+    sizes = {day: day.source.stat().st_size for day in days}
+    with tqdm(total=sum(sizes.values()), desc="reading", unit="B", unit_scale=True, disable=None) as bar:
+        for day in days:
+            if steps.record(day.reading):
+                bar.update(sizes[day])
+            else:
+                steps.read_day(day, bar.update)
+
+
+def _encode(days: tuple[Day, ...], steps: "Steps") -> None:
+    if not steps.record(VOCABULARY):
+        steps.number_values(days)
+    rows = {day: steps.rows(day) for day in days}
+    encoders = steps.encoders()
+    with rows_bar("encoding", sum(rows.values())) as bar:
+        for day in days:
+            if steps.record(day.encoding):
+                bar.update(rows[day])
+            else:
+                steps.encode_day(day, encoders, bar.update)
+
+
+# The steps and their records.
 
 
 @dataclass(frozen=True)
 class Steps:
-    """The steps in one work folder. hash_rows: table rows that ids are hashed into; None: ids by a vocabulary."""
+    """The steps in a work folder. hash_rows: rows of the tables that ids are hashed into; None: ids by a vocabulary."""
 
     work: WorkFolder
     threshold: int
@@ -169,34 +212,34 @@ class Steps:
     block_bytes: int
 
     def record(self, name: str) -> dict[str, Any] | None:
-        """What a finished step said."""
+        """The record of a step, None if it is not finished."""
         path = self.work.scratch / f"{name}.json"
         return read_json(path, "the record of a finished step") if path.exists() else None
 
     def done(self, name: str) -> dict[str, Any]:
-        """The record of a step that is finished by now."""
+        """The record of a step that is finished."""
         record = self.record(name)
         assert record is not None, f"step {name} has not been done"
         return record
 
     def rows(self, day: Day) -> int:
-        """Of a day that was read."""
+        """Number of rows of a day that was read."""
         return self.done(day.reading)["tally"]["rows"]
 
     def _finish(self, name: str, facts: dict[str, object]) -> None:
         write_json(self.work.scratch / f"{name}.json", facts)
 
     def outdated(self, day: Day) -> bool:
-        """The day was read from a file that is no longer the same."""
+        """Whether the day's file has changed since it was read."""
         record = self.record(day.reading)
         return record is not None and record["source"] != _facts(day)
 
     def forget(self, day: Day) -> None:
-        """The day is read again."""
+        """Removes the record of reading the day, so that it is read again."""
         (self.work.scratch / f"{day.reading}.json").unlink()
 
     def read_day(self, day: Day, watch: Watch) -> None:
-        """Raw text to dense, labels and ids, or, with a vocabulary, to values and their counts in scratch.
+        """Writes dense, labels and ids of a day; with a vocabulary, values and their counts in scratch instead of ids.
 
         Raises ContractError as `read_rows` and `blocks` do.
         """
@@ -226,8 +269,7 @@ class Steps:
         self._finish(day.reading, facts | {"files": files})
 
     def number_values(self, days: tuple[Day, ...]) -> None:
-        """The vocabulary of every column over all days, as vocabulary/C*.npy: the value of id i in place i - FIRST.
-        One column in memory at a time."""
+        """Writes vocabulary/C*.npy over all days: the value of id i is at index i - FIRST. One column at a time."""
         (self.work.data / VOCABULARY).mkdir(exist_ok=True)
         distinct, rows = [], []
         for column in CATEGORICAL:
@@ -244,11 +286,11 @@ class Steps:
         self._finish(VOCABULARY, {"distinct": distinct, "table_rows": rows, "files": files})
 
     def encoders(self) -> list[VocabularyIds]:
-        """Of every column, once the values are numbered."""
+        """Encoders of all columns, after `number_values`."""
         return [VocabularyIds.of(np.load(self.work.data / vocabulary_file(column))) for column in CATEGORICAL]
 
     def encode_day(self, day: Day, encoders: list[VocabularyIds], watch: Watch) -> None:
-        """Values in scratch to ids; the values are deleted."""
+        """Writes the ids of a day whose values are in scratch, and deletes the values."""
         sparse = self.work.data / day.file("sparse")
         with growing_npy(sparse, len(CATEGORICAL), np.int32) as file:
             for value_NC in parts_of(self._values(day), ENCODED_ROWS):
@@ -269,52 +311,8 @@ class Steps:
         return [self.count_file(day, number) for day, files in numbers for number in files]
 
 
-def _open(
-    days: tuple[Day, ...], out: Path, configuration: dict[str, object], command: CriteoCommand
-) -> tuple[WorkFolder, Steps]:
-    """The work folder without what was made from files that have changed since."""
-    inputs = [day.source for day in days]
-    work = WorkFolder.open(out, configuration, command.overwrite, inputs)
-    steps = Steps(work, command.threshold, command.hash_rows, command.block_kib << 10)
-    outdated = [day for day in days if steps.outdated(day)]
-    if outdated and steps.record(VOCABULARY):  # the others' values may be gone
-        work.discard()
-        work = WorkFolder.open(out, configuration, command.overwrite, inputs)
-    else:
-        for day in outdated:
-            steps.forget(day)
-    return work, steps
-
-
-def _read(days: tuple[Day, ...], steps: Steps) -> None:
-    sizes = {day: day.source.stat().st_size for day in days}
-    with tqdm(total=sum(sizes.values()), desc="reading", unit="B", unit_scale=True, disable=None) as bar:
-        for day in days:
-            if steps.record(day.reading):
-                bar.update(sizes[day])
-            else:
-                steps.read_day(day, bar.update)
-
-
-def _encode(days: tuple[Day, ...], steps: Steps) -> None:
-    if not steps.record(VOCABULARY):
-        steps.number_values(days)
-    rows = {day: steps.rows(day) for day in days}
-    encoders = steps.encoders()
-    with rows_bar("encoding", sum(rows.values())) as bar:
-        for day in days:
-            if steps.record(day.encoding):
-                bar.update(rows[day])
-            else:
-                steps.encode_day(day, encoders, bar.update)
-
-
-ENCODED_ROWS = 1 << 16  # rows encoded at a time
-COUNTED_VALUES = 1 << 22  # distinct values in memory while a day is read, before their counts are put away
-
-
 class _Counts:
-    """Counts of a day's values, put away in scratch whenever COUNTED_VALUES are held."""
+    """Counts of a day's values. Moves them to a file in scratch whenever COUNTED_VALUES are in memory."""
 
     def __init__(self, steps: Steps, day: Day) -> None:
         self._steps, self._day, self._files = steps, day, 0
@@ -324,15 +322,15 @@ class _Counts:
         for column, count in enumerate(self._columns):
             count.count(value_NC[:, column])
         if sum(count.held for count in self._columns) > COUNTED_VALUES:
-            self._put_away()
+            self._write()
 
     def finish(self) -> int:
-        """The number of files that hold the counts."""
+        """Writes the rest. Returns the number of files with counts."""
         if any(count.held for count in self._columns):
-            self._put_away()
+            self._write()
         return self._files
 
-    def _put_away(self) -> None:
+    def _write(self) -> None:
         arrays: dict[str, np.ndarray] = {}
         for column, count in zip(CATEGORICAL, self._columns, strict=True):
             arrays[f"{column}_values"], arrays[f"{column}_counts"] = count.total()
@@ -345,14 +343,9 @@ def _facts(day: Day) -> list[object]:
     return list(file_facts((day.source,))[0])
 
 
-# What manifest.json says about prepared Criteo files.
-#
-# format, rows; dense: the transform in words; categorical: how ids came to be, table_rows by column (largest id + 1)
-# and, with a vocabulary, distinct values by column; days: each one's source, rows and positives, and how many raw
-# values were missing, not finite, negative, by column; files: size and sha256 of every file.
-
-
-FORMAT = 1
+# manifest.json. format, rows; dense: the transform; categorical: how ids were made, table_rows (largest id + 1) and,
+# with a vocabulary, distinct values, by column; days: source, rows, positives, and counts of missing, non-finite and
+# negative raw values by column; files: size and sha256 of each.
 
 
 def ids_in_words(threshold: int, hash_rows: int | None) -> dict[str, object]:
@@ -363,8 +356,8 @@ def ids_in_words(threshold: int, hash_rows: int | None) -> dict[str, object]:
 
 
 def manifest(days: tuple[Day, ...], steps: Steps) -> dict[str, object]:
-    """Of days that all steps have been done for."""
-    told: list[dict[str, object]] = []
+    """The manifest, when all steps of the days are done."""
+    described: list[dict[str, object]] = []
     files: dict[str, object] = {}
     numbers: dict[str, object] = {"table_rows": [steps.hash_rows] * len(CATEGORICAL)}
     if steps.hash_rows is None:
@@ -372,7 +365,7 @@ def manifest(days: tuple[Day, ...], steps: Steps) -> dict[str, object]:
         files |= cast(dict[str, object], numbers.pop("files"))
     for day in days:
         read = steps.done(day.reading)
-        told.append(
+        described.append(
             {"day": day.number, "source": {"name": day.source.name, "bytes": read["source"][1]}, **read["tally"]}
         )
         own = read["files"] if steps.hash_rows else read["files"] | steps.done(day.encoding)["files"]
@@ -382,17 +375,17 @@ def manifest(days: tuple[Day, ...], steps: Steps) -> dict[str, object]:
         "rows": sum(map(steps.rows, days)),
         "dense": DENSE_TRANSFORM,
         "categorical": ids_in_words(steps.threshold, steps.hash_rows) | numbers,
-        "days": told,
+        "days": described,
         "files": files,
     }
 
 
 def summary(out: Path) -> str:
-    """What came out, in a sentence."""
-    told = read_json(out / schema.MANIFEST, "the manifest of prepared Criteo files")
-    rows, tables = told["rows"], sum(told["categorical"]["table_rows"])
-    positive = sum(day["positives"] for day in told["days"]) / rows
-    return f"{len(told['days'])} files, {rows:,} rows, {positive:.2%} positive, tables of {tables:,} rows in all"
+    """One line on the finished folder."""
+    facts = read_json(out / schema.MANIFEST, "the manifest of prepared Criteo files")
+    rows, tables = facts["rows"], sum(facts["categorical"]["table_rows"])
+    positive = sum(day["positives"] for day in facts["days"]) / rows
+    return f"{len(facts['days'])} files, {rows:,} rows, {positive:.2%} positive, tables of {tables:,} rows in all"
 
 
 if __name__ == "__main__":

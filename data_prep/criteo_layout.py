@@ -1,6 +1,6 @@
-"""Names of the files that `data_prep.criteo` writes, and their rows: the days laid end to end, a range at a time.
+"""The files that `data_prep.criteo` writes: their names, their rows in ranges over all days, and .npy files that grow.
 
-N rows, X = 13 dense and C = 26 categorical columns.
+Shapes: N rows, X = 13 dense and C = 26 categorical columns.
 """
 
 import hashlib
@@ -35,8 +35,79 @@ def vocabulary_file(column: str) -> str:
 
 
 @dataclass(frozen=True)
+class CriteoLayout:
+    """A folder that `data_prep.criteo` wrote.
+
+    days: number and rows of each, in order. table_rows: rows of the embedding table of each of the C columns.
+    """
+
+    folder: Path
+    days: tuple[tuple[int, int], ...]
+    table_rows: tuple[int, ...]
+    ids_in_words: str
+
+    @classmethod
+    def open(cls, folder: Path) -> "CriteoLayout":
+        """Reads the manifest. Raises ContractError if it is missing or invalid, or the files' sizes differ from it."""
+        path = folder / schema.MANIFEST
+        facts = read_json(path, "the manifest of a folder that data_prep.criteo wrote")
+        try:
+            days = tuple((int(day["day"]), int(day["rows"])) for day in facts["days"])
+            tables = tuple(int(rows) for rows in facts["categorical"]["table_rows"])
+            _check_sizes(folder, facts["files"])
+            return cls(folder, days, tables, str(facts["categorical"]["ids"]))
+        except ContractError:
+            raise
+        except (ValueError, KeyError, TypeError) as error:
+            raise ContractError(path, "a manifest as data_prep.criteo writes it", repr(error)) from None
+
+    @property
+    def rows(self) -> int:
+        return sum(rows for _, rows in self.days)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The manifest, and the files of every day."""
+        names = [schema.MANIFEST, *(day_file(day, kind) for day, _ in self.days for kind in KINDS)]
+        return tuple(self.folder / name for name in names)
+
+    def ranges(self, start: int, stop: int, size: int) -> Iterator["RowRange"]:
+        """The rows [start, stop) in ranges of at most `size` rows; no range spans two days."""
+        before = 0
+        for day, rows in self.days:
+            last = min(stop, before + rows)
+            for begin in range(max(start, before), last, size):
+                yield RowRange(self.folder, day, begin, begin - before, min(size, last - begin))
+            before += rows
+
+    def counts(self, columns: Sequence[int], start: int, stop: int) -> list[np.ndarray]:
+        """Occurrences of every id in the rows [start, stop): int64 [table rows] for each of the columns."""
+        counts = [np.zeros(self.table_rows[column], np.int64) for column in columns]
+        with rows_bar("counting", stop - start) as bar:
+            for part in self.ranges(start, stop, COUNTED_ROWS):
+                id_NC = part.ids()
+                for column, count in zip(columns, counts, strict=True):
+                    np.add.at(count, id_NC[:, column], 1)
+                bar.update(part.rows)
+        return counts
+
+    def values(self, column: int) -> np.ndarray | None:
+        """The 32-bit value of every id from 2 on, uint32; None for hashed ids."""
+        path = self.folder / vocabulary_file(CATEGORICAL[column])
+        return np.load(path) if path.is_file() else None
+
+
+def _check_sizes(folder: Path, files: dict[str, Any]) -> None:
+    for name, facts in files.items():
+        path = folder / name
+        found = f"{path.stat().st_size}" if path.is_file() else "no such file"
+        if found != str(facts["bytes"]):
+            raise ContractError(path, f"{facts['bytes']} bytes, as {schema.MANIFEST} says", found)
+
+
+@dataclass(frozen=True)
 class RowRange:
-    """Neighbouring rows of a day, read when they are asked for; nothing is mapped, as mapped pages count as memory.
+    """Consecutive rows of a day. Each method reads them from disk.
 
     first: number of the first row over all days. first_in_day: its number in its day.
     """
@@ -68,75 +139,7 @@ class RowRange:
         return rows_of(self.folder / day_file(self.day, kind), self.first_in_day, self.rows)
 
 
-@dataclass(frozen=True)
-class CriteoLayout:
-    """days: number and rows of each, in order. table_rows: ids of each of the C columns lie below."""
-
-    folder: Path
-    days: tuple[tuple[int, int], ...]
-    table_rows: tuple[int, ...]
-    ids_in_words: str
-
-    @classmethod
-    def open(cls, folder: Path) -> "CriteoLayout":
-        """Raises ContractError for a folder without manifest, or with files that are not as it says."""
-        path = folder / schema.MANIFEST
-        told = read_json(path, "the manifest of a folder that data_prep.criteo wrote")
-        try:
-            days = tuple((int(day["day"]), int(day["rows"])) for day in told["days"])
-            tables = tuple(int(rows) for rows in told["categorical"]["table_rows"])
-            _check_sizes(folder, told["files"])
-            return cls(folder, days, tables, str(told["categorical"]["ids"]))
-        except ContractError:
-            raise
-        except (ValueError, KeyError, TypeError) as error:
-            raise ContractError(path, "a manifest as data_prep.criteo writes it", repr(error)) from None
-
-    @property
-    def rows(self) -> int:
-        return sum(rows for _, rows in self.days)
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The manifest, and those of every day."""
-        names = [schema.MANIFEST, *(day_file(day, kind) for day, _ in self.days for kind in KINDS)]
-        return tuple(self.folder / name for name in names)
-
-    def ranges(self, start: int, stop: int, size: int) -> Iterator[RowRange]:
-        """The rows [start, stop), `size` of them at a time; a range ends with its day."""
-        before = 0
-        for day, rows in self.days:
-            last = min(stop, before + rows)
-            for begin in range(max(start, before), last, size):
-                yield RowRange(self.folder, day, begin, begin - before, min(size, last - begin))
-            before += rows
-
-    def counts(self, columns: Sequence[int], start: int, stop: int) -> list[np.ndarray]:
-        """How often every id occurs in the rows [start, stop): int64 [table rows] for each of the columns."""
-        counts = [np.zeros(self.table_rows[column], np.int64) for column in columns]
-        with rows_bar("counting", stop - start) as bar:
-            for part in self.ranges(start, stop, COUNTED_ROWS):
-                id_NC = part.ids()
-                for column, count in zip(columns, counts, strict=True):
-                    np.add.at(count, id_NC[:, column], 1)
-                bar.update(part.rows)
-        return counts
-
-    def values(self, column: int) -> np.ndarray | None:
-        """The 32-bit value of every id from 2 on, uint32; None for hashed ids."""
-        path = self.folder / vocabulary_file(CATEGORICAL[column])
-        return np.load(path) if path.is_file() else None
-
-
-def _check_sizes(folder: Path, files: dict[str, Any]) -> None:
-    for name, facts in files.items():
-        path = folder / name
-        found = f"{path.stat().st_size}" if path.is_file() else "no such file"
-        if found != str(facts["bytes"]):
-            raise ContractError(path, f"{facts['bytes']} bytes, as {schema.MANIFEST} says", found)
-
-
-# A .npy file that grows by rows and has its name only once it is whole, and its rows in parts.
+# .npy files: written row by row, read in parts. Nothing is memory-mapped, as mapped pages count as memory.
 
 
 @contextmanager
@@ -178,7 +181,7 @@ class NpyRows:
 
 
 def parts_of(path: Path, rows: int) -> Iterator[np.ndarray]:
-    """The rows of a file that `growing_npy` wrote, `rows` at a time; not mapped, as mapped pages count as memory."""
+    """The rows of a file that `growing_npy` wrote, `rows` at a time."""
     with path.open("rb") as file:
         width, dtype = _read_header(file)
         while len(part := np.fromfile(file, dtype, rows * width)):
@@ -194,7 +197,7 @@ def rows_of(path: Path, first: int, rows: int) -> np.ndarray:
 
 
 def _read_header(file: IO[bytes]) -> tuple[int, np.dtype]:
-    """Width and type; the file is then at its first row."""
+    """Width and type. Leaves the file at its first row."""
     np.lib.format.read_magic(file)
     (_, width), _, dtype = np.lib.format.read_array_header_1_0(file)
     return width, dtype

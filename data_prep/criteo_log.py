@@ -1,12 +1,14 @@
 """Prepared Criteo files to a log that `sidrec train` reads: `python -m data_prep.criteo_log NPY OUT --item C10`.
 
-One categorical column is the item. Row order is time: a row's timestamp is its number. Criteo names no users: every
-user_id is 0 and histories are empty, so the user metrics of such a log are those of one user. items.parquet lists every
-item of the log; those that the train split does not have are cold, and their vectors are zeros.
+One categorical column is the item. Rows are in order of time, so a row's timestamp is its number. Criteo names no
+users: every user_id is 0 and histories are empty, so user metrics treat the log as that of one user. items.parquet
+lists every item of the log. Items that the train split lacks are cold; their vectors are zeros.
 
-Rows are read a range at a time: memory grows with the tables, and with the pairs of items and values that occur, not
-with rows. Killed anywhere and started again, the same command goes on after its last finished file, or in the midst of
-counting pairs, and leaves the same bytes. I item ids, M items that occur, D width.
+Rows are read range by range: memory grows with the tables and with the pairs of items and values that occur, not with
+rows. A killed command continues after its last finished file, or while counting pairs after the last snapshot, and
+writes the same bytes.
+
+Shapes: I item ids, M items that occur, J values of other columns, D width, N rows of a range or file.
 """
 
 from collections.abc import Iterator
@@ -46,7 +48,7 @@ class CriteoLogCommand:
     out: tyro.conf.Positional[Annotated[Path, metavar("OUT")]]
     """Data folder to write."""
     item: Annotated[str, metavar("COLUMN")]
-    """The categorical column that is the item, C1 to C26."""
+    """Categorical column that is the item, C1 to C26."""
     test_share: float = 0.1
     """Share of the rows, the last ones, in the split `test`."""
     validation_share: float = 0.1
@@ -54,7 +56,7 @@ class CriteoLogCommand:
     width: int = 64
     """Width of the item vectors."""
     most_values: int = 1000
-    """Values of every other column, its most frequent ones, that item vectors are made of."""
+    """Item vectors count this many values of every other column, the most frequent ones."""
     seed: int = 0
     """Seed of the item vectors."""
     overwrite: bool = False
@@ -63,11 +65,11 @@ class CriteoLogCommand:
     def run(self) -> None:
         self.check()
         manifest = write_log(self)
-        told = ", ".join(f"{manifest.rows(split):,} {split}" for split in manifest.splits)
-        print(f"{self.out}: rows: {told}; {manifest.protocol['items']:,} items of {self.item}")
+        rows = ", ".join(f"{manifest.rows(split):,} {split}" for split in manifest.splits)
+        print(f"{self.out}: rows: {rows}; {manifest.protocol['items']:,} items of {self.item}")
 
     def check(self) -> None:
-        """Raises ContractError naming the flag whose value makes no sense."""
+        """Raises ContractError that names the first flag whose value cannot be used."""
         shares = 0 < self.test_share < 1 and 0 <= self.validation_share < 1 - self.test_share
         rules = {
             "--item": (self.item in CATEGORICAL, "one of C1 to C26", self.item),
@@ -84,7 +86,7 @@ class CriteoLogCommand:
 
 
 class LogItems(NamedTuple):
-    """The M items of a log. ids_M: rising, without 0. impressions_M: rows of the train split, 0 for cold items."""
+    """The M items of a log. ids_M: ascending, without 0. impressions_M: rows of the train split, 0 for cold items."""
 
     ids_M: np.ndarray
     impressions_M: np.ndarray
@@ -98,7 +100,7 @@ class LogItems(NamedTuple):
 
 
 def write_log(command: CriteoLogCommand) -> Manifest:
-    """Writes the data folder, which appears when all is done. Raises ContractError for files that make no sense."""
+    """Writes the data folder, which appears when all files are whole. Raises ContractError for invalid input."""
     layout, item = CriteoLayout.open(command.npy), CATEGORICAL.index(command.item)
     bounds = split_bounds(layout, command)
     configuration = {
@@ -123,7 +125,7 @@ def write_log(command: CriteoLogCommand) -> Manifest:
 
 
 def split_bounds(layout: CriteoLayout, command: CriteoLogCommand) -> dict[str, range]:
-    """The rows of every split that has some, in order. Raises ContractError when train or test has none."""
+    """Rows of each split that is not empty, in order. Raises ContractError if train or test is empty."""
     test = int(layout.rows * (1 - command.test_share))
     validation = int(layout.rows * (1 - command.test_share - command.validation_share))
     if not 0 < validation <= test < layout.rows:
@@ -133,13 +135,13 @@ def split_bounds(layout: CriteoLayout, command: CriteoLogCommand) -> dict[str, r
 
 
 def _write_items(work: WorkFolder, layout: CriteoLayout, command: CriteoLogCommand, items: LogItems) -> None:
-    """items.parquet, unless it is there: impressions, vectors, and the values as the raw log has them."""
+    """Writes items.parquet, unless it exists: impressions, vectors, and the values in the raw log."""
     path, item = work.data / schema.ITEMS, CATEGORICAL.index(command.item)
     if path.exists():
         return
     train_rows = split_bounds(layout, command)["train"].stop
-    together = CoOccurrence.of(layout, item, train_rows, command.most_values, work.scratch / "pairs.npz")
-    vectors_ID = together.vectors(command.width, command.seed)
+    pairs = CoOccurrence.of(layout, item, train_rows, command.most_values, work.scratch / "pairs.npz")
+    vectors_ID = pairs.vectors(command.width, command.seed)
     values, ids = layout.values(item), items.ids_M
     texts = [""] * len(ids) if values is None else [f"{values[i - FIRST]:08x}" if i >= FIRST else "" for i in ids]
     columns = {
@@ -153,7 +155,7 @@ def _write_items(work: WorkFolder, layout: CriteoLayout, command: CriteoLogComma
 
 
 def _manifest(layout: CriteoLayout, command: CriteoLogCommand, items: LogItems, bounds: dict[str, range]) -> Manifest:
-    """Without its files."""
+    """The manifest, without files."""
     context = {
         schema.CATEGORICAL_PREFIX + name: rows
         for name, rows in zip(CATEGORICAL, layout.table_rows, strict=True)
@@ -182,9 +184,7 @@ def _manifest(layout: CriteoLayout, command: CriteoLogCommand, items: LogItems, 
     )
 
 
-# Ranges of prepared Criteo rows as the files of a log. What lies there from a killed run is kept.
-#
-# N rows of a file.
+# The files of the log. Those that a killed run finished are kept.
 
 
 FILE_ROWS = 1 << 18
@@ -192,10 +192,7 @@ STATS = ("stat_exposures", "stat_clicks")
 
 
 class CriteoLogFiles:
-    """Writes the splits, which have to come in order: statistics are those of all earlier rows.
-
-    item: the column that is the item.
-    """
+    """Writes the splits, which must come in order: statistics count all earlier rows. item: index of its column."""
 
     def __init__(self, layout: CriteoLayout, manifest: Manifest, item: int) -> None:
         self._layout, self._item = layout, item
@@ -203,7 +200,7 @@ class CriteoLogFiles:
         self._totals = Totals.empty(layout.table_rows[item])
 
     def write(self, log: Path, split: str, rows: range) -> Iterator[LogFile]:
-        """One file after the other; each appears whole. Of files that are there, rows are only counted again."""
+        """Writes the files of a split; each appears whole. Rows of files that exist are only counted."""
         (log / split).mkdir(parents=True, exist_ok=True)
         with rows_bar(f"writing {split}", len(rows)) as bar:
             for number, part in enumerate(self._layout.ranges(rows.start, rows.stop, FILE_ROWS)):
@@ -235,36 +232,34 @@ class CriteoLogFiles:
         return pa.Table.from_arrays([pa.array(column) for column in columns], schema=self._arrow)
 
 
-# Item vectors from what the items of a Criteo log occur with: PPMI of item and other columns' values, then an SVD.
+# Item vectors: a truncated SVD of the PPMI of items and values of the other columns.
 #
-# A value and an item occur together in a row. With n_ij such rows, n_i and n_j their sums over values and items, and n
-# over both, PPMI_ij = max(0, log(n_ij n / (n_i n_j))); the vectors are U S^(1/2) of its truncated SVD (Levy, Goldberg,
-# Dagan, "Improving Distributional Similarity with Lessons Learned from Word Embeddings", TACL 2015, sections 2 and
-# 3.3).
-#
-# I item ids, J values of other columns, D width, N rows of a range.
+# n_ij rows hold both item i and value j; n_i and n_j are its sums over values and over items, n over both.
+# PPMI_ij = max(0, log(n_ij n / (n_i n_j))). The vectors are U S^(1/2) of its truncated SVD (Levy, Goldberg, Dagan,
+# "Improving Distributional Similarity with Lessons Learned from Word Embeddings", TACL 2015, sections 2 and 3.3).
 
 
 RANGE_ROWS = 1 << 16
-SNAPSHOT_ROWS = 1 << 24  # between two snapshots of the pairs counted so far: some minutes of work
+SNAPSHOT_ROWS = 1 << 24  # between two snapshots of the counts: some minutes of work
 NO_VALUE = -1
 
 
 @dataclass(frozen=True)
 class CoOccurrence:
-    """Of the first `rows` rows: count_IJ, how often item i (row i) occurs with value j; scipy CSR, float64.
+    """count_IJ: number of rows with item i and value j among the first rows of a log; scipy CSR, float64.
 
-    Holds 16 bytes per pair that occurs, some 100 while pairs are merged, and 4 bytes per row of every table. Pairs are
-    at most items times 25 times `most_values`.
+    Memory: 16 bytes per pair that occurs, about 100 while pairs are merged, and 4 bytes per row of every table. There
+    are at most items * 25 * most_values pairs.
     """
 
     count_IJ: sparse.csr_array
 
     @classmethod
     def of(cls, layout: CriteoLayout, item: int, rows: int, most_values: int, snapshot: Path) -> "CoOccurrence":
-        """most_values: of each other column, its most frequent ones that are looked at; missing ones never are.
+        """Counts pairs in the first `rows` rows. Missing values are not counted.
 
-        snapshot: a file that counting goes on from if it is there, and that is written now and then.
+        most_values: values counted of each other column, the most frequent ones. snapshot: file with the counts so far;
+        counting continues from it if it exists. Raises ContractError if the other columns have no values.
         """
         others = [column for column in range(len(layout.table_rows)) if column != item]
         values = _numbered_values(layout, others, rows, most_values)
@@ -287,9 +282,9 @@ class CoOccurrence:
         return sparse.csr_array((values, (pairs.row, pairs.col)), shape=pairs.shape)
 
     def vectors(self, width: int, seed: int) -> np.ndarray:
-        """float32 [I, D]; all zeros for ids that occur with nothing. D is `width`, less if items or values are fewer.
+        """float32 [I, D]; zeros for ids that occur with no value. D is `width`, or less if items or values are few.
 
-        Raises ContractError when there are too few of them for any.
+        Raises ContractError if there are too few for a vector.
         """
         ppmi_IJ = self.ppmi()
         known = np.flatnonzero(np.diff(self.count_IJ.indptr))
@@ -299,7 +294,7 @@ class CoOccurrence:
         start = np.random.default_rng(seed).random(min(len(known), ppmi_IJ.shape[1]))
         left, strength, _ = svds(ppmi_IJ[known], k=width, v0=start)
         order = np.argsort(-strength)
-        left_KD = left[:, order] * np.sign(left[:, order].sum(axis=0) + 1e-300)  # one sign of the two that a SVD allows
+        left_KD = left[:, order] * np.sign(left[:, order].sum(axis=0) + 1e-300)  # fixes the sign, free in an SVD
         vectors_ID = np.zeros((self.count_IJ.shape[0], width), np.float32)
         vectors_ID[known] = left_KD * np.sqrt(strength[order])
         return vectors_ID
@@ -308,7 +303,7 @@ class CoOccurrence:
 def _count_pairs(
     layout: CriteoLayout, item: int, rows: int, values: dict[int, np.ndarray], width: int, snapshot: Path
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs as item * width + value, rising, and how often each occurs. values: column -> id to j."""
+    """Pairs as item * width + value, ascending, and the count of each. values: column -> array from id to j."""
     pairs, done = ValueCounts(np.uint64), 0
     if snapshot.exists():
         kept = load_snapshot(snapshot)
@@ -320,8 +315,8 @@ def _count_pairs(
             id_NC = part.ids()
             item_N = id_NC[:, item].astype(np.int64)
             value_NJ = np.stack([value_of_id[id_NC[:, column]] for column, value_of_id in values.items()], axis=1)
-            together_NJ = (value_NJ != NO_VALUE) & (item_N != UNKNOWN)[:, None]
-            pairs.count((item_N[:, None] * width + value_NJ)[together_NJ].astype(np.uint64))
+            known_NJ = (value_NJ != NO_VALUE) & (item_N != UNKNOWN)[:, None]
+            pairs.count((item_N[:, None] * width + value_NJ)[known_NJ].astype(np.uint64))
             bar.update(part.rows)
             if part.stop - done >= SNAPSHOT_ROWS:
                 done = part.stop
@@ -331,7 +326,7 @@ def _count_pairs(
 
 
 def _numbered_values(layout: CriteoLayout, columns: list[int], rows: int, most: int) -> list[np.ndarray]:
-    """Of every column an array from id to j, int32, NO_VALUE where the id is missing or not frequent enough."""
+    """For each column an array from id to j, int32; NO_VALUE where the id is missing or not among the `most`."""
     numbered, numbers = [], 0
     for count in layout.counts(columns, 0, rows):
         count[UNKNOWN] = 0

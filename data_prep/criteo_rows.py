@@ -1,7 +1,10 @@
-"""Lines of a raw Criteo log as arrays: the fixed dense transform, 32-bit categorical values, labels.
+"""From lines of a raw Criteo log to arrays: labels, transformed dense values, categorical values and their ids.
 
-A line has 40 fields between tabs: label, I1 to I13 (numbers), C1 to C26 (up to 8 hexadecimal digits); all but the label
-may be empty. N rows of a block, X = 13 dense and C = 26 categorical columns.
+A line has 40 fields separated by tabs: label, I1 to I13 (numbers), C1 to C26 (up to 8 hexadecimal digits). All but the
+label may be empty. `blocks` reads a file block by block, `read_rows` parses a block, `ValueCounts`, `vocabulary` and
+`VocabularyIds` (or `hashed_ids`) turn values into ids.
+
+Shapes: N rows of a block, X = 13 dense and C = 26 categorical columns, V values in a vocabulary.
 """
 
 import gzip
@@ -22,7 +25,7 @@ DENSE = tuple(f"I{number}" for number in range(1, 14))
 CATEGORICAL = tuple(f"C{number}" for number in range(1, 27))
 DENSE_TRANSFORM = "log(1 + max(x, 0)), the same for every file; missing and non-finite values become 0, as x = 0 does"
 MISSING = 0
-"""A categorical value that is missing; the value 00000000 counts as missing too."""
+"""Stands for a missing categorical value; so does the value 00000000 in the log."""
 _FIELDS = ("label", *DENSE, *CATEGORICAL)
 _SCHEMA = {"label": pl.Int8} | dict.fromkeys(DENSE, pl.Float64) | dict.fromkeys(CATEGORICAL, pl.String)
 _HEX = re.compile(rb"[0-9a-fA-F]{0,8}")
@@ -31,7 +34,7 @@ _TAB = 9
 
 @dataclass(frozen=True)
 class Tally:
-    """Counts over rows; the last four by column."""
+    """Counts over rows. The last four are by column."""
 
     rows: int
     positives: int
@@ -63,9 +66,6 @@ class CriteoRows:
     tally: Tally
 
 
-# A raw Criteo log, plain or gzip-compressed, as blocks of whole lines: one block in memory at a time.
-
-
 @dataclass(frozen=True)
 class Block:
     """Whole lines of a file, each with its newline. first_line: number of the first one in the file, from 1."""
@@ -80,7 +80,7 @@ class Block:
 
 
 def read_rows(block: Block) -> CriteoRows:
-    """Parses a block. Raises ContractError naming file, line and column of the first field that makes no sense."""
+    """Parses a block. Raises ContractError with file, line and column of the first invalid field."""
     try:
         frame = pl.read_csv(block.text, schema=_SCHEMA, separator="\t", has_header=False, quote_char=None)
     except pl.exceptions.PolarsError as error:
@@ -109,13 +109,13 @@ def read_rows(block: Block) -> CriteoRows:
 
 
 def _whole(frame: pl.DataFrame, block: Block) -> bool:
-    """Polars fills a short line with nulls without a word, so tabs are counted too."""
+    """Whether all lines are complete. Polars fills short lines with nulls silently, so tabs are counted."""
     tabs = np.count_nonzero(np.frombuffer(block.text, np.uint8) == _TAB)
     return len(frame) == block.lines and tabs == block.lines * (len(_FIELDS) - 1)
 
 
 def _first_mistake(block: Block, otherwise: str) -> ContractError:
-    """What is wrong with the first line that is; slow, as it looks at every field."""
+    """The error for the first invalid field. Slow: checks every field. otherwise: found, if no field is invalid."""
     for number, line in enumerate(block.text.split(b"\n")[:-1], block.first_line):
         found = line.removesuffix(b"\r").split(b"\t")
         where = f"{block.source}, line {number}"
@@ -130,7 +130,7 @@ def _first_mistake(block: Block, otherwise: str) -> ContractError:
 
 
 def _mistake(column: str, text: bytes) -> str | None:
-    """What the field should have been, if it makes no sense."""
+    """What was expected of an invalid field; None for a valid one."""
     if column == "label":
         return None if text in (b"0", b"1") else "0 or 1"
     if column in CATEGORICAL:
@@ -148,7 +148,7 @@ GZIP = b"\x1f\x8b"
 def blocks(source: Path, size: int, watch: Callable[[int], object] = int) -> Iterator[Block]:
     """The lines of a file, about `size` bytes (uncompressed) at a time.
 
-    watch: told how many bytes of the file were read since the last call. Raises ContractError for a file that is empty,
+    watch: called with the bytes of the file read since the last call. Raises ContractError for a file that is empty,
     missing or a broken gzip file, and for a line longer than `size`.
     """
     if not source.is_file():
@@ -181,19 +181,17 @@ def _read(stream: IO[bytes], size: int, source: Path) -> bytes:
         raise ContractError(source, "a whole gzip file", error) from None
 
 
-# Values of a categorical column counted, those frequent enough numbered, and columns of values turned into ids.
-#
-# N rows, V values in a vocabulary.
+# From categorical values to ids.
 
 
 UNKNOWN, RARE, FIRST = 0, 1, 2
-LEAST_MERGED = 1 << 18  # values waiting before they are merged, so that small counts are not merged for every block
+LEAST_MERGED = 1 << 18  # values that wait before a merge, so that not every small block causes one
 
 
 class ValueCounts:
-    """Distinct values of one column and how often they occur; MISSING is not counted.
+    """Distinct values of one column and their counts, without MISSING.
 
-    Holds 12 bytes per distinct uint32, up to twice that with those that wait, some 50 in the moment they are merged.
+    Memory: 12 bytes per distinct uint32, up to twice that with values that wait, about 50 during a merge.
     """
 
     def __init__(self, kind: type[np.unsignedinteger] = np.uint32) -> None:
@@ -203,20 +201,20 @@ class ValueCounts:
 
     @property
     def held(self) -> int:
-        """Values in memory; some may be there more than once."""
+        """Number of values in memory, duplicates among those that wait included."""
         return len(self._values) + self._waiting_values
 
     def count(self, value_N: np.ndarray) -> None:
-        """Takes rows of the column in: [N] of the kind."""
+        """Counts rows of the column: [N] of the kind."""
         values, counts = np.unique(value_N, return_counts=True)
         known = slice(1, None) if len(values) and values[0] == MISSING else slice(None)
         self.add(values[known], counts[known])
 
     def add(self, values: np.ndarray, counts: np.ndarray) -> None:
-        """Takes other counts in: distinct values and int64 counts."""
+        """Adds counts: distinct values and their int64 counts."""
         self._waiting.append((values, counts))
         self._waiting_values += len(values)
-        if self._waiting_values > max(len(self._values), LEAST_MERGED):  # as many as there are: merging stays linear
+        if self._waiting_values > max(len(self._values), LEAST_MERGED):  # so that merging stays linear
             self._merge()
 
     def total(self) -> tuple[np.ndarray, np.ndarray]:
@@ -238,8 +236,10 @@ class ValueCounts:
 
 
 def vocabulary(values: np.ndarray, counts: np.ndarray, threshold: int) -> np.ndarray:
-    """uint32 [V]: the values that occur at least `threshold` times, most frequent first, then by value. The value in
-    place i has the id i + FIRST."""
+    """uint32 [V]: values that occur at least `threshold` times, by falling count, then by value.
+
+    The value at index i has the id i + FIRST.
+    """
     kept = counts >= threshold
     values, counts = values[kept], counts[kept]
     return values[np.lexsort((values, -counts))]
@@ -247,7 +247,7 @@ def vocabulary(values: np.ndarray, counts: np.ndarray, threshold: int) -> np.nda
 
 @dataclass(frozen=True)
 class VocabularyIds:
-    """Values to ids by a vocabulary: UNKNOWN for MISSING, RARE for values that it lacks. 8 bytes per value."""
+    """Maps values to ids by a vocabulary: MISSING to UNKNOWN, values not in it to RARE. Memory: 8 bytes per value."""
 
     sorted_values: np.ndarray
     ids: np.ndarray
@@ -261,7 +261,7 @@ class VocabularyIds:
 
     def __call__(self, value_N: np.ndarray) -> np.ndarray:
         """int32 [N] for uint32 [N]."""
-        # Distinct values are sorted: the searches walk through the vocabulary instead of jumping about in it.
+        # Distinct values are sorted, so consecutive searches hit nearby memory.
         values, place_N = np.unique(value_N, return_inverse=True)
         at = np.minimum(np.searchsorted(self.sorted_values, values), len(self.sorted_values) - 1)
         return np.where(self.sorted_values[at] == values, self.ids[at], np.int32(RARE))[place_N]

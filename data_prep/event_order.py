@@ -1,7 +1,10 @@
-"""Sorts a log by time in bounded memory: ids become dense, events are spooled, then dealt into buckets of whole days.
+"""Time order: sorting a log by time, windows of preceding days, splits by time.
 
-A bucket holds consecutive days and at most `partition_rows` events, or one single busier day. Held in memory are one
-bucket, the source's ids, and arrays with one number per user, per item and per day; never the log.
+`order_events` sorts in bounded memory. It maps ids to dense ids, writes the events to one file in the source's order,
+then distributes them over buckets. A bucket holds consecutive whole days and at most `partition_rows` events, or one
+busier day. In memory are one bucket, the source's ids, and arrays with a number per user, per item and per day.
+
+Shapes: N rows of a bucket.
 """
 
 from collections import Counter
@@ -20,7 +23,7 @@ from sidrec.io.files import read_json, write_json
 from .command import rows_bar
 from .events import ITEM, LABEL, TIMESTAMP, USER, IdMap, Source, open_stream
 
-ROW = "row"  # place in the source: ties in time keep the source's order
+ROW = "row"  # number in the source: events of equal times keep the source's order
 OPEN_BUCKETS = 200  # files written at the same time
 NEVER = np.iinfo(np.int64).max
 ORDERED = "ordered.json"
@@ -30,7 +33,7 @@ ORDERED = "ordered.json"
 class OrderedLog:
     """The events of a source, in time order.
 
-    user_rows: events per user, first_click: time of each item's first positive (NEVER: none); indexed by dense id.
+    user_rows: events per user. first_click: time of each item's first positive (NEVER: none). Both by dense id.
     ids: number of ids + 1 per cat_* column of the events. bucket_rows: events per bucket.
     """
 
@@ -47,13 +50,13 @@ class OrderedLog:
         return sum(self.bucket_rows)
 
     def bucket(self, number: int) -> pa.Table:
-        """One bucket's events, sorted by time; ties in the source's order."""
+        """Events of a bucket, sorted by time; events of equal times keep the source's order."""
         table = pq.read_table(_bucket_path(self.folder, number))
         table = table.sort_by([(TIMESTAMP, "ascending"), (ROW, "ascending")])
         return table.drop_columns([ROW])
 
     def timestamp_of_row(self, row: int) -> int:
-        """Timestamp of the event at place `row` of the time order."""
+        """Timestamp of event number `row` in time order."""
         ends = np.cumsum(self.bucket_rows)
         number = int(np.searchsorted(ends, row, side="right"))
         times = pq.read_table(_bucket_path(self.folder, number), columns=[TIMESTAMP])[TIMESTAMP].to_numpy()
@@ -61,10 +64,9 @@ class OrderedLog:
 
 
 def order_events(source: Source, folder: Path, partition_rows: int) -> OrderedLog:
-    """Reads the source once and leaves its events in time-ordered buckets under `folder`.
+    """Reads the source once and writes its events to buckets under `folder`. Returns a finished order found there.
 
-    A finished order found there is returned as it is. Raises ContractError for bad events, an empty log, or one without
-    a positive.
+    Raises ContractError for invalid events, an empty log, and one without a positive.
     """
     if (folder / ORDERED).exists():
         return _load(folder)
@@ -91,7 +93,7 @@ def _load(folder: Path) -> OrderedLog:
 
 
 class _Spool:
-    """Events with dense ids, in the source's order, in one parquet file; and what is counted on the way."""
+    """Writes events with dense ids to one parquet file, in the source's order, and counts them."""
 
     def __init__(self, source: Source, path: Path) -> None:
         self.path = path
@@ -195,9 +197,7 @@ def _bucket_path(folder: Path, number: int) -> Path:
     return folder / f"bucket-{number:05d}.parquet"
 
 
-# What happened to each item in the preceding days: a multiset of item ids, day by day, and its counts.
-#
-# Granularity: whole UTC days. A row of day d sees the days d - W ... d - 1, never its own day.
+# Windows of preceding days, in whole UTC days: a row of day d sees the days d - W to d - 1, never its own day.
 
 
 SECONDS_PER_DAY = 86_400
@@ -205,10 +205,10 @@ SECONDS_PER_DAY = 86_400
 
 @dataclass
 class DayWindow:
-    """Items of the preceding `days` whole days.
+    """The items of events of the preceding `days` days.
 
-    items, item_days: one entry per event of the window, oldest first. counts: events per item, int64 [items].
-    today_items: events of the current `day`, which nobody sees yet.
+    items, item_days: item and day of each event in the window, oldest first. counts: events per item, int64 [items].
+    today_items: items of the current `day`'s events, which are not in the window yet.
     Memory: the events of `days` + 1 days, and one number per item.
     """
 
@@ -225,7 +225,7 @@ class DayWindow:
         return cls(days, np.zeros(items, dtype=np.int64), none, none, none)
 
     def move_to(self, day: int) -> None:
-        """Closes the current day when `day` is a later one, and forgets the days that leave the window."""
+        """Makes `day` the current day, if it is later: adds the former day to the window, drops old days."""
         if day <= self.day:
             return
         kept = int(np.searchsorted(self.item_days, day - self.days))
@@ -239,11 +239,11 @@ class DayWindow:
         self.day = day
 
     def add(self, items: np.ndarray) -> None:
-        """Events of the current day."""
+        """Adds events of the current day."""
         self.today_items = np.concatenate([self.today_items, items.astype(np.int32)])
 
     def counts_of(self, item_N: np.ndarray, happened_N: np.ndarray, timestamp_N: np.ndarray) -> np.ndarray:
-        """int64 [N]: events of each row's item in the days before it; then takes in the rows where `happened`."""
+        """int64 [N]: events of each row's item in the window. Adds rows where `happened`. Rows are sorted by time."""
         counts_N = np.empty(len(item_N), dtype=np.int64)
         for day, begin, end in day_slices(timestamp_N):
             self.move_to(day)
@@ -253,14 +253,14 @@ class DayWindow:
 
 
 def day_slices(timestamp_N: np.ndarray) -> list[tuple[int, int, int]]:
-    """(day, first row, row after the last) for every day of time-sorted rows."""
+    """(day, first row, row after the last) for each day of rows that are sorted by time."""
     day_N = timestamp_N // SECONDS_PER_DAY
     begins = np.flatnonzero(np.concatenate([[True], day_N[1:] != day_N[:-1]])) if len(day_N) else np.zeros(0, int)
     ends = np.append(begins[1:], len(day_N))
     return [(int(day_N[begin]), int(begin), int(end)) for begin, end in zip(begins, ends, strict=True)]
 
 
-# Train, validation and test by time: one cut for everybody, or one per user.
+# Splits: one cut in time for all users, or one per user.
 
 
 SPLITS = ("train", "validation", "test")
@@ -269,17 +269,16 @@ SplitKind = Literal["global", "per-user-last"]
 
 @dataclass(frozen=True)
 class GlobalSplit:
-    """Events from `validation_from` (seconds) on are validation, from `test_from` on test."""
+    """One cut for all users: validation starts at `validation_from`, test at `test_from`, in seconds since 1970."""
 
     validation_from: int
     test_from: int
 
     @classmethod
     def of(cls, log: OrderedLog, validation_share: float, test_share: float) -> "GlobalSplit":
-        """Cuts so that the last `test_share` of the events is test and `validation_share` before it validation.
+        """The last `test_share` of the events is test, `validation_share` before it validation.
 
-        Events that share the timestamp at a cut all go to the later split. Raises ContractError when no train row is
-        left.
+        Events with the timestamp of a cut belong to the later split. Raises ContractError if no train row is left.
         """
         test_row = int(log.rows * (1 - test_share))
         validation_row = int(log.rows * (1 - test_share - validation_share))
@@ -296,7 +295,7 @@ class GlobalSplit:
         return cls(validation_from, test_from)
 
     def assign(self, user_N: np.ndarray, timestamp_N: np.ndarray, earlier_N: np.ndarray) -> np.ndarray:
-        """int8 [N]: place of each event's split in SPLITS."""
+        """int8 [N]: index of each event's split in SPLITS."""
         is_test = timestamp_N >= self.test_from
         return np.where(is_test, 2, timestamp_N >= self.validation_from).astype(np.int8)
 
@@ -318,7 +317,7 @@ class PerUserSplit:
     test_share: float
 
     def assign(self, user_N: np.ndarray, timestamp_N: np.ndarray, earlier_N: np.ndarray) -> np.ndarray:
-        """int8 [N], from how many of the user's events are strictly earlier: events at one timestamp stay together."""
+        """int8 [N]: index in SPLITS, by the number of the user's strictly earlier events. Equal times stay together."""
         rows_N = self.user_rows[user_N]
         test_from = rows_N - np.floor(rows_N * self.test_share).astype(np.int64)
         validation_from = test_from - np.floor(rows_N * self.validation_share).astype(np.int64)

@@ -1,7 +1,10 @@
-"""What every raw log is turned into first: events, with the file and line of anything that is wrong with them.
+"""Events: the form that every raw log is read into, with checks that name the file and line of bad input.
 
 An event table has the columns user, item (string, the source's own ids), timestamp (int64, seconds since 1970) and
-label (float32, 0 or 1), and whatever `int_*` (float32) and `cat_*` (string) columns the source brings along.
+label (float32, 0 or 1), and the source's own `int_*` (float32) and `cat_*` (string) columns.
+
+A raw log is a `Source`: it yields event tables in any order, then metadata of the items. `blocks` and `dat_blocks` read
+its files; `numbers`, `check_events` and `check_unique` check what they hold.
 """
 
 import gzip
@@ -30,10 +33,10 @@ CATALOG_TITLE, CATALOG_TEXT = "title", "content"
 
 @dataclass(frozen=True)
 class Items:
-    """Metadata of items, one row per item id, row 0 for id 1.
+    """Metadata of items, one row per item id; row 0 is id 1.
 
-    table: columns source_id, title, content (the text that vectors are made of), and others for people.
-    categories: cat_* column -> value per item as text; empty means unknown.
+    table: columns source_id, title, content (text that is embedded), and others for readers of items.parquet.
+    categories: cat_* column -> text value per item; empty: unknown.
     vectors: vector column -> float32 [items, width].
     """
 
@@ -43,11 +46,8 @@ class Items:
     notes: Mapping[str, object]
 
 
-# Source ids (text) to dense ids 1, 2, ... in order of first appearance; 0 stays free for "not known".
-
-
 class IdMap:
-    """A growing dictionary of ids. Holds every source id in memory."""
+    """Source ids (text) to dense ids 1, 2, ... in order of first appearance; 0: unknown. Holds all ids in memory."""
 
     def __init__(self, source_ids: Iterable[str] = ()) -> None:
         self._dense: dict[str, int] = {}
@@ -62,11 +62,11 @@ class IdMap:
         return list(self._dense)
 
     def get(self, source_id: str) -> int:
-        """The dense id, 0 when there is none."""
+        """The dense id, 0 if there is none."""
         return self._dense.get(source_id, 0)
 
     def add(self, column: pa.ChunkedArray) -> np.ndarray:
-        """Dense ids int64 [rows] of a text column; new ones are appended, empty or missing text is id 0."""
+        """Dense ids int64 [rows] of a text column. New ids are appended; empty or missing text is id 0."""
         encoded = column.combine_chunks().dictionary_encode()
         if isinstance(encoded, pa.ChunkedArray):
             encoded = encoded.combine_chunks()
@@ -84,15 +84,15 @@ class IdMap:
 
 
 class Source(Protocol):
-    """A raw log that can be read as events, in any order, and then asked about its items."""
+    """A raw log: yields events in any order, then metadata of the items."""
 
     @property
     def name(self) -> str:
-        """For the manifest."""
+        """Name of the source in the manifest."""
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Every file read: a changed file makes unfinished work void."""
+        """All files that are read. If one changes, an unfinished preparation starts again."""
 
     @property
     def dense(self) -> tuple[str, ...]:
@@ -104,26 +104,26 @@ class Source(Protocol):
 
     @property
     def extra(self) -> tuple[str, ...]:
-        """Other float32 columns of the events, written to the log beside the contract's."""
+        """Other float32 columns of the events, which the log gets in addition to the contract's."""
 
     @property
     def labels(self) -> str:
-        """How the label came to be, in words."""
+        """How labels are made, in words."""
 
     def catalog(self) -> list[str]:
         """Source ids that get the item ids 1, 2, ... before any event is read."""
 
     def events(self) -> Iterator[pa.Table]:
-        """Event tables. Raises ContractError with file, line and column of what is wrong."""
+        """Event tables. Raises ContractError with file, line and column of invalid input."""
 
     def items(self, ids: IdMap) -> Items:
         """Metadata of the items in `ids`."""
 
 
 def numbers(text: pa.ChunkedArray, kind: pa.DataType, where: str, first_line: int) -> pa.ChunkedArray:
-    """Parses a text column as `kind`, where the first value stands on line `first_line`.
+    """Parses a text column as `kind`. first_line: line of the first value in the file.
 
-    Raises ContractError with the first line that is missing, NaN, infinite or no number at all.
+    Raises ContractError with the first line whose value is missing, NaN, infinite or not a number.
     """
     text = pc.utf8_trim_whitespace(text)
     try:
@@ -146,7 +146,7 @@ def _words(kind: pa.DataType) -> str:
 
 
 def check_events(events: pa.Table, where: object, first_line: int) -> pa.Table:
-    """Ids are there, times lie in [1970, 2100), labels are 0 or 1. Raises ContractError with the first bad line."""
+    """Checks that ids are present, times in [1970, 2100), labels 0/1. Raises ContractError with the first bad line."""
     rules = {
         USER: ("a user id", pc.equal(pc.utf8_length(pc.fill_null(events[USER], "")), 0)),
         ITEM: ("an item id", pc.equal(pc.utf8_length(pc.fill_null(events[ITEM], "")), 0)),
@@ -165,7 +165,7 @@ def check_events(events: pa.Table, where: object, first_line: int) -> pa.Table:
 
 
 def check_unique(column: pa.ChunkedArray, where: str, first_line: int) -> None:
-    """Raises ContractError with the first line whose id is missing or was there before."""
+    """Raises ContractError with the first line whose id is missing or repeated."""
     seen: set[str] = set()
     for row, value in enumerate(column.to_pylist()):
         if not value or value in seen:
@@ -173,7 +173,7 @@ def check_unique(column: pa.ChunkedArray, where: str, first_line: int) -> None:
         seen.add(value)
 
 
-# Reads columns of CSV (also gzipped), Parquet and `::`-separated .dat files, block by block, as text.
+# Readers of CSV (plain or gzipped), Parquet and `::`-separated .dat files: block by block, columns as text.
 
 
 BLOCK_BYTES = 8 << 20
@@ -183,7 +183,7 @@ UNIT_SEPARATOR = b"\x1f"  # one byte that no title contains
 
 @contextmanager
 def readable(path: Path) -> Iterator[IO[bytes]]:
-    """Opens a plain or gzipped file; whatever goes wrong while reading becomes a ContractError naming the file."""
+    """Opens a plain or gzipped file. Errors while it is read become ContractErrors that name the file."""
     if not path.is_file():
         raise ContractError(path, "a file to read", "none")
     try:
@@ -198,9 +198,9 @@ def readable(path: Path) -> Iterator[IO[bytes]]:
 
 
 def blocks(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
-    """Blocks of a CSV or Parquet file with the named columns as text, missing values null, each with its first line.
+    """Blocks of a CSV or Parquet file, each with the number of its first line. Columns are text, missing values null.
 
-    Line numbers count from 1, the header included (a quoted line break counts as none); Parquet rows count from 1.
+    Lines count from 1, header included (line breaks in quotes are not counted); Parquet rows count from 1.
     Raises ContractError for a missing file or column, a broken row, and a truncated or empty file.
     """
     if path.suffix == ".parquet":
@@ -222,7 +222,7 @@ def blocks(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]
 
 
 def whole(path: Path, columns: Sequence[str]) -> pa.Table:
-    """All blocks as one table, for files with one row per item. Raises ContractError as `blocks`, and for no rows."""
+    """All blocks as one table. Raises ContractError as `blocks` does, and for a file without rows."""
     tables = [table for _, table in blocks(path, columns)]
     if not tables:
         raise ContractError(path, "at least one row", "none")
@@ -230,7 +230,7 @@ def whole(path: Path, columns: Sequence[str]) -> pa.Table:
 
 
 def dat_blocks(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
-    """The same for MovieLens 1M's files: `::` between values, Latin-1, no header; all columns must be named."""
+    """As `blocks`, for MovieLens 1M: `::` between values, Latin-1, no header. columns: all columns of the file."""
     with readable(path) as file:
         line = 1
         while lines := file.readlines(BLOCK_BYTES):
@@ -262,7 +262,7 @@ def _parquet_blocks(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, p
             raise ContractError(path, f"the columns {list(columns)}", f"columns {names}")
         for batch in file.iter_batches(columns=list(columns)):
             table = pa.Table.from_batches([batch]).select(list(columns)).cast(_as_text(columns))
-            table.validate(full=True)  # text that is no UTF-8 would be found wherever it is first looked at
+            table.validate(full=True)  # finds text that is not UTF-8 here, not where it is first used
             yield row, table
             row += batch.num_rows
     except (pa.ArrowException, OSError) as error:
@@ -273,13 +273,9 @@ def _as_text(columns: Sequence[str]) -> pa.Schema:
     return pa.schema([(column, pa.string()) for column in columns])
 
 
-# Parquet files that are read from beginning to end, a buffer at a time.
-
-
 BUFFER = 1 << 20  # bytes
 
 
 def open_stream(path: Path) -> pq.ParquetFile:
-    """Opens a file for `iter_batches`. By default pyarrow holds on to all that it has read until the iteration ends,
-    so that memory grows with the file."""
+    """Opens a file for `iter_batches`, without pyarrow's default of keeping all that was read until the end."""
     return pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER)

@@ -38,7 +38,7 @@ PER_SECOND = {"s": 1, "ms": 1000, "us": 1_000_000}
 
 @dataclass(frozen=True)
 class Columns:
-    """Which column holds what. Without a label or rating column every row is a positive and negatives are sampled."""
+    """Columns of the files. Without a label or rating column, every row is a positive and negatives are sampled."""
 
     user_column: str = "user_id"
     """Column of the interactions with the user."""
@@ -53,20 +53,20 @@ class Columns:
     rating_column: str | None = None
     """Column of the interactions with a rating."""
     threshold: float = 4.0
-    """Ratings from this on are positive."""
+    """Ratings of at least this are positive."""
     cat_columns: tuple[str, ...] = ()
     """Columns of the interactions that become cat_<name> of the log."""
     items_file: Path | None = None
     """CSV or Parquet file with one row per item."""
     items_id_column: str = "item_id"
-    """Its column with the item."""
+    """Column of the items file with the item."""
     text_columns: tuple[str, ...] = ()
-    """Its columns that make up the item's text; the first one is the title."""
+    """Columns of the items file whose text is embedded; the first one is the title."""
     item_cat_columns: tuple[str, ...] = ()
-    """Its columns that become cat_<name> of the log."""
+    """Columns of the items file that become cat_<name> of the log."""
 
     def check(self) -> None:
-        """Raises ContractError naming the flags that contradict each other."""
+        """Raises ContractError that names flags which contradict each other."""
         if self.label_column and self.rating_column:
             raise ContractError("--label-column, --rating-column", "at most one of them", "both")
         if self.items_file is None and (self.text_columns or self.item_cat_columns):
@@ -82,7 +82,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Interactions:
-    """One file of interactions, with or without a file of items, as a source of events."""
+    """A file of interactions, and a file of items or none, as a source of events."""
 
     log: Path
     columns: Columns

@@ -32,7 +32,7 @@ class ItemVectors:
     data: tyro.conf.Positional[Annotated[Path, metavar("DATA")]]
     """Data folder that holds items.parquet."""
     source: Annotated[str, tyro.conf.arg(name="from", metavar="wordllama|sentence-transformers|FILE.npy")] = "wordllama"
-    """Where vectors come from. FILE.npy: one row per item, row = item_id - 1."""
+    """Source of the vectors. FILE.npy: one row per item, row = item_id - 1."""
     column: Literal["text", "visual", "behavior"] = "text"
     """Vector column to write."""
     model: str = SENTENCE_MODEL
@@ -43,10 +43,11 @@ class ItemVectors:
 
 
 def add_vectors(items: Path, source: str, column: str = "text", model: str = SENTENCE_MODEL) -> str:
-    """Rewrites items.parquet with the column, in one step, a row group at a time.
+    """Rewrites items.parquet with the column, by row groups. The file is replaced in one step.
 
-    source: "wordllama", "sentence-transformers", or the path of a float .npy [items, width]. Returns a sentence on what
-    was done. Items without text get the zero vector. Raises ContractError when source and items do not fit.
+    source: "wordllama", "sentence-transformers", or the path of a float .npy [items, width]. Items without text get
+    zeros. Returns a message for the user. Raises ContractError for an invalid source, or one that does not
+    match the items.
     """
     check_vector_source(source)
     if not items.is_file():
@@ -60,7 +61,7 @@ def add_vectors(items: Path, source: str, column: str = "text", model: str = SEN
 
 
 def check_vector_source(source: str) -> None:
-    """Raises ContractError when vectors cannot come from there: an unknown name, a missing file or package."""
+    """Raises ContractError for a source that cannot be used: an unknown name, a missing file or package."""
     if source in TEXT_SOURCES:
         if find_spec(TEXT_SOURCES[source]) is None:
             raise ContractError(f"vectors from {source}", f"the package {source}", "it is not installed")

@@ -46,7 +46,7 @@ class MovieLensCommand:
     """Data folder to write."""
     log: Annotated[LogSettings, tyro.conf.arg(name="")] = field(default_factory=LogSettings)
     threshold: float = 4.0
-    """Ratings from this on are positive."""
+    """Ratings of at least this are positive."""
     vectors: Annotated[str, metavar("SOURCE")] = "wordllama"
     """Item vectors from wordllama, sentence-transformers, none, or FILE.npy (row = item_id - 1)."""
 

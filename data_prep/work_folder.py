@@ -1,7 +1,7 @@
-"""OUT and OUT.partial: a data folder grows in OUT.partial until it is whole, and then takes OUT's place.
+"""Work folders: a data folder is made in OUT.partial and replaces OUT when it is whole.
 
---overwrite replaces OUT only if commands of data_prep made every file in it. OUT.partial is continued or discarded only
-if it holds nothing but an unfinished preparation.
+--overwrite replaces OUT only if commands of data_prep wrote every file in it. OUT.partial is continued or discarded
+only if it holds an unfinished preparation and nothing else.
 """
 
 import json
@@ -33,9 +33,9 @@ PARTIAL = ".partial"
 
 @dataclass(frozen=True)
 class WorkFolder:
-    """`data` becomes OUT in one rename; `scratch` is deleted then.
+    """`publish` renames `data` to OUT and deletes `scratch`.
 
-    out: without links, see `output_folder`. overwrite: OUT may be there, as a folder that data_prep wrote.
+    out: without links, see `output_folder`. overwrite: OUT may exist, if data_prep wrote it.
     """
 
     out: Path
@@ -59,22 +59,22 @@ class WorkFolder:
 
     @property
     def _replaced(self) -> Path:
-        """The former OUT while the new one takes its place."""
+        """Holds the former OUT while it is replaced."""
         return self.partial / "replaced"
 
     @property
     def _discarded(self) -> Path:
-        """`data` while it is deleted."""
+        """Holds `data` while it is deleted."""
         return self.partial / "discarded"
 
     @classmethod
     def open(
         cls, out: Path, configuration: Mapping[str, object], overwrite: bool, inputs: Iterable[Path] = ()
     ) -> "WorkFolder":
-        """Continues what an equal configuration left unfinished; another configuration's leftovers are deleted.
+        """Continues an unfinished preparation of equal configuration, or deletes one of another configuration.
 
-        inputs: files and folders that the preparation reads. Raises ContractError, before anything is written, where
-        OUT must not be replaced, OUT.partial is not ours, or one of them is, holds or lies inside an input.
+        inputs: files and folders that the preparation reads. Raises ContractError, before anything is written, if OUT
+        must not be replaced, OUT.partial holds other files, or one of them is, holds or lies inside an input.
         """
         inputs = tuple(inputs)
         work = cls(output_folder(out, inputs), overwrite)
@@ -84,7 +84,7 @@ class WorkFolder:
         work._check_out()
         wanted = json.dumps(configuration, indent=1, sort_keys=True, default=str)
         found = work._configuration.read_text() if work._configuration.exists() else None
-        # Without `data` the work was published or discarded, and the process ended before all else was deleted.
+        # Without `data`, the work was published or discarded, and the process ended before the rest was deleted.
         if found != wanted or not work.data.exists():
             work.discard()
         work.partial.mkdir(parents=True, exist_ok=True)
@@ -117,24 +117,23 @@ class WorkFolder:
         check_replaceable(self.out, DATA_FOLDER)
 
     def discard(self) -> None:
-        """Gives the unfinished work up."""
+        """Deletes the unfinished work."""
         if self.data.exists():
             _delete(self._discarded)
             self.data.rename(self._discarded)
         self._delete_rest()
 
     def publish(self) -> None:
-        """Puts the finished data folder in OUT's place and deletes everything else.
+        """Replaces OUT with the finished data folder and deletes the rest.
 
-        Raises ContractError where OUT has become something that must not be replaced; the same command then goes on
-        from the finished work.
+        Raises ContractError if OUT has become a folder that must not be replaced. The work stays; a rerun publishes it.
         """
         self._check_out()
         replace_folder(self.data, self.out, self._replaced)
         self._delete_rest()
 
     def _delete_rest(self) -> None:
-        """The configuration goes last: as long as it is there, the rest is known to be ours."""
+        """The configuration is deleted last: while it exists, the rest is known to be ours."""
         for folder in (self.scratch, self._discarded, self._replaced):
             _delete(folder)
         for file in (self.partial / (CONFIGURATION + PARTIAL), self._configuration):
@@ -149,9 +148,9 @@ def _delete(folder: Path) -> None:
 
 
 def _written(folder: Path) -> Written | None:
-    """The files of a log's manifest or of a Criteo folder's, and what later commands of data_prep add to a log.
+    """Names of the files in a log's or a Criteo folder's manifest, and of those that data_prep adds to a log later.
 
-    Both kinds of manifests say how the folder was prepared; a manifest that only describes files is somebody else's.
+    Both kinds of manifest say how the folder was prepared. A manifest that only lists files was written by others.
     """
     names = _log_files(folder) or _criteo_files(folder)
     return None if names is None else names.__contains__
@@ -180,7 +179,7 @@ def _criteo_files(folder: Path) -> set[str] | None:
 
 
 def is_behavior_report(path: Path) -> bool:
-    """Whether data_prep.behavior wrote the file, and with it the files beside it."""
+    """Whether data_prep.behavior wrote the file, and so pairs.parquet and the picture in its folder."""
     report = _json(path)
     return isinstance(report, dict) and {"source", "settings", "norm_and_frequency", "pairs"} <= set(report)
 
@@ -196,7 +195,7 @@ DATA_FOLDER = FolderKind("a folder that data_prep wrote", _written)
 
 
 def file_facts(files: tuple[Path, ...]) -> list[tuple[str, int, int]]:
-    """Name, size and modification time of the inputs. Raises ContractError for one that is missing."""
+    """Path, size and modification time (ns) of each input. Raises ContractError if one is missing."""
     facts = []
     for file in files:
         if not file.is_file():
@@ -205,14 +204,14 @@ def file_facts(files: tuple[Path, ...]) -> list[tuple[str, int, int]]:
     return facts
 
 
-# Saves and restores a tree of dataclasses whose leaves are numpy arrays, numbers and text, in one .npz file.
+# Snapshots: trees of dataclasses, with numpy arrays, numbers and text as leaves, in one .npz file.
 
 
 T = TypeVar("T")
 
 
 def save_snapshot(path: Path, **roots: object) -> None:
-    """Writes the trees in one step: the file is whole or absent."""
+    """Writes the trees in one step."""
     arrays: dict[str, np.ndarray] = {}
     for name, root in roots.items():
         _flatten(name, root, arrays)
@@ -221,13 +220,13 @@ def save_snapshot(path: Path, **roots: object) -> None:
 
 
 def load_snapshot(path: Path) -> dict[str, np.ndarray]:
-    """All leaves by dotted name."""
+    """All leaves, by dotted name."""
     with np.load(path) as stored:
         return dict(stored)
 
 
 def restore_snapshot(template: T, name: str, arrays: dict[str, np.ndarray]) -> T:
-    """A tree of the template's shape with the leaves saved under `name`."""
+    """A tree like the template, with the leaves saved under `name`."""
     if not is_dataclass(template):
         leaf: Any = arrays[name]
         return leaf if isinstance(template, np.ndarray) else leaf.item()
