@@ -11,7 +11,7 @@ import pytest
 from sidrec.launcher import _adopts, end_with_launcher
 
 ROOT = Path(__file__).parents[1]
-RANK = "import time; from sidrec.launcher import end_with_launcher; end_with_launcher(); print('up'); time.sleep(60)"
+RANK = "import time; from sidrec.launcher import end_with_launcher; end_with_launcher(); print('up'); time.sleep(600)"
 LAUNCHER = f"""
 import subprocess, sys
 rank = subprocess.Popen([sys.executable, "-u", "-c", {RANK!r}], stdout=subprocess.PIPE, start_new_session=True)
@@ -36,7 +36,7 @@ def test_a_rank_ends_when_its_launcher_was_killed() -> None:
     rank = psutil.Process(int(launcher.stdout.readline()))
     assert rank.is_running()
     launcher.kill()
-    gone, _ = psutil.wait_procs([rank], timeout=20)
+    gone, _ = psutil.wait_procs([rank], timeout=300)
     if not gone:
         rank.kill()
     assert gone, "the rank outlived its launcher"

@@ -43,7 +43,7 @@ with tempfile.TemporaryFile(dir=".") as file:
 with tempfile.NamedTemporaryFile() as scratch:
     scratch.write(bytes(20_000_000))
     scratch.flush()
-    time.sleep(0.5)
+    time.sleep(2)
 """
 
 
@@ -57,7 +57,7 @@ def test_costs_are_the_childs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert 250e6 < cost.mapped_bytes < 290e6
     assert cost.scratch_bytes == pytest.approx(20e6, rel=0.01)
     assert cost.cpu_seconds > 0
-    assert cost.wall_seconds > 0.5
+    assert cost.wall_seconds > 2
 
 
 def test_a_command_that_fails_is_an_error(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def _looks(browser: str, folder: Path) -> list[dict[str, Any]]:
     probe.write_text(PROBE.read_text().replace("PAGES", json.dumps(pages).replace("</", "<\\/")))
     flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
     command = [browser, *flags, "--virtual-time-budget=20000", "--dump-dom", probe.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
     reader = _Found()
     reader.feed(done.stdout)
     assert len(reader.found) == 2 * len(pages), reader.found or done.stderr

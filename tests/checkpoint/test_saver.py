@@ -82,7 +82,7 @@ def save_beside_training(rank: int, world: int, folder: Path) -> None:
     shards = own_rows(ranks, torch.zeros(ROWS, WIDTH))
 
     def held_up(*args: Any) -> None:
-        assert let_go.wait(20)
+        assert let_go.wait(600)
         save_shards(*args)
 
     with patch.object(checkpoint_store, "save_shards", held_up):

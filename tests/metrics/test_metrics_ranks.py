@@ -79,7 +79,7 @@ def test_a_rank_without_rows_neither_hangs_nor_counts(form: Form) -> None:
         gauc = Gauc(form)
         gauc.update(*_columns(slice(0, rows))[:3])
         expected.append(gauc.compute().item())
-    for values in run_on_ranks(2, _one_rank_has_all, form, timeout=60):
+    for values in run_on_ranks(2, _one_rank_has_all, form):
         assert np.isnan(values[0])
         assert values[1:] == expected
 

@@ -39,10 +39,8 @@ def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
     """Lanes of 75 rows in steps of 16: every lane ends in padding."""
     write_small_log(tmp_path, rows=300)
     recipe = recipe_of(tmp_path, {"weight": 0.5})
-    (((alone, expected), (without, plain)),) = run_on_ranks(
-        1, train, "table_wise", [recipe, recipe_of(tmp_path, None)], timeout=240
-    )
-    ((first, terms),), ((second, _),) = run_on_ranks(2, train, "row_wise", [recipe], timeout=240)
+    (((alone, expected), (without, plain)),) = run_on_ranks(1, train, "table_wise", [recipe, recipe_of(tmp_path, None)])
+    ((first, terms),), ((second, _),) = run_on_ranks(2, train, "row_wise", [recipe])
     torch.testing.assert_close(second, first, rtol=0, atol=0)
     torch.testing.assert_close(first, alone, rtol=0, atol=2e-5)
     assert (alone - without).abs().max() > 0.01, "a loss that teaches nothing would make this test pass for nothing"

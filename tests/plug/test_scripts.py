@@ -33,7 +33,7 @@ def mean_losses(script: Path, ranks: int, *arguments: str) -> list[float]:
     command = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node", str(ranks)]
     environment = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     run = subprocess.run(
-        [*command, str(script), *arguments], env=environment, capture_output=True, text=True, timeout=500, check=False
+        [*command, str(script), *arguments], env=environment, capture_output=True, text=True, timeout=1200, check=False
     )
     assert run.returncode == 0, run.stderr
     losses = re.findall(r"rank \d: mean loss of the last 10 steps (\d\.\d+)", run.stdout)

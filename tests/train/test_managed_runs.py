@@ -88,7 +88,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def owned(folder: Path) -> list[list[int]]:
     """Every rank's items, after all runs."""
-    return run_on_ranks(RANKS, train_and_stop, folder, timeout=300)
+    return run_on_ranks(RANKS, train_and_stop, folder)
 
 
 def losses(recipe: Recipe) -> list[tuple[int, float]]:

@@ -100,7 +100,7 @@ def test_under_torchrun_the_sentence_is_said_once_and_stands_in_the_report(tmp_p
     damage(tmp_path / TRAIN, 31)  # in time order the last group of the last lane, which rank 1 reads
     recipe = small_recipe(tmp_path, data={"workers": 1, "order": "time"}, train={"log_every": 1})
     process = start(recipe, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d")
-    output, _ = process.communicate(timeout=150)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 1
     lines = output.splitlines()
     sentence = f"sidrec: error: {tmp_path / TRAIN}, row group 31: expected readable column data, got "

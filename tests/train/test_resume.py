@@ -33,7 +33,7 @@ def start(recipe: Recipe, folder: Path, ranks: int) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=180)
+    output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
     return output
 
@@ -57,8 +57,10 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
 
     process = start(killed, tmp_path, 2)
     checkpoints = killed.run / "checkpoints"
-    deadline = time.monotonic() + 120
-    while not any(checkpoints.glob("step-*[0-9]")) and time.monotonic() < deadline:
+    deadline = time.monotonic() + 900
+    while not any(checkpoints.glob("step-*[0-9]")):
+        assert process.poll() is None, "the run ended without a checkpoint"
+        assert time.monotonic() < deadline, "no checkpoint within 15 minutes"
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()

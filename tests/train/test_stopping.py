@@ -39,7 +39,7 @@ def test_a_signal_to_all_processes_of_a_run_ends_it_with_a_checkpoint(tmp_path: 
     assert any(line.startswith("step 3/") for line in iter(process.stdout.readline, ""))
     os.killpg(process.pid, signal.SIGTERM)
     os.killpg(process.pid, signal.SIGTERM)  # torchrun sends it once more to its ranks
-    rest, _ = process.communicate(timeout=120)  # also waits for the workers, which hold the pipe
+    rest, _ = process.communicate(timeout=600)  # also waits for the workers, which hold the pipe
     assert process.returncode == 143, rest
     assert "Traceback" not in rest
     (saved,) = recipe.run.glob("checkpoints/step-*")
