@@ -37,7 +37,7 @@ from sidrec.data.dataset import Dataset
 from sidrec.machine import cores
 from sidrec.parallel.process_group import Ranks, joined_ranks, largest, run_on_all_ranks, total
 from sidrec.stack import find_stack
-from sidrec.train.assembly import build_model, open_dataset, open_loader
+from sidrec.train.assembly import build_training, open_dataset, open_loader
 from sidrec.train.optimizers import build_optimizer
 from sidrec.train.step import check_state
 from sidrec.train.stopping import synced_batches
@@ -71,7 +71,7 @@ class Training:
         loader = open_loader(recipe, data, "train", shuffle=True, ranks=ranks)
         self._batches = cycle(list(synced_batches(loader.batches(0), min(KEPT_BATCHES, loader.steps), ranks)))
         loader.close()
-        self.model = build_model(recipe, data, ranks).model
+        self.model = build_training(recipe, data, ranks).model
         self.optimizer = build_optimizer(self.model, recipe.optimizer, recipe.model.embedding_dim)
         self._pipeline = TrainPipelineSparseDist(self.model, self.optimizer, ranks.device)
         self._savers = {

@@ -13,7 +13,7 @@ from sidrec.checkpoint.train_state import restore_random_state
 from sidrec.config import Recipe
 from sidrec.data.dataset import Dataset
 from sidrec.parallel.process_group import Ranks
-from sidrec.train.assembly import build_model
+from sidrec.train.assembly import build_training
 from sidrec.train.optimizers import build_optimizer
 
 
@@ -34,7 +34,7 @@ def resume_phases(recipe: Recipe, data: Dataset, folder: Path, ranks: Ranks) -> 
     timed("checksums", start)
     assert saved is not None, "the rounds have saved"
     start = time.perf_counter()
-    model = build_model(recipe, data, ranks).model
+    model = build_training(recipe, data, ranks).model
     optimizer = build_optimizer(model, recipe.optimizer, recipe.model.embedding_dim)
     timed("plan and tables", start)
     start = time.perf_counter()

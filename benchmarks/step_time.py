@@ -39,7 +39,7 @@ from sidrec.data.batch import Batch
 from sidrec.parallel.process_group import Ranks, joined_ranks
 from sidrec.schema import ITEMS, LOG, LogFile, Manifest, log_schema, save_manifest
 from sidrec.sid.catalog import Catalog
-from sidrec.train.assembly import build_model, open_dataset, open_loader
+from sidrec.train.assembly import build_training, open_dataset, open_loader
 from sidrec.train.optimizers import build_optimizer
 from sidrec.train.stopping import synced_batches
 
@@ -162,7 +162,7 @@ class Contender:
     def __init__(self, recipe: Recipe, change: Callable[[Batch], Batch], ranks: Ranks) -> None:
         data = open_dataset(recipe, ranks)
         loader = open_loader(recipe, data, "train", shuffle=True, ranks=ranks)
-        model = build_model(recipe, data, ranks).model
+        model = build_training(recipe, data, ranks).model
         self._source = map(change, chain.from_iterable(loader.batches(epoch) for epoch in count()))
         self._ready: deque[Batch] = deque()
         self._batches = synced_batches(self._waiting(), sys.maxsize, ranks)

@@ -17,7 +17,7 @@ from sidrec.data.batch import Batch
 from sidrec.data.dataset import Dataset
 from sidrec.model.ranker import Ranker
 from sidrec.parallel.process_group import Ranks
-from sidrec.parallel.sharding import shard_as_planned, sharders_of
+from sidrec.parallel.sharding import shard, sharders_of
 from sidrec.plans.workload import tables_of
 from sidrec.train.optimizers import ScheduledOptimizer, build_optimizer
 
@@ -77,7 +77,7 @@ def build_ranker(recipe: Recipe, data: Dataset, optimizer: str, sharding: str, r
         },
     )
     plan = planner.plan(ranker, sharders_of(ranker, recipe.optimizer, recipe.seed))
-    model = shard_as_planned(ranker, plan, recipe.optimizer, recipe.seed, ranks)
+    model = shard(ranker, plan, recipe.optimizer, recipe.seed, ranks)
     return ShardedRanker(model, build_optimizer(model, recipe.optimizer, recipe.model.embedding_dim))
 
 

@@ -306,7 +306,7 @@ class Saver:
         beside: name -> text of files that lie beside the shards.
         """
         self._folder, self._config, self._copies = folder, config, StagingBuffers()
-        self._pulse = ranks.pulse
+        self._heartbeat = ranks.heartbeat
         writers = replace(ranks, control=dist.new_group(backend="gloo"))
         self._writer = CheckpointWriter(folder, config.keep, beside, writers)
         self._thread: Thread | None = None
@@ -380,7 +380,7 @@ class Saver:
         while thread.is_alive():
             written = bytes_written(self._folder)
             if written != before:
-                self._pulse.beat(WRITES)
+                self._heartbeat.beat(WRITES)
             before = written
             thread.join(LOOK)
 

@@ -26,7 +26,7 @@ def load_partially(
     """Reads a checkpoint into a model that has its first values, and into its optimizer if given.
 
     Rows that a table has beyond the checkpoint's keep their first values, and no state. without: tables that keep
-    theirs altogether. All ranks call it once `check_fit` has found that they fit. Raises CheckpointError, on all ranks,
+    theirs altogether. All ranks call it once `check_compatible` has passed. Raises CheckpointError, on all ranks,
     where the checkpoint cannot be read.
     """
     index = found.index

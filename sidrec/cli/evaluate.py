@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
     from sidrec.checkpoint.state import load_model
     from sidrec.checkpoint.train_state import check_catalog, read_position
     from sidrec.parallel.process_group import joined_ranks, run_on_all_ranks
-    from sidrec.train.assembly import build_model, open_dataset
+    from sidrec.train.assembly import build_training, open_dataset
     from sidrec.train.evaluation import check_splits, evaluate_splits
     from sidrec.train.run import report
     from sidrec.train.run_directory import RunDirectory
@@ -60,7 +60,7 @@ def main(argv: Sequence[str]) -> None:
         saved = chosen_checkpoint(run.checkpoints, options.checkpoint, ranks)
         position = run_on_all_ranks(ranks, lambda: read_position(saved))
         run_on_all_ranks(ranks, lambda: check_catalog(saved, position, data.fingerprint))
-        sharded = build_model(recipe, data, ranks)
+        sharded = build_training(recipe, data, ranks)
         load_model(saved, sharded.model, None, ranks)
         metrics = evaluate_splits(recipe, data, sharded.model, run, position.step, ranks)
         if ranks.first:

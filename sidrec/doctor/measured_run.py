@@ -26,8 +26,7 @@ from sidrec.config import ConfigError, Recipe, load_file, save
 from sidrec.errors import SidrecError, print_error
 from sidrec.parallel.process_group import Ranks, gather_objects, joined_ranks
 from sidrec.preflight.findings import Finding
-from sidrec.train.assembly import build_model, open_dataset, open_loader
-from sidrec.train.optimizers import build_optimizer
+from sidrec.train.assembly import build_training, open_dataset, open_loader
 from sidrec.train.step import TrainingStep
 from sidrec.train.stopping import synced_batches
 
@@ -102,11 +101,10 @@ def _train(recipe: Recipe, wanted: int, ranks: Ranks) -> tuple[list[float], int]
     steps = min(WARM_UP + wanted, loader.steps)
     if steps < WARM_UP + LEAST:
         raise ConfigError(f"expected an epoch of at least {WARM_UP + LEAST} steps, got {loader.steps}")
-    sharded = build_model(recipe, data, ranks)
-    optimizer = build_optimizer(sharded.model, recipe.optimizer, recipe.model.embedding_dim)
+    training = build_training(recipe, data, ranks)
     kind = recipe.parallel.pipeline
-    step = TrainingStep(sharded.model, optimizer, loader.reader, recipe.train, kind, 0, ranks)
-    sharded.model.train()
+    step = TrainingStep(training.model, training.optimizer, loader.reader, recipe.train, kind, 0, ranks)
+    training.model.train()
     batches = synced_batches(loader.batches(0), loader.steps, ranks)
     seconds = []
     for _ in range(steps):

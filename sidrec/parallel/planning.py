@@ -6,7 +6,6 @@ from hashlib import sha256
 from pathlib import Path
 
 import torch
-from torch import distributed as dist
 from torch import nn
 from torchrec.distributed.comm import get_local_size
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology, constants
@@ -17,7 +16,7 @@ from sidrec.config.recipe import ParallelConfig
 from sidrec.errors import PlanError
 from sidrec.machine import memory
 from sidrec.parallel.managed_table import MANAGED, managed_tables
-from sidrec.parallel.process_group import Ranks, run_on_all_ranks
+from sidrec.parallel.process_group import Ranks, broadcast_object, gather_objects, run_on_all_ranks
 from sidrec.plans.cost import CalibratedCost, load_calibration
 from sidrec.plans.hardware import Hardware
 from sidrec.plans.options import OrderedEnumerator, sharding_plan
@@ -45,13 +44,14 @@ def make_plan(
     if config.plan is not None:
         return _kept_plan(config.plan, ranker, sharders, ranks)
 
-    planned = [
-        run_on_all_ranks(ranks, lambda: plan_for(ranker, sharders, config, workload, hardware) if ranks.first else None)
-    ]
-    if ranks.world > 1:
-        dist.broadcast_object_list(planned, src=0, group=ranks.control)
-    assert planned[0] is not None, "together raises where rank 0 found no plan"
-    return planned[0]
+    planned = broadcast_object(
+        ranks,
+        run_on_all_ranks(
+            ranks, lambda: plan_for(ranker, sharders, config, workload, hardware) if ranks.first else None
+        ),
+    )
+    assert planned is not None, "run_on_all_ranks raises if rank 0 found no plan"
+    return planned
 
 
 def plan_for(
@@ -132,8 +132,7 @@ def _kept_plan(
 
 def _differing(kept: PlanFile, ranks: Ranks) -> list[int]:
     """Ranks whose plan is not rank 0's."""
-    digests = [""] * ranks.world
-    dist.all_gather_object(digests, sha256(kept.as_text().encode()).hexdigest(), group=ranks.control)
+    digests = gather_objects(ranks, sha256(kept.as_text().encode()).hexdigest())
     return [rank for rank, digest in enumerate(digests) if digest != digests[0]]
 
 

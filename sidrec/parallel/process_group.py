@@ -26,7 +26,7 @@ COMPUTES, READS, WAITS = "computes", "reads a batch", "waits for the other ranks
 
 
 @dataclass
-class Pulse:
+class Heartbeat:
     """Beats with every stage of the work that the rank's own thread begins; beats of other threads do not count.
 
     count: stages so far, equal on ranks that are in the same place. task, doing: the work and its stage, in words.
@@ -61,7 +61,7 @@ class Ranks:
     """This process among the ranks.
 
     control: a gloo group beside the training group, for facts that live on the CPU.
-    pulse: how far this rank has come.
+    heartbeat: how far this rank has come.
     """
 
     rank: int
@@ -69,7 +69,7 @@ class Ranks:
     device: torch.device
     threads: int
     control: dist.ProcessGroup
-    pulse: Pulse = field(default_factory=Pulse, compare=False)
+    heartbeat: Heartbeat = field(default_factory=Heartbeat, compare=False)
 
     @property
     def first(self) -> bool:
@@ -183,9 +183,9 @@ def gather_objects(ranks: Ranks, value: T) -> list[T]:
     """Every rank's `value`, by rank, on all ranks."""
     values = [value] * ranks.world
     if ranks.world > 1:
-        ranks.pulse.beat(WAITS)
+        ranks.heartbeat.beat(WAITS)
         dist.all_gather_object(values, value, group=ranks.control)
-        ranks.pulse.beat(COMPUTES)
+        ranks.heartbeat.beat(COMPUTES)
     return values
 
 
@@ -193,9 +193,9 @@ def broadcast_object(ranks: Ranks, value: T) -> T:
     """Rank 0's `value` on all ranks; what the others pass is ignored."""
     values = [value]
     if ranks.world > 1:
-        ranks.pulse.beat(WAITS)
+        ranks.heartbeat.beat(WAITS)
         dist.broadcast_object_list(values, src=0, group=ranks.control)
-        ranks.pulse.beat(COMPUTES)
+        ranks.heartbeat.beat(COMPUTES)
     return values[0]
 
 
@@ -215,10 +215,10 @@ def largest_each(ranks: Ranks, values: Sequence[int]) -> list[int]:
     """Of each of `values`, equally many on every rank, the largest that any rank has; in one collective."""
     if ranks.world == 1:
         return list(values)
-    ranks.pulse.beat(WAITS)
+    ranks.heartbeat.beat(WAITS)
     found = torch.tensor(values, dtype=torch.int64)
     dist.all_reduce(found, dist.ReduceOp.MAX, group=ranks.control)
-    ranks.pulse.beat(COMPUTES)
+    ranks.heartbeat.beat(COMPUTES)
     return [int(value) for value in found]
 
 

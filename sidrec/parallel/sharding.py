@@ -1,7 +1,5 @@
 """From a ranker whose tables are on `meta` to a DistributedModelParallel whose tables are filled."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
@@ -14,7 +12,6 @@ from torchrec.distributed.types import ModuleSharder, ShardingPlan, ShardingType
 from sidrec.config.recipe import (
     AdagradTables,
     OptimizerConfig,
-    ParallelConfig,
     RowwiseAdagradTables,
     SgdTables,
     TableOptimizer,
@@ -22,50 +19,19 @@ from sidrec.config.recipe import (
 from sidrec.data.item_tables import HID
 from sidrec.parallel.initial_values import fill_tables, set_empty_shards_apart
 from sidrec.parallel.managed_table import ManagedTableSharder
-from sidrec.parallel.planning import local_world, make_plan
 from sidrec.parallel.process_group import Ranks
-from sidrec.plans.plan_file import PlanFile, plan_file_of
-from sidrec.plans.workload import Workload, tables_of
-
-
-@dataclass(frozen=True)
-class ShardedRanker:
-    """The model as the ranks hold it, and the plan that says who holds what, as a file keeps it."""
-
-    model: DistributedModelParallel
-    plan: ShardingPlan
-    plan_file: PlanFile
+from sidrec.plans.workload import tables_of
 
 
 def shard(
-    ranker: nn.Module,
-    config: ParallelConfig,
-    optimizer: OptimizerConfig,
-    workload: Callable[[], Workload],
-    seed: int,
-    ranks: Ranks,
-    check: Callable[[ShardingPlan], None] = lambda plan: None,
-) -> ShardedRanker:
-    """Plans, shards and fills the model; rank 0 is asked for the workload where there is something to plan.
-
-    check: is shown the plan on every rank, before a table is allocated. Raises what it raises, and PlanError or
-    ContractError as make_plan does.
-    """
-    plan = make_plan(ranker, sharders_of(ranker, optimizer, seed), config, workload, ranks)
-    plan_file = plan_file_of(plan, ranker, ranks.world, local_world(ranks), ranks.device.type)
-    check(plan)
-    return ShardedRanker(shard_as_planned(ranker, plan, optimizer, seed, ranks), plan, plan_file)
-
-
-def shard_as_planned(
     ranker: nn.Module, plan: ShardingPlan, optimizer: OptimizerConfig, seed: int, ranks: Ranks
 ) -> DistributedModelParallel:
-    """Shards and fills the model by a plan that was made for it and for as many ranks."""
+    """Shards the model and fills its tables, by a plan that was made for it and for as many ranks."""
     configs = tables_of(ranker)
     sharders = sharders_of(ranker, optimizer, seed)
-    # torch's DDP lays gradients out anew after a process's first step, and more than two ranks then add them in another
-    # order: a resumed run would differ in the last bit. Looking for unused layers, it keeps the first layout. GPUs add
-    # in any order as it is.
+    # torch's DDP rearranges its gradient buckets after a process's first step. More than two ranks then add gradients
+    # in another order, and a resumed run would differ in the last bit. find_unused_parameters keeps the first
+    # arrangement. On GPUs the order of additions is not fixed anyway.
     ordered = ranks.device.type == "cpu" and ranks.world > 2
     layers = DefaultDataParallelWrapper(static_graph=not ordered, find_unused_parameters=ordered)
     model = DistributedModelParallel(

@@ -1,22 +1,28 @@
-"""Puts a recipe's parts together on this rank: loaders, model, shards. Training and evaluation start from here."""
+"""Assembles a run on this rank: dataset, loaders, then plan, preflight, shards and optimizer.
 
-from functools import cache
+Shared by train, evaluate, the doctor's measured run, benchmarks and tests.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-from torch import distributed as dist
+from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.types import ShardingPlan
 
 from sidrec.config import Recipe
 from sidrec.data.dataset import Dataset, assemble_dataset, fit_item_subwords, read_contracts
 from sidrec.data.loader import SplitLoader, open_split
 from sidrec.model.ranker import Ranker
-from sidrec.parallel.planning import hardware_of
-from sidrec.parallel.process_group import Ranks, run_on_all_ranks
-from sidrec.parallel.sharding import ShardedRanker, shard, sharders_of
+from sidrec.parallel.planning import hardware_of, local_world, make_plan
+from sidrec.parallel.process_group import Ranks, broadcast_object, run_on_all_ranks
+from sidrec.parallel.sharding import shard, sharders_of
 from sidrec.plans.hardware import Hardware
-from sidrec.plans.workload import RecipeWorkload, recipe_workload
+from sidrec.plans.plan_file import PlanFile, plan_file_of
+from sidrec.plans.workload import RecipeWorkload, Workload, recipe_workload
 from sidrec.preflight.planned_run import PlannedRun
 from sidrec.preflight.run_checks import check_run
+from sidrec.train.optimizers import ScheduledOptimizer, build_optimizer
 
 
 def open_dataset(recipe: Recipe, ranks: Ranks) -> Dataset:
@@ -26,10 +32,9 @@ def open_dataset(recipe: Recipe, ranks: Ranks) -> Dataset:
     Raises ConfigError or ContractError, before anything is allocated.
     """
     manifest, catalog = run_on_all_ranks(ranks, lambda: read_contracts(recipe))
-    fitted = [run_on_all_ranks(ranks, lambda: fit_item_subwords(recipe, manifest, catalog) if ranks.first else None)]
-    if ranks.world > 1:
-        dist.broadcast_object_list(fitted, src=0, group=ranks.control)
-    return run_on_all_ranks(ranks, lambda: assemble_dataset(recipe, manifest, catalog, fitted[0]))
+    fitted = run_on_all_ranks(ranks, lambda: fit_item_subwords(recipe, manifest, catalog) if ranks.first else None)
+    subwords = broadcast_object(ranks, fitted)
+    return run_on_all_ranks(ranks, lambda: assemble_dataset(recipe, manifest, catalog, subwords))
 
 
 def open_loader(recipe: Recipe, data: Dataset, split: str, shuffle: bool, ranks: Ranks) -> SplitLoader:
@@ -50,23 +55,61 @@ def open_loader(recipe: Recipe, data: Dataset, split: str, shuffle: bool, ranks:
     )
 
 
-def build_model(recipe: Recipe, data: Dataset, ranks: Ranks, *, preflight: bool = False) -> ShardedRanker:
-    """The ranker, sharded and filled. Dense layers start alike on every rank, seeded by the recipe.
+@dataclass(frozen=True)
+class Training:
+    """What a run trains or evaluates, as this rank holds it.
 
-    preflight: check the planned run before a table is allocated. Raises what `check_run` raises then, and PlanError
-    or ContractError as `make_plan` does.
+    plan: which rank holds which table. plan_file: the same, as a file keeps it.
+    """
+
+    model: DistributedModelParallel
+    optimizer: ScheduledOptimizer
+    plan: ShardingPlan
+    plan_file: PlanFile
+
+
+def build_training(recipe: Recipe, data: Dataset, ranks: Ranks, *, preflight: bool = False) -> Training:
+    """Plans, checks, shards and fills the ranker. Dense layers start alike on every rank, seeded by the recipe.
+
+    preflight: announce the stages, and check the planned run before a table is allocated. Raises what `check_run`
+    raises then, and PlanError or ContractError as `make_plan` does; on all ranks together.
     """
     torch.manual_seed(recipe.seed)
     ranker = Ranker(recipe.model, data.sizes)
-    reckoned = cache(lambda: recipe_workload(recipe, data, ranks.world))
+    estimate = WorkloadEstimate(recipe, data, ranks.world)
+    sharders = sharders_of(ranker, recipe.optimizer, recipe.seed)
+    if preflight:
+        announce(ranks, "planning which rank holds which table")
+    plan = make_plan(ranker, sharders, recipe.parallel, estimate.workload, ranks)
+    plan_file = plan_file_of(plan, ranker, ranks.world, local_world(ranks), ranks.device.type)
+    if preflight:
+        check_run(recipe, lambda: planned_run(recipe, data, estimate.full, hardware_of(ranks), plan), ranks)
+        announce(ranks, "allocating and filling tables")
+    model = shard(ranker, plan, recipe.optimizer, recipe.seed, ranks)
+    optimizer = build_optimizer(model, recipe.optimizer, recipe.model.embedding_dim)
+    return Training(model, optimizer, plan, plan_file)
 
-    def check(plan: ShardingPlan) -> None:
-        if preflight:
-            check_run(recipe, lambda: planned_run(recipe, data, reckoned(), hardware_of(ranks), plan), ranks)
 
-    return shard(
-        ranker, recipe.parallel, recipe.optimizer, lambda: reckoned().workload, recipe.seed, ranks, check=check
-    )
+@dataclass
+class WorkloadEstimate:
+    """A run's workload, estimated on first use: it reads a sample of the log, and only rank 0 needs it."""
+
+    recipe: Recipe
+    data: Dataset
+    world: int
+
+    @cached_property
+    def full(self) -> RecipeWorkload:
+        return recipe_workload(self.recipe, self.data, self.world)
+
+    def workload(self) -> Workload:
+        return self.full.workload
+
+
+def announce(ranks: Ranks, stage: str) -> None:
+    """Prints, on rank 0, the stage that a start has come to."""
+    if ranks.first:
+        print(f"start: {stage}", flush=True)
 
 
 def planned_run(

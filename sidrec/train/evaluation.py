@@ -62,7 +62,7 @@ def score_split(
         for step, batch in enumerate(synced_batches(loader.batches(0), loader.steps, ranks, stopping), start=1):
             if stopping and stopping.agreed:
                 raise AbandonedError
-            ranks.pulse.begin(f"step {step} of evaluating {split}")
+            ranks.heartbeat.begin(f"step {step} of evaluating {split}")
             on_device = batch.to(ranks.device)
             _, (_, logits_B) = model(on_device)
             values = dict(zip(data.manifest.stats, on_device.stats_BS.unbind(1), strict=True))

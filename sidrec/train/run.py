@@ -17,17 +17,15 @@ from sidrec.errors import CheckpointError
 from sidrec.metrics.exact import SplitMetrics, load_metrics, metrics_table, save_metrics, undefined
 from sidrec.model.ranker import parameter_budget
 from sidrec.parallel.process_group import Ranks, joined_ranks, run_on_all_ranks
-from sidrec.parallel.sharding import ShardedRanker
-from sidrec.plans.plan_file import write_plan
+from sidrec.plans.plan_file import PlanFile, write_plan
 from sidrec.preflight.run_checks import check_same_on_all_ranks, code_facts, data_facts, recipe_facts
-from sidrec.train.assembly import build_model, open_dataset, open_loader
+from sidrec.train.assembly import announce, build_training, open_dataset, open_loader
 from sidrec.train.evaluation import BestCheckpoint, check_splits, evaluate_splits
 from sidrec.train.gate_and_attention import attention_report, gate_report
-from sidrec.train.optimizers import build_optimizer
 from sidrec.train.run_directory import RunDirectory, write_json, write_text
 from sidrec.train.stopping import exit_status
 from sidrec.train.trainer import Trainer
-from sidrec.train.warm_start import find_start, kept_facts
+from sidrec.train.warm_start import find_warm_start, kept_facts
 
 ABOUT = "Trains RECIPE from its newest checkpoint, or from the start, and evaluates it."
 
@@ -55,30 +53,33 @@ def _train(recipe: Recipe, run: RunDirectory, ranks: Ranks, trainer: type[Traine
     check_same_on_all_ranks(ranks, run_on_all_ranks(ranks, lambda: {**code_facts(), **recipe_facts(recipe)}))
     run_on_all_ranks(ranks, lambda: run.check(recipe))
     run_on_all_ranks(ranks, lambda: run.lock.take() if ranks.first else None)
+    announce(ranks, "reading the manifest and the catalog")
     data = open_dataset(recipe, ranks)
     check_same_on_all_ranks(ranks, run_on_all_ranks(ranks, lambda: data_facts(recipe, data.fingerprint)))
     loader = open_loader(recipe, data, "train", shuffle=True, ranks=ranks)
     check_splits(recipe, data, ranks)
     saved = newest_sound(run.checkpoints, ranks, set_aside=True)
     position = run_on_all_ranks(ranks, lambda: _position(saved, data, loader))
-    start = None if saved else find_start(recipe, data, ranks)
+    start = None if saved else find_warm_start(recipe, data, ranks)
 
-    sharded = build_model(recipe, data, ranks, preflight=True)
-    optimizer = build_optimizer(sharded.model, recipe.optimizer, recipe.model.embedding_dim)
+    training = build_training(recipe, data, ranks, preflight=True)
+    model, optimizer = training.model, training.optimizer
     if saved is not None:
-        load_model(saved, sharded.model, optimizer, ranks)
+        announce(ranks, f"restoring {saved}")
+        load_model(saved, model, optimizer, ranks)
         restore_random_state(saved, position.step, recipe.seed, ranks)
     elif start is not None:
-        start.fill(sharded.model, optimizer, ranks)
+        announce(ranks, "copying what the recipe's section start names")
+        start.fill(model, optimizer, ranks)
     started: dict[str, object] = kept_facts(run.facts) if saved else {"start": start.facts} if start else {}
-    run_on_all_ranks(ranks, lambda: _begin(run, recipe, data, sharded, started, ranks))
+    run_on_all_ranks(ranks, lambda: _begin(run, recipe, data, training.plan_file, started, ranks))
     try:
         if ranks.first:
             _say_what_runs(recipe, data, position, ranks)
-        config, model = recipe.checkpoint.best, sharded.model
+        config = recipe.checkpoint.best
         best = BestCheckpoint(config, recipe, data, model, position, loader.steps, ranks) if config else None
-        training = trainer(recipe, run, loader, model, optimizer, position, ranks, best)
-        signal = training.train()
+        loop = trainer(recipe, run, loader, model, optimizer, position, ranks, best)
+        signal = loop.train()
     except Exception:
         if ranks.first:
             run.give_up()
@@ -86,8 +87,8 @@ def _train(recipe: Recipe, run: RunDirectory, ranks: Ranks, trainer: type[Traine
 
     if signal:
         return exit_status(signal)
-    step = best.best.step if best and best.best else training.steps
-    if step != training.steps:
+    step = best.best.step if best and best.best else loop.steps
+    if step != loop.steps:
         load_model(chosen_checkpoint(run.checkpoints, f"step-{step}", ranks), model, None, ranks)
     metrics = evaluate_splits(recipe, data, model, run, step, ranks)
     if ranks.first:
@@ -110,13 +111,13 @@ def _position(saved: Path | None, data: Dataset, loader: SplitLoader) -> Positio
 
 
 def _begin(
-    run: RunDirectory, recipe: Recipe, data: Dataset, sharded: ShardedRanker, started: dict[str, object], ranks: Ranks
+    run: RunDirectory, recipe: Recipe, data: Dataset, plan: PlanFile, started: dict[str, object], ranks: Ranks
 ) -> None:
     if ranks.first:
         run.begin(recipe)
         write_text(run.fingerprint, f"{data.fingerprint}\n")
         write_json(run.facts, _facts(recipe, data, ranks) | started)
-        write_plan(run.plan, sharded.plan_file)
+        write_plan(run.plan, plan)
 
 
 def _facts(recipe: Recipe, data: Dataset, ranks: Ranks) -> dict[str, object]:

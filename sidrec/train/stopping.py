@@ -1,4 +1,4 @@
-"""Leaving when told to: SIGTERM from a scheduler, or Ctrl-C."""
+"""Stopping on SIGTERM or Ctrl-C: all ranks stop after the same step, with a checkpoint of it."""
 
 import os
 import signal
@@ -14,66 +14,66 @@ from sidrec.parallel.process_group import READS, Ranks, largest, largest_each, r
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SAME_ORDER = 3.0
-"""Seconds in which a second signal is the first order once more: a scheduler, or a terminal, tells every process, and
-torchrun tells its ranks again what it was told itself."""
+"""Seconds within which a second signal repeats the first: a scheduler or terminal signals every process, and torchrun
+forwards the signal to its ranks once more."""
 
 
 class StopNotice(Notice):
-    """What is said of a training that was told to stop; never raised."""
+    """Printed when a training stops on a signal; never raised."""
 
 
-class StopSaidElsewhereNotice(ReportedElsewhereError, StopNotice):  # noqa: N818
-    """The same on a rank that does not speak."""
+class StopReportedElsewhereNotice(ReportedElsewhereError, StopNotice):  # noqa: N818
+    """A stop that rank 0 reports."""
 
 
 class Stopping:
-    """Inside, SIGTERM and SIGINT are noted for the training loop to obey; outside, they do what they did before.
+    """While it is entered, notes SIGTERM and SIGINT for the training loop to act on.
 
-    The second signal, later than SAME_ORDER seconds after the first, ends the process at once, with the same status.
+    A second signal, later than SAME_ORDER seconds after the first, ends the process at once, with the same status.
 
-    told: the signal that reached this rank, or 0. agreed: the signal that all ranks know of since their last
-    agreement, or 0: the same on every rank.
+    received: the signal that reached this rank, or 0. agreed: the signal that any rank had received when the ranks last
+    synchronized, or 0: the same on every rank.
     """
 
     def __init__(self) -> None:
-        self.told = 0
+        self.received = 0
         self.agreed = 0
         self._first = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Stopping":
-        if threading.current_thread() is threading.main_thread():  # Python allows nobody else to handle signals
+        if threading.current_thread() is threading.main_thread():  # Python handles signals only there
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        if self.told and not self.agreed and error is None:  # too late for the loop, so not yet obeyed
-            signal.raise_signal(self.told)
+        if self.received and not self.agreed and error is None:  # too late for the loop to act on
+            signal.raise_signal(self.received)
 
     def agree(self, ranks: Ranks, done: int, steps: int) -> None:
-        """After the last step: whether some rank was told to stop, and what it comes to. done: of `steps` steps."""
-        self.agreed = largest(ranks, self.told)
+        """After the last step: synchronizes `agreed` and prints why the run stops. done: of `steps` steps."""
+        self.agreed = largest(ranks, self.received)
         if self.agreed:
             name = signal.Signals(self.agreed).name
             what = f"{name}: stopped after step {done}/{steps}, which is saved; the same command goes on from there"
-            print_error((StopNotice if ranks.first else StopSaidElsewhereNotice)(what))
+            print_error((StopNotice if ranks.first else StopReportedElsewhereNotice)(what))
 
     def _note(self, number: int, _: FrameType | None) -> None:
         now = time.monotonic()
-        if not self.told:
-            self.told, self._first = number, now
+        if not self.received:
+            self.received, self._first = number, now
         elif now - self._first > SAME_ORDER:
-            os._exit(exit_status(self.told))
+            os._exit(exit_status(self.received))
 
 
 def exit_status(number: int) -> int:
-    """What a shell reports of a process that a signal ended: 143 for SIGTERM, 130 for SIGINT."""
+    """The status that a shell reports for a process ended by a signal: 143 for SIGTERM, 130 for SIGINT."""
     return 128 + number
 
 
-# Batches that all ranks can use together: equally many item bags on every rank, or an error on every rank.
+# Batches that all ranks can use together: with equally many item bags on every rank, or an error on every rank.
 
 
 FAILED = 1 << 40  # more bags than any batch has
@@ -84,23 +84,23 @@ def synced_batches(
 ) -> Iterator[Batch]:
     """Yields `steps` batches, padded with empty item bags to the count of the rank that has most.
 
-    One small all-reduce per step carries that count, whether some rank failed to make its batch, so that no rank waits
-    in a collective for one that has left, and whether some rank was told to stop, which `stopping` then knows on every
-    rank. Raises this rank's error, or RankError with another's.
+    One small all-reduce per step carries three facts: that count; whether a rank failed to make its batch, so that no
+    rank waits for one that has left; whether a rank received a signal, which sets `stopping.agreed` on every rank.
+    Raises this rank's error, or RankError with another's.
     """
     for _ in range(steps):
-        ranks.pulse.beat(READS)
+        ranks.heartbeat.beat(READS)
         batch: Batch | None = None
         error: Exception | None = None
         try:
             batch = next(batches)
         except Exception as problem:
             error = problem if not isinstance(problem, StopIteration) else RuntimeError("the reader ended too early")
-        told = stopping.told if stopping else 0
-        bags, told = largest_each(ranks, [FAILED if batch is None else batch.bags, told])
+        received = stopping.received if stopping else 0
+        bags, received = largest_each(ranks, [FAILED if batch is None else batch.bags, received])
         if stopping:
-            stopping.agreed = told
+            stopping.agreed = received
         if bags == FAILED:
             raise_on_all_ranks(ranks, error)
-        assert batch is not None, "agree raises where a rank failed"
+        assert batch is not None, "raise_on_all_ranks raises if a rank failed"
         yield pad_items(batch, bags)

@@ -88,7 +88,7 @@ class Trainer:
         batches = self._batches()
         until_evaluation = self._until_evaluation(batches, done)
         while done < self.steps and not self.stopping.agreed:
-            self.ranks.pulse.begin(f"step {done + 1} of training")
+            self.ranks.heartbeat.begin(f"step {done + 1} of training")
             factor = schedule_factor(self.recipe.optimizer.schedule, done, self.steps)
             self.optimizer.set_factor(factor)
             result = self.step.run(until_evaluation)  # next batch, forward, backward, check, apply

@@ -6,12 +6,10 @@ Shapes: R rows of a table, D its width, N rows of a part.
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 
 import torch
-from torch import distributed as dist
 from torchrec.distributed import DistributedModelParallel
 from torchrec.optim.keyed import KeyedOptimizer
 from tqdm import tqdm
@@ -28,12 +26,13 @@ from sidrec.data.item_tables import HID
 from sidrec.errors import CheckpointError
 from sidrec.io.safetensors_files import DTYPE_NAMES
 from sidrec.model.ranker import Ranker
-from sidrec.parallel.process_group import Ranks, raise_on_all_ranks, run_on_all_ranks
+from sidrec.parallel.process_group import Ranks, broadcast_object, raise_on_all_ranks, run_on_all_ranks
 from sidrec.schema import ContractError
+from sidrec.text import did_you_mean
 
 
 @dataclass(frozen=True)
-class Start:
+class WarmStart:
     """What was found to be sound and to fit.
 
     optimizer: whether its state is taken over too. without: tables that take nothing from the checkpoint.
@@ -80,7 +79,7 @@ def _fill_piece(piece: TensorShard, source: TableSource) -> None:
             piece.values[rows_N - first] = values_ND[:, column : column + width].to(piece.values)
 
 
-def find_start(recipe: Recipe, data: Dataset, ranks: Ranks) -> Start | None:
+def find_warm_start(recipe: Recipe, data: Dataset, ranks: Ranks) -> WarmStart | None:
     """What the recipe's section `start` names, read through and held against the model, before there is any of it.
 
     Returns: None where it names nothing. All ranks call it, and raise together: ConfigError for names that the model
@@ -89,7 +88,7 @@ def find_start(recipe: Recipe, data: Dataset, ranks: Ranks) -> Start | None:
     config = recipe.start
     if config.checkpoint is None and not config.tables:
         return None
-    model = NewModel(recipe, data)
+    model = PlannedModel(recipe, data)
     run_on_all_ranks(ranks, lambda: _check_names(model, (*config.without, *config.tables)))
     sources = run_on_all_ranks(
         ranks, lambda: {name: _source(model, name, file) for name, file in config.tables.items()}
@@ -98,18 +97,16 @@ def find_start(recipe: Recipe, data: Dataset, ranks: Ranks) -> Start | None:
     checkpoint = None
     if config.checkpoint is not None:
         path = _path_of_first(config.checkpoint, ranks)
-        checkpoint = run_on_all_ranks(ranks, lambda: _fitting(path, model, without))
+        checkpoint = run_on_all_ranks(ranks, lambda: _compatible(path, model, without))
         fault = fault_of(checkpoint.path, ranks)
         raise_on_all_ranks(ranks, None if fault is None else CheckpointError(fault))
     run_on_all_ranks(ranks, lambda: _check_share(sources, ranks))
-    return Start(checkpoint, config.optimizer, without, sources)
+    return WarmStart(checkpoint, config.optimizer, without, sources)
 
 
 def _path_of_first(source: Path, ranks: Ranks) -> Path:
     """The checkpoint that rank 0 finds: a run that still goes on may show every rank another newest one."""
-    found = [run_on_all_ranks(ranks, lambda: open_checkpoint(source).path)]
-    dist.broadcast_object_list(found, src=0, group=ranks.control)
-    return found[0]
+    return broadcast_object(ranks, run_on_all_ranks(ranks, lambda: open_checkpoint(source).path))
 
 
 # Whether another run's checkpoint fits a new run's model, found out from its index and recipe before a table is made.
@@ -118,7 +115,7 @@ def _path_of_first(source: Path, ranks: Ranks) -> Path:
 
 
 @dataclass(frozen=True)
-class NewModel:
+class PlannedModel:
     """The model of a run that is about to start, before there is any of it."""
 
     recipe: Recipe
@@ -153,21 +150,20 @@ class NewModel:
         return table in self.recipe.model.context or (table == HID and item.hid_rows_are_ids)
 
 
-def _fitting(path: Path, model: NewModel, without: frozenset[str]) -> StoredCheckpoint:
+def _compatible(path: Path, model: PlannedModel, without: frozenset[str]) -> StoredCheckpoint:
     found = open_checkpoint(path)
-    check_fit(found, model, model.recipe.start.optimizer, without)
+    check_compatible(found, model, model.recipe.start.optimizer, without)
     return found
 
 
-def _check_names(model: NewModel, names: tuple[str, ...]) -> None:
+def _check_names(model: PlannedModel, names: tuple[str, ...]) -> None:
     for name in names:
         if name not in model.tables:
-            close = get_close_matches(name, model.tables, n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
+            hint = did_you_mean(name, model.tables)
             raise ConfigError(f"start: expected tables among {', '.join(model.tables)}, got {name}{hint}")
 
 
-def _source(model: NewModel, name: str, file: str) -> TableSource:
+def _source(model: PlannedModel, name: str, file: str) -> TableSource:
     """Raises ContractError where its rows are not as wide as the table's, or more."""
     if name == HID and model.managed:
         raise ConfigError(f"start.tables: expected tables whose rows stay with their ids, got {name}, which is managed")
@@ -198,7 +194,7 @@ def kept_facts(facts: Path) -> dict[str, object]:
     return {"start": before["start"]} if isinstance(before, dict) and "start" in before else {}
 
 
-def check_fit(found: StoredCheckpoint, model: NewModel, optimizer: bool, without: Collection[str]) -> None:
+def check_compatible(found: StoredCheckpoint, model: PlannedModel, optimizer: bool, without: Collection[str]) -> None:
     """Raises CheckpointError where the checkpoint's weights, and optimizer's state if wanted, cannot be the model's."""
     _check_meaning(found, model, without)
     wanted = {key: value for key, value in model.tensors.items() if not belongs_to(key, without)}
@@ -215,7 +211,7 @@ def check_fit(found: StoredCheckpoint, model: NewModel, optimizer: bool, without
         _check_optimizer(found, model.recipe, without)
 
 
-def _check_meaning(found: StoredCheckpoint, model: NewModel, without: Collection[str]) -> None:
+def _check_meaning(found: StoredCheckpoint, model: PlannedModel, without: Collection[str]) -> None:
     """Rows are the same ids' and codes' as they were."""
     sids = [name for name in model.sid_tables if name not in without]
     if sids and found.position.catalog != model.data.fingerprint:
@@ -239,7 +235,7 @@ def _check_meaning(found: StoredCheckpoint, model: NewModel, without: Collection
         )
 
 
-def _check_tensor(found: StoredCheckpoint, model: NewModel, key: str, dtype: str, shape: tuple[int, ...]) -> None:
+def _check_tensor(found: StoredCheckpoint, model: PlannedModel, key: str, dtype: str, shape: tuple[int, ...]) -> None:
     stored = found.index.tensors[key]
     table = table_name(key)
     widths = stored.shape[1:] == shape[1:]

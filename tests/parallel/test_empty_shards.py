@@ -13,7 +13,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec.config.recipe import AdagradTables, OptimizerConfig, RowwiseAdagradTables, SgdTables, TableOptimizer
-from sidrec.parallel.sharding import shard_as_planned, sharders_of
+from sidrec.parallel.sharding import shard, sharders_of
 from tests.ranks import joined, run_on_ranks
 
 ROWS_AND_WIDTHS = {
@@ -64,13 +64,13 @@ def trained(
             topology=Topology(world, "cpu", local_world_size=world), constraints=dict.fromkeys(sizes, by_rows)
         )
         plan = planner.plan(model, sharders_of(model, config, seed=0))
-        sharded = shard_as_planned(model, plan, config, 0, ranks)
+        sharded = shard(model, plan, config, 0, ranks)
         for step in range(BATCHES):
             sharded(batch(sizes, step, rank, world)).backward()
         for name, value in sharded.state_dict().items():
             if name.startswith("bags."):
-                (shard,) = value.local_shards()
-                found[f"{group}/{name}"] = shard.tensor.clone()
+                (local,) = value.local_shards()
+                found[f"{group}/{name}"] = local.tensor.clone()
     return found
 
 

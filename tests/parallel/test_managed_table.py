@@ -24,8 +24,9 @@ from sidrec.errors import PlanError, RankError
 from sidrec.model.tables import Slots, managed_table
 from sidrec.parallel.initial_values import initial_rows
 from sidrec.parallel.managed_table import ShardedManagedTable
+from sidrec.parallel.planning import make_plan
 from sidrec.parallel.process_group import joined_ranks
-from sidrec.parallel.sharding import shard
+from sidrec.parallel.sharding import shard, sharders_of
 from sidrec.plans.workload import Workload
 from sidrec.train.run import train
 from tests.ranks import joined, run_on_ranks
@@ -66,7 +67,10 @@ def test_a_row_that_goes_to_another_id_starts_anew(optimizer: TableOptimizer) ->
     (config,) = model.hids._embedding_module.embedding_bag_configs()
     with joined_ranks() as ranks:
         workload = Workload("summed", model, {}, 8)
-        sharded = shard(model, ParallelConfig(), OptimizerConfig(tables=optimizer), lambda: workload, SEED, ranks).model
+        config_of_all = OptimizerConfig(tables=optimizer)
+        sharders = sharders_of(model, config_of_all, SEED)
+        plan = make_plan(model, sharders, ParallelConfig(), lambda: workload, ranks)
+        sharded = shard(model, plan, config_of_all, SEED, ranks)
         (table,) = (module for module in sharded.modules() if isinstance(module, ShardedManagedTable))
         kernels, _ = table._table_to_tbe_and_index["hid"]
         (weight,) = kernels.split_embedding_weights()

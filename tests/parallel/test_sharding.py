@@ -10,7 +10,7 @@ from torch import distributed as dist
 from sidrec.checkpoint.train_state import Position
 from sidrec.config import Recipe
 from sidrec.config.recipe import ParallelConfig
-from sidrec.train.assembly import build_model, open_dataset, open_loader
+from sidrec.train.assembly import build_training, open_dataset, open_loader
 from sidrec.train.evaluation import score_split
 from sidrec.train.optimizers import build_optimizer
 from sidrec.train.run_directory import RunDirectory
@@ -43,7 +43,7 @@ def scores_after_training(recipe: Recipe, sharding: str, rank: int, world: int) 
     ranks = joined(rank, world)
     data = open_dataset(recipe, ranks)
     loader = open_loader(recipe, data, "train", shuffle=True, ranks=ranks)
-    sharded = build_model(recipe, data, ranks)
+    sharded = build_training(recipe, data, ranks)
     kinds = {table.sharding_type for tables in sharded.plan.plan.values() for table in tables.values()}
     assert kinds == {sharding}
     optimizer = build_optimizer(sharded.model, recipe.optimizer, recipe.model.embedding_dim)
@@ -94,7 +94,7 @@ def tables_after_training(rank: int, world: int, recipe: Recipe) -> dict[str, fl
     ranks = joined(rank, world)
     data = open_dataset(recipe, ranks)
     loader = open_loader(recipe, data, "train", shuffle=True, ranks=ranks)
-    sharded = build_model(recipe, data, ranks)
+    sharded = build_training(recipe, data, ranks)
     tables = {name: value for name, value in sharded.model.state_dict().items() if name.startswith("items.")}
     before = {name: value.local_shards()[0].tensor.clone() for name, value in tables.items()}
     optimizer = build_optimizer(sharded.model, recipe.optimizer, recipe.model.embedding_dim)

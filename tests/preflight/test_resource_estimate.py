@@ -24,7 +24,7 @@ from sidrec.preflight.resource_estimate import (
     total_bytes,
 )
 from sidrec.preflight.step_memory import saved_for_backward
-from sidrec.train.assembly import build_model
+from sidrec.train.assembly import build_training
 from sidrec.train.optimizers import build_optimizer
 from tests.preflight.planned import small_run
 from tests.ranks import joined, run_on_ranks
@@ -57,7 +57,7 @@ def _pieces(rank: int, world: int, folder: str, sections: dict[str, object]) -> 
     recipe = small_recipe(Path(folder), **sections)
     ranks: Ranks = joined(rank, world)
     data = read_dataset(recipe)
-    model = build_model(recipe, data, ranks).model
+    model = build_training(recipe, data, ranks).model
     optimizer = build_optimizer(model, recipe.optimizer, recipe.model.embedding_dim)
     optimizer.init_state()
     return sum(piece.values.nbytes for piece in state_shards(model, optimizer, ranks) if piece.owned)

@@ -26,8 +26,8 @@ def main(case: str, folder: Path) -> int:
     try:
         with joined_ranks() as ranks, Watchdog(MINUTES, folder, ranks):
             for step in range(1, 1000):
-                ranks.pulse.begin(f"step {step}")
-                ranks.pulse.beat(READS)
+                ranks.heartbeat.begin(f"step {step}")
+                ranks.heartbeat.beat(READS)
                 if step == 3 and ranks.rank == 1:
                     time.sleep(MINUTES * 60 / 4)  # the notes of the step before are left
                     come_to_grief(case, ranks)

@@ -17,9 +17,9 @@ from sidrec.checkpoint.state import state_shards
 from sidrec.checkpoint.stored_tables import StoredTable, open_checkpoint
 from sidrec.config import Recipe
 from sidrec.parallel.process_group import Ranks
-from sidrec.train.assembly import build_model, open_dataset
+from sidrec.train.assembly import build_training, open_dataset
 from sidrec.train.optimizers import build_optimizer
-from sidrec.train.warm_start import find_start
+from sidrec.train.warm_start import find_warm_start
 from tests.ranks import joined, run_on_ranks
 from tests.train.older_run import STATE, WIDE, grown, other_catalog, recipe_of, run_of
 from tests.train.refusals import start as run_recipe
@@ -36,8 +36,8 @@ Held = Mapping[str, tuple[tuple[int, ...], Tensor]]
 def started(recipe: Recipe, ranks: Ranks) -> Held:
     """What this rank holds of a run that has just started."""
     data = open_dataset(recipe, ranks)
-    found = find_start(recipe, data, ranks)
-    model = build_model(recipe, data, ranks).model
+    found = find_warm_start(recipe, data, ranks)
+    model = build_training(recipe, data, ranks).model
     optimizer = build_optimizer(model, recipe.optimizer, recipe.model.embedding_dim)
     if found is not None:
         found.fill(model, optimizer, ranks)

@@ -13,7 +13,7 @@ from sidrec.checkpoint.stored_tables import open_checkpoint
 from sidrec.config import ConfigError, Recipe
 from sidrec.schema import ContractError
 from sidrec.train.assembly import open_dataset
-from sidrec.train.warm_start import find_start
+from sidrec.train.warm_start import find_warm_start
 from tests.ranks import joined, run_on_ranks
 from tests.train.older_run import WIDE, grown, other_catalog, recipe_of, run_of
 from tests.train.refusals import refusal, start
@@ -95,7 +95,7 @@ def refused(rank: int, world: int, recipe: Recipe) -> str:
     ranks = joined(rank, world)
     data = open_dataset(recipe, ranks)
     with pytest.raises((ConfigError, ContractError)) as error:
-        find_start(recipe, data, ranks)
+        find_warm_start(recipe, data, ranks)
     return str(error.value)
 
 

@@ -87,11 +87,11 @@ def test_a_later_second_signal_ends_the_process_at_once(monkeypatch: pytest.Monk
     with Stopping() as stop:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)
-        assert (stop.told, left) == (signal.SIGINT, []), "the same order, sent twice"
+        assert (stop.received, left) == (signal.SIGINT, []), "the same order, sent twice"
         monkeypatch.setattr(stopping, "SAME_ORDER", 0.0)
         signal.raise_signal(signal.SIGTERM)
         assert left == [130]
-        stop.agreed = stop.told
+        stop.agreed = stop.received
 
 
 def test_a_signal_too_late_for_the_loop_does_what_it_always_does() -> None:
