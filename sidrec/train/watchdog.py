@@ -69,9 +69,7 @@ class Watchdog:
             found = f"{_behind(notes, silent)}; {found}"
         message = f"no progress for {self._limit:.0f} s (train.hang_minutes): {found}; stacks: {self._folder}/hang-*"
         if not reports:
-            time.sleep(
-                self._interval
-            )  # torchrun ends the others after the first exit, which must be the reporting rank's
+            time.sleep(self._interval)  # torchrun ends all at the first exit: let the reporting rank be first
         print_error(HangError(message) if reports else HangReportedElsewhereError(message))
         os._exit(HUNG)
 

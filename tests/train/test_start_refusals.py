@@ -11,6 +11,7 @@ import pytest
 
 from sidrec.checkpoint.stored_tables import open_checkpoint
 from sidrec.config import ConfigError, Recipe
+from sidrec.errors import RankError
 from sidrec.schema import ContractError
 from sidrec.train.assembly import open_dataset
 from sidrec.train.warm_start import find_warm_start
@@ -94,7 +95,7 @@ def test_refusals(
 def refused(rank: int, world: int, recipe: Recipe) -> str:
     ranks = joined(rank, world)
     data = open_dataset(recipe, ranks)
-    with pytest.raises((ConfigError, ContractError)) as error:
+    with pytest.raises((ContractError, RankError)) as error:
         find_warm_start(recipe, data, ranks)
     return str(error.value)
 
