@@ -22,7 +22,7 @@ from sidrec.checkpoint.tensor_shard import INDEX, StagingBuffers, StoredFile, Te
 from sidrec.checkpoint.train_state import POSITION, Position, best_text, position_text, read_best, read_position
 from sidrec.config.recipe import CheckpointConfig
 from sidrec.errors import CheckpointError, RankError, ReportedElsewhereError, SidrecError
-from sidrec.parallel.process_group import WRITES, Ranks, run_on_all_ranks, total
+from sidrec.parallel.process_group import WRITES, Ranks, broadcast_object, gather_objects, run_on_all_ranks, total
 from sidrec.schema import crc32_of
 
 BEST = "best.json"
@@ -115,9 +115,7 @@ def newest_sound(folder: Path, ranks: Ranks, *, set_aside: bool) -> Path | None:
 
 def _of_first(ranks: Ranks, paths: list[Path]) -> list[Path]:
     """The paths that rank 0 found, on all ranks: the folder may change between the listings of two ranks."""
-    found = [paths]
-    dist.broadcast_object_list(found, src=0, group=ranks.control)
-    return found[0]
+    return broadcast_object(ranks, paths)
 
 
 def _pass_over(path: Path, fault: str, sound: Path, set_aside: bool) -> None:
@@ -139,9 +137,7 @@ def _free_name(path: Path) -> Path:
 
 def fault_of(path: Path, ranks: Ranks) -> str | None:
     """What is wrong with a checkpoint, in one sentence; None if nothing is. Every rank calls it and gets the same."""
-    faults: list[str | None] = [None] * ranks.world
-    dist.all_gather_object(faults, _own_fault(path, ranks), group=ranks.control)
-    return next((fault for fault in faults if fault is not None), None)
+    return next((fault for fault in gather_objects(ranks, _own_fault(path, ranks)) if fault is not None), None)
 
 
 def _own_fault(path: Path, ranks: Ranks) -> str | None:

@@ -4,7 +4,6 @@ Shapes: R rows in the file, D their width, N rows of a part.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +25,7 @@ from sidrec.io.safetensors_files import DTYPES, read_header, safetensors_header
 from sidrec.schema import ITEM_ID, LOG, ContractError, load_manifest
 from sidrec.sid.catalog import load_catalog
 from sidrec.sid.granularity import granularity_rows
+from sidrec.text import did_you_mean
 
 
 class TableSource(Protocol):
@@ -109,8 +109,7 @@ class NpyRows:
 def _tensor_name(path: Path, names: list[str], name: str, table: str) -> str:
     wanted = name or (names[0] if len(names) == 1 else table)
     if wanted not in names:
-        close = get_close_matches(wanted, names, n=1)
-        hint = f"; did you mean {close[0]}?" if close else f" among {', '.join(names) or 'no tensors'}"
+        hint = did_you_mean(wanted, names) or f" among {', '.join(names) or 'no tensors'}"
         raise ContractError(path, f"a tensor {wanted}", f"none of that name{hint}")
     return wanted
 
