@@ -7,6 +7,7 @@ import numpy as np
 
 from benchmarks.fuzz import entries
 from benchmarks.fuzz.sound_logs import THINGS, WIDTH, data
+from benchmarks.recorded_benches import recorded
 from sidrec.config import save
 from sidrec.config.learners import Learner, ResidualKMeansConfig, RqVaeConfig, TokenizerConfig, Training
 from sidrec.metrics.exact import QUALITY
@@ -18,7 +19,7 @@ from sidrec.sid.catalog import Catalog
 from sidrec.sid.learners.registry import fit_tokenizer, save_tokenizer
 from sidrec.sid.tokenizer import SideInformation
 
-BENCH = Path(__file__).parents[1] / "results/plans/amazon_beauty-2/bench.json"
+BENCH = "amazon_beauty-2"
 CODEBOOK = 4
 
 
@@ -72,7 +73,7 @@ def calibration(folder: Path) -> None:
 
 def bench(folder: Path) -> None:
     """Three plans of a recorded one."""
-    result = json.loads(BENCH.read_text())
+    result = recorded(BENCH)
     result["plans"] = result["plans"][:3]
     (folder / entries.BENCH).write_text(json.dumps(result, indent=1))
 

@@ -95,7 +95,11 @@ def is_bench(path: Path) -> bool:
 
 def load_bench(path: Path) -> BenchResult:
     """Reads a bench. Raises ContractError for another kind of file or version."""
-    raw = read_json(path, "a bench of plans")
+    return parse_bench(read_json(path, "a bench of plans"), path)
+
+
+def parse_bench(raw: object, path: Path) -> BenchResult:
+    """A bench from its JSON. path: named in messages. Raises ContractError for another kind of value or version."""
     if isinstance(raw, dict) and raw.get("version") != VERSION:
         raise ContractError(path, f"a bench of version {VERSION}", short_repr(raw.get("version")))
     try:

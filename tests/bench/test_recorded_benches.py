@@ -1,0 +1,35 @@
+"""The recorded benches: written back as they were, and how well costs predicted them."""
+
+import json
+from pathlib import Path
+
+from benchmarks.recorded_benches import accuracy_of, record, recorded, recorded_all, write_back
+from sidrec.bench.result import load_bench, parse_bench
+from tests.bench.bench_results import made_up
+
+
+def test_a_bench_is_written_back_as_it_was(tmp_path: Path) -> None:
+    names = ("tables-2", "chosen/tables-2")
+    for name in names:
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "bench.json").write_text(json.dumps(made_up(("auto", "row_wise")).as_json()))
+    record(tmp_path, tmp_path / "benches.parquet")
+    assert set(recorded_all(tmp_path / "benches.parquet")) == set(names)
+    for path in write_back(tmp_path / "again", tmp_path / "benches.parquet"):
+        assert load_bench(path) == made_up(("auto", "row_wise"))
+
+
+def test_the_recorded_benches_are_benches() -> None:
+    benches = recorded_all()
+    assert len(benches) == 38
+    for name, raw in benches.items():
+        assert parse_bench(raw, Path(name)).complete, name
+    assert recorded("amazon_beauty-2") == benches["amazon_beauty-2"]
+
+
+def test_auto_is_compared_with_the_fastest_other_plan_of_a_chosen_bench() -> None:
+    raw = recorded("chosen/ten_million-2")
+    found = accuracy_of({"chosen/ten_million-2": parse_bench(raw, Path("bench.json"))})["chosen"]
+    steps = {plan["name"]: plan["timings"]["step"]["p50"] for plan in raw["plans"] if plan["failed"] is None}
+    fastest = min((name for name in steps if name != "auto"), key=steps.__getitem__)
+    assert found["chosen/ten_million-2"]["auto"]["over"] == fastest  # type: ignore[index]
