@@ -21,7 +21,7 @@ from sidrec.train.row_ledger import drop_after
 from sidrec.train.run_directory import RUN
 from tests.bench.bench_results import made_up
 from tests.checkpoint.made_up_checkpoint import HID, grid, numbered, write_checkpoint
-from tests.data_prep.interruption import digest
+from tests.digests import digest
 from tests.sid.item_files import clustered_vectors, write_items
 from tests.small_log import write_small_log
 from tests.train.refusals import recipe_of, refusal, start

@@ -1,11 +1,6 @@
 """Behaviour vectors and pairs as a whole: what is written, that no later event leaks in, bad input, kills."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +16,12 @@ from data_prep.item_pairs import PairSettings
 from data_prep.sasrec import SasRecSettings
 from sidrec.schema import ContractError
 from tests.data_prep.event_lists import DAY, Event, make_log
+from tests.killed import killed_when
 
 SASREC = SasRecSettings(width=8, length=6, epochs=2, batch_events=64, negatives=8)
 PAIRS = PairSettings()
 ITEMS = 30
 LAST_ITEM = Event(1, ITEMS, 0, 0)  # shown, never liked: so that every log has all items
-REPOSITORY = Path(__file__).parents[2]
 
 
 def random_events(seed: int, rows: int, first_day: int, items: range) -> list[Event]:
@@ -170,13 +165,8 @@ def test_bad_input_leaves_everything_as_it_was(tmp_path: Path) -> None:
 def test_killed_while_writing_leaves_old_files_and_the_next_run_finishes(tmp_path: Path) -> None:
     data = make(tmp_path / "data", LATE)
     before = (data / "items.parquet").read_bytes()
-    command = [sys.executable, "-m", "data_prep.behavior", str(data), "--width", "8", "--epochs", "1", "--no-check"]
-    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (data / "behavior.json.partial").exists():  # the picture is drawn next, and only then come the renames
-        assert process.poll() is None, "finished before it could be killed"
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    command = ["-m", "data_prep.behavior", str(data), "--width", "8", "--epochs", "1", "--no-check"]
+    killed_when(data / "behavior.json.partial", command)  # the picture is drawn next, and only then come the renames
     assert (data / "items.parquet").read_bytes() == before
     assert not any((data / name).exists() for name in ("pairs.parquet", "behavior.json", "behavior.png"))
     add_behavior(data, SASREC, PAIRS, check=False)

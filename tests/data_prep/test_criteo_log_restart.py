@@ -9,7 +9,8 @@ from data_prep.criteo import CriteoCommand
 from data_prep.criteo_log import CriteoLogCommand
 from data_prep.work_folder import save_snapshot
 from tests.data_prep.criteo_text import random_lines, write
-from tests.data_prep.interruption import digest, kill_when
+from tests.digests import digest
+from tests.killed import killed_when
 
 FLAGS = {"FILE_ROWS": 16, "RANGE_ROWS": 16, "SNAPSHOT_ROWS": 64}
 SCRIPT = f"""
@@ -36,7 +37,9 @@ def npy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def kill_log(appears: str, npy: Path, out: Path) -> None:
-    kill_when(appears, out, ["-c", SCRIPT, str(npy), str(out), "--item", "C3", "--width", "8"])
+    partial = out.with_name(out.name + ".partial")
+    killed_when(partial / appears, ["-c", SCRIPT, str(npy), str(out), "--item", "C3", "--width", "8"])
+    assert not out.exists()
 
 
 def finish(npy: Path, out: Path, width: int = 8) -> None:

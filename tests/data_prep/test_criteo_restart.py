@@ -6,7 +6,8 @@ import pytest
 
 from data_prep.criteo import CriteoCommand
 from tests.data_prep.criteo_text import random_lines, write
-from tests.data_prep.interruption import digest, kill_when
+from tests.digests import digest
+from tests.killed import killed_when
 
 DAYS = 6
 
@@ -18,7 +19,8 @@ def sources(folder: Path) -> tuple[Path, ...]:
 
 def kill_preparation(appears: str, days: tuple[Path, ...], out: Path, flags: tuple[str, ...]) -> None:
     command = ["-m", "data_prep.criteo", *map(str, days), str(out), "--block-kib", "64", *flags]
-    kill_when(appears, out, command)
+    killed_when(out.with_name(out.name + ".partial") / appears, command)
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("hash_rows", [None, 1000])

@@ -31,9 +31,10 @@ from data_prep.work_folder import CONFIGURATION
 from sidrec.schema import ContractError
 from tests.data_prep.criteo_text import random_lines
 from tests.data_prep.criteo_text import write as write_lines
-from tests.data_prep.interruption import REPOSITORY, digest
 from tests.data_prep.test_amazon import folder_csv
 from tests.data_prep.test_movielens import csv_folder
+from tests.digests import digest
+from tests.killed import ROOT
 
 Prepare = Callable[[Path, bool], None]
 ROWS = 400
@@ -323,8 +324,8 @@ run(InteractionsCommand, "data_prep.interactions")
 def kill_replacing(name: str, log: Path, out: Path) -> None:
     """Kills the command when it is about to rename a file or folder of that name."""
     command = [sys.executable, "-c", KILLED_WHILE_REPLACING.format(name=name), str(log), str(out), "--overwrite"]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, env=environment, check=False)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, env=environment, check=False)
     assert done.returncode == -9, done.stderr.decode()
 
 
@@ -387,7 +388,7 @@ def test_the_command_ends_with_status_2_and_one_sentence(tmp_path: Path, log: Pa
     (tmp_path / "project").mkdir()
     (tmp_path / "project" / "notes.txt").write_text("mine")
     command = [sys.executable, "-m", "data_prep.interactions", str(log), str(tmp_path / "project"), "--overwrite"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stderr == (
         f"sidrec: error: {tmp_path / 'project'}: expected a folder that data_prep wrote, or nothing, to replace, "

@@ -7,7 +7,8 @@ import pytest
 
 from data_prep.build import LogSettings
 from data_prep.interactions import Columns, InteractionsCommand
-from tests.data_prep.interruption import digest, kill_when
+from tests.digests import digest
+from tests.killed import killed_when
 
 ROWS = 3_000
 PARTITION_ROWS = 30
@@ -30,9 +31,11 @@ def finish(log: Path, out: Path, seed: int = 0) -> None:
 
 def kill_in_the_middle(log: Path, out: Path) -> int:
     """Kills the command once some partitions are done. Returns how many files were there."""
-    partitions = ["--partition-rows", str(PARTITION_ROWS)]
-    kill_when("scratch/snapshot.npz", out, ["-m", "data_prep.interactions", str(log), str(out), *partitions])
-    return len(list(out.with_name(out.name + ".partial").rglob("part-*.parquet")))
+    partial = out.with_name(out.name + ".partial")
+    command = ["-m", "data_prep.interactions", str(log), str(out), "--partition-rows", str(PARTITION_ROWS)]
+    killed_when(partial / "scratch" / "snapshot.npz", command)
+    assert not out.exists()
+    return len(list(partial.rglob("part-*.parquet")))
 
 
 def test_killed_and_continued_equals_uninterrupted(tmp_path: Path) -> None:

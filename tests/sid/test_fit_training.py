@@ -20,10 +20,10 @@ from sidrec.errors import SidrecError
 from sidrec.fit import fit_catalog
 from sidrec.sid.catalog import load_catalog
 from sidrec.sid.item_vectors import ItemVectors, read_item_vectors
+from tests.killed import killed_when
 from tests.ranks import joined, run_on_ranks
 from tests.sid.gradient_recipe import TEXT, write_world
 from tests.sid.item_files import write_items
-from tests.sid.killed import killed_after_first_checkpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,7 +50,7 @@ def test_killed_and_started_again_equals_uninterrupted(tmp_path: Path) -> None:
     scratch.mkdir()
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(scratch)}
     program = f"from sidrec import cli; cli.main(['fit', {str(killed)!r}])"
-    killed_after_first_checkpoint(program, TMPDIR=str(scratch))
+    killed_when(work / "training.pt", ["-c", program], TMPDIR=str(scratch))
     assert (work / "training.pt").exists()
     assert not list(scratch.glob("sidrec-fit-*"))
     assert not (tmp_path / "killed" / "catalog").exists()

@@ -13,8 +13,8 @@ from sidrec.config.sid_losses import Diversity, OverlapRepulsion
 from sidrec.sid.learners.gradient import GradientTokenizer
 from sidrec.sid.tokenizer import SideInformation
 from sidrec.sid.training.checkpoint import CHECKPOINT, Checkpoint, identity_of
+from tests.killed import killed_when
 from tests.sid.item_files import clustered_vectors
-from tests.sid.killed import killed_after_first_checkpoint
 
 VECTORS = clustered_vectors(300)
 SIDE = SideInformation(pairs_P2=np.random.default_rng(0).integers(0, 300, (200, 2)))
@@ -40,7 +40,8 @@ def same(one: GradientTokenizer, other: GradientTokenizer) -> bool:
 
 def test_killed_and_resumed_equals_uninterrupted_to_the_bit(tmp_path: Path) -> None:
     torch.set_num_threads(1)
-    killed_after_first_checkpoint(f"from pathlib import Path; from {__name__} import fit; fit(Path({str(tmp_path)!r}))")
+    program = f"from pathlib import Path; from {__name__} import fit; fit(Path({str(tmp_path)!r}))"
+    killed_when(tmp_path / CHECKPOINT, ["-c", program])
     done = len(torch.load(tmp_path / CHECKPOINT, weights_only=True)["state"]["journal"])
     assert done == 1
     resumed, whole = fit(tmp_path), fit(None)
