@@ -139,17 +139,25 @@ def parse(
 
 
 def _message(boxed: str) -> str:
-    """tyro's error without the box around it, and the option that it suggests."""
-    lines = [line.strip("│ ") for line in boxed.splitlines() if line.startswith("│")]
-    rule = next((place for place, line in enumerate(lines) if line.startswith("─")), len(lines))
+    """tyro's error without the box around it, and the option that it suggests.
+
+    The box is of lines (`╭─ title`, `│ text`), or of spaces (title, rule, text) where stdout is no UTF-8.
+    """
+    title, *lines = [line.strip("│ ") for line in boxed.splitlines() if line.strip("│ ")]
+    if not title.startswith("╭"):
+        lines = lines[1:]
+    rule = next((place for place, line in enumerate(lines) if set(line) <= set("─-╰╯")), len(lines))
     message = " ".join(lines[:rule]).removeprefix("Error parsing ")
     if message.startswith(UNKNOWN):
         message = f"expected known options, got {message.removeprefix(UNKNOWN).replace(', ', ' ')}"
     elif " Got errors: - " in message:  # of a value that may be left out: the last error is the one of its own type
         message = f"{message.partition(':')[0]}: {message.rpartition(' - ')[2].partition(': ')[2]}"
+    elif message.startswith("Missing value for argument "):
+        option = message.split("'")[1]
+        message = f"expected a value after {option}, got nothing"
     elif message.startswith("Missing from "):
-        message = f"expected {lines[1]}, got nothing" if len(lines) > 1 else message
-    near = [line.split()[0].rstrip(",") for line in lines[rule:] if line.startswith("--")]
+        message = f"expected {lines[1]}, got nothing" if rule > 1 else message
+    near = [line.split()[0].rstrip(",") for line in lines[rule + 1 :] if line.startswith("--") and line[2] != "-"]
     return f"{message}; did you mean {near[0]}?" if near and UNKNOWN in boxed else message.rstrip(".")
 
 

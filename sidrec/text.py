@@ -62,9 +62,10 @@ def near_file(path: Path) -> str:
     while path.parent != path and not path.parent.is_dir():
         path = path.parent
     try:
-        return did_you_mean(str(path), [str(found) for found in path.parent.iterdir()])
+        close = get_close_matches(path.name, [found.name for found in path.parent.iterdir()], n=1)
     except OSError:
         return ""
+    return f"; did you mean {path.parent / close[0]}?" if close else ""
 
 
 def byte_size(count: float) -> str:

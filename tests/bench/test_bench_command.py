@@ -101,14 +101,12 @@ def test_a_recipe_takes_its_flags_and_tables_take_none(
     words = ["--plans", "auto", "--rounds", "1", "--steps", "1", "--warm-up", "1", "--data.batch-size", "32"]
     assert cli.main(["bench", "plans", str(recipe), "--out", str(out), *words]) == 0
     assert load_bench(out / "bench.json").workload["rows_per_rank"] == 32
-    expected = "sidrec bench plans: expected its own options alone with a tables file, got --data.batch-size 32"
+    expected = "sidrec bench plans: expected no flags of a recipe with a tables file, got --data.batch-size 32"
     assert refusal(capsys, cli.main(["bench", "plans", str(tables), *words])) == expected
 
 
 def test_unknown_part(capsys: pytest.CaptureFixture[str]) -> None:
-    expected = (
-        "sidrec bench: expected plans SUBJECT, calibrate BENCH.json... or page BENCH.json [OUT.html], got 'plan x'"
-    )
+    expected = "sidrec bench: expected one of the commands plans, calibrate, page, got 'plan'; did you mean plans?"
     assert refusal(capsys, cli.main(["bench", "plan", "x"])) == expected
 
 

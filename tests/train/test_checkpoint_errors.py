@@ -208,7 +208,10 @@ def test_the_directory_of_another_recipe(run: Recipe, capsys: pytest.CaptureFixt
 
 
 def test_what_evaluate_needs(run: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert refusal(capsys, cli.main(["evaluate"])) == "sidrec evaluate: expected a run directory, got nothing"
+    assert (
+        refusal(capsys, cli.main(["evaluate"]))
+        == "sidrec evaluate: expected RUN, got nothing (sidrec evaluate --help lists all)"
+    )
     expected = f"{tmp_path / 'none'}: expected a run directory with config.yaml, got none"
     assert refusal(capsys, cli.main(["evaluate", str(tmp_path / "none")])) == expected
     assert refusal(capsys, cli.main(["evaluate", str(run.run), "tset"])).endswith("got 'tset'")
@@ -238,7 +241,10 @@ def test_which_checkpoint_is_evaluated(run: Recipe, capsys: pytest.CaptureFixtur
             "step-99",
         ): f"{checkpoints}: expected one of its checkpoints, got step-99; it has {whole.name}",
         ("--checkpoint", "latest"): "--checkpoint: expected newest, best or step-N, got latest",
-        ("--checkpoint",): "--checkpoint: expected newest, best or step-N, got nothing",
+        ("--checkpoint",): (
+            "sidrec evaluate: expected a value after --checkpoint, got nothing (sidrec evaluate --help lists all)"
+        ),
+        ("--checkpoint", ""): "--checkpoint: expected newest, best or step-N, got nothing",
     }.items():
         assert refusal(capsys, cli.main(["evaluate", str(run.run), *flags])) == expected
     sentence = refusal(capsys, cli.main(["evaluate", "--checkpoint=best", str(run.run)]))
