@@ -2,13 +2,16 @@
 
     python -m benchmarks.claims          writes benchmarks/results/claims.json
 
-over_users: recorded paired bootstrap, null where it was not recorded. over_seeds: paired t-interval over the seeds that
-both variants have. over_fits: null, as every study trained its rankers on one fit of each catalog.
+over_users: the recorded paired bootstrap over users. over_seeds: paired t-interval over the seeds that both variants
+have. over_fits: over fits of the catalog. An interval that cannot be computed is null, and `not_computed` says
+why.
 """
+
+from collections.abc import Mapping
 
 from benchmarks import RESULTS
 from sidrec.io.files import read_json, write_json
-from sidrec.study.intervals import BOOTSTRAP_FILE, paired_interval
+from sidrec.study.intervals import BOOTSTRAP_FILE, Difference, Differences, paired_interval
 from sidrec.study.results import RUNS_FILE, ResultTable, RunResult
 
 CLAIMS = (  # study, data set, variant, reference
@@ -24,12 +27,19 @@ CLAIMS = (  # study, data set, variant, reference
     ("rivals_movielens", "ppnet", "sid_coord_residual", "sid_only"),
     ("learners_beauty", "beauty", "adasid", "rq_kmeans"),
 )
+ONE_FIT = "every seed of the study trained on the same fit of each catalog"
+NO_BOOTSTRAP = "the recorded bootstrap has neither variant as its reference, and predictions of users are not recorded"
 METRICS = (("AUC", "all", "auc"), ("GAUC", "all", "gauc"), ("tail AUC", "tail", "auc"), ("cold AUC", "cold", "auc"))
 
 
 def main() -> None:
-    """Computes every claim from the recorded results and writes claims.json."""
-    write_json(RESULTS / "claims.json", [_claim(*claim) for claim in CLAIMS])
+    """Writes claims.json."""
+    write_json(RESULTS / "claims.json", claims())
+
+
+def claims() -> list[dict[str, object]]:
+    """Every claim, computed from the recorded results."""
+    return [_claim(*claim) for claim in CLAIMS]
 
 
 def _claim(study: str, dataset: str, variant: str, reference: str) -> dict[str, object]:
@@ -43,7 +53,7 @@ def _claim(study: str, dataset: str, variant: str, reference: str) -> dict[str, 
     }
     seeds = sorted(by_seed[variant].keys() & by_seed[reference].keys())
     recorded = read_json(folder / dataset / BOOTSTRAP_FILE, "a bootstrap")["differences"]
-    over_users = recorded.get(reference, {}).get(variant, {})
+    over_users = difference_over_users(recorded, variant, reference)
     found: dict[str, object] = {"study": study, "dataset": dataset, "variant": variant, "reference": reference}
     found["seeds"] = seeds
     for title, items, metric in METRICS:
@@ -55,7 +65,31 @@ def _claim(study: str, dataset: str, variant: str, reference: str) -> dict[str, 
             "over_seeds": paired_interval(*known) if complete else None,
             "over_fits": None,
         }
+    found["not_computed"] = {"over_fits": ONE_FIT} | ({} if over_users else {"over_users": NO_BOOTSTRAP})
     return found
+
+
+def difference_over_users(
+    recorded: Differences, variant: str, reference: str
+) -> Mapping[str, Mapping[str, Difference | None]]:
+    """Slice -> metric -> variant - reference; empty if the bootstrap has neither of them as its reference.
+
+    A difference that is recorded the other way round is negated: the draws are the same.
+    """
+    if found := recorded.get(reference, {}).get(variant):
+        return found
+    return {
+        items: {metric: _negated(of) for metric, of in metrics.items()}
+        for items, metrics in recorded.get(variant, {}).get(reference, {}).items()
+    }
+
+
+def _negated(found: Difference | None) -> Difference | None:
+    if found is None:
+        return None
+    return Difference(
+        difference=-found["difference"], low=-found["high"], high=-found["low"], resamples=found["resamples"]
+    )
 
 
 if __name__ == "__main__":

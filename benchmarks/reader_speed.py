@@ -1,15 +1,14 @@
 """How fast one core feeds batches: rows per second of each stage, on a synthetic log in a temporary folder.
 
-    python -m benchmarks.reader_speed [--rows 400000] [--items 100000] [--workers 1]
+    python -m benchmarks.reader_speed [--rows 400000] [--items 100000] [--workers 1] [--write]
 
 Stages are cumulative: decoding and checks, then mixing into steps, then batches in this process, then batches from
 worker processes, where the CPU seconds are those of the consuming process: what feeding takes away from training.
+--write puts the rates into reader_speed.json.
 """
 
 import argparse
 import os
-import platform
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterable
@@ -27,8 +26,11 @@ from sidrec.data.item_tables import ItemTable, ItemTables, item_tables, unused_p
 from sidrec.data.loader import columns_of, open_split
 from sidrec.data.reader import Lanes, LogReader, Mixing
 from sidrec.data.rows import decode, split_index
+from sidrec.io.files import write_json
 from sidrec.schema import LOG, LogFile, Manifest, log_schema, save_manifest
+from sidrec.study.results import conditions
 
+RESULT = Path(__file__).with_name("reader_speed.json")
 GROUP_ROWS = 16_384
 FILES = 4
 HISTORY = 50
@@ -73,13 +75,14 @@ def sid_coord_tables(items: int) -> ItemTables:
     return ItemTables(tables, rows_IF, unused_per_item(items))
 
 
-def report(stage: str, rows: int, work: Iterable[object]) -> None:
-    """Runs a stage once and prints its rate."""
+def rate(stage: str, rows: int, work: Iterable[object]) -> dict[str, int]:
+    """Runs a stage once, prints and returns its rate."""
     cpu, wall = time.process_time(), time.perf_counter()
     for _ in work:
         pass
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     print(f"{stage:42s} {rows / cpu:12,.0f} rows per CPU second {rows / wall:12,.0f} rows per second")
+    return {"rows_per_cpu_second": round(rows / cpu), "rows_per_second": round(rows / wall)}
 
 
 def main() -> None:
@@ -87,16 +90,20 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=400_000)
     parser.add_argument("--items", type=int, default=100_000)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--write", action="store_true", help="record the rates in reader_speed.json")
     flags = parser.parse_args()
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], check=True, capture_output=True, text=True)
-    print(f"{flags}, commit {git.stdout.strip()}, {platform.machine()}, {os.cpu_count()} cores")
+    facts = conditions() | {"rows": flags.rows, "items": flags.items, "load_average": round(os.getloadavg()[0], 1)}
+    print(facts)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         manifest = write_log(folder, flags.rows, flags.items)
-        measure(folder, manifest, flags.items, flags.workers)
+        stages = measure(folder, manifest, flags.items, flags.workers)
+    if flags.write:
+        write_json(RESULT, {"conditions": facts, "stages": stages})
 
 
-def measure(folder: Path, manifest: Manifest, items: int, workers: int) -> None:
+def measure(folder: Path, manifest: Manifest, items: int, workers: int) -> dict[str, dict[str, int]]:
+    """Stage -> its rates."""
     model = ModelConfig(item=HidItem(), context=tuple(name for name in manifest.ids if name != "item_id"))
     data = DataConfig(path=folder, catalog=folder)
     columns = columns_of(data, model, manifest)
@@ -106,28 +113,24 @@ def measure(folder: Path, manifest: Manifest, items: int, workers: int) -> None:
     reader = LogReader(groups, columns, lanes, mixing, range(data.lanes), refuse=True)
     files = {group.path: pq.ParquetFile(group.path) for group in groups}
 
-    report("parquet alone", lanes.rows, (files[g.path].read_row_group(g.group, use_threads=False) for g in groups))
-    report("decode and check", lanes.rows, (decode(files[g.path], g, columns, refuse=True) for g in groups))
-    report("+ mix into steps", lanes.rows, reader.steps(0, range(lanes.steps)))
-    for name, tables in {
-        "HID": item_tables(model.item, manifest, None),
-        "HID + 5 SID": sid_coord_tables(items),
-    }.items():
+    def stage(name: str, work: Iterable[object]) -> None:
+        stages[name] = rate(name, lanes.rows, work)
+
+    stages: dict[str, dict[str, int]] = {}
+    stage("parquet alone", (files[g.path].read_row_group(g.group, use_threads=False) for g in groups))
+    stage("decode and check", (decode(files[g.path], g, columns, refuse=True) for g in groups))
+    stage("+ mix into steps", reader.steps(0, range(lanes.steps)))
+    contenders = {"HID": item_tables(model.item, manifest, None), "HID + 5 SID": sid_coord_tables(items)}
+    for name, tables in contenders.items():
         for count in dict.fromkeys((0, workers)):
+            changed = replace(data, workers=count)
             loader = open_split(
-                replace(data, workers=count),
-                model,
-                "train",
-                rank=0,
-                world=1,
-                seed=0,
-                shuffle=True,
-                tables=tables,
-                manifest=manifest,
+                changed, model, "train", rank=0, world=1, seed=0, shuffle=True, tables=tables, manifest=manifest
             )
             if count:
                 next(loader.batches(0))  # starts the workers: once per run, not per row
-            report(f"+ batches, {name}, {count} workers", lanes.rows, loader.batches(0))
+            stage(f"+ batches, {name}, {count} workers", loader.batches(0))
+    return stages
 
 
 if __name__ == "__main__":
