@@ -21,7 +21,7 @@ from sidrec.checkpoint.tensor_shard import (
     shard_name,
 )
 from sidrec.checkpoint.train_state import Position, read_best, read_position
-from sidrec.config import Recipe, load_file
+from sidrec.config import Recipe, load_saved
 from sidrec.errors import CheckpointError
 from sidrec.io.safetensors_files import DTYPES, FileTensor, read_header
 
@@ -130,7 +130,7 @@ class StoredCheckpoint:
     def recipe(self) -> Recipe:
         """Of the run that wrote it: beside its files, or in the run directory that it lies in. Raises ConfigError."""
         beside, run = self.path / "config.yaml", self.path.parent.parent / "config.yaml"
-        return load_file(run if run.is_file() and not beside.is_file() else beside)
+        return load_saved(run if run.is_file() and not beside.is_file() else beside)
 
     @cached_property
     def position(self) -> Position:

@@ -27,6 +27,10 @@ class LearnerSection:
     def check_use(self, vectors: tuple[str, ...], resolve_collisions: bool) -> None:
         """Raises ValueError when the learner cannot use the tokenizer's vector columns or resolve collisions."""
 
+    def unused_keys(self) -> dict[str, str]:
+        """Keys with values that other keys make ineffective -> what is expected instead."""
+        return {}
+
 
 @section
 class Router:
@@ -165,7 +169,7 @@ class AdcSidConfig(LearnerSection):
     detach_behavior: bool = False
     """Stop the alignment's gradient before the behaviour tower."""
     content_gates: bool = True
-    """Softmax gates over each content column's experts; false averages them."""
+    """Softmax gates over each content column's experts, where there are several; false averages them."""
     router: Router | None = Router()
     """Weights of the behaviour tokens; null is the ablation "w/o gate"."""
     losses: tuple[SidLossConfig, ...] = ()
@@ -180,6 +184,11 @@ class AdcSidConfig(LearnerSection):
             raise ValueError(
                 f"expected vectors of adc_sid to be behavior and at least one content, got {list(vectors)}"
             )
+
+    def unused_keys(self) -> dict[str, str]:
+        if self.content == 1 and not self.content_gates:
+            return {"content_gates": "none with content 1, where a column has a single expert, got false"}
+        return {}
 
 
 @section

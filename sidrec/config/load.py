@@ -1,7 +1,9 @@
 """Recipes from YAML and flags, and back. A wrong recipe is refused with all its mistakes, each by its dotted path."""
 
+import os
+import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,15 @@ def load_file(path: Path) -> Recipe:
     return parse(load_mapping(path, "recipe"), str(path))
 
 
+def load_saved(path: Path, warn: bool = False) -> Recipe:
+    """Reads the config.yaml of a run that exists, which an earlier version may have written.
+
+    Keys without effect (`Recipe.unused_keys`) get their defaults. warn: name them on stderr. Raises ConfigError.
+    """
+    recipe = _validated(load_mapping(path, "recipe"), str(path))
+    return _without_unused_keys(recipe, str(path) if warn else None)
+
+
 def load_mapping(path: Path, what: str) -> dict[str, Any]:
     """Reads a YAML mapping from a file. what: the kind of file, for messages. Raises ConfigError."""
     try:
@@ -77,11 +88,11 @@ def load(argv: Sequence[str], prog: str = "sidrec", about: str = "") -> Recipe:
         parse_arguments(kind, ["--help"], f"{prog} RECIPE", f"{about}{FLAGS}")
     if not argv or argv[0].startswith("-"):
         raise ConfigError(f"{prog}: expected a recipe file first, got {argv[0] if argv else 'nothing'}")
-    recipe = load_file(Path(argv[0]))
+    recipe = _validated(load_mapping(Path(argv[0]), "recipe"), argv[0])
     if argv[1:]:
         flagged = parse_arguments(kind, argv[1:], f"{prog} {argv[0]}", f"{about}{FLAGS}", default=recipe)
-        recipe = parse(_plain(asdict(flagged)), " ".join(argv))
-    return recipe
+        recipe = _validated(_plain(asdict(flagged)), " ".join(argv))
+    return _in_use(recipe, " ".join(argv))
 
 
 def save(recipe: Recipe, path: Path) -> None:
@@ -96,13 +107,53 @@ def as_yaml(recipe: Recipe) -> str:
 
 def parse(raw: dict[str, Any], where: str) -> Recipe:
     """Plain data to a recipe; `where` names its source in errors. Raises ConfigError with one line per mistake."""
+    return _in_use(_validated(raw, where), where)
+
+
+def _validated(raw: dict[str, Any], where: str) -> Recipe:
+    """The recipe with keys that have no effect. Raises ConfigError."""
     try:
         return RECIPE.validate_python(raw)
     except ValidationError as error:
         mistakes = error.errors(include_url=False)
-        lines = [f"{where}: {len(mistakes)} mistake(s) in the recipe"]
-        lines += [f"  {_path(mistake)}{_message(mistake)}" for mistake in mistakes]
-        raise ConfigError("\n".join(lines)) from None
+        raise _refusal(where, [f"{_path(mistake)}{_message(mistake)}" for mistake in mistakes]) from None
+
+
+def _refusal(where: str, mistakes: Sequence[str]) -> ConfigError:
+    return ConfigError("\n  ".join([f"{where}: {len(mistakes)} mistake(s) in the recipe", *mistakes]))
+
+
+# Keys without effect.
+
+
+def _in_use(recipe: Recipe, where: str) -> Recipe:
+    """The recipe of a new run as it is; that of a run that exists without its keys that have no effect.
+
+    Raises ConfigError if a new run's recipe has such keys.
+    """
+    unused = recipe.unused_keys()
+    if unused and not (recipe.run / "config.yaml").is_file():
+        raise _refusal(where, [f"{key}: expected {expected}" for key, expected in unused.items()])
+    return _without_unused_keys(recipe, where)
+
+
+def _without_unused_keys(recipe: Recipe, where: str | None) -> Recipe:
+    """where: the source that the warning names; None for no warning."""
+    for key, expected in recipe.unused_keys().items():
+        if where is not None and os.environ.get("RANK", "0") == "0":
+            print(f"sidrec: warning: {where}: {key} has no effect and is ignored: expected {expected}", file=sys.stderr)
+        recipe = _with_default(recipe, key.split("."))
+    return recipe
+
+
+def _with_default(section: Any, path: Sequence[str]) -> Any:
+    """The section with the default at a dotted key."""
+    name, *rest = path
+    default = section.__dataclass_fields__[name].default
+    return replace(section, **{name: _with_default(getattr(section, name), rest) if rest else default})
+
+
+# Mistakes as text.
 
 
 def _path(mistake: ErrorDetails) -> str:

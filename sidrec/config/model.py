@@ -144,21 +144,21 @@ class ModelConfig:
     """Network from features to the logit."""
 
     def __post_init__(self) -> None:
-        self._refuse_unused_keys()
         if isinstance(self.backbone, PpnetBackbone):
             known = ("item", *self.context)
             strange = [name for name in self.backbone.priors if name not in known]
             if strange:
                 raise ValueError(f"expected backbone.priors among {', '.join(known)}, got {strange[0]!r}")
 
-    def _refuse_unused_keys(self) -> None:
+    def unused_keys(self) -> dict[str, str]:
+        """Keys with values that the item kind does not use -> what is expected instead."""
         item = self.item
+        found = {}
         if self.hid_init is not None and item.hids is None:
-            raise ValueError(f"expected no hid_init with item kind {item.kind}, which has no HIDs, got {self.hid_init}")
+            found["hid_init"] = f"none with item kind {item.kind}, which has no HIDs, got {self.hid_init}"
         if self.sid_init is not None and item.sids is None:
-            raise ValueError(f"expected no sid_init with item kind {item.kind}, which has no SIDs, got {self.sid_init}")
+            found["sid_init"] = f"none with item kind {item.kind}, which has no SIDs, got {self.sid_init}"
         if not item.pools_histories and self.history_pooling != MeanPooling():
-            raise ValueError(
-                f"expected no history_pooling with item kind {item.kind}, which has its own attention over histories, "
-                f"got {self.history_pooling.kind}"
-            )
+            expected = f"none with item kind {item.kind}, which has its own attention over histories"
+            found["history_pooling"] = f"{expected}, got {self.history_pooling.kind}"
+        return found

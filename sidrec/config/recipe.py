@@ -265,9 +265,6 @@ class Recipe:
 
     def __post_init__(self) -> None:
         item, data = self.model.item, self.data
-        if self.optimizer.hid is not None and item.hids is None:
-            got = self.optimizer.hid.kind
-            raise ValueError(f"optimizer.hid: expected none with item kind {item.kind}, which has no HIDs, got {got}")
         least = item.least_rows_per_lane
         if data.batch_size < least * data.lanes:
             bound = (
@@ -275,6 +272,18 @@ class Recipe:
                 "whose negatives are a lane's"
             )
             raise ValueError(f"data.batch_size: expected {bound}, got {data.batch_size}")
+
+    def unused_keys(self) -> dict[str, str]:
+        """Dotted keys with values that have no effect in this recipe -> what is expected instead.
+
+        `sidrec.config.load` refuses a new recipe that has any, and ignores them in the recipe of a run that exists.
+        """
+        found = {f"tokenizer.learner.{key}": why for key, why in self.tokenizer.learner.unused_keys().items()}
+        found |= {f"model.{key}": why for key, why in self.model.unused_keys().items()}
+        if self.optimizer.hid is not None and self.model.item.hids is None:
+            expected = f"none with item kind {self.model.item.kind}, which has no HIDs"
+            found["optimizer.hid"] = f"{expected}, got {self.optimizer.hid.kind}"
+        return found
 
     @property
     def run(self) -> Path:

@@ -22,7 +22,7 @@ import numpy as np
 import psutil
 import torch
 
-from sidrec.config import ConfigError, Recipe, load_file, save
+from sidrec.config import ConfigError, Recipe, load_file, load_saved, save
 from sidrec.errors import SidrecError, print_error
 from sidrec.parallel.process_group import Ranks, gather_objects, joined_ranks
 from sidrec.preflight.findings import Finding
@@ -167,7 +167,7 @@ def _conditions(run: Path, recipe: Recipe, world: int) -> str:
     ranks, device, threads = (facts.get(name, "unknown") for name in ("ranks", "device", "threads_per_rank"))
     conditions = f"on {ranks} rank(s), {device}, {threads} thread(s) each"
     try:
-        before: int | None = load_file(run / "config.yaml").data.batch_size
+        before: int | None = load_saved(run / "config.yaml").data.batch_size
     except ConfigError:
         before = None
     conditions += f", batches of {before or 'unknown size'}"

@@ -21,7 +21,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from sidrec.config import ConfigError, Recipe, load_file, save
+from sidrec.config import ConfigError, Recipe, load_saved, save
 from sidrec.io.output_folders import FolderKind, Written
 from sidrec.machine import unwritable
 from sidrec.schema import ContractError, read_json
@@ -112,7 +112,7 @@ class RunDirectory:
                 f"{', '.join(taken[:3])} that no run wrote; give this run another name or move them away"
             )
         if self.config.exists():
-            before = replace(load_file(self.config), parallel=recipe.parallel, checkpoint=recipe.checkpoint)
+            before = replace(load_saved(self.config), parallel=recipe.parallel, checkpoint=recipe.checkpoint)
             precautions = {name: getattr(recipe.train, name) for name in PRECAUTIONS}
             before = replace(before, train=replace(before.train, **precautions))
             if before != recipe:
@@ -144,7 +144,7 @@ class RunDirectory:
         for partial in self.path.glob("*.partial*"):
             if re.fullmatch(_PARTIAL, partial.name):
                 partial.unlink()
-        if not self.config.exists() or load_file(self.config) != recipe:
+        if not self.config.exists() or load_saved(self.config) != recipe:
             partial = self.config.with_suffix(".partial")
             save(recipe, partial)
             partial.replace(self.config)
@@ -155,10 +155,10 @@ class RunDirectory:
             self.config.unlink(missing_ok=True)
 
     def recipe(self) -> Recipe:
-        """The recipe of a run that was begun. Raises ConfigError when there is none."""
+        """The recipe of a run that was begun, with a warning for keys without effect. Raises ConfigError for none."""
         if not self.config.is_file():
             raise ConfigError(f"{self.path}: expected a run directory with config.yaml, got none")
-        return load_file(self.config)
+        return load_saved(self.config, warn=True)
 
 
 # One training per run directory: a second one would remove what the first is writing.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sidrec.config import ConfigError, Recipe, load, load_file, save
+from sidrec.config import ConfigError, Recipe, load, load_file, load_saved, save
 
 RECIPES = sorted((Path(__file__).parents[2] / "launch" / "recipes").glob("*.yaml"))
 SMALLEST = "name: a\ndata: {path: d, catalog: c}\n"
@@ -75,26 +75,55 @@ def test_wrong_tag(recipe: Path) -> None:
     [
         (
             "model: {item: {kind: sid}, hid_init: 0.0}",
-            "model: expected no hid_init with item kind sid, which has no HIDs, got 0.0",
+            "model.hid_init: expected none with item kind sid, which has no HIDs, got 0.0",
         ),
         (
             "model: {item: {kind: hid}, sid_init: 0.1}",
-            "model: expected no sid_init with item kind hid, which has no SIDs, got 0.1",
+            "model.sid_init: expected none with item kind hid, which has no SIDs, got 0.1",
         ),
         (
             "model: {item: {kind: gate_sid}, history_pooling: {kind: target_attention}}",
-            "model: expected no history_pooling with item kind gate_sid, which has its own attention over histories, "
+            "model.history_pooling: expected none with item kind gate_sid, which has its own attention over histories, "
             "got target_attention",
         ),
         (
             "model: {item: {kind: sid}}\noptimizer: {hid: {kind: adagrad}}",
             "optimizer.hid: expected none with item kind sid, which has no HIDs, got adagrad",
         ),
+        (
+            "tokenizer: {vectors: [behavior, text], learner: {kind: adc_sid, content_gates: false}}",
+            "tokenizer.learner.content_gates: expected none with content 1, where a column has a single expert, "
+            "got false",
+        ),
     ],
-    ids=["hid_init", "sid_init", "history_pooling", "optimizer.hid"],
+    ids=["hid_init", "sid_init", "history_pooling", "optimizer.hid", "content_gates"],
 )
 def test_a_key_that_would_do_nothing(sections: str, message: str, recipe: Path) -> None:
     assert _mistakes(recipe, f"{SMALLEST}{sections}\n") == [message]
+
+
+def test_all_keys_that_would_do_nothing_at_once(recipe: Path) -> None:
+    text = f"{SMALLEST}model: {{item: {{kind: sid}}, hid_init: 0.1}}\noptimizer: {{hid: {{kind: sgd}}}}\n"
+    assert [line.partition(":")[0] for line in _mistakes(recipe, text)] == ["model.hid_init", "optimizer.hid"]
+
+
+def test_a_run_that_exists_keeps_keys_that_do_nothing(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Releases up to 0.1.0 accepted such keys, also by flags: their recipes still resume."""
+    runs = recipe.parent / "runs"
+    recipe.write_text(f"{SMALLEST}model: {{item: {{kind: sid}}, hid_init: 0.1}}\ntrain: {{runs: {runs}}}\n")
+    saved = runs / "a" / "seed3" / "config.yaml"
+    saved.parent.mkdir(parents=True)
+    saved.write_text(recipe.read_text() + "seed: 3\n")
+    found = load([str(recipe), "--seed", "3"])
+    assert found.model.hid_init is None
+    key = "model.hid_init has no effect and is ignored: expected none with item kind sid, which has no HIDs, got 0.1"
+    assert capsys.readouterr().err == f"sidrec: warning: {recipe} --seed 3: {key}\n"
+    assert load_saved(saved) == found
+    assert capsys.readouterr().err == ""
+    load_saved(saved, warn=True)
+    assert capsys.readouterr().err == f"sidrec: warning: {saved}: {key}\n"
+    with pytest.raises(ConfigError, match=r"model\.hid_init: expected none"):
+        load([str(recipe), "--seed", "4"])
 
 
 def test_a_lane_of_one_row_has_no_negatives(recipe: Path) -> None:

@@ -8,6 +8,10 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+import yaml
+
+from sidrec import cli
 from sidrec.config import Recipe, save
 from tests.small_log import small_recipe, write_small_log
 
@@ -83,3 +87,34 @@ def test_evaluate_reproduces_metrics_from_the_checkpoint_alone(tmp_path: Path) -
     assert json.loads(metrics.read_text()) == before
     evaluate(recipe, "train")
     assert set(json.loads(metrics.read_text())) == {"train", "test"}, "a further split joins those of before"
+
+
+@pytest.mark.parametrize(
+    ("kind", "unused"),
+    [
+        ("sid", {"model": {"hid_init": 0.1}, "optimizer": {"hid": {"kind": "sgd", "lr": 0.1}}}),
+        ("gate_sid", {"model": {"history_pooling": {"kind": "target_attention"}}}),
+    ],
+)
+def test_a_run_whose_recipe_has_keys_without_effect(
+    kind: str, unused: dict[str, dict[str, object]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """0.1.0 accepted and saved such keys. Its runs are evaluated and resumed, with a warning."""
+    write_small_log(tmp_path, rows=300)
+    recipe = small_recipe(tmp_path, model={"item": {"kind": kind}}, train={"epochs": 1})
+    file, metrics = tmp_path / "recipe.yaml", recipe.run / "metrics.json"
+    save(recipe, file)
+    assert cli.main(["train", str(file)]) == 0
+    before = json.loads(metrics.read_text())
+    for path in (file, recipe.run / "config.yaml"):
+        sections = yaml.safe_load(path.read_text())
+        sections |= {name: {**sections[name], **keys} for name, keys in unused.items()}
+        path.write_text(yaml.safe_dump(sections))
+    capsys.readouterr()
+    for command in (["train", str(file)], ["evaluate", str(recipe.run)]):
+        metrics.unlink()
+        assert cli.main(command) == 0
+        warnings = capsys.readouterr().err
+        for key in (f"{section}.{key}" for section, keys in unused.items() for key in keys):
+            assert f"{key} has no effect and is ignored: expected none with item kind {kind}" in warnings
+        assert json.loads(metrics.read_text()) == before
