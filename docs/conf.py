@@ -33,6 +33,8 @@ exclude_patterns = ["README.md"]
 templates_path: list[str] = []
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["style.css"]
 html_title = f"sidrec {release}"
 
 autodoc_member_order = "bysource"
