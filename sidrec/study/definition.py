@@ -60,8 +60,8 @@ class Study:
     ranks: PositiveInt = 2
     """Processes per run."""
     command: tuple[str, ...] = (
-        *("torchx", "run", "-s", "local_cwd", "launch/components.py:train"),
-        *("--recipe", "{recipe}", "--ranks", "{ranks}"),
+        *("torchrun", "--standalone", "--nproc-per-node", "{ranks}"),
+        *("-m", "sidrec.train", "{recipe}"),
     )
     """Trains one recipe; {recipe} and {ranks} are filled in."""
     runs: Path = Path("runs/studies")
