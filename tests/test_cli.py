@@ -1,5 +1,6 @@
-"""The console script, as a process and in this one."""
+"""`sidrec`, as a process and in this one."""
 
+import os
 import subprocess
 import sys
 import types
@@ -17,14 +18,22 @@ from sidrec.errors import InstallationError
 from sidrec.schema import ContractError
 
 
-def _script(*words: str) -> subprocess.CompletedProcess[str]:
-    script = Path(sys.executable).with_name("sidrec")
-    return subprocess.run([script, *words], check=False, capture_output=True, text=True)
+ROOT = Path(__file__).parents[1]
 
 
-def test_installed_script() -> None:
-    assert _script("--version").stdout == f"sidrec {__version__}\n"
-    helped = _script("--help")
+def _process(words: str | Sequence[str], shell: bool = False) -> subprocess.CompletedProcess[str]:
+    """A process in which `import sidrec` finds this checkout, installed or not."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(words, check=False, capture_output=True, text=True, env=environment, shell=shell)
+
+
+def _sidrec(*words: str) -> subprocess.CompletedProcess[str]:
+    return _process([sys.executable, "-m", "sidrec", *words])
+
+
+def test_version_and_list_of_commands() -> None:
+    assert _sidrec("--version").stdout == f"sidrec {__version__}\n"
+    helped = _sidrec("--help")
     assert helped.returncode == 0
     for command in ("fit", "train", "evaluate", "bench", "doctor"):
         assert f"\n  {command} " in helped.stdout
@@ -41,7 +50,7 @@ sys.meta_path.insert(0, Refuse)
 from sidrec.cli import main
 sys.exit(main(sys.argv[1:]))
 """
-    done = subprocess.run([sys.executable, "-c", code, *words], check=False, capture_output=True, text=True)
+    done = _process([sys.executable, "-c", code, *words])
     return done.returncode, done.stdout + done.stderr
 
 
@@ -140,13 +149,12 @@ def test_ranks_read_their_arguments_together(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_reader_that_has_seen_enough_ends_the_command_quietly() -> None:
-    script = Path(sys.executable).with_name("sidrec")
-    done = subprocess.run(f"{script} train --help | true", check=False, capture_output=True, text=True, shell=True)
+    done = _process(f"{sys.executable} -m sidrec train --help | true", shell=True)
     assert done.stderr == ""
 
 
 def test_unknown_command() -> None:
-    done = _script("trian")
+    done = _sidrec("trian")
     assert done.returncode == 2
     commands = "init, prep, fit, train, evaluate, study, table, plan, bench, recipe, schema, doctor"
     assert done.stderr == f"sidrec: error: expected one of the commands {commands}, got 'trian'; did you mean train?\n"
