@@ -30,9 +30,11 @@ NO_WHEEL := "If pip found no torch==2.13.0+cpu: name PyTorch's CPU package index
 demo: .venv
 	.venv/bin/python -m launch.demo
 
-# Tests start ranks of their own: one thread each keeps them from spinning against one another.
+# Tests start ranks of their own: one thread each keeps them from spinning against one another. Three workers keep two
+# cores busy, as many tests wait for ranks; the tests of a file share a worker, and with it what the file makes once.
+# PYTEST_ARGS comes last and wins: make test PYTEST_ARGS="-n 0 tests/sid"
 test: .venv
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: .venv
 	.venv/bin/ruff check .
