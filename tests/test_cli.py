@@ -17,7 +17,6 @@ from sidrec.config import ConfigError, load_file
 from sidrec.errors import InstallationError
 from sidrec.schema import ContractError
 
-
 ROOT = Path(__file__).parents[1]
 
 
