@@ -32,4 +32,6 @@ def test_auto_is_compared_with_the_fastest_other_plan_of_a_chosen_bench() -> Non
     found = accuracy_of({"chosen/ten_million-2": parse_bench(raw, Path("bench.json"))})["chosen"]
     steps = {plan["name"]: plan["timings"]["step"]["p50"] for plan in raw["plans"] if plan["failed"] is None}
     fastest = min((name for name in steps if name != "auto"), key=steps.__getitem__)
-    assert found["chosen/ten_million-2"]["auto"]["over"] == fastest  # type: ignore[index]
+    both = found["chosen/ten_million-2"]  # type: ignore[index]
+    assert both["auto"]["over"] == fastest
+    assert both["torchrec"]["over"] == "auto"

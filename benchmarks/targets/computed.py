@@ -1,0 +1,158 @@
+"""Figures of targets that recorded results hold only in parts. Each function takes a row's source and its arguments.
+
+The source is the JSON of one file, or a list of several in the row's order.
+"""
+
+from collections.abc import Mapping
+from itertools import product
+from typing import Any, NamedTuple
+
+
+class Measured(NamedTuple):
+    """A figure, with the lowest and highest round or the ends of its interval where there are such."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+Figures = Mapping[str, Measured]
+"""What was measured -> figure; the name is empty where there is only one."""
+
+
+# Quality of rankers and codes
+
+
+def claim(claims: Any, study: str, variant: str, reference: str, *metrics: str) -> Figures:
+    """Differences over seeds."""
+    names = {"study": study, "variant": variant, "reference": reference}
+    (found,) = (each for each in claims if names.items() <= each.items())
+    over = {metric: found[metric]["over_seeds"] for metric in metrics}
+    return {metric: Measured(of["difference"], of["low"], of["high"]) for metric, of in over.items()}
+
+
+def ahead_of_rivals(sources: Any, metric: str) -> Figures:
+    """Mean over seeds of SID-Coord with the residual gate, minus that of the best variant without coordination."""
+    found = {}
+    for (dataset, source), backbone in product(zip(("Beauty", "MovieLens"), sources, strict=True), ("dlrm", "ppnet")):
+        means = {name: of["metrics"][metric]["mean"] for name, of in source[backbone].items()}
+        rivals = [name for name in means if not name.startswith("sid_coord")]
+        best = max(rivals, key=means.__getitem__)
+        found[f"{dataset}, {backbone.upper()} ({best})"] = Measured(means["sid_coord_residual"] - means[best])
+    return found
+
+
+def gate_by_seed(source: Any) -> Figures:
+    """Spearman's correlation of gate and exposure."""
+    return {f"seed {seed}:": Measured(rank) for seed, rank in enumerate(source["spearman_by_seed"])}
+
+
+def variants_with_seeds(sources: Any, seeds: int) -> Figures:
+    """Data set or layout -> number of variants with at least so many seeds."""
+    of = {
+        name: rows for source in (sources if isinstance(sources, list) else [sources]) for name, rows in source.items()
+    }
+    return {f"{name}:": Measured(sum(len(row["seeds"]) >= seeds for row in rows.values())) for name, rows in of.items()}
+
+
+def scale_hours(source: Any) -> Figures:
+    """CPU hours of fits of ten million items."""
+    results = source["results"]
+    hours = results["rqvae"]["extrapolated"]["cpu_hours_at_most"]
+    return {"RQ-KMeans": Measured(results["residual_kmeans"]["cpu_seconds"] / 3600), "RQ-VAE": Measured(hours)}
+
+
+def scale_gigabytes(source: Any) -> Figures:
+    """Own memory of fits of ten million items."""
+    names = {"RQ-KMeans": "residual_kmeans", "RQ-VAE": "rqvae"}
+    return {name: Measured(source["results"][key]["own_bytes"] / 1e9) for name, key in names.items()}
+
+
+# Training steps and reading
+
+
+def built_over_trained(sources: Any) -> Figures:
+    """Rows per CPU second that the reader builds, over those that a step trains."""
+    built = sources[0]["stages"]["+ batches, HID + 5 SID, 0 workers"]["rows_per_cpu_second"]
+    shapes = {"Criteo-like": "criteo", "Beauty-like": "beauty"}
+    return {name: Measured(built / sources[1][key]["SID-Coord"]["rows_per_cpu_second"]) for name, key in shapes.items()}
+
+
+def rows_prepared(source: Any) -> Figures:
+    """Rows per CPU second, by contender and number of rows."""
+    ours = [each for each in source["results"] if each["contender"].startswith("sidrec")]
+    return {
+        f"{each['contender'].removeprefix('sidrec, ')}, {each['rows']:,} rows:": Measured(*each["rows_per_cpu_s"])
+        for each in ours
+    }
+
+
+def memory_growth(source: Any) -> Figures:
+    """Peak memory of the most rows over that of the fewest."""
+    peaks: dict[str, list[float]] = {}
+    for each in source["results"]:
+        peaks.setdefault(each["contender"].removeprefix("sidrec, "), []).append(each["peak_mib"])
+    return {name: Measured(of[-1] / of[0]) for name, of in peaks.items() if len(of) > 1}
+
+
+# Sharding plans
+
+
+def fewest_plans(source: Any) -> Figures:
+    """Plans of the bench that has the fewest."""
+    return {"": Measured(min(of["plans"] for name, of in source["spearman"].items() if "/" not in name))}
+
+
+def held_out(source: Any) -> Figures:
+    """Spearman's correlation by costs that are regressed on the other workloads."""
+    benches = {name: of for name, of in source["spearman"].items() if "/" not in name}
+    return {name: Measured(of["regressed on the other workloads"]) for name, of in benches.items()}
+
+
+def chosen(source: Any, plan: str) -> Figures:
+    """The ratio of steps that accuracy.json records for this plan."""
+    found = {name.removeprefix("chosen/"): of[plan] for name, of in source["chosen"].items()}
+    return {name: Measured(of["ratio"], of["low"], of["high"]) for name, of in found.items()}
+
+
+def command_seconds(source: Any, group: str) -> Figures:
+    """CPU seconds of commands."""
+    return {f"{title}:": Measured(of["cpu_seconds"]) for title, of in source[group]["times"].items()}
+
+
+# Training that survives
+
+
+def kills(source: Any) -> Figures:
+    """Kills of a campaign."""
+    return {"": Measured(sum(len(run["strikes"]) for run in source["runs"]))}
+
+
+def runs_with_complaints(sources: Any) -> Figures:
+    """Runs of each campaign that did not end as the uninterrupted one."""
+    return {
+        f"of {len(source['runs'])} runs with {kills(source)[''].value} kills:": Measured(
+            sum(bool(run["complaints"]) for run in source["runs"])
+        )
+        for source in sources
+    }
+
+
+def resharded_wrong(source: Any) -> Figures:
+    """Cases that are neither equal nor converted."""
+    outcomes = [case["outcome"] for case in source["cases"]]
+    known = {outcome: outcomes.count(outcome) for outcome in ("equal", "converted")}
+    counted = ", ".join(f"{count:,} {outcome}" for outcome, count in known.items())
+    return {f"{counted}, wrong:": Measured(len(outcomes) - sum(known.values()))}
+
+
+def fuzz_failures(source: Any) -> Figures:
+    """Failures among all cases."""
+    return {f"in {source['cases']:,} cases:": Measured(len(source["failures"]))}
+
+
+def stall_steps(source: Any) -> Figures:
+    """Time that training stands still for a checkpoint, over that of a step."""
+    large = source["large, 1 rank(s)"]
+    step = large["step_ms"][0] / 1000
+    return {mode: Measured(large[mode]["stall_seconds"][0] / step) for mode in ("in the background", "waited for")}
