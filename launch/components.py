@@ -155,7 +155,7 @@ def fit(
         env: environment, as in A=1,B=2
         name: name of the job
     """
-    command = [*_torchrun(image, nodes, ranks, max_restarts), "-m", "sidrec.cli.fit", recipe, *args]
+    command = [*_torchrun(image, nodes, ranks, max_restarts), "-m", "sidrec", "fit", recipe, *args]
     resource = specs.Resource(cpu=cpu, gpu=gpu, memMB=memMB)
     return _app(name, command, nodes, image, resource, mounts, {**_threads(threads), **(env or {})})
 

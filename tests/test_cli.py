@@ -11,8 +11,8 @@ import pytest
 
 from sidrec import __version__
 from sidrec.cli import dispatch as cli
-from sidrec.cli import prep
 from sidrec.cli.arguments import read_before_ranks
+from sidrec.cli.prepare import SOURCES
 from sidrec.config import ConfigError, load_file
 from sidrec.errors import InstallationError
 from sidrec.schema import ContractError
@@ -122,7 +122,7 @@ def test_init_lists_recipes_writes_one_and_replaces_none(tmp_path: Path, capsys:
     assert "did you mean demo?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("source", sorted(prep.SOURCES))
+@pytest.mark.parametrize("source", sorted(SOURCES))
 def test_prep_names_a_command_of_data_prep(source: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["prep", source, "--help"]) == 0
     assert capsys.readouterr().out.startswith(f"usage: sidrec prep {source} ")
@@ -170,7 +170,7 @@ def _raising(outcome: int | BaseException | None, monkeypatch: pytest.MonkeyPatc
     module = types.ModuleType("some_command")
     module.main = main  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "some_command", module)
-    return cli.main(["some"], {"some": cli.Command("some_command", "", needs_stack=True)})
+    return cli.main(["some"], {"some": cli.Command("some_command:main", "", needs_stack=True)})
 
 
 @pytest.mark.parametrize(("outcome", "status"), [(None, 0), (0, 0), (1, 1), (KeyboardInterrupt(), 130)])
@@ -207,5 +207,5 @@ def test_a_broken_stack_is_refused_before_the_command_is_imported(capsys: pytest
     def refuse() -> None:
         raise InstallationError("torch 2.13 needs FBGEMM 1.8, got 1.9.0. Repair: pip install ...")
 
-    assert cli.main(["some"], {"some": cli.Command("no_such_module", "", needs_stack=True)}, refuse) == 2
+    assert cli.main(["some"], {"some": cli.Command("no_such_module:main", "", needs_stack=True)}, refuse) == 2
     assert capsys.readouterr().err == "sidrec: error: torch 2.13 needs FBGEMM 1.8, got 1.9.0. Repair: pip install ...\n"

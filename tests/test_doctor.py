@@ -64,9 +64,9 @@ def test_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_problems_set_the_exit_status_and_notes_do_not(capsys: pytest.CaptureFixture[str]) -> None:
     note, problem = Finding("torchx", "note", "not installed", "pip install torchx"), Finding("disk", "problem", "full")
-    assert entry.main([], lambda: [note]) == 0
+    assert entry.doctor([], lambda: [note]) == 0
     assert capsys.readouterr().out == (
         "torchx  note     not installed\n                 -> pip install torchx\n\nready to train\n"
     )
-    assert entry.main([], lambda: [note, problem]) == 1
+    assert entry.doctor([], lambda: [note, problem]) == 1
     assert capsys.readouterr().out.endswith("1 problem(s)\n")

@@ -12,7 +12,7 @@ from sidrec.checkpoint.checkpoint_store import CheckpointWriter, chosen_checkpoi
 from sidrec.checkpoint.dcp_storage import load_shards
 from sidrec.checkpoint.tensor_shard import TensorShard, read_index, whole_tensor
 from sidrec.checkpoint.train_state import Best, Position, read_position
-from sidrec.cli.table import main as table_command
+from sidrec.cli.runs import table as table_command
 from sidrec.parallel.process_group import Ranks
 
 RUN, CHECKPOINTS = "run", "run/checkpoints"

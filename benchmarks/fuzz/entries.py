@@ -17,7 +17,7 @@ from data_prep.criteo import CriteoCommand
 from data_prep.criteo_log import CriteoLogCommand
 from data_prep.interactions import Columns, InteractionsCommand
 from data_prep.movielens import MovieLensCommand
-from sidrec.cli.bench import main as bench_command
+from sidrec.cli.plans import bench as bench_command
 from sidrec.config import Recipe, load, load_file, save
 from sidrec.config.load import parse
 from sidrec.config.recipe import AdagradTables

@@ -1,3 +1,3 @@
-"""The command line: one module per command, each imported when it is called."""
+"""The command line: one module per group of commands, imported when a command is called."""
 
 from sidrec.cli.dispatch import main as main

@@ -19,35 +19,39 @@ from sidrec.text import did_you_mean
 
 @dataclass(frozen=True)
 class Command:
-    """A module with `main(argv) -> int | None`. needs_stack: trains or plans with TorchRec."""
+    """function: "MODULE:NAME" of a function from arguments to an exit status or None. needs_stack: uses TorchRec."""
 
-    module: str
+    function: str
     summary: str
     needs_stack: bool = False
 
 
 GROUPS = {
     "Prepare": {
-        "init": Command("sidrec.cli.init", "write a starting recipe, or list them"),
-        "prep": Command("sidrec.cli.prep", "prepare data: raw logs to log/ and items.parquet"),
-        "fit": Command("sidrec.cli.fit", "learn semantic IDs from item vectors, write the catalog"),
+        "init": Command("sidrec.cli.prepare:init", "write a starting recipe, or list them"),
+        "prep": Command("sidrec.cli.prepare:prep", "prepare data: raw logs to log/ and items.parquet"),
+        "fit": Command("sidrec.cli.prepare:fit", "learn semantic IDs from item vectors, write the catalog"),
     },
     "Train": {
-        "train": Command("sidrec.cli.train", "train a recipe, in this process or under torchrun", True),
-        "evaluate": Command("sidrec.cli.evaluate", "compute a run's metrics again from its checkpoint", True),
-        "study": Command("sidrec.cli.study", "train variants of a recipe over seeds, compare them with intervals"),
-        "table": Command("sidrec.cli.table", "list the tables of a checkpoint, export one to a file"),
+        "train": Command("sidrec.cli.runs:train", "train a recipe, in this process or under torchrun", True),
+        "evaluate": Command("sidrec.cli.runs:evaluate", "compute a run's metrics again from its checkpoint", True),
+        "study": Command("sidrec.cli.runs:study", "train variants of a recipe over seeds, compare them with intervals"),
+        "table": Command("sidrec.cli.runs:table", "list the tables of a checkpoint, export one to a file"),
     },
     "Sharding plans": {
-        "plan": Command("sidrec.cli.plan", "make a sharding plan for any hardware, explain it, export it", True),
-        "bench": Command("sidrec.cli.bench", "measure sharding plans on these ranks, calibrate their costs", True),
+        "plan": Command("sidrec.cli.plans:plan", "make a sharding plan for any hardware, explain it, export it", True),
+        "bench": Command(
+            "sidrec.cli.plans:bench", "measure sharding plans on these ranks, calibrate their costs", True
+        ),
     },
     "Recipes": {
-        "recipe": Command("sidrec.cli.recipe", "explain a recipe's keys and kinds, show a recipe with its defaults"),
-        "schema": Command("sidrec.cli.schema", "print the JSON schema of recipes, for editors"),
+        "recipe": Command(
+            "sidrec.cli.recipes:recipe", "explain a recipe's keys and kinds, show a recipe with its defaults"
+        ),
+        "schema": Command("sidrec.cli.recipes:schema", "print the JSON schema of recipes, for editors"),
     },
     "Diagnose": {
-        "doctor": Command("sidrec.cli.doctor", "check this machine, or a recipe on it, and name the repairs"),
+        "doctor": Command("sidrec.cli.doctor:doctor", "check this machine, or a recipe on it, and name the repairs"),
     },
 }
 """Commands by what a user wants to do."""
@@ -83,7 +87,8 @@ def _call(
     end_with_launcher()
     if commands[name].needs_stack:
         check_stack()
-    return importlib.import_module(commands[name].module).main(argv)
+    module, _, function = commands[name].function.partition(":")
+    return getattr(importlib.import_module(module), function)(argv)
 
 
 def _help() -> str:

@@ -46,7 +46,7 @@ class DoctorOptions:
     """Read all rows and files instead of a sample."""
 
 
-def main(argv: Sequence[str], examine: "Callable[[], list[Finding]] | None" = None) -> int:
+def doctor(argv: Sequence[str], examine: "Callable[[], list[Finding]] | None" = None) -> int:
     """Prints the table, or JSON. Returns 1 if anything is a problem.
 
     examine: takes the place of `sidrec.doctor.machine_checks.examine`.

@@ -4,6 +4,8 @@
 types (placement), moves tables one by one in the best plans, and ranks what it found.
 """
 
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -52,6 +54,8 @@ GRID = ShardingType.GRID_SHARD.value
 ANY = "any types"
 Progress = Callable[[str, int, int], None]
 """Progress callback: stage, steps done, steps in all."""
+FIRST_PROGRESS, PROGRESS_INTERVAL = 3.0, 2.0
+"""Seconds of search before the first progress line, and between the lines of one stage."""
 T = TypeVar("T")
 IMPROVED = 4
 """Number of plans, the best ones, whose tables are then moved one by one."""
@@ -120,6 +124,23 @@ def offered_types(hardware: Hardware, cost: CostModel, forced: str | None) -> tu
         return (forced,)
     replicates = hardware.device != "cpu" or cost.knows_replicas
     return tuple(kind for kind in SHARDING_TYPES if replicates or kind != REPLICATED)
+
+
+def search_progress(started: float, clock: Callable[[], float] = time.monotonic) -> Progress:
+    """Progress callback: prints the stage of a long search, and the time that the stage still takes, on stderr."""
+    stage_started = printed = started
+
+    def progress(stage: str, done: int, total: int) -> None:
+        nonlocal stage_started, printed
+        now = clock()
+        stage_started = stage_started if done else now
+        if now - started < FIRST_PROGRESS or (done and now - printed < PROGRESS_INTERVAL):
+            return
+        printed = now
+        left = f", {done} of {total}, about {(now - stage_started) / done * (total - done):.0f} s more" if done else ""
+        print(f"{now - started:.0f} s: {stage}{left}", file=sys.stderr, flush=True)
+
+    return progress
 
 
 def _with_progress(progress: Progress, stage: str, steps: Sequence[T]) -> Iterator[T]:

@@ -63,7 +63,7 @@ def test_bench_runs_on_ranks_as_train_does() -> None:
 def test_fit_runs_on_ranks_as_train_does() -> None:
     fit = _command(components.fit("r.yaml", "--overwrite", nodes=2, ranks=8, max_restarts=1))
     train = _command(components.train("r.yaml", "--overwrite", nodes=2, ranks=8, max_restarts=1))
-    assert fit == train.replace("-m sidrec.train", "-m sidrec.cli.fit")
+    assert fit == train.replace("-m sidrec.train", "-m sidrec fit")
     assert components.fit("r.yaml", gpu=8).roles[0].resource.gpu == 8
 
 

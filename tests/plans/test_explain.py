@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sidrec.cli.explain_plan import search_progress
-from sidrec.cli.plan import main
+from sidrec.cli.plans import plan as main
 from sidrec.errors import SidrecError
 from sidrec.plans.cost import VERSION, CalibratedCost, Calibration, TorchRecCost, UnitCosts
 from sidrec.plans.explain import explain, rank_ranges, remarks, row_shares
 from sidrec.plans.options import enumerate_options, on_ranks
 from sidrec.plans.plan_file import read_plan, sharding_plan_of
-from sidrec.plans.search import Candidate, search
+from sidrec.plans.search import Candidate, search, search_progress
 from sidrec.plans.workload import RowFrequencies, TableLoad, Workload, ZipfLaw
 from tests.plans.tables_workload import Tables, hardware, sharders, workload
 

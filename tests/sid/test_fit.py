@@ -87,7 +87,7 @@ def test_the_same_fit_in_another_process_changes_nothing(recipe: Path, tmp_path:
     folder = tmp_path / "catalogs" / "catalog"
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     again = subprocess.run(
-        [sys.executable, "-m", "sidrec.cli.fit", str(recipe)], check=True, capture_output=True, text=True
+        [sys.executable, "-m", "sidrec", "fit", str(recipe)], check=True, capture_output=True, text=True
     )
     assert "already holds exactly these codes" in again.stdout
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before

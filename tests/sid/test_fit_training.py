@@ -56,7 +56,7 @@ def test_killed_and_started_again_equals_uninterrupted(tmp_path: Path) -> None:
     assert not (tmp_path / "killed" / "catalog").exists()
 
     again = subprocess.run(
-        [sys.executable, "-m", "sidrec.cli.fit", str(killed)],
+        [sys.executable, "-m", "sidrec", "fit", str(killed)],
         check=True,
         cwd=ROOT,
         env=environment,

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sidrec.cli.evaluate import main as evaluate
+from sidrec.cli.runs import evaluate
 from sidrec.config import Recipe
 from sidrec.errors import CheckpointError
 from sidrec.model.tables import Slots

@@ -1,4 +1,4 @@
-"""What `sidrec table` does: lists the embedding tables of a checkpoint, and writes one of them to a file."""
+"""Lists the embedding tables of a checkpoint, and writes one of them to a file (`sidrec table`)."""
 
 import json
 import sys
@@ -14,7 +14,6 @@ from sidrec.checkpoint.stored_tables import (
     sharding_text,
 )
 from sidrec.checkpoint.table_files import EMBEDDING, is_exported, no_ids, row_ids, write_parquet, write_safetensors
-from sidrec.cli.table import ExportOptions, ListOptions
 from sidrec.config import ConfigError
 from sidrec.io.files import check_free, new_file
 from sidrec.io.output_folders import output_file
@@ -25,10 +24,10 @@ from sidrec.text import did_you_mean, text_table
 FORMATS = (".safetensors", ".parquet")
 
 
-def list_tables(options: ListOptions) -> None:
+def list_tables(source: Path, *, as_json: bool) -> None:
     """Prints the tables of a checkpoint, or of a run's newest one, as text or JSON."""
-    checkpoint = open_checkpoint(options.source)
-    if options.json:
+    checkpoint = open_checkpoint(source)
+    if as_json:
         tables = {name: _facts(table) for name, table in checkpoint.tables.items()}
         print(json.dumps({"checkpoint": str(checkpoint.path), "tables": tables}))
         return
@@ -58,29 +57,39 @@ def _line(table: CheckpointTable) -> tuple[str, ...]:
     return table.name, f"{rows:,} x {width}", table.weight.tensor.dtype, size, state, f"{bytes_of_state:,}", cut
 
 
-def export_table(options: ExportOptions) -> None:
-    """Writes one table of a checkpoint to a file, a range of rows at a time.
+def export_table(
+    source: Path, name: str, file: Path, *, optimizer: bool, ids: bool, overwrite: bool, check: bool
+) -> None:
+    """Writes the table `name` of a checkpoint to a file, a range of rows at a time.
+
+    Args:
+        source: run directory, whose newest checkpoint is read, or a checkpoint.
+        file: FILE.safetensors or FILE.parquet.
+        optimizer: also write the optimizer's state.
+        ids: also write the ids of the rows; parquet only.
+        overwrite: replace `file` if it is an exported table.
+        check: first verify the checksums of the checkpoint's files.
 
     Raises ConfigError, CheckpointError or ContractError; then no file is left behind.
     """
-    checkpoint = open_checkpoint(options.source)
-    table = _table(checkpoint, options.table)
-    to_parquet = _is_parquet(options)
-    tensors = _tensors(table, options, to_parquet)
-    target = _target(options, checkpoint)
+    checkpoint = open_checkpoint(source)
+    table = _table(checkpoint, name)
+    to_parquet = _is_parquet(file, ids)
+    tensors = _tensors(table, optimizer, to_parquet)
+    target = _target(file, overwrite, checkpoint)
     rows = table.weight.shape[0]
-    ids = row_ids(checkpoint.recipe, table.name, rows, checkpoint.position.catalog) if options.ids else no_ids
+    ids_of = row_ids(checkpoint.recipe, table.name, rows, checkpoint.position.catalog) if ids else no_ids
     files = set().union(*(tensor.files for tensor in tensors.values()))
-    if options.check:
+    if check:
         with _progress("check", sum(checkpoint.index.files[name].size for name in files)) as progress:
             checkpoint.check_files(files, progress.update)
     size = sum(tensor.bytes for tensor in tensors.values())
-    with new_file(target, size, options.overwrite) as partial, _progress("export", size) as progress:
+    with new_file(target, size, overwrite) as partial, _progress("export", size) as progress:
         if to_parquet:
-            write_parquet(partial, tensors, progress.update, ids)
+            write_parquet(partial, tensors, progress.update, ids_of)
         else:
             write_safetensors(partial, tensors, progress.update)
-    print(f"{table.name} of {checkpoint.path}: {rows:,} rows to {options.file}", file=sys.stderr)
+    print(f"{table.name} of {checkpoint.path}: {rows:,} rows to {file}", file=sys.stderr)
 
 
 def _table(checkpoint: StoredCheckpoint, name: str) -> CheckpointTable:
@@ -91,34 +100,33 @@ def _table(checkpoint: StoredCheckpoint, name: str) -> CheckpointTable:
     return checkpoint.tables[name]
 
 
-def _is_parquet(options: ExportOptions) -> bool:
-    suffix = options.file.suffix
-    if suffix not in FORMATS:
-        raise ConfigError(f"{options.file}: expected a file name that ends in {' or '.join(FORMATS)}, got {suffix!r}")
-    if options.ids and suffix != ".parquet":
-        raise ConfigError(f"--ids: expected a file name that ends in .parquet, got {options.file}")
-    if obstacle := unwritable(options.file.parent):
-        raise ConfigError(f"{options.file}: expected a folder that can be written, got {obstacle}")
-    return suffix == ".parquet"
+def _is_parquet(file: Path, ids: bool) -> bool:
+    if file.suffix not in FORMATS:
+        raise ConfigError(f"{file}: expected a file name that ends in {' or '.join(FORMATS)}, got {file.suffix!r}")
+    if ids and file.suffix != ".parquet":
+        raise ConfigError(f"--ids: expected a file name that ends in .parquet, got {file}")
+    if obstacle := unwritable(file.parent):
+        raise ConfigError(f"{file}: expected a folder that can be written, got {obstacle}")
+    return file.suffix == ".parquet"
 
 
-def _target(options: ExportOptions, checkpoint: StoredCheckpoint) -> Path:
-    """FILE without links.
+def _target(file: Path, overwrite: bool, checkpoint: StoredCheckpoint) -> Path:
+    """The file without links.
 
     Raises ContractError for a file of the checkpoint, and for an existing file that is not an exported table.
     """
-    check_free(options.file, options.overwrite)
-    target = output_file(options.file, "an exported table", is_exported)
+    check_free(file, overwrite)
+    target = output_file(file, "an exported table", is_exported)
     if checkpoint.path.resolve() in target.parents:
         expected = "a file apart from the checkpoint that is read"
-        raise ContractError(options.file, expected, f"one in {checkpoint.path}; name another file")
+        raise ContractError(file, expected, f"one in {checkpoint.path}; name another file")
     return target
 
 
-def _tensors(table: CheckpointTable, options: ExportOptions, to_parquet: bool) -> dict[str, StoredTable]:
+def _tensors(table: CheckpointTable, optimizer: bool, to_parquet: bool) -> dict[str, StoredTable]:
     """Tensors or columns by their names in the file."""
-    state = table.state if options.optimizer else {}
-    if options.optimizer and not state:
+    state = table.state if optimizer else {}
+    if optimizer and not state:
         raise ConfigError(f"--optimizer: expected a checkpoint with optimizer state of {table.name}, got none")
     if to_parquet:
         return {EMBEDDING: table.weight, **state}

@@ -1,0 +1,242 @@
+"""`sidrec train | evaluate | study | table`: train runs, evaluate them, compare them, and read their tables.
+
+Arguments are read first; functions import torch when they need it.
+"""
+
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from sidrec.cli.arguments import RecipeOptions, read_before_ranks, recipe_and_options
+from sidrec.command_line import Subcommands, describe, metavar, parse
+from sidrec.config.section import section
+from sidrec.errors import ConfigError
+from sidrec.text import near_file
+
+TRAIN = describe(
+    "Trains a recipe from its newest checkpoint, or from the start, and evaluates it.",
+    "sidrec train demo.yaml --seed 3 --train.epochs 2",
+    "torchrun --nproc-per-node 2 -m sidrec.train demo.yaml",
+)
+
+
+def train(argv: Sequence[str]) -> int:
+    """Trains in this process or on the ranks of torchrun.
+
+    Returns the exit status: 0, or a signal's. Raises SidrecError on all ranks together.
+    """
+    read = read_before_ranks(lambda: recipe_and_options(RecipeOptions, argv, "sidrec train", TRAIN)[0])
+
+    from sidrec.parallel.process_group import joined_ranks, run_on_all_ranks
+    from sidrec.train import run
+
+    with joined_ranks() as ranks:
+        return run.train(run_on_all_ranks(ranks, read), ranks)
+
+
+# sidrec evaluate: computes a run's metrics again, from a checkpoint alone.
+
+
+EVALUATE = describe(
+    "Computes the metrics of a run again, from a checkpoint alone, and writes metrics.json and the predictions.",
+    "sidrec evaluate runs/demo/seed0 test --checkpoint best",
+)
+
+
+@section
+class EvaluateOptions:
+    """What to evaluate."""
+
+    run: tyro.conf.Positional[Annotated[Path, metavar("RUN")]]
+    """Run directory, as `sidrec train` makes it: RUNS/NAME/seedN."""
+    splits: tyro.conf.Positional[Annotated[tuple[str, ...], metavar("[SPLIT ...]", "those of the run's recipe")]] = ()
+    """Splits of the log."""
+    checkpoint: Annotated[str | None, metavar("{newest,best,step-N}", "best if the run keeps one, else newest")] = None
+    """Checkpoint to evaluate."""
+
+
+def evaluate(argv: Sequence[str]) -> None:
+    """Evaluates RUN; writes metrics.json and predictions.
+
+    Raises ConfigError if RUN is no run directory or holds no checkpoint, ContractError if the catalog has changed; on
+    all ranks together.
+    """
+    read = read_before_ranks(lambda: _evaluate_options(argv))
+
+    from sidrec.checkpoint.checkpoint_store import chosen_checkpoint
+    from sidrec.checkpoint.state import load_model
+    from sidrec.checkpoint.train_state import check_catalog, read_position
+    from sidrec.parallel.process_group import joined_ranks, run_on_all_ranks
+    from sidrec.train.assembly import build_training, open_dataset
+    from sidrec.train.evaluation import check_splits, evaluate_splits
+    from sidrec.train.run import report
+    from sidrec.train.run_directory import RunDirectory
+
+    with joined_ranks() as ranks:
+        options = run_on_all_ranks(ranks, read)
+        run = RunDirectory(options.run)
+        recipe = run_on_all_ranks(ranks, run.recipe)
+        recipe = replace(recipe, parallel=replace(recipe.parallel, plan=None))  # made for the ranks of the training
+        if options.splits:
+            recipe = replace(recipe, evaluate=replace(recipe.evaluate, splits=options.splits))
+        data = open_dataset(recipe, ranks)
+        check_splits(recipe, data, ranks)
+        saved = chosen_checkpoint(run.checkpoints, options.checkpoint, ranks)
+        position = run_on_all_ranks(ranks, lambda: read_position(saved))
+        run_on_all_ranks(ranks, lambda: check_catalog(saved, position, data.fingerprint))
+        sharded = build_training(recipe, data, ranks)
+        load_model(saved, sharded.model, None, ranks)
+        metrics = evaluate_splits(recipe, data, sharded.model, run, position.step, ranks)
+        if ranks.first:
+            report(run, metrics)
+
+
+def _evaluate_options(words: Sequence[str]) -> EvaluateOptions:
+    options = parse(EvaluateOptions, words, "sidrec evaluate", EVALUATE)
+    which = options.checkpoint
+    if which not in (None, "newest", "best") and not which.removeprefix("step-").isdecimal():
+        raise ConfigError(f"--checkpoint: expected newest, best or step-N, got {which or 'nothing'}")
+    if not (options.run / "config.yaml").is_file():
+        raise ConfigError(f"{options.run}: expected a run directory with config.yaml, got none{near_file(options.run)}")
+    return options
+
+
+# sidrec study: compares variants of a recipe.
+
+
+STUDY = Subcommands(
+    "sidrec study",
+    "Trains variants of a recipe over seeds and compares them on the same rows, with intervals.",
+    {"run": "train the runs that are not finished, write the report", "report": "write tables and pictures again"},
+)
+STUDY_RUN = describe(
+    "Trains the runs of a study that are not finished, computes intervals, and writes RESULTS/STUDY: runs.parquet, "
+    "DATASET/bootstrap.json, summary.json, report.md and DATASET.png, or best.yaml for a tuning study. Run "
+    "directories, logs and predictions go to the study's `runs`. Exit status 1 if a run failed.",
+    "sidrec study run benchmarks/studies/sid_coord_beauty.yaml",
+)
+STUDY_REPORT = describe(
+    "Writes a study's tables and pictures again, from recorded results alone.",
+    "sidrec study report benchmarks/studies/sid_coord_beauty.yaml",
+)
+
+
+@section
+class StudyOptions:
+    """A study and its results."""
+
+    study: tyro.conf.Positional[Annotated[Path, metavar("STUDY")]]
+    """Study (YAML): data sets with their recipes, variants, seeds, references."""
+    results: Annotated[Path | None, metavar("RESULTS", "the study's `results`")] = None
+    """Folder of the results."""
+
+
+def study(argv: Sequence[str]) -> int:
+    """Returns the exit status. Raises SidrecError for a mistake in the study, its recipes or its data."""
+    command, words = STUDY.choose(argv)
+    options = parse(StudyOptions, words, f"sidrec study {command}", STUDY_RUN if command == "run" else STUDY_REPORT)
+
+    from sidrec.study.definition import load_study
+    from sidrec.study.intervals import update_bootstraps
+    from sidrec.study.report import report, tuning_report
+    from sidrec.study.runner import run_study
+
+    study = load_study(options.study)
+    results = study.results if options.results is None else options.results
+    _log_to(study.runs / study.name)
+    failed = []
+    if command == "run":
+        # SystemExit instead of an immediate end, so that the training in progress is stopped too.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+        failed = run_study(study, results)
+        if not study.trials:
+            update_bootstraps(study, results)
+    print((tuning_report if study.trials else report)(study, results))
+    return 1 if failed else 0
+
+
+def _log_to(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(folder / "study.log")]
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers, force=True)
+
+
+# sidrec table: the embedding tables of a checkpoint.
+
+
+TABLE = Subcommands(
+    "sidrec table",
+    "Reads the embedding tables of a checkpoint.",
+    {"list": "list the tables", "export": "write one table to FILE.safetensors or FILE.parquet"},
+)
+TABLE_LIST = describe("Lists the tables of a checkpoint.", "sidrec table list runs/demo/seed0")
+TABLE_EXPORT = describe(
+    "Writes one table of a checkpoint to a file, a few rows at a time, so that a table of any size fits in memory. The "
+    "recipe's section `start` reads such a file.",
+    "sidrec table export runs/demo/seed0 item_hid items.parquet --ids",
+)
+
+CheckpointSource = tyro.conf.Positional[Annotated[Path, metavar("RUN")]]
+
+
+@section
+class TableListOptions:
+    """What to list."""
+
+    source: CheckpointSource
+    """Run directory, whose newest checkpoint is read, or a checkpoint."""
+    json: bool = False
+    """Print JSON instead of text."""
+
+
+@section
+class TableExportOptions:
+    """What to export."""
+
+    source: CheckpointSource
+    """Run directory, whose newest checkpoint is read, or a checkpoint."""
+    table: tyro.conf.Positional[Annotated[str, metavar("TABLE")]]
+    """Name of the table, as `sidrec table list` prints it."""
+    file: tyro.conf.Positional[Annotated[Path, metavar("FILE")]]
+    """FILE.safetensors: one tensor, named as the table. FILE.parquet: columns row and embedding, a list of floats of
+    fixed size."""
+    optimizer: bool = False
+    """Also write the optimizer's state: tensors named TABLE/STATE, or columns named STATE."""
+    ids: bool = False
+    """Parquet only: also write the ids of the rows, as a column item_id or another id, or sid_1, sid_2... for a SID
+    table."""
+    overwrite: bool = False
+    """Replace FILE if it exists and is an exported table."""
+    check: bool = True
+    """First verify the checksums of the checkpoint's files, which reads them once more."""
+
+
+def table(argv: Sequence[str]) -> None:
+    """Lists or exports. Raises ConfigError, CheckpointError, or ContractError for a catalog or log."""
+    command, words = TABLE.choose(argv)
+    if command == "list":
+        listed = parse(TableListOptions, words, "sidrec table list", TABLE_LIST)
+
+        from sidrec.checkpoint.table_export import list_tables
+
+        list_tables(listed.source, as_json=listed.json)
+    else:
+        export = parse(TableExportOptions, words, "sidrec table export", TABLE_EXPORT)
+
+        from sidrec.checkpoint.table_export import export_table
+
+        export_table(
+            export.source,
+            export.table,
+            export.file,
+            optimizer=export.optimizer,
+            ids=export.ids,
+            overwrite=export.overwrite,
+            check=export.check,
+        )
