@@ -37,10 +37,10 @@ from benchmarks.criteo_prep import write_log
 from benchmarks.criteo_prep_alone import with_plain_files
 from data_prep.criteo import CriteoCommand
 from sidrec.data.criteo import CriteoBatches, criteo_paths
+from sidrec.io.files import write_json, write_text
 from sidrec.schema import MANIFEST
 from sidrec.study.report import markdown_table
 from sidrec.study.results import conditions
-from sidrec.train.run_directory import write_json, write_text
 
 DIM, DENSE, LEARNING_RATE = 8, 13, 0.02
 RESULT = Path(__file__).with_suffix(".json")

@@ -24,9 +24,9 @@ import polars as pl
 
 from benchmarks.criteo_prep_alone import CONTENDERS
 from benchmarks.step_time import spread
+from sidrec.io.files import write_json, write_text
 from sidrec.study.report import markdown_table
 from sidrec.study.results import conditions
-from sidrec.train.run_directory import write_json, write_text
 
 RESULT = Path(__file__).with_suffix(".json")
 ROUNDS = 3

@@ -16,9 +16,9 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from benchmarks import RESULTS
+from sidrec.io.files import write_json
 from sidrec.study.definition import load_study
-from sidrec.train.gate_and_attention import rank_correlation, rank_text
-from sidrec.train.run_directory import write_json
+from sidrec.train.evaluation import rank_correlation, rank_text
 
 
 def main(argv: Sequence[str]) -> int:

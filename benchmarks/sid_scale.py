@@ -25,11 +25,11 @@ import yaml
 from tqdm import tqdm
 
 from benchmarks.sid_scale_cost import Cost, cost_of
+from sidrec.io.files import write_json, write_text
 from sidrec.schema import ITEM_ID, ITEMS
 from sidrec.sid.catalog import REPORT
 from sidrec.study.report import markdown_table
 from sidrec.study.results import conditions
-from sidrec.train.run_directory import write_json, write_text
 
 CLUSTERS = 1000
 ROWS = 65_536  # of a row group

@@ -28,13 +28,13 @@ from vector_quantize_pytorch import ResidualVQ
 
 from benchmarks.step_time import spread
 from sidrec.config.learners import ResidualKMeansConfig, RqVaeConfig
+from sidrec.io.files import write_json, write_text
 from sidrec.sid.learners.kmeans import ResidualKMeans
 from sidrec.sid.networks.network import ItemBatch, mlp
 from sidrec.sid.networks.rqvae import RqVae
 from sidrec.sid.tokenizer import SideInformation
 from sidrec.study.report import markdown_table
 from sidrec.study.results import conditions
-from sidrec.train.run_directory import write_json, write_text
 
 ITEMS, WIDTH, BATCH = 100_000, 384, 1024
 KMEANS = ResidualKMeansConfig(iterations=3)  # of 10 by default: what a library cannot save weighs more, not less

@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sidrec.io.files import write_text
 from sidrec.metrics.exact import measure
 from sidrec.metrics.predictions import load_predictions
 from sidrec.metrics.slices import load_item_slices
 from sidrec.schema import ITEMS
 from sidrec.study.definition import Run, load_study, study_runs
 from sidrec.study.report import markdown_table, spread
-from sidrec.train.run_directory import RunDirectory, write_text
+from sidrec.train.run_directory import RunDirectory
 
 RESULTS = Path(__file__).parent / "results"
 PARTS = ("tail", "warm tail", "cold")

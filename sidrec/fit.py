@@ -26,7 +26,7 @@ from sidrec.sid.item_vectors import ItemVectors, map_item_vectors, read_item_vec
 from sidrec.sid.learners.registry import fit_tokenizer, learner_inputs, save_tokenizer, shares_fit
 from sidrec.sid.quality import code_quality, quality_table, reconstruction_error
 from sidrec.sid.tokenizer import Tokenizer
-from sidrec.sid.training.checkpoint import remove_checkpoint
+from sidrec.sid.training.trainer import remove_checkpoint
 
 
 class _Fitted(NamedTuple):

@@ -19,8 +19,8 @@ from zlib import crc32
 import pyarrow as pa
 
 from sidrec.errors import ContractError as ContractError
+from sidrec.io.files import column_type
 from sidrec.io.files import read_json as read_json
-from sidrec.io.parquet_files import column_type
 from sidrec.text import short_repr
 
 SCHEMA_VERSION = 1

@@ -16,8 +16,8 @@ from sidrec.checkpoint.checkpoint_store import remove_leftovers, remove_step
 from sidrec.io.output_folders import check_replaceable, replaceable_folder
 from sidrec.schema import ContractError
 from sidrec.sid.catalog import CATALOG, Catalog, load_catalog
-from sidrec.sid.training.checkpoint import remove_checkpoint
-from sidrec.train.row_ledger import drop_after
+from sidrec.sid.training.trainer import remove_checkpoint
+from sidrec.train.ledger_check import drop_after
 from sidrec.train.run_directory import RUN
 from tests.bench.bench_results import made_up
 from tests.checkpoint.made_up_checkpoint import HID, grid, numbered, write_checkpoint

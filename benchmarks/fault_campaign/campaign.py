@@ -15,8 +15,8 @@ from benchmarks.fault_campaign.report import report_text
 from benchmarks.fault_campaign.verdict import across_worlds
 from benchmarks.fault_campaign.victim import Outcome, Reference, Victim, make_reference
 from sidrec.config import Recipe
+from sidrec.io.files import write_json, write_text
 from sidrec.study.results import conditions
-from sidrec.train.run_directory import write_json, write_text
 
 WORLDS = ((2,), (1,), (1, 2, 4), (2,), (4,), (1, 2))
 """Ranks of the runs, in turn; of several, each start draws one."""

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sidrec.train.ledger_check import check_ledger
-from sidrec.train.row_ledger import ROW, STEP, TRAINED, ledger_files, read_ledger
+from sidrec.train.ledger_check import ROW, STEP, TRAINED, check_ledger, ledger_files, read_ledger
 
 SPEED = "samples_per_second"  # of this start, not of the run
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from benchmarks.fuzz.campaign import Campaign, Ran
 from benchmarks.fuzz.judge import SOUND
+from sidrec.io.files import write_json, write_text
 from sidrec.study.report import markdown_table
 from sidrec.study.results import conditions
-from sidrec.train.run_directory import write_json, write_text
 
 FAILURES = 100  # listed
 CUT = 300  # characters of what a failure said

@@ -19,10 +19,10 @@ from benchmarks.generative.differences import differences
 from benchmarks.generative.entries import OWN, Entry, read_entries
 from benchmarks.generative.picture import draw_catalogs
 from benchmarks.generative.result import Result
+from sidrec.io.files import write_text
 from sidrec.schema import ContractError
 from sidrec.study.intervals import LEVEL
 from sidrec.study.report import difference_text, markdown_table, spread_text
-from sidrec.train.run_directory import write_text
 
 COMPARED = ("recall@10", "recall@100", "ndcg@10", "ndcg@100")  # with intervals
 CONDITIONS = ("cpu", "cores", "commit")

@@ -20,8 +20,8 @@ from benchmarks.fault_campaign.subject import make_subject
 from benchmarks.reshard_matrix.report import report_text
 from benchmarks.reshard_matrix.verdicts import Outcome, Verdict, judge
 from benchmarks.reshard_matrix.worker import read_runs
+from sidrec.io.files import write_json, write_text
 from sidrec.study.results import conditions
-from sidrec.train.run_directory import write_json, write_text
 
 ROOT = Path(__file__).parents[2]
 WORLDS = (1, 2, 4)

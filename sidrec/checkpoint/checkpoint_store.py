@@ -22,12 +22,13 @@ from sidrec.checkpoint.tensor_shard import INDEX, StagingBuffers, StoredFile, Te
 from sidrec.checkpoint.train_state import POSITION, Position, best_text, position_text, read_best, read_position
 from sidrec.config.recipe import CheckpointConfig
 from sidrec.errors import CheckpointError, RankError, ReportedElsewhereError, SidrecError
+from sidrec.io.files import replaced_file
 from sidrec.parallel.process_group import WRITES, Ranks, broadcast_object, gather_objects, run_on_all_ranks, total
 from sidrec.schema import crc32_of
 
 BEST = "best.json"
 PARTIAL, DAMAGED = ".partial", ".damaged"
-WRITTEN = re.compile(r"rank-\d+\.safetensors|(index|position|plan)\.json|config\.yaml")
+WRITTEN = re.compile(r"rank-\d+\.safetensors|(index|position|plan)\.json|index\.json\.partial|config\.yaml")
 """Names of a checkpoint's files, for one without index."""
 
 
@@ -265,9 +266,8 @@ class CheckpointWriter:
         kept = {checkpoint_path(self._folder, position.best.step)} if position.best else set()
         best = self._folder / BEST
         if position.best:
-            partial = best.with_suffix(PARTIAL)
-            partial.write_text(best_text(position.best))
-            partial.replace(best)
+            with replaced_file(best, one_writer=True) as partial:
+                partial.write_text(best_text(position.best))
         else:
             best.unlink(missing_ok=True)
         for outdated in checkpoints(self._folder)[self._keep :]:

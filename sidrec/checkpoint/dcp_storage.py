@@ -42,6 +42,8 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from sidrec.checkpoint.tensor_shard import (
+    DTYPE_NAMES,
+    DTYPES,
     VERSION,
     CheckpointIndex,
     StoredFile,
@@ -54,7 +56,6 @@ from sidrec.checkpoint.tensor_shard import (
     write_shard_file,
 )
 from sidrec.errors import CheckpointError
-from sidrec.io.safetensors_files import DTYPE_NAMES, DTYPES
 
 
 def save_shards(path: Path, shards: Sequence[TensorShard], rank: int, group: dist.ProcessGroup) -> None:
@@ -187,7 +188,7 @@ class CheckpointReader(StorageReader):
         self._files = {
             MetadataIndex(key, shard.offset): (shard.file, shard_name(key, shard.offset))
             for key, tensor in self._index.tensors.items()
-            for shard in tensor.pieces
+            for shard in tensor.shards
         }
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
@@ -233,7 +234,7 @@ class CheckpointReader(StorageReader):
 
 def tensor_metadata(stored: StoredTensor) -> TensorStorageMetadata:
     """A stored tensor as torch.distributed.checkpoint describes it."""
-    chunks = [ChunkStorageMetadata(torch.Size(shard.offset), torch.Size(shard.shape)) for shard in stored.pieces]
+    chunks = [ChunkStorageMetadata(torch.Size(shard.offset), torch.Size(shard.shape)) for shard in stored.shards]
     return TensorStorageMetadata(TensorProperties(DTYPES[stored.dtype]), torch.Size(stored.shape), chunks)
 
 

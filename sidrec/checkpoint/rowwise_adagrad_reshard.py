@@ -41,7 +41,7 @@ def column_shards(weight: Weight | StoredTensor) -> list[Columns]:
     if isinstance(weight, ShardedTensor):
         cuts = {(shard.shard_offsets[1], shard.shard_sizes[1]) for shard in weight.metadata().shards_metadata}
     elif isinstance(weight, StoredTensor):
-        cuts = {(shard.offset[1], shard.shape[1]) for shard in weight.pieces}
+        cuts = {(shard.offset[1], shard.shape[1]) for shard in weight.shards}
     else:
         cuts = {(0, weight.shape[1])}
     return sorted((first, first + width) for first, width in cuts)
@@ -99,7 +99,7 @@ class RowwiseAdagradReshard:
                 self._conversions.append(Conversion(to_read, state, column_weights(current[column_shard], saved)))
         self.shards = [*(state for state in states if state.key not in self._recut), *whole_rows.values()]
 
-    def say(self) -> None:
+    def log_converted_tables(self) -> None:
         """Says in the log what is converted, if anything is."""
         if self._recut:
             logger.warning(

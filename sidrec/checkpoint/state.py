@@ -1,4 +1,7 @@
-"""The state of a model and its optimizer as tensor shards, saved and loaded under any plan and any number of ranks."""
+"""The state of a model and its optimizer as tensor shards, for saving and loading under any plan and number of ranks.
+
+Shapes: N ids met in an interval.
+"""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +16,9 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
 
 from sidrec.checkpoint.dcp_storage import load_shards
 from sidrec.checkpoint.rowwise_adagrad_reshard import RowwiseAdagradReshard
+from sidrec.checkpoint.stored_tables import StoredCheckpoint
 from sidrec.checkpoint.tensor_shard import (
+    DTYPE_NAMES,
     MODEL,
     OPTIMIZER,
     RANKS,
@@ -32,21 +37,21 @@ from sidrec.checkpoint.tensor_shard import (
     whole_tensor,
 )
 from sidrec.errors import CheckpointError
-from sidrec.io.safetensors_files import DTYPE_NAMES
 from sidrec.model.tables import Slots
-from sidrec.parallel.initial_values import lookups_of
 from sidrec.parallel.process_group import Ranks, run_on_all_ranks
+from sidrec.parallel.sharding import lookups_of
 
 
 def state_shards(model: DistributedModelParallel, optimizer: KeyedOptimizer | None, ranks: Ranks) -> list[TensorShard]:
-    """What this rank holds of a checkpoint: views into model and optimizer, as they are now.
+    """This rank's shards of a checkpoint: views into model and optimizer.
 
-    optimizer: None to leave out optimizer states and managed tables' intervals. States not created yet are left out.
+    optimizer: None to leave out optimizer states and the intervals of managed-collision tables. States that the
+    optimizer has not created yet are left out.
     """
     weights = model.state_dict()
     shards = _of_weights(weights, ranks)
     if optimizer is not None:
-        shards += [*optimizer_shards(optimizer, weights, ranks.first), *slot_shards(model, ranks)]
+        shards += [*optimizer_shards(optimizer, weights, ranks.first), *managed_collision_shards(model, ranks)]
     return shards
 
 
@@ -67,16 +72,17 @@ def _of_weight(key: str, value: Weight, owned: bool) -> Iterable[TensorShard]:
 def load_model(path: Path, model: DistributedModelParallel, optimizer: KeyedOptimizer | None, ranks: Ranks) -> None:
     """Reads a checkpoint into the model and, if given, its optimizer, whatever plan and ranks wrote it.
 
-    Row-wise Adagrad's state of columns that are cut differently is converted as `reshard` says, and the log says so.
-
-    Raises CheckpointError, on all ranks: before anything is loaded, when the checkpoint has other tables, layers or
-    optimizers than the model, and where other ranks wrote managed tables (their slots are theirs, but one rank can
-    evaluate with all); and when it cannot be read.
+    Converts row-wise Adagrad's state if a table's columns are cut differently now (`rowwise_adagrad_reshard`), and logs
+    a warning. Raises CheckpointError, on all ranks: before anything is loaded, if tables, layers or optimizers differ
+    from the model's, or if another number of ranks wrote managed-collision tables, whose rows belong to ranks (one rank
+    alone can evaluate them); and if the checkpoint cannot be read.
     """
     index = run_on_all_ranks(ranks, lambda: read_index(path))
     weights = model.state_dict()
     run_on_all_ranks(ranks, lambda: check_model(path, index, weights))
-    memory = run_on_all_ranks(ranks, lambda: slot_shards_to_fill(path, index, model, optimizer is not None, ranks))
+    managed = run_on_all_ranks(
+        ranks, lambda: managed_collision_shards_to_fill(path, index, model, optimizer is not None, ranks)
+    )
     shards = _of_weights(weights, ranks)
     reshard = None
     if optimizer is not None:
@@ -87,11 +93,11 @@ def load_model(path: Path, model: DistributedModelParallel, optimizer: KeyedOpti
         reshard = run_on_all_ranks(ranks, lambda: RowwiseAdagradReshard(path, index, weights, states))
         shards += reshard.shards
         if ranks.first:
-            reshard.say()
-    load_shards(path, index, [*shards, *memory], ranks.control)
+            reshard.log_converted_tables()
+    load_shards(path, index, [*shards, *managed], ranks.control)
     if reshard is not None:
         reshard.convert()
-    restore_slots(model, memory)
+    restore_managed_collision(model, managed)
     invalidate_caches(model)
 
 
@@ -101,16 +107,66 @@ def invalidate_caches(model: nn.Module) -> None:
         lookup.purge()
 
 
-# Optimizer states as shards: FBGEMM's fused states and torch's have the same names.
+def load_partially(
+    found: StoredCheckpoint,
+    model: DistributedModelParallel,
+    optimizer: KeyedOptimizer | None,
+    without: Collection[str],
+    ranks: Ranks,
+) -> None:
+    """Reads a checkpoint into a new model, and into its optimizer if given. Tables may have more rows than when saved.
+
+    Rows beyond the checkpoint's keep their initial values and have no optimizer state. without: tables that are not
+    loaded. Call `check_compatible` first. All ranks call it. Raises CheckpointError, on all ranks, if the checkpoint
+    cannot be read.
+    """
+    index = found.index
+    shards = _stored_parts(state_shards(model, None, ranks), index, without)
+    reshard = None
+    if optimizer is not None:
+        init_optimizer_states(optimizer, index.tensors)
+        weights = {name: value for name, value in model.state_dict().items() if not belongs_to(name, without)}
+        states = _stored_parts(optimizer_shards(optimizer, model.state_dict(), ranks.first), index, without)
+        reshard = run_on_all_ranks(ranks, lambda: RowwiseAdagradReshard(found.path, index, weights, states))
+        shards += reshard.shards
+        if ranks.first:
+            reshard.log_converted_tables()
+    load_shards(found.path, index, shards, ranks.control)
+    if reshard is not None:
+        reshard.convert()
+    invalidate_caches(model)
 
 
-MOMENTUM = "momentum1"  # what FBGEMM calls the sum of squared gradients, of elements or of rows
+def belongs_to(name: str, tables: Collection[str]) -> bool:
+    """Whether a tensor belongs to one of the tables: weights, optimizer state, or rows of a managed-collision table."""
+    owners = ("embedding_bags", "_managed_collision_modules")
+    return any(f".{owner}.{table}." in name for table in tables for owner in owners)
+
+
+def _stored_parts(shards: Iterable[TensorShard], index: CheckpointIndex, without: Collection[str]) -> list[TensorShard]:
+    return [part for shard in shards if not belongs_to(shard.key, without) for part in _stored_rows(shard, index)]
+
+
+def _stored_rows(shard: TensorShard, index: CheckpointIndex) -> list[TensorShard]:
+    """The rows of a shard that the checkpoint has: the first ones, because ids are numbered in order of arrival."""
+    stored = index.tensors.get(shard.key)
+    if stored is None or len(stored.shape) != 2 or stored.shape[0] >= shard.shape[0]:
+        return [shard]
+    rows = min(len(shard.values), stored.shape[0] - shard.offset[0])
+    shape = (stored.shape[0], *shard.shape[1:])
+    return [TensorShard(shard.key, shape, shard.offset, shard.values[:rows], shard.owned)] if rows > 0 else []
+
+
+# Optimizer states: FBGEMM's fused states and torch's get the same keys.
+
+
+MOMENTUM = "momentum1"  # FBGEMM's name for the sum of squared gradients, per element or per row
 
 
 def optimizer_shards(optimizer: KeyedOptimizer, weights: Mapping[str, Weight], owned: bool) -> list[TensorShard]:
-    """The shards of the states that an optimizer has on this rank; views.
+    """The shards of an optimizer's states on this rank; views.
 
-    weights: the parameters, as the model's state_dict has them. owned: whether this rank writes what all ranks have.
+    weights: the parameters by name, as in the model's state_dict. owned: whether this rank saves replicated states.
     """
     return [
         shard
@@ -120,13 +176,13 @@ def optimizer_shards(optimizer: KeyedOptimizer, weights: Mapping[str, Weight], o
 
 
 def init_optimizer_states(optimizer: KeyedOptimizer, keys: Collection[str]) -> None:
-    """Has torch's optimizers make the states of their first step, to be loaded into; changes no weight.
+    """Creates the states of torch's optimizers, to load into; changes no weight.
 
     Parameters saved without optimizer state get none. keys: of the checkpoint's tensors.
     """
     saved = {parameter_of(key) for key in keys if key.startswith(f"{OPTIMIZER}/")}
     layers = {name for name in saved if not is_table(name)}
-    for part in _of_torch(optimizer):
+    for part in _torch_parts(optimizer):
         rates = [group["lr"] for group in part.param_groups]
         for group in part.param_groups:
             group["lr"] = 0.0  # a gradient of zero still decays weights
@@ -139,11 +195,11 @@ def init_optimizer_states(optimizer: KeyedOptimizer, keys: Collection[str]) -> N
                 del part.state[parameter]
 
 
-def _of_torch(optimizer: KeyedOptimizer) -> Iterator[KeyedOptimizer]:
-    """The parts of an optimizer that FBGEMM does not do: its states are there from the start."""
+def _torch_parts(optimizer: KeyedOptimizer) -> Iterator[KeyedOptimizer]:
+    """The parts of an optimizer that run in torch; FBGEMM creates its own states at construction."""
     if isinstance(optimizer, CombinedOptimizer):
         for _, part in optimizer.optimizers:
-            yield from _of_torch(part)
+            yield from _torch_parts(part)
     elif not isinstance(optimizer, FusedOptimizer):
         yield optimizer
 
@@ -155,7 +211,7 @@ def _of_parameter(name: str, weight: Weight, states: Mapping[str, Any], owned: b
             assert state_name.endswith(f".{MOMENTUM}"), f"Adagrad keeps one state, got {state_name}"
             yield from _fused(key, weight, state)
     elif is_table(name):
-        if SUM in states:  # the step that torch's Adagrad counts beside it matters only to a decay that nobody sets
+        if SUM in states:  # torch's Adagrad also counts steps, for lr_decay, which is never set
             yield _replicated(key, weight, states[SUM], owned)
     else:
         for state_name, state in states.items():
@@ -163,16 +219,16 @@ def _of_parameter(name: str, weight: Weight, states: Mapping[str, Any], owned: b
 
 
 def _replicated(key: str, weight: Tensor, state: Tensor, owned: bool) -> TensorShard:
-    """torch's state of a replicated table, which may be flat: as large as the table, or one value per row."""
+    """torch's state of a replicated table, flat or not: per element, or one value per row."""
     if state.numel() == weight.numel():
         return whole_tensor(f"{key}/{SUM}", state.view_as(weight), owned)
     return whole_tensor(f"{key}/{ROW_SUM}", state.view(len(weight), 1), owned)
 
 
 def _fused(key: str, weight: ShardedTensor, state: ShardedTensor) -> Iterator[TensorShard]:
-    """FBGEMM's state of a sharded table: cut as the table is, or one value per row for each shard of the columns.
+    """FBGEMM's state of a sharded table: sharded as the table is, or one value per row for each shard of the columns.
 
-    TorchRec lays the values of rows end to end, column shard after column shard, whatever the table's own layout.
+    TorchRec concatenates the values of rows, column shard after column shard, whatever the table's layout.
     """
     size = shape_of(weight)
     held = [shard for shard in state.local_shards() if shard.tensor.numel()]
@@ -190,14 +246,14 @@ def _fused(key: str, weight: ShardedTensor, state: ShardedTensor) -> Iterator[Te
         yield TensorShard(f"{key}/{ROW_SUM}", (size[0], len(columns)), offset, local.tensor.view(-1, 1))
 
 
-# Managed collision tables: besides its tensors, each rank saves the ids that it met in the current interval.
+# Managed-collision tables: besides their tensors, each rank saves the ids that it met in the current interval.
 
 
 SLOTS = "slots"
 
 
-def slot_shards(model: nn.Module, ranks: Ranks) -> list[TensorShard]:
-    """This rank's memory, as it is now: ranks/RANK/slots/TABLE/NAME, int64 [N] for N ids met in the interval."""
+def managed_collision_shards(model: nn.Module, ranks: Ranks) -> list[TensorShard]:
+    """This rank's interval: shards ranks/RANK/slots/TABLE/NAME, int64 [N]."""
     return [
         whole_tensor(f"{RANKS}/{ranks.rank}/{SLOTS}/{table}/{name}", values_N)
         for table, slots in _managed(model).items()
@@ -205,12 +261,12 @@ def slot_shards(model: nn.Module, ranks: Ranks) -> list[TensorShard]:
     ]
 
 
-def slot_shards_to_fill(
+def managed_collision_shards_to_fill(
     path: Path, index: CheckpointIndex, model: nn.Module, training: bool, ranks: Ranks
 ) -> list[TensorShard]:
-    """Shards for a checkpoint's `slot_shards` to be read into; none where none are wanted.
+    """Empty shards to load a checkpoint's `managed_collision_shards` into; none if not `training`.
 
-    Raises CheckpointError when other ranks wrote it: their slots are theirs, but one rank can evaluate with all.
+    Raises CheckpointError if another number of ranks wrote the checkpoint; one rank alone can evaluate it.
     """
     if not _managed(model):
         return []
@@ -220,24 +276,24 @@ def slot_shards_to_fill(
             f"{path}: expected the {owners} rank(s) that own the slots of its managed tables, got {ranks.world}; "
             "one rank can evaluate it too"
         )
-    memory = slot_shards(model, ranks) if training else []
-    missing = [shard.key for shard in memory if shard.key not in index.tensors]
+    shards = managed_collision_shards(model, ranks) if training else []
+    missing = [shard.key for shard in shards if shard.key not in index.tensors]
     if missing:
         raise CheckpointError(f"{path}: expected a tensor {missing[0]}, got none of that name")
-    return [whole_tensor(shard.key, torch.empty(index.tensors[shard.key].shape, dtype=torch.int64)) for shard in memory]
+    return [whole_tensor(shard.key, torch.empty(index.tensors[shard.key].shape, dtype=torch.int64)) for shard in shards]
 
 
-def restore_slots(model: nn.Module, memory: Sequence[TensorShard]) -> None:
-    """Makes loaded slots usable, and puts them where they were in their interval.
+def restore_managed_collision(model: nn.Module, shards: Sequence[TensorShard]) -> None:
+    """Makes loaded managed-collision tables usable and restores their intervals.
 
-    memory: what `room_for_slot_memory` made, filled.
+    shards: as `managed_collision_shards_to_fill` returned them, loaded.
     """
     intervals: dict[str, dict[str, Tensor]] = {}
-    for shard in memory:
+    for shard in shards:
         table, name = shard.key.split("/")[-2:]
         intervals.setdefault(table, {})[name] = shard.values
     for table, slots in _managed(model).items():
-        slots.validate_state()  # sorts them by id: those of several ranks lie one rank after the other
+        slots.validate_state()  # sorts by id: loaded rows are in rank order
         if table in intervals:
             slots.resume(intervals[table])
 
@@ -246,7 +302,7 @@ def _managed(model: nn.Module) -> dict[str, Slots]:
     return {str(module._name): module for module in model.modules() if isinstance(module, Slots)}
 
 
-# Compatibility: compare a checkpoint with this model and optimizer before anything is loaded.
+# Compatibility of a checkpoint with model and optimizer, checked before anything is loaded.
 
 
 TABLE_OPTIMIZERS = {frozenset({SUM}): "adagrad", frozenset({ROW_SUM}): "rowwise_adagrad", frozenset[str](): "sgd"}
@@ -257,11 +313,11 @@ LAYER_OPTIMIZERS = {
     frozenset({"step", "sum"}): "adagrad",
     frozenset[str](): "none",
 }
-"""The optimizers of a recipe by the states that they keep of a table, and of a layer."""
+"""Optimizers by the names of the states that they keep: TABLE_OPTIMIZERS per table, LAYER_OPTIMIZERS per layer."""
 
 
 def check_model(path: Path, index: CheckpointIndex, state: Mapping[str, Weight]) -> None:
-    """Raises CheckpointError unless the checkpoint `path` has the tables and layers of a state_dict, and no others."""
+    """Raises CheckpointError unless the checkpoint has exactly the tables and layers of a state_dict."""
     names = {key.removeprefix(f"{MODEL}/") for key in index.tensors if key.startswith(f"{MODEL}/")}
     for name, value in state.items():
         if name not in names:
@@ -293,9 +349,9 @@ def _other_shape(name: str, expected: tuple[int, ...], found: tuple[int, ...]) -
 def check_optimizer(
     path: Path, index: CheckpointIndex, parameters: Iterable[str], shards: Iterable[TensorShard]
 ) -> None:
-    """Raises CheckpointError unless the checkpoint `path` keeps of each parameter what this rank's optimizer keeps.
+    """Raises CheckpointError unless the checkpoint has the same optimizer states as this rank's optimizer.
 
-    parameters: names of what the optimizer updates on this rank. shards: of its states.
+    parameters: names of the parameters that the optimizer updates on this rank. shards: of its states.
     """
     stored = _states(index.tensors)
     kept = _states(shard.key for shard in shards)
@@ -310,7 +366,7 @@ def check_optimizer(
 
 
 def _states(keys: Iterable[str]) -> dict[str, frozenset[str]]:
-    """What is kept of each parameter."""
+    """Names of the states of each parameter."""
     states: dict[str, set[str]] = {}
     for key in keys:
         if key.startswith(f"{OPTIMIZER}/"):

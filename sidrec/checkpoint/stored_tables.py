@@ -11,19 +11,21 @@ from torch import Tensor
 
 from sidrec.checkpoint.checkpoint_store import BEST, check_file, checkpoint_path, checkpoints
 from sidrec.checkpoint.tensor_shard import (
+    DTYPES,
     INDEX,
     MODEL,
     OPTIMIZER,
     CheckpointIndex,
+    FileTensor,
     StoredShard,
     StoredTensor,
+    read_header,
     read_index,
     shard_name,
 )
 from sidrec.checkpoint.train_state import Position, read_best, read_position
 from sidrec.config import Recipe, load_saved
 from sidrec.errors import CheckpointError
-from sidrec.io.safetensors_files import DTYPES, FileTensor, read_header
 
 # Tables of a checkpoint, read by row ranges: by any process, without the model, and no more than is asked for.
 #
@@ -66,7 +68,7 @@ class StoredTable:
     @property
     def files(self) -> set[str]:
         """Files of the checkpoint that hold parts of it."""
-        return {shard.file for shard in self.tensor.pieces}
+        return {shard.file for shard in self.tensor.shards}
 
     def rows(self, first: int, last: int) -> Tensor:
         """Rows [first, last), [N, ...] of the stored type.
@@ -75,7 +77,7 @@ class StoredTable:
         """
         assert 0 <= first <= last <= self.shape[0], f"rows of {self.key}, which has {self.shape[0]}"
         rows = torch.empty((last - first, *self.shape[1:]), dtype=self.dtype)
-        for shard in self.tensor.pieces:
+        for shard in self.tensor.shards:
             start, end = max(first, shard.offset[0]), min(last, shard.offset[0] + shard.shape[0])
             if start < end:
                 into = rows[start - first : end - first]
@@ -194,8 +196,8 @@ def table_name(key: str) -> str | None:
 
 def sharding_text(tensor: StoredTensor) -> str:
     """How a table was cut, in words: "whole", "4 ranges of rows", "2 blocks of columns", or both."""
-    rows = len({shard.offset[0] for shard in tensor.pieces})
-    columns = len({shard.offset[1:] for shard in tensor.pieces})
+    rows = len({shard.offset[0] for shard in tensor.shards})
+    columns = len({shard.offset[1:] for shard in tensor.shards})
     words = [f"{rows} ranges of rows"] if rows > 1 else []
     words += [f"{columns} blocks of columns"] if columns > 1 else []
     return " x ".join(words) or "whole"

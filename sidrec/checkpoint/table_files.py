@@ -16,12 +16,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sidrec.checkpoint.stored_tables import PART, StoredTable, rows_within
+from sidrec.checkpoint.tensor_shard import DTYPES, read_header, safetensors_header
 from sidrec.config import Recipe
 from sidrec.config.section import granularity_levels
 from sidrec.data.item_tables import HID
 from sidrec.errors import CheckpointError
-from sidrec.io.parquet_files import readable
-from sidrec.io.safetensors_files import DTYPES, read_header, safetensors_header
+from sidrec.io.files import readable
 from sidrec.schema import ITEM_ID, LOG, ContractError, load_manifest
 from sidrec.sid.catalog import load_catalog
 from sidrec.sid.granularity import granularity_rows

@@ -1,29 +1,45 @@
-"""The format of a checkpoint: tensor shards, their keys, index.json, and one safetensors file per rank."""
+"""The format of a checkpoint: tensor shards, their keys, index.json, and the safetensors files of the ranks."""
 
 import json
 import math
 import os
 import zlib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Annotated, BinaryIO
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from sidrec.errors import CheckpointError
-from sidrec.io.safetensors_files import DTYPES, safetensors_header
+from sidrec.io.files import replaced_file
+
+DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""torch's dtypes as safetensors names them."""
+DTYPES = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 
 @dataclass(frozen=True)
 class TensorShard:
     """The part of the tensor `key`, of `shape`, that begins at `offset`.
 
-    values: a view of where it lives, in the model or an optimizer: writing reads it, reading fills it.
-    owned: whether this rank writes it; of equal copies on several ranks one is owned.
+    values: a view into the model or an optimizer: saving reads it, loading fills it.
+    owned: whether this rank saves it; of equal copies on several ranks exactly one is owned.
     """
 
     key: str
@@ -34,7 +50,7 @@ class TensorShard:
 
     @property
     def name(self) -> str:
-        """Names the shard within its checkpoint: its key and where it begins."""
+        """The shard's name within its checkpoint, see `shard_name`."""
         return shard_name(self.key, self.offset)
 
 
@@ -48,14 +64,13 @@ def whole_tensor(key: str, values: Tensor, owned: bool = True) -> TensorShard:
     return TensorShard(key, tuple(values.shape), (0,) * values.dim(), values, owned)
 
 
-# The names of a model's shards, which no plan decides.
+# Keys, the same under every sharding plan:
 #
-# model/NAME              weights and buffers, named as in the state_dict; a table is [rows, width] however it is
-#   sharded
+# model/NAME              weights and buffers, named as in the state_dict; a table is [rows, width]
 # optimizer/NAME/sum      element-wise Adagrad of a table, [rows, width]
-# optimizer/NAME/row_sum  row-wise Adagrad of a table, [rows, S] for S shards of its columns; 1 where they are not cut
-# optimizer/NAME/STATE    what torch's optimizer keeps of a dense layer
-# ranks/RANK/...          what belongs to one rank
+# optimizer/NAME/row_sum  row-wise Adagrad of a table, [rows, S] for S shards of its columns
+# optimizer/NAME/STATE    state of torch's optimizer for a dense layer
+# ranks/RANK/...          state of one rank
 
 
 MODEL, OPTIMIZER, RANKS = "model", "optimizer", "ranks"
@@ -68,12 +83,12 @@ def is_table(name: str) -> bool:
 
 
 def table_of(name: str) -> str:
-    """The table that a parameter is: items.embedding_bags.hid.weight -> hid."""
+    """The table of a parameter: items.embedding_bags.hid.weight -> hid."""
     return name.split(".")[-2]
 
 
 def parameter_of(key: str) -> str:
-    """The parameter that a shard of an optimizer's state belongs to: optimizer/NAME/STATE -> NAME."""
+    """The parameter of an optimizer state: optimizer/NAME/STATE -> NAME."""
     return key.split("/")[1]
 
 
@@ -84,7 +99,7 @@ Weight = Tensor | ShardedTensor
 
 
 def shape_of(weight: Weight) -> tuple[int, ...]:
-    """The shape of the whole."""
+    """The shape of the whole tensor."""
     return tuple(weight.metadata().size if isinstance(weight, ShardedTensor) else weight.shape)
 
 
@@ -94,11 +109,11 @@ def dtype_of(weight: Weight) -> torch.dtype:
 
 
 def has_local_rows(weight: Weight) -> bool:
-    """Whether this rank holds any of it: of a table with fewer rows than ranks, not all do."""
+    """Whether this rank holds a part of it. With fewer rows than ranks, some ranks hold none."""
     return not isinstance(weight, ShardedTensor) or any(shard.tensor.numel() for shard in weight.local_shards())
 
 
-# index.json: which shard of which tensor lies in which file of a checkpoint, and what the files must be.
+# index.json: tensors, the files that hold their shards, and sizes and checksums of all files.
 
 
 INDEX = "index.json"
@@ -116,16 +131,16 @@ class StoredShard:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor of that shape, in shards that cover it. dtype: as safetensors names it."""
+    """A tensor and the shards that cover it, called "pieces" in index.json. dtype: as safetensors names it."""
 
     dtype: str
     shape: tuple[int, ...]
-    pieces: tuple[StoredShard, ...]
+    shards: Annotated[tuple[StoredShard, ...], Field(alias="pieces")]
 
 
 @dataclass(frozen=True)
 class StoredFile:
-    """size: bytes. crc32: of all of them."""
+    """size: bytes. crc32: of the whole file."""
 
     size: int
     crc32: int
@@ -133,7 +148,7 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class CheckpointIndex:
-    """tensors: key -> where its shards are. files: name within the checkpoint -> what it must be."""
+    """tensors: key -> its shards. files: name within the checkpoint -> size and checksum."""
 
     version: int
     tensors: dict[str, StoredTensor]
@@ -144,12 +159,13 @@ _INDEX: TypeAdapter[CheckpointIndex] = TypeAdapter(CheckpointIndex)
 
 
 def write_index(path: Path, index: CheckpointIndex) -> None:
-    """Writes path/index.json."""
-    (path / INDEX).write_text(json.dumps(asdict(index), separators=(",", ":")) + "\n")
+    """Writes path/index.json in one step."""
+    with replaced_file(path / INDEX, one_writer=True) as partial:
+        partial.write_text(json.dumps(_INDEX.dump_python(index, by_alias=True), separators=(",", ":")) + "\n")
 
 
 def read_index(path: Path) -> CheckpointIndex:
-    """Reads path/index.json. Raises CheckpointError for one that is none, or names files outside the checkpoint."""
+    """Reads path/index.json. Raises CheckpointError if it is invalid or names files outside the checkpoint."""
     where = path / INDEX
     try:
         raw = json.loads(where.read_bytes())
@@ -164,7 +180,7 @@ def read_index(path: Path) -> CheckpointIndex:
         raise CheckpointError(f"{where}: expected the checkpoint's index, got {at}: {first['msg']}") from None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{where}: expected the checkpoint's index as JSON, got {error}") from None
-    for name in {*index.files, *(shard.file for tensor in index.tensors.values() for shard in tensor.pieces)}:
+    for name in {*index.files, *(shard.file for tensor in index.tensors.values() for shard in tensor.shards)}:
         if name not in index.files or Path(name).name != name:
             raise CheckpointError(f"{where}: expected files of this folder that it lists, got {name!r}")
     for key, tensor in index.tensors.items():
@@ -173,26 +189,23 @@ def read_index(path: Path) -> CheckpointIndex:
 
 
 def _check_cover(where: Path, key: str, tensor: StoredTensor) -> None:
-    """Shards lie inside their tensor and hold as many values as it has: with files as they were written, all of it."""
-    sizes = [len(tensor.shape), *(len(of) for shard in tensor.pieces for of in (shard.offset, shard.shape))]
+    """Raises CheckpointError unless shards lie inside their tensor and have as many values together as it has."""
+    sizes = [len(tensor.shape), *(len(of) for shard in tensor.shards for of in (shard.offset, shard.shape))]
     inside = len(set(sizes)) == 1 and all(
         start >= 0 and length >= 0 and start + length <= size
-        for shard in tensor.pieces
+        for shard in tensor.shards
         for start, length, size in zip(shard.offset, shard.shape, tensor.shape, strict=True)
     )
-    held = sum(math.prod(shard.shape) for shard in tensor.pieces)
+    held = sum(math.prod(shard.shape) for shard in tensor.shards)
     if tensor.dtype not in DTYPES or not inside or held != math.prod(tensor.shape):
         raise CheckpointError(f"{where}: expected shards that make up the tensor {key}, got {tensor}")
-
-
-# A rank's shards as one safetensors file, written straight from the memory that they are in.
 
 
 CHUNK = 1 << 24  # bytes written at a time
 
 
 def write_shard_file(path: Path, shards: Sequence[TensorShard]) -> StoredFile:
-    """Writes the file and has it on the disk when it returns; the largest dtypes first, so that each is aligned."""
+    """Writes a rank's shards as one safetensors file and syncs it to disk; largest dtypes first, to align all."""
     ordered = sorted(shards, key=lambda shard: -shard.values.element_size())
     header = safetensors_header((shard.name, shard.values.dtype, tuple(shard.values.shape)) for shard in ordered)
     with path.open("wb") as file:
@@ -209,7 +222,7 @@ def _write_tensor(file: BinaryIO, values: Tensor, checksum: int) -> int:
         return checksum
     rows = values.detach().reshape(1) if values.dim() == 0 else values.detach()
     step = max(1, CHUNK // max(1, rows[0].numel() * rows.element_size()))
-    for start in range(0, len(rows), step):  # a few rows at a time: columns of a table do not lie together
+    for start in range(0, len(rows), step):  # a few rows at a time: a shard of columns is not contiguous
         part = rows[start : start + step].contiguous().cpu().reshape(-1).view(torch.uint8)
         checksum = _write(file, part.numpy().data, checksum)
     return checksum
@@ -220,17 +233,17 @@ def _write(file: BinaryIO, data: bytes | memoryview, checksum: int) -> int:
     return zlib.crc32(data, checksum)
 
 
-# Staging: copies of a rank's shards, so that training can go on while they are written.
-
-
 class StagingBuffers:
-    """Buffers that are filled again for every checkpoint; page-locked for shards that live on a GPU."""
+    """Copies of a rank's shards, so that training can go on while they are written.
+
+    The memory is reused for every checkpoint, and page-locked for shards on a GPU.
+    """
 
     def __init__(self) -> None:
         self._buffers: dict[str, Tensor] = {}
 
     def take(self, shards: Sequence[TensorShard]) -> list[TensorShard]:
-        """The shards with values as they are now, in this object's memory: the next call overwrites them."""
+        """The shards with copies of their present values, which the next call overwrites."""
         before, self._buffers = self._buffers, {}
         copies = []
         for shard in shards:
@@ -243,3 +256,66 @@ class StagingBuffers:
         if any(shard.values.is_cuda for shard in shards):
             torch.cuda.synchronize()
         return copies
+
+
+# Safetensors files (https://github.com/huggingface/safetensors, "Format"): 8 bytes, little-endian, with the length of a
+# JSON header; the header, name -> dtype, shape, first and last byte; the tensors, row-major, one after another.
+#
+# The library's writer needs all tensors in memory as bytes, so the header is written here. Its reader maps the file:
+# mapped pages count as the process's memory, and truncating a mapped file kills the process. So the library only
+# checks a file, and rows are read with ordinary reads.
+
+
+ALIGNMENT = 8  # bytes
+
+
+def safetensors_header(tensors: Iterable[tuple[str, torch.dtype, tuple[int, ...]]]) -> bytes:
+    """The first bytes of a file. tensors: name, type and shape, in the order in which they follow."""
+    header: dict[str, object] = {}
+    end = 0
+    for name, dtype, shape in tensors:
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+@dataclass(frozen=True)
+class FileTensor:
+    """A tensor in a file. dtype: as safetensors names it. start: the offset of its first byte in the file."""
+
+    path: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+
+    def read(self, first: int, last: int) -> Tensor:
+        """Rows [first, last) of the first dimension. Raises OSError if the file is truncated or cannot be read."""
+        rows = torch.empty((last - first, *self.shape[1:]), dtype=DTYPES[self.dtype])
+        if rows.numel():
+            row = math.prod(self.shape[1:]) * rows.element_size()
+            into = rows.view(-1).view(torch.uint8).numpy()
+            with self.path.open("rb") as file:
+                file.seek(self.start + first * row)
+                if file.readinto(into.data) != into.nbytes:
+                    raise OSError(None, "it ends before its last row", str(self.path))
+        return rows
+
+
+def read_header(path: Path) -> Mapping[str, FileTensor]:
+    """Name -> tensor; scalars and types not in DTYPES are left out. Raises OSError for an invalid safetensors file."""
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except SafetensorError as error:
+        raise OSError(None, " ".join(str(error).split()), str(path)) from None
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+    return {
+        name: FileTensor(path, name, found["dtype"], tuple(found["shape"]), 8 + size + found["data_offsets"][0])
+        for name, found in header.items()
+        if name != "__metadata__" and found["shape"] and found["dtype"] in DTYPES
+    }

@@ -27,7 +27,7 @@ from sidrec.config.item import (
 )
 from sidrec.config.section import granularity_levels
 from sidrec.data.worker import PER_BAG, PerItem
-from sidrec.io.parquet_files import column_type, readable
+from sidrec.io.files import column_type, readable
 from sidrec.schema import ITEM_ID, TRAIN_IMPRESSIONS, UNKNOWN_ID, ContractError, Manifest
 from sidrec.sid.catalog import Catalog
 from sidrec.sid.granularity import Subwords, granularity_rows, radix_ids

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sidrec.io.parquet_files import readable
+from sidrec.io.files import readable
 from sidrec.schema import (
     HISTORY,
     ITEM_ID,

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files: written whole or not at all, read with errors that name the file."""
 
 import json
 import os
@@ -6,17 +6,20 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from sidrec.errors import ContractError
+
+if TYPE_CHECKING:  # pyarrow takes long to import, and most users of this module read no parquet
+    import pyarrow as pa
 
 
 @contextmanager
 def replaced_file(target: Path, *, durable: bool = False, one_writer: bool = False) -> Iterator[Path]:
     """Yields a sibling of `target` to write. It becomes `target` when the block ends, and is removed if it raises.
 
-    A `target` that exists stays as it is until then. durable: wait until the bytes are on the disk. one_writer: no
-    other process writes `target`; the sibling is called NAME.partial, so that a rerun replaces what a killed run left.
+    An existing `target` stays unchanged until then. durable: wait until the bytes are on disk. one_writer: no other
+    process writes `target`; the sibling is called NAME.partial, so that a rerun replaces one left by a killed process.
     """
     partial = target.with_name(f"{target.name}.partial{'' if one_writer else os.getpid()}")
     try:
@@ -36,12 +39,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON in one step. Raises ValueError for NaN or infinity, which JSON has not."""
+    """Writes `value` as indented JSON in one step. Raises ValueError for NaN or infinity, which JSON does not have."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def check_free(target: Path, overwrite: bool) -> None:
-    """Raises ContractError where `target` exists and is not to be overwritten, or is no file."""
+    """Raises ContractError if `target` exists, unless it is a file and `overwrite` is set."""
     if target.exists() and not (overwrite and target.is_file()):
         expected = "a file to replace" if overwrite else "no such file yet, or --overwrite"
         raise ContractError(target, expected, "one that exists" if target.is_file() else "a folder")
@@ -49,10 +52,10 @@ def check_free(target: Path, overwrite: bool) -> None:
 
 @contextmanager
 def new_file(target: Path, size: int, overwrite: bool = False) -> Iterator[Path]:
-    """As `replaced_file`, durable, for a file that a user named.
+    """A durable `replaced_file` for a file that a user named; makes missing parent folders.
 
-    size: about how many bytes will be written. Raises ContractError where the disk has no room for them, before or
-    while they are written, and where `target` exists and is not to be overwritten, or is a folder.
+    size: about how many bytes will be written. Raises ContractError if the disk has less space or fills up meanwhile,
+    if the file cannot be written, and as `check_free`.
     """
     check_free(target, overwrite)
     try:
@@ -71,13 +74,13 @@ def _refuse(constant: str) -> NoReturn:
 
 
 def read_json(path: Path, what: str) -> Any:
-    """What a JSON file holds. what: names such a file in the ContractError for one that cannot be read.
+    """The value in a JSON file. what: the kind of file, for the error message if it cannot be read.
 
-    Raises ContractError also for what is no JSON, NaN among it, and for a key that is there twice.
+    Raises ContractError also for invalid JSON, NaN and infinity included, and for a repeated key.
     """
 
     def without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        """Python keeps the last of two equal keys without a word: a table copied and not renamed."""
+        """Refuses repeated keys, of which Python silently keeps the last: a copied entry that was not renamed."""
         found = dict(pairs)
         if len(found) < len(pairs):
             names = [name for name, _ in pairs]
@@ -86,7 +89,7 @@ def read_json(path: Path, what: str) -> Any:
 
     try:
         value = json.loads(path.read_bytes(), parse_constant=_refuse, object_pairs_hook=without_repeats)
-        json.dumps(value, ensure_ascii=False).encode()  # half a character, as "\ud800" is one, is no name of anything
+        json.dumps(value, ensure_ascii=False).encode()  # refuses lone surrogates such as "\ud800"
         return value
     except ContractError:
         raise
@@ -98,3 +101,23 @@ def read_json(path: Path, what: str) -> Any:
         raise ContractError(path, "valid JSON", "values nested too deep") from None
     except ValueError as error:  # no JSON, no UTF-8, or a number of thousands of digits
         raise ContractError(path, "valid JSON", error) from None
+
+
+@contextmanager
+def readable(where: object, expected: str = "a readable parquet file") -> Iterator[None]:
+    """Wraps pyarrow calls that read a parquet file: their exceptions become ContractErrors. where: names the file."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ContractError(where, expected, error) from None
+
+
+def column_type(schema: "pa.Schema", name: str, where: object) -> "pa.DataType":
+    """The type of a column. Raises ContractError unless there is exactly one column of that name."""
+    places = schema.get_all_field_indices(name)
+    if len(places) != 1:
+        expected, got = (f"a column {name}", "") if not places else (f"one column {name}", f"{len(places)} of them, ")
+        raise ContractError(where, expected, f"{got}columns {schema.names}")
+    return schema.field(places[0]).type

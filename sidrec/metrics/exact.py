@@ -3,17 +3,17 @@
 Shapes: N rows, V users in ascending order of their ids.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from sidrec.io.files import read_json, write_json
 from sidrec.metrics.pairs import Floats, Ints, Reals, pair_counts
 from sidrec.metrics.predictions import Predictions
 from sidrec.metrics.slices import SLICES, ItemSlices
-from sidrec.schema import ContractError, read_json
+from sidrec.schema import ContractError
 from sidrec.text import short_repr
 
 Metrics = dict[str, float | int | None]
@@ -121,13 +121,8 @@ def undefined(metrics: SplitMetrics) -> list[str]:
 
 
 def save_metrics(metrics: SplitMetrics, path: Path) -> None:
-    """Writes metrics.json whole or not at all; an undefined metric is null."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        partial.write_text(json.dumps(metrics, indent=1, allow_nan=False) + "\n")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Writes metrics.json in one step; an undefined metric is null."""
+    write_json(path, metrics)
 
 
 def load_metrics(path: Path) -> SplitMetrics:

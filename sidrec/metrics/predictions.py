@@ -17,7 +17,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sidrec.io.parquet_files import column_type, readable
+from sidrec.io.files import column_type, readable, replaced_file
 from sidrec.schema import ITEM_ID, LABEL, USER_ID, ContractError
 
 if TYPE_CHECKING:  # reading predictions must not wait for TorchRec
@@ -51,15 +51,11 @@ class Predictions:
         return len(self.row_N)
 
     def save(self, path: Path) -> None:
-        """Writes parquet, whole or not at all: row, user_id, item_id, label, score and the extra columns."""
+        """Writes parquet in one step: row, user_id, item_id, label, score and the extra columns."""
         values = (self.row_N, self.user_N, self.item_N, self.label_N, self.score_N)
         columns = dict(zip(_IDS + _VALUES, values, strict=True))
-        partial = path.with_name(path.name + ".partial")
-        try:
+        with replaced_file(path) as partial:
             pq.write_table(pa.table({**columns, **self.extra}), partial, compression="zstd")
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
 
 
 def load_predictions(path: Path, split: str) -> Predictions:

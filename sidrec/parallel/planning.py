@@ -1,4 +1,4 @@
-"""Which table lives where: as a plan file says, TorchRec's planner, or a search by what work costs on this machine."""
+"""Makes the sharding plan: from a plan file, by TorchRec's planner, or by a search on costs measured on this device."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -15,8 +15,8 @@ from torchrec.distributed.types import ModuleSharder, ShardingPlan, ShardingType
 from sidrec.config.recipe import ParallelConfig
 from sidrec.errors import PlanError
 from sidrec.machine import memory
-from sidrec.parallel.managed_table import MANAGED, managed_tables
 from sidrec.parallel.process_group import Ranks, broadcast_object, gather_objects, run_on_all_ranks
+from sidrec.parallel.sharding import MANAGED, managed_tables
 from sidrec.plans.cost import CalibratedCost, load_calibration
 from sidrec.plans.hardware import Hardware
 from sidrec.plans.options import OrderedEnumerator, sharding_plan
@@ -33,16 +33,16 @@ def make_plan(
     workload: Callable[[], Workload],
     ranks: Ranks,
 ) -> ShardingPlan:
-    """The plan of config.plan, or one that rank 0 makes for `workload` and all ranks get.
+    """The plan in the file config.plan, else one that rank 0 makes for `workload` and broadcasts.
 
-    TorchRec's planner makes it; where config.calibration tells what work costs here, ours, which rates TorchRec's plan
-    too and takes another only where that is expected to be faster. Raises PlanError; ConfigError for a calibration of
-    another device; ContractError where the plan file does not fit the model or the ranks; on all ranks together.
+    Without config.calibration TorchRec's planner makes it. With it, our search does; it also costs TorchRec's plan and
+    takes another only if that is expected to be faster. Raises, on all ranks together: PlanError; ConfigError for a
+    calibration of another device; ContractError if the plan file does not fit the model or the ranks.
     """
     hardware = hardware_of(ranks)
     run_on_all_ranks(ranks, lambda: _constraints(ranker, config, hardware))
     if config.plan is not None:
-        return _kept_plan(config.plan, ranker, sharders, ranks)
+        return _file_plan(config.plan, ranker, sharders, ranks)
 
     planned = broadcast_object(
         ranks,
@@ -61,17 +61,17 @@ def plan_for(
     workload: Callable[[], Workload],
     hardware: Hardware,
 ) -> ShardingPlan:
-    """The plan that training takes on `hardware`, whether it is there or not. Raises as `make_plan` does."""
+    """The plan that training on `hardware` would use; the hardware need not be present. Raises as `make_plan` does."""
     constraints = _constraints(ranker, config, hardware)
     if config.plan is not None:
-        kept, world = read_plan(config.plan), (hardware.world, hardware.local_world, hardware.device)
-        return sharding_plan_of(kept, ranker, *world, sharders, str(config.plan))
+        plan_file, world = read_plan(config.plan), (hardware.world, hardware.local_world, hardware.device)
+        return sharding_plan_of(plan_file, ranker, *world, sharders, str(config.plan))
     if config.calibration is not None:
-        return _searched(workload(), sharders, config, config.calibration, hardware)
-    return _torchrecs(ranker, sharders, config, workload().rows_per_rank, constraints, hardware)
+        return _searched_plan(workload(), sharders, config, config.calibration, hardware)
+    return _torchrec_plan(ranker, sharders, config, workload().rows_per_rank, constraints, hardware)
 
 
-def _searched(
+def _searched_plan(
     workload: Workload,
     sharders: Sequence[ModuleSharder[nn.Module]],
     config: ParallelConfig,
@@ -83,7 +83,7 @@ def _searched(
     return sharding_plan(search(workload, hardware, sharders, cost, forced)[0].options, hardware)
 
 
-def _torchrecs(
+def _torchrec_plan(
     ranker: nn.Module,
     sharders: Sequence[ModuleSharder[nn.Module]],
     config: ParallelConfig,
@@ -109,30 +109,30 @@ def _torchrecs(
 
 
 def local_world(ranks: Ranks) -> int:
-    """Ranks on each machine, as TorchRec's sharding counts them."""
+    """Ranks per machine, as TorchRec's sharding counts them."""
     return get_local_size(ranks.world)
 
 
-def _kept_plan(
+def _file_plan(
     path: Path, ranker: nn.Module, sharders: Sequence[ModuleSharder[nn.Module]], ranks: Ranks
 ) -> ShardingPlan:
-    """Every rank reads the file, which lies on its own machine, and all must have read the same."""
-    kept = run_on_all_ranks(ranks, lambda: read_plan(path))
-    others = _differing(kept, ranks)
+    """Every rank reads the file from its own machine; all must read the same plan."""
+    plan_file = run_on_all_ranks(ranks, lambda: read_plan(path))
+    others = _differing(plan_file, ranks)
 
     def checked() -> ShardingPlan:
         if others:
             listed = ", ".join(map(str, others))
             raise ContractError(path, "the same plan on all ranks", f"another on rank(s) {listed} than on rank 0")
         device = ranks.device.type
-        return sharding_plan_of(kept, ranker, ranks.world, local_world(ranks), device, sharders, str(path))
+        return sharding_plan_of(plan_file, ranker, ranks.world, local_world(ranks), device, sharders, str(path))
 
     return run_on_all_ranks(ranks, checked)
 
 
-def _differing(kept: PlanFile, ranks: Ranks) -> list[int]:
-    """Ranks whose plan is not rank 0's."""
-    digests = gather_objects(ranks, sha256(kept.as_text().encode()).hexdigest())
+def _differing(plan_file: PlanFile, ranks: Ranks) -> list[int]:
+    """Ranks whose plan differs from rank 0's."""
+    digests = gather_objects(ranks, sha256(plan_file.as_text().encode()).hexdigest())
     return [rank for rank, digest in enumerate(digests) if digest != digests[0]]
 
 
@@ -148,7 +148,7 @@ def _constraints(ranker: nn.Module, config: ParallelConfig, hardware: Hardware) 
 
 
 def _managed_constraints(ranker: nn.Module, config: ParallelConfig, world: int) -> dict[str, ParameterConstraints]:
-    """Raises PlanError for what TorchRec cannot do with a managed table."""
+    """Raises PlanError for a sharding or a number of rows that TorchRec does not support for a managed table."""
     constraints = {}
     for table in managed_tables(ranker):
         where, rows = f"no sharding plan for table {table.name}, which is managed", table.num_embeddings
@@ -160,16 +160,13 @@ def _managed_constraints(ranker: nn.Module, config: ParallelConfig, world: int) 
     return constraints
 
 
-# The hardware under the ranks at hand, as a plan's cost model wants it described.
-
-
 def hardware_of(ranks: Ranks) -> Hardware:
-    """These ranks, with the memory they have and the bandwidths that TorchRec assumes where it is told none."""
+    """The hardware of these ranks: their memory, and TorchRec's default bandwidths."""
     return hardware_here(ranks.device, ranks.world, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def hardware_here(device: torch.device, world: int, local_world: int) -> Hardware:
-    """`world` ranks, not necessarily there, `local_world` of them on each machine, which are all like this one."""
+    """Hardware of `world` ranks, `local_world` on each machine; all machines are assumed to be like this one."""
     per_second = 1e3  # TorchRec counts bytes per millisecond
     gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
     _, host_memory = memory()

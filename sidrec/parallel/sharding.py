@@ -1,13 +1,33 @@
-"""From a ranker whose tables are on `meta` to a DistributedModelParallel whose tables are filled."""
+"""Shards a ranker whose tables are on `meta` into a DistributedModelParallel with filled tables.
 
+Shapes: N rows of a table, D its width.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from itertools import accumulate
 from typing import Any
 
+import numpy as np
+import torch
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
-from torch import nn
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen as Tables
+from torch import Tensor, nn
+from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torch.nn.parallel import DistributedDataParallel
 from torchrec.distributed import DistributedModelParallel
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
+from torchrec.distributed.embedding_lookup import GroupedPooledEmbeddingsLookup
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel
+from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder, ShardedEmbeddingBagCollection
+from torchrec.distributed.mc_embeddingbag import (
+    ManagedCollisionEmbeddingBagCollectionSharder,
+    ShardedManagedCollisionEmbeddingBagCollection,
+)
 from torchrec.distributed.model_parallel import DefaultDataParallelWrapper
-from torchrec.distributed.types import ModuleSharder, ShardingPlan, ShardingType
+from torchrec.distributed.planner import ParameterConstraints
+from torchrec.distributed.types import ModuleSharder, ParameterSharding, ShardingEnv, ShardingPlan, ShardingType
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
 
 from sidrec.config.recipe import (
     AdagradTables,
@@ -17,8 +37,7 @@ from sidrec.config.recipe import (
     TableOptimizer,
 )
 from sidrec.data.item_tables import HID
-from sidrec.parallel.initial_values import fill_tables, set_empty_shards_apart
-from sidrec.parallel.managed_table import ManagedTableSharder
+from sidrec.model.tables import Slots
 from sidrec.parallel.process_group import Ranks
 from sidrec.plans.workload import tables_of
 
@@ -26,7 +45,7 @@ from sidrec.plans.workload import tables_of
 def shard(
     ranker: nn.Module, plan: ShardingPlan, optimizer: OptimizerConfig, seed: int, ranks: Ranks
 ) -> DistributedModelParallel:
-    """Shards the model and fills its tables, by a plan that was made for it and for as many ranks."""
+    """Shards the model and fills its tables. plan: made for this model and this number of ranks."""
     configs = tables_of(ranker)
     sharders = sharders_of(ranker, optimizer, seed)
     # torch's DDP rearranges its gradient buckets after a process's first step. More than two ranks then add gradients
@@ -43,9 +62,10 @@ def shard(
 
 
 def sharders_of(ranker: nn.Module, optimizer: OptimizerConfig, seed: int) -> list[ModuleSharder[nn.Module]]:
-    """The sharders that fuse `optimizer` into the tables' backward.
+    """The sharders, with `optimizer` fused into the tables' backward.
 
-    A table's own optimizer reaches TorchRec's sharder through its weight, as apply_optimizer_in_backward's does.
+    Sets an attribute on the HID table's weight if it has an optimizer of its own: TorchRec reads it there, as it reads
+    what apply_optimizer_in_backward sets.
     """
     plain = EveryTypeSharder(fused_params=fused_params(optimizer.tables))
     if optimizer.hid is not None:
@@ -55,18 +75,15 @@ def sharders_of(ranker: nn.Module, optimizer: OptimizerConfig, seed: int) -> lis
     return [plain, ManagedTableSharder(plain, seed)]
 
 
-# The sharder of all tables: every sharding type, and the table optimizer fused into FBGEMM's backward.
-
-
 class EveryTypeSharder(EmbeddingBagCollectionSharder):
-    """TorchRec offers four sharding types on CPU although all seven train there; this one offers all."""
+    """Offers all seven sharding types on CPU, which all train there; TorchRec's own offers four."""
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
         return [kind.value for kind in ShardingType]
 
 
 def fused_params(optimizer: TableOptimizer) -> dict[str, Any]:
-    """FBGEMM's arguments for the optimizer that `optimizer` names."""
+    """FBGEMM's arguments for a table optimizer."""
     match optimizer:
         case AdagradTables():
             kind = EmbOptimType.EXACT_ADAGRAD
@@ -79,3 +96,160 @@ def fused_params(optimizer: TableOptimizer) -> dict[str, Any]:
         "learning_rate": optimizer.lr,
         "eps": optimizer.eps,
     }
+
+
+# Managed-collision tables: sharded by rows; each rank assigns its rows to the ids that it owns.
+
+
+MANAGED = ParameterConstraints(
+    sharding_types=[ShardingType.ROW_WISE.value], compute_kernels=[EmbeddingComputeKernel.FUSED.value]
+)
+"""The only sharding of a managed table that TorchRec supports."""
+
+
+def managed_tables(ranker: nn.Module) -> Iterator[EmbeddingBagConfig]:
+    """All managed tables in the model."""
+    for module in ranker.modules():
+        if isinstance(module, ManagedCollisionEmbeddingBagCollection):
+            yield from module._embedding_module.embedding_bag_configs()
+
+
+class ShardedManagedTable(ShardedManagedCollisionEmbeddingBagCollection):
+    """TorchRec's collection, except that it resets evicted rows: new first values, optimizer state 0.
+
+    TorchRec's own draws the values from the global generator, whose state no checkpoint holds, keeps element-wise
+    optimizer states, and has no CPU kernel that resets row-wise ones.
+    """
+
+    def __init__(self, module: ManagedCollisionEmbeddingBagCollection, *args: Any, seed: int, **kwargs: Any) -> None:
+        tables = module._embedding_module.embedding_bag_configs()
+        super().__init__(module, *args, **kwargs)
+        self._configs = {table.name: table for table in tables}
+        self._seed = seed
+
+    def _evict(self, evictions_per_table: dict[str, Tensor | None]) -> None:
+        for name, rows in evictions_per_table.items():
+            if rows is None or not len(rows):
+                continue
+            kernels, index = self._table_to_tbe_and_index[name]
+            weight_ND = kernels.split_embedding_weights()[index]
+            with torch.no_grad():
+                weight_ND[rows] = self._new_rows(name, len(rows)).to(weight_ND)
+                for states in kernels.split_optimizer_states()[index : index + 1]:
+                    for state in states:
+                        state[rows] = 0
+
+    def _new_rows(self, name: str, count: int) -> Tensor:
+        """First values of `count` evicted rows, [count, D]: the initial values of rows beyond the table's end.
+
+        Which rows is a function of step and rank, so that no values repeat and a resumed run draws the same.
+        """
+        table = self._configs[name]
+        slots = self._managed_collision_collection._managed_collision_modules[name]
+        assert isinstance(slots, Slots), "sidrec.model.tables makes no others"
+        first = slots._current_iter * table.num_embeddings + slots._output_global_offset
+        return initial_rows(self._seed, table, first, count)
+
+
+class ManagedTableSharder(ManagedCollisionEmbeddingBagCollectionSharder):
+    """Shards managed tables. tables: the sharder of their weights. seed: for the first values of evicted rows."""
+
+    def __init__(self, tables: EmbeddingBagCollectionSharder, seed: int) -> None:
+        super().__init__(tables)
+        self._seed = seed
+
+    def shard(
+        self,
+        module: ManagedCollisionEmbeddingBagCollection,
+        params: dict[str, ParameterSharding],
+        env: ShardingEnv,
+        device: torch.device | None = None,
+        module_fqn: str | None = None,
+    ) -> ShardedManagedTable:
+        return ShardedManagedTable(
+            module, params, self._e_sharder, self._mc_sharder, env=env, device=device, seed=self._seed
+        )
+
+
+# Initial values of the tables: a function of seed, table, row and column, independent of plan and number of ranks.
+
+
+ROWS_AT_A_TIME = 65536
+
+
+def initial_rows(seed: int, table: EmbeddingBagConfig, first: int, count: int) -> Tensor:
+    """Rows [first, first + count) of a table's initial values, float32 [count, D], uniform in the table's range.
+
+    The generator (Philox) is counter-based: it jumps to row `first` without drawing the rows before it.
+    """
+    dim = table.embedding_dim
+    key = int.from_bytes(hashlib.blake2b(f"{seed}/{table.name}".encode(), digest_size=16).digest(), "little")
+    bits = np.random.Philox(key=key)
+    draws_per_step = 4  # Philox makes four 64-bit numbers per counter value
+    start = first * dim
+    bits.advance(start // draws_per_step)
+    generator = np.random.Generator(bits)
+    generator.random(start % draws_per_step)
+    low, high = table.get_weight_init_min(), table.get_weight_init_max()
+    values = generator.random(count * dim) * (high - low) + low
+    return torch.from_numpy(values.astype(np.float32).reshape(count, dim))
+
+
+def fill_tables(sharded: nn.Module, tables: dict[str, EmbeddingBagConfig], seed: int) -> None:
+    """Fills every local shard of `sharded`, a DistributedModelParallel, with its part of the initial values."""
+    with torch.no_grad():
+        for name, value in sharded.state_dict().items():
+            table = tables.get(name.split(".")[-2])
+            if table is None or not name.endswith(".weight") or ".embedding_bags." not in name:
+                continue
+            for shard, row, column in _local_shards(value):
+                rows, width = shard.shape
+                for start in range(0, rows, ROWS_AT_A_TIME):
+                    count = min(ROWS_AT_A_TIME, rows - start)
+                    values_ND = initial_rows(seed, table, row + start, count)
+                    shard[start : start + count].copy_(values_ND[:, column : column + width])
+
+
+def _local_shards(value: Tensor | ShardedTensor) -> Iterator[tuple[Tensor, int, int]]:
+    """This rank's shards of a table: (values, first row, first column)."""
+    if isinstance(value, ShardedTensor):
+        for shard in value.local_shards():
+            yield shard.tensor, shard.metadata.shard_offsets[0], shard.metadata.shard_offsets[1]
+    else:
+        yield value, 0, 0
+
+
+# Empty shards: five rows over four ranks are shards of 2, 2, 1 and 0 rows.
+
+
+def set_empty_shards_apart(sharded: nn.Module) -> None:
+    """Makes FBGEMM's CPU kernels treat a shard without rows as a table of one row that no id refers to.
+
+    The kernels recognize a table by the offset of its first row among all rows (hash_size_cumsum). A shard without rows
+    has the offset of the next one, so both are updated as one table, of the first one's width. If it is the last shard,
+    the kernels read past the end of the offsets (get_hash_size in FBGEMM's
+    embedding_backward_split_cpu_template.cpp). The offsets have no other use on a CPU. If no shard has rows, FBGEMM
+    would call the GPU kernel (use_cpu in its split_embedding_codegen_lookup_invoker.template).
+    """
+    together = (part for lookup in lookups_of(sharded) for part in lookup.modules() if isinstance(part, Tables))
+    for tables in together:
+        rows = [spec[0] for spec in tables.embedding_specs]
+        if tables.use_cpu and 0 in rows:
+            first = [0, *accumulate(max(count, 1) for count in rows)]
+            counted = [first[table] for table in tables.feature_table_map] + [first[-1]]
+            tables.hash_size_cumsum.copy_(torch.tensor(counted))
+            if not any(rows):
+                tables.weights_host.data = tables.weights_host.new_zeros(tables.max_D)
+
+
+def lookups_of(sharded: nn.Module) -> Iterator[GroupedPooledEmbeddingsLookup]:
+    """TorchRec's lookups in a sharded model: each holds tables that FBGEMM looks up together on this rank.
+
+    TorchRec keeps them in a plain list, which `modules()` does not visit, and wraps those of replicated tables in DDP.
+    """
+    for collection in sharded.modules():
+        if isinstance(collection, ShardedEmbeddingBagCollection):
+            for lookup in collection._lookups:
+                inner = lookup.module if isinstance(lookup, DistributedDataParallel) else lookup
+                assert isinstance(inner, GroupedPooledEmbeddingsLookup), type(inner)
+                yield inner

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sidrec.data.rows import RowGroup, decode
-from sidrec.io.parquet_files import readable
+from sidrec.io.files import readable
 from sidrec.preflight.findings import Finding
 from sidrec.preflight.planned_run import PlannedRun
 from sidrec.schema import HISTORY, ITEM_ID, LABEL, LOG, ContractError, LogFile, Manifest, log_schema

@@ -15,7 +15,7 @@ from torchrec.modules.mc_modules import ManagedCollisionModule
 from sidrec.config.recipe import DataConfig, DenseOptimizer
 from sidrec.data.item_tables import ItemTables
 from sidrec.data.rows import Columns
-from sidrec.parallel.initial_values import ROWS_AT_A_TIME
+from sidrec.parallel.sharding import ROWS_AT_A_TIME
 from sidrec.plans.cost import REPLICATED
 from sidrec.plans.hardware import Hardware
 from sidrec.plans.options import STATE_BYTES, in_host_memory, options_of, table_bytes

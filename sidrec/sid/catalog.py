@@ -22,8 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sidrec.io.files import readable
 from sidrec.io.output_folders import FolderKind, Written, replaced_folder
-from sidrec.io.parquet_files import readable
 from sidrec.schema import ITEM_ID, UNKNOWN_ID, ContractError, read_json
 from sidrec.sid.collisions import resolve
 from sidrec.sid.tokenizer import Tokenizer

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import DTypeLike
 from tqdm import tqdm
 
-from sidrec.io.parquet_files import column_type, readable
+from sidrec.io.files import column_type, readable
 from sidrec.schema import (
     BEHAVIOR,
     ITEM_ID,

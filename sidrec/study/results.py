@@ -20,8 +20,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sidrec.io.files import replaced_file
-from sidrec.io.parquet_files import readable
+from sidrec.io.files import readable, replaced_file
 from sidrec.metrics.exact import SplitMetrics
 from sidrec.schema import ContractError
 from sidrec.study.definition import Overrides, Run, Study

@@ -1,29 +1,41 @@
-"""Scores splits of the log with a trained model and measures the scores."""
+"""Evaluation: score splits, measure the scores, choose the best checkpoint, report what gate and attention do.
 
+Shapes: N rows of a split, U item bags, G granularities, D width.
+"""
+
+import json
+import math
 import time
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch import distributed as dist
 from torchrec.distributed import DistributedModelParallel
 
 from sidrec.checkpoint.train_state import Best, Position
 from sidrec.config import Recipe
 from sidrec.config.recipe import BestConfig
 from sidrec.data.dataset import Dataset
+from sidrec.io.files import write_json
 from sidrec.metrics.exact import SplitMetrics, measure, measure_slices
-from sidrec.metrics.predictions import PredictionCollector, Predictions
+from sidrec.metrics.predictions import PredictionCollector, Predictions, load_predictions
 from sidrec.metrics.slices import load_item_slices
+from sidrec.model.fusion_and_gate import GranularityFusion
 from sidrec.model.ranker import Ranker
 from sidrec.parallel.process_group import Ranks, run_on_all_ranks, total
 from sidrec.schema import ITEMS
 from sidrec.train.assembly import open_loader
-from sidrec.train.gate_and_attention import GATE, AttentionMeter
-from sidrec.train.run_directory import RunDirectory, write_json
+from sidrec.train.run_directory import RunDirectory
 from sidrec.train.stopping import Stopping, synced_batches
 from sidrec.train.watchdog import Watchdog
 
 
 def check_splits(recipe: Recipe, data: Dataset, ranks: Ranks) -> None:
-    """Refuses, before hours of training, what evaluation would refuse after them: a split or its files, the items.
+    """Checks before training that the splits and items which evaluation reads are there and valid.
 
     Raises ContractError on all ranks together.
     """
@@ -35,7 +47,7 @@ def check_splits(recipe: Recipe, data: Dataset, ranks: Ranks) -> None:
 
 
 class AbandonedError(Exception):
-    """All ranks were told to stop while they evaluated."""
+    """A signal stopped all ranks while they evaluated."""
 
 
 def score_split(
@@ -48,8 +60,8 @@ def score_split(
 ) -> Predictions:
     """Scores every row of a split once; all ranks get all predictions.
 
-    Beside the score: the statistics as of the row's time and, where the model has a gate, its mean value.
-    Raises AbandonedError, on all ranks, as soon as `stopping` knows that they are to stop.
+    Extra columns: the statistics as of the row's time and, if the model has a gate, its mean value.
+    Raises AbandonedError, on all ranks, if a signal reached any of them (`stopping`).
     """
     loader = open_loader(recipe, data, split, shuffle=False, ranks=ranks)
     ranker = model.module
@@ -79,8 +91,10 @@ def score_split(
 def evaluate_splits(
     recipe: Recipe, data: Dataset, model: DistributedModelParallel, run: RunDirectory, step: int, ranks: Ranks
 ) -> SplitMetrics:
-    """Metrics of every split that the recipe names, and after how many steps the model was that is measured; rank 0
-    also writes what the fusion listened to and, if the recipe wants them, the predictions."""
+    """Metrics of every split in the recipe. step: the model's number of steps, noted beside each metric.
+
+    Rank 0 writes the fusion's attention weights and, if the recipe asks for them, the predictions.
+    """
     config = recipe.evaluate
     items = recipe.data.path / ITEMS
     slices = run_on_all_ranks(ranks, lambda: load_item_slices(items, config.head_share, config.tail_share))
@@ -98,11 +112,11 @@ def evaluate_splits(
     return metrics
 
 
-# Which of a run's checkpoints is the best: a split is evaluated while training goes on.
+# The best checkpoint, by a metric of a split that is evaluated during training.
 
 
 class BestCheckpoint:
-    """Knows when to evaluate, evaluates, and remembers the best value; the same on every rank.
+    """Evaluates a split during training and remembers the best value; the same on every rank.
 
     best: None before the first value. measured: the last step that was evaluated, or 0.
     """
@@ -117,7 +131,7 @@ class BestCheckpoint:
         epoch_steps: int,
         ranks: Ranks,
     ) -> None:
-        """position: where the run goes on; a best value by another split or metric is none."""
+        """position: where the run resumes; its best value is dropped if it is of another split or metric."""
         self._config, self._recipe, self._data, self._model, self._ranks = config, recipe, data, model, ranks
         self._every = config.every or epoch_steps
         before = position.best
@@ -138,8 +152,10 @@ class BestCheckpoint:
         return self._every - step % self._every
 
     def evaluate(self, step: int, stopping: Stopping) -> None:
-        """Scores all rows of the split with the model as it is after `step` steps. Where the ranks are told to stop
-        meanwhile, nothing is measured: the resumed run begins with it."""
+        """Scores the split with the model after `step` steps and updates `best`.
+
+        Measures nothing if a signal stops the ranks meanwhile; the resumed run then evaluates first.
+        """
         split, metric = self._config.split, self._config.metric
         try:
             scored = score_split(self._recipe, self._data, self._model, split, self._ranks, stopping)
@@ -155,3 +171,139 @@ class BestCheckpoint:
                 found += ", the best so far"
         if self._ranks.first:
             print(f"step {step}  {split} {metric} {found}", flush=True)
+
+
+# The gate by popularity: mean g per exposure decile, as in figure 3 of the SID-Coord paper (arXiv 2604.10471).
+
+
+EXPOSURES = "stat_exposures"
+GATE = "gate"
+DECILES = 10
+
+
+def gate_by_decile(exposures_N: NDArray[np.float32], gate_N: NDArray[np.float32]) -> dict[str, list[float]]:
+    """Mean gate per decile of the rows' exposure counts, lowest first.
+
+    Equal counts stay together, so fewer than ten groups can come out. Each list has one entry per group:
+    exposures (median), gate (mean), half_interval (95% of the mean), rows.
+    """
+    edges = np.unique(np.quantile(exposures_N, np.linspace(0, 1, DECILES + 1)[1:-1]))
+    group_N = np.searchsorted(edges, exposures_N, side="right")
+    groups = [np.flatnonzero(group_N == group) for group in np.unique(group_N)]
+    return {
+        "exposures": [float(np.median(exposures_N[rows])) for rows in groups],
+        "gate": [float(gate_N[rows].mean()) for rows in groups],
+        "half_interval": [float(1.96 * gate_N[rows].std() / np.sqrt(len(rows))) for rows in groups],
+        "rows": [float(len(rows)) for rows in groups],
+    }
+
+
+def gate_report(run: RunDirectory, split: str) -> str | None:
+    """Writes gate_<split>.json and .png. Returns a line for the log; None without gate, exposures or predictions."""
+    path = run.predictions(split)
+    extra = load_predictions(path, split).extra if path.exists() else {}
+    if GATE not in extra or EXPOSURES not in extra or not len(extra[GATE]):
+        return None
+    deciles = gate_by_decile(extra[EXPOSURES], extra[GATE])
+    rank = rank_correlation(deciles["gate"])
+    write_json(run.path / f"gate_{split}.json", {"spearman_of_deciles": rank, **deciles})
+    picture = run.path / f"gate_{split}.png"
+    _draw(deciles, rank, f"{run.path}, split {split}", str(picture))
+    least, most = deciles["gate"][0], deciles["gate"][-1]
+    return (
+        f"gate by exposure decile on {split}: Spearman {rank_text(rank)}, "
+        f"from {least:.3f} (least exposed) to {most:.3f} (most); {picture}"
+    )
+
+
+def rank_correlation(gate: Sequence[float]) -> float | None:
+    """Spearman correlation of the gate with the decile's number; None for a constant gate, which has no order."""
+    if len(set(gate)) < 2:
+        return None
+    from scipy.stats import spearmanr  # slow to import
+
+    return float(spearmanr(np.arange(len(gate)), gate).statistic)
+
+
+def rank_text(rank: float | None) -> str:
+    """The correlation as text."""
+    return "undefined (constant gate)" if rank is None else f"{rank:.2f}"
+
+
+def _draw(deciles: dict[str, list[float]], rank: float | None, title: str, path: str) -> None:
+    from matplotlib.figure import Figure  # slow to import
+
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axes = figure.subplots()
+    positions = np.arange(len(deciles["gate"]))
+    axes.errorbar(positions, deciles["gate"], yerr=deciles["half_interval"], fmt="o-", color="#0072b2", capsize=3)
+    axes.set_xticks(positions, [f"{value:,.0f}" for value in deciles["exposures"]])
+    axes.set_xlabel("median exposures of the target so far, by decile of rows")
+    axes.set_ylabel("mean gate g (1: HID, 0: SID)")
+    axes.set_ylim(0, 1)
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_title(f"{title}\nSpearman over deciles {rank_text(rank)}; bars: 95% of the mean", fontsize=9)
+    figure.savefig(path, dpi=120)
+
+
+# Attention over granularities, averaged over the item bags of an evaluation.
+
+
+COLLAPSED = 0.1
+"""Below this share of the largest possible entropy, attention counts as collapsed."""
+
+
+class AttentionMeter:
+    """Sums the attention weights of every item bag that passes the ranker's fusion, between enter and exit."""
+
+    def __init__(self, ranker: nn.Module) -> None:
+        """ranker: this rank's Ranker; without a fusion, `result` is None."""
+        assert isinstance(ranker, Ranker), "DistributedModelParallel keeps the ranker it was given"
+        self.fusion = ranker.fusion
+        self.names = ranker.item.sids
+        # the last two entries: summed entropy in nats, and the number of bags
+        self.sums = torch.zeros(len(self.names) + 2, dtype=torch.float64)
+
+    def __enter__(self) -> "AttentionMeter":
+        self._hook = self.fusion.register_forward_pre_hook(self._count) if self.fusion else None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._hook:
+            self._hook.remove()
+
+    def _count(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        assert isinstance(module, GranularityFusion), "the hook is registered on a fusion"
+        granules_UGD: Tensor = inputs[0]
+        looked_up = granules_UGD.abs().sum(dim=(1, 2)) > 0  # padding bags are zero
+        weights_UG = module.weights(granules_UGD[looked_up]).double()
+        entropy = -torch.xlogy(weights_UG, weights_UG).sum()
+        bags = torch.tensor([entropy.item(), len(weights_UG)], dtype=torch.float64)
+        self.sums += torch.cat([weights_UG.sum(dim=0).cpu(), bags])
+
+    def result(self, ranks: Ranks) -> dict[str, Any] | None:
+        """Mean weight per granularity and mean entropy over all ranks' bags; None without fusion. All ranks call it."""
+        dist.all_reduce(self.sums, group=ranks.control)
+        bags = float(self.sums[-1])
+        if self.fusion is None or not bags:
+            return None
+        weights = (self.sums[:-2] / bags).tolist()
+        entropy, largest = float(self.sums[-2]) / bags, math.log(len(self.names))
+        return {
+            "weights": dict(zip(self.names, weights, strict=True)),
+            "entropy_nats": entropy,
+            "largest_entropy_nats": largest,
+            "collapsed": len(self.names) > 1 and entropy < COLLAPSED * largest,
+        }
+
+
+def attention_report(run: RunDirectory, split: str) -> str | None:
+    """A line about attention_<split>.json for the log; None for runs without fusion."""
+    path = run.attention(split)
+    if not path.exists():
+        return None
+    attention = json.loads(path.read_text())
+    weights = ", ".join(f"{name} {weight:.2f}" for name, weight in attention["weights"].items())
+    entropy = f"entropy {attention['entropy_nats']:.2f} of {attention['largest_entropy_nats']:.2f} nats"
+    collapsed = "; COLLAPSED onto one granularity" if attention["collapsed"] else ""
+    return f"attention over granularities on {split}: {weights}; {entropy}{collapsed}"

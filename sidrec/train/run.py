@@ -14,15 +14,15 @@ from sidrec.config import Recipe, load
 from sidrec.data.dataset import Dataset
 from sidrec.data.loader import SplitLoader
 from sidrec.errors import CheckpointError
+from sidrec.io.files import write_json, write_text
 from sidrec.metrics.exact import SplitMetrics, load_metrics, metrics_table, save_metrics, undefined
 from sidrec.model.ranker import parameter_budget
 from sidrec.parallel.process_group import Ranks, joined_ranks, run_on_all_ranks
 from sidrec.plans.plan_file import PlanFile, write_plan
 from sidrec.preflight.run_checks import check_same_on_all_ranks, code_facts, data_facts, recipe_facts
 from sidrec.train.assembly import announce, build_training, open_dataset, open_loader
-from sidrec.train.evaluation import BestCheckpoint, check_splits, evaluate_splits
-from sidrec.train.gate_and_attention import attention_report, gate_report
-from sidrec.train.run_directory import RunDirectory, write_json, write_text
+from sidrec.train.evaluation import BestCheckpoint, attention_report, check_splits, evaluate_splits, gate_report
+from sidrec.train.run_directory import RunDirectory
 from sidrec.train.stopping import exit_status
 from sidrec.train.trainer import Trainer
 from sidrec.train.warm_start import find_warm_start, kept_facts

@@ -17,11 +17,11 @@ import time
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
 from sidrec.config import ConfigError, Recipe, load_saved, save
+from sidrec.io.files import replaced_file, write_text
 from sidrec.io.output_folders import FolderKind, Written
 from sidrec.machine import unwritable
 from sidrec.schema import ContractError, read_json
@@ -37,27 +37,15 @@ _PARTIAL = rf"(config|{_FILE})\.partial\d*"
 
 
 _FOLDERS = (
-    r"tensorboard/events\.out\.tfevents\.[^/]+|ledger/steps-[^/]+\.(parquet|partial)|checkpoints/best\.(json|partial)"
+    r"tensorboard/events\.out\.tfevents\.[^/]+|ledger/steps-[^/]+\.(parquet|partial)|checkpoints/best\.(json(\.partial)?|partial)"
     r"|checkpoints/step-\d+(\.partial|\.damaged(-\d+)?)?/"
-    r"(rank-\d+\.safetensors|(index|position|plan)\.json|config\.yaml)"
+    r"(rank-\d+\.safetensors|(index|position|plan)\.json|index\.json\.partial|config\.yaml)"
 )
 """Names of the files that training and evaluation write."""
 
 
 PRECAUTIONS = ("preflight", "non_finite", "skip_at_most", "hang_minutes")
 """Keys of `train` that a run may be continued with other values of."""
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON in one step: a reader sees the old file or the new one."""
-    write_text(path, json.dumps(value, indent=1) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a small file in one step."""
-    partial = path.with_name(f"{path.name}.partial{os.getpid()}")
-    partial.write_text(text)
-    partial.replace(path)
 
 
 def _written(folder: Path) -> Written | None:
@@ -145,9 +133,8 @@ class RunDirectory:
             if re.fullmatch(_PARTIAL, partial.name):
                 partial.unlink()
         if not self.config.exists() or load_saved(self.config) != recipe:
-            partial = self.config.with_suffix(".partial")
-            save(recipe, partial)
-            partial.replace(self.config)
+            with replaced_file(self.config) as partial:
+                save(recipe, partial)
 
     def give_up(self) -> None:
         """Takes the claim back where no checkpoint is lost by it, so that a corrected recipe can run here."""

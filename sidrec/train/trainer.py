@@ -18,8 +18,8 @@ from sidrec.data.batch import Batch
 from sidrec.data.loader import SplitLoader
 from sidrec.parallel.process_group import Ranks, gather_objects, run_on_all_ranks
 from sidrec.train.evaluation import BestCheckpoint
+from sidrec.train.ledger_check import RowLedger, drop_after
 from sidrec.train.optimizers import ScheduledOptimizer, schedule_factor
-from sidrec.train.row_ledger import RowLedger, drop_after
 from sidrec.train.run_directory import Progress, RunDirectory
 from sidrec.train.step import StepResult, TrainingStep, check_state
 from sidrec.train.stopping import Stopping, synced_batches

@@ -15,16 +15,14 @@ from torchrec.optim.keyed import KeyedOptimizer
 from tqdm import tqdm
 
 from sidrec.checkpoint.checkpoint_store import fault_of
-from sidrec.checkpoint.partial_load import belongs_to, load_partially
-from sidrec.checkpoint.state import state_shards
+from sidrec.checkpoint.state import belongs_to, load_partially, state_shards
 from sidrec.checkpoint.stored_tables import StoredCheckpoint, open_checkpoint, table_name
 from sidrec.checkpoint.table_files import TableSource, check_values, open_table
-from sidrec.checkpoint.tensor_shard import MODEL, TensorShard
+from sidrec.checkpoint.tensor_shard import DTYPE_NAMES, MODEL, TensorShard
 from sidrec.config import ConfigError, Recipe
 from sidrec.data.dataset import Dataset
 from sidrec.data.item_tables import HID
 from sidrec.errors import CheckpointError
-from sidrec.io.safetensors_files import DTYPE_NAMES
 from sidrec.model.ranker import Ranker
 from sidrec.parallel.process_group import Ranks, broadcast_object, raise_on_all_ranks, run_on_all_ranks
 from sidrec.schema import ContractError

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sidrec.checkpoint.tensor_shard import (
+    DTYPE_NAMES,
     VERSION,
     CheckpointIndex,
     StoredFile,
@@ -17,7 +18,6 @@ from sidrec.checkpoint.tensor_shard import (
     write_shard_file,
 )
 from sidrec.checkpoint.train_state import POSITION, Position, position_text
-from sidrec.io.safetensors_files import DTYPE_NAMES
 from sidrec.schema import crc32_of
 
 HID, USER = "model/items.embedding_bags.hid.weight", "model/context.embedding_bags.user_id.weight"

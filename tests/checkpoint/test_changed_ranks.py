@@ -10,7 +10,7 @@ import pytest
 from sidrec.config import Recipe, save
 from sidrec.data.dataset import read_dataset
 from sidrec.data.loader import open_split
-from sidrec.train.row_ledger import ledger_files, read_ledger
+from sidrec.train.ledger_check import ledger_files, read_ledger
 from sidrec.train.run import train
 from sidrec.train.run_directory import RunDirectory
 from sidrec.train.trainer import Trainer

@@ -22,11 +22,9 @@ from sidrec.config.recipe import (
 from sidrec.data.item_tables import ItemTable
 from sidrec.errors import PlanError, RankError
 from sidrec.model.tables import Slots, managed_table
-from sidrec.parallel.initial_values import initial_rows
-from sidrec.parallel.managed_table import ShardedManagedTable
 from sidrec.parallel.planning import make_plan
 from sidrec.parallel.process_group import joined_ranks
-from sidrec.parallel.sharding import shard, sharders_of
+from sidrec.parallel.sharding import ShardedManagedTable, initial_rows, shard, sharders_of
 from sidrec.plans.workload import Workload
 from sidrec.train.run import train
 from tests.ranks import joined, run_on_ranks

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from sidrec.train.gate_and_attention import AttentionMeter, attention_report
-from sidrec.train.run_directory import RunDirectory, write_json
+from sidrec.io.files import write_json
+from sidrec.train.evaluation import AttentionMeter, attention_report
+from sidrec.train.run_directory import RunDirectory
 from tests.model.test_ranker import batch_for, ranker_for
 from tests.ranks import joined, run_on_ranks
 

@@ -13,7 +13,7 @@ from benchmarks.fault_campaign.faults import Fault, Kind, Moment
 from benchmarks.fault_campaign.verdict import ACROSS_WORLDS, EXACT, compare, difference
 from benchmarks.fault_campaign.victim import Outcome, Reference, Victim, make_reference
 from sidrec.config import Recipe
-from sidrec.train.row_ledger import ledger_files
+from sidrec.train.ledger_check import ledger_files
 from tests.small_log import small_recipe, write_small_log
 
 NEVER = time.monotonic() + 24 * 3600

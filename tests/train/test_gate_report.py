@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sidrec.train.gate_and_attention import gate_by_decile, rank_correlation, rank_text
+from sidrec.train.evaluation import gate_by_decile, rank_correlation, rank_text
 
 
 def test_a_gate_that_rises_with_exposure() -> None:

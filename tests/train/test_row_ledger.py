@@ -13,8 +13,19 @@ from sidrec.config import Recipe
 from sidrec.data.batch import Batch
 from sidrec.data.reader import Lanes, Mixing
 from sidrec.schema import ContractError
-from sidrec.train.ledger_check import check_ledger, main
-from sidrec.train.row_ledger import EPOCH, ROW, SCHEMA, STEP, TRAINED, RowLedger, drop_after, ledger_files, read_ledger
+from sidrec.train.ledger_check import (
+    EPOCH,
+    ROW,
+    SCHEMA,
+    STEP,
+    TRAINED,
+    RowLedger,
+    check_ledger,
+    drop_after,
+    ledger_files,
+    main,
+    read_ledger,
+)
 from tests.ranks import run_on_ranks
 from tests.small_log import small_recipe, write_small_log
 from tests.train.refusals import put, recipe_of, start

@@ -34,9 +34,8 @@ from sidrec.sid.networks.rqvae import MultiVq, RqVae
 from sidrec.sid.replicas import Replicas, current_replicas
 from sidrec.sid.tokenizer import Encoded, LearnerInputs, SideInformation, Tokenizer, check_width
 from sidrec.sid.training.batches import Batches
-from sidrec.sid.training.checkpoint import Checkpoint, identity_of
 from sidrec.sid.training.objectives import ScheduledLoss, clip_quantile, loss_inputs, scheduled_losses
-from sidrec.sid.training.trainer import CodeUsage, Trainer, check_utilisation
+from sidrec.sid.training.trainer import Checkpoint, CodeUsage, Trainer, check_utilisation, identity_of
 
 NETWORKS: dict[type, type[Network]] = {
     **dict.fromkeys((RqVaeConfig, LetterConfig, DasLiteConfig, QuaSidConfig, AdaSidConfig), RqVae),

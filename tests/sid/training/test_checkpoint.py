@@ -12,7 +12,7 @@ from sidrec.config.learners import AdaSidConfig, GradientLearnerConfig, Router, 
 from sidrec.config.sid_losses import Diversity, OverlapRepulsion
 from sidrec.sid.learners.gradient import GradientTokenizer
 from sidrec.sid.tokenizer import SideInformation
-from sidrec.sid.training.checkpoint import CHECKPOINT, Checkpoint, identity_of
+from sidrec.sid.training.trainer import CHECKPOINT, Checkpoint, identity_of
 from tests.killed import killed_when
 from tests.sid.item_files import clustered_vectors
 

@@ -16,9 +16,8 @@ from sidrec.sid.losses.loss import LossInput, SidLoss
 from sidrec.sid.networks.network import Coded, ItemBatch, Network
 from sidrec.sid.replicas import ALONE
 from sidrec.sid.training.batches import Batches
-from sidrec.sid.training.checkpoint import Checkpoint
 from sidrec.sid.training.objectives import ScheduledLoss
-from sidrec.sid.training.trainer import Trainer
+from sidrec.sid.training.trainer import Checkpoint, Trainer
 from tests.sid.item_files import clustered_vectors
 
 VECTORS = clustered_vectors(400)
