@@ -1,6 +1,7 @@
 # make demo     the whole way on a synthetic world; make test: the whole suite. Both make .venv first.
 # make .venv    BUILD=cuda for NVIDIA GPUs
 # make lint     style, types, import contracts
+# make soak     campaigns of an hour: kills, broken files, checkpoints under every plan
 # make docs     the documentation as HTML in build/docs, warnings as errors
 # make lock     new lock files; UPGRADE=--upgrade moves every pin, without it only those that pyproject.toml forces
 
@@ -12,7 +13,7 @@ PIP := .venv/bin/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install -q --root-user-action=ignore --no-deps --no-build-isolation
 NO_WHEEL := "If pip found no torch==2.13.0+cpu: name PyTorch's CPU package index in PIP_EXTRA_INDEX_URL and run make again."
 
-.PHONY: demo test lint docs lock clean .venv
+.PHONY: demo test soak lint docs lock clean .venv
 
 .venv: .venv/$(BUILD)
 
@@ -35,6 +36,9 @@ demo: .venv
 # PYTEST_ARGS comes last and wins: make test PYTEST_ARGS="-n 0 tests/sid"
 test: .venv
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+
+soak: .venv
+	OMP_NUM_THREADS=1 .venv/bin/python -m tests.soak all --out build/soak
 
 lint: .venv
 	.venv/bin/ruff check .

@@ -10,9 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.reshard_matrix import rankers
-from benchmarks.reshard_matrix.rankers import OPTIMIZERS, ShardedRanker, build_ranker
-from benchmarks.reshard_matrix.runs import first_batches
 from sidrec.checkpoint.dcp_storage import save_shards
 from sidrec.checkpoint.state import init_optimizer_states, load_model, state_shards
 from sidrec.checkpoint.tensor_shard import INDEX
@@ -23,6 +20,8 @@ from sidrec.parallel.process_group import Ranks
 from sidrec.train.assembly import open_dataset
 from tests.ranks import joined, run_on_ranks
 from tests.small_log import small_recipe, write_small_log
+from tests.soak.reshard import runs
+from tests.soak.reshard.runs import OPTIMIZERS, ShardedRanker, build_ranker, first_batches
 
 USER = "context.embedding_bags.user_id.weight"
 LAYER = "item.gate.mlp.0.weight"
@@ -157,7 +156,7 @@ def refuse_optimizers(rank: int, world: int, recipe: Recipe, folder: Path) -> No
     data = open_dataset(recipe, ranks)
     batches = first_batches(recipe, data, 1, ranks)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rankers, "OPTIMIZERS", {**OF_ADAM, "dense adagrad": OPTIMIZERS["sgd"]})
+        patch.setattr(runs, "OPTIMIZERS", {**OF_ADAM, "dense adagrad": OPTIMIZERS["sgd"]})
         for number, (saved, loaded, expected) in enumerate(OTHER_OPTIMIZERS):
             path = folder / str(number)
             ranker = build_ranker(recipe, data, saved, "row_wise", ranks)

@@ -4,14 +4,24 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.reshard_matrix.rankers import OPTIMIZERS, build_ranker, machines_of
-from benchmarks.reshard_matrix.runs import SAVED_AFTER, STEPS, Plan, Run, first_batches, load_runs, save_runs
-from benchmarks.reshard_matrix.verdicts import TOLERANCE, Outcome, judge
 from sidrec.checkpoint.state import load_model
 from sidrec.config import Recipe
 from sidrec.train.assembly import open_dataset
 from tests.ranks import joined, run_on_ranks
 from tests.small_log import small_recipe, write_small_log
+from tests.soak.reshard.matrix import TOLERANCE, Outcome, judge
+from tests.soak.reshard.runs import (
+    OPTIMIZERS,
+    SAVED_AFTER,
+    STEPS,
+    Plan,
+    Run,
+    build_ranker,
+    first_batches,
+    load_runs,
+    machines_of,
+    save_runs,
+)
 
 SAVED = {1: ("column_wise",), 2: ("data_parallel", "row_wise")}
 LOADED = {1: ("table_wise",), 2: ("grid_shard",), 4: ("row_wise",)}

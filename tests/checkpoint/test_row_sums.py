@@ -7,8 +7,6 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from benchmarks.reshard_matrix.rankers import ShardedRanker, build_ranker, machines_of
-from benchmarks.reshard_matrix.runs import first_batches
 from sidrec.checkpoint.dcp_storage import save_shards
 from sidrec.checkpoint.rowwise_adagrad_reshard import column_weights
 from sidrec.checkpoint.state import load_model, state_shards
@@ -17,6 +15,7 @@ from sidrec.parallel.process_group import Ranks
 from sidrec.train.assembly import open_dataset
 from tests.ranks import joined, run_on_ranks
 from tests.small_log import small_recipe, write_small_log
+from tests.soak.reshard.runs import ShardedRanker, build_ranker, first_batches, machines_of
 
 WIDTH, SHARDS = 16, 2
 WEIGHT = "items.embedding_bags.hid.weight"

@@ -1,0 +1,209 @@
+"""Many cases, a few hundred to a process; what hangs is killed, what dies is noted; and the report."""
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from time import monotonic
+
+from sidrec.io.files import write_json, write_text
+from sidrec.study.report import markdown_table
+from sidrec.study.results import conditions
+from tests.soak.fuzz.cases import Case, draw, load_case, make_sound
+from tests.soak.fuzz.judge import SOUND, Outcome, run_cases
+
+A_PROCESS = 300  # cases
+HANGS = 20.0  # seconds that no case may take
+STARTS = 300.0  # seconds that a process may take to import the product
+PROGRESS = 10.0  # seconds between lines
+
+Runner = Callable[[Sequence[int | Case], int, Path, Path, Connection, bool], None]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A case and what came of it."""
+
+    number: int
+    kind: str
+    mutation: str
+    outcome: Outcome
+
+
+@dataclass
+class Campaign:
+    """cases: how many are wanted. failures: where cases that failed are kept, as files that can be run again."""
+
+    cases: int
+    seed: int
+    failures: Path | None = None
+    minutes: float = float("inf")
+    ran: list[Ran] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def run(self) -> None:
+        """Runs until all cases, or the minutes, are over; says how far it is."""
+        began = last = monotonic()
+        with sound_folders() as folder:
+            for ran in self._all(folder):
+                self.ran.append(ran)
+                if not ran.outcome.fine and self.failures is not None:
+                    self.failures.mkdir(parents=True, exist_ok=True)
+                    draw(ran.number, self.seed, folder / "sound").save(self.failures / f"case-{ran.number}.json")
+                self.seconds = monotonic() - began
+                if monotonic() - last > PROGRESS:
+                    last = monotonic()
+                    self._say()
+                if self.seconds > 60 * self.minutes:
+                    break
+
+    def _all(self, folder: Path) -> Iterator[Ran]:
+        for first in range(0, self.cases, A_PROCESS):
+            numbers = list(range(first, min(self.cases, first + A_PROCESS)))
+            while numbers:  # a process that a case has ended leaves the rest to the next one
+                done = 0
+                for ran in in_a_process(numbers, self.seed, folder):
+                    done += 1
+                    yield ran
+                numbers = numbers[done:]
+
+    def _say(self) -> None:
+        done, verdicts = len(self.ran), Counter(ran.outcome.verdict for ran in self.ran)
+        left = self.seconds / done * (self.cases - done)
+        listed = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
+        print(
+            f"case {done}/{self.cases}: {listed}; ETA {min(left, 60 * self.minutes - self.seconds):.0f} s", flush=True
+        )
+
+
+def replay(path: Path) -> int:
+    """Runs a case that was kept, prints what came of it, and returns the exit status."""
+    case = load_case(path)
+    with sound_folders() as folder:
+        (ran,) = in_a_process([case], case.seed, folder, quiet=False)
+    print(f"{case.kind}, {case.file}, {case.mutation}: {ran.outcome.verdict} {ran.outcome.said}")
+    return int(not ran.outcome.fine)
+
+
+@contextmanager
+def sound_folders() -> Iterator[Path]:
+    """A scratch folder with `sound`, a folder for every kind."""
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch:
+        make_sound(Path(scratch) / "sound")
+        yield Path(scratch)
+
+
+def in_a_process(
+    cases: list[int] | list[Case],
+    seed: int,
+    folder: Path,
+    quiet: bool = True,
+    run: Runner = run_cases,
+    hangs: float = HANGS,
+) -> Iterator[Ran]:
+    """Runs cases in a process of their own until one of them ends it; that one is the last that is yielded.
+
+    run: what the process does. hangs: seconds after which a case is killed.
+    """
+    context = get_context("forkserver")
+    context.set_forkserver_preload([run_cases.__module__])
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=run, args=(cases, seed, folder / "sound", folder, sender, quiet))
+    process.start()
+    sender.close()
+    try:
+        while receiver.poll(STARTS):
+            number, kind, mutation = receiver.recv()
+            began = monotonic()
+            if not receiver.poll(hangs):
+                yield Ran(number, kind, mutation, Outcome("hang", "killed", monotonic() - began))
+                return
+            try:
+                yield Ran(number, kind, mutation, receiver.recv())
+            except EOFError:
+                process.join()
+                yield Ran(number, kind, mutation, Outcome("crash", f"exit status {process.exitcode}"))
+                return
+        raise RuntimeError(f"expected a process that runs cases within {STARTS:.0f} s, got none")
+    except EOFError:  # all cases are done
+        return
+    finally:
+        process.kill()
+        process.join()
+        receiver.close()
+
+
+# A campaign as JSON, and as a report for people: cases by kind and by mutation, and every failure
+
+FAILURES = 100  # listed
+CUT = 300  # characters of what a failure said
+
+
+def write_report(campaign: Campaign, out: Path) -> None:
+    """Writes out/fuzz.json and out/report.md."""
+    out.mkdir(parents=True, exist_ok=True)
+    failed = [ran for ran in campaign.ran if not ran.outcome.fine]
+    result = {
+        "cases": len(campaign.ran),
+        "wanted": campaign.cases,
+        "seed": campaign.seed,
+        "seconds": round(campaign.seconds, 1),
+        "slowest_seconds": round(max((ran.outcome.seconds for ran in campaign.ran), default=0.0), 2),
+        "kinds": _counted(campaign.ran, lambda ran: ran.kind),
+        "mutations": _counted(campaign.ran, lambda ran: ran.mutation),
+        "failures": [
+            {"number": ran.number, "kind": ran.kind, "mutation": ran.mutation, "verdict": ran.outcome.verdict}
+            | {"said": ran.outcome.said}
+            for ran in failed
+        ],
+        "conditions": conditions(),
+    }
+    write_json(out / "fuzz.json", result)
+    write_text(out / "report.md", _text(campaign, failed))
+
+
+def _counted(rans: Iterable[Ran], of: Callable[[Ran], str]) -> dict[str, dict[str, int]]:
+    counted: dict[str, Counter[str]] = {}
+    for ran in rans:
+        counted.setdefault(of(ran), Counter())[ran.outcome.verdict] += 1
+    return {name: dict(counts) for name, counts in sorted(counted.items())}
+
+
+def _text(campaign: Campaign, failed: list[Ran]) -> str:
+    cases, refused = len(campaign.ran), sum(ran.outcome.verdict == "refused" for ran in campaign.ran)
+    lines = [
+        "# Broken files, and what the product says of them",
+        "",
+        f"{cases:,} cases of {campaign.cases:,}, seed {campaign.seed}, {campaign.seconds:.0f} s: {refused:,} refused "
+        f"by a sentence of ours, nothing written; {cases - refused - len(failed):,} accepted; {len(failed)} failures.",
+        "Accepted: the damage is of no consequence, or cannot be told (a bit of a number that stays a number).",
+        "",
+        "## By kind of file",
+        "",
+        _table("kind", _counted(campaign.ran, lambda ran: ran.kind)),
+        "",
+        "## By mutation",
+        "",
+        _table("mutation", _counted(campaign.ran, lambda ran: ran.mutation)),
+    ]
+    if failed:
+        lines += ["", "## Failures", "", "`python -m tests.soak fuzz --replay DIR/failures/case-N.json`", ""]
+        lines += [f"* case {ran.number}, {ran.kind}, {ran.mutation}: {_said(ran)}" for ran in failed[:FAILURES]]
+    return "\n".join(lines) + "\n"
+
+
+def _said(ran: Ran) -> str:
+    return f"{ran.outcome.verdict}, {ascii(ran.outcome.said)[:CUT]}"
+
+
+def _table(name: str, counted: dict[str, dict[str, int]]) -> str:
+    verdicts = [*SOUND, *sorted({verdict for counts in counted.values() for verdict in counts} - set(SOUND))]
+    rows = [
+        [of, str(sum(counts.values())), *(str(counts.get(verdict, 0)) for verdict in verdicts)]
+        for of, counts in counted.items()
+    ]
+    return markdown_table([name, "cases", *verdicts], rows)
