@@ -3,7 +3,7 @@
 import os
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +30,16 @@ class Cost:
     read_bytes: int
 
 
-def cost_of(command: Sequence[str], environment: Mapping[str, str], scratch: Path) -> Cost:
+def cost_of(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    scratch: Path,
+    pause: Callable[[float], None] = time.sleep,
+) -> Cost:
     """Runs `command` to its end, with its output where this process's goes.
 
-    scratch: a folder of its own for temporary files. Raises CalledProcessError when the command fails.
+    scratch: a folder of its own for temporary files. pause: called between two looks at the process, with INTERVAL.
+    Raises CalledProcessError when the command fails.
     """
     start = time.perf_counter()
     with subprocess.Popen(command, env={**os.environ, **environment, "TMPDIR": str(scratch)}) as process:
@@ -42,7 +48,7 @@ def cost_of(command: Sequence[str], environment: Mapping[str, str], scratch: Pat
             memory = _memory(process.pid)
             own, mapped = max(own, memory.get("RssAnon", 0)), max(mapped, memory.get("VmHWM", 0))
             disk = max(disk, _on_disk(scratch))
-            time.sleep(INTERVAL)
+            pause(INTERVAL)
         _, status, usage = ended
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:

@@ -35,7 +35,7 @@ def run_on_ranks(ranks: int, function: Callable[..., Any], *args: Any, timeout: 
     """Runs `function(rank, ranks, *args)` in `ranks` new processes joined in a gloo process group.
 
     function: defined at the top level of a module; it, its arguments and its results must pickle.
-    timeout: seconds, start-up included; then all ranks are killed. Collectives time out after as long. The default is
+    timeout: seconds, start-up included; then all ranks are killed. Collectives wait longer than that. The default is
         a safety net that load does not reach: a rank that fails ends the test at once.
 
     Returns: the results, in rank order. Raises RankError as soon as one rank fails, dies or the time is up.
@@ -73,7 +73,7 @@ def _run_rank(
     try:
         store = f"file://{folder}/store"
         dist.init_process_group(
-            "gloo", init_method=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=timeout)
+            "gloo", init_method=store, rank=rank, world_size=ranks, timeout=timedelta(seconds=timeout + 600)
         )
         result = function(rank, ranks, *args)
         _write(Path(folder) / f"result-{rank}", pickle.dumps(result))

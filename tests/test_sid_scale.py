@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ def test_items_are_whole_seeded_and_in_small_row_groups(tmp_path: Path, monkeypa
 
 
 CHILD = """
-import mmap, tempfile, time
+import mmap, pathlib, tempfile, time
 own = bytearray(b"1") * 150_000_000
 with tempfile.TemporaryFile(dir=".") as file:
     file.truncate(100_000_000)
@@ -44,6 +45,8 @@ with tempfile.NamedTemporaryFile() as scratch:
     scratch.write(bytes(20_000_000))
     scratch.flush()
     time.sleep(2)
+    while not pathlib.Path("seen").exists():
+        time.sleep(0.05)
 """
 
 
@@ -52,7 +55,18 @@ def test_costs_are_the_childs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(tmp_path)
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    cost = cost_of([sys.executable, "-c", CHILD], {}, scratch)
+    looks = 0
+
+    def pause(seconds: float) -> None:
+        """Lets the child end after a look that began with the whole scratch file on disk."""
+        nonlocal looks
+        written = any(path.stat().st_size >= 20_000_000 for path in scratch.iterdir())
+        looks = looks + 1 if written else 0
+        if looks > 1:
+            Path("seen").touch()
+        time.sleep(seconds)
+
+    cost = cost_of([sys.executable, "-c", CHILD], {}, scratch, pause)
     assert 150e6 < cost.own_bytes < 180e6
     assert 250e6 < cost.mapped_bytes < 290e6
     assert cost.scratch_bytes == pytest.approx(20e6, rel=0.01)
