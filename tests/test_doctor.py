@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from sidrec import machine
 from sidrec.cli import doctor as entry
 from sidrec.doctor import machine_checks as doctor
 from sidrec.preflight.findings import Finding
@@ -56,10 +55,10 @@ def test_threads_beyond_the_cores(value: str, monkeypatch: pytest.MonkeyPatch) -
     assert f"OMP_NUM_THREADS={value}, expected 1 to " in finding.found
 
 
-def test_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "memory", lambda: (2**30, 2**32))
-    assert doctor.memory().state == "problem"
-    assert doctor.memory().found == "1.0 GiB free of 4.0; expected 2 GiB free"
+def test_little_memory() -> None:
+    finding = doctor.memory(lambda: (2**30, 2**32))
+    assert finding.state == "problem"
+    assert finding.found == "1.0 GiB free of 4.0; expected 2 GiB free"
 
 
 def test_problems_set_the_exit_status_and_notes_do_not(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The doctor on a recipe; the machine itself is found well."""
+"""The doctor on a recipe, on a machine without problems."""
 
 import json
 from pathlib import Path
@@ -6,22 +6,27 @@ from pathlib import Path
 import pytest
 
 from sidrec import cli
+from sidrec.cli import doctor
 from sidrec.config import save
-from sidrec.doctor import machine_checks
 from sidrec.preflight.findings import Finding
 from tests.small_log import small_recipe, write_small_log
 from tests.train.refusals import TRAIN, truncate
 
 
 @pytest.fixture
-def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(machine_checks, "examine", lambda: [Finding("stack", "ok", "well")])
+def recipe(tmp_path: Path) -> Path:
     save(small_recipe(write_small_log(tmp_path)), tmp_path / "recipe.yaml")
     return tmp_path / "recipe.yaml"
 
 
-def examined(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, dict[str, dict[str, str]]]:
-    status = cli.main(["doctor", *words, "--json"])
+SOUND = Finding("stack", "ok", "well")
+
+
+def examined(
+    capsys: pytest.CaptureFixture[str], *words: str, machine: Finding = SOUND
+) -> tuple[int, dict[str, dict[str, str]]]:
+    """Exit status and findings by name. machine: what the machine's checks found."""
+    status = doctor.main([*words, "--json"], lambda: [machine])
     return status, {finding["name"]: finding for finding in json.loads(capsys.readouterr().out)}
 
 
@@ -63,11 +68,10 @@ def test_too_few_steps_to_measure(recipe: Path, capsys: pytest.CaptureFixture[st
     assert found["measured steps"]["found"].endswith("expected an epoch of at least 8 steps, got 3")
 
 
-def test_an_ill_machine_is_repaired_first(
-    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(machine_checks, "examine", lambda: [Finding("stack", "problem", "no torch")])
-    assert examined(capsys, str(recipe))[1]["recipe"]["found"] == "not looked at before this is repaired: stack"
+def test_a_machine_with_a_problem_is_repaired_first(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken = Finding("stack", "problem", "no torch")
+    _, found = examined(capsys, str(recipe), machine=broken)
+    assert found["recipe"]["found"] == "not looked at before this is repaired: stack"
 
 
 @pytest.mark.parametrize(

@@ -206,8 +206,16 @@ class CheckpointWriter:
     ranks: their control group is used for nothing else, so that a thread of its own can write.
     """
 
-    def __init__(self, folder: Path, keep: int, beside: Mapping[str, str], ranks: Ranks) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        beside: Mapping[str, str],
+        ranks: Ranks,
+        write_shards: Callable[..., None] = save_shards,
+    ) -> None:
         self._folder, self._keep, self._beside, self._ranks = folder, keep, beside, ranks
+        self._write_shards = write_shards
 
     def write(self, shards: Sequence[TensorShard], position: Position) -> None:
         """Writes step-N, N the position's step, unless it is there. Raises CheckpointError, on all ranks, where one
@@ -220,7 +228,7 @@ class CheckpointWriter:
         size = total(self._ranks, sum(shard.values.numel() * shard.values.element_size() for shard in shards))
         self._together(partial, lambda: self._prepare(partial, size))
         try:
-            self._together(partial, lambda: save_shards(partial, shards, self._ranks.rank, self._ranks.control))
+            self._together(partial, lambda: self._write_shards(partial, shards, self._ranks.rank, self._ranks.control))
             self._together(partial, lambda: self._complete(partial, final, position))
         except BaseException:
             if self._ranks.first:
@@ -296,15 +304,22 @@ class Saver:
     of its own. Failures of any rank are known to all ranks when the next checkpoint is saved, or at `finish`.
     """
 
-    def __init__(self, folder: Path, config: CheckpointConfig, beside: Mapping[str, str], ranks: Ranks) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: CheckpointConfig,
+        beside: Mapping[str, str],
+        ranks: Ranks,
+        write_shards: Callable[..., None] = save_shards,
+    ) -> None:
         """folder: of the run's checkpoints; partial checkpoints of killed processes are removed.
 
-        beside: name -> text of files that lie beside the shards.
+        beside: name -> text of files that lie beside the shards. write_shards: called as `save_shards`.
         """
         self._folder, self._config, self._copies = folder, config, StagingBuffers()
         self._heartbeat = ranks.heartbeat
         writers = replace(ranks, control=dist.new_group(backend="gloo"))
-        self._writer = CheckpointWriter(folder, config.keep, beside, writers)
+        self._writer = CheckpointWriter(folder, config.keep, beside, writers, write_shards)
         self._thread: Thread | None = None
         self._error: Exception | None = None
         self._failures: list[SidrecError] = []  # in a row

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -104,9 +105,12 @@ def threads() -> Finding:
     return Finding("threads", "ok", f"OMP_NUM_THREADS={wanted}")
 
 
-def memory() -> Finding:
-    """2 GiB are free: two ranks and their two loader workers need about 330 MB each (measured) before any table."""
-    free, limit = machine.memory()
+def memory(available: Callable[[], tuple[int, int]] = machine.memory) -> Finding:
+    """2 GiB are free: two ranks and their two loader workers need about 330 MB each (measured) before any table.
+
+    available: returns bytes that are free, and bytes in all.
+    """
+    free, limit = available()
     found = f"{free / GIB:.1f} GiB free of {limit / GIB:.1f}"
     if free < 2 * GIB:
         return Finding("memory", "problem", f"{found}; expected 2 GiB free", "ps aux --sort=-rss | head")

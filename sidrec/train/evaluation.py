@@ -6,7 +6,7 @@ Shapes: N rows of a split, U item bags, G granularities, D width.
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -130,9 +130,15 @@ class BestCheckpoint:
         position: Position,
         epoch_steps: int,
         ranks: Ranks,
+        score: Callable[..., Predictions] = score_split,
+        measure: Callable[..., Mapping[str, float | None]] = measure,
     ) -> None:
-        """position: where the run resumes; its best value is dropped if it is of another split or metric."""
+        """position: where the run resumes; its best value is dropped if it is of another split or metric.
+
+        score, measure: called in place of `score_split` and `sidrec.metrics.exact.measure`.
+        """
         self._config, self._recipe, self._data, self._model, self._ranks = config, recipe, data, model, ranks
+        self._score, self._measure = score, measure
         self._every = config.every or epoch_steps
         before = position.best
         same = before is not None and (before.split, before.metric) == (config.split, config.metric)
@@ -158,10 +164,10 @@ class BestCheckpoint:
         """
         split, metric = self._config.split, self._config.metric
         try:
-            scored = score_split(self._recipe, self._data, self._model, split, self._ranks, stopping)
+            scored = self._score(self._recipe, self._data, self._model, split, self._ranks, stopping)
         except AbandonedError:
             return
-        value = measure(scored.label_N, scored.score_N, scored.user_N)[metric]
+        value = self._measure(scored.label_N, scored.score_N, scored.user_N)[metric]
         self.measured = step
         found = "undefined"
         if value is not None:

@@ -1,6 +1,6 @@
 """`sidrec train RECIPE [flags]`: trains a recipe and evaluates it, in this process or on the ranks of torchrun."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -37,19 +37,31 @@ def main(argv: Sequence[str]) -> int:
         return train(run_on_all_ranks(ranks, lambda: load(argv, "sidrec train", ABOUT)), ranks)
 
 
-def train(recipe: Recipe, ranks: Ranks, trainer: type[Trainer] = Trainer) -> int:
+def train(
+    recipe: Recipe,
+    ranks: Ranks,
+    trainer: type[Trainer] = Trainer,
+    best_checkpoint: Callable[..., BestCheckpoint] = BestCheckpoint,
+) -> int:
     """A recipe from its newest checkpoint, or from the start, to metrics.json. What it refuses leaves no run behind.
 
+    trainer, best_checkpoint: made with the arguments of these classes.
     Returns: 0, or the exit status of a process that a signal stopped, before the run's end.
     """
     run = RunDirectory(recipe.run)
     try:
-        return _train(recipe, run, ranks, trainer)
+        return _train(recipe, run, ranks, trainer, best_checkpoint)
     finally:
         run.lock.release()
 
 
-def _train(recipe: Recipe, run: RunDirectory, ranks: Ranks, trainer: type[Trainer]) -> int:
+def _train(
+    recipe: Recipe,
+    run: RunDirectory,
+    ranks: Ranks,
+    trainer: type[Trainer],
+    best_checkpoint: Callable[..., BestCheckpoint],
+) -> int:
     check_same_on_all_ranks(ranks, run_on_all_ranks(ranks, lambda: {**code_facts(), **recipe_facts(recipe)}))
     run_on_all_ranks(ranks, lambda: run.check(recipe))
     run_on_all_ranks(ranks, lambda: run.lock.take() if ranks.first else None)
@@ -77,7 +89,7 @@ def _train(recipe: Recipe, run: RunDirectory, ranks: Ranks, trainer: type[Traine
         if ranks.first:
             _say_what_runs(recipe, data, position, ranks)
         config = recipe.checkpoint.best
-        best = BestCheckpoint(config, recipe, data, model, position, loader.steps, ranks) if config else None
+        best = best_checkpoint(config, recipe, data, model, position, loader.steps, ranks) if config else None
         loop = trainer(recipe, run, loader, model, optimizer, position, ranks, best)
         signal = loop.train()
     except Exception:

@@ -15,7 +15,6 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from sidrec.checkpoint import checkpoint_store
 from sidrec.checkpoint.checkpoint_store import Saver, checkpoints, fault_of
 from sidrec.checkpoint.dcp_storage import load_shards, save_shards
 from sidrec.checkpoint.tensor_shard import TensorShard, read_index
@@ -77,7 +76,6 @@ def save_beside_training(rank: int, world: int, folder: Path) -> None:
     ranks = joined(rank, world)
     (folder / "step-9.partial").mkdir(exist_ok=True)
     torch.distributed.barrier()
-    saver = Saver(folder, CheckpointConfig(), BESIDE, ranks)
     let_go = threading.Event()
     shards = own_rows(ranks, torch.zeros(ROWS, WIDTH))
 
@@ -85,13 +83,13 @@ def save_beside_training(rank: int, world: int, folder: Path) -> None:
         assert let_go.wait(600)
         save_shards(*args)
 
-    with patch.object(checkpoint_store, "save_shards", held_up):
-        saver.save(shards, at(1))
-        assert checkpoints(folder) == []
-        let_go.set()
-        saver.save(shards, at(2))
-        assert folder / "step-1" in checkpoints(folder)
-        saver.finish()
+    saver = Saver(folder, CheckpointConfig(), BESIDE, ranks, held_up)
+    saver.save(shards, at(1))
+    assert checkpoints(folder) == []
+    let_go.set()
+    saver.save(shards, at(2))
+    assert folder / "step-1" in checkpoints(folder)
+    saver.finish()
 
 
 def test_training_goes_on_beside_the_write(tmp_path: Path) -> None:

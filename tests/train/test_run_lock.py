@@ -49,16 +49,13 @@ def test_a_directory_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_second_training_waits_and_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_training_waits_and_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_small_log(tmp_path, rows=120)
     recipe = recipe_of(tmp_path)
     assert start(recipe) == 0
     (recipe.run / "metrics.json.partial4711").write_text("killed here")
     assert start(recipe) == 0, "the first one lets go at its end"
     assert not list(recipe.run.glob("*.partial*"))
-    monkeypatch.setattr(RunLock.take, "__defaults__", (0.2,))
     capsys.readouterr()
     process = holder(recipe.run)
     said = refusal(capsys, start(recipe))

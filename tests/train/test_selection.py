@@ -4,19 +4,19 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 
 from sidrec import cli
 from sidrec.config import Recipe, save
 from sidrec.config.recipe import BestConfig
-from sidrec.parallel.process_group import Ranks
-from sidrec.train import evaluation as selecting
-from sidrec.train.evaluation import score_split
+from sidrec.parallel.process_group import Ranks, joined_ranks
+from sidrec.train.evaluation import BestCheckpoint, score_split
 from sidrec.train.run import train
 from tests.ranks import joined, run_on_ranks
 from tests.small_log import small_recipe, write_small_log
@@ -56,8 +56,14 @@ def test_evaluating_on_the_way_changes_no_loss(pipeline: str, tmp_path: Path) ->
     assert losses(chosen) == losses(plain)
 
 
-def lucky(values: dict[int, float | None]) -> object:
-    """In the place of measure: what an evaluation finds, by how many there were before it."""
+def trained(recipe: Recipe, **replaced: Any) -> int:
+    """The exit status of a training. replaced: arguments of BestCheckpoint."""
+    with joined_ranks() as ranks:
+        return train(recipe, ranks, best_checkpoint=partial(BestCheckpoint, **replaced))
+
+
+def finds(values: dict[int, float | None]) -> Callable[..., dict[str, float | None]]:
+    """In the place of `measure`: returns the values, one after another."""
     rest = iter(values.values())
     return lambda *_: {"log_loss": next(rest)}
 
@@ -66,10 +72,7 @@ def test_the_best_is_kept_and_reported(tmp_path: Path, capsys: pytest.CaptureFix
     """12 steps; the second evaluation, which no checkpoint was due at, finds the lowest loss, the last one nothing."""
     write_small_log(tmp_path, rows=384)
     recipe = small_recipe(tmp_path, train=EVERY_STEP, checkpoint={"best": BEST, "every": 4, "keep": 1})
-    save(recipe, tmp_path / "recipe.yaml")
-    found = {3: 0.7, 6: 0.5, 9: 0.5, 12: None}
-    with patch.object(selecting, "measure", lucky(found)):
-        assert cli.main(["train", str(tmp_path / "recipe.yaml")]) == 0
+    assert trained(recipe, measure=finds({3: 0.7, 6: 0.5, 9: 0.5, 12: None})) == 0
     said = capsys.readouterr().out
     assert "step 6  test log_loss 0.50000, the best so far\n" in said
     assert "step 9  test log_loss 0.50000\n" in said
@@ -92,25 +95,19 @@ def test_a_resumed_run_knows_its_best(tmp_path: Path) -> None:
     write_small_log(tmp_path, rows=384)
     sections = {"train": EVERY_STEP, "checkpoint": {"best": BEST, "every": 1, "keep": 12}}
     whole, resumed = (small_recipe(tmp_path, name=name, **sections) for name in ("whole", "resumed"))
-    for recipe in (whole, resumed):
-        save(recipe, tmp_path / f"{recipe.name}.yaml")
     found: dict[int, float | None] = {3: 0.7, 6: 0.5, 9: 0.6, 12: 0.8}
-    with patch.object(selecting, "measure", lucky(found)):
-        assert cli.main(["train", str(tmp_path / "whole.yaml")]) == 0
+    assert trained(whole, measure=finds(found)) == 0
     shutil.copytree(whole.run, resumed.run)
     save(resumed, resumed.run / "config.yaml")
     for step in range(8, 13):
         shutil.rmtree(resumed.run / "checkpoints" / f"step-{step}")
     (resumed.run / "checkpoints" / "best.json").unlink()
-    with patch.object(selecting, "measure", lucky({step: found[step] for step in (9, 12)})):
-        assert cli.main(["train", str(tmp_path / "resumed.yaml")]) == 0
+    assert trained(resumed, measure=finds({step: found[step] for step in (9, 12)})) == 0
     assert (resumed.run / "metrics.json").read_text() == (whole.run / "metrics.json").read_text()
     assert names(resumed) == names(whole)
 
     other = replace(resumed, checkpoint=replace(resumed.checkpoint, best=BestConfig(split="test", every=12)))
-    save(other, tmp_path / "other.yaml")
-    with patch.object(selecting, "measure", lambda *_: {"auc": 0.5}):
-        assert cli.main(["train", str(tmp_path / "other.yaml")]) == 0
+    assert trained(other, measure=lambda *_: {"auc": 0.5}) == 0
     best = json.loads((resumed.run / "checkpoints" / "best.json").read_text())
     assert best == {"split": "test", "metric": "auc", "value": 0.5, "step": 12}, "by another metric none was known"
 
@@ -120,20 +117,17 @@ def test_told_to_stop_while_it_evaluates(tmp_path: Path, capsys: pytest.CaptureF
     write_small_log(tmp_path, rows=384)
     best = {**BEST, "every": 4}
     whole, told = (small_recipe(tmp_path, name=n, train=EVERY_STEP, checkpoint={"best": best}) for n in ("w", "t"))
-    for recipe in (whole, told):
-        save(recipe, tmp_path / f"{recipe.name}.yaml")
 
     def told_meanwhile(*args: Any) -> Any:
         os.kill(os.getpid(), signal.SIGTERM)
         return score_split(*args)
 
-    with patch.object(selecting, "score_split", told_meanwhile):
-        assert cli.main(["train", str(tmp_path / "t.yaml")]) == 128 + signal.SIGTERM
+    assert trained(told, score=told_meanwhile) == 128 + signal.SIGTERM
     assert names(told) == {"step-4"}
     assert "step 4  test" not in capsys.readouterr().out
-    assert cli.main(["train", str(tmp_path / "t.yaml")]) == 0
+    assert trained(told) == 0
     assert "step 4  test log_loss" in capsys.readouterr().out
-    assert cli.main(["train", str(tmp_path / "w.yaml")]) == 0
+    assert trained(whole) == 0
     assert losses(told) == losses(whole)
     assert (told.run / "metrics.json").read_text() == (whole.run / "metrics.json").read_text()
 
