@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sidrec import cli
-from sidrec.cli import doctor
+from sidrec.cli.doctor import doctor
 from sidrec.config import save
 from sidrec.preflight.findings import Finding
 from tests.small_log import small_recipe, write_small_log
@@ -26,7 +26,7 @@ def examined(
     capsys: pytest.CaptureFixture[str], *words: str, machine: Finding = SOUND
 ) -> tuple[int, dict[str, dict[str, str]]]:
     """Exit status and findings by name. machine: what the machine's checks found."""
-    status = doctor.main([*words, "--json"], lambda: [machine])
+    status = doctor([*words, "--json"], lambda: [machine])
     return status, {finding["name"]: finding for finding in json.loads(capsys.readouterr().out)}
 
 
