@@ -99,7 +99,16 @@ class LogItems(NamedTuple):
         return cls(ids_M, train_I[ids_M])
 
 
-def write_log(command: CriteoLogCommand) -> Manifest:
+@dataclass(frozen=True)
+class WorkSizes:
+    """Rows of a file of the log, of a range that is counted at a time, and between two snapshots of the counts."""
+
+    file: int = 1 << 18
+    range: int = 1 << 16
+    snapshot: int = 1 << 24  # some minutes of work
+
+
+def write_log(command: CriteoLogCommand, sizes: WorkSizes = WorkSizes()) -> Manifest:
     """Writes the data folder, which appears when all files are whole. Raises ContractError for invalid input."""
     layout, item = CriteoLayout.open(command.npy), CATEGORICAL.index(command.item)
     bounds = split_bounds(layout, command)
@@ -111,12 +120,12 @@ def write_log(command: CriteoLogCommand) -> Manifest:
     work = WorkFolder.open(command.out, configuration, command.overwrite, (command.npy,))
     items = LogItems.of(layout, item, bounds["train"].stop)
     try:
-        _write_items(work, layout, command, items)
+        _write_items(work, layout, command, items, sizes)
     except ContractError:
         work.discard()
         raise
     manifest = _manifest(layout, command, items, bounds)
-    files = CriteoLogFiles(layout, manifest, item)
+    files = CriteoLogFiles(layout, manifest, item, sizes.file)
     splits = {split: tuple(files.write(work.data / schema.LOG, split, rows)) for split, rows in bounds.items()}
     manifest = replace(manifest, splits=splits)
     schema.save_manifest(manifest, work.data / schema.LOG)
@@ -134,13 +143,15 @@ def split_bounds(layout: CriteoLayout, command: CriteoLogCommand) -> dict[str, r
     return {split: rows for split, rows in bounds if rows}
 
 
-def _write_items(work: WorkFolder, layout: CriteoLayout, command: CriteoLogCommand, items: LogItems) -> None:
+def _write_items(
+    work: WorkFolder, layout: CriteoLayout, command: CriteoLogCommand, items: LogItems, sizes: WorkSizes
+) -> None:
     """Writes items.parquet, unless it exists: impressions, vectors, and the values in the raw log."""
     path, item = work.data / schema.ITEMS, CATEGORICAL.index(command.item)
     if path.exists():
         return
     train_rows = split_bounds(layout, command)["train"].stop
-    pairs = CoOccurrence.of(layout, item, train_rows, command.most_values, work.scratch / "pairs.npz")
+    pairs = CoOccurrence.of(layout, item, train_rows, command.most_values, work.scratch / "pairs.npz", sizes)
     vectors_ID = pairs.vectors(command.width, command.seed)
     values, ids = layout.values(item), items.ids_M
     texts = [""] * len(ids) if values is None else [f"{values[i - FIRST]:08x}" if i >= FIRST else "" for i in ids]
@@ -187,15 +198,14 @@ def _manifest(layout: CriteoLayout, command: CriteoLogCommand, items: LogItems, 
 # The files of the log. Those that a killed run finished are kept.
 
 
-FILE_ROWS = 1 << 18
 STATS = ("stat_exposures", "stat_clicks")
 
 
 class CriteoLogFiles:
     """Writes the splits, which must come in order: statistics count all earlier rows. item: index of its column."""
 
-    def __init__(self, layout: CriteoLayout, manifest: Manifest, item: int) -> None:
-        self._layout, self._item = layout, item
+    def __init__(self, layout: CriteoLayout, manifest: Manifest, item: int, file_rows: int) -> None:
+        self._layout, self._item, self._file_rows = layout, item, file_rows
         self._arrow = schema.log_schema(manifest)
         self._totals = Totals.empty(layout.table_rows[item])
 
@@ -203,7 +213,7 @@ class CriteoLogFiles:
         """Writes the files of a split; each appears whole. Rows of files that exist are only counted."""
         (log / split).mkdir(parents=True, exist_ok=True)
         with rows_bar(f"writing {split}", len(rows)) as bar:
-            for number, part in enumerate(self._layout.ranges(rows.start, rows.stop, FILE_ROWS)):
+            for number, part in enumerate(self._layout.ranges(rows.start, rows.stop, self._file_rows)):
                 path = Path(split) / f"part-{number:05d}.parquet"
                 if not (log / path).exists():
                     with replaced_file(log / path, one_writer=True) as partial:
@@ -239,8 +249,6 @@ class CriteoLogFiles:
 # "Improving Distributional Similarity with Lessons Learned from Word Embeddings", TACL 2015, sections 2 and 3.3).
 
 
-RANGE_ROWS = 1 << 16
-SNAPSHOT_ROWS = 1 << 24  # between two snapshots of the counts: some minutes of work
 NO_VALUE = -1
 
 
@@ -255,7 +263,15 @@ class CoOccurrence:
     count_IJ: sparse.csr_array
 
     @classmethod
-    def of(cls, layout: CriteoLayout, item: int, rows: int, most_values: int, snapshot: Path) -> "CoOccurrence":
+    def of(
+        cls,
+        layout: CriteoLayout,
+        item: int,
+        rows: int,
+        most_values: int,
+        snapshot: Path,
+        sizes: WorkSizes = WorkSizes(),
+    ) -> "CoOccurrence":
         """Counts pairs in the first `rows` rows. Missing values are not counted.
 
         most_values: values counted of each other column, the most frequent ones. snapshot: file with the counts so far;
@@ -268,7 +284,8 @@ class CoOccurrence:
             raise ContractError(
                 layout.folder, f"values in other columns than {CATEGORICAL[item]}", "none in the train split"
             )
-        pair_P, count_P = _count_pairs(layout, item, rows, dict(zip(others, values, strict=True)), width, snapshot)
+        numbered = dict(zip(others, values, strict=True))
+        pair_P, count_P = _count_pairs(layout, item, rows, numbered, width, snapshot, sizes)
         place_P = np.divmod(pair_P.astype(np.int64), width)
         shape = (layout.table_rows[item], width)
         return cls(sparse.csr_array((count_P.astype(np.float64), place_P), shape=shape))
@@ -301,7 +318,13 @@ class CoOccurrence:
 
 
 def _count_pairs(
-    layout: CriteoLayout, item: int, rows: int, values: dict[int, np.ndarray], width: int, snapshot: Path
+    layout: CriteoLayout,
+    item: int,
+    rows: int,
+    values: dict[int, np.ndarray],
+    width: int,
+    snapshot: Path,
+    sizes: WorkSizes,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pairs as item * width + value, ascending, and the count of each. values: column -> array from id to j."""
     pairs, done = ValueCounts(np.uint64), 0
@@ -311,14 +334,14 @@ def _count_pairs(
         done = int(kept["done"])
     with rows_bar("co-occurrence", rows) as bar:
         bar.update(done)
-        for part in layout.ranges(done, rows, RANGE_ROWS):
+        for part in layout.ranges(done, rows, sizes.range):
             id_NC = part.ids()
             item_N = id_NC[:, item].astype(np.int64)
             value_NJ = np.stack([value_of_id[id_NC[:, column]] for column, value_of_id in values.items()], axis=1)
             known_NJ = (value_NJ != NO_VALUE) & (item_N != UNKNOWN)[:, None]
             pairs.count((item_N[:, None] * width + value_NJ)[known_NJ].astype(np.uint64))
             bar.update(part.rows)
-            if part.stop - done >= SNAPSHOT_ROWS:
+            if part.stop - done >= sizes.snapshot:
                 done = part.stop
                 pair_P, count_P = pairs.total()
                 save_snapshot(snapshot, pairs=pair_P, counts=count_P, done=done)

@@ -194,7 +194,9 @@ class ValueCounts:
     Memory: 12 bytes per distinct uint32, up to twice that with values that wait, about 50 during a merge.
     """
 
-    def __init__(self, kind: type[np.unsignedinteger] = np.uint32) -> None:
+    def __init__(self, kind: type[np.unsignedinteger] = np.uint32, least_merged: int = LEAST_MERGED) -> None:
+        """least_merged: values that wait before a merge."""
+        self._least_merged = least_merged
         self._values, self._counts = np.zeros(0, kind), np.zeros(0, np.int64)
         self._waiting: list[tuple[np.ndarray, np.ndarray]] = []
         self._waiting_values = 0
@@ -214,7 +216,7 @@ class ValueCounts:
         """Adds counts: distinct values and their int64 counts."""
         self._waiting.append((values, counts))
         self._waiting_values += len(values)
-        if self._waiting_values > max(len(self._values), LEAST_MERGED):  # so that merging stays linear
+        if self._waiting_values > max(len(self._values), self._least_merged):  # so that merging stays linear
             self._merge()
 
     def total(self) -> tuple[np.ndarray, np.ndarray]:

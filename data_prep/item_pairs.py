@@ -176,11 +176,13 @@ def item_pairs(sequences: Sequences, settings: PairSettings, seed: int) -> Itera
     return co_occurrence(sequences, settings.neighbours, settings.window)
 
 
-def swing(sequences: Sequences, neighbours: int, alpha: float, users_per_item: int, seed: int) -> Iterator[Neighbours]:
+def swing(
+    sequences: Sequences, neighbours: int, alpha: float, users_per_item: int, seed: int, columns: int = PAIR_COLUMNS
+) -> Iterator[Neighbours]:
     """Weight of items i and j: the sum of 1 / (alpha + |I_u & I_v|) over the pairs of users u, v who took both.
 
     Repeated events and unordered pairs of users count once. For an item with more than `users_per_item` users, a sample
-    of them is compared, so (i, j) and (j, i) may differ in weight.
+    of them is compared, so (i, j) and (j, i) may differ in weight. columns: other items in memory at a time.
     """
     user_E = np.repeat(np.arange(sequences.users), sequences.lengths())
     items = len(sequences.item_ids_M)
@@ -192,13 +194,15 @@ def swing(sequences: Sequences, neighbours: int, alpha: float, users_per_item: i
             users, (count,) = users_of.of(np.array([item]))
             if count > users_per_item:
                 users = np.sort(np.random.default_rng([seed, item]).choice(users, users_per_item, replace=False))
-            others, weights = _swing_of(item, users, items_of, alpha)
+            others, weights = _swing_of(item, users, items_of, alpha, columns)
             bar.update(int(count))
             if len(others):
                 yield Neighbours.heaviest(item, others, weights, neighbours)
 
 
-def _swing_of(item: int, users: np.ndarray, items_of: "Groups", alpha: float) -> tuple[np.ndarray, np.ndarray]:
+def _swing_of(
+    item: int, users: np.ndarray, items_of: "Groups", alpha: float, columns: int
+) -> tuple[np.ndarray, np.ndarray]:
     item_R, counts = items_of.of(users)
     row_R = np.repeat(np.arange(len(users)), counts)
     others, column_R, takers = np.unique(item_R, return_inverse=True, return_counts=True)
@@ -206,7 +210,7 @@ def _swing_of(item: int, users: np.ndarray, items_of: "Groups", alpha: float) ->
     place = np.full(len(others), -1)
     place[shared] = np.arange(len(shared))
     column_R = place[column_R]
-    parts = [slice(begin, begin + PAIR_COLUMNS) for begin in range(0, len(shared), PAIR_COLUMNS)]
+    parts = [slice(begin, begin + columns) for begin in range(0, len(shared), columns)]
     common = np.ones((len(users), len(users)))  # all users took the item itself
     for part in parts:
         taken = _taken(row_R, column_R, part, len(users), len(shared))
@@ -258,15 +262,18 @@ class Groups:
         return gather_ranges(self.values_E, self.starts[keys], self.counts[keys]), self.counts[keys]
 
 
-def write_pairs(path: Path, pairs: Iterator[Neighbours], item_ids_M: np.ndarray) -> int:
-    """Writes item_id, other_id (the log's ids) and weight, by item, then falling weight. Returns the number of rows."""
+def write_pairs(path: Path, pairs: Iterator[Neighbours], item_ids_M: np.ndarray, row_group: int = ROW_GROUP) -> int:
+    """Writes item_id, other_id (the log's ids) and weight, by item, then falling weight. Returns the number of rows.
+
+    row_group: least rows of a row group; the pairs of an item share one.
+    """
     rows, block = 0, 0
     waiting: list[Neighbours] = []
     with pq.ParquetWriter(path, PAIR_SCHEMA) as writer:
         for neighbours in pairs:
             waiting.append(neighbours)
             block += len(neighbours.others_N)
-            if block >= ROW_GROUP:
+            if block >= row_group:
                 writer.write_table(_table(waiting, item_ids_M))
                 rows, block, waiting = rows + block, 0, []
         if waiting:

@@ -193,43 +193,45 @@ class MatchStatistics(Alignment):
 ROWS = 512  # R
 
 
-def autodis_max_and_mean(x_BT: Tensor, valid_BT: Tensor, slope_2H: Tensor, meta_HA: Tensor) -> Tensor:
+def autodis_max_and_mean(x_BT: Tensor, valid_BT: Tensor, slope_2H: Tensor, meta_HA: Tensor, rows: int = ROWS) -> Tensor:
     """[max_t; mean_t] of a_t = softmax(u_t) ME over the valid positions, [B, 2A]; zeros where none is valid.
 
     slope_2H: u = x slope[0] where x >= 0, and -x slope[1] where x < 0. Equal maxima share their gradient.
+    rows: R.
     """
-    return _pooled(x_BT, valid_BT, slope_2H, meta_HA)
+    return _pooled(x_BT, valid_BT, slope_2H, meta_HA, rows)
 
 
 @fx.wrap  # TorchRec's pipelines trace the ranker, and fx cannot trace an autograd function
-def _pooled(x_BT: Tensor, valid_BT: Tensor, slope_2H: Tensor, meta_HA: Tensor) -> Tensor:
-    pooled_B2A: Tensor = _MaxAndMean.apply(x_BT, valid_BT, slope_2H, meta_HA)  # type: ignore[no-untyped-call]
+def _pooled(x_BT: Tensor, valid_BT: Tensor, slope_2H: Tensor, meta_HA: Tensor, rows: int) -> Tensor:
+    pooled_B2A: Tensor = _MaxAndMean.apply(x_BT, valid_BT, slope_2H, meta_HA, rows)  # type: ignore[no-untyped-call]
     return pooled_B2A
 
 
 class _MaxAndMean(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_BT: Tensor, valid_BT: Tensor, slope_2H: Tensor, meta_HA: Tensor) -> Tensor:
+    def forward(ctx: Any, x_BT: Tensor, valid_BT: Tensor, slope_2H: Tensor, meta_HA: Tensor, chunk: int) -> Tensor:
         pooled_B2A = x_BT.new_empty(len(x_BT), 2 * meta_HA.shape[1])
-        for rows, (x_TR, valid_TR) in _chunks(x_BT, valid_BT):
+        for rows, (x_TR, valid_TR) in _chunks(chunk, x_BT, valid_BT):
             embedded_ATR = _embed(x_TR, slope_2H, meta_HA).embedded_ATR
             count_R = valid_TR.sum(dim=0)
             minus_inf_at_padding_TR = x_TR.new_zeros(x_TR.shape).masked_fill_(~valid_TR, -torch.inf)
             highest_AR = (embedded_ATR + minus_inf_at_padding_TR).amax(dim=1).masked_fill_(count_R == 0, 0)
             mean_AR = embedded_ATR.mul_(valid_TR.to(x_TR.dtype) / count_R.clamp_min(1)).sum(dim=1)
             pooled_B2A[rows] = torch.cat([highest_AR, mean_AR]).t()
+        ctx.rows = chunk
         ctx.save_for_backward(x_BT, valid_BT, slope_2H, meta_HA, pooled_B2A)
         return pooled_B2A
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_B2A: Tensor) -> tuple[Tensor, None, Tensor, Tensor]:
+    def backward(ctx: Any, grad_B2A: Tensor) -> tuple[Tensor, None, Tensor, Tensor, None]:
         x_BT, valid_BT, slope_2H, meta_HA, pooled_B2A = ctx.saved_tensors
         x_grad_BT = torch.empty_like(x_BT)
         slope_grad_2H, meta_grad_HA = torch.zeros_like(slope_2H), torch.zeros_like(meta_HA)
         width = meta_HA.shape[1]
         plus_one_HA = torch.cat([meta_HA, torch.ones_like(meta_HA[:, :1])], dim=1)
-        for rows, (x_TR, valid_TR) in _chunks(x_BT, valid_BT):
+        for rows, (x_TR, valid_TR) in _chunks(ctx.rows, x_BT, valid_BT):
             chunk = _embed(x_TR, slope_2H, meta_HA)
             grad_AP = _embedded_grad(chunk, valid_TR, pooled_B2A[rows, :width].t(), grad_B2A[rows].t()).flatten(1)
             # softmax: du = p (ME g - a . g), with p = share / total
@@ -241,7 +243,7 @@ class _MaxAndMean(torch.autograd.Function):
             positive_P, negative_P = torch.mm(slope_2H, u_grad_HP)
             x_grad_TR = torch.where(x_TR.flatten() >= 0, positive_P, -negative_P).view_as(x_TR)
             x_grad_BT[rows] = x_grad_TR.t()
-        return x_grad_BT, None, slope_grad_2H, meta_grad_HA
+        return x_grad_BT, None, slope_grad_2H, meta_grad_HA, None
 
 
 def _embedded_grad(chunk: "_Chunk", valid_TR: Tensor, highest_AR: Tensor, grad_2AR: Tensor) -> Tensor:
@@ -255,10 +257,10 @@ def _embedded_grad(chunk: "_Chunk", valid_TR: Tensor, highest_AR: Tensor, grad_2
     return is_max_ATR.mul_(of_max_AR.unsqueeze(1)).add_(of_mean_AR.unsqueeze(1)).mul_(valid_TR)
 
 
-def _chunks(*tensors_BT: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
-    """Slices of R rows, and these rows of each tensor as contiguous [T, R]."""
-    for first in range(0, len(tensors_BT[0]), ROWS):
-        rows = slice(first, first + ROWS)
+def _chunks(count: int, *tensors_BT: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:
+    """Slices of `count` rows, and these rows of each tensor as contiguous [T, R]."""
+    for first in range(0, len(tensors_BT[0]), count):
+        rows = slice(first, first + count)
         yield rows, [tensor_BT[rows].t().contiguous() for tensor_BT in tensors_BT]
 
 

@@ -30,11 +30,17 @@ class Resolved(NamedTuple):
 
 
 def resolve(
-    vectors_NV: np.ndarray, codes_NL: np.ndarray, tokenizer: Tokenizer, taken_ML: np.ndarray | None = None
+    vectors_NV: np.ndarray,
+    codes_NL: np.ndarray,
+    tokenizer: Tokenizer,
+    taken_ML: np.ndarray | None = None,
+    most_costs: int = COSTS,
+    exact: int = EXACT,
 ) -> Resolved:
     """Of the items on one SID, the one with the lowest cost stays; the others move to free last codes.
 
     taken_ML: SIDs of older items. These never move, and every new item on one of them has to.
+    most_costs: in memory at a time. exact: the largest O * F for which the cheapest assignment is found.
     Among equal costs the first item wins. Raises ContractError when the tokenizer has no `last_level_costs`.
     """
     size = tokenizer.codebook_sizes[-1]
@@ -45,12 +51,12 @@ def resolve(
     shared = shared[np.argsort(sid_N[shared], kind="stable")]
     resolved_NL, moved, unresolved = codes_NL.copy(), 0, 0
     with tqdm(total=len(shared), desc="resolve collisions", unit=" items", disable=None) as bar:
-        for block in _blocks(shared, sid_N // size, max(1, COSTS // size)):
+        for block in _blocks(shared, sid_N // size, max(1, most_costs // size)):
             costs_RK = _costs(_rows(vectors_NV, block), codes_NL[block], tokenizer)
             leaving = np.flatnonzero(~_stay(sid_N[block], costs_RK, size, taken))
             for rows in _groups(leaving, sid_N[block[leaving]] // size):
                 free_F = _free(occupied, int(sid_N[block[rows[0]]]) // size, size)
-                which, where = _assign(costs_RK[np.ix_(rows, free_F)])
+                which, where = _assign(costs_RK[np.ix_(rows, free_F)], exact)
                 resolved_NL[block[rows[which]], -1] = free_F[where]
                 moved, unresolved = moved + len(which), unresolved + len(rows) - len(which)
             bar.update(len(block))
@@ -119,11 +125,11 @@ def _free(occupied: np.ndarray, prefix: int, size: int) -> np.ndarray:
     return np.setdiff1d(np.arange(size), occupied[begin:end] - prefix * size, assume_unique=True)
 
 
-def _assign(costs_OF: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _assign(costs_OF: np.ndarray, exact: int) -> tuple[np.ndarray, np.ndarray]:
     """Row and column numbers of min(O, F) pairs of the lowest total cost, or for large inputs nearly the lowest."""
     from scipy.optimize import linear_sum_assignment  # takes long to import
 
-    if costs_OF.size <= EXACT:
+    if costs_OF.size <= exact:
         rows, columns = linear_sum_assignment(costs_OF)
         return rows, columns
     return _assign_in_rounds(costs_OF)

@@ -99,18 +99,22 @@ def code_quality(codes_NL: np.ndarray, codebook_sizes: tuple[int, ...]) -> CodeQ
 
 
 def reconstruction_error(
-    vectors_NV: np.ndarray, codes_NL: np.ndarray, tokenizer: Tokenizer, weights_NL: np.ndarray | None = None
+    vectors_NV: np.ndarray,
+    codes_NL: np.ndarray,
+    tokenizer: Tokenizer,
+    weights_NL: np.ndarray | None = None,
+    rows: int = ROWS,
 ) -> ReconstructionError | None:
     """Error of decoded codes, in bounded memory. None when the tokenizer cannot decode.
 
-    weights_NL: token weights, of a tokenizer that has some.
+    weights_NL: token weights, of a tokenizer that has some. rows: vectors decoded at a time.
     """
     squared = deviation = 0.0
     mean_V = vectors_NV.mean(axis=0, dtype=np.float64).astype(np.float32)
-    for start in trange(0, len(vectors_NV), ROWS, desc="reconstruct", unit_scale=ROWS, unit=" items", disable=None):
-        part = vectors_NV[start : start + ROWS]
-        weights = None if weights_NL is None else weights_NL[start : start + ROWS]
-        decoded = tokenizer.decode(codes_NL[start : start + ROWS], weights)
+    for start in trange(0, len(vectors_NV), rows, desc="reconstruct", unit_scale=rows, unit=" items", disable=None):
+        part = vectors_NV[start : start + rows]
+        weights = None if weights_NL is None else weights_NL[start : start + rows]
+        decoded = tokenizer.decode(codes_NL[start : start + rows], weights)
         if decoded is None:
             return None
         squared += float(np.square(part - decoded).sum(dtype=np.float64))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import criteo, criteo_rows
+from data_prep import criteo
 from data_prep.criteo import CriteoCommand, numbered
 from data_prep.criteo_rows import ValueCounts, VocabularyIds, blocks, hashed_ids, read_rows, vocabulary
 from sidrec.schema import ContractError
@@ -104,12 +104,11 @@ def test_hashing_needs_no_vocabulary(tmp_path: Path) -> None:
     assert hashed_ids(np.array([0xFFFFFFFF], np.uint32), 1 << 31).tolist() == [1 + 0xFFFFFFFF % (2**31 - 1)]
 
 
-def test_counts_are_right_however_often_they_are_merged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(criteo_rows, "LEAST_MERGED", 5)
+def test_counts_are_right_however_often_they_are_merged() -> None:
     random = np.random.default_rng(0)
     parts = [(random.zipf(1.3, 50) % 2**32).astype(np.uint32) for _ in range(40)]
     parts[3][:7] = 0
-    counter = ValueCounts()
+    counter = ValueCounts(least_merged=5)
     for part in parts:
         counter.count(part)
     values, counts = counter.total()

@@ -10,10 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import sparse
 
-from data_prep import criteo_log
 from data_prep.criteo import CriteoCommand
 from data_prep.criteo_layout import CriteoLayout
-from data_prep.criteo_log import CoOccurrence, CriteoLogCommand
+from data_prep.criteo_log import CoOccurrence, CriteoLogCommand, WorkSizes, write_log
 from sidrec import schema
 from sidrec.config import Recipe, load_file
 from sidrec.data.rows import broken_rows, split_index
@@ -49,10 +48,9 @@ def rows_of(out: Path, split: str) -> dict[str, np.ndarray]:
     return {name: table[name].to_numpy() for name in table.column_names}
 
 
-def test_log_by_a_plain_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(criteo_log, "FILE_ROWS", 64)
+def test_log_by_a_plain_reading(tmp_path: Path) -> None:
     npy, out = prepared(tmp_path), tmp_path / "data"
-    command(npy, out).run()
+    write_log(command(npy, out), WorkSizes(file=64))
     manifest = schema.load_manifest(out / schema.LOG)
     dense, ids, labels = (np.concatenate([np.load(npy / f"day_{d}_{kind}.npy") for d in range(2)]) for kind in
                           ("dense", "sparse", "labels"))  # fmt: skip

@@ -6,30 +6,25 @@ import pytest
 
 from data_prep import criteo_log
 from data_prep.criteo import CriteoCommand
-from data_prep.criteo_log import CriteoLogCommand
+from data_prep.criteo_log import CriteoLogCommand, WorkSizes, write_log
 from data_prep.work_folder import save_snapshot
 from tests.data_prep.criteo_text import random_lines, write
 from tests.digests import digest
 from tests.killed import killed_when
 
-FLAGS = {"FILE_ROWS": 16, "RANGE_ROWS": 16, "SNAPSHOT_ROWS": 64}
-SCRIPT = f"""
+SIZES = WorkSizes(file=16, range=16, snapshot=64)
+SCRIPT = """
 import sys
-from data_prep import criteo_log
-from data_prep.command import run
-from data_prep.criteo_log import CriteoLogCommand
-criteo_log.FILE_ROWS = {FLAGS["FILE_ROWS"]}
-criteo_log.RANGE_ROWS, criteo_log.SNAPSHOT_ROWS = {FLAGS["RANGE_ROWS"]}, {FLAGS["SNAPSHOT_ROWS"]}
-run(CriteoLogCommand, "data_prep.criteo_log")
+from pathlib import Path
+from data_prep.criteo_log import CriteoLogCommand, write_log
+from tests.data_prep.test_criteo_log_restart import SIZES
+write_log(CriteoLogCommand(Path(sys.argv[1]), Path(sys.argv[2]), "C3", width=8), SIZES)
 """
 
 
 @pytest.fixture
-def npy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Prepared files of 1,500 rows, which this process cuts as small as the one that is killed."""
-    monkeypatch.setattr(criteo_log, "FILE_ROWS", FLAGS["FILE_ROWS"])
-    monkeypatch.setattr(criteo_log, "RANGE_ROWS", FLAGS["RANGE_ROWS"])
-    monkeypatch.setattr(criteo_log, "SNAPSHOT_ROWS", FLAGS["SNAPSHOT_ROWS"])
+def npy(tmp_path: Path) -> Path:
+    """Prepared files of 1,500 rows."""
     lines = random_lines(1500, 4)
     days = [write(tmp_path / f"day_{day}", part) for day, part in enumerate((lines[:704], lines[704:]))]
     CriteoCommand((*days, tmp_path / "npy"), threshold=2).run()
@@ -38,12 +33,12 @@ def npy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def kill_log(appears: str, npy: Path, out: Path) -> None:
     partial = out.with_name(out.name + ".partial")
-    killed_when(partial / appears, ["-c", SCRIPT, str(npy), str(out), "--item", "C3", "--width", "8"])
+    killed_when(partial / appears, ["-c", SCRIPT, str(npy), str(out)])
     assert not out.exists()
 
 
 def finish(npy: Path, out: Path, width: int = 8) -> None:
-    CriteoLogCommand(npy, out, "C3", width=width).run()
+    write_log(CriteoLogCommand(npy, out, "C3", width=width), SIZES)
 
 
 def test_killed_and_continued_equals_uninterrupted(tmp_path: Path, npy: Path) -> None:

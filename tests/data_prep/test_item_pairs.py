@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep import item_pairs
 from data_prep.item_pairs import Neighbours, PairSettings, Sequences, co_occurrence, swing, write_pairs
 from sidrec.schema import ContractError
 
@@ -68,10 +67,9 @@ def test_swing_by_hand() -> None:
 
 @pytest.mark.parametrize("columns", [4096, 3])
 @pytest.mark.parametrize("alpha", [1.0, 0.0, 5.0])
-def test_swing_equals_the_loop_over_pairs_of_users(monkeypatch: Any, alpha: float, columns: int) -> None:
-    monkeypatch.setattr(item_pairs, "COLUMNS", columns)
+def test_swing_equals_the_loop_over_pairs_of_users(alpha: float, columns: int) -> None:
     histories = random_histories()
-    found = weights_of(swing(sequences_of(*histories), 1000, alpha, EVERYBODY, 0))
+    found = weights_of(swing(sequences_of(*histories), 1000, alpha, EVERYBODY, 0, columns))
     assert found == pytest.approx(slow_swing(histories, alpha), rel=1e-6)
     assert len(found) > 100
 
@@ -99,11 +97,10 @@ def test_heaviest_neighbours_first_and_equal_ones_by_item() -> None:
     assert kept.weights_N.tolist() == [5, 2, 1]
 
 
-def test_file_has_the_log_s_ids_block_by_block(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(item_pairs, "ROW_GROUP", 2)
+def test_file_has_the_log_s_ids_block_by_block(tmp_path: Path) -> None:
     pairs = [(0, [2, 1]), (1, [0]), (2, [0, 1, 3])]
     neighbours = [Neighbours(item, np.array(others), np.ones(len(others), np.float32)) for item, others in pairs]
-    rows = write_pairs(tmp_path / "pairs.parquet", iter(neighbours), np.array([5, 6, 7, 9]))
+    rows = write_pairs(tmp_path / "pairs.parquet", iter(neighbours), np.array([5, 6, 7, 9]), row_group=2)
     table = pq.read_table(tmp_path / "pairs.parquet")
     assert rows == 6
     assert table["item_id"].to_pylist() == [5, 5, 6, 7, 7, 7]

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sidrec.model import alignment
 from sidrec.model.alignment import AutoDis, autodis_max_and_mean
 from sidrec.model.history import index_history, mean_of_history, products_with_history
 
@@ -97,8 +96,7 @@ def slow_autodis(x_BT: Tensor, valid_BT: Tensor, slope_2H: Tensor, meta_HA: Tens
 
 
 @pytest.mark.parametrize("rows", [2, 3, 100])
-def test_autodis_in_pieces(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(alignment, "ROWS", rows)
+def test_autodis_in_chunks_of_rows(rows: int) -> None:
     valid_BT = histories() > 0
     x_BT = (torch.rand(B, T, dtype=torch.double) * 2 - 1) * valid_BT
     x_BT[0, 1] = x_BT[0, 0]  # the same item twice: equal maxima
@@ -106,7 +104,7 @@ def test_autodis_in_pieces(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     slope_2H = torch.randn(2, H, dtype=torch.double) * 5
     meta_HA = torch.randn(H, A, dtype=torch.double)
     x_grad_BT, _, _ = assert_same(
-        lambda x_BT, slope_2H, meta_HA: autodis_max_and_mean(x_BT, valid_BT, slope_2H, meta_HA),
+        lambda x_BT, slope_2H, meta_HA: autodis_max_and_mean(x_BT, valid_BT, slope_2H, meta_HA, rows),
         lambda x_BT, slope_2H, meta_HA: slow_autodis(x_BT, valid_BT, slope_2H, meta_HA),
         [x_BT, slope_2H, meta_HA],
     )

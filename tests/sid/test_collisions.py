@@ -7,7 +7,6 @@ import pytest
 
 from sidrec.config.learners import RandomCodesConfig
 from sidrec.schema import ContractError
-from sidrec.sid import collisions
 from sidrec.sid.catalog import Catalog
 from sidrec.sid.collisions import resolve
 from sidrec.sid.learners.kmeans import ResidualKMeans
@@ -107,14 +106,13 @@ def test_equals_trying_every_assignment(seed: int, monkeypatch: pytest.MonkeyPat
     assert (whole.codes_NL[:, :-1] == codes[:, :-1]).all()
     assert whole.moved + whole.unresolved == 30 - len(stay)
     assert len(np.unique(whole.codes_NL, axis=0)) == 30 - whole.unresolved
-    monkeypatch.setattr(collisions, "COSTS", 1)  # one prefix at a time
-    assert resolve(vectors, codes, tokenizer).codes_NL.tolist() == whole.codes_NL.tolist()
+    one_prefix_at_a_time = resolve(vectors, codes, tokenizer, most_costs=1)
+    assert one_prefix_at_a_time.codes_NL.tolist() == whole.codes_NL.tolist()
 
 
-def test_large_prefixes_are_served_in_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collisions, "EXACT", 0)
+def test_large_prefixes_are_served_in_rounds() -> None:
     vectors = column(0.2, 0.1, -0.3, 0.0)
-    resolved = resolve(vectors, decimals().encode(vectors).codes_NL, decimals())
+    resolved = resolve(vectors, decimals().encode(vectors).codes_NL, decimals(), exact=0)
     # 0.0 stays; all ask for 1, 0.2 is nearest; then 2: 0.1; then nothing is free
     assert resolved.codes_NL[:, 1].tolist() == [1, 2, 0, 0]
     assert (resolved.moved, resolved.unresolved) == (2, 1)

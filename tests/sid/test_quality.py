@@ -92,17 +92,16 @@ def test_no_items_are_refused() -> None:
         code_quality(np.zeros((0, 2), dtype=np.int64), (4, 4))
 
 
-def test_reconstruction_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reconstruction_by_hand() -> None:
     """Vectors (0, 0) and (4, 2), codes stand for (0, 1) and (4, 0): errors 1 and 4; mean (2, 1), deviations 5 and 5."""
     tokenizer = ResidualKMeans(np.array([[[0, 1], [4, 0]]], dtype=np.float32), beam=1)
     vectors = np.array([[0, 0], [4, 2]], dtype=np.float32)
-    monkeypatch.setattr("sidrec.sid.quality.ROWS", 1)  # also across chunks
-    error = reconstruction_error(vectors, np.array([[0], [1]]), tokenizer)
+    error = reconstruction_error(vectors, np.array([[0], [1]]), tokenizer, rows=1)  # also across chunks
     assert error is not None
     assert (error.squared_error, error.variance, error.unexplained_variance) == (2.5, 5, 0.5)
 
 
-def test_reconstruction_with_weights_takes_each_item_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reconstruction_with_weights_takes_each_item_s_own() -> None:
     class Weighted(ResidualKMeans):
         def decode(self, codes_NL: np.ndarray, weights_NL: np.ndarray | None = None) -> np.ndarray:
             assert weights_NL is not None
@@ -110,8 +109,7 @@ def test_reconstruction_with_weights_takes_each_item_s_own(monkeypatch: pytest.M
 
     tokenizer = Weighted(np.array([[[1, 0], [0, 1]]], dtype=np.float32), beam=1)
     vectors, codes = np.array([[3, 0], [0, 5]], dtype=np.float32), np.array([[0], [1]])
-    monkeypatch.setattr("sidrec.sid.quality.ROWS", 1)
-    error = reconstruction_error(vectors, codes, tokenizer, np.array([[3], [4]], dtype=np.float32))
+    error = reconstruction_error(vectors, codes, tokenizer, np.array([[3], [4]], dtype=np.float32), rows=1)
     assert error is not None
     assert error.squared_error == 0.5
 

@@ -54,13 +54,13 @@ def test_encode_equals_faiss_beam_search(beam: int) -> None:
     assert ResidualKMeans(codebooks, beam).encode(vectors).codes_NL.tolist() == expected.tolist()
 
 
-def test_many_rows_encode_as_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_rows_encode_as_one_by_one() -> None:
     rng = np.random.default_rng(0)
     tokenizer = ResidualKMeans(rng.standard_normal((2, 5, 4)).astype(np.float32), beam=2)
     vectors = rng.standard_normal((33, 4)).astype(np.float32)
     whole = tokenizer.encode(vectors).codes_NL
-    monkeypatch.setattr("sidrec.sid.learners.kmeans.DISTANCES", 40)  # 4 rows at a time
-    assert tokenizer.encode(vectors).codes_NL.tolist() == whole.tolist()
+    four_rows_at_a_time = tokenizer.encode(vectors, distances=40)
+    assert four_rows_at_a_time.codes_NL.tolist() == whole.tolist()
     assert [tokenizer.encode(row[None]).codes_NL[0].tolist() for row in vectors] == whole.tolist()
 
 

@@ -79,11 +79,12 @@ class ResidualKMeans(Tokenizer):
     def width(self) -> int:
         return int(self._codebooks_LKV.shape[2])
 
-    def encode(self, vectors_NV: np.ndarray) -> Encoded:
+    def encode(self, vectors_NV: np.ndarray, distances: int = DISTANCES) -> Encoded:
+        """distances: computed at a time, at least those of one row."""
         check_width(vectors_NV, self.width)
         levels, size, _ = self._codebooks_LKV.shape
         codes_NL = np.empty((len(vectors_NV), levels), dtype=np.int64)
-        rows = max(1, DISTANCES // (self._beam * size))
+        rows = max(1, distances // (self._beam * size))
         search = _greedy if self._beam == 1 else partial(_beam_search, beam=self._beam)
         for start in trange(0, len(vectors_NV), rows, desc="encode", unit_scale=rows, unit=" items", disable=None):
             part = slice(start, start + rows)

@@ -198,17 +198,17 @@ DOUBLINGS = 4  # five kernels, each with twice the bandwidth of the one before; 
 ROWS = 128  # rows of a block
 
 
-def mmd(x_BD: Tensor, y_CD: Tensor) -> Tensor:
+def mmd(x_BD: Tensor, y_CD: Tensor, rows: int = ROWS) -> Tensor:
     """Maximum mean discrepancy of two batches, a scalar: `gaussian_mmd` with the mean squared distance of all rows.
 
-    Shapes: B rows of one batch, C of the other, N = B + C, R rows of a block. The bandwidth has no gradient.
+    Shapes: B rows of one batch, C of the other, N = B + C, R = `rows` of a block. The bandwidth has no gradient.
     """
     points_ND = torch.cat([x_BD, y_CD]).detach()
     mean_distance = 2 * (points_ND - points_ND.mean(dim=0)).square().sum() / (len(points_ND) - 1)
-    return gaussian_mmd(x_BD, y_CD, mean_distance)
+    return gaussian_mmd(x_BD, y_CD, mean_distance, rows)
 
 
-def gaussian_mmd(x_BD: Tensor, y_CD: Tensor, bandwidth: Tensor) -> Tensor:
+def gaussian_mmd(x_BD: Tensor, y_CD: Tensor, bandwidth: Tensor, rows: int = ROWS) -> Tensor:
     """mean k(x, x') + mean k(y, y') - 2 mean k(x, y), the biased V-statistic, which includes every pair.
 
     k(a, b) = sum_i exp(-|a - b|^2 / (2^i bandwidth)), i = -2 .. 2. It is 0 for equal batches and never negative.
@@ -217,7 +217,7 @@ def gaussian_mmd(x_BD: Tensor, y_CD: Tensor, bandwidth: Tensor) -> Tensor:
     points_ND = points_ND - points_ND.detach().mean(dim=0)  # rounding errors grow with the distance from the origin
     share_N = torch.cat([x_BD.new_full((len(x_BD),), 1 / len(x_BD)), y_CD.new_full((len(y_CD),), -1 / len(y_CD))])
     widest = bandwidth.clamp_min(torch.finfo(bandwidth.dtype).tiny) * 2 ** (DOUBLINGS // 2)
-    discrepancy: Tensor = _KernelSum.apply(points_ND, share_N, widest)  # type: ignore[no-untyped-call]
+    discrepancy: Tensor = _KernelSum.apply(points_ND, share_N, widest, rows)  # type: ignore[no-untyped-call]
     return discrepancy
 
 
@@ -229,12 +229,12 @@ class _KernelSum(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, points_ND: Tensor, share_N: Tensor, widest: Tensor) -> Tensor:
+    def forward(ctx: Any, points_ND: Tensor, share_N: Tensor, widest: Tensor, block: int) -> Tensor:
         length_N = points_ND.square().sum(dim=1)
         shared_ND = share_N[:, None] * points_ND
         total, gradient_ND = points_ND.new_zeros(()), torch.empty_like(points_ND)
-        for first in range(0, len(points_ND), ROWS):
-            rows = slice(first, first + ROWS)
+        for first in range(0, len(points_ND), block):
+            rows = slice(first, first + block)
             distance_RN = torch.addmm(length_N, points_ND[rows], points_ND.T, alpha=-2).add_(length_N[rows, None])
             kernel_RN, slope_RN = _kernels(distance_RN.clamp_min_(0).div_(-widest))
             total += share_N[rows] @ (kernel_RN @ share_N)
@@ -245,9 +245,9 @@ class _KernelSum(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient_ND,) = ctx.saved_tensors
-        return gradient * gradient_ND, None, None
+        return gradient * gradient_ND, None, None, None
 
 
 def _kernels(exponent_RN: Tensor) -> tuple[Tensor, Tensor]:

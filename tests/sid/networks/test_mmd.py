@@ -61,15 +61,14 @@ def test_gradient_at_a_fixed_bandwidth() -> None:
     assert torch.autograd.gradcheck(lambda x, y: gaussian_mmd(x, y, bandwidth), (x_BD, y_CD))
 
 
-def test_piece_by_piece_is_as_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_of_rows_equal_all_rows_at_once() -> None:
     torch.manual_seed(6)
     x_BD, y_CD = torch.randn(5, 3, requires_grad=True), torch.randn(6, 3, requires_grad=True)
     whole = mmd(x_BD, y_CD)
     expected = torch.autograd.grad(whole, (x_BD, y_CD))
-    monkeypatch.setattr("sidrec.sid.networks.mm_rqvae.ROWS", 4)
-    pieces = mmd(x_BD, y_CD)
-    assert pieces.item() == pytest.approx(whole.item(), abs=1e-6)
-    for found, gradient in zip(torch.autograd.grad(pieces, (x_BD, y_CD)), expected, strict=True):
+    blocks = mmd(x_BD, y_CD, rows=4)
+    assert blocks.item() == pytest.approx(whole.item(), abs=1e-6)
+    for found, gradient in zip(torch.autograd.grad(blocks, (x_BD, y_CD)), expected, strict=True):
         torch.testing.assert_close(found, gradient)
 
 
