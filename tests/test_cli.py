@@ -188,7 +188,7 @@ def test_exit_status(outcome: int | BaseException | None, status: int, monkeypat
         ),
     ],
 )
-def test_a_users_mistake_is_one_sentence(
+def test_a_users_mistake_is_one_message(
     error: Exception, sentence: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _raising(error, monkeypatch) == 2

@@ -148,7 +148,7 @@ def test_reference_and_results_without_ranks(tmp_path: Path) -> None:
     assert "are missing (NAME.npz): old." in text
 
 
-def test_token_weights_are_told(tmp_path: Path) -> None:
+def test_token_weights_are_reported(tmp_path: Path) -> None:
     write(tmp_path, "adc_sid")
     change(write(tmp_path, "adc_sid_weights"), lambda result: result["settings"].update(token_weights=True))
     assert {"adc_sid", "adc_sid_weights, token weights"} <= set(rows(report(tmp_path, None)))
@@ -221,7 +221,7 @@ def test_ranks_of_another_run_or_of_other_users(tmp_path: Path) -> None:
         report(tmp_path, None)
 
 
-def test_command_says_one_sentence(
+def test_command_prints_one_message(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.argv", ["report", str(tmp_path)])

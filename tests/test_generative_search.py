@@ -100,7 +100,7 @@ def test_beams_without_a_sid_score_minus_infinity(model: SidTransformer) -> None
         assert sorted(sid_W[score_W > -torch.inf].tolist()) == [0, 1, 2]
 
 
-def test_a_position_knows_nothing_of_what_comes_later(
+def test_a_position_does_not_depend_on_later_ones(
     model: SidTransformer, histories: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
     codes_BTL, _ = histories

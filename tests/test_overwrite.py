@@ -136,7 +136,7 @@ Catalog(np.arange(1, 3), np.zeros((2, 1), int), (4,)).save(Path("{tmp_path / "ca
     assert load_catalog(tmp_path / "catalog").fingerprint == small_catalog(1).fingerprint
 
 
-def test_a_fit_removes_its_checkpoint_and_nothing_beside_it(tmp_path: Path) -> None:
+def test_a_fit_removes_only_its_own_checkpoint(tmp_path: Path) -> None:
     for name in ("training.pt", "training.partial", "notes.txt"):
         (tmp_path / name).write_text("")
     remove_checkpoint(tmp_path)

@@ -103,7 +103,7 @@ def test_fits_are_recorded_skipped_and_tabulated(capsys: pytest.CaptureFixture[s
     assert json.loads((folder / "summary.json").read_text())["4x2"]["adc_sid"]["seeds"] == [0, 1]
 
 
-def test_result_says_what_the_catalog_holds() -> None:
+def test_result_describes_the_catalog() -> None:
     assert _run("run") == 0
     result = _results().get("4x2", "adc_sid", 0)
     assert result is not None

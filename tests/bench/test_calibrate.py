@@ -63,7 +63,7 @@ def test_dense_layers_that_take_long_say_nothing_about_plans() -> None:
         assert found[kind] == pytest.approx(expected[kind], rel=0.05)
 
 
-def test_a_bench_in_a_slow_hour_says_nothing_about_plans() -> None:
+def test_plans_measured_in_a_slow_hour_are_not_called_slow() -> None:
     """Two benches of one model, plans of the second 20 ms slower each: a fit that took them for one would be off."""
     first, second = _samples(30, noise=0.0), _samples(30, noise=0.0, seed=1)
     slow = [replace(each, step=each.step + 20.0, bench=f"{each.bench}, later") for each in second]

@@ -30,7 +30,7 @@ def test_rounds_in_which_all_is_slow_are_no_difference() -> None:
     assert found.high - found.low < 0.04
 
 
-def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
+def test_the_interval_covers_the_truth_at_its_level() -> None:
     rng = np.random.default_rng(1)
     held = []
     for _ in range(200):

@@ -8,7 +8,7 @@ from sidrec.bench.result import load_bench, parse_bench
 from tests.bench.bench_results import made_up
 
 
-def test_a_bench_is_written_back_as_it_was(tmp_path: Path) -> None:
+def test_a_bench_survives_a_round_trip(tmp_path: Path) -> None:
     names = ("tables-2", "chosen/tables-2")
     for name in names:
         (tmp_path / name).mkdir(parents=True)

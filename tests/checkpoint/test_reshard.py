@@ -79,7 +79,7 @@ def test_losses_go_on(world: int, recipe: Recipe, saved: tuple[Path, list[Run]])
     assert converted == {"rowwise_adagrad"}
 
 
-def test_the_tolerance_tells_a_lost_optimizer(recipe: Recipe, saved: tuple[Path, list[Run]]) -> None:
+def test_the_tolerance_detects_a_lost_optimizer_state(recipe: Recipe, saved: tuple[Path, list[Run]]) -> None:
     folder, runs = saved
     losses = run_on_ranks(1, losses_with_new_optimizers, recipe, runs, folder)[0]
     for run in runs:

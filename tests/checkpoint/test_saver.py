@@ -92,7 +92,7 @@ def save_beside_training(rank: int, world: int, folder: Path) -> None:
     saver.finish()
 
 
-def test_training_goes_on_beside_the_write(tmp_path: Path) -> None:
+def test_training_continues_during_the_write(tmp_path: Path) -> None:
     run_on_ranks(2, save_beside_training, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-1", "step-2"], "left-overs are removed"
 

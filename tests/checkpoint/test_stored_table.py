@@ -34,7 +34,7 @@ def test_parts_cover_the_table_in_order(tmp_path: Path) -> None:
     assert [len(rows) for _, rows in table.parts(1)] == [1] * 13, "one row at least"
 
 
-def test_tables_and_their_state_are_told_by_their_keys(tmp_path: Path) -> None:
+def test_tables_and_their_state_are_recognized_by_key(tmp_path: Path) -> None:
     layer = "model/backbone.weight"
     tensors = {HID: grid(TABLE_RD, 1, 1), HID_SUM: grid(TABLE_RD, 2, 1), layer: grid(numbered(2, 2), 1, 1)}
     tensors |= {USER: grid(numbered(3, 4), 1, 1), HID_ROW_SUM: grid(numbered(13, 2), 1, 2)}
@@ -45,7 +45,7 @@ def test_tables_and_their_state_are_told_by_their_keys(tmp_path: Path) -> None:
     assert tables["user_id"].state == {}
 
 
-def test_files_that_are_not_what_the_index_says(tmp_path: Path) -> None:
+def test_files_that_differ_from_the_index(tmp_path: Path) -> None:
     path = write_checkpoint(tmp_path / "step-7", {HID: grid(TABLE_RD, 2, 1)})
     with pytest.raises(CheckpointError, match="expected a table model/nothing, got none of that name"):
         StoredTable(path, "model/nothing")

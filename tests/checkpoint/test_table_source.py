@@ -188,7 +188,7 @@ def test_a_file_cut_short_after_it_was_opened(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [as_safetensors, as_npy, as_numbered_lists, as_lists])
-def test_broken_bytes_end_in_a_sentence_or_in_rows(write: Callable[[Path], str], tmp_path: Path) -> None:
+def test_broken_bytes_end_in_a_message_or_in_rows(write: Callable[[Path], str], tmp_path: Path) -> None:
     """Most of them in the first and last bytes, where a file says what it is."""
     name = write(tmp_path)
     path = next(tmp_path.iterdir())

@@ -126,7 +126,7 @@ def test_what_a_sample_cannot_see_a_full_look_does(tmp_path: Path) -> None:
         list(batches)
 
 
-def test_the_manifest_knows_what_tables_are_needed_and_what_files_were(tmp_path: Path) -> None:
+def test_the_manifest_lists_table_rows_and_source_files(tmp_path: Path) -> None:
     CriteoCommand((write(tmp_path / "day_0", random_lines(600, 0)), tmp_path / "out")).run()
     needed = json.loads((tmp_path / "out/manifest.json").read_text())["categorical"]["table_rows"]
     opened(tmp_path / "out", table_rows=needed, look="full")

@@ -51,7 +51,7 @@ def test_an_epoch_that_was_left_early_does_not_show_in_the_next(tmp_path: Path) 
     assert row_numbers(loader.batches(1)) == row_numbers(log.loader().batches(1))
 
 
-def test_a_workers_error_is_the_same_sentence(tmp_path: Path) -> None:
+def test_an_error_in_a_worker_has_the_same_message(tmp_path: Path) -> None:
     log = write_log(tmp_path, [with_value(table_of(40), "label", 21, 2.0)])
     sentences = []
     for workers in (0, 2):
@@ -158,7 +158,7 @@ def _rows_beside_collectives(rank: int, world: int, folder: Path) -> list[list[i
         thread.join()
 
 
-def test_two_ranks_with_two_workers_each_beside_running_threads(tmp_path: Path) -> None:
+def test_two_ranks_with_two_workers_each_and_other_threads(tmp_path: Path) -> None:
     log = log_of(tmp_path, 129)
     ranks = run_on_ranks(2, _rows_beside_collectives, tmp_path)
     expected = row_numbers(log.loader().batches(0)) + row_numbers(log.loader().batches(1))

@@ -26,7 +26,7 @@ def rows_of(log: list[Event], **flags: Any) -> list[dict]:
 
 @QUICK
 @given(log=logs, partition_rows=st.integers(1, 50), history=st.integers(0, 3), days=st.integers(1, 3))
-def test_every_row_says_what_was_known_strictly_before(
+def test_statistics_of_a_row_count_earlier_rows_only(
     log: list[Event], partition_rows: int, history: int, days: int
 ) -> None:
     rows = rows_of(log, partition_rows=partition_rows, history=history, recent_days=days)

@@ -129,7 +129,7 @@ def test_flags_out_of_range(tmp_path: Path, flag: str, value: float) -> None:
         MovieLensCommand(source, tmp_path / "out", LogSettings(**{flag: value}), vectors="none").run()  # type: ignore[arg-type]
 
 
-def test_the_command_says_it_on_one_line(tmp_path: Path) -> None:
+def test_the_command_prints_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "data_prep.movielens", str(tmp_path / "absent"), str(tmp_path / "out")]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     assert done.returncode == 2

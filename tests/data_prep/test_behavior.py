@@ -55,7 +55,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return data
 
 
-def test_what_is_written(world: Path, tmp_path: Path) -> None:
+def test_written_files(world: Path, tmp_path: Path) -> None:
     plain = pq.read_table(make(tmp_path / "data", LATE) / "items.parquet")
     table = pq.read_table(world / "items.parquet")
     assert table.drop_columns(["behavior"]).equals(plain)
@@ -146,7 +146,7 @@ def untouched(data: Path, words: str, sasrec: SasRecSettings = SASREC, pairs: Pa
     assert {path: path.stat().st_mtime_ns for path in data.iterdir()} == before
 
 
-def test_bad_input_leaves_everything_as_it_was(tmp_path: Path) -> None:
+def test_bad_input_changes_no_file(tmp_path: Path) -> None:
     data = make(tmp_path / "data", LATE)
     untouched(data, "--width: expected at least 1, got 0", sasrec=replace(SASREC, width=0))
     untouched(data, "--window: expected at least 1, got 0", pairs=replace(PAIRS, window=0))

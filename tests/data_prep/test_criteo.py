@@ -74,7 +74,7 @@ def test_lines_may_end_as_on_windows(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read[0].dense_NX, read[1].dense_NX)
 
 
-def test_manifest_tells_rows_sizes_and_checksums(tmp_path: Path) -> None:
+def test_manifest_has_rows_sizes_and_checksums(tmp_path: Path) -> None:
     source = write(tmp_path / "train.txt", random_lines(200, 3))
     out = tmp_path / "out"
     CriteoCommand((source, out), threshold=1).run()

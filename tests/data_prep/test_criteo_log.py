@@ -89,7 +89,7 @@ def test_log_by_a_plain_reading(tmp_path: Path) -> None:
     ].tolist()
 
 
-def test_items_and_vectors_do_not_know_what_comes_after_the_train_split(tmp_path: Path) -> None:
+def test_items_and_vectors_do_not_depend_on_later_splits(tmp_path: Path) -> None:
     npy = prepared(tmp_path)
     command(npy, tmp_path / "before").run()
     for kind in ("sparse", "labels", "dense"):

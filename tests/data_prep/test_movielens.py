@@ -63,7 +63,7 @@ def test_csv_layout(tmp_path: Path) -> None:
     assert [row["cat_decade"] for row in rows] == [1, 1, 1, 0, 0, 1]
 
 
-def test_dat_layout_says_the_same(tmp_path: Path) -> None:
+def test_dat_layout_gives_the_same_log(tmp_path: Path) -> None:
     assert prepared(dat_folder(tmp_path / "dat"), tmp_path / "a") == prepared(
         csv_folder(tmp_path / "csv"), tmp_path / "b"
     )

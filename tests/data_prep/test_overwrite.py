@@ -384,7 +384,7 @@ def test_the_current_folder_as_output(tmp_path: Path, log: Path, out: Path, monk
     assert (out / "items.parquet").exists()
 
 
-def test_the_command_ends_with_status_2_and_one_sentence(tmp_path: Path, log: Path) -> None:
+def test_the_command_ends_with_status_2_and_one_message(tmp_path: Path, log: Path) -> None:
     (tmp_path / "project").mkdir()
     (tmp_path / "project" / "notes.txt").write_text("mine")
     command = [sys.executable, "-m", "data_prep.interactions", str(log), str(tmp_path / "project"), "--overwrite"]

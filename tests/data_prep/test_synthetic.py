@@ -59,7 +59,7 @@ def matches(rows: list[dict], codes: np.ndarray) -> np.ndarray:
     return features
 
 
-def test_probability_follows_from_what_the_row_shows(world: Path, rows: list[dict]) -> None:
+def test_probability_follows_from_the_row(world: Path, rows: list[dict]) -> None:
     logit = SMALL.bias + matches(rows, clusters(world)) @ np.array([*SMALL.affinity, SMALL.popularity])
     stored = np.array([row[BAYES_PROBABILITY] for row in rows])
     assert stored == pytest.approx(1 / (1 + np.exp(-logit)), abs=1e-6)

@@ -22,7 +22,7 @@ def test_every_learner_is_one_line() -> None:
     assert {type(config.learner) for config in configs} == set(LEARNERS)
 
 
-def test_the_section_and_what_plugs_into_it() -> None:
+def test_the_section_and_its_added_keys() -> None:
     whole, added = re.findall(r"```yaml\n(.*?)```", SECTION, re.DOTALL)
     section = yaml.safe_load(whole)["tokenizer"]
     section["learner"] |= yaml.safe_load(added)["learner"]

@@ -110,7 +110,7 @@ def test_words_arrive_as_they_were_given(word: str, tmp_path: Path) -> None:
     assert done.stdout.endswith(f"<-m>\n<sidrec>\n<evaluate>\n<run>\n<{word}>\n")
 
 
-def test_a_machine_that_is_not_told_the_first_one_fails(tmp_path: Path) -> None:
+def test_a_machine_without_the_address_of_the_first_fails(tmp_path: Path) -> None:
     app = components.train("r.yaml", nodes=2, image="any")
     assert "<localhost:29500>" in _run_shell(app, tmp_path, TORCHX_RANK0_HOST="localhost").stdout
     alone = _run_shell(app, tmp_path)

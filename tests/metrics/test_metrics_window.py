@@ -28,7 +28,7 @@ def test_gauc_weighs_users_by_rows_and_leaves_out_users_of_one_class() -> None:
     assert gauc.compute().item() == (4 * 3.5 / 4 + 2 * 0.0) / (4 + 2)
 
 
-def test_uauc_counts_users_alike() -> None:
+def test_uauc_gives_users_equal_weight() -> None:
     uauc = Uauc(Window(100))
     uauc.update(*FOUR_USERS)
     assert uauc.compute().item() == (3.5 / 4 + 0.0) / 2
@@ -100,7 +100,7 @@ def test_forward_returns_the_value_of_its_batch_alone() -> None:
     assert gauc.compute().item() == 2 / 4
 
 
-def test_resume_from_a_state_dict_goes_on_as_if_nothing_had_happened() -> None:
+def test_resume_from_a_state_dict_equals_uninterrupted_training() -> None:
     log, whole = Log.drawn(350, 20), Gauc(Window(100))
     batches = list(log.batches(30))
     for rows in batches[:6]:

@@ -70,7 +70,7 @@ def test_an_item_alone_in_its_lane_has_nothing_to_learn() -> None:
 
 
 @pytest.mark.parametrize("teaches_gate", [True, False])
-def test_gate_sid_contrasts_as_strongly_as_its_gate_says(teaches_gate: bool) -> None:
+def test_gate_sid_weighs_the_contrastive_loss_by_its_gate(teaches_gate: bool) -> None:
     config = GateSidItem(
         granularities=("s1", "s2"), contrastive=GateContrast(weight=0.3, temperature=0.2, teaches_gate=teaches_gate)
     )

@@ -75,7 +75,7 @@ def trained(
 
 
 @pytest.mark.parametrize("optimizer", [AdagradTables(), RowwiseAdagradTables(), SgdTables()], ids=lambda o: o.kind)
-def test_two_ranks_learn_what_one_does(optimizer: TableOptimizer) -> None:
+def test_two_ranks_learn_the_same_as_one(optimizer: TableOptimizer) -> None:
     alone = run_on_ranks(1, trained, optimizer, ROWS_AND_WIDTHS)[0]
     first, second = run_on_ranks(2, trained, optimizer, ROWS_AND_WIDTHS)
     assert len(second["last/bags.embedding_bags.one.weight"]) == 0, "the case this test is for"

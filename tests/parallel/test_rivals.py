@@ -78,7 +78,7 @@ def subwords_of(rank: int, world: int, recipe: Recipe) -> tuple[str | None, np.n
     return data.fingerprint, data.tables.rows_IF
 
 
-def test_all_ranks_cut_sids_alike_and_a_checkpoint_would_know(folder: Path, tmp_path: Path) -> None:
+def test_all_ranks_learn_the_same_subwords_and_the_fingerprint_tells(folder: Path, tmp_path: Path) -> None:
     recipe = recipe_of(folder, RIVALS["subwords"])
     (first, rows), (second, others) = run_on_ranks(2, subwords_of, recipe)
     assert first == second

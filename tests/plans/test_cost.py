@@ -111,7 +111,7 @@ def _calibrated(spread: float = 0.0, **milliseconds: float) -> CalibratedCost:
     return CalibratedCost(Calibration(VERSION, "cpu", {2: UnitCosts(milliseconds, 1, ["m"], 0.0, spread)}))
 
 
-def test_a_plan_costs_what_its_work_does() -> None:
+def test_the_cost_of_a_plan_is_that_of_its_work() -> None:
     load, there, rng = workload(TABLES), hardware(), np.random.default_rng(0)
     milliseconds = dict(zip(KINDS, rng.random(len(KINDS)).tolist(), strict=True))
     cost = _calibrated(**milliseconds)

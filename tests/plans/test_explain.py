@@ -49,7 +49,7 @@ def test_a_rejected_layouts_step_is_that_of_the_plan_with_that_table_moved() -> 
         assert way.step == pytest.approx(min(steps))
 
 
-def test_a_layout_that_does_not_fit_says_how_many_bytes_it_lacks() -> None:
+def test_a_layout_that_exceeds_memory_names_the_missing_bytes() -> None:
     load, there = workload({"large": (100_000, 64)}), hardware(2)
     row_wise = enumerate_options(load, there, sharders(), {"large": ("row_wise",)})["large"][0]
     whole = enumerate_options(load, there, sharders(), {"large": ("table_wise",)})["large"][0].shards[0].storage.ddr
@@ -127,7 +127,7 @@ def test_nothing_is_planned_where_the_export_could_not_be_written(three: Path) -
         main([str(three), "--export", str(three / "plan.json")])  # a file is no folder
 
 
-def test_a_search_that_takes_long_says_what_is_left(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_long_search_prints_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
     seconds = iter([1.0, 4.0, 5.0, 7.0, 12.0])
     progress = search_progress(started=0.0, clock=lambda: next(seconds))
     steps = (("first", 0, 1), ("second", 0, 4), ("second", 1, 4), ("second", 2, 4), ("third", 0, 2))

@@ -45,7 +45,7 @@ def test_every_type_is_offered_on_cpu_and_gpu_in_a_fixed_order() -> None:
             assert [option.sharding_type for option in found] == list(SHARDING_TYPES)
 
 
-def test_shards_that_are_alike_are_estimated_as_torchrec_estimates_them_one_by_one() -> None:
+def test_estimates_of_equal_shards_equal_torchrecs_one_by_one() -> None:
     load, there = workload(SHAPES, ids_per_bag=3.0), hardware(4, 2)
     constraints = {name: table_constraint(load, there, name) for name in SHAPES}
     enumerator = EmbeddingEnumerator(there.topology(), load.rows_per_rank, constraints)  # TorchRec's own estimators

@@ -285,7 +285,7 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
 
 
 @pytest.mark.parametrize("fault", REFUSED)
-def test_a_plan_that_does_not_fit_is_refused_in_a_sentence(fault: str, tmp_path: Path) -> None:
+def test_a_plan_that_exceeds_memory_is_refused_in_one_message(fault: str, tmp_path: Path) -> None:
     breaks, expected = REFUSED[fault]
     plan = json.loads(TEXT)
     breaks(plan)

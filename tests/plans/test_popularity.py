@@ -64,7 +64,7 @@ def test_distinct_rows_of_ids_that_were_read_are_those_of_their_subsets() -> Non
     assert read.distinct(0, 5, 10) == read.distinct(0, 5, 1000) == 4
 
 
-def test_a_thirteenth_of_what_was_read_tells_a_laws_distinct_rows() -> None:
+def test_a_thirteenth_of_the_rows_predicts_the_distinct_rows_of_a_law() -> None:
     law, random = ZipfLaw(10**6, 1.05), np.random.default_rng(0)
     read = CountedRows(np.bincount(law.draw(random, 13 * 4096), minlength=law.rows))
     for first, last in ((0, 10**6), (0, 1000), (1000, 10**6)):

@@ -38,7 +38,7 @@ def test_an_item_is_seen_with_the_probability_of_drawing_it_once() -> None:
     assert seen_at_least_once(np.array([0, 0]), 5).tolist() == [0, 0]
 
 
-def test_bags_ids_and_history_are_near_what_the_loader_reads(recipe: Recipe, batches: list[Batch]) -> None:
+def test_estimated_bags_ids_and_history_are_near_those_of_the_loader(recipe: Recipe, batches: list[Batch]) -> None:
     estimated = recipe_workload(recipe, read_dataset(recipe), WORLD)
     workload = estimated.workload
     assert workload.rows_per_rank == 32

@@ -61,7 +61,7 @@ def test_the_best_plan_is_never_slower_than_torchrecs_default_and_fits(
         assert (used <= (room.hbm, room.ddr)).all()
 
 
-def test_every_part_of_the_search_says_how_much_of_it_is_done() -> None:
+def test_every_part_of_the_search_reports_progress() -> None:
     parts: dict[tuple[str, int], list[int]] = {}
     search(
         workload(random_shapes(0)),
@@ -140,7 +140,7 @@ def test_a_failure_names_tables_bytes_and_changes_that_were_tried() -> None:
     assert "4 ranks" in said
 
 
-def test_memory_that_is_said_to_do_does_and_a_little_less_does_not() -> None:
+def test_the_estimated_memory_suffices_and_a_little_less_does_not() -> None:
     load = workload({"large": (100_000, 64)})
     there = hardware(2)
     with pytest.raises(NoPlanError) as refusal:
@@ -151,7 +151,7 @@ def test_memory_that_is_said_to_do_does_and_a_little_less_does_not() -> None:
         plans(load, replace(there, ddr=10_000_000 + short - 1000))
 
 
-def test_what_cannot_be_planned_for_is_said_in_a_sentence() -> None:
+def test_an_impossible_plan_is_refused_in_one_message() -> None:
     load = workload({"a": (10, 8)})
     with pytest.raises(ConfigError, match=r"expected one of data_parallel, table_wise.*got 'rowwise'"):
         plans(load, hardware(), forced="rowwise")

@@ -18,7 +18,7 @@ from tests.plug.hosts import DIM, MODELS, batch, dlrm, plugged, train_dlrm
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_model_goes_on_where_it_was(name: str) -> None:
+def test_every_model_resumes_where_it_was(name: str) -> None:
     torch.manual_seed(0)
     model, rows = MODELS[name](), batch()
     before, keys = model(rows.dense_features, rows.sparse_features), set(model.state_dict())
@@ -48,7 +48,7 @@ def test_every_model_gets_the_gated_item(name: str) -> None:
     assert not torch.allclose(model(rows.dense_features, rows.sparse_features), expected, atol=1e-4)
 
 
-def test_switched_off_the_model_stays_as_it_is() -> None:
+def test_without_the_option_the_model_is_unchanged() -> None:
     model = dlrm()
     arch = model.sparse_arch
     assert plugged(model, config=HidItem()).sparse_arch is arch
@@ -92,7 +92,7 @@ def test_an_empty_catalog_leaves_every_item_without_a_sid() -> None:
     assert torch.isfinite(model(rows.dense_features, rows.sparse_features)).all()
 
 
-def test_counts_weigh_items_by_what_they_have_been_through() -> None:
+def test_counts_weigh_items_by_their_exposures() -> None:
     mean_S, std_S = ItemCounts(torch.tensor([0, 3])).moments()
     # weights 1/5 and 4/5 of log 1 and log 4: mean 4/5 log 4, standard deviation sqrt(1/5 4/5) log 4
     log = float(np.log(4))

@@ -152,7 +152,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_does_not_fit_is_refused_and_the_model_stays_as_it_was(case: str) -> None:
+def test_a_mismatch_is_refused_and_the_model_is_unchanged(case: str) -> None:
     build, options, sentence = REFUSED[case]
     model = build()
     before = {name: type(module) for name, module in model.named_modules()}

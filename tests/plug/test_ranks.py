@@ -36,7 +36,7 @@ def train_all_ways(
 
 
 @pytest.mark.parametrize("history", ["history", None])
-def test_two_ranks_learn_what_one_process_learns_in_loops_and_pipelines(history: str | None) -> None:
+def test_two_ranks_equal_one_process_in_loops_and_pipelines(history: str | None) -> None:
     torch.manual_seed(0)
     model = plugged(SidCoordItem(), history)
     tables = [p for name, p in model.named_parameters() if ".embedding_bags." in name]

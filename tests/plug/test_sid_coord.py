@@ -78,7 +78,7 @@ def slow_target(module: SidCoord, hid_D: Tensor, item: int, history: Sequence[in
 
 
 @pytest.mark.parametrize("alignment_key", [None, "alignment"])
-def test_the_item_is_replaced_and_all_else_is_as_it_was(alignment_key: str | None) -> None:
+def test_the_item_is_replaced_and_nothing_else(alignment_key: str | None) -> None:
     features, module = batch(B).sparse_features, sid_coord(alignment_key=alignment_key)
     if module.coordination.project is not None:
         nn.init.normal_(module.coordination.project.weight)

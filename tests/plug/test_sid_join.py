@@ -104,7 +104,7 @@ def test_token_weights_of_the_bags() -> None:
     assert joined.rows_UG.tolist() == [[0, 0], [1, 1], [1, 2]]
 
 
-def test_a_batch_without_a_feature_says_which() -> None:
+def test_a_missing_feature_is_named() -> None:
     with pytest.raises(ContractError, match=r"expected the features .*'clicks'.*, got none called history"):
         small_join("history", StatFeatures(("clicks",)))(features(item=[[5]], clicks=[[1]]), False)
 

@@ -29,7 +29,7 @@ def test_all_ranks_leave_with_the_rank_and_both_values() -> None:
     assert run_on_ranks(2, _agree, [same, dict(same)]) == [("", ""), ("", "")]
 
 
-def test_the_values_of_recipes_that_differ_are_told_by_their_paths(tmp_path: Path) -> None:
+def test_differing_recipe_values_are_listed_by_path(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path)
     other = replace(recipe, data=replace(recipe.data, batch_size=128), seed=3)
     facts, changed = recipe_facts(recipe), recipe_facts(other)

@@ -157,7 +157,7 @@ def test_rates_far_apart(rate: float, state: str) -> None:
     assert next(found for found in sample_findings(read) if found.name == "label rates").state == state
 
 
-def test_a_small_difference_of_few_rows_says_nothing() -> None:
+def test_a_small_difference_of_few_rows_is_not_significant() -> None:
     read = {"train": SplitSample(30, 30, 20), "test": SplitSample(30, 30, 10)}
     assert next(found for found in sample_findings(read) if found.name == "label rates").state == "ok"
 

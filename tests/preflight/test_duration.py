@@ -35,7 +35,7 @@ def test_the_time_is_rows_over_rate(tmp_path: Path) -> None:
     )
 
 
-def test_a_logged_rate_leaves_the_start_out_and_tells_its_conditions(tmp_path: Path) -> None:
+def test_a_logged_rate_excludes_the_first_steps_and_names_its_conditions(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path)
     log(recipe, [1.0, 100.0, 200.0, 300.0])
     rate = logged_rate(recipe, 1)
@@ -44,7 +44,7 @@ def test_a_logged_rate_leaves_the_start_out_and_tells_its_conditions(tmp_path: P
     assert rate.source == f"as {recipe.run} logged on 1 rank(s), cpu, 1 thread(s) each, batches of 64"
 
 
-def test_other_conditions_are_said(tmp_path: Path) -> None:
+def test_other_conditions_are_reported(tmp_path: Path) -> None:
     log(small_recipe(tmp_path), [1.0, 100.0, 200.0, 300.0], ranks=2)
     other = small_recipe(tmp_path, seed=1, data={"batch_size": 128})
     rate = logged_rate(other, 4)
@@ -52,7 +52,7 @@ def test_other_conditions_are_said(tmp_path: Path) -> None:
     assert rate.source.endswith("batches of 64, while this is for 4 rank(s) and batches of 128")
 
 
-def test_too_short_a_log_says_nothing(tmp_path: Path) -> None:
+def test_a_log_that_is_too_short_gives_no_estimate(tmp_path: Path) -> None:
     recipe = small_recipe(tmp_path)
     log(recipe, [1.0, 100.0, 200.0])
     assert logged_rate(recipe, 1) is None

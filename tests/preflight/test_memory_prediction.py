@@ -42,7 +42,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
 @pytest.mark.parametrize(("world", "background"), [(1, True), (2, False)])
-def test_a_rank_takes_what_was_predicted(world: int, background: bool, tmp_path: Path) -> None:
+def test_a_rank_takes_the_predicted_memory(world: int, background: bool, tmp_path: Path) -> None:
     """Two epochs, as the last checkpoint of a run is never written in the background."""
     write_small_log(tmp_path, rows=1500)
     log = tmp_path / "data" / LOG

@@ -114,7 +114,7 @@ def test_a_loader_process_holds_its_lanes_buffers(tmp_path: Path) -> None:
     assert found.items == item_bytes(run.tables) == 61 * 8 * (len(run.tables.features) + 1)
 
 
-def test_what_backward_keeps_is_what_autograd_says_of_a_real_step(tmp_path: Path) -> None:
+def test_estimated_activations_equal_those_that_autograd_keeps(tmp_path: Path) -> None:
     """The dry forward against the same forward with real tables, its lookups left out of both."""
     run = small_run(tmp_path, 1)
     loader = open_split(

@@ -64,7 +64,7 @@ def test_labels_of_one_kind_are_refused(folder: Path, capsys: pytest.CaptureFixt
     assert not (folder / "runs").exists()
 
 
-def test_labels_of_one_kind_in_a_scored_split_are_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_labels_of_one_kind_in_a_scored_split_are_a_note(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     edit(folder / TEST, lambda table: table.set_column(0, "label", pa.array([0.0] * len(table), pa.float32())))
     assert start_training(recipe_of(folder)) == 0
     assert (

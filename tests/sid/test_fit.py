@@ -145,7 +145,7 @@ def with_nan(vectors: np.ndarray) -> np.ndarray:
         ([], {"text": VECTORS[:0]}, "expected at least one item, got no rows"),
     ],
 )
-def test_bad_items_are_one_sentence_and_leave_nothing(
+def test_bad_items_are_one_message_and_no_file(
     ids: object,
     columns: dict[str, np.ndarray],
     sentence: str,

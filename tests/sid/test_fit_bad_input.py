@@ -76,7 +76,7 @@ def as_it_is(_: Path) -> None:
         ("mm_rqvae", (*BOTH, "visual"), as_it_is, "expected a vector column visual"),
     ],
 )
-def test_one_sentence_and_nothing_left(
+def test_one_message_and_no_file(
     kind: str,
     vectors: tuple[str, ...],
     spoil: Spoil,

@@ -198,7 +198,7 @@ def test_last_level_costs_choose_the_code_that_encoding_took() -> None:
         ),
     ],
 )
-def test_bad_input_is_one_sentence_before_any_training(
+def test_bad_input_is_one_message_before_any_training(
     learner: GradientLearnerConfig, side: SideInformation, sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sidrec.sid.learners.gradient.Trainer.run", lambda _: pytest.fail("it trained"))

@@ -56,7 +56,7 @@ def test_batches_and_a_scratch_file_change_nothing(tmp_path: Path, monkeypatch: 
     assert np.array_equal(mapped, vectors)
 
 
-def test_another_process_maps_what_was_read(tmp_path: Path) -> None:
+def test_another_process_maps_the_vectors(tmp_path: Path) -> None:
     path = write_items(items(tmp_path), [5, 2, 9], text=TEXT, behavior=BEHAVIOR)
 
     with pytest.raises(ContractError, match=r"item_ids\.npy: expected a file that the first .* got No such file"):
@@ -178,7 +178,7 @@ def test_item_ids_must_be_there_positive_and_once(tmp_path: Path) -> None:
         assert sentence in refusal(path)
 
 
-def test_side_information_comes_as_it_is(tmp_path: Path) -> None:
+def test_side_information_is_passed_unchanged(tmp_path: Path) -> None:
     """Behaviour stays raw, zero vectors included, while vectors are normalised; pairs are row numbers."""
     path = write_items(items(tmp_path), [5, 2, 9], text=TEXT, behavior=BEHAVIOR)
     pq.write_table(pa.table({"item_id": [9, 2], "other_id": [5, 9]}), tmp_path / "pairs.parquet")

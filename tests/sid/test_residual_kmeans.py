@@ -127,7 +127,7 @@ def test_fewer_distinct_vectors_than_codes_still_fit() -> None:
     assert len(np.unique(codes, axis=0)) == 2
 
 
-def test_fewer_items_than_codes_is_one_sentence() -> None:
+def test_fewer_items_than_codes_is_one_message() -> None:
     with pytest.raises(
         ContractError, match="item vectors: expected at least 256 items for codebook_size 256, got 10 it"
     ):

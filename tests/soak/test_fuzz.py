@@ -27,7 +27,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_broken_files_are_accepted_or_refused_by_a_sentence(tmp_path: Path) -> None:
+def test_broken_files_are_accepted_or_refused_with_a_message(tmp_path: Path) -> None:
     ran = Campaign(CASES, SEED, tmp_path / "failures")
     ran.run()
     failed = [
@@ -90,7 +90,7 @@ FAULTS: list[tuple[Callable[[Path], None], str]] = [
 
 
 @pytest.mark.parametrize(("read", "verdict"), FAULTS)
-def test_what_is_a_failure(
+def test_verdicts_on_failures(
     read: Callable[[Path], None], verdict: str, sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(KINDS, "tables file", replace(KINDS["tables file"], read=read))

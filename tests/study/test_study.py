@@ -242,7 +242,7 @@ def test_intervals_of_other_runs_are_not_shown() -> None:
     assert "No bootstrap of these runs yet" in Path("results/small/report.md").read_text()
 
 
-def test_a_report_before_any_run_says_so() -> None:
+def test_a_report_before_any_run_reports_none() -> None:
     assert _study("report") == 0
     assert "No run has finished." in Path("results/small/report.md").read_text()
 

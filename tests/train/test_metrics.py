@@ -79,7 +79,7 @@ def test_huge_logits_neither_overflow_nor_lose_the_loss() -> None:
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(("label", "why"), [(0, "no positive row"), (1, "no negative row")])
-def test_one_class_leaves_ranking_and_ne_undefined_and_says_why(label: int, why: str) -> None:
+def test_one_class_leaves_ranking_and_ne_undefined_with_the_reason(label: int, why: str) -> None:
     metrics = _measure((1, label, 0.0), (2, label, 0.0))
     assert [metrics[name] for name in RANKING_AND_NE] == [None] * 4
     assert metrics["log_loss"] == pytest.approx(log(2))

@@ -186,7 +186,7 @@ def test_nan_in_a_weight_is_named_by_table_and_row_or_by_layer(tmp_path: Path) -
     assert [sentence.split(":")[0] for sentence in second] == ["RankError", "RankError"]
 
 
-def test_of_all_ranks_findings_the_nearest_to_the_cause_is_said_with_its_rows() -> None:
+def test_the_finding_nearest_to_the_cause_is_reported_with_its_rows() -> None:
     gradient, logit, other = (
         Finding(4, "a gradient", (1,), loss=9.0),
         Finding(2, "a logit", (9, 5)),

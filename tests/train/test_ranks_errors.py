@@ -95,7 +95,7 @@ def start(recipe: Recipe, *launcher: str) -> subprocess.Popen[str]:
     )
 
 
-def test_under_torchrun_the_sentence_is_said_once_and_stands_in_the_report(tmp_path: Path) -> None:
+def test_under_torchrun_the_message_is_printed_once_and_is_in_the_report(tmp_path: Path) -> None:
     write_small_log(tmp_path, rows=1600)
     damage(tmp_path / TRAIN, 31)  # in time order the last group of the last lane, which rank 1 reads
     recipe = small_recipe(tmp_path, data={"workers": 1, "order": "time"}, train={"log_every": 1})

@@ -82,7 +82,7 @@ def test_what_lies_beyond_the_checkpoint_is_dropped(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_check_tells_missing_repeated_and_left_out_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_counts_missing_repeated_and_omitted_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_small_log(tmp_path, rows=120)
     recipe = ledger_recipe(tmp_path)
     assert start(recipe) == 0
@@ -117,7 +117,7 @@ def ledger_recipe(folder: Path, **sections: object) -> Recipe:
 
 
 @pytest.mark.parametrize("pipeline", ["sparse_dist", "plain"])
-def test_on_two_ranks_each_step_has_the_rows_that_the_order_says(tmp_path: Path, pipeline: str) -> None:
+def test_on_two_ranks_each_step_has_the_rows_of_the_order(tmp_path: Path, pipeline: str) -> None:
     write_small_log(tmp_path, rows=150)
     sections = {"train": {"epochs": 2, "row_ledger": True}, "checkpoint": {"every": 2}}
     recipe = small_recipe(tmp_path, parallel={"pipeline": pipeline}, **sections)

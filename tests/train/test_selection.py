@@ -112,7 +112,7 @@ def test_a_resumed_run_knows_its_best(tmp_path: Path) -> None:
     assert best == {"split": "test", "metric": "auc", "value": 0.5, "step": 12}, "by another metric none was known"
 
 
-def test_told_to_stop_while_it_evaluates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_signal_during_an_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """There is no time for it: the step is saved, and the run goes on with the evaluation that it owes."""
     write_small_log(tmp_path, rows=384)
     best = {**BEST, "every": 4}

@@ -147,7 +147,7 @@ def test_rows_of_files_are_put_where_they_belong(
             assert torch.equal(values, expected), key
 
 
-def test_a_run_tells_what_it_started_from_and_asks_for_it_no_more(trained: Path, tmp_path: Path) -> None:
+def test_a_run_records_its_warm_start_and_resumes_without_its_files(trained: Path, tmp_path: Path) -> None:
     folder = grown(trained, tmp_path)
     shutil.copytree(run_of(trained) / "checkpoints", tmp_path / "old" / "checkpoints")
     shutil.copy(run_of(trained) / "config.yaml", tmp_path / "old")

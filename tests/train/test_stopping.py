@@ -71,7 +71,7 @@ def uninterrupted(rank: int, world: int, recipe: Recipe) -> int:
 
 
 @pytest.mark.parametrize(("world", "pipeline"), [(1, "plain"), (2, "sparse_dist")])
-def test_one_rank_that_is_told_stops_all_and_nothing_is_lost(tmp_path: Path, world: int, pipeline: str) -> None:
+def test_a_signal_to_one_rank_stops_all_and_loses_nothing(tmp_path: Path, world: int, pipeline: str) -> None:
     write_small_log(tmp_path, rows=800)
     sections = {"parallel": {"pipeline": pipeline}, "train": {"epochs": 1}}
     told, whole = small_recipe(tmp_path, name="told", **sections), small_recipe(tmp_path, name="whole", **sections)
@@ -94,7 +94,7 @@ def test_a_later_second_signal_ends_the_process_at_once(monkeypatch: pytest.Monk
         stop.agreed = stop.received
 
 
-def test_a_signal_too_late_for_the_loop_does_what_it_always_does() -> None:
+def test_a_signal_after_the_loop_has_its_default_effect() -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # torchx, once imported, has one of its own
     try:
         with pytest.raises(KeyboardInterrupt), Stopping():

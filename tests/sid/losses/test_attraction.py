@@ -269,7 +269,7 @@ def test_gradient() -> None:
     assert torch.autograd.gradcheck(lambda words: diversity(codes_B, target_B, words), codewords_KD)
 
 
-def test_targets_are_the_others_of_the_group_alike() -> None:
+def test_targets_are_the_others_of_the_group_with_equal_weight() -> None:
     """Groups {0, 3, 4}, {1, 5} and {2, 6}: 0 draws 3 and 4 equally often, 5 draws 1."""
     group_K = torch.tensor([0, 1, 2, 0, 0, 1, 2])
     torch.manual_seed(0)

@@ -59,7 +59,7 @@ def test_equals_the_slow_loop() -> None:
     assert found.tolist() == pytest.approx(slow_info_nce(anchor, target, 0.3, excluded))
 
 
-def test_all_others_excluded_leaves_nothing_to_tell_apart() -> None:
+def test_without_negatives_the_contrastive_loss_is_zero() -> None:
     excluded = torch.ones(2, 2, dtype=torch.bool)
     assert info_nce(on_angle(0, 40), on_angle(70, 10), 0.1, excluded).tolist() == pytest.approx([0, 0])
 

@@ -63,7 +63,7 @@ def test_nothing_valid_is_exactly_zero() -> None:
     assert latent_BD.grad.abs().sum() == 0
 
 
-def test_two_items_alike_in_everything() -> None:
+def test_two_equal_items() -> None:
     """Oracle: D = 0, so each of the two full conflicts costs the margin .8, and their mean too."""
     loss = hamming_repel(HAMMING_PAPER, on_angle(30, 30), [[1, 2, 3]] * 2, items([0, 1]))
     assert loss.item() == pytest.approx(0.2 * 0.8)

@@ -53,7 +53,7 @@ def test_the_decoder_sees_the_sum_of_codewords() -> None:
     assert torch.allclose(coded.terms["reconstruction"], error, rtol=1e-4)
 
 
-def test_weights_multiply_latents_and_codewords_alike() -> None:
+def test_weights_multiply_both_latents_and_codewords() -> None:
     net, items = network(replace(SMALL, router=Router())), batch()
     coded = net(items)
     assert coded.weights_BL is not None

@@ -114,6 +114,6 @@ def test_equal_norms_all_count_in_full() -> None:
     assert set(norm(torch.from_numpy(unit)).tolist()) == {1.0}
 
 
-def test_item_norm_without_behavior_is_one_sentence() -> None:
+def test_item_norm_without_behavior_is_one_message() -> None:
     with pytest.raises(ContractError, match=r"target item_norm: expected behavior among the vector columns, got \['t"):
         ItemWeights(Router(target="item_norm"), (("text", 3),), 2)

@@ -165,7 +165,7 @@ def test_behavior_comes_with_norms_scaled_over_all_items() -> None:
         assert batch.scaled_norm_B.tolist() == [expected[row] for row in batch.rows_B.tolist()]
 
 
-def test_bad_pairs_and_too_small_batches_are_one_sentence_each() -> None:
+def test_bad_pairs_and_too_small_batches_are_one_message_each() -> None:
     with pytest.raises(ContractError, match=r"item pairs: expected row numbers in \[0, 1003\), got 0 to 1003"):
         Batches(VECTORS, 8, 0, ALONE, np.array([[0, 1003]]))
     with pytest.raises(ContractError, match=r"item pairs: expected int \[pairs, 2\], at least one, got int64 \(0, 2\)"):

@@ -21,7 +21,7 @@ def test_usage_by_hand() -> None:
     assert health.dead_codes == [2, 2]
 
 
-def test_health_is_what_the_quality_report_says() -> None:
+def test_health_equals_the_quality_report() -> None:
     codes = np.random.default_rng(0).integers(0, 9, size=(100, 3))
     usage = CodeUsage((9, 12, 9))
     usage.count(torch.from_numpy(codes))

@@ -120,7 +120,7 @@ def test_the_router_s_controller_moves_with_every_step() -> None:
     assert strengths == pytest.approx([1e-8 * 1.2 ** (4 * epoch) for epoch in (1, 2, 3, 4)])
 
 
-def test_codes_tell_known_clusters_apart() -> None:
+def test_codes_separate_known_clusters() -> None:
     """Eight far clusters, one level of sixteen codes: after training no code mixes two clusters."""
     centres = 10 * np.eye(8, dtype=np.float32)
     noise = 0.1 * np.random.default_rng(0).standard_normal((400, 8))

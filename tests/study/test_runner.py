@@ -1,4 +1,4 @@
-"""The loop that studies and reports on codes share."""
+"""The loop that runs the jobs that are missing."""
 
 import logging
 
@@ -7,7 +7,7 @@ import pytest
 from sidrec.study.runner import do_missing
 
 
-def test_what_is_done_meanwhile_is_not_done_again_and_a_failure_does_not_stop_the_rest(
+def test_finished_jobs_are_skipped_and_a_failure_does_not_stop_the_rest(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     finished, did = {"old"}, []
@@ -27,7 +27,7 @@ def test_what_is_done_meanwhile_is_not_done_again_and_a_failure_does_not_stop_th
     assert "1 of 4 runs failed: broken" in caplog.text
 
 
-def test_what_is_no_failure_of_a_job_ends_everything() -> None:
+def test_an_unexpected_error_ends_the_loop() -> None:
     def do(job: str) -> None:
         raise KeyError(job)
 

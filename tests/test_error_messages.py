@@ -1,4 +1,4 @@
-"""What sentences quote: in one line, printable, and never more than anybody reads."""
+"""What error messages quote: printable, on one line, and cut at a length."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def test_an_error_can_leave_its_process() -> None:
     assert str(type(error)(*error.args)) == str(error)
 
 
-def test_what_repeats_itself_is_shown_once() -> None:
+def test_a_repeated_value_is_shown_once() -> None:
     bomb: list[object] = ["x"] * 9
     for _ in range(50):  # 9^50 values, and all but the first few the same
         bomb = [bomb] * 9

@@ -1,14 +1,15 @@
-"""The attention report counts every bag that was looked up once, over all ranks, and names a collapse."""
+"""Reports of the gate by exposure decile, and of attention over all item bags of all ranks."""
 
 import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from sidrec.io.files import write_json
-from sidrec.train.evaluation import AttentionMeter, attention_report
+from sidrec.train.evaluation import AttentionMeter, attention_report, gate_by_decile, rank_correlation, rank_text
 from sidrec.train.run_directory import RunDirectory
 from tests.model.test_ranker import batch_for, ranker_for
 from tests.ranks import joined, run_on_ranks
@@ -52,3 +53,23 @@ def test_a_collapse_is_named(tmp_path: Path) -> None:
 def test_hids_have_no_attention(tmp_path: Path) -> None:
     assert run_on_ranks(1, nothing_measured) == [None]
     assert attention_report(RunDirectory(tmp_path), "test") is None
+
+
+def test_a_gate_that_rises_with_exposure() -> None:
+    exposures = np.repeat(np.arange(20, dtype=np.float32), 5)
+    deciles = gate_by_decile(exposures, exposures / np.float32(100))
+    assert deciles["rows"] == [10.0] * 10
+    assert deciles["exposures"] == pytest.approx([0.5 + 2 * decile for decile in range(10)])
+    assert rank_correlation(deciles["gate"]) == pytest.approx(1)
+    assert rank_correlation(deciles["gate"][::-1]) == pytest.approx(-1)
+
+
+def test_equal_exposures_stay_together() -> None:
+    exposures = np.array([0.0] * 95 + [1.0, 2.0, 3.0, 4.0, 5.0], dtype=np.float32)
+    deciles = gate_by_decile(exposures, np.ones(100, dtype=np.float32))
+    assert deciles["rows"] == [100.0]
+
+
+def test_a_constant_gate_has_no_order_and_no_nan() -> None:
+    assert rank_correlation([0.5, 0.5, 0.5]) is None
+    assert rank_text(None) == "undefined (constant gate)"
