@@ -122,7 +122,7 @@ def _learn(items: ItemVectors, recipe: Recipe, work: Path, ranks: Ranks) -> _Fit
 
 
 def _encode_and_write(items: ItemVectors, fitted: _Fitted, recipe: Recipe, overwrite: bool) -> None:
-    """Encodes all items, resolves collisions where the recipe says so, measures the codes, writes and prints."""
+    """Encodes all items, resolves collisions if the recipe asks for it, measures the codes, writes and prints."""
     tokenizer, target = fitted.tokenizer, recipe.data.catalog
     clock = _Clock()
     encoded = tokenizer.encode(items.vectors_NV)

@@ -55,7 +55,7 @@ LOG = "log"
 class LogFile:
     """One parquet file of a split; `path` is relative to the log folder.
 
-    crc32: of all its bytes, as `crc32_of` reckons it; None where whoever wrote the manifest did not say.
+    crc32: of all its bytes, as `crc32_of` computes it; None if the manifest has none.
     """
 
     path: str

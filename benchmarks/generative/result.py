@@ -88,7 +88,7 @@ def is_finished(out: Path, wanted: str) -> bool:
 
 
 def save(out: Path, result: Result, ranks: Ranks) -> None:
-    """Writes the ranks beside `out` and then `out`, each in one step: a JSON never stands beside ranks not its own."""
+    """Writes the ranks, then `out`, each in one step: a JSON file never lies next to ranks of another run."""
     out.parent.mkdir(parents=True, exist_ok=True)
     out.unlink(missing_ok=True)
     save_ranks(out, ranks, result["settings_hash"])

@@ -27,8 +27,9 @@ from sidrec.study.results import conditions
 
 
 def evaluate_catalog(catalog_path: Path, data: Path, out: Path, settings: Settings) -> None:
-    """Trains, searches, writes `out`, with each user's rank in a .npz beside it, and prints the metrics; says so and
-    returns where `out` holds this very run.
+    """Trains, searches, writes `out`, with each user's rank in an .npz file, and prints the metrics.
+
+    Skips a run that `out` already holds, with a message.
 
     Raises ContractError, before any training, for settings, a catalog or a log that cannot be evaluated.
     """

@@ -75,7 +75,7 @@ def save_shards(path: Path, shards: Sequence[TensorShard], rank: int, group: dis
 
 
 def load_shards(path: Path, index: CheckpointIndex, shards: Sequence[TensorShard], group: dist.ProcessGroup) -> None:
-    """Fills the shards from the checkpoint in `path`, whose index is given, whoever wrote it.
+    """Fills the shards from the checkpoint in `path`, whose index is given. Any number of ranks may have written it.
 
     Every rank of the group calls it. Raises, on every rank, CheckpointError for what the checkpoint does not hold.
     """

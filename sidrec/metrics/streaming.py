@@ -118,8 +118,8 @@ def _binned_pairs(count_VCH: Ints) -> tuple[PairCounts, Ints]:
 # A uniform sample of users whose rows are all counted, however many users and rows go by.
 #
 # The sample is the K users with the smallest keys (a bottom-K sketch: Cohen & Kaplan, PODC 2007). The key is a
-# bijection of the user id that looks random, so no two users share one. The K-th smallest key only ever falls: whoever
-# is in the sample at the end was in it from its first row on, and its rows are complete. For the same reason the
+# bijection of the user id that looks random, so no two users share one. The K-th smallest key only ever falls: a user
+# of the final sample was in it from its first row on, and its rows are complete. For the same reason the
 # samples of ranks merge without loss: a user among the K smallest of all is among the K smallest of each rank that met
 # it.
 #

@@ -104,7 +104,7 @@ class GradientBoundary(nn.Module):
     """Between a table collection and the layers: passes embeddings on, and splits the backward pass there if asked to.
 
     split: whether a forward pass detaches the layers from the tables. Backward then stops at `leaf`, the embeddings'
-    values as the layers see them; whoever split it continues from `embeddings`, as the tables gave them.
+    values as the layers see them; the caller continues from `embeddings`, as the tables gave them.
     """
 
     def __init__(self) -> None:

@@ -19,7 +19,7 @@ from sidrec.machine import threads_per_rank
 T = TypeVar("T")
 
 
-# How far a rank has come, for whoever watches whether it still gets anywhere.
+# How far a rank has come, for the watchdog.
 
 
 COMPUTES, READS, WAITS = "computes", "reads a batch", "waits for the other ranks"

@@ -1,4 +1,4 @@
-"""Raw Criteo text to .npy files: every value as a plain reading has it, and the manifest tells the truth."""
+"""Raw Criteo text to .npy files: every value equals that of a plain reading, and the manifest is true."""
 
 import gzip
 import hashlib

@@ -156,7 +156,7 @@ def _captured(run: Any) -> Said:
     out, err = io.StringIO(), io.StringIO()
     threads = torch.get_num_threads()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they come once in a process, whoever runs first
+        warnings.simplefilter("ignore")  # shown once in a process, so by the test that comes first
         with _environment(SIDREC_THREADS="1", OMP_NUM_THREADS="1"):
             try:
                 torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Every recipe trains as it did: the loss of each step, the metrics, and what a checkpoint is made of."""
+"""Every recipe trains as it did: the loss of each step, the metrics, and the content of a checkpoint."""
 
 from pathlib import Path
 

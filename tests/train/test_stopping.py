@@ -49,8 +49,8 @@ def test_a_signal_to_all_processes_of_a_run_ends_it_with_a_checkpoint(tmp_path: 
     assert not (recipe.run / "metrics.json").exists(), "it left without evaluating"
 
 
-class ToldTrainer(Trainer):
-    """The last rank is told to stop at step 5."""
+class SignalledTrainer(Trainer):
+    """The last rank gets SIGTERM at step 5."""
 
     def _log(self, step: int, result: StepResult, factor: float) -> None:
         if step == 5 and self.ranks.rank == self.ranks.world - 1:
@@ -58,10 +58,10 @@ class ToldTrainer(Trainer):
         super()._log(step, result, factor)
 
 
-def told_and_continued(rank: int, world: int, recipe: Recipe) -> tuple[int, list[str], int]:
-    """The exit status of a run that one rank was told to stop, its checkpoints, and the status of its continuation."""
+def stopped_and_continued(rank: int, world: int, recipe: Recipe) -> tuple[int, list[str], int]:
+    """The exit status of a run that SIGTERM stops on one rank, its checkpoints, and the status of its continuation."""
     ranks = joined(rank, world)
-    status = train(recipe, ranks, ToldTrainer)
+    status = train(recipe, ranks, SignalledTrainer)
     saved = sorted(path.name for path in recipe.run.glob("checkpoints/step-*"))
     return status, saved, train(recipe, ranks)
 
@@ -74,10 +74,13 @@ def uninterrupted(rank: int, world: int, recipe: Recipe) -> int:
 def test_a_signal_to_one_rank_stops_all_and_loses_nothing(tmp_path: Path, world: int, pipeline: str) -> None:
     write_small_log(tmp_path, rows=800)
     sections = {"parallel": {"pipeline": pipeline}, "train": {"epochs": 1}}
-    told, whole = small_recipe(tmp_path, name="told", **sections), small_recipe(tmp_path, name="whole", **sections)
-    assert run_on_ranks(world, told_and_continued, told) == [(143, ["step-6"], 0)] * world
+    stopped, whole = (
+        small_recipe(tmp_path, name="stopped", **sections),
+        small_recipe(tmp_path, name="whole", **sections),
+    )
+    assert run_on_ranks(world, stopped_and_continued, stopped) == [(143, ["step-6"], 0)] * world
     assert run_on_ranks(world, uninterrupted, whole) == [0] * world
-    metrics = [json.loads((recipe.run / "metrics.json").read_text()) for recipe in (told, whole)]
+    metrics = [json.loads((recipe.run / "metrics.json").read_text()) for recipe in (stopped, whole)]
     assert metrics[0] == metrics[1]
 
 

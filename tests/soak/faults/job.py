@@ -52,7 +52,7 @@ class Job:
 
     def __init__(self, recipe: Path, ranks: int, max_restarts: int, log: Path, mark: str) -> None:
         self.mark = mark
-        self.began = time.monotonic()  # set anew by whoever kills ranks that torchrun starts again
+        self.began = time.monotonic()  # set again when ranks are killed that torchrun restarts
         self.starts: list[Start] = []
         command = [sys.executable, "-m", LAUNCHER_MODULE, "--nproc-per-node", str(ranks)]
         command += ["--max-restarts", str(max_restarts), "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]

@@ -54,7 +54,7 @@ def make(folder: Path) -> None:
 
 
 def chosen_one(folder: Path) -> None:
-    """What evaluation reads: the best, or the newest where none is told."""
+    """What evaluation reads: the best, or the newest where the run keeps no best."""
     with alone() as ranks:
         _read(chosen_checkpoint(folder / CHECKPOINTS, None, ranks), ranks)
 

@@ -67,7 +67,7 @@ def judge(case: Case, sound: Path, work: Path) -> Outcome:
 
 
 def _judged(sentence: str) -> Outcome:
-    """Ours are told by "expected ..., got ...", in one line unless it is a list of mistakes."""
+    """Whether it has our form, "expected ..., got ...", on one line unless it is a list of mistakes."""
     lines = sentence.splitlines() or [""]
     ours = SEVERAL in lines[0] or (len(lines) == 1 and "expected" in sentence and "got" in sentence)
     bounded = len(lines) <= LINES and max(map(len, lines)) <= LONGEST
