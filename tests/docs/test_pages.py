@@ -8,8 +8,11 @@ from pathlib import Path
 from unittest import SkipTest
 
 import pytest
+import yaml
 from sybil.example import SybilFailure
 
+from sidrec.config.load import parse
+from tests.docs.count import blocks_of
 from tests.docs.pages import PAGES, ROOT, commands_of, is_block, read_page, start_of
 
 FENCE = re.compile(r"^```(python|bash|console|yaml|csv)\b", re.MULTILINE)
@@ -55,6 +58,22 @@ def test_no_block_is_overlooked(page: Path) -> None:
     blocks = [example for example in read_page(page).examples() if is_block(example)]
     assert len(blocks) == len(FENCE.findall(text))
     assert all(re.match(r'next "[^"]{10,}"', rule) for rule in re.findall(r"<!-- skip: (.*) -->", text))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_parts_of_recipes_are_accepted(page: Path) -> None:
+    for block in blocks_of(page):
+        if block.treatment == "checked":
+            part = yaml.safe_load(block.code)
+            if "learner" in part:
+                part = {"tokenizer": {"vectors": ["text", "behavior"], **part}}
+            parse({"name": "part", "data": {"path": "data", "catalog": "catalog"}, **part}, str(page))
+
+
+def test_few_blocks_are_skipped() -> None:
+    treatments = [block.treatment for page in PAGES for block in blocks_of(page)]
+    assert treatments.count("skipped") <= 0.2 * len(treatments)
+    assert treatments.count("run") >= 30
 
 
 def test_a_session_is_cut_into_commands() -> None:
