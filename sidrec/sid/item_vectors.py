@@ -143,7 +143,7 @@ def _widths(file: pq.ParquetFile, columns: tuple[str, ...], path: Path) -> dict[
 
 def _behavior_width(file: pq.ParquetFile, path: Path) -> int:
     if BEHAVIOR not in file.schema_arrow.names:
-        expected = f"a column {BEHAVIOR} for the learner's losses, as `python -m data_prep.behavior` adds it"
+        expected = f"a column {BEHAVIOR} for the learner's losses, as `sidrec prep behavior` adds it"
         raise ContractError(path, expected, file.schema_arrow.names)
     return _vector_width(file.schema_arrow, BEHAVIOR, path)
 
@@ -259,7 +259,7 @@ def read_item_pairs(path: Path, item_ids_N: np.ndarray) -> np.ndarray:
     other than int64 without missing values, ids that no item has, and an item paired with itself.
     """
     if not path.is_file():
-        expected = "item pairs for the learner's losses, as `python -m data_prep.behavior` writes them"
+        expected = "item pairs for the learner's losses, as `sidrec prep behavior` writes them"
         raise ContractError(path, expected, "no such file")
     with readable(path):
         table = pq.read_table(path)

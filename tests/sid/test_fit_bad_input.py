@@ -71,7 +71,7 @@ def as_it_is(_: Path) -> None:
         ("adc_sid", BOTH, missing, "row 5 (item 6), column behavior: expected a whole vector, got missing values"),
         ("rqvae", BOTH, text_alone, "expected a vector column behavior, got vector columns ['text']"),
         ("adc_sid", BOTH, unused, "column behavior: expected behaviour of some items, got all zeros"),
-        ("letter", ("text",), text_alone, "as `python -m data_prep.behavior` adds it"),
+        ("letter", ("text",), text_alone, "as `sidrec prep behavior` adds it"),
         ("quasid", ("text",), as_it_is, "pairs.parquet: expected"),
         ("mm_rqvae", (*BOTH, "visual"), as_it_is, "expected a vector column visual"),
     ],

@@ -182,7 +182,7 @@ def test_last_level_costs_choose_the_code_that_encoding_took() -> None:
         (
             LEARNERS[3],
             replace(SIDE, behavior_NE=None),
-            r"loss collaborative: expected behaviour vectors \(`python -m data_prep.behavior` makes them\), got none",
+            r"loss collaborative: expected behaviour vectors \(`sidrec prep behavior` makes them\), got none",
         ),
         (LEARNERS[4], replace(SIDE, behavior_NE=BEHAVIOR[:9]), r"vectors of shape \[200, width\], got \(9, 6\)"),
         (PLAIN, replace(SIDE, columns=(("text", 8),)), r"expected shape \[items, 8\].*got \(200, 14\)"),

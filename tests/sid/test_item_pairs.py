@@ -45,7 +45,7 @@ def test_files_that_are_no_pairs(columns: dict[str, object], sentence: str, tmp_
 
 def test_missing_and_damaged_files(tmp_path: Path) -> None:
     path = tmp_path / "pairs.parquet"
-    with pytest.raises(ContractError, match=r"as `python -m data_prep.behavior` writes them, got no such file"):
+    with pytest.raises(ContractError, match=r"as `sidrec prep behavior` writes them, got no such file"):
         read_item_pairs(path, IDS)
     path.write_bytes(b"PAR1")
     with pytest.raises(ContractError, match="expected a readable parquet file"):

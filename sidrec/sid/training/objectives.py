@@ -32,7 +32,7 @@ LOSSES: dict[type, type[SidLoss]] = {
     Collaborative: CollaborativeLoss,
     BehaviorAlignment: BehaviorAlignmentLoss,
 }
-MAKE = "`python -m data_prep.behavior` makes them"
+MAKE = "`sidrec prep behavior` makes them"
 
 
 class ScheduledLoss(NamedTuple):
