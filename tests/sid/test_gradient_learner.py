@@ -176,7 +176,7 @@ def test_last_level_costs_choose_the_code_that_encoding_took() -> None:
         (
             LEARNERS[5],
             replace(SIDE, pairs_P2=None),
-            r"learner quasid, loss contrast: expected pairs of items \(`python -m",
+            r"learner quasid, loss contrast: expected pairs of items \(`sidrec prep",
         ),
         (LEARNERS[5], replace(SIDE, pairs_P2=PAIRS + 100), r"item pairs: expected row numbers in \[0, 200\)"),
         (
