@@ -10,7 +10,7 @@ import json
 import runpy
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from importlib.metadata import Distribution, distributions
@@ -95,9 +95,12 @@ def repair(stack: Stack) -> str:
     return f"{remove}; {pip} install --no-deps {' '.join(packages)}"
 
 
-def require_stack() -> None:
-    """Call this before importing torchrec. Raises InstallationError, which names the repair, for a mismatch."""
-    stack = find_stack()
+def require_stack(find: Callable[[], Stack] | None = None) -> None:
+    """Call this before importing torchrec. Raises InstallationError, which names the repair, for a mismatch.
+
+    find: called in place of `find_stack`.
+    """
+    stack = (find or find_stack)()
     mismatch = fault(stack)
     if mismatch:
         raise InstallationError(f"{mismatch} ({stack}). Repair: {repair(stack)}")

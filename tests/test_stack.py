@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from sidrec import stack as stack_module
 from sidrec.errors import InstallationError
 from sidrec.stack import Stack, fault, find_stack, repair, require_stack
 
@@ -103,9 +102,7 @@ def test_releases(torch: str, torchrec: str, fbgemm: str, expected: str | None) 
     assert fault(Stack(torch, "cpu", torchrec, fbgemm, "cpu", ("fbgemm-gpu-cpu",))) == expected
 
 
-def test_the_refusal_names_fault_and_repair(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_refusal_names_fault_and_repair(site: Path) -> None:
     _fbgemm_folder(site, "1.9.0", "cpu")
-    found = _find(site)
-    monkeypatch.setattr(stack_module, "find_stack", lambda: found)
     with pytest.raises(InstallationError, match=r"needs FBGEMM 1\.8, got 1\.9\.0 .* Repair: .*fbgemm-gpu-cpu==1\.8\.0"):
-        require_stack()
+        require_stack(lambda: _find(site))

@@ -54,12 +54,13 @@ def read_item_vectors(
     normalize: bool,
     scratch: Path | None = None,
     inputs: LearnerInputs = VECTORS_ALONE,
+    batch_rows: int = ROWS,
 ) -> ItemVectors:
     """Reads and concatenates vector columns, each scaled to unit length first if `normalize`.
 
     scratch: an empty folder for ids, vectors and behaviour vectors as memory-mapped files, so that items larger than
         RAM fit; the caller removes it. None keeps them in memory.
-    inputs: what the learner needs besides (`learner_inputs`).
+    inputs: what the learner needs besides (`learner_inputs`). batch_rows: rows in memory at a time.
 
     All-zero behaviour vectors mark items whose behaviour is unknown. Learners with `unknown_behavior` accept them, and
     so does side information. For other learners they are an error, except where behaviour is the only column: there
@@ -73,7 +74,7 @@ def read_item_vectors(
     width = sum(_widths(file, columns, path).values())
     if not file.metadata.num_rows:
         raise ContractError(path, "at least one item", "no rows")
-    taken_F = _with_vectors(file, columns, inputs, path)
+    taken_F = _with_vectors(file, columns, inputs, path, batch_rows)
     rows = int(taken_F.sum())
     behavior_width = _behavior_width(file, path) if inputs.behavior else 0
     ids = new_array(scratch, IDS, (rows,), np.int64)
@@ -81,7 +82,7 @@ def read_item_vectors(
     behavior = new_array(scratch, BEHAVIOR, (rows, behavior_width), np.float32) if inputs.behavior else None
     wanted = dict.fromkeys([*columns, BEHAVIOR] if inputs.behavior else columns)
     end = 0
-    for start, batch in _batches(file, [ITEM_ID, *wanted], path):
+    for start, batch in _batches(file, [ITEM_ID, *wanted], path, batch_rows):
         taken_R = taken_F[start : start + batch.num_rows]
         ids_R = _ids(batch, path, start)
         found = {name: _vectors(batch, name, path, start, ids_R) for name in wanted}
@@ -112,11 +113,13 @@ def map_item_vectors(
     return ItemVectors(ids, mapped_array(scratch, VECTORS), side)
 
 
-def _with_vectors(file: pq.ParquetFile, columns: tuple[str, ...], inputs: LearnerInputs, path: Path) -> np.ndarray:
+def _with_vectors(
+    file: pq.ParquetFile, columns: tuple[str, ...], inputs: LearnerInputs, path: Path, batch_rows: int
+) -> np.ndarray:
     """bool [F]: the items of the file that have a vector to learn from."""
     if columns != (BEHAVIOR,) or inputs.unknown_behavior:
         return np.ones(file.metadata.num_rows, bool)
-    batches = _batches(file, [ITEM_ID, BEHAVIOR], path)
+    batches = _batches(file, [ITEM_ID, BEHAVIOR], path, batch_rows)
     known = [_vectors(batch, BEHAVIOR, path, start, _ids(batch, path, start)).any(axis=1) for start, batch in batches]
     taken_F = np.concatenate(known)
     if not taken_F.any():
@@ -170,11 +173,11 @@ def _vector_width(schema: pa.Schema, column: str, path: Path) -> int:
     return int(kind.list_size)
 
 
-def _batches(file: pq.ParquetFile, columns: list[str], path: Path) -> Iterator[tuple[int, pa.RecordBatch]]:
+def _batches(file: pq.ParquetFile, columns: list[str], path: Path, rows: int) -> Iterator[tuple[int, pa.RecordBatch]]:
     start = 0
     with tqdm(total=file.metadata.num_rows, desc="read item vectors", unit=" items", disable=None) as bar:
         try:
-            for batch in file.iter_batches(batch_size=ROWS, columns=columns):
+            for batch in file.iter_batches(batch_size=rows, columns=columns):
                 yield start, batch
                 start += batch.num_rows
                 bar.update(batch.num_rows)

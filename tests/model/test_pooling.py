@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sidrec.config.model import MeanPooling, Pooling, TargetAttentionPooling
-from sidrec.model import history as pooling
 from sidrec.model.history import TargetAttention, build_pooling, index_history
 
 B, U, T, D = 7, 9, 5, 4
@@ -34,9 +33,9 @@ def embeddings() -> tuple[Tensor, Tensor]:
     return items_UD, torch.randn(B, D, dtype=torch.double, generator=generator)
 
 
-def attention(hidden: tuple[int, ...], softmax: bool) -> TargetAttention:
+def attention(hidden: tuple[int, ...], softmax: bool, rows: int = 512) -> TargetAttention:
     torch.manual_seed(2)
-    module = TargetAttention(D, hidden, softmax).double()
+    module = TargetAttention(D, hidden, softmax, rows).double()
     for slope in module.slopes:
         nn.init.constant_(slope, 0.3)
     return module
@@ -65,11 +64,8 @@ def naive(module: TargetAttention, items_UD: Tensor, target_BD: Tensor, history_
 @pytest.mark.parametrize("rows", [2, 100])
 @pytest.mark.parametrize("softmax", [False, True])
 @pytest.mark.parametrize("hidden", [(3,), (5, 3)])
-def test_attention_in_pieces_equals_the_naive_loop(
-    hidden: tuple[int, ...], softmax: bool, rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(pooling, "ROWS", rows)
-    module, history_BT = attention(hidden, softmax), histories()
+def test_attention_in_chunks_equals_the_naive_loop(hidden: tuple[int, ...], softmax: bool, rows: int) -> None:
+    module, history_BT = attention(hidden, softmax, rows), histories()
     outcomes = []
     for fast in (True, False):
         module.zero_grad()

@@ -26,9 +26,9 @@ def items(tmp_path: Path) -> Path:
     return tmp_path / "items.parquet"
 
 
-def refusal(path: Path, columns: tuple[str, ...] = ("text",), normalize: bool = True) -> str:
+def refusal(path: Path, columns: tuple[str, ...] = ("text",), normalize: bool = True, batch_rows: int = 100) -> str:
     with pytest.raises(ContractError) as error:
-        read_item_vectors(path, columns, normalize)
+        read_item_vectors(path, columns, normalize, batch_rows=batch_rows)
     sentence = str(error.value)
     assert str(path) in sentence
     assert "\n" not in sentence
@@ -47,11 +47,10 @@ def test_columns_are_normalized_each_and_concatenated_in_order(tmp_path: Path) -
     assert raw.vectors_NV.tolist() == TEXT.tolist()
 
 
-def test_batches_and_a_scratch_file_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_and_a_scratch_file_change_nothing(tmp_path: Path) -> None:
     vectors = clustered_vectors(100)
     path = write_items(items(tmp_path), np.arange(1, 101), row_group_size=7, text=vectors)
-    monkeypatch.setattr("sidrec.sid.item_vectors.ROWS", 10)
-    mapped = read_item_vectors(path, ("text",), False, scratch=tmp_path).vectors_NV
+    mapped = read_item_vectors(path, ("text",), False, scratch=tmp_path, batch_rows=10).vectors_NV
     assert isinstance(mapped, np.memmap)
     assert np.array_equal(mapped, vectors)
 
@@ -84,7 +83,6 @@ def test_a_disk_without_room_is_known_before_reading(tmp_path: Path, monkeypatch
 
 def test_reading_keeps_little_of_the_file_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One row group of 50 MB; pyarrow's own settings keep all of it."""
-    monkeypatch.setattr("sidrec.sid.item_vectors.ROWS", 1000)
     path = write_items(items(tmp_path), np.arange(1, 100_001), text=clustered_vectors(100_000, width=128))
     held = []
     vectors_of = item_vectors._vectors
@@ -95,7 +93,7 @@ def test_reading_keeps_little_of_the_file_in_memory(tmp_path: Path, monkeypatch:
 
     before = pa.total_allocated_bytes()
     monkeypatch.setattr(item_vectors, "_vectors", spied)
-    read_item_vectors(path, ("text",), True, tmp_path)
+    read_item_vectors(path, ("text",), True, tmp_path, batch_rows=1000)
     assert max(held) - before < 10e6
 
 
@@ -142,13 +140,12 @@ def test_columns_that_are_not_there_or_not_vectors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_values_that_are_not_finite(tmp_path: Path, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sidrec.sid.item_vectors.ROWS", 4)
+def test_values_that_are_not_finite(tmp_path: Path, value: float) -> None:
     vectors = clustered_vectors(10)
     vectors[6, 2] = vectors[7, 0] = value
     path = write_items(items(tmp_path), np.arange(101, 111), text=vectors)
     sentence = "row 6 (item 107), column text: expected finite values, got NaN or infinity (2 such rows)"
-    assert sentence in refusal(path)
+    assert sentence in refusal(path, batch_rows=4)
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -220,16 +217,13 @@ def test_behavior_as_a_vector_column(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("to_disk", [False, True])
-def test_items_without_behavior_are_left_out_where_it_is_all_there_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to_disk: bool
-) -> None:
-    monkeypatch.setattr("sidrec.sid.item_vectors.ROWS", 2)
+def test_items_without_behavior_are_left_out_where_it_is_all_there_is(tmp_path: Path, to_disk: bool) -> None:
     behavior = np.array([[3, 4], [0, 0], [0, 0.5], [0, 0]])
     path = write_items(items(tmp_path), [5, 2, 9, 7], behavior=behavior)
     counts = pa.array([4, 3, 2, 1], pa.int64())
     pq.write_table(pq.read_table(path).append_column("train_impressions", counts), path)
     scratch = tmp_path if to_disk else None
-    found = [read_item_vectors(path, ("behavior",), True, scratch)]
+    found = [read_item_vectors(path, ("behavior",), True, scratch, batch_rows=2)]
     if to_disk:
         found.append(map_item_vectors(path, ("behavior",), tmp_path))
     assert found[0].left_out == 2

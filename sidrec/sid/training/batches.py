@@ -24,8 +24,8 @@ BLOCK = 4096  # neighbouring rows that a streamed epoch keeps within one window
 class Batches:
     """`steps` batches per epoch, all of one size: the epoch's first items fill up the last batch.
 
-    Vectors of at most MEMORY bytes, behaviour included, are shuffled freely; a memory map of that size is in RAM once
-    it was read. Larger ones are read in windows of about WINDOW bytes (see `epoch_order`); within a window, rows and
+    Vectors of at most `memory` bytes, behaviour included, are shuffled freely; a memory map of that size is in RAM once
+    it was read. Larger ones are read in windows of about `window` bytes (see `epoch_order`); within a window, rows and
     their partners are read in the file's order. The order of an epoch takes 16 bytes per item, 24 at its peak.
 
     With pairs, half a batch are anchors and the other half one partner of each. The papers draw pairs and never see
@@ -41,8 +41,13 @@ class Batches:
         pairs_P2: np.ndarray | None = None,
         behavior_NE: np.ndarray | None = None,
         clip_quantile: float = 0.0,
+        *,
+        memory: int = MEMORY,
+        window: int = WINDOW,
+        block: int = BLOCK,
     ) -> None:
-        """pairs_P2, behavior_NE: given where batches shall hold them. clip_quantile: see `norm_range`.
+        """pairs_P2, behavior_NE: given where batches shall hold them. clip_quantile: see `norm_range`. block: see
+        `epoch_order`.
 
         Raises ContractError when the pairs are not row numbers, or a batch is too small for all replicas.
         """
@@ -54,16 +59,17 @@ class Batches:
         self._size = self._anchors * (1 if pairs_P2 is None else 2)
         self._seed, self._replicas = seed, replicas
         held = vectors_NV.nbytes + (0 if behavior_NE is None else behavior_NE.nbytes)
-        self._resident = held <= MEMORY
+        self._resident = held <= memory
         self._vectors_NV = vectors_NV
-        self._window = items if self._resident else max(WINDOW // (held // items), 1)
+        self._window = items if self._resident else max(window // (held // items), 1)
+        self._block = block
         self._partners = None if pairs_P2 is None else Partners(pairs_P2, items)
         self._behavior_NE = behavior_NE
         self._scaled_norm_N = None if behavior_NE is None else _scaled_norms(behavior_NE, clip_quantile)
 
     def epoch(self, number: int) -> Iterator[ItemBatch]:
         """This replica's batches of an epoch, a function of the seed and the epoch's number."""
-        order_N = epoch_order(len(self._vectors_NV), self._window, self._seed, number)
+        order_N = epoch_order(len(self._vectors_NV), self._window, self._seed, number, self._block)
         shape = (self.steps, self._replicas.size, self._anchors)
         rows_SA = np.resize(order_N, shape)[:, self._replicas.rank]
         generator = np.random.default_rng([self._seed, number, 1])
@@ -120,18 +126,18 @@ def _scaled_norms(behavior_NE: np.ndarray, clip_quantile: float) -> Tensor:
     return scaled(torch.from_numpy(norms_N), *norm_range(norms_N, clip_quantile)).float()
 
 
-def epoch_order(items: int, window: int, seed: int, epoch: int) -> np.ndarray:
+def epoch_order(items: int, window: int, seed: int, epoch: int, block: int = BLOCK) -> np.ndarray:
     """int64 [N]: all row numbers, in another order every epoch.
 
-    window: rows that the reader can hold. If it holds all, every order is equally likely. Otherwise blocks of BLOCK
+    window: rows that the reader can hold. If it holds all, every order is equally likely. Otherwise blocks of `block`
     neighbouring rows are shuffled, and then the rows within each window of blocks.
     """
     generator = np.random.default_rng([seed, epoch])
     if items <= window:
         return generator.permutation(items)
-    starts = generator.permutation(np.arange(0, items, BLOCK))
-    order = np.concatenate([np.arange(start, min(start + BLOCK, items)) for start in starts])
-    rows = max(window // BLOCK, 1) * BLOCK
+    starts = generator.permutation(np.arange(0, items, block))
+    order = np.concatenate([np.arange(start, min(start + block, items)) for start in starts])
+    rows = max(window // block, 1) * block
     for start in range(0, items, rows):
         generator.shuffle(order[start : start + rows])
     return order

@@ -1,6 +1,7 @@
 """Batches: every item once per epoch, resident or streamed, alone or shared out; partners; behaviour norms."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,20 +9,26 @@ import torch
 
 from sidrec.schema import ContractError
 from sidrec.sid.replicas import ALONE, Replicas
-from sidrec.sid.training import batches as module
-from sidrec.sid.training import batches as order_module
 from sidrec.sid.training.batches import Batches, Partners, epoch_order
 
 VECTORS = np.random.default_rng(0).standard_normal((1003, 6)).astype(np.float32)
 PAIRS = np.array([[0, 1], [0, 2], [5, 6]])
 
 
-@pytest.fixture
-def streamed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Vectors do not fit: windows of 96 rows of 24 bytes, blocks of 16."""
-    monkeypatch.setattr(module, "MEMORY", 1000)
-    monkeypatch.setattr(module, "WINDOW", 96 * 24)
-    monkeypatch.setattr(order_module, "BLOCK", 16)
+STREAMED: dict[str, Any] = {"memory": 1000, "window": 96 * 24, "block": 16}
+"""Vectors do not fit: windows of 96 rows of 24 bytes, blocks of 16."""
+
+
+class RecordedBatches(Batches):
+    """read: the rows of every read."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments, **STREAMED)
+        self.read: list[np.ndarray] = []
+
+    def _tensor(self, array_NV: np.ndarray, rows_B: np.ndarray) -> torch.Tensor:
+        self.read.append(rows_B)
+        return super()._tensor(array_NV, rows_B)
 
 
 def rows_of(batches: Batches, epoch: int = 0) -> np.ndarray:
@@ -36,35 +43,31 @@ def test_every_item_once_and_the_last_batch_filled_up_from_the_start() -> None:
     assert rows.ravel()[1003:].tolist() == rows.ravel()[:97].tolist()
 
 
-@pytest.mark.usefixtures("streamed")
 def test_a_streamed_epoch_too_has_every_item_once(tmp_path: Path) -> None:
     np.save(tmp_path / "vectors.npy", VECTORS)
-    batches = Batches(np.load(tmp_path / "vectors.npy", mmap_mode="r"), 40, 0, ALONE)
+    batches = Batches(np.load(tmp_path / "vectors.npy", mmap_mode="r"), 40, 0, ALONE, **STREAMED)
     seen = [(batch.rows_B.numpy(), batch.vectors_BV.numpy()) for batch in batches.epoch(3)]
     rows = np.concatenate([rows for rows, _ in seen])
     assert sorted(rows[:1003]) == list(range(1003))
     assert all(np.array_equal(vectors, VECTORS[rows]) for rows, vectors in seen)
 
 
-@pytest.mark.usefixtures("streamed")
-def test_a_streamed_epoch_never_holds_more_than_a_window(monkeypatch: pytest.MonkeyPatch) -> None:
-    read = spied_reads(monkeypatch)
-    rows_of(Batches(VECTORS, 40, 0, ALONE))
-    assert max(map(len, read)) <= 96
-    assert len(read) == 13  # 26 steps of 40, two to a window
+def test_a_streamed_epoch_never_holds_more_than_a_window() -> None:
+    batches = RecordedBatches(VECTORS, 40, 0, ALONE)
+    rows_of(batches)
+    assert max(map(len, batches.read)) <= 96
+    assert len(batches.read) == 13  # 26 steps of 40, two to a window
 
 
-@pytest.mark.usefixtures("streamed")
-def test_partners_and_behavior_are_read_with_their_window_in_the_files_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_partners_and_behavior_are_read_with_their_window_in_the_files_order() -> None:
     """Rows are 24 + 8 bytes, so 72 of them are a window: 3 steps of 12 anchors and 12 partners."""
     behavior = np.random.default_rng(1).standard_normal((1003, 2)).astype(np.float32)
     pairs = np.random.default_rng(2).integers(0, 1003, (500, 2))
-    read = spied_reads(monkeypatch)
-    batches = Batches(VECTORS, 24, 0, ALONE, pairs, behavior)
+    batches = RecordedBatches(VECTORS, 24, 0, ALONE, pairs, behavior)
     seen = list(batches.epoch(0))
-    assert len(read) == 2 * -(-batches.steps // 3)
-    assert max(map(len, read)) <= 72
-    assert all((np.diff(rows) > 0).all() for rows in read)
+    assert len(batches.read) == 2 * -(-batches.steps // 3)
+    assert max(map(len, batches.read)) <= 72
+    assert all((np.diff(rows) > 0).all() for rows in batches.read)
     for batch in seen:
         assert np.array_equal(batch.vectors_BV.numpy(), VECTORS[batch.rows_B.numpy()])
         assert batch.behavior_BE is not None
@@ -72,22 +75,8 @@ def test_partners_and_behavior_are_read_with_their_window_in_the_files_order(mon
     assert {row for batch in seen for row in batch.rows_B[:12].tolist()} == set(range(1003))
 
 
-def spied_reads(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
-    """The rows of every read from now on."""
-    read: list[np.ndarray] = []
-    tensor_of = Batches._tensor
-
-    def spied(self: Batches, array: np.ndarray, rows: np.ndarray) -> torch.Tensor:
-        read.append(rows)
-        return tensor_of(self, array, rows)
-
-    monkeypatch.setattr(Batches, "_tensor", spied)
-    return read
-
-
-def test_a_window_of_an_epoch_is_a_few_whole_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(order_module, "BLOCK", 10)
-    order = epoch_order(1000, 50, 0, 0)
+def test_a_window_of_an_epoch_is_a_few_whole_blocks() -> None:
+    order = epoch_order(1000, 50, 0, 0, block=10)
     for start in range(0, 1000, 50):
         window = order[start : start + 50]
         assert len(np.unique(window // 10)) == 5
