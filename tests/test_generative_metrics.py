@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.generative.metrics import metrics_at, popularity_ranks
+from benchmarks.generative.evaluation import metrics_at, popularity_ranks
 from benchmarks.generative.training import token_loss
 
 

@@ -5,9 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.generative.protocol import Protocol, check_leave_one_out, leave_one_out, log_split
-from benchmarks.generative.sequences import Sequences, read_sequences
-from benchmarks.generative.windows import Windows
+from benchmarks.generative.sequences import (
+    Protocol,
+    Sequences,
+    Windows,
+    check_leave_one_out,
+    leave_one_out,
+    log_split,
+    read_sequences,
+)
 from sidrec.config.learners import QuaSidConfig, RandomCodesConfig, TokenizerConfig, Training
 from sidrec.schema import LOG, ContractError
 from sidrec.sid.learners.registry import fit_tokenizer, save_tokenizer

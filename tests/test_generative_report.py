@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.generative.differences import differences
 from benchmarks.generative.entries import read_entries
-from benchmarks.generative.metrics import metrics_at
-from benchmarks.generative.rank_file import Ranks, load_ranks, ranks_path, save_ranks
-from benchmarks.generative.report import main, report
+from benchmarks.generative.evaluation import metrics_at
+from benchmarks.generative.report import differences, main, report
+from benchmarks.generative.result import Ranks, load_ranks, ranks_path, save_ranks
 from sidrec.schema import ContractError
 from sidrec.study.intervals import RESAMPLES, SEED, user_multiplicities
 

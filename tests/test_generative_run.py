@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from benchmarks.generative import run
-from benchmarks.generative.metrics import metrics_at
-from benchmarks.generative.rank_file import load_ranks
+from benchmarks.generative.evaluation import metrics_at
+from benchmarks.generative.result import Settings, load_ranks
 from benchmarks.generative.run import evaluate_catalog
-from benchmarks.generative.settings import Settings
 from sidrec.schema import ContractError
 from sidrec.sid.catalog import Catalog
 from tests.generative_log import write_events

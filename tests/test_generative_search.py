@@ -7,10 +7,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from benchmarks.generative.beam import search
-from benchmarks.generative.model import SidTransformer
-from benchmarks.generative.settings import Size
-from benchmarks.generative.trie import Trie
+from benchmarks.generative.model import SidTransformer, Trie, search
+from benchmarks.generative.result import Size
 
 CODEBOOKS = (3, 4, 5)
 

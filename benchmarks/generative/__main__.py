@@ -23,8 +23,8 @@ from typing import Annotated
 
 import tyro
 
+from benchmarks.generative.result import Settings
 from benchmarks.generative.run import evaluate_catalog
-from benchmarks.generative.settings import Settings
 from sidrec.errors import SidrecError
 
 

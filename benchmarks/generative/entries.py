@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from benchmarks.generative.rank_file import Ranks, load_ranks
-from benchmarks.generative.result import Result, read_result
+from benchmarks.generative.result import Ranks, Result, load_ranks, read_result
 from sidrec.schema import ContractError
 from sidrec.study.report import Spread, spread
 

@@ -1,15 +1,19 @@
-"""A compact encoder-decoder over SID tokens, after TIGER (arXiv 2305.05065).
+"""A compact encoder-decoder over SID tokens, after TIGER (arXiv 2305.05065), and beam search along the SIDs that exist.
 
-B sequences, T items of a history, L levels, S = T L tokens, W beams, D width, K codes of a level, P positions.
+B sequences or users, T items of a history, L levels, S = T L tokens, W beams, D width, K codes of a level, P positions.
+In the trie: N items, S different SIDs, P beams of all users together, C children of all of them together. In the
+search: C candidates of all users, M the most of one user, P = B W.
 """
 
 from dataclasses import dataclass, field
-from typing import cast
+from typing import NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from benchmarks.generative.settings import Size
+from benchmarks.generative.result import Size
 
 BOS = 0  # the token that opens every target
 
@@ -144,3 +148,98 @@ def _later_items(items: int, levels: int) -> Tensor:
     """bool [S, S]: whether a column's token belongs to a later item than the row's."""
     item_S = torch.arange(items).repeat_interleave(levels)
     return item_S > item_S[:, None]
+
+
+# The prefix tree of the SIDs that exist, as sorted tables: looking up the children of all beams takes no loop.
+
+
+@dataclass(frozen=True)
+class Trie:
+    """Nodes of depth d are numbered in the order of their prefixes; depth 0 is the root, depth L the S SIDs themselves.
+
+    begin: for every depth below L, int64 [nodes + 1]: children of node n are nodes begin[n] to begin[n + 1] one deeper.
+    code: for every depth from 1 on, int64 [nodes]: the last code of each node's prefix; code[d] belongs to depth d + 1.
+    sid_N: int64, the SID number of every item. group_S: int64, how many items share each SID.
+    """
+
+    begin: tuple[Tensor, ...]
+    code: tuple[Tensor, ...]
+    sid_N: np.ndarray
+    group_S: np.ndarray
+
+    @classmethod
+    def of(cls, codes_NL: np.ndarray) -> "Trie":
+        """codes_NL: int64 SIDs of at least one item."""
+        sids_SL, sid_N, group_S = np.unique(codes_NL, axis=0, return_inverse=True, return_counts=True)
+        opens_S = np.zeros(len(sids_SL), dtype=bool)  # SIDs that open a node at the depth in hand
+        opens_S[0] = True
+        begin, code = [], []
+        for depth in range(codes_NL.shape[1]):
+            parents_S = np.cumsum(opens_S) - 1
+            opens_S = opens_S | np.append(True, sids_SL[1:, depth] != sids_SL[:-1, depth])
+            children = np.bincount(parents_S[opens_S])
+            begin.append(torch.from_numpy(np.append(0, np.cumsum(children))))
+            code.append(torch.from_numpy(sids_SL[opens_S, depth]))
+        return cls(tuple(begin), tuple(code), sid_N.reshape(-1), group_S)
+
+    @property
+    def levels(self) -> int:
+        """L."""
+        return len(self.code)
+
+    def children(self, depth: int, node_P: Tensor) -> tuple[Tensor, Tensor]:
+        """All children of nodes at `depth`: whose they are (place in node_P, ascending) and which, int64 [C] each."""
+        begin_P = self.begin[depth][node_P]
+        count_P = self.begin[depth][node_P + 1] - begin_P
+        owner_C = torch.repeat_interleave(count_P)
+        first_P = torch.cumsum(count_P, dim=0) - count_P
+        return owner_C, torch.arange(len(owner_C)) + (begin_P - first_P)[owner_C]
+
+
+# Beam search along the trie.
+
+
+class Found(NamedTuple):
+    """sid_BW: int64 SID numbers of the trie, best first. score_BW: float, their log-probabilities; -inf where there
+    are fewer SIDs than beams, and the SID means nothing."""
+
+    sid_BW: Tensor
+    score_BW: Tensor
+
+
+@torch.no_grad()
+def search(model: SidTransformer, trie: Trie, codes_BTL: Tensor, length_B: Tensor, beam: int) -> Found:
+    """The SIDs that most probably come next; exact once `beam` is at least the number of different SIDs.
+
+    A score is the sum over levels of the log-softmax over all K codes; those that lead to no SID are never entered.
+
+    codes_BTL: int64 histories of at least one item, padded at the end. length_B: int64.
+    """
+    users = len(length_B)
+    decoding = model.start(codes_BTL, length_B)
+    node_BW, code_BW = torch.zeros(users, 1, dtype=torch.int64), None
+    score_BW = torch.zeros(users, 1)
+    for depth in range(trie.levels):
+        logits_BWK = model.step(decoding, code_BW)
+        next_PK = (functional.log_softmax(logits_BWK, dim=2) + score_BW[..., None]).flatten(0, 1)
+        owner_C, child_C = trie.children(depth, node_BW.flatten())
+        score_C = next_PK[owner_C, trie.code[depth][child_C]]
+        user_C, beams = owner_C // node_BW.shape[1], node_BW.shape[1]
+        place_C, most = _places(user_C, users)
+        score_BM = score_C.new_full((users, most), -torch.inf)
+        score_BM[user_C, place_C] = score_C
+        candidate_BM = torch.zeros(users, most, dtype=torch.int64)
+        candidate_BM[user_C, place_C] = torch.arange(len(owner_C))
+        score_BW, top_BW = score_BM.topk(min(beam, most), dim=1)
+        chosen_BW = candidate_BM.gather(1, top_BW)
+        node_BW = child_C[chosen_BW]
+        code_BW = trie.code[depth][node_BW]
+        decoding.follow(owner_C[chosen_BW] % beams)
+    return Found(node_BW, score_BW)
+
+
+def _places(user_C: Tensor, users: int) -> tuple[Tensor, int]:
+    """The place of each candidate among its user's, and how many the user with most has. user_C: ascending."""
+    count_B = torch.bincount(user_C, minlength=users)
+    first_B = torch.cumsum(count_B, dim=0) - count_B
+    return torch.arange(len(user_C)) - first_B[user_C], int(count_B.max())

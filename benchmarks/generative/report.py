@@ -14,14 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import tyro
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from benchmarks.generative.differences import differences
 from benchmarks.generative.entries import OWN, Entry, read_entries
-from benchmarks.generative.picture import draw_catalogs
-from benchmarks.generative.result import Result
+from benchmarks.generative.evaluation import gains_at
+from benchmarks.generative.result import Ranks, Result
+from benchmarks.sid_report.report import COLOURS, save_figure
 from sidrec.io.files import write_text
 from sidrec.schema import ContractError
-from sidrec.study.intervals import LEVEL
+from sidrec.study.intervals import LEVEL, RESAMPLES, SEED, Difference, interval, user_multiplicities
 from sidrec.study.report import difference_text, markdown_table, spread_text
 
 COMPARED = ("recall@10", "recall@100", "ndcg@10", "ndcg@100")  # with intervals
@@ -138,6 +140,69 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+# Differences at the level of items, with intervals of a paired bootstrap over users.
+
+
+def differences(entries: Sequence[Entry], reference: Entry, metrics: Sequence[str]) -> dict[str, dict[str, Difference]]:
+    """Name -> metric -> how far the catalog is from the reference, mean over seeds.
+
+    Users are drawn with replacement, the same draws for all catalogs, metrics and seeds; an interval says how far
+    other users could move the difference, not other seeds. Catalogs without ranks are left out: all of them, if it is
+    the reference that has none. Raises ContractError for ranks of other users than the reference's.
+    """
+    known = {of.name: of.ranks for of in entries if of.ranks is not None and of.name != reference.name}
+    if reference.ranks is None or not known:
+        return {}
+    user_U = reference.ranks[0].user_U
+    for name, seeds in {reference.name: reference.ranks, **known}.items():
+        if not all(np.array_equal(of.user_U, user_U) for of in seeds):
+            raise ContractError(f"ranks of {name}", f"the users of {reference.name}", "others")
+    longest = reference.results[0]["settings"]["beam"]
+    base_MU = _gains(reference.ranks, metrics, longest)
+    moved_CMU = np.stack([_gains(seeds, metrics, longest) - base_MU for seeds in known.values()])
+    chunks = user_multiplicities(len(user_U), RESAMPLES, SEED)
+    resampled_CMR = np.concatenate([moved_CMU @ drawn_RU.T / len(user_U) for drawn_RU in chunks], axis=2)
+    return {
+        name: {
+            metric: interval(float(moved_CMU[row, column].mean()), resampled_CMR[row, column])
+            for column, metric in enumerate(metrics)
+        }
+        for row, name in enumerate(known)
+    }
+
+
+def _gains(seeds: Sequence[Ranks], metrics: Sequence[str], longest: int) -> np.ndarray:
+    """float64 [M, U]: each user's item-level metrics, mean over seeds."""
+    gains = [gains_at(of.rank_U, 1 / of.group_U, longest) for of in seeds]
+    return np.stack([np.mean([of[metric] for of in gains], axis=0) for metric in metrics])
+
+
+# Picture: recall and NDCG at 10 at the level of items, best catalog first, popularity as a line.
+
+SHOWN = {"recall@10": "Recall@10", "ndcg@10": "NDCG@10"}
+
+
+def draw_catalogs(path: Path, title: str, entries: Sequence[Entry]) -> None:
+    """One panel per metric, one line per catalog, in the order given: the mean over seeds, and each seed pale."""
+    popularity = entries[0].results[0]["metrics"]["popularity_item"]
+    figure = Figure(figsize=(9, 1.5 + 0.32 * len(entries)), layout="constrained")
+    panels = figure.subplots(1, len(SHOWN), sharey=True)
+    for axes, (metric, name) in zip(panels, SHOWN.items(), strict=True):
+        for line, entry in enumerate(entries):
+            of = entry.metric("item", metric)
+            axes.barh(line, of["mean"], height=0.6, color=COLOURS[0], alpha=0.3)
+            axes.plot(of["values"], [line] * len(of["values"]), ".", color=COLOURS[0], alpha=0.5)
+            axes.plot(of["mean"], line, "o", color=COLOURS[0])
+        axes.axvline(popularity[metric], color=COLOURS[4], linestyle="--")
+        axes.set_title(f"item-level {name}; dashed: popularity, {popularity[metric]:.4f}", fontsize="medium")
+        axes.xaxis.set_major_locator(MaxNLocator(5))  # more labels would run into each other
+        axes.grid(axis="x", alpha=0.3)
+    panels[0].set_yticks(range(len(entries)), [entry.label for entry in entries])
+    panels[0].set_ylim(len(entries) - 0.5, -0.5)
+    figure.suptitle(f"{title}: mean over seeds; pale: single seeds", fontsize="medium")
+    save_figure(figure, path)
 
 
 if __name__ == "__main__":

@@ -11,16 +11,20 @@ import numpy as np
 import torch
 
 from benchmarks.generative import result
-from benchmarks.generative.evaluation import ranks_of
-from benchmarks.generative.metrics import metrics_at, popularity_ranks
-from benchmarks.generative.protocol import NO_EVENT, Protocol, check_leave_one_out, leave_one_out, log_split
-from benchmarks.generative.rank_file import Ranks
-from benchmarks.generative.result import Measured, Result
-from benchmarks.generative.sequences import Sequences, read_sequences
-from benchmarks.generative.settings import Settings
+from benchmarks.generative.evaluation import metrics_at, popularity_ranks, ranks_of
+from benchmarks.generative.model import Trie
+from benchmarks.generative.result import Measured, Ranks, Result, Settings
+from benchmarks.generative.sequences import (
+    NO_EVENT,
+    Protocol,
+    Sequences,
+    Windows,
+    check_leave_one_out,
+    leave_one_out,
+    log_split,
+    read_sequences,
+)
 from benchmarks.generative.training import Tokens, train
-from benchmarks.generative.trie import Trie
-from benchmarks.generative.windows import Windows
 from sidrec.schema import ContractError
 from sidrec.sid.catalog import Catalog, load_catalog
 from sidrec.study.results import conditions

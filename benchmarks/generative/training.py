@@ -14,8 +14,8 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from benchmarks.generative.model import SidTransformer
-from benchmarks.generative.settings import SIZES, Settings
-from benchmarks.generative.windows import Windows
+from benchmarks.generative.result import SIZES, Settings
+from benchmarks.generative.sequences import Windows
 from sidrec.errors import TrainingError
 
 LEAST = 1e-8  # sum of weights to divide by, where every weight is 0

@@ -129,7 +129,7 @@ def _say(outcomes: list[Outcome], settings: Settings, began: float) -> None:
     )
 
 
-# The campaign's report: what was dealt, what came of it, what it cost
+# The report: kills, outcomes and costs.
 
 
 def report_text(result: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:

@@ -138,7 +138,7 @@ def _reached(process: psutil.Process, number: int) -> bool:
     return True
 
 
-# What can happen to a run's files between two starts
+# Damage to a run's files between two starts.
 
 NEWEST_FLIPPED, NEWEST_CUT, NEWEST_WITHOUT_INDEX = "newest: a bit flipped", "newest: cut", "newest: no index"
 LEFT_OVER = "a half-written checkpoint left over"

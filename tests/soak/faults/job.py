@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -51,13 +52,13 @@ class Job:
     """`torchrun -m sidrec.train RECIPE`. Its output goes to `log`."""
 
     def __init__(self, recipe: Path, ranks: int, max_restarts: int, log: Path, mark: str) -> None:
-        self.mark = mark
+        self.mark = f"{mark} {uuid.uuid4()}"  # another campaign on this machine may use the same name
         self.began = time.monotonic()  # set again when ranks are killed that torchrun restarts
         self.starts: list[Start] = []
         command = [sys.executable, "-m", LAUNCHER_MODULE, "--nproc-per-node", str(ranks)]
         command += ["--max-restarts", str(max_restarts), "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
         environment = os.environ | {
-            MARK: mark,
+            MARK: self.mark,
             "SIDREC_THREADS": "1",
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
             "PYTHONFAULTHANDLER": "1",  # a hung rank tells where it is before it is killed

@@ -137,7 +137,7 @@ def in_a_process(
         receiver.close()
 
 
-# A campaign as JSON, and as a report for people: cases by kind and by mutation, and every failure
+# The result as JSON and as a report: cases by kind and by mutation, and every failure.
 
 FAILURES = 100  # listed
 CUT = 300  # characters of what a failure said

@@ -69,7 +69,7 @@ def copy_of(sound: Path, into: Path) -> Path:
     return Path(shutil.copytree(sound, into))
 
 
-# Which case has which number: drawn from the seed alone
+# The case of a number, drawn from number and seed alone.
 
 IN_PLACE = 0.04  # of the cases have no file, or something else, in the file's place
 TRIES = 20  # of drawing a mutation that changes something

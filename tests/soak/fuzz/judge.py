@@ -94,7 +94,7 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
-# The process that cases run in: it may hang, die or run out of memory, and another one goes on after it
+# The process that cases run in. It may hang, die or run out of memory; another process continues.
 
 ADDRESS_SPACE = 4 << 30  # bytes beyond what the process has when it starts
 

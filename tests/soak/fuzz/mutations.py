@@ -104,7 +104,7 @@ BYTES: dict[str, Mutation] = {
 }
 
 
-# Damage to text: what editors, spreadsheets, encodings and hostile hands do to CSV, JSON and YAML
+# Mutations of text: CSV, JSON and YAML as editors, spreadsheets, encodings and attackers may leave them.
 
 NUMBER = re.compile(rb"-?\d+(\.\d+)?")
 KEY = re.compile(rb'"\w+":')
@@ -218,7 +218,7 @@ TEXT: dict[str, Mutation] = {
 }
 
 
-# Damage to what JSON and YAML say: keys and values that are none, of another type, or beyond any bound
+# Mutations of JSON and YAML trees: missing keys, other types, values out of range.
 
 Tree = Any
 HOSTILE: tuple[Tree, ...] = (

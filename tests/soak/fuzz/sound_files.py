@@ -132,7 +132,7 @@ def data(folder: Path) -> None:
     pq.write_table(pa.table(pairs), folder / entries.DATA / PAIRS)
 
 
-# Sound files of every kind that is no log: recipes, catalogs, plans, benches, checkpoints
+# Recipes, catalogs, tokenizers, plans, calibrations, benches and predictions.
 
 BENCH = "amazon_beauty-2"
 CODEBOOK = 4

@@ -63,7 +63,7 @@ def _start_ranks(action: str, world: int, folder: Path) -> None:
     subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
-# What came of loading: losses that go on, losses that go on as the stated conversion lets them, or a refusal
+# Verdicts: equal losses, losses after a documented conversion, or wrong.
 
 TOLERANCE = 1e-6
 
@@ -119,7 +119,7 @@ def _keeps_row_sums(plan: Plan) -> bool:
     return any(isinstance(tables, RowwiseAdagradTables) for tables in (config.tables, config.hid))
 
 
-# The matrix's report
+# The report.
 
 
 def report_text(facts: Mapping[str, Any], verdicts: Sequence[Verdict]) -> str:

@@ -100,7 +100,7 @@ def machines_of(each: int, world: int) -> None:
     os.environ["LOCAL_WORLD_SIZE"] = str(min(each, world))
 
 
-# Runs that save in the middle, and runs that go on from there on another plan
+# Runs that save in the middle, and runs that load and continue on another plan.
 
 SAVED_AFTER, STEPS = 3, 5
 
