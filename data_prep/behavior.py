@@ -8,33 +8,28 @@ popularity, and whether the vectors' lengths follow the items' frequencies, whic
 
 Shapes: M items of the train split, N rows of items.parquet, D width, U users, B users of a chunk, T positions, G groups
 of similar frequency.
+
+The command's help must not import torch, hence the imports inside functions.
 """
 
-import json
 import tempfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 import tyro
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from sidrec import schema
 from sidrec.command_line import metavar
 from sidrec.errors import ContractError
-from sidrec.io.files import replaced_file
+from sidrec.io.files import json_text, replaced_file
 
-from .command import run
+from .command import PICTURE, REPORT, is_behavior_report, refuse_flags, run
 from .item_pairs import PairSettings, Sequences, item_pairs, read_sequences, write_pairs
 from .item_vectors import add_vectors
-from .sasrec import SasRec, SasRecSettings, train_sasrec
-from .work_folder import PICTURE, REPORT, is_behavior_report
 
 PREMISE = (
     "ADC-SID assumes that the length of a behaviour vector follows the item's frequency: Spearman {spearman}, "
@@ -44,6 +39,45 @@ TOP = 10
 MOST_USERS = 10_000  # checked; a seeded sample if there are more
 CHUNK = 128
 GROUPS = 12
+
+
+@dataclass(frozen=True)
+class SasRecSettings:
+    """The SASRec model and its training."""
+
+    width: int = 64
+    """Width of the behaviour vectors."""
+    blocks: int = 2
+    """Blocks of attention and point-wise network."""
+    heads: int = 2
+    """Attention heads; they divide the width."""
+    length: int = 50
+    """Events in a window. Longer sequences are cut into windows: every event is a target once per epoch."""
+    dropout: float = 0.2
+    """Dropout of inputs and blocks."""
+    epochs: int = 20
+    """Passes over all events."""
+    lr: float = 2e-3
+    """Learning rate of Adam at the start; it falls linearly to 0. There is no weight decay."""
+    batch_events: int = 2048
+    """Positions of a batch, padding included."""
+    negatives: int = 512
+    """Uniform negatives shared by a batch; with no more items than that, the softmax is exact."""
+    seed: int = 0
+    """Seed of everything random."""
+    threads: int = 1
+    """Threads of the training. Equal vectors need an equal seed and an equal number of threads."""
+
+    def check(self) -> None:
+        """Raises ContractError naming the flag whose value makes no sense."""
+        least_one = ("width", "blocks", "heads", "length", "epochs", "batch_events", "negatives", "threads")
+        rules = {name: (getattr(self, name) >= 1, "at least 1") for name in least_one}
+        rules["heads"] = (self.heads >= 1 and self.width % self.heads == 0, f"a divisor of the width {self.width}")
+        rules["dropout"] = (0 <= self.dropout < 1, "a share from 0 to below 1")
+        rules["lr"] = (0 < self.lr < float("inf"), "a positive number")
+        rules["batch_events"] = (self.batch_events >= self.length, f"at least a window's length {self.length}")
+        rules["seed"] = (self.seed >= 0, "at least 0")
+        refuse_flags({f"--{name.replace('_', '-')}": (*rule, getattr(self, name)) for name, rule in rules.items()})
 
 
 @dataclass(frozen=True)
@@ -72,6 +106,8 @@ def add_behavior(
     check: train another model for `check_next_item`. earliest_share: see `read_sequences`. Raises ContractError, before
     any training, for invalid settings, log or items.parquet, and for files in the way that this command did not write.
     """
+    from .sasrec import train_sasrec
+
     sasrec.check()
     pairs.check()
     _check_files(data)
@@ -98,7 +134,7 @@ def add_behavior(
     ):
         written = write_pairs(pairs_file, item_pairs(sequences, pairs, sasrec.seed), sequences.item_ids_M)
         facts |= {"loss": losses, "norm_and_frequency": premise, "pairs": {**asdict(pairs), "rows": written}}
-        report_file.write_text(json.dumps(facts, indent=1) + "\n")
+        report_file.write_text(json_text(facts))
         draw_norms(picture_file, vectors_MD, frequency_M, _title(data, sasrec, premise))
         said = _write_column(data / schema.ITEMS, vectors_MD, row_M, rows)
     print(said)
@@ -176,6 +212,8 @@ def check_next_item(sequences: Sequences, settings: SasRecSettings) -> HitRates 
     Popularity counts the remaining events. Users with one event, or whose last item is not new to them, are left out.
     None when no user is left.
     """
+    from .sasrec import item_scores, train_sasrec
+
     known = sequences.without_last()
     users = _users_to_check(sequences, settings.seed)
     if not len(users):
@@ -187,7 +225,7 @@ def check_next_item(sequences: Sequences, settings: SasRecSettings) -> HitRates 
         target_B = sequences.items_E[sequences.offsets[chunk_B + 1] - 1]
         had = [known.items_E[known.offsets[user] : known.offsets[user + 1]] for user in chunk_B]
         popularity_BM = np.repeat(popularity_M[None], len(chunk_B), axis=0)
-        for place, scores_BM in enumerate((_scores(model, had, settings.length), popularity_BM)):
+        for place, scores_BM in enumerate((item_scores(model, had, settings.length), popularity_BM)):
             hits[place] += hits_of(scores_BM, target_B, had)
     sasrec, popularity = (hits / len(users)).tolist()
     return HitRates(len(users), sasrec, popularity)
@@ -201,18 +239,6 @@ def _users_to_check(sequences: Sequences, seed: int) -> np.ndarray:
     if len(users) <= MOST_USERS:
         return users
     return np.sort(np.random.default_rng(seed).choice(users, MOST_USERS, replace=False))
-
-
-@torch.no_grad()
-def _scores(model: SasRec, had: list[np.ndarray], length: int) -> np.ndarray:
-    """float32 [B, M]: scores of all items, from each user's latest events."""
-    recent = [np.append(model.start, items)[-length:] for items in had]
-    inputs_BT = np.full((len(recent), max(map(len, recent))), model.start)
-    for row, items in zip(inputs_BT, recent, strict=True):
-        row[: len(items)] = items
-    last_B = torch.tensor([len(items) - 1 for items in recent])
-    hidden_BD = model(torch.from_numpy(inputs_BT))[torch.arange(len(recent)), last_B]
-    return np.asarray((hidden_BD @ model.items.weight[: model.start].T).numpy())
 
 
 def hits_of(scores_BM: np.ndarray, target_B: np.ndarray, had: list[np.ndarray]) -> int:
@@ -233,6 +259,8 @@ def norm_and_frequency(vectors_MD: np.ndarray, frequency_M: np.ndarray) -> dict[
 
     Over the items of the train split. A correlation is None where all norms or all frequencies are equal.
     """
+    import pandas as pd
+
     norm_M = np.linalg.norm(vectors_MD, axis=1)
     ranks = (pd.Series(values).rank().to_numpy() for values in (norm_M, frequency_M))
     return {
@@ -261,6 +289,9 @@ def median_norms(norm_M: np.ndarray, frequency_M: np.ndarray) -> tuple[np.ndarra
 
 def draw_norms(path: Path, vectors_MD: np.ndarray, frequency_M: np.ndarray, title: str) -> None:
     """Draws a PNG: norm against frequency (log axis), a point for each item, and the median by frequency."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     norm_M = np.linalg.norm(vectors_MD, axis=1)
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     axes = figure.subplots()

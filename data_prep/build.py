@@ -2,7 +2,7 @@
 
 `prepare` is what the commands for public logs call. A raw log is a `Source` of events (`data_prep.events`). `build`
 sorts them by time (`data_prep.event_order`), turns them into rows with what was known before each
-(`data_prep.log_pass`) and writes log/ and items.parquet into a work folder (`data_prep.work_folder`), which then
+(`data_prep.log_pass`) and writes log/ and items.parquet into a work folder (`data_prep.command`), which then
 becomes OUT.
 
 If it is interrupted, the same command continues after the last finished partition.
@@ -27,13 +27,12 @@ from sidrec.io.files import replaced_file
 from sidrec.schema import Manifest
 from sidrec.text import text_table
 
-from .command import refuse_flags, rows_bar
+from .command import WorkFolder, file_facts, load_snapshot, refuse_flags, restore_snapshot, rows_bar, save_snapshot
 from .event_order import NEVER, SPLITS, DayWindow, OrderedLog, SplitKind, make_split, order_events
 from .events import IdMap, Items, Source, open_stream
 from .item_vectors import NONE, TEXT_SOURCES, add_vectors, check_vector_source, vector_column
 from .log_pass import ROW_DENSE, STATS, LogPass, PartitionRows, PassState
 from .negatives import ATTEMPTS, Launches, Sampler, Taken
-from .work_folder import WorkFolder, file_facts, load_snapshot, restore_snapshot, save_snapshot
 
 ROW_GROUP = 16_384
 ITEM_ROW_GROUP = 16_384
@@ -142,11 +141,8 @@ def build(
         "details": repr(source),
     }
     work = WorkFolder.open(out, configuration, settings.overwrite, (*source.files, *inputs))
-    try:
+    with work.discarded_on_bad_input():
         _fill(work, source, settings, implicit)
-    except ContractError:
-        work.discard()
-        raise
     return work
 
 
@@ -267,8 +263,7 @@ class LogWriter:
                 path = Path(split) / f"part-{partition:05d}.parquet"
                 self._write_file(self.log / path, rows, row_M)
                 first, last = map(int, rows.columns[schema.TIMESTAMP][row_M[[0, -1]]])
-                crc32 = schema.crc32_of(self.log / path)
-                self.files[split].append(schema.LogFile(str(path), len(row_M), first, last, crc32))
+                self.files[split].append(schema.LogFile.of(self.log, path, len(row_M), first, last))
             self._count(split, rows, row_M)
 
     def _count(self, split: str, rows: PartitionRows, row_M: np.ndarray) -> None:

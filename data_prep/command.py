@@ -1,16 +1,35 @@
-"""A dataclass with a `run` method as a command, and progress bars for what commands do."""
+"""What commands of data_prep share: arguments, progress bars, the work folder of an output, snapshots.
 
+A data folder is made in the work folder OUT.partial and replaces OUT when it is whole. --overwrite replaces OUT only if
+commands of data_prep wrote every file in it. OUT.partial is continued or discarded only if it holds an unfinished
+preparation and nothing else.
+"""
+
+import json
+import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, fields, is_dataclass
 from inspect import getdoc
 from pathlib import Path
-from typing import IO, Never, Protocol, cast
+from typing import IO, Any, Never, Protocol, TypeVar, cast
 
+import numpy as np
 from tqdm import tqdm
 
-from sidrec import command_line
+from sidrec import command_line, schema
 from sidrec.errors import ContractError
+from sidrec.io.files import read_json, replaced_file
+from sidrec.io.output_folders import (
+    FolderKind,
+    Written,
+    check_apart,
+    check_replaceable,
+    output_folder,
+    replace_folder,
+    restore,
+)
 
 
 class Command(Protocol):
@@ -59,3 +78,232 @@ def reading(path: Path) -> Iterator[IO[bytes]]:
         tqdm.wrapattr(file, "read", total=path.stat().st_size, desc=path.name, disable=None) as watched,
     ):
         yield cast(IO[bytes], watched)
+
+
+# The work folder.
+
+
+CONFIGURATION = "configuration.json"
+REPORT, PICTURE = "behavior.json", "behavior.png"  # of data_prep.behavior, which also writes schema.PAIRS
+PARTIAL = ".partial"
+
+
+@dataclass(frozen=True)
+class WorkFolder:
+    """`publish` renames `data` to OUT and deletes `scratch`.
+
+    out: without links, see `output_folder`. overwrite: OUT may exist, if data_prep wrote it.
+    """
+
+    out: Path
+    overwrite: bool
+
+    @property
+    def partial(self) -> Path:
+        return self.out.with_name(self.out.name + PARTIAL)
+
+    @property
+    def data(self) -> Path:
+        return self.partial / "data"
+
+    @property
+    def scratch(self) -> Path:
+        return self.partial / "scratch"
+
+    @property
+    def _configuration(self) -> Path:
+        return self.partial / CONFIGURATION
+
+    @property
+    def _replaced(self) -> Path:
+        """Holds the former OUT while it is replaced."""
+        return self.partial / "replaced"
+
+    @property
+    def _discarded(self) -> Path:
+        """Holds `data` while it is deleted."""
+        return self.partial / "discarded"
+
+    @classmethod
+    def open(
+        cls, out: Path, configuration: Mapping[str, object], overwrite: bool, inputs: Iterable[Path] = ()
+    ) -> "WorkFolder":
+        """Continues an unfinished preparation of equal configuration, or deletes one of another configuration.
+
+        inputs: files and folders that the preparation reads. Raises ContractError, before anything is written, if OUT
+        must not be replaced, OUT.partial holds other files, or one of them is, holds or lies inside an input.
+        """
+        inputs = tuple(inputs)
+        work = cls(output_folder(out, inputs), overwrite)
+        check_apart(work.partial, inputs)
+        work._check_partial()
+        restore(work.out, work._replaced)
+        work._check_out()
+        wanted = json.dumps(configuration, indent=1, sort_keys=True, default=str)
+        found = work._configuration.read_text() if work._configuration.exists() else None
+        # Without `data`, the work was published or discarded, and the process ended before the rest was deleted.
+        if found != wanted or not work.data.exists():
+            work.discard()
+        work.partial.mkdir(parents=True, exist_ok=True)
+        with replaced_file(work._configuration, one_writer=True) as partial:
+            partial.write_text(wanted)
+        work.data.mkdir(exist_ok=True)
+        work.scratch.mkdir(exist_ok=True)
+        return work
+
+    def _check_partial(self) -> None:
+        if not self.partial.is_symlink() and not self.partial.exists():
+            return
+        expected = "no such folder, or an unfinished run's alone"
+        if self.partial.is_symlink() or not self.partial.is_dir():
+            raise ContractError(self.partial, expected, "a link or a file; remove it or name another OUT")
+        own = (self.data, self.scratch, self._replaced, self._discarded, self._configuration)
+        names = {*(path.name for path in own), CONFIGURATION + PARTIAL}
+        foreign = sorted(path.name for path in self.partial.iterdir() if path.name not in names or path.is_symlink())
+        begun = [path for path in own if path.exists()]
+        if foreign or (begun and not isinstance(_json(self._configuration), dict)):
+            got = f"something else ({', '.join(foreign[:3]) or f'no {CONFIGURATION}'})"
+            raise ContractError(self.partial, expected, f"{got}; remove it or name another OUT")
+        if self._replaced.exists() and self.data.exists() and self.out.exists():
+            expected = f"nothing at {self.out}, whose replacement was killed"
+            raise ContractError(self._replaced, expected, "another folder there; move one of the two away")
+
+    def _check_out(self) -> None:
+        if self.out.exists() and not self.overwrite:
+            raise ContractError(self.out, "no such folder yet (or the flag --overwrite)", "one that exists")
+        check_replaceable(self.out, DATA_FOLDER)
+
+    @contextmanager
+    def discarded_on_bad_input(self) -> Iterator[None]:
+        """Deletes the unfinished work if the block raises ContractError. After a kill, the work is continued."""
+        try:
+            yield
+        except ContractError:
+            self.discard()
+            raise
+
+    def discard(self) -> None:
+        """Deletes the unfinished work."""
+        if self.data.exists():
+            _delete(self._discarded)
+            self.data.rename(self._discarded)
+        self._delete_rest()
+
+    def publish(self) -> None:
+        """Replaces OUT with the finished data folder and deletes the rest.
+
+        Raises ContractError if OUT has become a folder that must not be replaced. The work stays; a rerun publishes it.
+        """
+        self._check_out()
+        replace_folder(self.data, self.out, self._replaced)
+        self._delete_rest()
+
+    def _delete_rest(self) -> None:
+        """The configuration is deleted last: while it exists, the rest is known to be ours."""
+        for folder in (self.scratch, self._discarded, self._replaced):
+            _delete(folder)
+        for file in (self.partial / (CONFIGURATION + PARTIAL), self._configuration):
+            file.unlink(missing_ok=True)
+        if self.partial.exists():
+            self.partial.rmdir()
+
+
+def _delete(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+
+
+def _written(folder: Path) -> Written | None:
+    """Names of the files in a log's or a Criteo folder's manifest, and of those that data_prep adds to a log later.
+
+    Both kinds of manifest say how the folder was prepared. A manifest that only lists files was written by others.
+    """
+    names = _log_files(folder) or _criteo_files(folder)
+    return None if names is None else names.__contains__
+
+
+def _log_files(folder: Path) -> set[str] | None:
+    try:
+        manifest = schema.load_manifest(folder / schema.LOG)
+    except ContractError:
+        return None
+    if "as_of" not in manifest.protocol:  # all preparations of a log write it
+        return None
+    names = {schema.ITEMS, f"{schema.LOG}/{schema.MANIFEST}"}
+    names |= {f"{schema.LOG}/{file.path}" for files in manifest.splits.values() for file in files}
+    added = (schema.PAIRS, REPORT, PICTURE) if is_behavior_report(folder / REPORT) else ()
+    unfinished = {name + PARTIAL for name in (schema.ITEMS, schema.PAIRS, REPORT, PICTURE)}  # of killed commands
+    return names | {*added} | unfinished
+
+
+def _criteo_files(folder: Path) -> set[str] | None:
+    manifest = _json(folder / schema.MANIFEST)
+    keys = {"format", "rows", "dense", "categorical", "days", "files"}
+    if not isinstance(manifest, dict) or not keys <= set(manifest) or not isinstance(manifest["files"], dict):
+        return None
+    return {schema.MANIFEST, *manifest["files"]}
+
+
+def is_behavior_report(path: Path) -> bool:
+    """Whether data_prep.behavior wrote the file, and so pairs.parquet and the picture in its folder."""
+    report = _json(path)
+    return isinstance(report, dict) and {"source", "settings", "norm_and_frequency", "pairs"} <= set(report)
+
+
+def _json(path: Path) -> object:
+    try:
+        return read_json(path, "JSON")
+    except ContractError:
+        return None
+
+
+DATA_FOLDER = FolderKind("a folder that data_prep wrote", _written)
+
+
+def file_facts(files: tuple[Path, ...]) -> list[tuple[str, int, int]]:
+    """Path, size and modification time (ns) of each input. Raises ContractError if one is missing."""
+    facts = []
+    for file in files:
+        if not file.is_file():
+            raise ContractError(file, "a file to read", "none")
+        facts.append((str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns))
+    return facts
+
+
+# Snapshots: trees of dataclasses, with numpy arrays, numbers and text as leaves, in one .npz file.
+
+
+T = TypeVar("T")
+
+
+def save_snapshot(path: Path, **roots: object) -> None:
+    """Writes the trees in one step."""
+    arrays: dict[str, np.ndarray] = {}
+    for name, root in roots.items():
+        _flatten(name, root, arrays)
+    with replaced_file(path, one_writer=True) as partial, partial.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def load_snapshot(path: Path) -> dict[str, np.ndarray]:
+    """All leaves, by dotted name."""
+    with np.load(path) as stored:
+        return dict(stored)
+
+
+def restore_snapshot(template: T, name: str, arrays: dict[str, np.ndarray]) -> T:
+    """A tree like the template, with the leaves saved under `name`."""
+    if not is_dataclass(template):
+        leaf: Any = arrays[name]
+        return leaf if isinstance(template, np.ndarray) else leaf.item()
+    parts = {f.name: restore_snapshot(getattr(template, f.name), f"{name}.{f.name}", arrays) for f in fields(template)}
+    tree: Any = type(template)
+    return tree(**parts)
+
+
+def _flatten(name: str, node: object, arrays: dict[str, np.ndarray]) -> None:
+    if is_dataclass(node):
+        for field in fields(node):
+            _flatten(f"{name}.{field.name}", getattr(node, field.name), arrays)
+    else:
+        arrays[name] = np.asarray(node)

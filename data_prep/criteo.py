@@ -30,7 +30,7 @@ from sidrec.command_line import metavar
 from sidrec.errors import ContractError
 from sidrec.io.files import read_json, write_json
 
-from .command import refuse_flags, rows_bar, run
+from .command import WorkFolder, file_facts, refuse_flags, rows_bar, run
 from .criteo_layout import VOCABULARY, day_file, fingerprint, growing_npy, parts_of, vocabulary_file
 from .criteo_rows import (
     CATEGORICAL,
@@ -45,7 +45,6 @@ from .criteo_rows import (
     read_rows,
     vocabulary,
 )
-from .work_folder import WorkFolder, file_facts
 
 FIRST_LOOK = 1 << 16  # bytes of every file that are checked before any work
 LARGEST_TABLE = 1 << 31  # ids are int32

@@ -14,14 +14,12 @@ Shapes: I item ids, M items that occur, J values of other columns, D width, N ro
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tyro
-from scipy import sparse
-from scipy.sparse.linalg import svds
 
 from sidrec import schema
 from sidrec.command_line import metavar
@@ -30,13 +28,15 @@ from sidrec.io.files import replaced_file
 from sidrec.schema import LogFile, Manifest
 
 from .build import ROW_GROUP
-from .command import refuse_flags, rows_bar, run
+from .command import WorkFolder, file_facts, load_snapshot, refuse_flags, rows_bar, run, save_snapshot
 from .criteo_layout import CriteoLayout, RowRange
 from .criteo_rows import CATEGORICAL, DENSE, FIRST, UNKNOWN, ValueCounts
 from .event_order import SPLITS
 from .item_vectors import vector_column
 from .log_pass import Runs, Totals
-from .work_folder import WorkFolder, file_facts, load_snapshot, save_snapshot
+
+if TYPE_CHECKING:  # scipy is slow to import, so the help must not
+    from scipy import sparse
 
 
 @dataclass(frozen=True)
@@ -119,11 +119,8 @@ def write_log(command: CriteoLogCommand, sizes: WorkSizes = WorkSizes()) -> Mani
     }
     work = WorkFolder.open(command.out, configuration, command.overwrite, (command.npy,))
     items = LogItems.of(layout, item, bounds["train"].stop)
-    try:
+    with work.discarded_on_bad_input():
         _write_items(work, layout, command, items, sizes)
-    except ContractError:
-        work.discard()
-        raise
     manifest = _manifest(layout, command, items, bounds)
     files = CriteoLogFiles(layout, manifest, item, sizes.file)
     splits = {split: tuple(files.write(work.data / schema.LOG, split, rows)) for split, rows in bounds.items()}
@@ -220,7 +217,7 @@ class CriteoLogFiles:
                         pq.write_table(self._table(part), partial, row_group_size=ROW_GROUP, compression="zstd")
                 self._totals.add(part.ids()[:, self._item], part.labels(), np.arange(part.first, part.stop))
                 bar.update(part.rows)
-                yield LogFile(str(path), part.rows, part.first, part.stop - 1, schema.crc32_of(log / path))
+                yield LogFile.of(log, path, part.rows, part.first, part.stop - 1)
 
     def _table(self, part: RowRange) -> pa.Table:
         id_NC, label_N, row_N = part.ids(), part.labels(), np.arange(part.first, part.stop)
@@ -260,7 +257,7 @@ class CoOccurrence:
     are at most items * 25 * most_values pairs.
     """
 
-    count_IJ: sparse.csr_array
+    count_IJ: "sparse.csr_array"
 
     @classmethod
     def of(
@@ -277,6 +274,8 @@ class CoOccurrence:
         most_values: values counted of each other column, the most frequent ones. snapshot: file with the counts so far;
         counting continues from it if it exists. Raises ContractError if the other columns have no values.
         """
+        from scipy import sparse
+
         others = [column for column in range(len(layout.table_rows)) if column != item]
         values = _numbered_values(layout, others, rows, most_values)
         width = 1 + max(int(numbers.max()) for numbers in values)
@@ -290,8 +289,10 @@ class CoOccurrence:
         shape = (layout.table_rows[item], width)
         return cls(sparse.csr_array((count_P.astype(np.float64), place_P), shape=shape))
 
-    def ppmi(self) -> sparse.csr_array:
+    def ppmi(self) -> "sparse.csr_array":
         """PPMI, [I, J]."""
+        from scipy import sparse
+
         pairs = self.count_IJ.tocoo()
         of_item, of_value = pairs.sum(axis=1), pairs.sum(axis=0)
         expected = of_item[pairs.row] * of_value[pairs.col] / pairs.sum()
@@ -303,6 +304,8 @@ class CoOccurrence:
 
         Raises ContractError if there are too few for a vector.
         """
+        from scipy.sparse.linalg import svds
+
         ppmi_IJ = self.ppmi()
         known = np.flatnonzero(np.diff(self.count_IJ.indptr))
         width = min(width, len(known) - 1, ppmi_IJ.shape[1] - 1)

@@ -9,58 +9,23 @@ events, U users.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .command import refuse_flags, rows_bar
+from .command import rows_bar
 from .item_pairs import Sequences
+
+if TYPE_CHECKING:
+    from .behavior import SasRecSettings
 
 INIT_STD = 0.02
 
 
-@dataclass(frozen=True)
-class SasRecSettings:
-    """The model and its training."""
-
-    width: int = 64
-    """Width of the behaviour vectors."""
-    blocks: int = 2
-    """Blocks of attention and point-wise network."""
-    heads: int = 2
-    """Attention heads; they divide the width."""
-    length: int = 50
-    """Events in a window. Longer sequences are cut into windows: every event is a target once per epoch."""
-    dropout: float = 0.2
-    """Dropout of inputs and blocks."""
-    epochs: int = 20
-    """Passes over all events."""
-    lr: float = 2e-3
-    """Learning rate of Adam at the start; it falls linearly to 0. There is no weight decay."""
-    batch_events: int = 2048
-    """Positions of a batch, padding included."""
-    negatives: int = 512
-    """Uniform negatives shared by a batch; with no more items than that, the softmax is exact."""
-    seed: int = 0
-    """Seed of everything random."""
-    threads: int = 1
-    """Threads of the training. Equal vectors need an equal seed and an equal number of threads."""
-
-    def check(self) -> None:
-        """Raises ContractError naming the flag whose value makes no sense."""
-        least_one = ("width", "blocks", "heads", "length", "epochs", "batch_events", "negatives", "threads")
-        rules = {name: (getattr(self, name) >= 1, "at least 1") for name in least_one}
-        rules["heads"] = (self.heads >= 1 and self.width % self.heads == 0, f"a divisor of the width {self.width}")
-        rules["dropout"] = (0 <= self.dropout < 1, "a share from 0 to below 1")
-        rules["lr"] = (0 < self.lr < float("inf"), "a positive number")
-        rules["batch_events"] = (self.batch_events >= self.length, f"at least a window's length {self.length}")
-        rules["seed"] = (self.seed >= 0, "at least 0")
-        refuse_flags({f"--{name.replace('_', '-')}": (*rule, getattr(self, name)) for name, rule in rules.items()})
-
-
-def train_sasrec(sequences: Sequences, settings: SasRecSettings, what: str) -> tuple["SasRec", list[float]]:
+def train_sasrec(sequences: Sequences, settings: "SasRecSettings", what: str) -> tuple["SasRec", list[float]]:
     """Trains on all sequences. Returns the model and the mean loss of every epoch. what: names the progress bar.
 
     Deterministic. torch's global random state and number of threads are restored.
@@ -75,7 +40,7 @@ def train_sasrec(sequences: Sequences, settings: SasRecSettings, what: str) -> t
         torch.set_num_threads(threads)
 
 
-def _train(sequences: Sequences, settings: SasRecSettings, what: str) -> tuple["SasRec", list[float]]:
+def _train(sequences: Sequences, settings: "SasRecSettings", what: str) -> tuple["SasRec", list[float]]:
     items, events = len(sequences.item_ids_M), len(sequences.items_E)
     model = SasRec(items, settings.width, settings.blocks, settings.heads, settings.length, settings.dropout)
     optimizer = torch.optim.Adam(model.parameters(), settings.lr)
@@ -221,3 +186,15 @@ class SelfAttention(nn.Module):
         query, key, value = parts.permute(2, 0, 3, 1, 4)
         mixed_BHTd = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         return self.out(mixed_BHTd.transpose(1, 2).reshape(batch, length, width))
+
+
+@torch.no_grad()
+def item_scores(model: SasRec, had: list[np.ndarray], length: int) -> np.ndarray:
+    """float32 [B, M]: scores of all items, from each user's latest events."""
+    recent = [np.append(model.start, items)[-length:] for items in had]
+    inputs_BT = np.full((len(recent), max(map(len, recent))), model.start)
+    for row, items in zip(inputs_BT, recent, strict=True):
+        row[: len(items)] = items
+    last_B = torch.tensor([len(items) - 1 for items in recent])
+    hidden_BD = model(torch.from_numpy(inputs_BT))[torch.arange(len(recent)), last_B]
+    return np.asarray((hidden_BD @ model.items.weight[: model.start].T).numpy())

@@ -9,7 +9,6 @@ A data folder holds::
 This file is the one place that spells these names. `data_prep` writes them, `sidrec` reads them.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from zlib import crc32
 import pyarrow as pa
 
 from sidrec.errors import ContractError as ContractError
-from sidrec.io.files import column_type
+from sidrec.io.files import column_type, write_json
 from sidrec.io.files import read_json as read_json
 from sidrec.text import short_repr
 
@@ -32,7 +31,7 @@ LABEL = "label"  # float32, 0 or 1
 TIMESTAMP = "timestamp"  # int64, seconds since 1970
 USER_ID = "user_id"  # int64
 ITEM_ID = "item_id"  # int64
-HISTORY = "history"  # list<int64> of item ids the user liked before `timestamp`, oldest first
+HISTORY = "history"  # list<int64>, items that the user liked before `timestamp`, oldest first
 DENSE_PREFIX = "int_"  # float32, finite, ready for a linear layer
 CATEGORICAL_PREFIX = "cat_"  # int64 in [0, ids[column])
 STAT_PREFIX = "stat_"  # float32 counts of the target item, as of `timestamp`, never later
@@ -53,9 +52,9 @@ LOG = "log"
 
 @dataclass(frozen=True)
 class LogFile:
-    """One parquet file of a split; `path` is relative to the log folder.
+    """One parquet file of a split.
 
-    crc32: of all its bytes, as `crc32_of` computes it; None if the manifest has none.
+    path: relative to the log folder. crc32: `crc32_of` the file; None in a manifest without checksums.
     """
 
     path: str
@@ -64,16 +63,21 @@ class LogFile:
     last_timestamp: int
     crc32: int | None = None
 
+    @classmethod
+    def of(cls, log: Path, path: Path, rows: int, first_timestamp: int, last_timestamp: int) -> "LogFile":
+        """The entry of a file that is written. Raises OSError."""
+        return cls(str(path), rows, first_timestamp, last_timestamp, crc32_of(log / path))
+
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `log/manifest.json` says.
+    """The contents of `log/manifest.json`.
 
     ids: id column (user_id, item_id, cat_*) -> number of table rows needed, that is largest id + 1.
     dense, stats: the int_* and stat_* columns, in order.
     history_length: the longest history stored.
     splits: split name -> its files, in time order.
-    protocol: how rows and labels came to be, for people (negatives, windows, thresholds).
+    protocol: how rows and labels were made (negatives, windows, thresholds), for readers.
     """
 
     source: str
@@ -120,10 +124,8 @@ def crc32_of(path: Path) -> int:
 
 
 def save_manifest(manifest: Manifest, log: Path) -> None:
-    """Writes `log/manifest.json` in one step: a reader sees the whole file or none."""
-    partial = log / (MANIFEST + ".partial")
-    partial.write_text(json.dumps(asdict(manifest), indent=1) + "\n")
-    partial.replace(log / MANIFEST)
+    """Writes `log/manifest.json` in one step. Raises OSError; ValueError for NaN or infinity in the protocol."""
+    write_json(log / MANIFEST, asdict(manifest), one_writer=True)
 
 
 def load_manifest(log: Path) -> Manifest:
@@ -165,7 +167,7 @@ def _manifest_from_json(raw: dict[str, Any], path: Path) -> Manifest:
 
 
 def _whole(value: object, where: str, least: int, most: int) -> int:
-    """A whole number, not what can be made one: a manifest is not to be guessed at."""
+    """The integer `value`. Raises ContractError for other types, such as 3.0, "3" and true."""
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise ContractError(where, f"a whole number from {least} to {most}", short_repr(value))
     return value
@@ -181,7 +183,7 @@ def _log_file(entry: object, where: str, log: Path) -> LogFile:
     try:
         target = (log / path).resolve()
         target.is_file()
-    except (OSError, ValueError, RuntimeError) as error:  # a name of thousands of characters, or with a zero byte
+    except (OSError, ValueError, RuntimeError) as error:  # a name that is too long, or with a zero byte
         raise ContractError(where, "file paths inside the log folder", error) from None
     if not target.is_relative_to(log.resolve()):
         raise ContractError(where, "files inside the log folder", f"{path!r}, a link to {target}")
@@ -209,7 +211,7 @@ def _check_names(path: Path, ids: Mapping[str, int], dense: tuple[str, ...], sta
 
 
 def check_columns(found: pa.Schema, manifest: Manifest, where: object) -> None:
-    """Every column of the contract is there with its type. Raises ContractError; columns beyond it are allowed."""
+    """Raises ContractError if a column of the contract is missing or has another type. Further columns are allowed."""
     for expected in log_schema(manifest):
         kind = column_type(found, expected.name, where)
         if kind != expected.type:

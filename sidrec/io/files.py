@@ -32,15 +32,20 @@ def replaced_file(target: Path, *, durable: bool = False, one_writer: bool = Fal
         partial.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a small file in one step: a reader sees the old file or the new one."""
-    with replaced_file(path) as partial:
+def write_text(path: Path, text: str, *, one_writer: bool = False) -> None:
+    """Writes a small file in one step: a reader sees the old file or the new one. one_writer: see `replaced_file`."""
+    with replaced_file(path, one_writer=one_writer) as partial:
         partial.write_text(text)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON in one step. Raises ValueError for NaN or infinity, which JSON does not have."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+def write_json(path: Path, value: Any, *, one_writer: bool = False) -> None:
+    """Writes `json_text(value)` in one step."""
+    write_text(path, json_text(value), one_writer=one_writer)
+
+
+def json_text(value: Any) -> str:
+    """`value` as indented JSON. Raises ValueError for NaN or infinity, which JSON does not have."""
+    return json.dumps(value, indent=1, allow_nan=False) + "\n"
 
 
 def check_free(target: Path, overwrite: bool) -> None:

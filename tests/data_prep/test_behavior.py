@@ -10,10 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.amazon import AmazonCommand
-from data_prep.behavior import add_behavior, median_norms, norm_and_frequency
+from data_prep.behavior import SasRecSettings, add_behavior, median_norms, norm_and_frequency
 from data_prep.build import LogSettings
 from data_prep.item_pairs import PairSettings
-from data_prep.sasrec import SasRecSettings
 from sidrec.schema import ContractError
 from tests.data_prep.event_lists import DAY, Event, make_log
 from tests.killed import killed_when

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from data_prep import criteo_log
+from data_prep.command import save_snapshot
 from data_prep.criteo import CriteoCommand
 from data_prep.criteo_log import CriteoLogCommand, WorkSizes, write_log
-from data_prep.work_folder import save_snapshot
 from tests.data_prep.criteo_text import random_lines, write
 from tests.digests import digest
 from tests.killed import killed_when

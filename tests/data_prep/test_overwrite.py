@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.amazon import AmazonCommand
-from data_prep.behavior import add_behavior
+from data_prep.behavior import SasRecSettings, add_behavior
 from data_prep.build import LogSettings
+from data_prep.command import CONFIGURATION
 from data_prep.criteo import CriteoCommand
 from data_prep.criteo_log import CriteoLogCommand
 from data_prep.event_order import ORDERED
@@ -25,9 +26,7 @@ from data_prep.interactions import Columns, InteractionsCommand
 from data_prep.item_pairs import PairSettings
 from data_prep.item_vectors import add_vectors
 from data_prep.movielens import MovieLensCommand
-from data_prep.sasrec import SasRecSettings
 from data_prep.synthetic import SyntheticCommand, WorldSettings
-from data_prep.work_folder import CONFIGURATION
 from sidrec.schema import ContractError
 from tests.data_prep.criteo_text import random_lines
 from tests.data_prep.criteo_text import write as write_lines

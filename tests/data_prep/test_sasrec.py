@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from data_prep.behavior import check_next_item, hits_of
+from data_prep.behavior import SasRecSettings, check_next_item, hits_of
 from data_prep.item_pairs import Sequences
-from data_prep.sasrec import SasRec, SasRecSettings, Windows, sampled_softmax, train_sasrec
+from data_prep.sasrec import SasRec, Windows, sampled_softmax, train_sasrec
 from sidrec.schema import ContractError
 
 SMALL = SasRecSettings(width=16, length=6, epochs=25, batch_events=128, negatives=64, lr=1e-2)
