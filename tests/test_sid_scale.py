@@ -10,8 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks import sid_scale
-from benchmarks.sid_scale import result, table, write_vectors
-from benchmarks.sid_scale_cost import Cost, cost_of
+from benchmarks.sid_scale import Cost, cost_of, result, table, write_vectors
 from sidrec.sid.item_vectors import read_item_vectors
 
 COST = Cost(
