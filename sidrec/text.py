@@ -1,4 +1,4 @@
-"""Text for people: quoted input, near names, byte sizes, tables in a terminal."""
+"""Text of messages: quoted input, near names, byte sizes, aligned tables."""
 
 import reprlib
 from collections.abc import Iterable, Sequence
@@ -69,10 +69,12 @@ def near_file(path: Path) -> str:
 
 
 def byte_size(count: float) -> str:
-    """A number of bytes in decimal units: "812 B", "3.4 kB", "1.25 GB"."""
+    """A number of bytes in decimal units and three significant digits: "812 B", "3.4 kB", "1.25 GB", "12,300 TB"."""
+    rounded = float(f"{count:.3g}")  # before the unit is chosen: 999.6 MB is 1 GB
     for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if abs(count) >= unit:
-            return f"{count / unit:,.3g} {name}"
+        if abs(rounded) >= unit:
+            value = rounded / unit
+            return f"{value:,.0f} {name}" if abs(value) >= 1000 else f"{value:.3g} {name}"
     return f"{count:,.0f} B"
 
 

@@ -7,7 +7,7 @@ import pytest
 from sidrec.config import ConfigError, load_file
 from sidrec.io.files import read_json
 from sidrec.schema import ContractError
-from sidrec.text import LINES, LONGEST, short_repr
+from sidrec.text import LINES, LONGEST, byte_size, short_repr
 
 
 def test_quotes_stay_in_their_line_and_give_no_orders_to_a_terminal() -> None:
@@ -81,3 +81,25 @@ def test_yaml_of_megabytes_is_refused(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("name: [" + '"x",' * 300_000)
     with pytest.raises(ConfigError, match="expected a recipe of at most 1,048,576 bytes, got a larger file"):
         load_file(tmp_path / "recipe.yaml")
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [
+        (0, "0 B"),
+        (999.4, "999 B"),
+        (999.6, "1 kB"),
+        (1000, "1 kB"),
+        (3400, "3.4 kB"),
+        (999.4e3, "999 kB"),
+        (999.6e3, "1 MB"),
+        (999.6e6, "1 GB"),
+        (1.25e9, "1.25 GB"),
+        (999.6e9, "1 TB"),
+        (999.6e12, "1,000 TB"),
+        (12_345e12, "12,300 TB"),
+        (-999.6e6, "-1 GB"),
+    ],
+)
+def test_a_byte_size_changes_its_unit_after_rounding(count: float, text: str) -> None:
+    assert byte_size(count) == text

@@ -28,8 +28,8 @@ from sidrec.train.optimizers import ScheduledOptimizer, build_optimizer
 def open_dataset(recipe: Recipe, ranks: Ranks) -> Dataset:
     """Reads manifest and catalog and checks them against the recipe, on all ranks together.
 
-    Rank 0 learns the subwords and all ranks get them: machines that round differently must not disagree.
-    Raises ConfigError or ContractError, before anything is allocated.
+    Rank 0 learns the subwords and broadcasts them, because machines may round differently. Raises ConfigError or
+    ContractError, before anything is allocated.
     """
     manifest, catalog = run_on_all_ranks(ranks, lambda: read_contracts(recipe))
     fitted = run_on_all_ranks(ranks, lambda: fit_item_subwords(recipe, manifest, catalog) if ranks.first else None)
@@ -57,10 +57,7 @@ def open_loader(recipe: Recipe, data: Dataset, split: str, shuffle: bool, ranks:
 
 @dataclass(frozen=True)
 class Training:
-    """What a run trains or evaluates, as this rank holds it.
-
-    plan: which rank holds which table. plan_file: the same, as a file keeps it.
-    """
+    """This rank's sharded model and optimizer. plan: which rank holds which table. plan_file: `plan` in plan.json."""
 
     model: DistributedModelParallel
     optimizer: ScheduledOptimizer
@@ -69,10 +66,10 @@ class Training:
 
 
 def build_training(recipe: Recipe, data: Dataset, ranks: Ranks, *, preflight: bool = False) -> Training:
-    """Plans, checks, shards and fills the ranker. Dense layers start alike on every rank, seeded by the recipe.
+    """Plans, checks, shards and fills the ranker. recipe.seed makes the dense layers equal on every rank.
 
-    preflight: announce the stages, and check the planned run before a table is allocated. Raises what `check_run`
-    raises then, and PlanError or ContractError as `make_plan` does; on all ranks together.
+    preflight: print the stages, and check the planned run before a table is allocated. Raises as `make_plan` and, with
+    `preflight`, as `check_run` do; on all ranks together.
     """
     torch.manual_seed(recipe.seed)
     ranker = Ranker(recipe.model, data.sizes)
@@ -92,7 +89,7 @@ def build_training(recipe: Recipe, data: Dataset, ranks: Ranks, *, preflight: bo
 
 @dataclass
 class WorkloadEstimate:
-    """A run's workload, estimated on first use: it reads a sample of the log, and only rank 0 needs it."""
+    """A run's workload, estimated on first use: this reads a sample of the log, and only rank 0 needs it."""
 
     recipe: Recipe
     data: Dataset
@@ -107,23 +104,23 @@ class WorkloadEstimate:
 
 
 def announce(ranks: Ranks, stage: str) -> None:
-    """Prints, on rank 0, the stage that a start has come to."""
+    """Prints a stage of the start, on rank 0."""
     if ranks.first:
         print(f"start: {stage}", flush=True)
 
 
 def planned_run(
-    recipe: Recipe, data: Dataset, reckoned: RecipeWorkload, hardware: Hardware, plan: ShardingPlan
+    recipe: Recipe, data: Dataset, estimate: RecipeWorkload, hardware: Hardware, plan: ShardingPlan
 ) -> PlannedRun:
-    """A run on `hardware` by `plan`, of which nothing is allocated."""
+    """The run that the preflight checks: `plan` on `hardware`, nothing allocated yet."""
     return PlannedRun(
         recipe=recipe,
         manifest=data.manifest,
         tables=data.tables,
         sizes=data.sizes,
-        workload=reckoned.workload,
-        unique_items=reckoned.unique_items,
+        workload=estimate.workload,
+        unique_items=estimate.unique_items,
         hardware=hardware,
         plan=plan,
-        sharders=sharders_of(reckoned.workload.model, recipe.optimizer, recipe.seed),
+        sharders=sharders_of(estimate.workload.model, recipe.optimizer, recipe.seed),
     )

@@ -1,5 +1,5 @@
-"""Finds what was not finite in a step. In this order, nearest to the cause first: the table rows of the batch, the
-layers' weights, logits, loss terms, gradients of tables, gradients of layers.
+"""Finds the value in a step that was not finite. Searched in this order, nearest to the cause first: the batch's table
+rows, the layers' weights, logits, loss terms, gradients of tables, gradients of layers.
 
 Shapes: B rows, U item bags, N bags (U or B), T history positions, D width, X columns.
 """
@@ -21,10 +21,13 @@ NAMED = 5
 
 
 @dataclass(frozen=True)
-class Finding:
-    """order: smaller is nearer to the cause. what: text for a message. rows: this rank's offending rows of the split;
-    empty if no row can be singled out. in_weights: weights are not finite, so leaving the batch out does not help.
-    loss: the largest loss, if the rows were chosen by it, else 0."""
+class Cause:
+    """A value that was not finite.
+
+    order: smaller is nearer to the cause. what: text for a message. rows: this rank's offending rows of the split;
+    empty if no row can be singled out. in_weights: weights are not finite, so skipping the batch does not help.
+    loss: the largest loss if the rows were chosen by it, else 0.
+    """
 
     order: int
     what: str
@@ -35,10 +38,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class TableLookup:
-    """A table collection's embeddings in a step.
+    """The embeddings that a table collection gives to a step.
 
-    boundary: where they enter the layers. tables: the table's name by feature. of_rows: whether the bags are the
-    batch's rows, or its items. managed: whether the tables assign rows to ids themselves.
+    boundary: where they enter the layers. tables: the table's name by feature. of_rows: whether a bag belongs to a row
+    of the batch, or to an item. managed: whether it is a managed-collision table, whose rows have no fixed ids.
     """
 
     boundary: GradientBoundary
@@ -47,8 +50,8 @@ class TableLookup:
     managed: bool = False
 
 
-def lookups_of(ranker: Ranker) -> list[TableLookup]:
-    """Of every table collection of a sharded ranker."""
+def table_lookups(ranker: Ranker) -> list[TableLookup]:
+    """The lookups of every table collection in a sharded ranker."""
     found = []
     if ranker.items is not None:
         found.append(TableLookup(ranker.items_boundary, _tables(ranker.items)))
@@ -66,9 +69,9 @@ def _tables(collection: Any) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Forward:
-    """A rank's step between forward and update.
+    """A rank's values of a step after its forward pass.
 
-    columns: names of a number field's columns, by field of the batch. layers: parameters that are no tables, by name.
+    columns: column names of the batch's float fields, by field. layers: parameters outside tables, by name.
     """
 
     batch: Batch
@@ -80,8 +83,8 @@ class Forward:
 
 
 @torch.no_grad()
-def find_cause(step: Forward) -> Finding | None:
-    """This rank's finding that is nearest to the cause; None if all it holds is finite."""
+def find_cause(step: Forward) -> Cause | None:
+    """This rank's cause, the nearest one found; None if all its values are finite."""
     checks = (
         _bad_table_rows,
         _bad_weights,
@@ -91,61 +94,61 @@ def find_cause(step: Forward) -> Finding | None:
         _bad_layer_gradients,
     )
     for check in checks:
-        for finding in check(step):
-            return finding
+        for cause in check(step):
+            return cause
     return None
 
 
-def _bad_table_rows(step: Forward) -> Iterator[Finding]:
+def _bad_table_rows(step: Forward) -> Iterator[Cause]:
     for lookup in step.lookups:
         assert lookup.boundary.embeddings is not None, "the step has had its forward pass"
         for feature, bad_N in _bad_bags(lookup, lookup.boundary.embeddings.values()):
             what = f"weights of {_rows_of_table(lookup, feature, bad_N, step.batch)} that are not finite"
-            yield Finding(0, what, _rows_with(lookup, bad_N, step.batch), in_weights=True)
+            yield Cause(0, what, _rows_with(lookup, bad_N, step.batch), in_weights=True)
 
 
-def _bad_weights(step: Forward) -> Iterator[Finding]:
+def _bad_weights(step: Forward) -> Iterator[Cause]:
     for name, weight in step.layers.items():
         if not torch.isfinite(weight).all():
-            yield Finding(1, f"weights of the layer {name} that are not finite", in_weights=True)
+            yield Cause(1, f"weights of the layer {name} that are not finite", in_weights=True)
 
 
-def _bad_logits(step: Forward) -> Iterator[Finding]:
+def _bad_logits(step: Forward) -> Iterator[Cause]:
     bad_B = ~torch.isfinite(step.logits_B) & (step.batch.weight_B > 0)
     if bad_B.any():
         what = f"a logit of {step.logits_B[bad_B][0].item()}{_largest_input(step, bad_B)}{_largest_weight(step)}"
-        yield Finding(2, what, _numbers(step.batch.row_B[bad_B]))
+        yield Cause(2, what, _numbers(step.batch.row_B[bad_B]))
 
 
-def _bad_terms(step: Forward) -> Iterator[Finding]:
+def _bad_terms(step: Forward) -> Iterator[Cause]:
     for name, term in reversed(list(step.terms.items())):  # "loss", the sum of all, comes first
         if not torch.isfinite(term):
-            yield Finding(3, f"a term {name} of {term.item()}{_largest_weight(step)}")
+            yield Cause(3, f"a term {name} of {term.item()}{_largest_weight(step)}")
 
 
-def _bad_table_gradients(step: Forward) -> Iterator[Finding]:
+def _bad_table_gradients(step: Forward) -> Iterator[Cause]:
     for lookup in step.lookups:
         for feature, bad_N in _bad_bags(lookup, lookup.boundary.gradient().square()):
-            yield _gradient_finding(step, 4, _rows_of_table(lookup, feature, bad_N, step.batch))
+            yield _gradient_cause(step, 4, _rows_of_table(lookup, feature, bad_N, step.batch))
 
 
-def _bad_layer_gradients(step: Forward) -> Iterator[Finding]:
+def _bad_layer_gradients(step: Forward) -> Iterator[Cause]:
     for name, weight in step.layers.items():
         if weight.grad is not None and not torch.isfinite(weight.grad.square().sum()):
-            yield _gradient_finding(step, 5, f"the layer {name}")
+            yield _gradient_cause(step, 5, f"the layer {name}")
 
 
-def _gradient_finding(step: Forward, order: int, of: str) -> Finding:
+def _gradient_cause(step: Forward, order: int, of: str) -> Cause:
     """A gradient sums over all rows; the row with the largest loss is the likeliest cause."""
     loss_B = functional.binary_cross_entropy_with_logits(step.logits_B, step.batch.label_B, reduction="none")
     real_B = step.batch.weight_B > 0
     what = f"a gradient of {of} that is not finite when squared"
     if not real_B.any():
-        return Finding(order, what)
+        return Cause(order, what)
     loss = float(loss_B[real_B].amax())
     worst_B = real_B & (loss_B == loss)
     what += f"; largest loss: {loss:.3g}{_largest_input(step, worst_B)}{_largest_weight(step)}"
-    return Finding(order, what, _numbers(step.batch.row_B[worst_B]), loss=loss)
+    return Cause(order, what, _numbers(step.batch.row_B[worst_B]), loss=loss)
 
 
 def _bad_bags(lookup: TableLookup, values_NF: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -159,7 +162,7 @@ def _bad_bags(lookup: TableLookup, values_NF: Tensor) -> Iterator[tuple[str, Ten
 
 
 def _rows_of_table(lookup: TableLookup, feature: str, bad_N: Tensor, batch: Batch) -> str:
-    """Names the feature's table and those of its rows (ids, if managed) that the bad bags hold."""
+    """The feature's table and its rows (ids, if managed) in the bad bags, for a message."""
     bags = _lookups(lookup, batch)[feature]
     held_N = bad_N & (bags.lengths() > 0)
     rows = _numbers(bags.values()[bags.offsets()[:-1][held_N]])
@@ -194,14 +197,14 @@ def _numbers(values: Tensor) -> tuple[int, ...]:
     return tuple(sorted(set(values.tolist())))
 
 
-def joined(findings: Iterable[Finding | None]) -> Finding | None:
-    """Merges all ranks' findings: the one nearest to the cause, with the rows of every rank that found one as near."""
-    found = sorted((finding for finding in findings if finding), key=_nearness)
+def nearest_cause(causes: Iterable[Cause | None]) -> Cause | None:
+    """The nearest cause of all ranks, with the rows of every rank whose cause is as near. causes: one per rank."""
+    found = sorted((cause for cause in causes if cause), key=_nearness)
     if not found:
         return None
-    rows = {row for finding in found if _nearness(finding) == _nearness(found[0]) for row in finding.rows}
+    rows = {row for cause in found if _nearness(cause) == _nearness(found[0]) for row in cause.rows}
     return replace(found[0], rows=tuple(sorted(rows)))
 
 
-def _nearness(finding: Finding) -> tuple[int, float]:
-    return finding.order, -finding.loss
+def _nearness(cause: Cause) -> tuple[int, float]:
+    return cause.order, -cause.loss

@@ -1,8 +1,10 @@
-"""Who updates what: tables by FBGEMM inside backward, everything else by torch, both on one schedule.
+"""Optimizers: FBGEMM updates tables inside backward, torch everything else, both on one schedule.
 
 Tables that the plan replicates (data_parallel) have ordinary gradients, which FBGEMM's fused optimizer does not see.
-They get torch's optimizer of the same kind and rate: the plan must not decide how a table learns. A rank that holds
-nothing of a table has an empty tensor in its place, which nobody updates.
+They get torch's optimizer of the same kind and rate, so that the plan does not change how a table learns. A rank that
+holds no rows of a table has an empty tensor in its place, which is not updated.
+
+Shapes: N rows of a table, D its width.
 """
 
 import math
@@ -29,22 +31,6 @@ from sidrec.data.item_tables import HID
 Factory = Callable[[list[Tensor]], Optimizer]
 
 
-def _dense(config: DenseOptimizer) -> Factory:
-    kinds: Mapping[str, Any] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adagrad": torch.optim.Adagrad}
-    return lambda params: kinds[config.kind](params, lr=config.lr, weight_decay=config.weight_decay)
-
-
-def _replicated(config: TableOptimizer, dim: int) -> Factory:
-    """torch's counterpart of the fused table optimizer."""
-    match config:
-        case AdagradTables():
-            return lambda params: torch.optim.Adagrad(params, lr=config.lr, eps=config.eps)
-        case RowwiseAdagradTables():
-            return lambda params: FlatRowwiseAdagrad(params, dim, config.lr, config.eps)
-        case SgdTables():
-            return lambda params: torch.optim.SGD(params, lr=config.lr)
-
-
 def build_optimizer(model: DistributedModelParallel, config: OptimizerConfig, dim: int) -> "ScheduledOptimizer":
     """One optimizer over the whole sharded model. dim: width of the tables."""
     fused = model.fused_optimizer
@@ -62,8 +48,24 @@ def build_optimizer(model: DistributedModelParallel, config: OptimizerConfig, di
     return ScheduledOptimizer(parts, fused)
 
 
+def _dense(config: DenseOptimizer) -> Factory:
+    kinds: Mapping[str, Any] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adagrad": torch.optim.Adagrad}
+    return lambda params: kinds[config.kind](params, lr=config.lr, weight_decay=config.weight_decay)
+
+
+def _replicated(config: TableOptimizer, dim: int) -> Factory:
+    """torch's counterpart of the fused table optimizer."""
+    match config:
+        case AdagradTables():
+            return lambda params: torch.optim.Adagrad(params, lr=config.lr, eps=config.eps)
+        case RowwiseAdagradTables():
+            return lambda params: FlatRowwiseAdagrad(params, dim, config.lr, config.eps)
+        case SgdTables():
+            return lambda params: torch.optim.SGD(params, lr=config.lr)
+
+
 class ScheduledOptimizer(CombinedOptimizer):
-    """All parts of the optimizer, with one factor on every learning rate."""
+    """The optimizers of tables and layers, with one factor on every learning rate."""
 
     def __init__(self, parts: list[tuple[str, KeyedOptimizer]], fused: KeyedOptimizer) -> None:
         super().__init__(parts)
@@ -73,7 +75,7 @@ class ScheduledOptimizer(CombinedOptimizer):
     def set_factor(self, factor: float) -> None:
         """Scales every learning rate, from the next backward on.
 
-        FBGEMM reads its rate when the fused optimizer steps, which is only a copy of the rate into the kernels.
+        A step of the fused optimizer only copies its rate into FBGEMM's kernels.
         """
         groups = [group for _, part in self._optims for group in part.param_groups]
         for group, lr in zip(groups, self.base, strict=True):
@@ -93,15 +95,11 @@ def schedule_factor(schedule: Schedule, step: int, steps: int) -> float:
     return schedule.final + (1 - schedule.final) * (1 + math.cos(math.pi * done)) / 2
 
 
-# Row-wise Adagrad for replicated tables, as FBGEMM's fused kernel computes it for sharded ones.
-#
-# TorchRec's own RowWiseAdagrad wants tables as matrices; the replicated tables of a sharded collection are flat.
-
-
 class FlatRowwiseAdagrad(Optimizer):
-    """s_row += mean(g_row^2); w_row -= lr * g_row / (sqrt(s_row) + eps), for tables stored flat, row after row.
+    """Row-wise Adagrad for replicated tables, equal to FBGEMM's fused kernel.
 
-    dim: width of a row, the same for all tables.
+    s_row += mean(g_row^2); w_row -= lr * g_row / (sqrt(s_row) + eps). Replicated tables of a sharded collection are
+    stored flat, row after row; TorchRec's RowWiseAdagrad needs matrices. dim: width of a row, equal for all tables.
     """
 
     def __init__(self, tables: Iterable[Tensor], dim: int, lr: float, eps: float) -> None:

@@ -25,14 +25,13 @@ from sidrec.train.evaluation import BestCheckpoint, attention_report, check_spli
 from sidrec.train.run_directory import RunDirectory
 from sidrec.train.stopping import exit_status
 from sidrec.train.trainer import Trainer
-from sidrec.train.warm_start import find_warm_start, kept_facts
+from sidrec.train.warm_start import find_warm_start, saved_start_facts
 
 ABOUT = "Trains RECIPE from its newest checkpoint, or from the start, and evaluates it."
 
 
 def main(argv: Sequence[str]) -> int:
-    """Trains. Returns the exit status: 0, or a signal's. Raises ConfigError, ContractError or PlanError, on all ranks
-    together."""
+    """Returns the exit status: 0, or that of a signal. Raises as `load` and `train` do, on all ranks together."""
     with joined_ranks() as ranks:
         return train(run_on_all_ranks(ranks, lambda: load(argv, "sidrec train", ABOUT)), ranks)
 
@@ -43,10 +42,11 @@ def train(
     trainer: type[Trainer] = Trainer,
     best_checkpoint: Callable[..., BestCheckpoint] = BestCheckpoint,
 ) -> int:
-    """A recipe from its newest checkpoint, or from the start, to metrics.json. What it refuses leaves no run behind.
+    """Trains a recipe from its newest checkpoint, or from the start, and evaluates it.
 
-    trainer, best_checkpoint: made with the arguments of these classes.
-    Returns: 0, or the exit status of a process that a signal stopped, before the run's end.
+    trainer, best_checkpoint: called with the arguments of these classes.
+    Returns: 0, or the exit status after a signal stopped the run. Raises SidrecErrors on all ranks together. A recipe
+    that is refused leaves no run directory behind.
     """
     run = RunDirectory(recipe.run)
     try:
@@ -71,7 +71,7 @@ def _train(
     loader = open_loader(recipe, data, "train", shuffle=True, ranks=ranks)
     check_splits(recipe, data, ranks)
     saved = newest_sound(run.checkpoints, ranks, set_aside=True)
-    position = run_on_all_ranks(ranks, lambda: _position(saved, data, loader))
+    position = run_on_all_ranks(ranks, lambda: _start_position(saved, data, loader))
     start = None if saved else find_warm_start(recipe, data, ranks)
 
     training = build_training(recipe, data, ranks, preflight=True)
@@ -83,11 +83,11 @@ def _train(
     elif start is not None:
         announce(ranks, "copying what the recipe's section start names")
         start.fill(model, optimizer, ranks)
-    started: dict[str, object] = kept_facts(run.facts) if saved else {"start": start.facts} if start else {}
-    run_on_all_ranks(ranks, lambda: _begin(run, recipe, data, training.plan_file, started, ranks))
+    start_facts: dict[str, object] = saved_start_facts(run.facts) if saved else {"start": start.facts} if start else {}
+    run_on_all_ranks(ranks, lambda: _write_run_files(run, recipe, data, training.plan_file, start_facts, ranks))
     try:
         if ranks.first:
-            _say_what_runs(recipe, data, position, ranks)
+            _print_summary(recipe, data, position, ranks)
         config = recipe.checkpoint.best
         best = best_checkpoint(config, recipe, data, model, position, loader.steps, ranks) if config else None
         loop = trainer(recipe, run, loader, model, optimizer, position, ranks, best)
@@ -108,8 +108,8 @@ def _train(
     return 0
 
 
-def _position(saved: Path | None, data: Dataset, loader: SplitLoader) -> Position:
-    """Where training goes on, or begins. Raises CheckpointError where no such place is in this log."""
+def _start_position(saved: Path | None, data: Dataset, loader: SplitLoader) -> Position:
+    """Where training resumes or begins. Raises CheckpointError if this log has no such position."""
     if saved is None:
         return Position(step=0, epoch=0, epoch_step=0, catalog=data.fingerprint)
     position = read_position(saved)
@@ -122,13 +122,13 @@ def _position(saved: Path | None, data: Dataset, loader: SplitLoader) -> Positio
     return position
 
 
-def _begin(
-    run: RunDirectory, recipe: Recipe, data: Dataset, plan: PlanFile, started: dict[str, object], ranks: Ranks
+def _write_run_files(
+    run: RunDirectory, recipe: Recipe, data: Dataset, plan: PlanFile, start_facts: dict[str, object], ranks: Ranks
 ) -> None:
     if ranks.first:
         run.begin(recipe)
         write_text(run.fingerprint, f"{data.fingerprint}\n")
-        write_json(run.facts, _facts(recipe, data, ranks) | started)
+        write_json(run.facts, _facts(recipe, data, ranks) | start_facts)
         write_plan(run.plan, plan)
 
 
@@ -143,7 +143,7 @@ def _facts(recipe: Recipe, data: Dataset, ranks: Ranks) -> dict[str, object]:
     }
 
 
-def _beginning(recipe: Recipe, position: Position) -> str:
+def _start_text(recipe: Recipe, position: Position) -> str:
     if position.step:
         return f"resuming after step {position.step}"
     sources = [str(recipe.start.checkpoint)] if recipe.start.checkpoint else []
@@ -151,25 +151,22 @@ def _beginning(recipe: Recipe, position: Position) -> str:
     return f"from the start, with what is in {', '.join(sources)}" if sources else "from the start"
 
 
-def _say_what_runs(recipe: Recipe, data: Dataset, position: Position, ranks: Ranks) -> None:
+def _print_summary(recipe: Recipe, data: Dataset, position: Position, ranks: Ranks) -> None:
     tables = ", ".join(f"{name} {table.rows:,}" for name, table in data.sizes.item_tables.items())
     print(
         f"{recipe.name}, seed {recipe.seed}: {data.manifest.rows('train'):,} train rows, item tables {tables}\n"
         f"{ranks.world} rank(s) on {ranks.device.type}, {ranks.threads} thread(s) each (cores / ranks); "
         f"{f'sharding plan {recipe.parallel.plan}; ' if recipe.parallel.plan else ''}"
-        f"{_beginning(recipe, position)}; "
+        f"{_start_text(recipe, position)}; "
         f"run directory {recipe.run}",
         flush=True,
     )
 
 
-# What a finished run tells: metrics.json, a table, and whether the gate learned what it should.
-
-
 def report(run: RunDirectory, metrics: SplitMetrics) -> None:
-    """Writes metrics.json and the gate's picture, and prints the table and what attention and gate came to.
+    """Writes metrics.json and the gate's picture; prints the metrics and a line each about attention and gate.
 
-    Splits that metrics.json has from before, and that are not among these, stay in it.
+    Splits in an existing metrics.json that are not among `metrics` are kept.
     """
     before = load_metrics(run.metrics) if run.metrics.exists() else {}
     save_metrics({**before, **metrics}, run.metrics)
@@ -177,7 +174,7 @@ def report(run: RunDirectory, metrics: SplitMetrics) -> None:
     for line in undefined(metrics):
         print(line)
     for split in metrics:
-        for sentence in (attention_report(run, split), gate_report(run, split)):
-            if sentence:
-                print(sentence)
+        for text in (attention_report(run, split), gate_report(run, split)):
+            if text:
+                print(text)
     print(f"run directory: {run.path}", flush=True)

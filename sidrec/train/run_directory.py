@@ -1,11 +1,11 @@
-"""The run directory: everything a run leaves behind, each file written in one step.
+"""The run directory: all files of a run, its lock, and the training log.
 
-config.yaml            the resolved recipe          catalog_fingerprint    the catalog the SIDs come from
-plan.json              who holds which table        checkpoints/step-N/    model, optimizer, position
+config.yaml            the resolved recipe          catalog_fingerprint    the catalog that the SIDs come from
+plan.json              which rank holds which table checkpoints/step-N/    model, optimizer, position
 metrics.jsonl          training, a line per log     metrics.json           split -> slice -> metric
-ledger/                which rows each step had, where train.row_ledger is on
-skipped.jsonl          steps left out, where train.non_finite=skip and there were any
-run.json               what ran, and on what        tensorboard/           the same curves as metrics.jsonl
+ledger/                the rows of each step, with train.row_ledger
+skipped.jsonl          skipped steps, with train.non_finite=skip
+run.json               versions, device, parameters tensorboard/           the curves of metrics.jsonl
 """
 
 import fcntl
@@ -45,20 +45,20 @@ _FOLDERS = (
 
 
 PRECAUTIONS = ("preflight", "non_finite", "skip_at_most", "hang_minutes")
-"""Keys of `train` that a run may be continued with other values of."""
+"""Keys of `train` that may change when a run is resumed."""
 
 
 def _written(folder: Path) -> Written | None:
     begun = (folder / "config.yaml").is_file() and (folder / "checkpoints").is_dir()
     written = re.compile(rf"{_FILE}|{_PARTIAL}|{_FOLDERS}")
-    return (lambda name: bool(written.fullmatch(name))) if begun or _are_facts(folder / "run.json") else None
+    return (lambda name: bool(written.fullmatch(name))) if begun or _is_run_json(folder / "run.json") else None
 
 
 RUN = FolderKind("a run directory", _written)
 
 
-def _are_facts(path: Path) -> bool:
-    """Whether a file says what ran, and on what."""
+def _is_run_json(path: Path) -> bool:
+    """Whether a file is the run.json of a run."""
     try:
         facts = read_json(path, "the facts of a run")
     except ContractError:
@@ -67,7 +67,7 @@ def _are_facts(path: Path) -> bool:
 
 
 class RunDirectory:
-    """Names of the files of one run."""
+    """The files of one run, and its lock."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -87,13 +87,13 @@ class RunDirectory:
         return self.path / f"predictions_{split}.parquet"
 
     def check(self, recipe: Recipe) -> None:
-        """Whether this recipe may run here; writes nothing. How tables lie over ranks, what is kept of the run and the
-        PRECAUTIONS may change from start to start.
+        """Checks that this recipe may run here; writes nothing.
 
-        Raises ConfigError when the directory holds a run of another recipe, naming the sections that differ, files
-        that no run wrote and this one would replace, or when it cannot be written.
+        `parallel`, `checkpoint` and PRECAUTIONS may differ from the run that is here. Raises ConfigError if another
+        recipe's run is here, naming the sections that differ; for files that no run wrote and this one would replace;
+        and for a directory that cannot be written.
         """
-        taken = [] if self.config.exists() or _are_facts(self.facts) else self._taken()
+        taken = [] if self.config.exists() or _is_run_json(self.facts) else self._taken()
         if taken:
             raise ConfigError(
                 f"{self.path}: expected a folder without files of a run's names, or a run of this recipe, got "
@@ -114,7 +114,7 @@ class RunDirectory:
             raise ConfigError(f"train.runs: expected a folder that can be written, got {obstacle}")
 
     def _taken(self) -> list[str]:
-        """Files that a run would replace. A run that failed at its start may leave the catalog's fingerprint."""
+        """Files that a run would replace; not catalog_fingerprint, which a run that failed at its start may leave."""
         names = sorted(path.name for path in self.path.iterdir()) if self.path.is_dir() else []
         return [name for name in names if re.fullmatch(_FILE, name) and name != self.fingerprint.name]
 
@@ -122,7 +122,7 @@ class RunDirectory:
         return self.path / f"attention_{split}.json"
 
     def begin(self, recipe: Recipe) -> None:
-        """Makes the directory, claims it for this recipe and removes what a killed process left half-written.
+        """Makes the directory, locks it, writes config.yaml and removes the partial files of killed processes.
 
         Raises ConfigError as `check` and `RunLock.take` do.
         """
@@ -137,28 +137,25 @@ class RunDirectory:
                 save(recipe, partial)
 
     def give_up(self) -> None:
-        """Takes the claim back where no checkpoint is lost by it, so that a corrected recipe can run here."""
+        """Removes config.yaml if there is no checkpoint, so that a corrected recipe can run here."""
         if not any(self.checkpoints.glob("step-*")):
             self.config.unlink(missing_ok=True)
 
     def recipe(self) -> Recipe:
-        """The recipe of a run that was begun, with a warning for keys without effect. Raises ConfigError for none."""
+        """The recipe of the run; warns of keys without effect. Raises ConfigError if there is none."""
         if not self.config.is_file():
             raise ConfigError(f"{self.path}: expected a run directory with config.yaml, got none")
         return load_saved(self.config, warn=True)
 
 
-# One training per run directory: a second one would remove what the first is writing.
-
-
-PATIENCE = 10.0  # seconds: ranks whose torchrun was killed are on their way out
+PATIENCE = 10.0  # seconds in which ranks end whose torchrun was killed
 
 
 class RunLock:
-    """A run directory, held by one process at a time.
+    """A lock on a run directory: a second training would remove files that the first one is writing.
 
-    The lock lies on the directory itself, leaves no file behind, and goes with the process, however that ends. Where a
-    file system knows no locks, nothing is held and nobody is refused.
+    The lock is on the directory itself: it leaves no file and ends with the process. On a file system without locks,
+    nothing is locked.
     """
 
     def __init__(self, path: Path) -> None:
@@ -166,9 +163,9 @@ class RunLock:
         self._held: int | None = None
 
     def take(self, patience: float = PATIENCE) -> None:
-        """Holds the directory from now on, if it is there. patience: seconds to wait for a process that is leaving.
+        """Takes the lock if the directory exists. patience: seconds to wait for a process that is ending.
 
-        Raises ConfigError when another process holds it for longer.
+        Raises ConfigError if another process still has it then.
         """
         if self._held is not None or not self._path.is_dir():
             return
@@ -187,7 +184,7 @@ class RunLock:
         self._held = directory
 
     def release(self) -> None:
-        """Lets others have it."""
+        """Gives the lock back."""
         if self._held is not None:
             os.close(self._held)
             self._held = None
@@ -203,14 +200,11 @@ def _locked(directory: int) -> bool:
     return True
 
 
-# What a person sees of training: a line with speed, loss and ETA, metrics.jsonl and TensorBoard. Rank 0 only.
-
-
 class Progress:
-    """Reports one training run."""
+    """The log of a training: printed lines with loss, speed and ETA, metrics.jsonl and TensorBoard. On rank 0 only."""
 
     def __init__(self, run: RunDirectory, done: int, steps: int) -> None:
-        """done: steps finished before this process began; lines that a lost process wrote beyond them are dropped."""
+        """done: steps of the run so far; lines of later steps, from a process that was killed, are dropped."""
         self.steps = steps
         self.started = self.last = time.monotonic()
         self.first = done
@@ -220,10 +214,10 @@ class Progress:
         self.log = run.log.open("a")
         self.skipped_log = run.skipped
         self.skipped = len(run.skipped.read_text().splitlines()) if run.skipped.exists() else 0
-        self.board = SummaryWriter(str(run.tensorboard), purge_step=done)
+        self.tensorboard = SummaryWriter(str(run.tensorboard), purge_step=done)
 
     def count(self, rows: float, skipped: Skipped | None) -> None:
-        """Adds the rows of a step, over all ranks. skipped: how it was left out, where it was."""
+        """Adds a step. rows: over all ranks. skipped: None if the step was applied."""
         self.rows += rows
         if skipped is None:
             return
@@ -235,8 +229,8 @@ class Progress:
             log.write(json.dumps({"step": skipped.step, "what": skipped.what, "rows": rows_by_file}) + "\n")
 
     def report(self, step: int, epoch: int, terms: dict[str, float], lr_factor: float) -> None:
-        """Reports the steps since the last report. terms: `loss` and its parts by name, their means over all rows;
-        empty where all these steps were left out."""
+        """Reports the steps since the last report. terms: `loss` and its parts by name, means over all rows; empty if
+        all these steps were skipped."""
         now = time.monotonic()
         speed = self.rows / max(1e-9, now - self.last)
         left = (now - self.started) / max(1, step - self.first) * (self.steps - step)
@@ -257,15 +251,15 @@ class Progress:
         self.log.write(json.dumps(line) + "\n")
         self.log.flush()
         for name in (*terms, "lr_factor", "samples_per_second"):
-            self.board.add_scalar(f"train/{name}", line[name], step)
+            self.tensorboard.add_scalar(f"train/{name}", line[name], step)
         self.last, self.rows = now, 0.0
 
     def close(self) -> None:
-        """Ends the report; says how many steps of the run were left out, if any were."""
+        """Closes the logs; prints how many steps of the run were skipped, if any."""
         if self.skipped:
             print(f"{self.skipped} of {self.steps} steps were left out: {self.skipped_log}", flush=True)
         self.log.close()
-        self.board.close()
+        self.tensorboard.close()
 
 
 def _drop_after(log: Path, step: int) -> None:

@@ -1,8 +1,8 @@
 """One training step: next batch, forward, backward to the embeddings, check, backward into the tables, apply.
 
 FBGEMM updates tables inside their backward. The step therefore splits backward at the embeddings: nothing is updated
-until all ranks know that loss and gradients are finite, so a step can be left out whole. Gradients count as not finite
-if their norm is not, which includes gradients whose square overflows: every optimizer here but SGD squares them.
+before all ranks know that loss and gradients are finite, so that a step can be skipped as a whole. Gradients count as
+not finite if their norm is not. This includes gradients whose square overflows: all optimizers but SGD square them.
 
 Shapes: B rows of a batch, R rows of a tensor.
 """
@@ -27,14 +27,17 @@ from sidrec.data.rows import row_places
 from sidrec.errors import NonFiniteError
 from sidrec.model.ranker import Ranker
 from sidrec.parallel.process_group import Ranks, gather_objects, largest, raise_on_all_ranks
-from sidrec.train.non_finite_cause import NAMED, Finding, Forward, find_cause, joined, lookups_of
+from sidrec.train.non_finite_cause import NAMED, Cause, Forward, find_cause, nearest_cause, table_lookups
 from sidrec.train.optimizers import ScheduledOptimizer
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A step that was left out. rows: file -> the offending rows in it, of all ranks: all of them where rows, weights
-    or logits were not finite, the likeliest where only gradients were not."""
+    """A skipped step.
+
+    what: the value that was not finite. rows: file -> numbers of the offending rows, of all ranks. If only gradients
+    were not finite, these are the rows with the largest loss.
+    """
 
     step: int
     what: str
@@ -43,8 +46,8 @@ class Skipped:
 
 @dataclass(frozen=True)
 class StepResult:
-    """batch: this rank's. terms: `loss` and its parts by name, means over this rank's rows. skipped: how the step was
-    left out, the same on every rank; or None."""
+    """batch: this rank's. terms: `loss` and its parts by name, means over this rank's rows. skipped: None if the step
+    was applied; the same on every rank."""
 
     batch: Batch
     terms: Mapping[str, Tensor]
@@ -54,8 +57,9 @@ class StepResult:
 class TrainingStep:
     """Runs training steps, on all ranks together.
 
-    TorchRec's pipeline sends the next batch's ids to their ranks while this one is computed, which interleaves it with
-    the step; it calls `zero_grad`, `forward`, backward of the returned loss, and `step`, as `run` does without it.
+    `run` shows the order of a step: `zero_grad`, `forward`, backward of the loss down to the embeddings, `step`.
+    TorchRec's pipeline calls the same four, this object being its optimizer, and meanwhile sends the next batch's ids
+    to the ranks that hold their rows.
     """
 
     def __init__(
@@ -68,11 +72,11 @@ class TrainingStep:
         done: int,
         ranks: Ranks,
     ) -> None:
-        """done: steps of the run so far."""
+        """pipeline: "plain" is the loop in `run`. done: steps of the run so far."""
         ranker = model.module
         assert isinstance(ranker, Ranker), "DistributedModelParallel keeps the ranker it was given"
         self._model, self._optimizer, self._reader, self._config, self._ranks = model, optimizer, reader, config, ranks
-        self._lookups = lookups_of(ranker)
+        self._lookups = table_lookups(ranker)
         self._layers = {name: p for name, p in ranker.named_parameters() if ".embedding_bags." not in name}
         self._columns = {"dense_BX": reader.columns.log.dense, "stats_BS": reader.columns.log.stats}
         self._number, self._in_a_row = done, 0
@@ -86,9 +90,9 @@ class TrainingStep:
         self._split_backward(True)
 
     def run(self, batches: Iterator[Batch]) -> StepResult:
-        """Trains on the next batch: tables and layers are updated, or on no rank at all if anything is not finite.
+        """Trains on the next batch: updates tables and layers, or nothing on any rank if a value is not finite.
 
-        Raises NonFiniteError, on all ranks, if the recipe does not skip such steps, or not that many in a row.
+        Raises NonFiniteError, on all ranks, if the recipe does not skip such steps, or not so many in a row.
         """
         if self._pipeline is not None:
             self._pipeline.progress(batches)
@@ -104,11 +108,11 @@ class TrainingStep:
         return result
 
     def zero_grad(self) -> None:
-        """Drops the gradients of the step before."""
+        """Clears the gradients of the previous step."""
         self._optimizer.zero_grad()
 
     def forward(self, batch: Batch | None) -> tuple[Tensor, Any]:
-        """The loss to differentiate, whose backward ends at the embeddings; and what the model returns with it."""
+        """Returns the loss and the model's output. Backward of the loss stops at the embeddings."""
         assert batch is not None, "all ranks have equally many batches"
         loss, output = self._model(batch)
         terms, logits_B = output
@@ -116,21 +120,25 @@ class TrainingStep:
         return loss, output
 
     def step(self) -> None:
-        """After backward: checks loss and gradients, continues into the tables, which updates them; updates layers."""
+        """After backward: checks loss and gradients, then updates tables and layers, or skips the step."""
         assert self._forward is not None, "step follows forward"
         self._number += 1
-        gradients = [weight.grad for weight in self._layers.values() if weight.grad is not None]
-        norm = get_total_norm([*gradients, *(lookup.boundary.gradient() for lookup in self._lookups)])
-        finite = bool(torch.isfinite(self._forward.terms["loss"]) & torch.isfinite(norm))
-        self._skipped = self._skip(self._forward) if largest(self._ranks, int(not finite)) else None
+        self._skipped = None if self._is_finite(self._forward) else self._skip(self._forward)
         self._in_a_row = self._in_a_row + 1 if self._skipped else 0
-        self._backward_into_tables(zero=self._skipped is not None)
+        self._backward_into_tables(zero=self._skipped is not None)  # FBGEMM updates them
         if self._skipped:
-            self._optimizer.zero_grad(set_to_none=True)  # what has no gradient is not updated
+            self._optimizer.zero_grad(set_to_none=True)  # parameters without a gradient are not updated
         self._optimizer.step()
 
+    def _is_finite(self, forward: Forward) -> bool:
+        """Whether loss and gradients are finite on all ranks."""
+        gradients = [weight.grad for weight in self._layers.values() if weight.grad is not None]
+        norm = get_total_norm([*gradients, *(lookup.boundary.gradient() for lookup in self._lookups)])
+        finite = bool(torch.isfinite(forward.terms["loss"]) & torch.isfinite(norm))
+        return not largest(self._ranks, int(not finite))
+
     def _backward_into_tables(self, *, zero: bool) -> None:
-        """zero: with gradients of zero, which change no table, but which ranks exchange as in every other step."""
+        """zero: with gradients of 0, which change no table; ranks still exchange them, as in every step."""
         boundaries = [lookup.boundary for lookup in self._lookups]
         embeddings = [boundary.embeddings.values() for boundary in boundaries if boundary.embeddings is not None]
         gradients = [boundary.gradient() for boundary in boundaries]
@@ -139,11 +147,12 @@ class TrainingStep:
             boundary.embeddings = boundary.leaf = None
 
     def _skip(self, forward: Forward) -> Skipped:
-        finding = joined(gather_objects(self._ranks, find_cause(forward)))
-        finding = finding or Finding(6, "gradients whose norm is not finite")
-        skipped = Skipped(self._number, finding.what, row_places(self._reader.groups, finding.rows))
-        if finding.in_weights or self._config.non_finite == "stop" or self._in_a_row == self._config.skip_at_most:
-            raise_on_all_ranks(self._ranks, NonFiniteError(self._message(skipped, finding.in_weights)))
+        """Raises NonFiniteError, on all ranks, if the step may not be skipped."""
+        cause = nearest_cause(gather_objects(self._ranks, find_cause(forward)))
+        cause = cause or Cause(6, "gradients whose norm is not finite")
+        skipped = Skipped(self._number, cause.what, row_places(self._reader.groups, cause.rows))
+        if cause.in_weights or self._config.non_finite == "stop" or self._in_a_row == self._config.skip_at_most:
+            raise_on_all_ranks(self._ranks, NonFiniteError(self._message(skipped, cause.in_weights)))
         return skipped
 
     def _message(self, skipped: Skipped, in_weights: bool) -> str:
@@ -157,16 +166,16 @@ class TrainingStep:
 
     @property
     def prefetches(self) -> bool:
-        """Whether batches are fetched ahead of the step."""
+        """Whether the pipeline fetches batches ahead of their step."""
         return self._pipeline is not None
 
     @property
     def pipelined(self) -> int:
-        """Table collections whose ids travel ahead of the step."""
+        """How many table collections have their ids sent ahead of their step."""
         return len(self._pipeline._pipelined_modules) if self._pipeline is not None else 0
 
     def check_pipelined(self) -> None:
-        """After the first step: TorchRec leaves out, without a word, a collection that it cannot find in forward."""
+        """Call after the first step: TorchRec silently leaves out a collection that it cannot trace in forward."""
         if self._pipeline is not None:
             expected = sum(isinstance(module, ShardedEmbeddingBagCollection) for module in self._model.modules())
             assert self.pipelined == expected, (
@@ -174,12 +183,12 @@ class TrainingStep:
             )
 
     def pause(self) -> None:
-        """Gives the table collections their ordinary forward back, for an evaluation, until the next step."""
+        """Restores the table collections' ordinary forward, for an evaluation, until the next step."""
         if self._pipeline is not None:
             self._pipeline.detach()
 
     def close(self) -> None:
-        """Leaves the model as it was before the first step."""
+        """Restores the model's ordinary forward and backward."""
         self.pause()
         self._split_backward(False)
 
@@ -189,7 +198,7 @@ class TrainingStep:
 
 
 def places_text(rows: Mapping[Path, list[int]]) -> str:
-    """Files and the first of the rows in each."""
+    """Files with their first rows, for a message."""
     return "; ".join(f"{path}, {_rows_text(numbers)}" for path, numbers in rows.items())
 
 
@@ -198,33 +207,32 @@ def _rows_text(rows: Sequence[int]) -> str:
     return f"{'rows' if len(rows) > 1 else 'row'} {', '.join(map(str, rows[:NAMED]))}{more}"
 
 
-# Before a checkpoint: a finite step may still leave weights or optimizer states that are not finite, if a learning rate
-# takes a weight out of float32's range.
+# The check before a checkpoint: an update can overflow float32 although loss and gradients were finite.
 
 
-def check_state(pieces: Sequence[TensorShard], step: int, ranks: Ranks) -> None:
-    """Every rank calls it with its tensor shards before saving. step: steps done.
+def check_state(shards: Sequence[TensorShard], step: int, ranks: Ranks) -> None:
+    """Checks this rank's tensor shards before they are saved. All ranks call it. step: steps done.
 
     Raises NonFiniteError, on all ranks, naming the first shard with a value that is not finite.
     """
-    found = next((piece for piece in pieces if not _is_finite(piece.values)), None)
+    found = next((shard for shard in shards if not _all_finite(shard.values)), None)
     raise_on_all_ranks(ranks, None if found is None else NonFiniteError(_state_message(found, step)))
 
 
 @torch.no_grad()
-def _is_finite(values: Tensor) -> bool:
-    """Sums first, which is one fast pass without memory; looks at each value only if the sum is not finite, which it
-    may also be for large finite values."""
+def _all_finite(values: Tensor) -> bool:
+    """Whether all values are finite. The sum is one fast pass without extra memory; each value is checked only if the
+    sum is not finite, which large finite values can cause too."""
     if not values.is_floating_point() or torch.isfinite(values.sum()):
         return True
     return bool(torch.isfinite(values).all())
 
 
-def _state_message(piece: TensorShard, step: int) -> str:
-    where = f"tensor {piece.key}"
-    if piece.values.dim() > 1:
-        bad_R = ~torch.isfinite(piece.values.detach()).flatten(start_dim=1).all(dim=1)
-        where += f", {_rows_text((bad_R.nonzero().flatten() + piece.offset[0]).tolist())}"
+def _state_message(shard: TensorShard, step: int) -> str:
+    where = f"tensor {shard.key}"
+    if shard.values.dim() > 1:
+        bad_R = ~torch.isfinite(shard.values.detach()).flatten(start_dim=1).all(dim=1)
+        where += f", {_rows_text((bad_R.nonzero().flatten() + shard.offset[0]).tolist())}"
     return (
         f"step {step}: expected finite weights and optimizer states to save, got others in {where}; no checkpoint "
         "holds them; lower learning rates may help, from the newest checkpoint on or from the start"

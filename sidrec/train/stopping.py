@@ -1,4 +1,4 @@
-"""Stopping on SIGTERM or Ctrl-C: all ranks stop after the same step, with a checkpoint of it."""
+"""Stops on SIGTERM or Ctrl-C: all ranks stop after the same step and save a checkpoint of it."""
 
 import os
 import signal
@@ -14,8 +14,8 @@ from sidrec.parallel.process_group import READS, Ranks, largest, largest_each, r
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SAME_ORDER = 3.0
-"""Seconds within which a second signal repeats the first: a scheduler or terminal signals every process, and torchrun
-forwards the signal to its ranks once more."""
+"""Seconds within which a second signal counts as the same order: schedulers and terminals signal every process, and
+torchrun forwards the signal to its ranks."""
 
 
 class StopNotice(Notice):
@@ -23,16 +23,16 @@ class StopNotice(Notice):
 
 
 class StopReportedElsewhereNotice(ReportedElsewhereError, StopNotice):  # noqa: N818
-    """A stop that rank 0 reports."""
+    """The notice on the other ranks, where it is not printed: rank 0 prints it."""
 
 
 class Stopping:
-    """While it is entered, notes SIGTERM and SIGINT for the training loop to act on.
+    """A context that records SIGTERM and SIGINT for the training loop.
 
-    A second signal, later than SAME_ORDER seconds after the first, ends the process at once, with the same status.
+    A second signal, more than SAME_ORDER seconds after the first, ends the process at once, with the same exit status.
 
-    received: the signal that reached this rank, or 0. agreed: the signal that any rank had received when the ranks last
-    synchronized, or 0: the same on every rank.
+    received: the signal that reached this rank, or 0. agreed: the signal that had reached any rank at the last
+    synchronization, or 0; the same on every rank.
     """
 
     def __init__(self) -> None:
@@ -43,24 +43,24 @@ class Stopping:
 
     def __enter__(self) -> "Stopping":
         if threading.current_thread() is threading.main_thread():  # Python handles signals only there
-            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self._before = {number: signal.signal(number, self._record) for number in SIGNALS}
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        if self.received and not self.agreed and error is None:  # too late for the loop to act on
+        if self.received and not self.agreed and error is None:  # it came after the last synchronization
             signal.raise_signal(self.received)
 
     def agree(self, ranks: Ranks, done: int, steps: int) -> None:
-        """After the last step: synchronizes `agreed` and prints why the run stops. done: of `steps` steps."""
+        """Call after the last step: synchronizes `agreed` and prints the signal. done: of `steps` steps."""
         self.agreed = largest(ranks, self.received)
         if self.agreed:
             name = signal.Signals(self.agreed).name
             what = f"{name}: stopped after step {done}/{steps}, which is saved; the same command goes on from there"
             print_error((StopNotice if ranks.first else StopReportedElsewhereNotice)(what))
 
-    def _note(self, number: int, _: FrameType | None) -> None:
+    def _record(self, number: int, _: FrameType | None) -> None:
         now = time.monotonic()
         if not self.received:
             self.received, self._first = number, now
@@ -73,19 +73,16 @@ def exit_status(number: int) -> int:
     return 128 + number
 
 
-# Batches that all ranks can use together: with equally many item bags on every rank, or an error on every rank.
-
-
-FAILED = 1 << 40  # more bags than any batch has
+FAILED = 1 << 40  # instead of a number of bags; larger than any
 
 
 def synced_batches(
     batches: Iterator[Batch], steps: int, ranks: Ranks, stopping: Stopping | None = None
 ) -> Iterator[Batch]:
-    """Yields `steps` batches, padded with empty item bags to the count of the rank that has most.
+    """Yields `steps` batches, padded with empty item bags to the largest count of any rank.
 
-    One small all-reduce per step carries three facts: that count; whether a rank failed to make its batch, so that no
-    rank waits for one that has left; whether a rank received a signal, which sets `stopping.agreed` on every rank.
+    One small all-reduce per step carries three facts: that count; whether a rank failed to make its batch, so that the
+    others do not wait for it; whether a rank received a signal, which sets `stopping.agreed` on every rank.
     Raises this rank's error, or RankError with another's.
     """
     for _ in range(steps):

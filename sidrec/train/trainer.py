@@ -1,4 +1,4 @@
-"""The training loop: a step, the log, an evaluation if due, a checkpoint if due; and so on to the end of the run."""
+"""The training loop: a step (`sidrec.train.step`), the log, an evaluation if due, a checkpoint if due."""
 
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -26,11 +26,11 @@ from sidrec.train.stopping import Stopping, synced_batches
 from sidrec.train.watchdog import Watchdog
 
 VERSIONS = {"sidrec": sidrec.__version__, "torch": torch.__version__, "torchrec": torchrec.__version__}
-LAST_WAIT = 30.0  # seconds
+LAST_WAIT = 30.0  # seconds for a checkpoint under way, if training ends with an error
 
 
 class Trainer:
-    """Trains one recipe from a position to the end of its last epoch."""
+    """Trains one recipe from a position to the end of its last epoch. All ranks call each method together."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Trainer:
         self.steps = recipe.train.epochs * loader.steps
         self.meter = LossMeter(position, ranks)
         self.stopping = Stopping()
-        self.step = TrainingStep(
+        self.training_step = TrainingStep(
             model, optimizer, loader.reader, recipe.train, recipe.parallel.pipeline, position.step, ranks
         )
         copied = {path.name: path.read_text() for path in (run.config, run.plan) if path.exists()}
@@ -65,8 +65,8 @@ class Trainer:
     def train(self) -> int:
         """Runs the remaining steps.
 
-        Returns: 0, or the signal that it stopped for, after a step and with a checkpoint of it, the same on all ranks.
-        Raises NonFiniteError, on all ranks, if the recipe stops at such steps.
+        Returns: 0, or, the same on all ranks, the signal after which it saved a checkpoint and stopped.
+        Raises NonFiniteError, on all ranks, as `TrainingStep.run` does.
         """
         if self.position.step >= self.steps and not self._evaluation_is_pending():
             return 0
@@ -75,7 +75,7 @@ class Trainer:
                 self._train()
             return self.stopping.agreed
         except Exception:
-            self.saver.leave(LAST_WAIT)  # the checkpoint being written may be the newest there will be
+            self.saver.leave(LAST_WAIT)  # no newer checkpoint will follow
             raise
 
     def _train(self) -> None:
@@ -91,16 +91,16 @@ class Trainer:
             self.ranks.heartbeat.begin(f"step {done + 1} of training")
             factor = schedule_factor(self.recipe.optimizer.schedule, done, self.steps)
             self.optimizer.set_factor(factor)
-            result = self.step.run(until_evaluation)  # next batch, forward, backward, check, apply
+            result = self.training_step.run(until_evaluation)  # next batch, forward, backward, check, apply
             if done == self.position.step:
-                self.step.check_pipelined()
+                self.training_step.check_pipelined()
             done += 1
             self._log(done, result, factor)
             if self._evaluate_if_due(done):
                 until_evaluation = self._until_evaluation(batches, done)
             self._save_if_due(done, factor)
         self.stopping.agree(self.ranks, done, self.steps)
-        self.step.close()
+        self.training_step.close()
         if self.progress:
             self.progress.close()
 
@@ -121,7 +121,7 @@ class Trainer:
 
     def _until_evaluation(self, batches: Iterator[Batch], step: int) -> Iterator[Batch]:
         """Stops the pipeline from prefetching across an evaluation."""
-        if self.best and self.step.prefetches:
+        if self.best and self.training_step.prefetches:
             return islice(batches, self.best.steps_to_go(step))
         return batches
 
@@ -139,14 +139,14 @@ class Trainer:
                 self.progress.report(step, epoch, terms, factor)
 
     def _evaluation_is_pending(self) -> bool:
-        """Whether an evaluation was due at the position, but a signal stopped the run before it."""
+        """Whether an evaluation was due at the position and a signal stopped the run before it."""
         return self.best is not None and self.best.is_due(self.position.step)
 
     def _evaluate_if_due(self, step: int) -> bool:
-        """Returns whether the split was evaluated. A run that is to stop leaves it to the run that resumes."""
+        """Returns whether the split was evaluated. After a signal, the resumed run evaluates it."""
         if not self.best or not self.best.is_due(step) or self.stopping.agreed:
             return False
-        self.step.pause()
+        self.training_step.pause()
         self.best.evaluate(step, self.stopping)
         self.model.train()
         return self.best.measured == step
@@ -160,32 +160,31 @@ class Trainer:
     def _save(self, step: int, factor: float) -> None:
         if self.ledger:
             run_on_all_ranks(self.ranks, self.ledger.flush)
+        epoch, epoch_step = divmod(step, self.loader.steps)
         position = Position(
-            step,
-            *divmod(step, self.loader.steps),
-            self.position.catalog,
-            factor,
-            self.meter.sums(),
-            self.meter.steps,
-            self.best.best if self.best else None,
-            self.best.measured if self.best else 0,
+            step=step,
+            epoch=epoch,
+            epoch_step=epoch_step,
+            catalog=self.position.catalog,
+            lr_factor=factor,
+            terms=self.meter.sums(),
+            term_steps=self.meter.steps,
+            best=self.best.best if self.best else None,
+            measured=self.best.measured if self.best else 0,
             ranks=self.ranks.world,
             versions=VERSIONS,
         )
-        pieces = state_shards(self.model, self.optimizer, self.ranks) + random_state_shards(self.ranks)
-        check_state(pieces, step, self.ranks)
-        self.saver.save(pieces, position, wait=step == self.steps or self.stopping.agreed > 0)
-
-
-# The loss and its parts between two log lines.
+        shards = state_shards(self.model, self.optimizer, self.ranks) + random_state_shards(self.ranks)
+        check_state(shards, step, self.ranks)
+        self.saver.save(shards, position, wait=step == self.steps or self.stopping.agreed > 0)
 
 
 class LossMeter:
-    """Averages loss terms between two log lines; continues from a checkpoint that was saved between them."""
+    """Averages loss terms between two log lines. A checkpoint between them keeps the sums."""
 
     def __init__(self, position: Position, ranks: Ranks) -> None:
-        """With another number of ranks than at the checkpoint, each starts from the old ranks' mean, which keeps the
-        mean over ranks."""
+        """position: its sums are continued. If its number of ranks was another, each rank starts from the old ranks'
+        mean, which leaves the mean over ranks unchanged."""
         self._ranks = ranks
         self.steps = position.term_steps
         self._sums: dict[str, Tensor] = {}
@@ -205,7 +204,7 @@ class LossMeter:
         return {name: tuple(of_rank[name] for of_rank in found) for name in own}
 
     def mean(self) -> dict[str, float]:
-        """The mean over ranks and steps since the last call, the same on every rank; empty if no step was added."""
+        """Means over ranks and steps since the last call, the same on every rank. Empty if no step was added."""
         if not self.steps:
             return {}
         means = torch.stack(list(self._sums.values())).cpu() / self.steps

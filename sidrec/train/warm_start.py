@@ -1,4 +1,4 @@
-"""A new run that starts from what others have learned: another run's checkpoint, files with rows of tables.
+"""Warm start: a new run takes weights from another run's checkpoint, or rows of tables from files.
 
 Shapes: R rows of a table, D its width, N rows of a part.
 """
@@ -31,10 +31,10 @@ from sidrec.text import did_you_mean
 
 @dataclass(frozen=True)
 class WarmStart:
-    """What was found to be sound and to fit.
+    """Checked sources of a new run's weights.
 
-    optimizer: whether its state is taken over too. without: tables that take nothing from the checkpoint.
-    sources: table -> its rows, which take the place of the checkpoint's, and start without state of an optimizer.
+    optimizer: whether the checkpoint's optimizer state is taken too. without: tables that take nothing from the
+    checkpoint. sources: table -> rows from a file, which replace the checkpoint's and have no optimizer state.
     """
 
     checkpoint: StoredCheckpoint | None
@@ -44,7 +44,7 @@ class WarmStart:
 
     @property
     def facts(self) -> dict[str, object]:
-        """What run.json keeps of it."""
+        """The entry "start" of run.json."""
         facts: dict[str, object] = {
             "tables": {name: {"file": source.where, "rows": source.rows} for name, source in self.sources.items()}
         }
@@ -55,7 +55,7 @@ class WarmStart:
         return facts
 
     def fill(self, model: DistributedModelParallel, optimizer: KeyedOptimizer, ranks: Ranks) -> None:
-        """Puts it into a model that has its first values: every rank reads what its shards hold, and no more.
+        """Fills a model that has its initial values; every rank reads only the rows of its shards.
 
         All ranks call it. Raises CheckpointError or ContractError for files that have changed since they were checked.
         """
@@ -63,25 +63,25 @@ class WarmStart:
             load_partially(self.checkpoint, model, optimizer if self.optimizer else None, self.without, ranks)
         run_on_all_ranks(ranks, lambda: self._fill_tables(state_shards(model, None, ranks)))
 
-    def _fill_tables(self, pieces: list[TensorShard]) -> None:
-        for piece in pieces:
-            source = self.sources.get(table_name(piece.key) or "")
+    def _fill_tables(self, shards: list[TensorShard]) -> None:
+        for shard in shards:
+            source = self.sources.get(table_name(shard.key) or "")
             if source is not None:
-                _fill_piece(piece, source)
+                _fill_shard(shard, source)
 
 
-def _fill_piece(piece: TensorShard, source: TableSource) -> None:
-    (first, column), (count, width) = piece.offset, piece.values.shape
+def _fill_shard(shard: TensorShard, source: TableSource) -> None:
+    (first, column), (count, width) = shard.offset, shard.values.shape
     with torch.no_grad():
         for rows_N, values_ND in source.parts(first, first + count):
-            piece.values[rows_N - first] = values_ND[:, column : column + width].to(piece.values)
+            shard.values[rows_N - first] = values_ND[:, column : column + width].to(shard.values)
 
 
 def find_warm_start(recipe: Recipe, data: Dataset, ranks: Ranks) -> WarmStart | None:
-    """What the recipe's section `start` names, read through and held against the model, before there is any of it.
+    """Opens, reads and checks the sources in the recipe's section `start`, before the model is allocated.
 
-    Returns: None where it names nothing. All ranks call it, and raise together: ConfigError for names that the model
-    does not have, CheckpointError or ContractError for a checkpoint or file that is not sound or does not fit.
+    Returns: None if the section names no source. All ranks call it, and raise together: ConfigError for tables that the
+    model does not have; CheckpointError or ContractError for a checkpoint or file that is damaged or does not fit.
     """
     config = recipe.start
     if config.checkpoint is None and not config.tables:
@@ -94,7 +94,7 @@ def find_warm_start(recipe: Recipe, data: Dataset, ranks: Ranks) -> WarmStart | 
     without = frozenset((*config.without, *sources))
     checkpoint = None
     if config.checkpoint is not None:
-        path = _path_of_first(config.checkpoint, ranks)
+        path = _path_on_first_rank(config.checkpoint, ranks)
         checkpoint = run_on_all_ranks(ranks, lambda: _compatible(path, model, without))
         fault = fault_of(checkpoint.path, ranks)
         raise_on_all_ranks(ranks, None if fault is None else CheckpointError(fault))
@@ -102,26 +102,24 @@ def find_warm_start(recipe: Recipe, data: Dataset, ranks: Ranks) -> WarmStart | 
     return WarmStart(checkpoint, config.optimizer, without, sources)
 
 
-def _path_of_first(source: Path, ranks: Ranks) -> Path:
-    """The checkpoint that rank 0 finds: a run that still goes on may show every rank another newest one."""
+def _path_on_first_rank(source: Path, ranks: Ranks) -> Path:
+    """The checkpoint that rank 0 finds. While another run is training, ranks may find different newest ones."""
     return broadcast_object(ranks, run_on_all_ranks(ranks, lambda: open_checkpoint(source).path))
 
 
-# Whether another run's checkpoint fits a new run's model, found out from its index and recipe before a table is made.
-#
-# Shapes: R rows of a table, D its width.
+# Compatibility of another run's checkpoint, from its index and recipe, before a table is allocated.
 
 
 @dataclass(frozen=True)
 class PlannedModel:
-    """The model of a run that is about to start, before there is any of it."""
+    """The model of a new run before it is allocated."""
 
     recipe: Recipe
     data: Dataset
 
     @cached_property
     def tensors(self) -> Mapping[str, tuple[str, tuple[int, ...]]]:
-        """Key of a weight or buffer, as checkpoints have it -> type and shape."""
+        """Key of a weight or buffer in a checkpoint -> type and shape."""
         with torch.device("meta"):
             state = Ranker(self.recipe.model, self.data.sizes).state_dict()
         return {f"{MODEL}/{name}": (DTYPE_NAMES[value.dtype], tuple(value.shape)) for name, value in state.items()}
@@ -134,16 +132,16 @@ class PlannedModel:
 
     @property
     def sid_tables(self) -> list[str]:
-        """Tables whose rows stand for parts of SIDs."""
+        """Tables whose rows are codes of the catalog."""
         return [name for name in self.data.sizes.item_tables if name != HID]
 
     @property
     def managed(self) -> bool:
-        """Whether the HID table deals its rows itself."""
+        """Whether the HID table is a managed-collision table."""
         return HID in self.data.sizes.item_tables and self.data.sizes.item_tables[HID].managed is not None
 
     def may_grow(self, table: str) -> bool:
-        """Whether more rows leave the old ones what they were: where a row's number is an id of the log."""
+        """Whether a table may have more rows than the checkpoint's: its row numbers are ids of the log."""
         item = self.recipe.model.item
         return table in self.recipe.model.context or (table == HID and item.hid_rows_are_ids)
 
@@ -162,7 +160,7 @@ def _check_names(model: PlannedModel, names: tuple[str, ...]) -> None:
 
 
 def _source(model: PlannedModel, name: str, file: str) -> TableSource:
-    """Raises ContractError where its rows are not as wide as the table's, or more."""
+    """Raises ContractError if the file's rows have another width than the table, or are more."""
     if name == HID and model.managed:
         raise ConfigError(f"start.tables: expected tables whose rows stay with their ids, got {name}, which is managed")
     source = open_table(file, name)
@@ -174,7 +172,7 @@ def _source(model: PlannedModel, name: str, file: str) -> TableSource:
 
 
 def _check_share(sources: Mapping[str, TableSource], ranks: Ranks) -> None:
-    """Every rank reads its share of every file's rows."""
+    """Checks this rank's share of every file's rows."""
     for source in sources.values():
         share = -(-source.rows // ranks.world)
         first, last = (min(rank * share, source.rows) for rank in (ranks.rank, ranks.rank + 1))
@@ -183,8 +181,8 @@ def _check_share(sources: Mapping[str, TableSource], ranks: Ranks) -> None:
             check_values(source, first, last, progress.update)
 
 
-def kept_facts(facts: Path) -> dict[str, object]:
-    """What the run.json of a run that goes on said of its start, under "start"."""
+def saved_start_facts(facts: Path) -> dict[str, object]:
+    """The entry "start" of a resumed run's run.json; empty if there is none."""
     try:
         before = json.loads(facts.read_bytes())
     except (OSError, ValueError):
@@ -193,24 +191,24 @@ def kept_facts(facts: Path) -> dict[str, object]:
 
 
 def check_compatible(found: StoredCheckpoint, model: PlannedModel, optimizer: bool, without: Collection[str]) -> None:
-    """Raises CheckpointError where the checkpoint's weights, and optimizer's state if wanted, cannot be the model's."""
-    _check_meaning(found, model, without)
+    """Raises CheckpointError if the checkpoint does not fit: its weights and, if `optimizer`, its optimizer states."""
+    _check_rows_keep_their_ids(found, model, without)
     wanted = {key: value for key, value in model.tensors.items() if not belongs_to(key, without)}
     stored = [key for key in found.index.tensors if key.startswith(f"{MODEL}/") and not belongs_to(key, without)]
     for key in sorted(wanted, key=_tables_first):
         if key not in found.index.tensors:
-            raise CheckpointError(f"{found.path}: expected {_words(key)} of this model, got none{_anew(key)}")
+            raise CheckpointError(f"{found.path}: expected {_named(key)} of this model, got none{_anew(key)}")
     for key in sorted(stored, key=_tables_first):
         if key not in wanted:
-            raise CheckpointError(f"{found.path}: expected nothing but what this model has, got {_words(key)}")
+            raise CheckpointError(f"{found.path}: expected nothing but what this model has, got {_named(key)}")
     for key, (dtype, shape) in wanted.items():
         _check_tensor(found, model, key, dtype, shape)
     if optimizer:
         _check_optimizer(found, model.recipe, without)
 
 
-def _check_meaning(found: StoredCheckpoint, model: PlannedModel, without: Collection[str]) -> None:
-    """Rows are the same ids' and codes' as they were."""
+def _check_rows_keep_their_ids(found: StoredCheckpoint, model: PlannedModel, without: Collection[str]) -> None:
+    """Raises CheckpointError if a row of the checkpoint belongs to another id or code in this model."""
     sids = [name for name in model.sid_tables if name not in without]
     if sids and found.position.catalog != model.data.fingerprint:
         raise CheckpointError(
@@ -240,7 +238,7 @@ def _check_tensor(found: StoredCheckpoint, model: PlannedModel, key: str, dtype:
     grown = table is not None and model.may_grow(table) and widths and stored.shape[0] <= shape[0]
     if stored.dtype != dtype or (stored.shape != shape and not grown):
         expected, got = f"{dtype} {list(shape)}", f"{stored.dtype} {list(stored.shape)}"
-        where = f"{found.path}: expected {_words(key)} of {expected}, as this model has"
+        where = f"{found.path}: expected {_named(key)} of {expected}, as this model has"
         raise CheckpointError(f"{where}, got {got}{_anew(key)}")
 
 
@@ -257,17 +255,17 @@ def _check_optimizer(found: StoredCheckpoint, recipe: Recipe, without: Collectio
             )
 
 
-def _words(key: str) -> str:
+def _named(key: str) -> str:
     table = table_name(key)
     return f"the table {table}" if table else f"the layer {key.removeprefix(f'{MODEL}/')}"
 
 
 def _anew(key: str) -> str:
-    """What a table that does not fit can do; a layer can do nothing."""
+    """How to start a table anew that does not fit; empty for a layer."""
     table = table_name(key)
     return f"; start.without: [{table}] starts it anew" if table else ""
 
 
 def _tables_first(key: str) -> bool:
-    """Sorts tables before layers, whose shapes often only follow from them."""
+    """Sorts tables before layers: a layer often does not fit because a table does not."""
     return table_name(key) is None

@@ -1,7 +1,7 @@
-"""Ends a rank that makes no progress: a step that does not end, a batch that does not come, a rank that waits forever.
+"""Ends a rank that makes no progress: a step that hangs, a batch that does not come, an endless wait for other ranks.
 
-Each rank watches itself in a thread, and writes notes of where it is to the ranks' store. The rank that reports the
-hang reads them, to name the ranks that are behind.
+Each rank watches itself in a thread and writes its place to the process group's store. The rank that reports a hang
+reads all places, to name the ranks that are behind.
 """
 
 import contextlib
@@ -25,13 +25,14 @@ LONGEST_INTERVAL = 5.0  # seconds between two checks of the heartbeat
 
 
 class HangReportedElsewhereError(ReportedElsewhereError, HangError):
-    """A hang that another rank reports."""
+    """The error on the ranks that do not report the hang."""
 
 
 class Watchdog:
-    """While it is entered, this rank must make progress: if its heartbeat does not beat for `minutes`, the process
-    prints an error, writes its threads' stacks to a file, and exits with status HUNG. torchrun then ends or restarts
-    the other ranks.
+    """A context in which this rank must make progress.
+
+    If its heartbeat does not beat for `minutes`, the process prints an error, writes its threads' stacks to a file, and
+    exits with status HUNG. torchrun then ends or restarts the other ranks.
     """
 
     def __init__(self, minutes: float, folder: Path, ranks: Ranks) -> None:
@@ -62,14 +63,16 @@ class Watchdog:
         self._leave_stacks()
         found, reports = f"rank {self._ranks.rank} is stuck in {self._ranks.heartbeat.place}", True
         if self._notes:
-            time.sleep(2 * self._interval)  # other ranks hang as well: each leaves its stacks before torchrun ends it
+            time.sleep(
+                2 * self._interval
+            )  # torchrun ends all at the first exit: other hung ranks first write their stacks
             notes = self._notes.read()
             silent = [rank for rank in range(self._ranks.world) if self._is_silent(notes.get(rank))]
             reports = not notes or self._ranks.rank == min(set(notes) - set(silent), default=self._ranks.rank)
             found = f"{_behind(notes, silent)}; {found}"
         message = f"no progress for {self._limit:.0f} s (train.hang_minutes): {found}; stacks: {self._folder}/hang-*"
         if not reports:
-            time.sleep(self._interval)  # torchrun ends all at the first exit: let the reporting rank be first
+            time.sleep(self._interval)  # the reporting rank must exit first
         print_error(HangError(message) if reports else HangReportedElsewhereError(message))
         os._exit(HUNG)
 
@@ -87,7 +90,7 @@ class Watchdog:
 
 @dataclass(frozen=True)
 class Note:
-    """Where a rank was. count, place: of its Heartbeat. time: of the note, in seconds since 1970."""
+    """A rank's place. count, place: of its Heartbeat. time: of the note, in seconds since 1970."""
 
     count: int
     place: str
@@ -95,8 +98,8 @@ class Note:
 
 
 class _Notes:
-    """The ranks' notes in the store of the process group, over a connection of its own, so that a blocked main thread
-    does not block it. If the store does not answer, the process that keeps it hangs."""
+    """The ranks' notes in the process group's store, over a connection of its own that a blocked main thread does not
+    block. If the store does not answer, its process (rank 0 or torchrun) hangs."""
 
     def __init__(self, ranks: Ranks, patience: float) -> None:
         store: Any = dist.distributed_c10d._get_default_store()
@@ -107,7 +110,7 @@ class _Notes:
         self.leave()
 
     def leave(self) -> None:
-        """Writes where this rank is."""
+        """Writes this rank's place."""
         heartbeat: Heartbeat = self._ranks.heartbeat
         note = Note(heartbeat.count, heartbeat.place, time.time())
         with contextlib.suppress(RuntimeError):

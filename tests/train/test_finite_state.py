@@ -36,9 +36,9 @@ def test_finite_states() -> None:
     ],
 )
 def test_a_state_that_is_not(state: Tensor, where: str) -> None:
-    pieces = [whole_tensor("sound", LARGEST_RD), whole_tensor("broken", state)]
+    shards = [whole_tensor("sound", LARGEST_RD), whole_tensor("broken", state)]
     with joined_ranks() as ranks, pytest.raises(NonFiniteError) as refused:
-        check_state(pieces, 7, ranks)
+        check_state(shards, 7, ranks)
     assert where in str(refused.value)
     assert str(refused.value).startswith("step 7: ")
 

@@ -39,7 +39,7 @@ class Watched(Trainer):
 
     def _save_if_due(self, step: int, factor: float) -> None:
         super()._save_if_due(step, factor)
-        Watched.pipelined = self.step.pipelined
+        Watched.pipelined = self.training_step.pipelined
         if step == Watched.stop:
             raise StoppedError
 

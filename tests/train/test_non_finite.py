@@ -15,7 +15,7 @@ from torch import Tensor
 from sidrec.checkpoint.state import state_shards
 from sidrec.config import Recipe
 from sidrec.errors import SidrecError
-from sidrec.train.non_finite_cause import Finding, joined
+from sidrec.train.non_finite_cause import Cause, nearest_cause
 from sidrec.train.run import train
 from sidrec.train.step import StepResult
 from sidrec.train.trainer import Trainer
@@ -51,8 +51,8 @@ class RecordingTrainer(Trainer):
     skipped: list[bool]
 
     def _log(self, step: int, result: StepResult, factor: float) -> None:
-        pieces = state_shards(self.model, self.optimizer, self.ranks)
-        self.states.append({piece.name: piece.values.detach().clone() for piece in pieces})
+        shards = state_shards(self.model, self.optimizer, self.ranks)
+        self.states.append({shard.name: shard.values.detach().clone() for shard in shards})
         self.skipped.append(result.skipped is not None)
         super()._log(step, result, factor)
 
@@ -165,9 +165,9 @@ def broken_weights(rank: int, world: int, recipe: Recipe) -> list[str]:
 def trainer_with_nan(name: str, row: int) -> type[Trainer]:
     class BrokenTrainer(Trainer):
         def train(self) -> int:
-            for piece in state_shards(self.model, None, self.ranks):
-                if piece.key.startswith(f"model/{name}") and 0 <= row - piece.offset[0] < len(piece.values):
-                    piece.values.data[row - piece.offset[0]] = torch.nan
+            for shard in state_shards(self.model, None, self.ranks):
+                if shard.key.startswith(f"model/{name}") and 0 <= row - shard.offset[0] < len(shard.values):
+                    shard.values.data[row - shard.offset[0]] = torch.nan
                     break
             return super().train()
 
@@ -188,10 +188,10 @@ def test_nan_in_a_weight_is_named_by_table_and_row_or_by_layer(tmp_path: Path) -
 
 def test_the_finding_nearest_to_the_cause_is_reported_with_its_rows() -> None:
     gradient, logit, other = (
-        Finding(4, "a gradient", (1,), loss=9.0),
-        Finding(2, "a logit", (9, 5)),
-        Finding(2, "more", (7,)),
+        Cause(4, "a gradient", (1,), loss=9.0),
+        Cause(2, "a logit", (9, 5)),
+        Cause(2, "more", (7,)),
     )
-    assert joined([gradient, None, logit, other]) == Finding(2, "a logit", (5, 7, 9))
-    assert joined([gradient, None, Finding(4, "another", (2,), loss=1.0)]) == gradient
-    assert joined([None, None]) is None
+    assert nearest_cause([gradient, None, logit, other]) == Cause(2, "a logit", (5, 7, 9))
+    assert nearest_cause([gradient, None, Cause(4, "another", (2,), loss=1.0)]) == gradient
+    assert nearest_cause([None, None]) is None
