@@ -1,4 +1,4 @@
-"""Every error that a user meets, as siblings under `SidrecError`.
+"""All errors that are shown to users, siblings under `SidrecError`.
 
 A message is one clear sentence: where, what was expected, what was found, and what to do. The command line prints it
 without a traceback; SIDREC_TRACEBACK=1 shows the traceback too.
@@ -14,7 +14,7 @@ from sidrec.text import quoted, quoted_lines
 
 
 class SidrecError(Exception):
-    """Base of all errors below. What a message quotes is made printable, and long lists are cut."""
+    """Base of all errors below. Makes the message printable and cuts long lists."""
 
     def __init__(self, message: str) -> None:
         super().__init__(quoted_lines(message))
@@ -25,10 +25,10 @@ class ConfigError(SidrecError, ValueError):
 
 
 class ContractError(SidrecError, ValueError):
-    """Data that breaks the contract (`sidrec.schema`), or a file that is not what it should be."""
+    """Data that breaks the contract (`sidrec.schema`), or a file of the wrong kind or content."""
 
     def __init__(self, where: object, expected: str, got: object) -> None:
-        # All three are the exception's arguments, so that it can be pickled out of a worker process.
+        # All three are the exception's arguments, so that a worker process can pickle it.
         Exception.__init__(self, quoted(where), quoted(expected), quoted(got))
 
     def __str__(self) -> str:
@@ -44,15 +44,15 @@ class PlanError(SidrecError):
 
 
 class NoPlanError(PlanError):
-    """The tables do not fit the hardware; the message says by how many bytes, and what would make them fit."""
+    """The tables do not fit the hardware. The message names the missing bytes and ways to make them fit."""
 
 
 class PreflightError(SidrecError):
-    """A run that would end badly, found before anything was allocated."""
+    """A problem of a run that was found before anything was allocated."""
 
 
 class InstallationError(SidrecError, RuntimeError):
-    """torch, FBGEMM and torchrec do not belong together; the message ends with the command that repairs it."""
+    """Versions of torch, FBGEMM and torchrec do not match; the message ends with the command that repairs it."""
 
 
 class DisagreementError(SidrecError):
@@ -60,7 +60,7 @@ class DisagreementError(SidrecError):
 
 
 class TrainingError(SidrecError, RuntimeError):
-    """Training, or the fit of a tokenizer, cannot go on. The message says why, and what to try."""
+    """Training, or the fit of a tokenizer, cannot go on. The message names the cause and a remedy."""
 
 
 class NonFiniteError(TrainingError):
@@ -84,7 +84,7 @@ class LostRankError(TrainingError):
 
 
 class Notice(Exception):  # noqa: N818
-    """An outcome that somebody asked for, such as a stop by SIGTERM: printed as an error is, but called none."""
+    """An outcome that a user asked for, such as a stop by SIGTERM: printed on stderr, without "error"."""
 
 
 class ReportedElsewhereError(Exception):

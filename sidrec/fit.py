@@ -1,4 +1,4 @@
-"""What `sidrec fit` does: item vectors to a catalog of semantic ids, on one process or on the ranks of torchrun.
+"""`sidrec fit`: item vectors to a catalog of semantic ids, on one process or on the ranks of torchrun.
 
 Check the target, read the items, learn a tokenizer, encode all items, measure the codes, write the catalog's folder.
 
@@ -30,7 +30,7 @@ from sidrec.sid.training.trainer import remove_checkpoint
 
 
 class _Fitted(NamedTuple):
-    """A tokenizer, and the facts about its fit for the report."""
+    """A tokenizer, and the facts of its fit for report.json."""
 
     tokenizer: Tokenizer
     facts: dict[str, object]
@@ -39,12 +39,12 @@ class _Fitted(NamedTuple):
 def fit_catalog(
     recipe: Recipe, ranks: Ranks, overwrite: bool = False, read: Callable[..., ItemVectors] = read_item_vectors
 ) -> None:
-    """Makes `recipe.data.catalog` from `recipe.data.path`/items.parquet; the first rank writes it in one step.
+    """Makes the catalog `recipe.data.catalog` from items.parquet; the first rank writes it in one step.
 
-    A catalog with the same fingerprint is left as it is. A fit that was killed resumes from its last checkpoint.
-    overwrite: replace a catalog that holds other codes. read: called as `read_item_vectors` is.
-    Raises, on all ranks: ContractError when the items are wrong, the learner fits on one process only, or the target
-    may not be replaced; TrainingError when the training failed. No catalog is left behind then.
+    A catalog with the same fingerprint is left unchanged. A fit that was killed resumes from its last checkpoint.
+    overwrite: replace a catalog with other codes. read: a replacement for `read_item_vectors`.
+    Raises, on all ranks: ContractError if the items are invalid, the learner fits on one process only, or the target
+    may not be replaced; TrainingError if the training failed. Then no catalog is written.
     """
     run_on_all_ranks(ranks, lambda: _check(recipe, ranks, overwrite))
     work = recipe.data.catalog.with_name(f".{recipe.data.catalog.name}.fit")
@@ -61,7 +61,7 @@ def fit_catalog(
 
 
 def _check(recipe: Recipe, ranks: Ranks, overwrite: bool) -> None:
-    """Raises ContractError, before any work, for a fit whose result could not be written. Replaces only catalogs."""
+    """Raises ContractError, before any work, if the catalog could not be written. Only a catalog may be replaced."""
     target, learner = recipe.data.catalog, recipe.tokenizer.learner
     if ranks.world > 1 and not shares_fit(learner):
         expected = "one process, as only learners that train by gradients share their work"
@@ -79,11 +79,11 @@ def _check(recipe: Recipe, ranks: Ranks, overwrite: bool) -> None:
 
 
 def _read(recipe: Recipe, ranks: Ranks, read: Callable[..., ItemVectors]) -> ItemVectors:
-    """The first rank of each machine reads the items into files; the other ranks of the machine map these.
+    """The first rank of each machine reads the items into files; the machine's other ranks map them.
 
-    The files are unlinked as soon as all ranks have mapped them, so that nothing is left however the processes end.
-    On NFS, the folder cannot be removed while they are mapped, which is no error.
-    Ranks with different numbers of items would take different numbers of steps and hang, hence the last check.
+    The files are unlinked as soon as all ranks have mapped them, so that none is left however the processes end.
+    On NFS, the folder cannot be removed while they are mapped; that error is ignored.
+    The last check matters because ranks with different numbers of items would take different numbers of steps and hang.
     """
     config, path = recipe.tokenizer, recipe.data.path / ITEMS
     inputs = learner_inputs(config.learner)
@@ -105,7 +105,7 @@ def _read(recipe: Recipe, ranks: Ranks, read: Callable[..., ItemVectors]) -> Ite
 
 
 def _learn(items: ItemVectors, recipe: Recipe, work: Path, ranks: Ranks) -> _Fitted:
-    """`work` stays when the process is killed; it is removed when a restart could only fail again."""
+    """Fits the tokenizer. work: for its checkpoints; kept if the process is killed, removed if the fit failed."""
     resumed = work.exists()
     if ranks.first and resumed:
         print(f"{work}: left by a fit that did not end; going on from there if it was the same", flush=True)
@@ -151,7 +151,7 @@ def _encode_and_write(items: ItemVectors, fitted: _Fitted, recipe: Recipe, overw
 
 
 def _may_write(catalog: Catalog, target: Path, overwrite: bool) -> bool:
-    """Whether to write; False when the target holds the same codes. Raises ContractError when it holds others."""
+    """Whether to write: not if the target holds the same codes. Raises ContractError if it holds others."""
     if overwrite or not target.exists():
         return True
     found = load_catalog(target).fingerprint
@@ -195,6 +195,6 @@ class _Clock:
         self._wall, self._cpu = time.perf_counter(), time.process_time()
 
     def spent(self, part: str) -> dict[str, object]:
-        """Both, keyed as in report.json."""
+        """Wall and CPU seconds so far, keyed as in report.json."""
         wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
         return {f"{part}_seconds": wall, f"{part}_cpu_seconds": cpu}

@@ -2,7 +2,7 @@
 
 `save_shards`: the planner lists the shards that each rank owns, the writer puts them into rank-R.safetensors, and rank
 0 writes index.json last. `load_shards`: the planner finds the stored shards that overlap each shard to fill, the reader
-copies the slices. torch's own FileSystemWriter keeps its index as a pickle, which can run code when it is read.
+copies the slices. torch's own FileSystemWriter pickles its index, and unpickling can run code.
 """
 
 import io
@@ -59,9 +59,9 @@ from sidrec.errors import CheckpointError
 
 
 def save_shards(path: Path, shards: Sequence[TensorShard], rank: int, group: dist.ProcessGroup) -> None:
-    """Writes the owned shards of all ranks into the folder `path`, which is there and empty; the index comes last.
+    """Writes the owned shards of all ranks into the empty folder `path`; rank 0 writes the index last.
 
-    Every rank of the group calls it. Raises, on every rank, the CheckpointError or OSError of the first that failed.
+    Every rank of the group calls it. Raises, on every rank, the CheckpointError or OSError of the first failed rank.
     """
     state = {shard.name: shard for shard in shards}
     with _first_failure(path):
@@ -75,9 +75,9 @@ def save_shards(path: Path, shards: Sequence[TensorShard], rank: int, group: dis
 
 
 def load_shards(path: Path, index: CheckpointIndex, shards: Sequence[TensorShard], group: dist.ProcessGroup) -> None:
-    """Fills the shards from the checkpoint in `path`, whose index is given. Any number of ranks may have written it.
+    """Fills the shards from the checkpoint in `path`, under any sharding. index: of the checkpoint.
 
-    Every rank of the group calls it. Raises, on every rank, CheckpointError for what the checkpoint does not hold.
+    Every rank of the group calls it. Raises, on every rank, CheckpointError for a shard that the checkpoint lacks.
     """
     state = {shard.name: shard for shard in shards}
     with _first_failure(path):
@@ -104,7 +104,7 @@ def _first_failure(path: Path) -> Iterator[None]:
 
 
 class ShardWriter(StorageWriter):
-    """Writes rank-R.safetensors of every rank, and index.json once all are there."""
+    """Writes each rank's rank-R.safetensors, then index.json on rank 0."""
 
     def __init__(self, path: Path, rank: int) -> None:
         self._path, self._rank = path, rank
@@ -122,7 +122,7 @@ class ShardWriter(StorageWriter):
         return plans
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        assert isinstance(planner, ShardSavePlanner), "save_shards gives it"
+        assert isinstance(planner, ShardSavePlanner), "save_shards passes it"
         name = f"rank-{self._rank}.safetensors"
         shards = [planner.shard(item) for item in plan.items]
         written: Future[list[WriteResult]] = Future()
@@ -233,7 +233,7 @@ class CheckpointReader(StorageReader):
 
 
 def tensor_metadata(stored: StoredTensor) -> TensorStorageMetadata:
-    """A stored tensor as torch.distributed.checkpoint describes it."""
+    """DCP's metadata of a stored tensor."""
     chunks = [ChunkStorageMetadata(torch.Size(shard.offset), torch.Size(shard.shape)) for shard in stored.shards]
     return TensorStorageMetadata(TensorProperties(DTYPES[stored.dtype]), torch.Size(stored.shape), chunks)
 
@@ -248,11 +248,8 @@ def _stored_part(stored: Any, name: str, item: ReadItem) -> Tensor:
     return part
 
 
-# Planners: which rank writes which shard, and which stored shards fill a shard that is read.
-
-
 class ShardSavePlanner(SavePlanner):
-    """Every rank writes the shards it owns. The state it is given: name -> TensorShard."""
+    """Plans which shards this rank writes: those it owns. state_dict: name -> TensorShard."""
 
     def set_up_planner(
         self, state_dict: dict[str, Any], storage_meta: Any = None, is_coordinator: bool = False
@@ -265,7 +262,7 @@ class ShardSavePlanner(SavePlanner):
         return SavePlan([_write_item(index, shard) for index, shard in self._shards.items()])
 
     def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
-        """Raises CheckpointError where shards do not cover their tensor exactly once: nobody could read it again."""
+        """Raises CheckpointError if shards do not cover their tensor exactly once: it could not be read."""
         tensors: dict[str, TensorStorageMetadata] = {}
         for plan in all_plans:
             for item in plan.items:
@@ -297,7 +294,7 @@ def _write_item(index: MetadataIndex, shard: TensorShard) -> WriteItem:
 
 
 class ShardLoadPlanner(LoadPlanner):
-    """Fills every shard from the stored ones that overlap it. The state it is given: name -> TensorShard."""
+    """Plans which stored shards fill each shard: those that overlap it. state_dict: name -> TensorShard."""
 
     def __init__(self, index: CheckpointIndex) -> None:
         self._index = index
@@ -308,7 +305,7 @@ class ShardLoadPlanner(LoadPlanner):
         }
 
     def create_local_plan(self) -> LoadPlan:
-        """Raises CheckpointError for a tensor that the checkpoint lacks, or holds in another shape or type."""
+        """Raises CheckpointError for a tensor that the checkpoint lacks or has in another shape or type."""
         items: list[ReadItem] = []
         for shard in self._shards.values():
             stored = self._stored(shard)

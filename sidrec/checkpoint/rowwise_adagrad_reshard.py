@@ -1,11 +1,11 @@
-"""Row-wise Adagrad's state of a table whose columns are cut into other shards than when it was saved.
+"""Converts row-wise Adagrad's state if a table's columns are sharded differently than when it was saved.
 
-A shard of columns keeps one value per row: the sum over steps of the mean over its columns of the squared gradient. For
-another shard no such value was ever kept; the nearest is the mean of those of the saved shards, weighted by the columns
-that they share with it. Whole rows, cut: every shard starts with the row's value. Cut rows, made whole: the mean of
-squares over a row is the mean of its shards' means, so the sum is that of whole rows with the same gradients.
+A shard of columns keeps one value per row: the sum over steps of the mean over its columns of the squared gradient. A
+new shard gets the mean of the saved shards' values, weighted by the columns they share. If whole rows are cut, every
+shard starts with the row's value. If cut rows become whole, the result is exact for the same gradients: the mean of
+squares over a row is the mean of its shards' means.
 
-Shapes: R rows, S shards of the columns that were saved.
+Shapes: R rows, S saved shards of the columns.
 """
 
 import logging
@@ -32,12 +32,12 @@ from sidrec.checkpoint.tensor_shard import (
 from sidrec.errors import CheckpointError
 
 Columns = tuple[int, int]
-"""First column of a shard, and the one after its last."""
+"""Columns [first, end) of a shard."""
 logger = logging.getLogger(__name__)
 
 
 def column_shards(weight: Weight | StoredTensor) -> list[Columns]:
-    """How the columns of a table [rows, width] are cut, from left to right."""
+    """The column shards of a table [rows, width], from left to right."""
     if isinstance(weight, ShardedTensor):
         cuts = {(shard.shard_offsets[1], shard.shard_sizes[1]) for shard in weight.metadata().shards_metadata}
     elif isinstance(weight, StoredTensor):
@@ -48,14 +48,14 @@ def column_shards(weight: Weight | StoredTensor) -> list[Columns]:
 
 
 def column_weights(shard: Columns, saved: Sequence[Columns]) -> Tensor:
-    """How much each saved shard counts for a shard: the part of its columns that they share, [S], 1 together."""
+    """Weight of each saved shard: the share of `shard`'s columns that they have in common, [S], summing to 1."""
     shared = [max(0, min(shard[1], end) - max(shard[0], first)) for first, end in saved]
     return torch.tensor(shared, dtype=torch.float32) / (shard[1] - shard[0])
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """One shard's row sums, to be computed once `saved.values` [R, S] is read."""
+    """One shard's row sums, to be computed once `saved.values` [R, S] is loaded."""
 
     saved: TensorShard
     wanted: TensorShard
@@ -68,10 +68,9 @@ class Conversion:
 
 
 class RowwiseAdagradReshard:
-    """How the optimizer's states on this rank are read from a checkpoint.
+    """Loads this rank's optimizer states from a checkpoint: load `shards`, then call `convert`.
 
-    shards: what to read: the states themselves, but where columns are cut differently all that was saved of their rows,
-    from which `convert` then computes them.
+    shards: the states themselves; for a table whose columns are sharded differently, all saved values of the rows.
     """
 
     def __init__(
@@ -81,9 +80,9 @@ class RowwiseAdagradReshard:
         weights: Mapping[str, Weight],
         states: Sequence[TensorShard],
     ) -> None:
-        """index: of the checkpoint `path`, which fits the model. weights: by name. states: this rank's shards.
+        """index: of the compatible checkpoint `path`. weights: by name. states: this rank's shards.
 
-        Raises CheckpointError for row sums that are not of as many shards as their table.
+        Raises CheckpointError if the number of row sums is not that of the table's column shards.
         """
         self._path = path
         self._recut = _recut(path, index, weights)
@@ -100,7 +99,7 @@ class RowwiseAdagradReshard:
         self.shards = [*(state for state in states if state.key not in self._recut), *whole_rows.values()]
 
     def log_converted_tables(self) -> None:
-        """Says in the log what is converted, if anything is."""
+        """Logs a warning that names the converted tables, if any."""
         if self._recut:
             logger.warning(
                 "%s: the columns of table(s) %s were cut into other shards: their row-wise Adagrad goes on from the "
@@ -110,7 +109,7 @@ class RowwiseAdagradReshard:
             )
 
     def convert(self) -> None:
-        """Computes the states that are not read as they are, once `shards` are read."""
+        """Computes the converted states from the loaded `shards`."""
         for conversion in self._conversions:
             conversion.apply()
 
@@ -118,7 +117,7 @@ class RowwiseAdagradReshard:
 def _recut(
     path: Path, index: CheckpointIndex, weights: Mapping[str, Weight]
 ) -> dict[str, tuple[list[Columns], list[Columns]]]:
-    """Keys of all row sums whose table's columns are cut differently now: the saved shards, and those of this plan."""
+    """Key of row sums -> saved and present column shards, of tables whose columns are sharded differently now."""
     recut = {}
     for name, weight in weights.items():
         key = f"{OPTIMIZER}/{name}/{ROW_SUM}"

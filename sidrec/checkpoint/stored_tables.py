@@ -1,4 +1,7 @@
-"""Read a checkpoint without its model: tables by ranges of rows, recipe, position."""
+"""Reads a checkpoint without its model: tables by ranges of rows, recipe, position.
+
+Shapes: R rows of a table, D its width, N rows of a range.
+"""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,22 +30,99 @@ from sidrec.checkpoint.train_state import Position, read_best, read_position
 from sidrec.config import Recipe, load_saved
 from sidrec.errors import CheckpointError
 
-# Tables of a checkpoint, read by row ranges: by any process, without the model, and no more than is asked for.
-#
-# Shapes: R rows of a table, D its width, N rows of a range.
-
-
 PART = 1 << 22
-"""Bytes of a table that are in memory at a time, where it is read from one end to the other."""
+"""Bytes of a table in memory at a time while it is read as a whole."""
+
+
+@dataclass(frozen=True)
+class StoredCheckpoint:
+    """A checkpoint's folder and its index."""
+
+    path: Path
+    index: CheckpointIndex
+
+    @cached_property
+    def tables(self) -> Mapping[str, "CheckpointTable"]:
+        """Its embedding tables by name."""
+        return checkpoint_tables(self.path, self.index)
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """Recipe of the run: config.yaml in the checkpoint, else in its run directory. Raises ConfigError."""
+        beside, run = self.path / "config.yaml", self.path.parent.parent / "config.yaml"
+        return load_saved(run if run.is_file() and not beside.is_file() else beside)
+
+    @cached_property
+    def position(self) -> Position:
+        """The training position, with the catalog's fingerprint. Raises CheckpointError."""
+        return read_position(self.path)
+
+    def check_files(self, names: Iterable[str], progress: Callable[[int], object] = lambda size: None) -> None:
+        """Checks sizes and checksums of files. progress: called with the size of each file read.
+
+        Raises CheckpointError for the first file that does not match the index.
+        """
+        for name in sorted(names):
+            check_file(self.path / name, self.index.files[name])
+            progress(self.index.files[name].size)
+
+
+def open_checkpoint(path: Path) -> StoredCheckpoint:
+    """Opens a checkpoint folder. Of a run directory, opens the best checkpoint if the run has one, else the newest.
+
+    Raises CheckpointError if there is none.
+    """
+    if (path / INDEX).is_file():
+        return StoredCheckpoint(path, read_index(path))
+    folder = path / "checkpoints"
+    there = checkpoints(folder)
+    if (folder / BEST).is_file():
+        there = [checkpoint_path(folder, read_best(folder / BEST).step)]
+    if not there:
+        raise CheckpointError(f"{path}: expected a run directory with checkpoints, or one of these, got neither")
+    return StoredCheckpoint(there[0], read_index(there[0]))
+
+
+def checkpoint_tables(path: Path, index: CheckpointIndex) -> "dict[str, CheckpointTable]":
+    """All embedding tables of a checkpoint, by name."""
+    found = {}
+    for key in index.tensors:
+        name = table_name(key)
+        if name is not None:
+            states = f"{OPTIMIZER}/{key.removeprefix(f'{MODEL}/')}/"
+            state = {
+                other.removeprefix(states): StoredTable(path, other, index)
+                for other in index.tensors
+                if other.startswith(states)
+            }
+            found[name] = CheckpointTable(name, StoredTable(path, key, index), state)
+    return found
+
+
+def table_name(key: str) -> str | None:
+    """The table whose weights have this key; None for other tensors."""
+    match key.split("."):
+        case [start, *_, "embedding_bags", table, "weight"] if start.startswith(f"{MODEL}/"):
+            return table
+    return None
+
+
+@dataclass(frozen=True)
+class CheckpointTable:
+    """An embedding table of a checkpoint: its weights [R, D], and optimizer states by name."""
+
+    name: str
+    weight: "StoredTable"
+    state: Mapping[str, "StoredTable"]
 
 
 class StoredTable:
-    """A tensor of a checkpoint whose first dimension is rows, in whatever rectangles it was stored."""
+    """A tensor of a checkpoint, read by ranges of its first dimension, the rows, under any sharding."""
 
     def __init__(self, path: Path, key: str, index: CheckpointIndex | None = None) -> None:
-        """path: the checkpoint's folder. index: its index, where it has been read already.
+        """path: the checkpoint's folder. index: its index, if already read.
 
-        Raises CheckpointError where there is no such tensor, or one that has no rows.
+        Raises CheckpointError if there is no such tensor or it is a scalar.
         """
         tensor = (index or read_index(path)).tensors.get(key)
         if tensor is None or not tensor.shape:
@@ -62,19 +142,16 @@ class StoredTable:
 
     @property
     def bytes(self) -> int:
-        """Of the whole tensor."""
+        """Size of the whole tensor."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def files(self) -> set[str]:
-        """Files of the checkpoint that hold parts of it."""
+        """Names of the files that hold its shards."""
         return {shard.file for shard in self.tensor.shards}
 
     def rows(self, first: int, last: int) -> Tensor:
-        """Rows [first, last), [N, ...] of the stored type.
-
-        Raises CheckpointError for a file that does not hold what the index says.
-        """
+        """Rows [first, last), [N, ...] in the stored type. Raises CheckpointError if a file differs from the index."""
         assert 0 <= first <= last <= self.shape[0], f"rows of {self.key}, which has {self.shape[0]}"
         rows = torch.empty((last - first, *self.shape[1:]), dtype=self.dtype)
         for shard in self.tensor.shards:
@@ -101,101 +178,19 @@ class StoredTable:
             raise CheckpointError(f"{path}: expected rows of {self.key}, got: {error.strerror or error}") from None
 
     def parts(self, size: int = PART) -> Iterator[tuple[int, Tensor]]:
-        """The whole table in order, by row ranges of at most `size` bytes, and one row at least: (first row, rows)."""
+        """Yields (first row, rows) in order, at most `size` bytes at a time but at least one row."""
         step = rows_within(size, self.bytes // max(1, self.shape[0]))
         for first in range(0, self.shape[0], step):
             yield first, self.rows(first, min(first + step, self.shape[0]))
 
 
-@dataclass(frozen=True)
-class CheckpointTable:
-    """An embedding table of a checkpoint: its weights [R, D], and the optimizer's state by torch's name for it."""
-
-    name: str
-    weight: StoredTable
-    state: Mapping[str, StoredTable]
-
-
-@dataclass(frozen=True)
-class StoredCheckpoint:
-    """A checkpoint's folder and its index."""
-
-    path: Path
-    index: CheckpointIndex
-
-    @cached_property
-    def tables(self) -> Mapping[str, CheckpointTable]:
-        """Its embedding tables by name."""
-        return checkpoint_tables(self.path, self.index)
-
-    @cached_property
-    def recipe(self) -> Recipe:
-        """Of the run that wrote it: beside its files, or in the run directory that it lies in. Raises ConfigError."""
-        beside, run = self.path / "config.yaml", self.path.parent.parent / "config.yaml"
-        return load_saved(run if run.is_file() and not beside.is_file() else beside)
-
-    @cached_property
-    def position(self) -> Position:
-        """Where it stands, and with which catalog it was trained. Raises CheckpointError."""
-        return read_position(self.path)
-
-    def check_files(self, names: Iterable[str], progress: Callable[[int], object] = lambda size: None) -> None:
-        """Reads files and holds them against the index. progress: called with the size of each file read.
-
-        Raises CheckpointError for the first that is not as it was written.
-        """
-        for name in sorted(names):
-            check_file(self.path / name, self.index.files[name])
-            progress(self.index.files[name].size)
-
-
-def open_checkpoint(path: Path) -> StoredCheckpoint:
-    """Opens a checkpoint; or of a run directory the best where the run keeps one, else the newest.
-
-    Raises CheckpointError where there is none.
-    """
-    if (path / INDEX).is_file():
-        return StoredCheckpoint(path, read_index(path))
-    folder = path / "checkpoints"
-    there = checkpoints(folder)
-    if (folder / BEST).is_file():
-        there = [checkpoint_path(folder, read_best(folder / BEST).step)]
-    if not there:
-        raise CheckpointError(f"{path}: expected a run directory with checkpoints, or one of these, got neither")
-    return StoredCheckpoint(there[0], read_index(there[0]))
-
-
 def rows_within(size: int, row: int) -> int:
-    """How many rows of `row` bytes are at most `size` bytes; one at least."""
+    """How many rows of `row` bytes fit into `size` bytes; at least 1."""
     return max(1, size // max(1, row))
 
 
-def checkpoint_tables(path: Path, index: CheckpointIndex) -> dict[str, CheckpointTable]:
-    """Name -> table, of all embedding tables of a checkpoint."""
-    found = {}
-    for key in index.tensors:
-        name = table_name(key)
-        if name is not None:
-            states = f"{OPTIMIZER}/{key.removeprefix(f'{MODEL}/')}/"
-            state = {
-                other.removeprefix(states): StoredTable(path, other, index)
-                for other in index.tensors
-                if other.startswith(states)
-            }
-            found[name] = CheckpointTable(name, StoredTable(path, key, index), state)
-    return found
-
-
-def table_name(key: str) -> str | None:
-    """Name of the table whose weights have that key; None for all other tensors."""
-    match key.split("."):
-        case [start, *_, "embedding_bags", table, "weight"] if start.startswith(f"{MODEL}/"):
-            return table
-    return None
-
-
 def sharding_text(tensor: StoredTensor) -> str:
-    """How a table was cut, in words: "whole", "4 ranges of rows", "2 blocks of columns", or both."""
+    """How a table is sharded, as text: "whole", "4 ranges of rows", "2 blocks of columns", or both."""
     rows = len({shard.offset[0] for shard in tensor.shards})
     columns = len({shard.offset[1:] for shard in tensor.shards})
     words = [f"{rows} ranges of rows"] if rows > 1 else []

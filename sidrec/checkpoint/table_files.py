@@ -1,6 +1,6 @@
 """Files with the rows of one table: safetensors, npy and parquet, read and written by ranges of rows.
 
-Shapes: R rows in the file, D their width, N rows of a part.
+Shapes: R rows in the file, D their width, G rows of a row group, N rows of a part, I item ids, L levels of a SID.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -29,22 +29,22 @@ from sidrec.text import did_you_mean
 
 
 class TableSource(Protocol):
-    """Rows of a table. where: names the file, for sentences. rows: one more than the last row's number. width: D."""
+    """Rows of a table. where: the file, for messages. rows: the last row number + 1. width: D."""
 
     where: str
     rows: int
     width: int
 
     def parts(self, first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Rows in [first, last) that the file has, a few at a time: their numbers, int64 [N], ascending, and their
-        values, float32 [N, D]. Raises ContractError for a file that does not hold what it says."""
+        """Yields the file's rows in [first, last), a few at a time: their numbers, int64 [N], ascending, and their
+        values, float32 [N, D]. Raises ContractError if the file's contents do not match its metadata."""
 
 
 def open_table(name: str, table: str) -> TableSource:
-    """Opens FILE or FILE:NAME; NAME is a tensor of a safetensors file, or a column of a parquet file.
+    """Opens FILE or FILE:NAME. NAME is a tensor of a safetensors file, or a column of a parquet file.
 
-    Without one it is the only tensor, or that called `table`; the only column of lists, or that called "embedding".
-    Raises ContractError where there is no two-dimensional table of floats.
+    Default of NAME: the only tensor, else the one called `table`; the only column of lists, else "embedding".
+    Raises ContractError if there is no two-dimensional table of floats.
     """
     file, _, part = (name, "", "") if Path(name).is_file() else name.rpartition(":") if ":" in name else (name, "", "")
     path = Path(file)
@@ -83,7 +83,7 @@ class SafetensorsRows:
 
 
 class NpyRows:
-    """An array of numpy's; mapped anew for every part, so that its pages are given back."""
+    """A numpy array file; mapped anew for every part, so that its pages do not stay in memory."""
 
     def __init__(self, path: Path) -> None:
         self._path, self.where = path, str(path)
@@ -94,14 +94,14 @@ class NpyRows:
         try:
             mapped: Any = np.load(self._path, mmap_mode="r", allow_pickle=False)
             assert isinstance(mapped, np.ndarray), "it holds several arrays"
-        except Exception as error:  # numpy takes a broken header for Python, and raises what Python's parser does
+        except Exception as error:  # numpy parses the header as Python, and any parser error can come out
             words = " ".join(str(error).split()) or type(error).__name__
             raise ContractError(self._path, "an array as numpy.save writes it", words) from None
         return mapped
 
     def parts(self, first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
         for start, end in _ranges(first, min(last, self.rows), self.width):
-            with np.errstate(over="ignore"):  # what is too large becomes inf, and is refused as such
+            with np.errstate(over="ignore"):  # values too large become inf, which check_values refuses
                 values_ND = np.array(self._mapped()[start:end], dtype=np.float32, order="C")
             yield torch.arange(start, end), torch.from_numpy(values_ND)
 
@@ -127,9 +127,9 @@ def _ranges(first: int, last: int, width: int) -> Iterator[tuple[int, int]]:
 
 
 def check_values(source: TableSource, first: int, last: int, progress: Callable[[int], object]) -> None:
-    """Reads rows [first, last). progress: called with the number of rows read.
+    """Reads and checks rows [first, last). progress: called with the number of rows read.
 
-    Raises ContractError naming the first value that is no finite float32.
+    Raises ContractError naming the first value that is not a finite float32.
     """
     for rows_N, values_ND in source.parts(first, last):
         bad_ND = ~torch.isfinite(values_ND)
@@ -140,17 +140,12 @@ def check_values(source: TableSource, first: int, last: int, progress: Callable[
         progress(len(rows_N))
 
 
-# Rows of a table in a parquet file: a column of lists of floats, and perhaps one that numbers the rows.
-#
-# Shapes: R rows in the file, D their width, G rows of a row group, N rows of a part.
-
-
 class ParquetRows:
-    """A column of lists, all of one length. A column `row` of ascending numbers says which rows they are; without one
-    they are rows 0, 1, 2... of the table."""
+    """A column of equally long lists in a parquet file. The column `row`, if there is one, holds ascending row numbers;
+    without it, rows are numbered 0, 1, 2..."""
 
     def __init__(self, path: Path, column: str) -> None:
-        """column: its name, or "". Raises ContractError where there is no such column."""
+        """column: a name, or "" for the default. Raises ContractError if there is no such column."""
         self._path = path
         with readable(path), pq.ParquetFile(path) as file:
             schema, self._groups = file.schema_arrow, _group_rows(file)
@@ -175,10 +170,10 @@ class ParquetRows:
         return int(self._numbers(file, filled[-1], before=-1)[-1]) if filled else -1
 
     def parts(self, first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """As TableSource says. Raises ContractError also for rows out of order and lists of another length.
+        """See TableSource. Raises ContractError also for rows out of order and lists of another length.
 
-        Of row groups beside the range the row numbers alone are read. Their statistics would tell as much, but a broken
-        one ends the process: pyarrow 26 does not catch what its Parquet library throws there.
+        Of row groups outside the range only row numbers are read. Their statistics would do, but pyarrow 26 does not
+        catch the exception that its Parquet library throws for broken ones, and the process ends.
         """
         start, before = 0, -1
         with readable(self._path), pq.ParquetFile(self._path) as file:
@@ -203,12 +198,12 @@ class ParquetRows:
         self._check_length(group, len(rows_G), at_most=done)
 
     def _check_length(self, group: int, rows: int, at_most: int) -> None:
-        """A broken file can have columns of other lengths than it says."""
+        """Raises ContractError for a column longer than its row group, which a broken file can have."""
         if rows > at_most:
             raise ContractError(self._path, f"{self._groups[group]} rows in row group {group}", "columns of others")
 
     def _numbers(self, file: pq.ParquetFile, group: int, before: int) -> np.ndarray:
-        """Row numbers of a row group, int64 [G]; before: the last of the group before."""
+        """Row numbers of a row group, int64 [G]. before: the last row number of the previous group."""
         rows = file.read_row_group(group, columns=[ROW], use_threads=False)[ROW]
         if rows.null_count:
             raise ContractError(f"{self._path}, column {ROW}", "no missing value", f"{rows.null_count}")
@@ -231,7 +226,7 @@ class ParquetRows:
             where = f"{self.where}, row {rows_N[wrong[0]]}"
             got = "a missing value" if lengths_N[wrong[0]] < 0 else lengths_N[wrong[0]]
             raise ContractError(where, f"a list of {self.width} floats", got)
-        with np.errstate(over="ignore"):  # what is too large becomes inf, and is refused as such; so do missing ones
+        with np.errstate(over="ignore"):  # values too large become inf, missing ones NaN; check_values refuses both
             flat = lists.flatten().to_numpy(zero_copy_only=False).astype(np.float32)
         return flat.reshape(len(batch), self.width)
 
@@ -254,24 +249,22 @@ def _is_float_list(kind: pa.DataType) -> bool:
     return is_list and pa.types.is_floating(kind.value_type)
 
 
-# Tables of a checkpoint as files that others read: safetensors and parquet, written a range of rows at a time.
-#
-# Shapes: R rows of a table, D its width, N rows of a range.
+# Export: a checkpoint's tables as safetensors and parquet, written a range of rows at a time.
 
 
 ROW, EMBEDDING = "row", "embedding"
-"""Columns of a parquet file: the number of a row, and its values."""
+"""Columns of an exported parquet file: row number and values."""
 RowIds = Callable[[int, int], Mapping[str, pa.Array]]
-"""Rows [first, last) -> columns that say what these rows stand for."""
+"""Rows [first, last) -> id columns for these rows."""
 
 
 def no_ids(first: int, last: int) -> Mapping[str, pa.Array]:
-    """For tables exported with row numbers alone."""
+    """No id columns."""
     return {}
 
 
 def is_exported(path: Path) -> bool:
-    """Whether a file has what the writers below give it: one table, and perhaps its optimizer's state."""
+    """Whether a file looks like one of the writers below: one table, perhaps with its optimizer's state."""
     try:
         if path.suffix == ".parquet":
             names = pq.read_schema(path).names
@@ -285,7 +278,7 @@ def is_exported(path: Path) -> bool:
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, StoredTable], progress: Callable[[int], object]) -> None:
-    """Writes each as one tensor of that name, of the type that it is stored in. progress: called with bytes written."""
+    """Writes tensors by name, in their stored types. progress: called with the number of bytes written."""
     with path.open("wb") as file:
         file.write(safetensors_header((name, table.dtype, table.shape) for name, table in tensors.items()))
         for table in tensors.values():
@@ -297,9 +290,9 @@ def write_safetensors(path: Path, tensors: Mapping[str, StoredTable], progress: 
 def write_parquet(
     path: Path, tensors: Mapping[str, StoredTable], progress: Callable[[int], object], ids: RowIds = no_ids
 ) -> None:
-    """Writes a line per row: its number, what it stands for, and each tensor [R, D] as a column of D float32.
+    """Writes a parquet row per table row: its number, its ids, and each tensor [R, D] as a list of D float32.
 
-    tensors: column -> table, all of as many rows. progress: called with the number of bytes read.
+    tensors: column -> table, with equally many rows. progress: called with the number of bytes read.
     """
     count = next(iter(tensors.values())).shape[0]
     step = rows_within(PART, sum(table.bytes // max(1, count) for table in tensors.values()))
@@ -314,10 +307,10 @@ def write_parquet(
 
 
 def _schema(tensors: Mapping[str, StoredTable], ids: RowIds) -> pa.Schema:
-    said = [(name, array.type) for name, array in ids(0, 0).items()]
+    id_fields = [(name, array.type) for name, array in ids(0, 0).items()]
     widths = {name: table.shape[1] for name, table in tensors.items()}
     lists = [(name, pa.list_(pa.float32(), width)) for name, width in widths.items()]
-    return pa.schema([(ROW, pa.int64()), *said, *lists])
+    return pa.schema([(ROW, pa.int64()), *id_fields, *lists])
 
 
 def _lists(rows_ND: Tensor) -> pa.Array:
@@ -325,17 +318,11 @@ def _lists(rows_ND: Tensor) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(values, rows_ND.shape[1])
 
 
-# Ids of an exported table's rows: ids of the log, or codes of the catalog.
-#
-# Shapes: R rows of a table, I item ids, L levels of a SID.
-
-
 def row_ids(recipe: Recipe, table: str, rows: int, fingerprint: str | None) -> RowIds:
-    """Columns for the rows of a table: item_id or the log's id column, or sid_1, sid_2... of a SID's part; row 0, which
-    stands for what is not known, has id 0 and no codes.
+    """Id columns of a table's rows: item_id or the log's id column, or codes sid_1, sid_2... of a SID table.
 
-    fingerprint: of the catalog that the checkpoint was trained with. Raises CheckpointError where ids share rows or
-    rows change owners, and where the recipe's catalog or log is not the checkpoint's any more.
+    Row 0, of unknown ids, has id 0 and no codes. fingerprint: of the catalog that the checkpoint was trained with.
+    Raises CheckpointError if ids share rows or rows change owners, or if the recipe's catalog or log has changed.
     """
     item = recipe.model.item
     if table in recipe.model.context:
@@ -366,9 +353,9 @@ def _codes(recipe: Recipe, table: str, rows: int, fingerprint: str | None) -> Ro
         codes_R = np.full(rows, -1)
         codes_R[rows_I] = codes_IL[:, level - 1]
         columns[f"sid_{level}"] = codes_R
-    return lambda first, last: _part(columns, first, last)
+    return lambda first, last: _code_columns(columns, first, last)
 
 
-def _part(columns: Mapping[str, np.ndarray], first: int, last: int) -> dict[str, pa.Array]:
+def _code_columns(columns: Mapping[str, np.ndarray], first: int, last: int) -> dict[str, pa.Array]:
     parts = {name: codes_R[first:last] for name, codes_R in columns.items()}
     return {name: pa.array(codes_N, pa.int32(), mask=codes_N < 0) for name, codes_N in parts.items()}

@@ -1,4 +1,4 @@
-"""Training state apart from tensors: position.json, best.json, and the random generators of every rank."""
+"""Training state besides model and optimizer: position.json, best.json, and every rank's random generators."""
 
 import json
 import random
@@ -34,12 +34,12 @@ class Best:
 
 @dataclass(frozen=True)
 class Position:
-    """Where training stands: `step` steps done, `epoch_step` of them in epoch `epoch`; and with which catalog.
+    """The position of a training: `step` steps done, of which `epoch_step` in epoch `epoch`.
 
-    lr_factor: on the learning rates of the last step.
-    terms: the loss and its parts by name, on every rank the sum over the `term_steps` steps since the last report.
-    best: None where none is chosen, or none was measured yet. measured: the last step at which one was measured, or 0.
-    ranks, versions: what wrote it, software by name.
+    catalog: fingerprint of the catalog. lr_factor: factor on the learning rates in the last step.
+    terms: the loss and its parts by name; for every rank, the sum over the `term_steps` steps since the last report.
+    best: None if no best checkpoint is kept or none was measured yet. measured: the last step that was evaluated, or 0.
+    ranks, versions: number of ranks and software versions that wrote it.
     """
 
     step: NonNegativeInt
@@ -66,7 +66,7 @@ def position_text(position: Position) -> str:
 
 
 def read_position(path: Path) -> Position:
-    """The position of the checkpoint in the folder `path`. Raises CheckpointError where it has none that is whole."""
+    """Reads position.json of the checkpoint `path`. Raises CheckpointError if it is missing or invalid."""
     position = _read(path / POSITION, _POSITION)
     if position.version != VERSION:
         raise CheckpointError(f"{path / POSITION}: expected a position of version {VERSION}, got {position.version}")
@@ -79,12 +79,12 @@ def best_text(best: Best) -> str:
 
 
 def read_best(path: Path) -> Best:
-    """Reads best.json at `path`. Raises CheckpointError where there is none."""
+    """Reads the best.json `path`. Raises CheckpointError if it is missing or invalid."""
     return _read(path, _BEST)
 
 
 def check_catalog(path: Path, position: Position, catalog: str | None) -> None:
-    """Raises CheckpointError where the checkpoint in `path` was trained with another catalog; catalog: fingerprint."""
+    """Raises CheckpointError if the checkpoint `path` was trained with another catalog. catalog: its fingerprint."""
     if position.catalog != catalog:
         raise CheckpointError(f"{path}: expected the catalog {position.catalog} it was trained with, got {catalog}")
 
@@ -99,19 +99,19 @@ def _read(path: Path, kind: TypeAdapter[T]) -> T:
         raise CheckpointError(f"{path}: expected JSON that says where training stands, got {mistakes}") from None
 
 
-# The state of every rank's random generators, as tensors: of torch on CPU and GPU, of numpy and of Python.
+# Random generators, as tensors: torch's on CPU and GPU, numpy's and Python's.
 
 
 def random_state_shards(ranks: Ranks) -> list[TensorShard]:
-    """The states of this rank's generators, under keys of this rank."""
+    """The states of this rank's generators as shards ranks/RANK/random/NAME."""
     return [whole_tensor(f"{RANKS}/{ranks.rank}/random/{name}", state) for name, state in _states(ranks.device).items()]
 
 
 def restore_random_state(path: Path, step: int, seed: int, ranks: Ranks) -> None:
-    """Puts the generators where the checkpoint in `path` had them. Where other ranks wrote it, or another kind of
-    device, every rank's are drawn anew from (seed, step, rank). Every rank calls it.
+    """Restores the generators from the checkpoint `path`. Every rank calls it.
 
-    Raises CheckpointError as `load_shards` does.
+    If another number of ranks or another kind of device wrote it, every rank seeds its generators from (seed, step,
+    rank). Raises CheckpointError as `load_shards` does.
     """
     shards = random_state_shards(ranks)
     index = run_on_all_ranks(ranks, lambda: read_index(path))
@@ -121,10 +121,10 @@ def restore_random_state(path: Path, step: int, seed: int, ranks: Ranks) -> None
         load_shards(path, index, shards, ranks.control)
         _restore(states, ranks.device)
     else:
-        _draw(seed, step, ranks.rank)
+        _seed_generators(seed, step, ranks.rank)
 
 
-def _draw(seed: int, step: int, rank: int) -> None:
+def _seed_generators(seed: int, step: int, rank: int) -> None:
     torch_seed, numpy_seed, python_seed = map(int, np.random.SeedSequence((seed, step, rank)).generate_state(3))
     torch.manual_seed(torch_seed)
     np.random.seed(numpy_seed)
@@ -156,7 +156,7 @@ def _restore(states: dict[str, Tensor], device: torch.device) -> None:
 
 
 def _packed(words: tuple[int, ...], gauss: float | None) -> Tensor:
-    """int64: the generator's words, whether it holds the second of two normal numbers, and the bits of that one."""
+    """int64: the generator's words; whether it caches a second normal number, and the bits of that number."""
     bits = int(np.float64(gauss or 0.0).view(np.int64))
     return torch.tensor([*words, int(gauss is not None), bits], dtype=torch.int64)
 

@@ -1,6 +1,6 @@
-"""Where a command may write: what is there is replaced only if commands of ours made all of it.
+"""Where a command may write: it replaces only folders and files that commands of ours made entirely.
 
-Refusals are ContractErrors. They are raised before any work, and again before anything is replaced.
+Refusals are ContractErrors, raised before any work and again before anything is replaced.
 """
 
 import glob
@@ -14,27 +14,60 @@ from pathlib import Path
 
 from sidrec.errors import ContractError
 
-NAMED = 3  # foreign files that a message names
+NAMED = 3  # foreign files listed in a message
 Written = Callable[[str], bool]
-"""Whether commands write a file of that name, which is relative to the folder and has slashes."""
+"""Whether commands write a file of that name: relative to the folder, with slashes."""
 
 
 @dataclass(frozen=True)
 class FolderKind:
     """A kind of folder that commands write.
 
-    what: its name in messages. written: folder -> which names of files in it are ours; None where the folder does not
-    bear the mark of its kind.
+    what: its name in messages. written: folder -> a test for names of our files; None for a folder of another kind.
     """
 
     what: str
     written: Callable[[Path], Written | None]
 
 
-def output_folder(out: Path, inputs: Iterable[Path] = ()) -> Path:
-    """OUT without links: a link stays, and the folder that it names is replaced.
+@contextmanager
+def replaced_folder(target: Path, kind: FolderKind) -> Iterator[Path]:
+    """Yields an empty sibling of `target` to fill. It becomes `target` when the block ends; it is removed on errors.
 
-    Raises ContractError where OUT is a file, lies below one or is a link to nothing, and as `check_apart` does.
+    An existing `target` of this kind is replaced, and stays unchanged until then. Raises ContractError, before the
+    block and again after it, if `target` must not be replaced.
+    """
+    folder = replaceable_folder(target, kind)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    former = folder.with_name(f".{folder.name}.former-{os.getpid()}")
+    partial.mkdir()
+    try:
+        yield partial
+        check_replaceable(folder, kind)
+        replace_folder(partial, folder, former)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(former, ignore_errors=True)
+
+
+def replaceable_folder(target: Path, kind: FolderKind) -> Path:
+    """The resolved target. First restores a former one that a killed replacement had renamed.
+
+    Raises ContractError if the target must not be replaced.
+    """
+    folder = output_folder(target)
+    for former in sorted(folder.parent.glob(f".{glob.escape(folder.name)}.former-*")):
+        if kind.written(former) is not None:
+            restore(folder, former)
+    check_replaceable(folder, kind)
+    return folder
+
+
+def output_folder(out: Path, inputs: Iterable[Path] = ()) -> Path:
+    """The resolved path of OUT. If OUT is a link, its target is replaced and the link stays.
+
+    Raises ContractError if OUT is a file, lies below one or is a dangling link, and as `check_apart` does.
     """
     try:
         if out.is_symlink() and not out.exists():
@@ -48,17 +81,17 @@ def output_folder(out: Path, inputs: Iterable[Path] = ()) -> Path:
         if not there.is_dir():
             got = "a file" if there == real else f"a path below the file {there}"
             raise ContractError(out, "a folder to write", f"{got}; name another folder")
-    except (OSError, RuntimeError) as error:  # RuntimeError: links that lead to one another
+    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
         raise ContractError(out, "a folder to write", getattr(error, "strerror", None) or error) from None
     check_apart(real, inputs)
     return real
 
 
 def check_apart(folder: Path, inputs: Iterable[Path]) -> None:
-    """Raises ContractError where the folder, which has no links in its path, is, holds or lies inside an input."""
+    """Raises ContractError if `folder`, a resolved path, equals, contains or lies inside an input."""
     for given in inputs:
         try:
-            paths = {given.parent.resolve() / given.name, given.resolve()}  # a link, and what it names
+            paths = {given.parent.resolve() / given.name, given.resolve()}  # a link and its target
         except (OSError, RuntimeError) as error:
             raise ContractError(given, "an input that can be read", error) from None
         for path in paths:
@@ -79,7 +112,7 @@ def _relation(folder: Path, path: Path) -> str | None:
 
 
 def _same(first: Path, second: Path) -> bool:
-    """Also for mounts of one folder at two places, and where names do not distinguish capital letters."""
+    """Whether two paths are the same file, also on case-insensitive file systems and bind mounts."""
     try:
         return first == second or first.samefile(second)
     except OSError:
@@ -87,9 +120,9 @@ def _same(first: Path, second: Path) -> bool:
 
 
 def check_replaceable(folder: Path, kind: FolderKind) -> None:
-    """Raises ContractError unless the folder is absent, empty, or holds files of its kind alone, no links among them.
+    """Raises ContractError unless the folder is absent, empty, or holds only files of its kind and no links.
 
-    folder: as `output_folder` returns it. The folder in which the process runs is not replaced either.
+    folder: as `output_folder` returns it. The current working directory is refused too.
     """
     if not folder.exists():
         return
@@ -97,7 +130,7 @@ def check_replaceable(folder: Path, kind: FolderKind) -> None:
         if _relation(folder, Path.cwd()) in ("the input", "a folder that holds the input"):
             raise ContractError(folder, "a folder to replace", "the folder that this command runs in; leave it first")
         written = kind.written(folder)
-        foreign = _named(name for name in _files(folder) if written is None or not written(name))
+        foreign = _first_names(name for name in _files(folder) if written is None or not written(name))
     except OSError as error:
         raise ContractError(folder, "a folder to replace", error.strerror or error) from None
     if foreign and written is None:
@@ -110,7 +143,7 @@ def check_replaceable(folder: Path, kind: FolderKind) -> None:
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """Names of all files and links below the folder, sorted by folder. Raises OSError where one cannot be listed."""
+    """Names of all files and links below the folder, sorted by folder. Raises OSError if one cannot be listed."""
 
     def fail(error: OSError) -> None:
         raise error
@@ -122,16 +155,16 @@ def _files(folder: Path) -> Iterator[str]:
             yield (Path(path) / name).relative_to(folder).as_posix()
 
 
-def _named(names: Iterator[str]) -> str:
-    """The first names, in words; empty where there is none."""
+def _first_names(names: Iterator[str]) -> str:
+    """The first names, for a message; empty if there are none."""
     found = list(islice(names, NAMED + 1))
     return ", ".join(found[:NAMED]) + (" and more" if len(found) > NAMED else "")
 
 
 def replace_folder(new: Path, folder: Path, former: Path) -> None:
-    """Gives `new` the name of `folder`, and a folder that has it the name `former`. An error leaves both as they were.
+    """Renames `folder` to `former`, if it exists, and `new` to `folder`. An error leaves both as they were.
 
-    Killed between its two renames, it leaves the old folder as `former`: see `restore`.
+    A process killed between the two renames leaves the old folder as `former`; `restore` renames it back.
     """
     try:
         if folder.exists():
@@ -143,13 +176,13 @@ def replace_folder(new: Path, folder: Path, former: Path) -> None:
 
 
 def restore(folder: Path, former: Path) -> None:
-    """Puts back what a replacement moved away, if it ended before the new folder was there."""
+    """Renames `former` back to `folder` after a replacement that was killed between its renames."""
     if former.exists() and not folder.exists():
         former.rename(folder)
 
 
 def output_file(path: Path, what: str, is_ours: Callable[[Path], bool]) -> Path:
-    """PATH without links. Raises ContractError where it is a folder, a link to nothing, or a file that is not ours.
+    """The resolved path. Raises ContractError for a folder, a dangling link, or a file that is not ours.
 
     what: the kind of file, in messages. is_ours: whether a file is of that kind; may raise ContractError if not.
     """
@@ -168,40 +201,3 @@ def _is(path: Path, is_ours: Callable[[Path], bool]) -> bool:
         return is_ours(path)
     except ContractError:
         return False
-
-
-# Folders that appear whole or not at all.
-
-
-@contextmanager
-def replaced_folder(target: Path, kind: FolderKind) -> Iterator[Path]:
-    """Gives an empty sibling of `target` to fill; it becomes `target` when the block ends, and vanishes if it raises.
-
-    A `target` of this kind is replaced, and stays as it is until then. Raises ContractError, before the block and
-    again after it, for one that must not be replaced: see `sidrec.io.output_folders`.
-    """
-    folder = replaceable_folder(target, kind)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    former = folder.with_name(f".{folder.name}.former-{os.getpid()}")
-    partial.mkdir()
-    try:
-        yield partial
-        check_replaceable(folder, kind)
-        replace_folder(partial, folder, former)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    shutil.rmtree(former, ignore_errors=True)
-
-
-def replaceable_folder(target: Path, kind: FolderKind) -> Path:
-    """The target without links. A former one that a killed replacement had moved away is put back first.
-
-    Raises ContractError where the target must not be replaced.
-    """
-    folder = output_folder(target)
-    for former in sorted(folder.parent.glob(f".{glob.escape(folder.name)}.former-*")):
-        if kind.written(former) is not None:
-            restore(folder, former)
-    check_replaceable(folder, kind)
-    return folder

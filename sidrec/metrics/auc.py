@@ -1,11 +1,11 @@
 """GAUC, UAUC and AUC by item slice as torchmetrics objects: for any training loop, under torchrun or alone.
 
-Defined as in sidrec.metrics.exact, whose code they share: a user's AUC is the share of (positive, negative) pairs of
-its rows that are ranked right, ties one half; GAUC weighs users by their rows (Zhu et al., KDD 2017), UAUC counts them
-alike, both over users with both classes.
+Defined as in sidrec.metrics.exact, by the same code: a user's AUC is the share of (positive, negative) pairs of its
+rows that are ranked right, ties count one half; GAUC weighs users by their rows (Zhu et al., KDD 2017), UAUC weighs
+them equally; both are over users with both classes.
 
 Every rank updates with its own rows, as many or few as it has. `compute`, `estimates` and `get_metrics` are collective
-in a process group: all ranks call them, also a rank that never had a row. All ranks get the result. `state_dict` holds
+in a process group: all ranks call them, also a rank without rows. All ranks get the result. `state_dict` holds
 the rank's own rows: keep one per rank.
 """
 
@@ -28,14 +28,14 @@ ALL = "all"
 
 
 class RankingMetric(Metric):
-    """Bounded state in one of two forms: `Window` (exact, the latest rows) or `Histograms` (approximate, all rows).
+    """Base of the metrics. State is bounded, in one of two forms: `Window` or `Histograms`.
 
     process_group: the ranks that share the metric; None: all, or this process alone where no group exists.
     State and results live on the metric's device, which `.to(device)` sets and the group's backend must serve (nccl: a
     GPU). Rows come from any device; `update` checks their values, so on a GPU it waits for them.
     """
 
-    full_state_update = True  # a step's own value, which `forward` returns, is not a part of the state
+    full_state_update = True  # `forward` returns the batch's own value, which the state does not contain
     higher_is_better = True
     is_differentiable = False
 
@@ -63,7 +63,7 @@ class RankingMetric(Metric):
             return self._estimates()
 
     def get_metrics(self) -> dict[str, Tensor]:
-        """What torchrec's RecMetricModule asks of its `state_metrics`, to show these among its own. Collective."""
+        """For torchrec's RecMetricModule, which shows its `state_metrics` among its own metrics. Collective."""
         value = self.compute()
         return dict(value) if isinstance(value, Mapping) else {type(self).__name__.lower(): value}
 
@@ -88,7 +88,7 @@ class RankingMetric(Metric):
         return torch.tensor(estimate.value, dtype=torch.float64, device=self.device)
 
     def _sync_dist(self, dist_sync_fn: Callable = gather_all_tensors, process_group: Any | None = None) -> None:
-        """Called by Metric.sync: rows are gathered, counts of the same user are summed, as the form says."""
+        """Called by Metric.sync: merges the ranks' states as the form does."""
         for name, tensor in self.form.merged(self._state(), process_group or self.process_group).items():
             setattr(self, name, tensor)
 
@@ -102,7 +102,7 @@ class RankingMetric(Metric):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """Refuses a state that is not whole or of another size; copies it, as updates write in place."""
+        """Refuses an incomplete state or one of another size; copies it, because updates write in place."""
         missing = [name for name in self._defaults if prefix + name not in state_dict]
         missing_keys.extend(prefix + name for name in missing)
         for name, own in self._state().items():

@@ -1,4 +1,4 @@
-"""Pairs of a positive and a negative row, and who outranks whom: what AUC, GAUC and UAUC are made of. Exact integers.
+"""Counts of (positive, negative) pairs, from which AUC, GAUC and UAUC are computed. Exact integers.
 
 Shapes: N rows, V groups (users, or all rows as one).
 """
@@ -21,11 +21,11 @@ Reals = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class PairCounts:
-    """Who outranks whom, for each user or for all rows as one group.
+    """Pairs ranked right and tied, for each user or for all rows as one group.
 
     positives_V, negatives_V: rows of each class.
     twice_won_V: over all pairs of a positive and a negative row of the same group, 2 when the positive scores higher,
-    1 when they tie, 0 otherwise. Whole numbers, so the result cannot depend on the order of rows.
+    1 when they tie, 0 otherwise. Integers, so that the order of rows cannot change the result.
     """
 
     positives_V: Ints
@@ -96,9 +96,7 @@ def _runs_per_group(tie_starts: Ints, group_starts: Ints) -> Ints:
     return np.searchsorted(tie_starts, group_starts).astype(np.int64)
 
 
-# From counted pairs to AUC, GAUC and UAUC, each with how far it may be off.
-#
-# Shapes: V users.
+# AUC, GAUC and UAUC with their errors.
 
 
 NAMES = ("auc", "gauc", "uauc")
@@ -107,8 +105,8 @@ NAMES = ("auc", "gauc", "uauc")
 class Estimate(NamedTuple):
     """value: NaN where no group has both classes.
 
-    ties: bound on what bins hide: the value is at most this far from that of the same rows without bins; 0 if exact.
-    sampling: one standard error from measuring a sample of users; 0 if all users are measured.
+    ties: bound on the error of binning: without bins, the value would differ by at most this; 0 if exact.
+    sampling: standard error of sampling users; 0 if all users are measured.
     """
 
     value: float
@@ -118,11 +116,11 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class CountedPairs:
-    """What a form has counted of one slice.
+    """The pairs that a form counted of one slice.
 
     by_user, pooled: pairs of each user's rows, and of all rows as one group.
-    hidden_by_user_V, hidden: pairs of a positive and a negative that one bin holds, whose order is unknown. An AUC
-    counts them as ties, so it is off by at most half their share.
+    hidden_by_user_V, hidden: pairs within one bin, whose order is unknown. They count as ties, which changes an AUC by
+    at most half their share.
     sampled: the share of users in `by_user`, in (0, 1].
     """
 
@@ -154,7 +152,7 @@ class CountedPairs:
     def _mean(self, value: float | None, auc_V: Floats, ties_V: Floats, weight_V: Floats) -> Estimate:
         """Standard error of a weighted mean over users drawn without replacement (ratio estimator, Cochran 1977, 6.4).
 
-        NaN where one user alone is measured of many: one user tells nothing about the others.
+        NaN if only one of many users is measured.
         """
         if value is None:
             return Estimate(math.nan, math.nan, math.nan)
@@ -168,14 +166,12 @@ class CountedPairs:
         return Estimate(value, ties, float(np.sqrt(variance) / weight_V.sum()))
 
 
-# Rows as a metric takes them in: checked, flat, on the metric's device.
-#
-# Shapes: N rows.
-
-
 @dataclass(frozen=True)
 class Rows:
-    """score_N: float64. positive_N: uint8, 0 or 1. user_N: int64. slices_N: uint8, bit s is set for rows of slice s."""
+    """Checked rows on the metric's device.
+
+    score_N: float64. positive_N: uint8, 0 or 1. user_N: int64. slices_N: uint8, bit s is set for rows of slice s.
+    """
 
     score_N: Tensor
     positive_N: Tensor
@@ -183,7 +179,7 @@ class Rows:
     slices_N: Tensor
 
     def inside(self, bit: int | None) -> Tensor:
-        """bool [N]: the rows of one slice; None stands for all rows."""
+        """bool [N]: the rows of one slice; all rows for None."""
         return torch.ones_like(self.slices_N, dtype=torch.bool) if bit is None else (self.slices_N >> bit) & 1 == 1
 
     def last(self, count: int) -> "Rows":
@@ -193,7 +189,7 @@ class Rows:
 
 
 def checked_rows(where: str, scores: Tensor, labels: Tensor, users: Tensor, device: torch.device) -> Rows:
-    """Rows that are in no slice yet.
+    """Checks and flattens a batch; the rows are in no slice yet.
 
     scores: floating, finite. labels: 0 or 1, any type. users: integers. All [N] or [N, 1]; N may be 0.
 

@@ -1,7 +1,7 @@
-"""One split's predictions: collected batch by batch on each rank, put together row by row, saved as parquet.
+"""Predictions of a split: collected batch by batch on each rank, gathered on all ranks, saved as parquet.
 
-Rows come together sorted by their number in the split, so whatever is computed from them is the same, bit for bit,
-at any world size that scores rows equally. Shapes: B rows of a batch, N rows; E extra columns.
+Gathered rows are sorted by their number in the split, so results are the same, bit for bit, at any world size that
+scores rows equally. Shapes: B rows of a batch, N rows; E extra columns.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from torch import Tensor
 from sidrec.io.files import column_type, readable, replaced_file
 from sidrec.schema import ITEM_ID, LABEL, USER_ID, ContractError
 
-if TYPE_CHECKING:  # reading predictions must not wait for TorchRec
+if TYPE_CHECKING:  # reading predictions must not import TorchRec
     from sidrec.data.batch import Batch
 
 
@@ -36,7 +36,7 @@ class Predictions:
 
     row_N, user_N, item_N: int64 row numbers within the split, and ids.
     label_N: float32, 0 or 1. score_N: float32 logits.
-    extra: name -> float32 [N], whatever else the ranker said about each row.
+    extra: name -> float32 [N], further values of each row.
     """
 
     split: str
@@ -74,9 +74,9 @@ def load_predictions(path: Path, split: str) -> Predictions:
 
 
 class PredictionCollector:
-    """Collects this rank's predictions of a split. Host memory: 32 bytes a row, 4 more for each extra column.
+    """Collects this rank's predictions of a split. Host memory: 32 bytes per row, and 4 per extra column.
 
-    split: for messages and file names. extra: names of further values that every `append` brings; equal on all ranks.
+    split: for messages and file names. extra: names of the extra values of every `append`; equal on all ranks.
     """
 
     def __init__(self, split: str, extra: tuple[str, ...] = ()) -> None:
@@ -97,13 +97,13 @@ class PredictionCollector:
         self._values_EB.append(values_EB.cpu())
 
     def gathered(self, group: dist.ProcessGroup | None, rows: int, left_out: int = 0) -> Predictions:
-        """Puts all ranks' rows onto every rank. Every rank of the group must call it, also one without rows.
+        """Gathers all ranks' rows on every rank. Every rank of the group must call it, also one without rows.
 
-        group: the ranks that share the split; None means the default group, or this process alone where there is none.
-        rows: rows of the split. left_out: of these, how many the reader refused as bad, over all ranks.
-        Every rank then holds all rows: 32 bytes a row (4 more per extra column), three times that while gathering.
+        group: the ranks that share the split; None: the default group, or this process alone if there is none.
+        rows: rows of the split. left_out: how many of them the reader quarantined, over all ranks.
+        Memory on every rank: 32 bytes per row and 4 per extra column; three times that temporarily.
 
-        Raises ContractError, on all ranks alike, for a row seen twice, a row missing, and a score that is not finite.
+        Raises ContractError, on all ranks alike, for a repeated or missing row and a score that is not finite.
         """
         ids_3N = torch.cat([torch.empty(3, 0, dtype=torch.int64), *self._ids_3B], dim=1)
         values_EN = torch.cat([torch.empty(2 + len(self.extra), 0), *self._values_EB], dim=1)
@@ -120,7 +120,7 @@ class PredictionCollector:
 
 
 def _all_gather(columns_CN: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """Joins the ranks' columns along N, in rank order; ranks may hold different numbers of rows, also none."""
+    """Concatenates the ranks' columns along N, in rank order; ranks may have different numbers of rows, or none."""
     ranks = dist.get_world_size(group)
     device = torch.device("cuda" if dist.get_backend(group) == "nccl" else "cpu")
     size = torch.tensor([columns_CN.shape[1]], device=device)

@@ -1,4 +1,4 @@
-"""Which slices an item is in, as one byte per item that lives on the metric's device.
+"""Item slices head, torso, tail and cold: cut by train impressions, looked up for rows on a metric's device.
 
 Shapes: I items, N rows, S slices.
 """
@@ -21,7 +21,7 @@ MOST = 8  # bits of a byte
 
 
 class Slices(Protocol):
-    """Named sets of items, as sidrec.metrics.slices.slice_items cuts them: head, torso, tail, cold."""
+    """Named sets of items, such as head, torso, tail and cold from `slice_items`."""
 
     @property
     def item_I(self) -> NDArray[np.int64]:  # noqa: N802
@@ -33,7 +33,7 @@ class Slices(Protocol):
 
 
 class SliceLookup(nn.Module):
-    """Looks up the slices of rows by their items.
+    """Looks up the slices of rows by their items, in one byte per item on the metric's device.
 
     Raises ContractError for ids that are not ascending, members of another length, no items and more than 8 slices.
     """

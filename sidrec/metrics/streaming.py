@@ -1,6 +1,7 @@
-"""The streaming form: metrics of every row ever seen, from histograms of scores in fixed memory.
+"""The two bounded forms of a metric's state: `Histograms` (approximate, all rows) and `Window` (exact, latest rows).
 
-Shapes: N rows, S slices, K users of the sample, C = 2 classes (negative, positive), H bins, P bins of the pooled AUC.
+Shapes: N rows, S slices, K users of the sample, M users new to it, C = 2 classes (negative, positive), H bins, P bins
+of the pooled AUC, V groups, W rows of the window.
 """
 
 from collections.abc import Sequence
@@ -20,17 +21,18 @@ from sidrec.metrics.pairs import CountedPairs, Ints, PairCounts, Rows, pair_coun
 class Histograms:
     """Approximate metrics over all rows since the start or the last reset.
 
-    GAUC and UAUC come from a uniform sample of users, each with a histogram of its own that holds all its rows; users
-    are never mixed. Two errors, both told by `estimates()`: scores in one bin count as ties, which moves an AUC by
-    at most half the share of its pairs in one bin; and a sample of users has a standard error, which is 0 as long as
-    there are at most `users`. Where a handful of users has most of all rows, GAUC hangs on whether they are in the
-    sample, and its standard error cannot know of those that are not. The pooled AUC counts all rows, in own bins.
+    GAUC and UAUC come from a uniform sample of users. Each user of the sample has a histogram of all its rows. The
+    result has two errors, both in `estimates()`. Binning: scores in one bin count as ties, which changes an AUC by at
+    most half the share of pairs within one bin. Sampling: a standard error, 0 for at most `users` users. If a few users
+    have most of the rows, GAUC depends on whether the sample contains them, which the standard error cannot show. The
+    pooled AUC counts all rows, in bins of its own.
 
     users: size of the sample. bins: per user and class. pooled_bins: per class.
-    low, high: scores that equal bins divide, by default those of logits; scores beyond fall into the outermost bins.
+    low, high: range of scores, divided into equal bins; the default suits logits. Scores outside count in the outermost
+    bins.
 
-    Memory on the metric's device: 8 * users * bins + 16 * pooled_bins bytes per slice, however many ranks; `compute`
-    takes three times as much for a moment.
+    Memory on the metric's device: 8 * users * bins + 16 * pooled_bins bytes per slice, for any number of ranks;
+    `compute` needs three times as much temporarily.
 
     Raises ValueError for sizes below 1 and an empty range.
     """
@@ -49,7 +51,7 @@ class Histograms:
             raise ValueError(f"Histograms: expected finite low < high, got low={self.low}, high={self.high}")
 
     def state(self, slices: int) -> dict[str, Tensor]:
-        """Empty state: the sample's keys and places (see user_sample), its counts and those of all rows."""
+        """Empty state: the sample's keys and places (see `admit`), its counts and those of all rows."""
         return {
             "key": torch.full((self.users,), FREE),
             "place": torch.arange(self.users),
@@ -102,12 +104,12 @@ class Histograms:
 
 
 def _increment(count: Tensor, index_N: Tensor) -> None:
-    """Adds 1 to count, seen as one row, at every index; an index may come more than once."""
+    """Adds 1 to the flattened `count` at every index; indices may repeat."""
     count.view(-1).index_add_(0, index_N, torch.ones_like(index_N, dtype=count.dtype))
 
 
 def _binned_pairs(count_VCH: Ints) -> tuple[PairCounts, Ints]:
-    """Pairs of every group, rows in one bin as ties; and how many pairs these are, [V]. Exact below 2**62 pairs."""
+    """Pairs of every group, rows in one bin as ties, and the number of these ties, [V]. Exact below 2**62 pairs."""
     negatives_VH, positives_VH = count_VCH[:, 0], count_VCH[:, 1]
     below_VH = np.cumsum(negatives_VH, axis=1) - negatives_VH
     hidden_V = np.sum(positives_VH * negatives_VH, axis=1)
@@ -115,19 +117,15 @@ def _binned_pairs(count_VCH: Ints) -> tuple[PairCounts, Ints]:
     return PairCounts(positives_VH.sum(axis=1), negatives_VH.sum(axis=1), twice_won_V), hidden_V
 
 
-# A uniform sample of users whose rows are all counted, however many users and rows go by.
+# The sample of users: those with the K smallest keys (a bottom-K sketch: Cohen & Kaplan, PODC 2007).
 #
-# The sample is the K users with the smallest keys (a bottom-K sketch: Cohen & Kaplan, PODC 2007). The key is a
-# bijection of the user id that looks random, so no two users share one. The K-th smallest key only ever falls: a user
-# of the final sample was in it from its first row on, and its rows are complete. For the same reason the
-# samples of ranks merge without loss: a user among the K smallest of all is among the K smallest of each rank that met
-# it.
-#
-# Shapes: N rows, K users of the sample, M users that are new to it.
+# The key is a pseudorandom bijection of the user id, so no two users share one. The K-th smallest key never rises: a
+# user of the final sample was in it from its first row on, so its rows are complete. For the same reason samples of
+# ranks merge without loss: a user among the K smallest of all ranks is among the K smallest of each rank that met it.
 
 
 FREE = torch.iinfo(torch.int64).max
-"""Key of a place that no user holds: larger than all others, so free places fill first."""
+"""Key of a free place: the largest, so that free places are filled first."""
 SMALLEST, SPAN = -(2.0**63), 2.0**64
 
 
@@ -145,16 +143,15 @@ def _shifted(key_N: Tensor, by: int) -> Tensor:
 
 
 def admit(key_K: Tensor, place_K: Tensor, key_N: Tensor) -> Tensor:
-    """Lets users into the sample, in place; returns the places [M] of newcomers, whose counts must restart at 0.
+    """Admits users into the sample, in place. Returns the places [M] of new users, whose counts must restart at 0.
 
-    key_N: the users that come by.
-    key_K: int64, ascending. place_K: the place each key's counts are kept at; a newcomer takes over that of the user
-    with the largest key, who leaves.
+    key_N: keys of the users of a batch. key_K: int64, ascending. place_K: the index of each key's counts; a new user
+    takes over the place of the user with the largest key, who leaves.
     """
     distinct = torch.unique(key_N)
     _, known = look_up(key_K, distinct)
     fresh = distinct[~known][: len(key_K)]
-    # The m-th smallest newcomer enters where it is smaller than the m-th largest key, which leaves for it.
+    # The m-th smallest new key enters if it is smaller than the m-th largest key of the sample, which leaves.
     entering = int((fresh < key_K.flip(0)[: len(fresh)]).sum())
     staying = len(key_K) - entering
     freed_M = place_K[staying:].clone()
@@ -166,26 +163,24 @@ def admit(key_K: Tensor, place_K: Tensor, key_N: Tensor) -> Tensor:
 
 
 def look_up(key_K: Tensor, key_N: Tensor) -> tuple[Tensor, Tensor]:
-    """For each key its index into key_K, and whether it is there at all (bool); the index means nothing where not."""
+    """For each key its index into key_K, and whether it is there (bool); if not, the index is arbitrary."""
     index_N = torch.searchsorted(key_K, key_N).clamp_(max=len(key_K) - 1)
     return index_N, key_K[index_N] == key_N
 
 
 def smallest(keys: Tensor, users: int) -> Tensor:
-    """The `users` smallest distinct keys, ascending; free places fill up what is missing."""
+    """The `users` smallest distinct keys, ascending, padded with FREE."""
     distinct = torch.unique(keys)[:users]
     return torch.cat([distinct, distinct.new_full((users - len(distinct),), FREE)])
 
 
 def sampled_share(key_K: Tensor) -> float:
-    """The share of users that the sample holds: 1 while it has free places, else how far up all keys it reaches."""
+    """The share of users in the sample: 1 while it has free places, else the share of the key range it covers."""
     last = int(key_K[-1])
     return 1.0 if last == FREE else (last - SMALLEST + 1.0) / SPAN
 
 
-# The exact form: metrics of the latest rows of every rank, in a ring of fixed size.
-#
-# Shapes: N rows, W rows of the window.
+# The window: the latest rows of every rank, in a ring buffer.
 
 
 RING = ("score", "positive", "user", "slices")
@@ -195,8 +190,8 @@ RING = ("score", "positive", "user", "slices")
 class Window:
     """Exact metrics over each rank's latest `rows` rows.
 
-    rows: at least 1. 18 bytes per row on the metric's device; `compute` gathers the windows of all ranks on each rank
-    and sorts them in numpy, so make it rare where ranks times rows is large.
+    rows: at least 1. Memory: 18 bytes per row on the metric's device. `compute` gathers all ranks' windows on each rank
+    and sorts them in numpy: call it rarely if ranks times rows is large.
 
     Raises ValueError when rows is below 1.
     """
@@ -208,7 +203,7 @@ class Window:
             raise ValueError(f"Window: expected at least 1 row, got rows={self.rows}")
 
     def state(self, slices: int) -> dict[str, Tensor]:
-        """Empty state: the ring, and how many rows it has ever seen. Slices need no room of their own."""
+        """Empty state: the ring, and the number of rows seen. Slices need no extra memory."""
         return {
             "seen": torch.zeros((), dtype=torch.int64),
             "score": torch.zeros(self.rows, dtype=torch.float64),
@@ -227,7 +222,7 @@ class Window:
         state["seen"].copy_(seen)
 
     def merged(self, state: dict[str, Tensor], group: ProcessGroup | None) -> dict[str, Tensor]:
-        """The rows of all ranks, in rank order. Collective: every rank of the group calls it, rows or none."""
+        """The rows of all ranks, in rank order. Collective: every rank of the group calls it, also one without rows."""
         filled = self._filled(state)
         ring = {name: torch.cat(gather_all_tensors(state[name][:filled], group)) for name in RING}
         return {"seen": torch.tensor(len(ring["score"]), device=state["seen"].device), **ring}

@@ -101,10 +101,10 @@ class Ranker(nn.Module):
 
 
 class GradientBoundary(nn.Module):
-    """Between a table collection and the layers: passes embeddings on, and splits the backward pass there if asked to.
+    """Passes a table collection's embeddings to the layers; can split the backward pass there.
 
-    split: whether a forward pass detaches the layers from the tables. Backward then stops at `leaf`, the embeddings'
-    values as the layers see them; the caller continues from `embeddings`, as the tables gave them.
+    split: whether a forward pass detaches the layers from the tables. Backward of the loss then stops at `leaf`, the
+    layers' copy of the embeddings. To continue into the tables, call backward on `embeddings` with `leaf`'s gradient.
     """
 
     def __init__(self) -> None:

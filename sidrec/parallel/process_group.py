@@ -1,4 +1,4 @@
-"""The ranks of a run: who I am, on which device, with how many threads, and how all ranks agree on small facts."""
+"""The ranks of a run: joining the process group, collectives for small values and errors, a heartbeat per rank."""
 
 import logging
 import os
@@ -19,17 +19,15 @@ from sidrec.machine import threads_per_rank
 T = TypeVar("T")
 
 
-# How far a rank has come, for the watchdog.
-
-
 COMPUTES, READS, WAITS = "computes", "reads a batch", "waits for the other ranks"
+WRITES = "waits for a checkpoint to be written"
 
 
 @dataclass
 class Heartbeat:
-    """Beats with every stage of the work that the rank's own thread begins; beats of other threads do not count.
+    """A rank's progress, which the watchdog observes. Only calls from the thread that made it count.
 
-    count: stages so far, equal on ranks that are in the same place. task, doing: the work and its stage, in words.
+    count: stages so far, equal on ranks that are in the same place. task, doing: the work and its stage, as text.
     since: when the stage began, in seconds of time.monotonic().
     """
 
@@ -40,28 +38,28 @@ class Heartbeat:
     _thread: int = field(default_factory=threading.get_ident)
 
     def begin(self, task: str) -> None:
-        """A new piece of work, as "step 3 of training"."""
+        """Begins a task, such as "step 3 of training"."""
         if threading.get_ident() == self._thread:
             self.task = task
             self.beat(COMPUTES)
 
     def beat(self, doing: str) -> None:
-        """The next stage of the work: COMPUTES, READS or WAITS."""
+        """Begins the next stage of the task. doing: COMPUTES, READS, WAITS or WRITES."""
         if threading.get_ident() == self._thread:
             self.count, self.doing, self.since = self.count + 1, doing, time.monotonic()
 
     @property
     def place(self) -> str:
-        """Where the rank is, in words."""
+        """Task and stage, for a message."""
         return f"{self.task}: {self.doing}"
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among the ranks.
+    """This process's place among the ranks, and its device.
 
-    control: a gloo group beside the training group, for facts that live on the CPU.
-    heartbeat: how far this rank has come.
+    control: a gloo group besides the training group, for values on the CPU.
+    heartbeat: this rank's progress.
     """
 
     rank: int
@@ -73,31 +71,18 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this rank speaks for all: prints, writes, plans."""
+        """Whether this is rank 0, which prints, writes files and plans for all."""
         return self.rank == 0
-
-
-def _quiet() -> None:
-    """Silences what TorchRec says of its own insides on every start: nothing to be done about it."""
-    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
-    warnings.filterwarnings("ignore", message="Please use DTensor instead", category=FutureWarning)
-    warnings.filterwarnings("ignore", message="fbgemm::dense_embedding_codegen_lookup_function", category=UserWarning)
-    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
-    for name in ("planner.types", "planner.storage_reservations", "comm", "utils"):
-        logging.getLogger(f"torchrec.distributed.{name}").setLevel(logging.ERROR)
-    # The planner's word on every replicated table, said by the root logger.
-    logging.getLogger().addFilter(lambda record: not str(record.msg).startswith("Sharding spec not found"))
 
 
 @contextmanager
 def joined_ranks() -> Iterator[Ranks]:
-    """Joins the ranks that torchrun started, or makes a world of one where nothing did; leaves them at the end.
+    """A context in the process group of torchrun's ranks, or of this process alone without torchrun.
 
-    NCCL where each rank has a GPU, gloo on CPU. A rank that fails leaves without waiting for the others.
-
-    Raises LostRankError inside, where a rank died and took its connections with it.
+    Backend: NCCL if each rank has a GPU, gloo on CPU. A rank that fails leaves without waiting for the others.
+    Raises LostRankError if another rank died, which breaks the connections to it.
     """
-    _quiet()
+    _silence_torchrec()
     alone = "RANK" not in os.environ
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
@@ -107,7 +92,7 @@ def joined_ranks() -> Iterator[Ranks]:
     torch.set_num_threads(threads)
     backend = "nccl" if device.type == "cuda" else "gloo"
     if alone:
-        os.environ.setdefault("LOCAL_WORLD_SIZE", "1")  # TorchRec asks for it, and warns where it is not set
+        os.environ.setdefault("LOCAL_WORLD_SIZE", "1")  # TorchRec warns if it is not set
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     else:
         dist.init_process_group(backend)
@@ -123,6 +108,18 @@ def joined_ranks() -> Iterator[Ranks]:
     dist.destroy_process_group()
 
 
+def _silence_torchrec() -> None:
+    """Silences warnings about TorchRec's internals, about which a user can do nothing."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch")
+    warnings.filterwarnings("ignore", message="Please use DTensor instead", category=FutureWarning)
+    warnings.filterwarnings("ignore", message="fbgemm::dense_embedding_codegen_lookup_function", category=UserWarning)
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
+    for name in ("planner.types", "planner.storage_reservations", "comm", "utils"):
+        logging.getLogger(f"torchrec.distributed.{name}").setLevel(logging.ERROR)
+    # A line for every replicated table, which the planner writes to the root logger.
+    logging.getLogger().addFilter(lambda record: not str(record.msg).startswith("Sharding spec not found"))
+
+
 _LOST = (
     "closed by peer",
     "reset by peer",
@@ -131,7 +128,7 @@ _LOST = (
     "NCCL communicator was aborted",
     "NCCL error",
 )
-"""What gloo and NCCL say, as plain RuntimeErrors, when a rank at the other end is gone."""
+"""Parts of the RuntimeErrors that gloo and NCCL raise when the other rank is gone."""
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:
@@ -147,7 +144,7 @@ def _lost_rank(error: RuntimeError) -> str:
 
 
 def run_on_all_ranks(ranks: Ranks, action: Callable[[], T]) -> T:
-    """Runs `action` on every rank and returns its result; where it fails on any rank, all raise as `agree` says."""
+    """Runs `action` on every rank and returns its result. If it fails on any rank, all raise (`raise_on_all_ranks`)."""
     result: list[T] = []
     error: Exception | None = None
     try:
@@ -159,23 +156,22 @@ def run_on_all_ranks(ranks: Ranks, action: Callable[[], T]) -> T:
 
 
 def raise_on_all_ranks(ranks: Ranks, error: Exception | None) -> None:
-    """Every rank calls this with its own outcome; if any has an error, all raise.
+    """Raises on every rank if any rank passes an error. All ranks call it.
 
-    Raises: this rank's own error, or RankError where it has none or the same as a rank before it, so that a sentence
-    is said once.
+    Raises: this rank's own error; RankError if it has none, or the same one as a lower rank, so that each message is
+    printed once.
     """
-    sentence = None if error is None else f"{error}"
-    sentences = gather_objects(ranks, sentence)
-    failed = {said: rank for rank, said in reversed(list(enumerate(sentences))) if said is not None}
-    if error is not None and failed[f"{error}"] == ranks.rank:
+    messages = gather_objects(ranks, None if error is None else f"{error}")
+    first_ranks = {text: rank for rank, text in reversed(list(enumerate(messages))) if text is not None}
+    if error is not None and first_ranks[f"{error}"] == ranks.rank:
         raise error
-    if failed:
-        rank, said = min((rank, said) for said, rank in failed.items())
-        raise RankError(f"rank {rank} stopped: {said}") from error
+    if first_ranks:
+        rank, text = min((rank, text) for text, rank in first_ranks.items())
+        raise RankError(f"rank {rank} stopped: {text}") from error
 
 
 def of_machine(ranks: Ranks, value: T) -> T:
-    """The `value` of the first rank on this rank's machine. Ranks are numbered machine by machine, as torchrun does."""
+    """The `value` of the first rank on this rank's machine. torchrun numbers ranks machine by machine."""
     return gather_objects(ranks, value)[ranks.rank - int(os.environ.get("LOCAL_RANK", "0"))]
 
 
@@ -190,7 +186,7 @@ def gather_objects(ranks: Ranks, value: T) -> list[T]:
 
 
 def broadcast_object(ranks: Ranks, value: T) -> T:
-    """Rank 0's `value` on all ranks; what the others pass is ignored."""
+    """Rank 0's `value` on all ranks; other ranks' values are ignored."""
     values = [value]
     if ranks.world > 1:
         ranks.heartbeat.beat(WAITS)
@@ -207,12 +203,12 @@ def total(ranks: Ranks, value: int) -> int:
 
 
 def largest(ranks: Ranks, value: int) -> int:
-    """The largest `value` any rank has."""
+    """The largest `value` of any rank."""
     return largest_each(ranks, [value])[0]
 
 
 def largest_each(ranks: Ranks, values: Sequence[int]) -> list[int]:
-    """Of each of `values`, equally many on every rank, the largest that any rank has; in one collective."""
+    """The element-wise maximum of all ranks' `values`, in one collective. The length is the same on every rank."""
     if ranks.world == 1:
         return list(values)
     ranks.heartbeat.beat(WAITS)
@@ -220,6 +216,3 @@ def largest_each(ranks: Ranks, values: Sequence[int]) -> list[int]:
     dist.all_reduce(found, dist.ReduceOp.MAX, group=ranks.control)
     ranks.heartbeat.beat(COMPUTES)
     return [int(value) for value in found]
-
-
-WRITES = "waits for a checkpoint to be written"
