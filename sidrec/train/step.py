@@ -79,7 +79,7 @@ class TrainingStep:
         self._lookups = table_lookups(ranker)
         self._layers = {name: p for name, p in ranker.named_parameters() if ".embedding_bags." not in name}
         self._columns = {"dense_BX": reader.columns.log.dense, "stats_BS": reader.columns.log.stats}
-        self._number, self._in_a_row = done, 0
+        self._steps_done, self._skips_in_a_row = done, 0
         self._forward: Forward | None = None
         self._skipped: Skipped | None = None
         self._pipeline = (
@@ -122,9 +122,9 @@ class TrainingStep:
     def step(self) -> None:
         """After backward: checks loss and gradients, then updates tables and layers, or skips the step."""
         assert self._forward is not None, "step follows forward"
-        self._number += 1
+        self._steps_done += 1
         self._skipped = None if self._is_finite(self._forward) else self._skip(self._forward)
-        self._in_a_row = self._in_a_row + 1 if self._skipped else 0
+        self._skips_in_a_row = self._skips_in_a_row + 1 if self._skipped else 0
         self._backward_into_tables(zero=self._skipped is not None)  # FBGEMM updates them
         if self._skipped:
             self._optimizer.zero_grad(set_to_none=True)  # parameters without a gradient are not updated
@@ -150,8 +150,8 @@ class TrainingStep:
         """Raises NonFiniteError, on all ranks, if the step may not be skipped."""
         cause = nearest_cause(gather_objects(self._ranks, find_cause(forward)))
         cause = cause or Cause(6, "gradients whose norm is not finite")
-        skipped = Skipped(self._number, cause.what, row_places(self._reader.groups, cause.rows))
-        if cause.in_weights or self._config.non_finite == "stop" or self._in_a_row == self._config.skip_at_most:
+        skipped = Skipped(self._steps_done, cause.what, row_places(self._reader.groups, cause.rows))
+        if cause.in_weights or self._config.non_finite == "stop" or self._skips_in_a_row == self._config.skip_at_most:
             raise_on_all_ranks(self._ranks, NonFiniteError(self._message(skipped, cause.in_weights)))
         return skipped
 
@@ -159,8 +159,10 @@ class TrainingStep:
         advice = "train.non_finite=skip leaves such steps out"
         if in_weights:
             advice = "lower learning rates may help, from the newest checkpoint on or from the start"
-        elif self._in_a_row:
-            advice = f"{self._in_a_row} steps before it were left out, and train.skip_at_most allows no more in a row"
+        elif self._skips_in_a_row:
+            advice = (
+                f"{self._skips_in_a_row} steps before it were left out, and train.skip_at_most allows no more in a row"
+            )
         places = f"; {places_text(skipped.rows)}" if skipped.rows else ""
         return f"step {skipped.step}: expected a finite loss and finite gradients, got {skipped.what}{places}; {advice}"
 
