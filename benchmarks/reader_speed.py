@@ -2,7 +2,7 @@
 
     python -m benchmarks.reader_speed [--rows 400000] [--items 100000] [--workers 1] [--write]
 
-Stages are cumulative: decoding and checks, then mixing into steps, then batches in this process, then batches from
+Stages are cumulative: decoding and checks, then shuffling into steps, then batches in this process, then batches from
 worker processes, where the CPU seconds are those of the consuming process: what feeding takes away from training.
 --write puts the rates into reader_speed.json.
 """
@@ -24,7 +24,7 @@ from sidrec.config.model import ModelConfig
 from sidrec.config.recipe import DataConfig
 from sidrec.data.item_tables import ItemTable, ItemTables, item_tables, unused_per_item
 from sidrec.data.loader import columns_of, open_split
-from sidrec.data.reader import Lanes, LogReader, Mixing
+from sidrec.data.reader import Lanes, LogReader, Shuffling
 from sidrec.data.rows import decode, split_index
 from sidrec.io.files import write_json
 from sidrec.schema import LOG, LogFile, Manifest, log_schema, save_manifest
@@ -109,8 +109,8 @@ def measure(folder: Path, manifest: Manifest, items: int, workers: int) -> dict[
     columns = columns_of(data, model, manifest)
     groups = split_index(folder / LOG, "train", manifest)
     lanes = Lanes(manifest.rows("train"), data.lanes, data.batch_size)
-    mixing = Mixing(data.shuffle_rows, seed=0, order=data.order, lanes=data.lanes)
-    reader = LogReader(groups, columns, lanes, mixing, range(data.lanes), refuse=True)
+    shuffling = Shuffling(data.shuffle_rows, seed=0, order=data.order, lanes=data.lanes)
+    reader = LogReader(groups, columns, lanes, shuffling, range(data.lanes), refuse=True)
     files = {group.path: pq.ParquetFile(group.path) for group in groups}
 
     def stage(name: str, work: Iterable[object]) -> None:

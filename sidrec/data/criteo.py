@@ -46,8 +46,9 @@ class CriteoBatches(IterableDataset[Batch]):
 
     stage: see StageFiles. shuffle_batches: shuffles rows within a batch. shuffle_training_set: shuffles rows over all
     ranks, in stage "train". mmap_mode: accepted for compatibility; files are always mapped. hashes: C numbers; ids are
-    taken modulo these. table_rows: C table sizes; ids must be smaller, which is checked when the files are opened (as
-    far as `look` says) and in every batch. look: rows that are checked when the files are opened, "sample" or "full".
+    taken modulo these. table_rows: C table sizes; ids must be smaller. This is checked in every batch, and when the
+    files are opened on the rows that `look` selects. look: rows that are checked when the files are opened, "sample" or
+    "full".
 
     Raises ContractError for files that are missing, truncated, of different lengths or of the wrong type or width, for
     values that are not finite, not a label or beyond their table, and for arguments that contradict each other.

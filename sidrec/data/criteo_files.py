@@ -237,8 +237,8 @@ class StageRows:
     def take(self, rows: range | np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Dense [N, 13], sparse [N, 26] and labels [N, 1] of these rows, in their order; N is at least 1.
 
-        Copies; but sparse is a read-only view of its file if the rows are adjacent in one file, as the caller's
-        transposition copies it anyway.
+        Arrays are copies, except sparse if the rows are adjacent in one file: then it is a read-only view, which the
+        caller copies when it transposes.
         """
         taken = self._slices(rows) if isinstance(rows, range) else self._scattered(rows)
         dense, sparse, labels = taken

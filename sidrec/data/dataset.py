@@ -22,7 +22,7 @@ from sidrec.sid.granularity import Subwords, fit_subwords
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the data decides about the model's shape.
+    """Sizes of the model that the data determines.
 
     item_tables: table name -> rows and features. context_rows: id column -> rows. dense: number X of int_* columns.
     stats_mean, stats_std: moments of log1p(stat_*) over the train split, one per statistic (S).

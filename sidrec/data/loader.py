@@ -16,13 +16,13 @@ from sidrec.config.recipe import DataConfig
 from sidrec.data import worker
 from sidrec.data.batch import Batch, collate
 from sidrec.data.item_tables import ItemTables
-from sidrec.data.reader import Lanes, LogReader, Mixing
+from sidrec.data.reader import Lanes, LogReader, Shuffling
 from sidrec.data.rows import Columns, split_index
-from sidrec.data.worker import Built, Steps, as_is, exit_with_training
+from sidrec.data.worker import StepDataset, WorkerResult, as_is, exit_with_training
 from sidrec.schema import ITEM_ID, LOG, USER_ID, ContractError, Manifest
 
 BATCHES_AHEAD = 4  # per worker: enough to hide the reading of a buffer
-COMPLAINTS_LOGGED = 5
+ROW_ERRORS_LOGGED = 5
 logger = logging.getLogger(__name__)
 
 
@@ -50,8 +50,8 @@ def open_split(
     lanes = Lanes(manifest.rows(split), data.lanes, data.batch_size)
     own_lanes = lanes.of_rank(rank, world)
     groups = split_index(data.path / LOG, split, manifest)
-    mixing = Mixing(data.shuffle_rows, seed, data.order if shuffle else "file", data.lanes)
-    reader = LogReader(groups, columns, lanes, mixing, own_lanes, refuse=data.bad_rows == "refuse")
+    shuffling = Shuffling(data.shuffle_rows, seed, data.order if shuffle else "file", data.lanes)
+    reader = LogReader(groups, columns, lanes, shuffling, own_lanes, refuse=data.bad_rows == "refuse")
     return SplitLoader(reader, tables, world, data.workers, pin_memory=pin_memory)
 
 
@@ -80,10 +80,10 @@ class SplitLoader:
         self.quarantined = 0
         self.reader = reader
         self._logged: set[str] = set()
-        self._dataset = Steps(reader, tables.features, tables.rows_IF, tables.per_item, world)
+        self._dataset = StepDataset(reader, tables.features, tables.rows_IF, tables.per_item, world)
         self._workers, self._pin_memory = workers, pin_memory
         self._context = _worker_context() if workers else None
-        self._loader: DataLoader[Built] | None = None
+        self._loader: DataLoader[WorkerResult] | None = None
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
         """The batches of an epoch from `first_step` on; one epoch at a time.
@@ -98,12 +98,12 @@ class SplitLoader:
         if self._loader is None:
             self._loader = self._start()
         refusal: ContractError | None = None
-        for built in _until_a_worker_dies(self._loader):
-            if isinstance(built.outcome, ContractError):
-                refusal = built.outcome
+        for result in _until_a_worker_dies(self._loader):
+            if isinstance(result.outcome, ContractError):
+                refusal = result.outcome
                 break  # raised outside the loop: a traceback through it would keep the workers alive
-            batch = collate(built.outcome)
-            self._log(built.complaints)
+            batch = collate(result.outcome)
+            self._log(result.row_errors)
             self.quarantined += int(((batch.weight_B == 0) & (batch.row_B >= 0)).sum())
             yield batch
         if refusal is not None:
@@ -114,7 +114,7 @@ class SplitLoader:
         """Stops the worker processes and frees their memory. The next epoch starts new ones."""
         self._loader = None
 
-    def _start(self) -> "DataLoader[Built]":
+    def _start(self) -> "DataLoader[WorkerResult]":
         return DataLoader(
             self._dataset,
             batch_size=None,
@@ -128,30 +128,32 @@ class SplitLoader:
             generator=torch.Generator(),  # DataLoader draws a seed per epoch from it, not from training's generator
         )
 
-    def _log(self, complaints: tuple[str, ...]) -> None:
-        for complaint in complaints:
-            if len(self._logged) < COMPLAINTS_LOGGED and complaint not in self._logged:
-                self._logged.add(complaint)
-                logger.warning("row in quarantine: %s", complaint)
+    def _log(self, row_errors: tuple[str, ...]) -> None:
+        for row_error in row_errors:
+            if len(self._logged) < ROW_ERRORS_LOGGED and row_error not in self._logged:
+                self._logged.add(row_error)
+                logger.warning("row in quarantine: %s", row_error)
 
 
-def _until_a_worker_dies(loader: "DataLoader[Built]") -> Iterator[Built]:
-    """What the workers send; a ContractError as the last outcome if a worker is killed."""
+def _until_a_worker_dies(loader: "DataLoader[WorkerResult]") -> Iterator[WorkerResult]:
+    """The workers' results; if a worker is killed, a ContractError as the last one."""
     try:
         batches = iter(loader)
         atexit.unregister(_kill_workers)
-        atexit.register(_kill_workers)  # registered last, it runs first: before the handlers that wait for workers
+        atexit.register(_kill_workers)  # handlers run in reverse order: this one before those that wait for workers
         yield from batches
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
         got = f"{str(error).splitlines()[0]} (less memory: smaller data.shuffle_rows or data.workers)"
-        yield Built(ContractError("data.workers", "loader processes that live as long as training", got))
+        yield WorkerResult(ContractError("data.workers", "loader processes that live as long as training", got))
 
 
 def _kill_workers() -> None:
-    """Kills workers at exit. multiprocessing would send SIGTERM, which they block, and wait for them for ever; this
-    happens where an error's traceback keeps the loader alive."""
+    """Kills workers at exit, if an error's traceback keeps the loader alive.
+
+    multiprocessing would send SIGTERM, which workers block, and wait for ever.
+    """
     for process in active_children():
         if process.daemon:
             process.kill()

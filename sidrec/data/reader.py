@@ -19,13 +19,13 @@ class StepRows(NamedTuple):
     """One rank's rows of a step: batch_size / world of them, padding included.
 
     rows_of_all_ranks: rows of the step over all ranks, without padding but with quarantined rows, which other ranks
-    would have to report. complaints: messages about rows decoded since the last step, a few per row group.
+    would have to report. row_errors: messages about rows decoded since the last step, a few per row group.
     """
 
     step: int
     rows: Rows
     rows_of_all_ranks: int
-    complaints: tuple[str, ...]
+    row_errors: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class LogReader:
     groups: tuple[RowGroup, ...]
     columns: Columns
     lanes: "Lanes"
-    mixing: "Mixing"
+    shuffling: "Shuffling"
     own_lanes: range
     refuse: bool
 
@@ -56,7 +56,7 @@ class LogReader:
                 found = lane.take(step * take, (step + 1) * take)
                 missing = take - sum(map(len, found))
                 parts += [*found, padding(missing, self.columns)] if missing else found
-            yield StepRows(step, concatenate(parts), self.lanes.rows_in_step(step), groups.new_complaints())
+            yield StepRows(step, concatenate(parts), self.lanes.rows_in_step(step), groups.new_row_errors())
 
 
 class _EpochGroups:
@@ -64,21 +64,21 @@ class _EpochGroups:
 
     def __init__(self, reader: LogReader, epoch: int) -> None:
         self._columns, self._refuse = reader.columns, reader.refuse
-        self._groups = [reader.groups[index] for index in reader.mixing.sequence(len(reader.groups), epoch)]
+        self._groups = [reader.groups[index] for index in reader.shuffling.sequence(len(reader.groups), epoch)]
         self.starts = np.concatenate([[0], np.cumsum([group.rows for group in self._groups])])
         self._files: OrderedDict[Path, pq.ParquetFile] = OrderedDict()
         self._files_kept = len(reader.own_lanes) + 1  # each lane reads from one file at a time
-        self._complaints: list[str] = []
+        self._row_errors: list[str] = []
 
     def decode(self, index: int) -> Rows:
         group = self._groups[index]
-        rows, complaints = decode(self._file(group.path), group, self._columns, refuse=self._refuse)
-        self._complaints += complaints
+        rows, row_errors = decode(self._file(group.path), group, self._columns, refuse=self._refuse)
+        self._row_errors += row_errors
         return rows
 
-    def new_complaints(self) -> tuple[str, ...]:
-        complaints, self._complaints = tuple(self._complaints), []
-        return complaints
+    def new_row_errors(self) -> tuple[str, ...]:
+        row_errors, self._row_errors = tuple(self._row_errors), []
+        return row_errors
 
     def _file(self, path: Path) -> pq.ParquetFile:
         if path not in self._files:
@@ -96,9 +96,9 @@ class _Lane:
     """One lane of an epoch: its current buffer, and the row group it decoded last."""
 
     def __init__(self, reader: LogReader, groups: _EpochGroups, epoch: int, lane: int) -> None:
-        self._groups, self._mixing, self._epoch, self._lane = groups, reader.mixing, epoch, lane
+        self._groups, self._shuffling, self._epoch, self._lane = groups, reader.shuffling, epoch, lane
         self._interval = reader.lanes.interval(lane)
-        self._bounds = reader.mixing.buffers(lane, len(self._interval))
+        self._bounds = reader.shuffling.buffers(lane, len(self._interval))
         self._buffer: tuple[int, Rows, np.ndarray] | None = None
         self._decoded: tuple[int, Rows] | None = None
 
@@ -118,7 +118,7 @@ class _Lane:
         if self._buffer is None or self._buffer[0] != buffer:
             self._buffer = None  # frees the old rows before new ones are read
             first, last = (self._interval.start + int(bound) for bound in self._bounds[buffer : buffer + 2])
-            order = self._mixing.permutation(self._epoch, self._lane, buffer, last - first)
+            order = self._shuffling.permutation(self._epoch, self._lane, buffer, last - first)
             self._buffer = buffer, self._positions(first, last), order
         return self._buffer[1:]
 
@@ -208,7 +208,7 @@ Order = Literal["file", "time", "shuffled"]
 
 
 @dataclass(frozen=True)
-class Mixing:
+class Shuffling:
     """The sequence of row groups in an epoch, and the order of rows inside a lane's buffers, both drawn with the seed.
 
     order: "shuffled" draws a sequence for each epoch and shuffles buffers; "time" deals groups to `lanes` and shuffles

@@ -30,9 +30,9 @@ from sidrec.schema import (
     log_schema,
 )
 
-FOOTER_THREADS = 8  # reading footers waits on storage, not on the processor
+FOOTER_THREADS = 8  # reading footers waits for storage, not for the processor
 
-COMPLAINTS_KEPT = 5  # messages kept per row group; all broken rows are counted
+ROW_ERRORS_KEPT = 5  # messages kept per row group; all broken rows are counted
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def _footer(path: Path) -> pq.FileMetaData:
         raise ContractError(path, "a parquet file, as the manifest says", "no such file")
     with readable(path, "a whole parquet file"):
         footer = pq.read_metadata(path)
-        footer.schema.to_arrow_schema()  # may be broken in a footer that is not
+        footer.schema.to_arrow_schema()  # a readable footer may hold a broken schema
         return footer
 
 
@@ -207,26 +207,26 @@ def decode(file: pq.ParquetFile, group: RowGroup, columns: Columns, *, refuse: b
         raise ContractError(where, f"{group.rows} rows, as when the split was opened", len(table))
     table = table.combine_chunks()
     rules = broken_rows(table, columns.log)
-    complaints = _complaints(table, group, rules)
-    if refuse and complaints:
-        raise complaints[0]
+    row_errors = _row_errors(table, group, rules)
+    if refuse and row_errors:
+        raise row_errors[0]
     bad_N = np.logical_or.reduce(list(rules.values())) if rules else np.zeros(len(table), dtype=bool)
     _check_times(table, group, where)
-    return _rows(table, group, columns, bad_N), [str(complaint) for complaint in complaints]
+    return _rows(table, group, columns, bad_N), [str(row_error) for row_error in row_errors]
 
 
-def _complaints(table: pa.Table, group: RowGroup, rules: dict[str, np.ndarray]) -> list[ContractError]:
+def _row_errors(table: pa.Table, group: RowGroup, rules: dict[str, np.ndarray]) -> list[ContractError]:
     """An error for each of the first few broken rows."""
     if not rules:
         return []
     broken_RN = np.stack(list(rules.values()))
-    complaints = []
-    for row in islice(np.flatnonzero(broken_RN.any(axis=0)).tolist(), COMPLAINTS_KEPT):
+    row_errors = []
+    for row in islice(np.flatnonzero(broken_RN.any(axis=0)).tolist(), ROW_ERRORS_KEPT):
         place, expected = list(rules)[int(broken_RN[:, row].argmax())].split(", expected ", 1)
         where = f"{group.path}, row group {group.group}, row {group.first_row_in_file + row} of the file, {place}"
         got = table[place.removeprefix("column ")][row].as_py()
-        complaints.append(ContractError(where, expected, "a missing value" if got is None else got))
-    return complaints
+        row_errors.append(ContractError(where, expected, "a missing value" if got is None else got))
+    return row_errors
 
 
 def _check_times(table: pa.Table, group: RowGroup, where: str) -> None:

@@ -1,4 +1,4 @@
-"""What a loader's worker process does: reads the rows of a step, builds the arrays of its batch, packs them to send.
+"""A loader's worker process: reads the rows of a step, builds the arrays of its batch, packs them to send.
 
     LogReader.steps -> StepRows -> BatchArrays -> {field: array} -> pack -> BatchBlock -> (loader) collate -> Batch
 
@@ -35,14 +35,14 @@ class PerItem(Protocol):
     def __getitem__(self, ids_U: np.ndarray, /) -> np.ndarray: ...
 
 
-class Built(NamedTuple):
-    """What a worker sends: a batch, or the error that ends the epoch; and the faults of newly quarantined rows."""
+class WorkerResult(NamedTuple):
+    """A batch, or the error that ends the epoch; and the errors of newly quarantined rows."""
 
     outcome: "BatchBlock | ContractError"
-    complaints: tuple[str, ...] = ()
+    row_errors: tuple[str, ...] = ()
 
 
-class Steps(IterableDataset[Built]):
+class StepDataset(IterableDataset[WorkerResult]):
     """The batches of an epoch. Worker k of K builds steps first + k, first + k + K, ...
 
     DataLoader asks its workers in turn, so the steps arrive in order. features, rows_IF, per_item: see BatchArrays.
@@ -65,19 +65,19 @@ class Steps(IterableDataset[Built]):
         """Sets where the next iteration begins, in all processes."""
         self._position.copy_(torch.tensor([epoch, step]))
 
-    def __iter__(self) -> Iterator[Built]:
+    def __iter__(self) -> Iterator[WorkerResult]:
         worker = get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         epoch, first = self._position.tolist()
         return self._build(epoch, range(first + number, self._reader.lanes.steps, workers))
 
-    def _build(self, epoch: int, steps: range) -> Iterator[Built]:
+    def _build(self, epoch: int, steps: range) -> Iterator[WorkerResult]:
         arrays = BatchArrays(self._features, self._rows_IF, self._per_item, self._reader.columns.context)
         try:
             for step in self._reader.steps(epoch, steps):
-                yield Built(pack(arrays(step.rows, step.rows_of_all_ranks / self._world)), step.complaints)
+                yield WorkerResult(pack(arrays(step.rows, step.rows_of_all_ranks / self._world)), step.row_errors)
         except ContractError as error:
-            yield Built(error)
+            yield WorkerResult(error)
 
 
 def exit_with_training(_: int) -> None:
@@ -150,7 +150,7 @@ class BatchArrays:
     def _assign_bags(self, ids_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The distinct ids other than 0, sorted, and the bag of every id."""
         position_M = np.arange(len(ids_M))
-        self._bag_I[ids_M] = position_M  # of an id's positions, the last written remains: it marks the unique ids
+        self._bag_I[ids_M] = position_M  # an id keeps its last position, which marks it once
         known_U = np.sort(ids_M[self._bag_I[ids_M] == position_M])
         known_U = known_U[np.searchsorted(known_U, 0, side="right") :]
         self._bag_I[0] = 0
@@ -181,7 +181,7 @@ def _one_id_per_bag(keys: tuple[str, ...], ids_BC: np.ndarray) -> Jagged:
 ALIGNMENT = 64  # bytes: a cache line, and enough for every dtype
 
 
-class Place(NamedTuple):
+class ArrayPlace(NamedTuple):
     """Where an array lies in the block; `first` is an offset in bytes."""
 
     dtype: torch.dtype
@@ -194,17 +194,17 @@ class JaggedPlace(NamedTuple):
 
     keys: tuple[str, ...]
     stride: int
-    values: Place
-    lengths: Place
+    values: ArrayPlace
+    lengths: ArrayPlace
 
 
 class BatchBlock(NamedTuple):
     """bytes_: uint8 [bytes]. places: Batch field -> where its array or jagged array lies."""
 
     bytes_: Tensor
-    places: Mapping[str, Place | JaggedPlace]
+    places: Mapping[str, ArrayPlace | JaggedPlace]
 
-    def tensor(self, place: Place) -> Tensor:
+    def tensor(self, place: ArrayPlace) -> Tensor:
         """A view of the block; pinned if the block is."""
         stop = place.first + torch.Size(place.shape).numel() * place.dtype.itemsize
         return self.bytes_[place.first : stop].view(place.dtype).view(place.shape)
@@ -212,17 +212,17 @@ class BatchBlock(NamedTuple):
 
 def pack(arrays: Mapping[str, np.ndarray | Jagged]) -> BatchBlock:
     """Copies the arrays into one block."""
-    copies: list[tuple[Place, Tensor]] = []
+    copies: list[tuple[ArrayPlace, Tensor]] = []
     end = 0
 
-    def place(array: np.ndarray) -> Place:
+    def place(array: np.ndarray) -> ArrayPlace:
         nonlocal end
         tensor = torch.from_numpy(array)
-        copies.append((Place(tensor.dtype, tuple(tensor.shape), end), tensor))
+        copies.append((ArrayPlace(tensor.dtype, tuple(tensor.shape), end), tensor))
         end += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
         return copies[-1][0]
 
-    places: dict[str, Place | JaggedPlace] = {}
+    places: dict[str, ArrayPlace | JaggedPlace] = {}
     for name, array in arrays.items():
         if isinstance(array, Jagged):
             places[name] = JaggedPlace(array.keys, array.stride, place(array.values), place(array.lengths))

@@ -1,6 +1,6 @@
 """Fusion: an item's SID embeddings become one vector e_sid. Gate: e_hid and e_sid of the target become one vector e.
 
-SID-Coord's modules I and II (arXiv 2604.10471), and the choices that they are compared with. To add one: add its
+SID-Coord's modules I and II (arXiv 2604.10471), and their alternatives. To add one: add its
 section to sidrec/config/item.py, and here its module and its case in `build_fusion` or `build_gate`.
 
 Shapes: B rows, U items, G granularities, D width, H hidden width, S statistics.
@@ -138,10 +138,10 @@ class ConcatProject(nn.Module):
 
 # Gate: e of e_hid and e_sid.
 
-FIRST_LENGTH = 0.3
-"""Initial root mean square of e_hid and e_sid where the gate gives both the same length."""
+INITIAL_LENGTH = 0.3
+"""Initial root mean square of e_hid and e_sid with `lengths: equal`."""
 
-SMALLEST = 1e-6
+EPSILON = 1e-6
 """Added to the mean square, so that untrained rows, which are near zero, stay short."""
 
 
@@ -171,7 +171,7 @@ class TargetAwareGate(nn.Module):
         super().__init__()
         self.statistics = build_statistics(config.stats, mean_S, std_S)
         self.residual = config.form == "residual"
-        self.length = nn.Parameter(torch.tensor(FIRST_LENGTH)) if config.lengths == "equal" else None
+        self.length = nn.Parameter(torch.tensor(INITIAL_LENGTH)) if config.lengths == "equal" else None
         self.open = nn.Parameter(torch.zeros(())) if config.start == "hid_only" else None
         output = nn.Linear(config.hidden, dim if config.per_dimension else 1)
         nn.init.constant_(output.bias, config.output_bias)
@@ -192,7 +192,7 @@ class TargetAwareGate(nn.Module):
 
 def _unit(embedded_BD: Tensor) -> Tensor:
     """Scales rows to a root mean square of 1; zeros stay zeros."""
-    return embedded_BD * torch.rsqrt(embedded_BD.square().mean(dim=1, keepdim=True) + SMALLEST)
+    return embedded_BD * torch.rsqrt(embedded_BD.square().mean(dim=1, keepdim=True) + EPSILON)
 
 
 class PlainSum(nn.Module):

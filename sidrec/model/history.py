@@ -1,4 +1,4 @@
-"""From a history to the one vector of it that the backbone sees; and the sums and products with histories underneath.
+"""Pooling of a history into one vector for the backbone, and the sums and products with histories that it uses.
 
 Shapes: B rows, U item bags (bag 0 is empty), T history positions, P = B T positions in one line, D width, H hidden
 width, R rows of a chunk.
@@ -133,7 +133,7 @@ def _score(items_UD: Tensor, target_RD: Tensor, bag_RT: Tensor, layers: Layers, 
 
 
 def index_history(history_BT: Tensor) -> "HistoryIndex":
-    """The index that the other functions take. Make one per batch, so that they share one sort."""
+    """The index that the other functions take. Build one per batch: they share its sort."""
     return _index(history_BT)
 
 

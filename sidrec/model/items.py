@@ -1,7 +1,7 @@
 """Item representations: from the embeddings of a batch's unique items to the features that the backbone gets.
 
-One class per item kind of the recipe. SidCoordRepresentation is SID-Coord (arXiv 2604.10471); the others are what it is
-compared with.
+One class per item kind of the recipe. SidCoordRepresentation is SID-Coord (arXiv 2604.10471); the others are
+baselines and rivals.
 
 Shapes: B rows, U items, T history positions, G SID features, W weighted and V content columns of an item, F features,
 D width, S statistics, E dense features.
@@ -45,8 +45,8 @@ from sidrec.sid.losses.loss import info_nce, same_item
 class ItemLookup:
     """What is looked up for the unique items of a batch.
 
-    embedded: item feature -> [U, D], split from the KeyedTensor at once (the gradient of a slice is as wide as the
-    whole). token_weights_UW, granules_UG, content_UV: as in Batch.
+    embedded: item feature -> [U, D]. All features are split from the KeyedTensor in one call: a slice of it would have
+    a gradient as wide as the whole tensor. token_weights_UW, granules_UG, content_UV: as in Batch.
     """
 
     embedded: dict[str, Tensor]

@@ -76,7 +76,7 @@ BY_MODULO = 0  # TorchRec's value for "rank = id modulo ranks"; its default give
 class Slots(MCHManagedCollisionModule):
     """TorchRec's managed collision module, with an id history that grows as needed and can be checkpointed.
 
-    TorchRec sizes the history by the first batch, drops the ids that do not fit, and does not checkpoint it.
+    TorchRec sizes the history by the first batch, drops ids beyond that size, and does not checkpoint the history.
     """
 
     _input_history_buffer_size: int

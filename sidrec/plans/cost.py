@@ -1,4 +1,4 @@
-"""What a step costs under a plan: the work of each rank is counted, then priced.
+"""The cost of a step under a plan: counts the work of each rank and prices it.
 
 Two models rate a plan: TorchRec's own estimates (`TorchRecCost`), and costs per unit of work that were measured on
 this machine (`CalibratedCost`, from the file that `sidrec bench calibrate` writes).
@@ -24,7 +24,7 @@ from sidrec.schema import ContractError
 from sidrec.text import place, short_repr
 
 PARTS = ("fwd_compute", "fwd_comms", "bwd_compute", "bwd_comms", "input_dist")
-"""Parts of a step that TorchRec's model tells apart."""
+"""Parts of a step that TorchRec's model estimates separately."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ def table_work(table: PlacedTable, load: TableLoad, world: int) -> np.ndarray:
 def joint_work(tables: Sequence[PlacedTable], world: int) -> np.ndarray:
     """float64 [W, K]: collectives, whatever their size: one per collection and sharding type, one per collection's ids.
 
-    They are counted once for all tables of a collection, not per table.
+    Collectives are counted per collection, not per table.
     """
     work_WK = np.zeros((world, len(KINDS)))
     for _, sharding_type in {(table.collection, table.sharding_type) for table in tables}:

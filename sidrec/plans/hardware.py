@@ -48,7 +48,7 @@ class Hardware:
     def topology(self) -> Topology:
         """As TorchRec's planner describes it."""
         per_ms = 1e-3
-        # Suppresses a warning to use the factory, which would check nothing that is not checked here.
+        # Topology warns unless its factory is used; the factory adds no check.
         unwarned = {"created_by_factory": True} if "created_by_factory" in signature(Topology).parameters else {}
         return Topology(
             world_size=self.world,

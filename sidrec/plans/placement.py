@@ -1,4 +1,4 @@
-"""Tables placed on ranks one by one, by what each costs a rank and by the memory that is left there.
+"""Places tables on ranks one by one, by the cost on each rank and the memory left there.
 
 `fill` places all tables greedily; `move_tables` then improves the slowest rank. Both work on a `Placement`.
 

@@ -1,4 +1,4 @@
-"""The search for a plan: TorchRec's own, and plans of ours, which are taken only if they are faster.
+"""The search for a plan among TorchRec's and ours; one of ours is taken only if it is faster.
 
 `search` enumerates the layouts of every table (options), rates them (cost), places tables for every set of sharding
 types (placement), moves tables one by one in the best plans, and ranks what it found.
@@ -83,7 +83,7 @@ def search(
     forced: str | None = None,
     progress: Progress = lambda stage, done, total: None,
 ) -> list[Candidate]:
-    """Distinct plans that fit: first the one to take, then the others, the fastest first. `default` is one if it fits.
+    """Distinct plans that fit: the one to take, then the others by predicted step; `default` is one if it fits.
 
     forced: the one sharding type that tables may have. On CPU no table is replicated unless that is forced or the cost
     model knows its cost: TorchRec's model does not know that the dense kernel is many times slower there. On GPUs,
@@ -181,7 +181,7 @@ def _torchrec_candidates(
 
 
 def _torchrec_offers(option: ShardingOption) -> bool:
-    """TorchRec's planner uses grid sharding, and shards under 128 columns, only if its constraints name them."""
+    """Constraints that offer grid sharding and shards under 128 columns, which TorchRec's planner needs named."""
     if option.sharding_type == GRID:
         return False
     narrow = option.sharding_type in COLUMN_TYPES and option.shards[0].size[1] < NARROWEST_GPU_SHARD
@@ -278,17 +278,17 @@ def torchrec_plan(
     """
     bound = max(1, work // (len(workload.tables) * hardware.world))
     quick = [GreedyProposer(), GreedyProposer(use_depth=False), UniformProposer()]
-    proposers = [_Bounded(proposer, bound) for proposer in (quick if cost else [GridSearchProposer(), *quick])]
-    best = _Best()
+    proposers = [_BoundedProposer(proposer, bound) for proposer in (quick if cost else [GridSearchProposer(), *quick])]
+    best = _BestPlan()
     with silenced_planner():
         planner = EmbeddingShardingPlanner(
             topology=hardware.topology(),
             batch_size=workload.rows_per_rank,
-            enumerator=_Enumerated(options),
+            enumerator=_ListedOptions(options),
             storage_reservation=reservation(),
             proposer=list(proposers),
             partitioner=partitioner,
-            performance_model=_Rated(cost, workload, hardware) if cost else None,
+            performance_model=_CostModelAdapter(cost, workload, hardware) if cost else None,
             stats=best,
             constraints={name: table_constraint(workload, hardware, name) for name in workload.tables},
             debug=False,
@@ -300,7 +300,7 @@ def torchrec_plan(
     return best.options, any(proposer.cut for proposer in proposers)
 
 
-class _Enumerated(Enumerator):
+class _ListedOptions(Enumerator):
     """Returns options that exist already."""
 
     def __init__(self, options: Sequence[ShardingOption]) -> None:
@@ -313,7 +313,7 @@ class _Enumerated(Enumerator):
         """No-op: the options have estimates."""
 
 
-class _Bounded(Proposer):
+class _BoundedProposer(Proposer):
     """Ends a proposer after some proposals. cut: it had more."""
 
     def __init__(self, proposer: Proposer, proposals: int) -> None:
@@ -335,7 +335,7 @@ class _Bounded(Proposer):
         self._proposer.feedback(*arguments, **named)
 
 
-class _Best(Stats):
+class _BestPlan(Stats):
     """Keeps the best plan instead of printing it."""
 
     def __init__(self) -> None:
@@ -345,7 +345,7 @@ class _Best(Stats):
         self.options = best_plan
 
 
-class _Rated(PerfModel):
+class _CostModelAdapter(PerfModel):
     """Adapts a CostModel to TorchRec's planner."""
 
     def __init__(self, cost: CostModel, workload: Workload, hardware: Hardware) -> None:

@@ -1,4 +1,4 @@
-"""Why no plan fits: the largest tables, the missing bytes, and changes under which the tables would fit, each tried.
+"""The message when no plan fits: the largest tables, the missing bytes, and changes that were tried and do fit.
 
 Shapes: W ranks, S shards of a table, 2 kinds of memory (device, host).
 """

@@ -1,4 +1,4 @@
-"""What a plan is made for: a model's tables, and how one rank reads each of them in a training step.
+"""The workload of a plan: a model's tables, and how one rank reads each of them in a training step.
 
 `recipe_workload` derives it from a recipe's manifest, catalog and items, so that plans can be made for ranks that do
 not exist yet. Tables files (`sidrec.plans.tables_file`) and benches give other workloads.

@@ -106,7 +106,7 @@ class SidCoord(nn.Module):
             config = _starting_at_hid(config)
         rows = catalog_rows(catalog if isinstance(catalog, Catalog) else load_catalog(Path(catalog)), config, items)
         self.item, self.alignment_key, self.fingerprint = item, alignment_key, rows.fingerprint
-        with torch.device("cpu"):  # even if the model is built on `meta`: these layers have initial values
+        with torch.device("cpu"):  # never on `meta`: sharding does not initialise these layers
             self.join = SidJoin(rows, item, history, statistics)
             moments = statistics.moments() if statistics else (torch.zeros(0), torch.zeros(0))
             self.coordination = Coordination(config, dim, *moments, history is not None, alignment_key is None)
@@ -170,7 +170,7 @@ def _check(config: SidCoordItem, statistics: Statistics | None) -> None:
     if config.gate.needs_statistics and statistics is None:
         expected = "StatFeatures or ItemCounts for the gate to see, or gate kind sum"
         raise ContractError("SID-Coord, statistics", expected, "none")
-    # The host model has its own histories and item table; hashed and subword SID tables are for sidrec's ranker alone.
+    # The host model has its own histories and item table. Only sidrec's ranker has hashed and subword SID tables.
     wanted = {"history": ("hid",), "hid_index": ExactIndex(), "tokens": GranularityTokens(), "index": ExactIndex()}
     for name, value in wanted.items():
         if getattr(config, name) != value:
@@ -191,8 +191,8 @@ def _as_bytes(fingerprint: str) -> Tensor:
 class Coordination(nn.Module):
     """The dense layers: e = gate(e_hid, e_sid, statistics) + P f with alignment features f [B, A].
 
-    In the paper f are further features of the ranker. A model whose shape must not change takes no further features, so
-    P projects them to the item's width [I]; P starts at zero. With `alignment_key` there is no P.
+    In the paper f are additional features of the ranker. A host model accepts no additional features, so P projects
+    them to the item's width [I]; P starts at zero. With `alignment_key` there is no P.
 
     mean_S, std_S: moments of log1p(statistics). history: whether there is one; otherwise there is no alignment.
     project: whether to add P f to e. width: A.

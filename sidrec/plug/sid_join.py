@@ -29,7 +29,7 @@ class JoinedSids(NamedTuple):
 
     granules: keys are granularities, stride U; one id per bag, none for an item without a SID.
     rows_UG: the same ids as a tensor, 0 for none. token_weights_UW: W = 0 if they are not used.
-    target_B, history_BT: int64 bags; bag 0 is empty and stands at padding; T = 0 without a history. stats_BS: raw
+    target_B, history_BT: int64 bags; bag 0 is empty and marks padding; T = 0 without a history. stats_BS: raw
         counts.
     """
 

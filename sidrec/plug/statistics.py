@@ -15,7 +15,7 @@ from sidrec.schema import ContractError
 class StatFeatures:
     """Counts in the batch: features of the KeyedJaggedTensor that no table reads.
 
-    names: S features. A row's value is the target's count as of that row, an integer as ids are; no value means 0.
+    names: S features. A row's value is the target's count as of that row, stored as an integer id; no value means 0.
     mean_S, std_S: moments of log1p(count) over rows of the training log, to standardise with; without them log1p is not
         standardised.
 
@@ -52,7 +52,7 @@ class StatFeatures:
 class ItemCounts:
     """Fixed counts per item, taken before training began.
 
-    Counts of the training log itself would leak how often an item will still be shown.
+    Counts of the training log itself would leak how often an item is shown later.
 
     counts_IS: [I, S], or [I] for one statistic; row i is item id i. Items beyond it have counts of 0.
 

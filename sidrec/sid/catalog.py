@@ -42,7 +42,7 @@ FILES |= {f"{PICTURES}/{name}" for name in (CODE_USAGE, COLLISIONS, TRAINING)}
 
 
 def _written(folder: Path) -> Written | None:
-    """Matches the files of a catalog of any version; None where the folder is no catalog."""
+    """Matches the files that sidrec writes into a catalog; None if the folder is no catalog."""
     try:
         card = read_json(folder / CARD, "a catalog")
     except ContractError:
@@ -83,7 +83,7 @@ class Catalog:
 
     @property
     def levels(self) -> int:
-        """L."""
+        """Number of levels L."""
         return len(self.codebook_sizes)
 
     @cached_property
@@ -100,7 +100,7 @@ class Catalog:
     def codes_by_id(self, number_of_ids: int) -> np.ndarray:
         """Codes indexed by item id: int64 [number_of_ids, L], -1 for ids without a SID, id 0 included.
 
-        Items with ids of number_of_ids or more, which the log does not hold, are left out.
+        Items whose ids are number_of_ids or larger are left out: the log does not have them.
         """
         codes = np.full((number_of_ids, self.levels), -1, dtype=np.int64)
         known = self.item_ids_N < number_of_ids

@@ -17,11 +17,11 @@ from tqdm import tqdm
 from sidrec.schema import ContractError
 from sidrec.sid.tokenizer import Tokenizer
 
-COSTS = 1 << 24  # costs in memory at a time; the items of one prefix are never split
-EXACT = 1 << 22  # largest O * F for which the cheapest assignment is found
+COSTS_IN_MEMORY = 1 << 24  # costs in memory at a time; the items of one prefix are never split
+LARGEST_EXACT = 1 << 22  # largest O * F for which the cheapest assignment is found
 
 
-class Resolved(NamedTuple):
+class Resolution(NamedTuple):
     """codes_NL: with new last codes. moved: items that got one. unresolved: items that found no free code."""
 
     codes_NL: np.ndarray
@@ -34,12 +34,12 @@ def resolve(
     codes_NL: np.ndarray,
     tokenizer: Tokenizer,
     taken_ML: np.ndarray | None = None,
-    most_costs: int = COSTS,
-    exact: int = EXACT,
-) -> Resolved:
+    most_costs: int = COSTS_IN_MEMORY,
+    exact: int = LARGEST_EXACT,
+) -> Resolution:
     """Of the items on one SID, the one with the lowest cost stays; the others move to free last codes.
 
-    taken_ML: SIDs of older items. These never move, and every new item on one of them has to.
+    taken_ML: SIDs of older items. An older item never moves; a new item on its SID always does.
     most_costs: in memory at a time. exact: the largest O * F for which the cheapest assignment is found.
     Among equal costs the first item wins. Raises ContractError when the tokenizer has no `last_level_costs`.
     """
@@ -60,7 +60,7 @@ def resolve(
                 resolved_NL[block[rows[which]], -1] = free_F[where]
                 moved, unresolved = moved + len(which), unresolved + len(rows) - len(which)
             bar.update(len(block))
-    return Resolved(resolved_NL, moved, unresolved)
+    return Resolution(resolved_NL, moved, unresolved)
 
 
 def _sid_numbers(
@@ -93,7 +93,7 @@ def _groups(rows: np.ndarray, keys: np.ndarray) -> list[np.ndarray]:
 
 
 def _rows(vectors_NV: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """`vectors_NV[rows]`, read in the order of the file, as the rows of a prefix are scattered over it."""
+    """`vectors_NV[rows]`, read in file order: the rows of a prefix are scattered over the file."""
     order = np.argsort(rows)
     found = vectors_NV[rows[order]]
     vectors_RV = np.empty_like(found)

@@ -92,11 +92,11 @@ def fit_subwords(
 ) -> bytes:
     """A SentencePiece model of at most `vocabulary` subwords, UNKNOWN included; the same input gives the same model.
 
-    SentencePiece's BPE merges neighbours, the most frequent pair first. Its unigram model does not suit words as short
-    as SIDs: it drops codes while it still keeps every SID whole, and rare SIDs stay whole to the end.
+    Uses BPE, which merges the most frequent pair of neighbours first. SentencePiece's unigram model does not suit words
+    as short as SIDs: it keeps whole SIDs, rare ones too, and drops single codes instead.
 
     codes_NL: -1 in a whole row for an item without a SID. impressions_N: the weight of each item.
-    Every code that occurs is a subword, also of items without impressions, so that every SID can be cut.
+    Every code that occurs is a subword, even if its items have no impressions, so that every SID can be cut.
     Raises ContractError for more codes than LETTERS, more than the vocabulary can hold, or no impressions.
     """
     if sum(codebook_sizes) > LETTERS:
@@ -112,7 +112,7 @@ def fit_subwords(
         expected = f"at least {len(letters) + 1}, a row for each code that occurs and one for none"
         raise ContractError("model.item.tokens.vocabulary", expected, vocabulary)
     shown = [(word, count) for word, count in zip(words, count_S.tolist(), strict=True) if count]
-    alone = [(letter, 1) for letter in letters]  # a letter that is missing from the corpus would be unknown
+    alone = [(letter, 1) for letter in letters]  # SentencePiece maps letters that the corpus lacks to UNKNOWN
     return _train([*shown, *alone], vocabulary, len(codebook_sizes))
 
 

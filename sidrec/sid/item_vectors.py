@@ -62,9 +62,9 @@ def read_item_vectors(
         RAM fit; the caller removes it. None keeps them in memory.
     inputs: what the learner needs besides (`learner_inputs`). batch_rows: rows in memory at a time.
 
-    All-zero behaviour vectors mark items whose behaviour is unknown. Learners with `unknown_behavior` accept them, and
-    so does side information. For other learners they are an error, except where behaviour is the only column: there
-    such items are left out.
+    An all-zero behaviour vector marks an item without known behaviour. Learners with `unknown_behavior` accept such
+    items, and so does side information. For other learners: if behaviour is the only column, these items are left out;
+    otherwise they are an error.
 
     Raises ContractError, with file, row and column, for: a missing or truncated file; no rows; a missing column (the
     message lists the vector columns that exist); a type other than fixed-size lists of float32; missing, NaN, infinite
@@ -103,9 +103,10 @@ def read_item_vectors(
 def map_item_vectors(
     path: Path, columns: tuple[str, ...], scratch: Path, inputs: LearnerInputs = VECTORS_ALONE
 ) -> ItemVectors:
-    """Maps the scratch files of another process of this machine that called `read_item_vectors` with these arguments.
+    """Maps the scratch files that `read_item_vectors`, called with the same arguments, wrote in another process.
 
-    Raises ContractError when this process cannot see the files, and as `read_item_vectors` does.
+    Both processes run on one machine. Raises ContractError when this process cannot see the files, and as
+    `read_item_vectors` does.
     """
     file, ids = _open(path), mapped_array(scratch, IDS)
     behavior = mapped_array(scratch, BEHAVIOR) if inputs.behavior else None

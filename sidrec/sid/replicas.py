@@ -1,4 +1,4 @@
-"""Processes that train the same network on different items: the only communication in `sidrec.sid`.
+"""Data parallelism of the learners: the only communication in `sidrec.sid`.
 
 It uses the process group that its caller joined. Without a process group there is one replica and no communication.
 """
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Replicas:
-    """A single replica, and the contract of several: all of them call the same methods in the same order.
+    """One replica without communication. With several, all call the same methods in the same order.
 
     device: where this replica trains.
     """
@@ -26,7 +26,7 @@ class Replicas:
 
     @property
     def first(self) -> bool:
-        """Whether this replica shows progress and writes checkpoints for all."""
+        """Whether this replica shows progress and writes the checkpoints."""
         return self.rank == 0
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class Replicas:
         return value
 
 
-ALONE = Replicas()
+SINGLE = Replicas()
 
 
 class JoinedReplicas(Replicas):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from sidrec.config import ConfigError
-from sidrec.data.reader import Lanes, Mixing
+from sidrec.data.reader import Lanes, Shuffling
 
 
 def test_the_picture_in_the_docstring() -> None:
@@ -37,21 +37,21 @@ def test_ranks_that_do_not_divide_the_lanes_are_refused() -> None:
 
 def test_a_negative_seed_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"^seed: expected a number of at least 0, got -1$"):
-        Mixing(shuffle_rows=8, seed=-1, order="shuffled", lanes=4)
+        Shuffling(shuffle_rows=8, seed=-1, order="shuffled", lanes=4)
 
 
 def test_first_buffers_of_long_lanes_are_staggered() -> None:
-    mixing = Mixing(shuffle_rows=8, seed=0, order="shuffled", lanes=4)
-    assert mixing.buffers(lane=0, rows=20).tolist() == [0, 2, 10, 18, 20]
-    assert mixing.buffers(lane=3, rows=20).tolist() == [0, 8, 16, 20]
-    assert mixing.buffers(lane=0, rows=8).tolist() == [0, 8]  # fits one buffer: mixed whole
+    shuffling = Shuffling(shuffle_rows=8, seed=0, order="shuffled", lanes=4)
+    assert shuffling.buffers(lane=0, rows=20).tolist() == [0, 2, 10, 18, 20]
+    assert shuffling.buffers(lane=3, rows=20).tolist() == [0, 8, 16, 20]
+    assert shuffling.buffers(lane=0, rows=8).tolist() == [0, 8]  # fits one buffer: mixed whole
 
 
 def test_a_buffer_is_mixed_as_a_uniform_permutation_is() -> None:
     # Spearman's footrule D = sum |p(i) - i| of a uniform permutation has mean (n^2 - 1) / 3 and variance
     # (n + 1)(2 n^2 + 7) / 45 (Diaconis and Graham 1977, table 1): five standard deviations either side.
     n = 1000
-    order = Mixing(n, seed=3, order="shuffled", lanes=1).permutation(epoch=0, lane=0, buffer=0, rows=n)
+    order = Shuffling(n, seed=3, order="shuffled", lanes=1).permutation(epoch=0, lane=0, buffer=0, rows=n)
     assert sorted(order.tolist()) == list(range(n))
     footrule = np.abs(order - np.arange(n)).sum()
     mean, sd = (n**2 - 1) / 3, ((n + 1) * (2 * n**2 + 7) / 45) ** 0.5
@@ -62,25 +62,25 @@ def test_a_buffer_is_mixed_as_a_uniform_permutation_is() -> None:
 
 def test_every_epoch_lane_buffer_and_seed_has_its_own_order() -> None:
     n = 50
-    mixing = Mixing(n, seed=0, order="shuffled", lanes=1)
-    orders = [mixing.permutation(*key, n) for key in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))]
+    shuffling = Shuffling(n, seed=0, order="shuffled", lanes=1)
+    orders = [shuffling.permutation(*key, n) for key in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))]
     orders += [
-        Mixing(n, seed=1, order="shuffled", lanes=1).permutation(0, 0, 0, n),
-        mixing.sequence(n, 0),
-        mixing.sequence(n, 1),
+        Shuffling(n, seed=1, order="shuffled", lanes=1).permutation(0, 0, 0, n),
+        shuffling.sequence(n, 0),
+        shuffling.sequence(n, 1),
     ]
     assert len({tuple(order.tolist()) for order in orders}) == len(orders)
-    assert mixing.permutation(0, 0, 0, n).tolist() == orders[0].tolist()
+    assert shuffling.permutation(0, 0, 0, n).tolist() == orders[0].tolist()
 
 
 def test_without_shuffle_the_order_is_the_files() -> None:
-    mixing = Mixing(shuffle_rows=8, seed=0, order="file", lanes=4)
-    assert mixing.sequence(5, epoch=3).tolist() == [0, 1, 2, 3, 4]
-    assert mixing.permutation(epoch=3, lane=1, buffer=2, rows=4).tolist() == [0, 1, 2, 3]
+    shuffling = Shuffling(shuffle_rows=8, seed=0, order="file", lanes=4)
+    assert shuffling.sequence(5, epoch=3).tolist() == [0, 1, 2, 3, 4]
+    assert shuffling.permutation(epoch=3, lane=1, buffer=2, rows=4).tolist() == [0, 1, 2, 3]
 
 
 def test_time_order_deals_groups_to_lanes_oldest_first() -> None:
-    mixing = Mixing(shuffle_rows=8, seed=0, order="time", lanes=2)
-    assert mixing.sequence(5, epoch=0).tolist() == [0, 2, 4, 1, 3]
-    assert mixing.sequence(5, epoch=1).tolist() == [0, 2, 4, 1, 3]
-    assert sorted(mixing.permutation(0, 0, 0, 8).tolist()) == list(range(8))
+    shuffling = Shuffling(shuffle_rows=8, seed=0, order="time", lanes=2)
+    assert shuffling.sequence(5, epoch=0).tolist() == [0, 2, 4, 1, 3]
+    assert shuffling.sequence(5, epoch=1).tolist() == [0, 2, 4, 1, 3]
+    assert sorted(shuffling.permutation(0, 0, 0, 8).tolist()) == list(range(8))

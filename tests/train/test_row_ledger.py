@@ -11,7 +11,7 @@ from torch import nn
 
 from sidrec.config import Recipe
 from sidrec.data.batch import Batch
-from sidrec.data.reader import Lanes, Mixing
+from sidrec.data.reader import Lanes, Shuffling
 from sidrec.schema import ContractError
 from sidrec.train.ledger_check import (
     EPOCH,
@@ -137,14 +137,14 @@ def _train(rank: int, world: int, recipe: Recipe) -> None:
 def _rows_by_hand(recipe: Recipe, rows: int) -> list[np.ndarray]:
     """The rows of every step: groups of 50 in the epoch's order, cut into lanes, mixed in buffers, dealt to steps."""
     lanes = Lanes(rows, recipe.data.lanes, recipe.data.batch_size)
-    mixing = Mixing(recipe.data.shuffle_rows, recipe.seed, recipe.data.order, recipe.data.lanes)
+    shuffling = Shuffling(recipe.data.shuffle_rows, recipe.seed, recipe.data.order, recipe.data.lanes)
     steps = []
     for epoch in range(recipe.train.epochs):
-        laid = np.concatenate([np.arange(50) + 50 * group for group in mixing.sequence(rows // 50, epoch)])
+        laid = np.concatenate([np.arange(50) + 50 * group for group in shuffling.sequence(rows // 50, epoch)])
         mixed = []
         for lane in range(lanes.lanes):
             own = laid[lanes.interval(lane).start : lanes.interval(lane).stop]  # one buffer: lanes are shorter
-            mixed.append(own[mixing.permutation(epoch, lane, 0, len(own))])
+            mixed.append(own[shuffling.permutation(epoch, lane, 0, len(own))])
         take = lanes.rows_per_step
         steps += [np.concatenate([own[s * take : (s + 1) * take] for own in mixed]) for s in range(lanes.steps)]
     return steps

@@ -46,7 +46,7 @@ NETWORKS: dict[type, type[Network]] = {
 """The network of every learner, by the learner's section. Built as NETWORK(section, columns)."""
 
 SAMPLE = 256  # items per code that the first check for a collapse encodes
-CHUNK = 1024  # rows of every encoded block: a matrix product's last bits depend on its shape
+CHUNK = 1024  # rows of an encoded block; all blocks have this shape, as the last bits of a matrix product depend on it
 Columns = tuple[tuple[str, int], ...]
 
 
@@ -183,7 +183,7 @@ def build_network(config: GradientLearnerConfig, columns: Columns) -> Network:
 
 
 def _columns(vectors_NV: np.ndarray, side: SideInformation) -> Columns:
-    """The columns of the vectors; a single one where the side information names none."""
+    """Name and width of the vector columns; one column `vectors` if the side information names none."""
     columns = side.columns or (("vectors", vectors_NV.shape[1]),)
     check_width(vectors_NV, sum(width for _, width in columns))
     return columns
@@ -220,7 +220,7 @@ def _batches(
 def _check_collapse(tokenizer: GradientTokenizer, vectors_NV: np.ndarray, least: float, replicas: Replicas) -> None:
     """Raises CollapseError when a level uses too few codes.
 
-    All items use every code that a sample of them uses, so all are encoded only where the sample uses too few.
+    Encodes a sample first: a level that uses enough codes on the sample uses enough on all items.
     """
     every = len(vectors_NV) // (SAMPLE * max(tokenizer.codebook_sizes))
     if every > 1 and min(_usage(tokenizer, vectors_NV[::every], replicas).health().utilisation) >= least:

@@ -1,6 +1,6 @@
 """Residual k-means: cluster the vectors, subtract the nearest centroid, cluster the residuals.
 
-First the learner, then the k-means by faiss that all clustering learners share, then balanced k-means.
+In order: the learner, k-means by faiss (shared with opq), balanced k-means.
 
 Shapes: N items or points, V vector width, L levels, K codes per level or clusters, R rows at a time, W partial SIDs
 kept (beam), P points without a place.
@@ -20,7 +20,7 @@ from sidrec.schema import ContractError
 from sidrec.sid.tokenizer import Encoded, SideInformation, Tokenizer, check_width
 
 DISTANCES = 1 << 18  # distances computed at a time while encoding; they fit in the cache
-FEW_POINTS = 39  # training vectors per code below which faiss, too, calls centroids unreliable
+FEW_POINTS = 39  # training vectors per code; with fewer, centroids are unreliable, and faiss warns too
 BLOCK = 1 << 22  # costs in memory at a time
 SLACK = 0.05  # least step of a bid, as a share of the mean squared distance from a point to its centroid
 

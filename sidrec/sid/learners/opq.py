@@ -16,7 +16,7 @@ from sidrec.sid.learners.kmeans import plain_kmeans, squared_distances, training
 from sidrec.sid.tokenizer import Encoded, SideInformation, Tokenizer, check_width
 
 MOST_COMPONENTS = 128  # default of RPG
-ROWS = 4096  # rows of every encoded block: matrix products of other shapes round differently
+ROWS = 4096  # rows of an encoded block; all blocks have this shape, as the last bits of a matrix product depend on it
 
 
 class Opq(Tokenizer):
@@ -24,9 +24,9 @@ class Opq(Tokenizer):
 
     y = axes (x - mean), code_l = argmin_k |y_l - c_lk|^2 on part l of y. x' = axes^T [c_l,code_l] + mean
 
-    Levels have no order, unlike those of residual learners. Vectors are centred, projected on
-    their first principal components, and rotated so that equal parts of them quantise with little error. faiss learns
-    the rotation with codebooks of the power of two nearest to K; the codebooks are plain k-means of exactly K.
+    Levels have no order, unlike those of residual learners. Vectors are centred, projected on their first principal
+    components, and rotated to lower the quantisation error of equal parts. faiss learns the rotation with the power of
+    two nearest to K; the final codebooks come from plain k-means with exactly K codes.
 
     mean_V, axes_CV (orthonormal rows: principal axes, rotated), codebooks_LKS: float32.
     """

@@ -1,4 +1,4 @@
-"""Every learner by the section of the recipe that configures it: fit it, save the fitted tokenizer, load it.
+"""Learners by their section of the recipe: fit a tokenizer, save it, load it.
 
 To add a learner: its section in `sidrec.config.learners`, its `Tokenizer` in a file here, and a line in LEARNERS. A
 learner with a network of its own gets a `Network` in `sidrec.sid.networks` and a line in NETWORKS of
@@ -61,7 +61,7 @@ def fit_tokenizer(
 
 
 def save_tokenizer(tokenizer: Tokenizer, config: TokenizerConfig, folder: Path) -> None:
-    """Writes the artifact into a new folder, a part of a catalog whose folder the caller replaces in one step."""
+    """Writes the artifact into the new folder `folder`. The caller replaces the catalog around it in one step."""
     content = save_arrays(tokenizer.arrays())
     card = {
         "version": ARTIFACT_VERSION,

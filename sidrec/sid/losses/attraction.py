@@ -20,9 +20,9 @@ class ContrastLoss(SidLoss):
 
     L = weight / A sum_m -log( exp(cos(z_m, z'_m) / tau) / sum_n exp(cos(z_m, z'_n) / tau) )
 
-    z_m [D] is the latent of item m (or its quantised latent, `on: quantized`), z'_m that of its partner. The sum over n
-    leaves out partners of the same item's other places in the batch. From item to partner only; items without a known
-    partner are neither anchors nor negatives. Use it where item pairs exist, so that items used together share codes.
+    z_m [D] is the latent of item m (or its quantised latent, `on: quantized`), z'_m that of its partner. If item
+    m occurs again in the batch, the partner there is not a negative. From item to partner only; items without a known
+    partner are neither anchors nor negatives. Needs item pairs; items that are used together then share codes.
     """
 
     inputs = frozenset[LossInput]({"pairs"})
@@ -83,7 +83,7 @@ class BehaviorAlignmentLoss(SidLoss):
 
     z_m [D] is the latent (or the quantised latent, `on: quantized`), b_m [E] the behaviour vector, W a learned linear
     map to width D, w_m the controller's `alignment_strength`, 1 without a controller. Unlike the collaborative loss it
-    normalises, and can trust behaviour less where the item has seen little of it. Items without a behaviour vector are
+    normalises, and can weigh items with little behaviour less. Items without a behaviour vector are
     neither anchors nor negatives; an item twice in the batch is not a negative of itself.
     """
 

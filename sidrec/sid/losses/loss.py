@@ -85,12 +85,12 @@ def own_cross_entropy(logit_AA: Tensor, excluded_AA: Tensor | None = None) -> Te
 
 
 def same_item(rows_A: Tensor) -> Tensor:
-    """bool [A, A]: the places that hold the same item, which is not a negative of itself."""
+    """bool [A, A]: True where two places hold the same item. An item is not its own negative."""
     return rows_A[:, None] == rows_A
 
 
 def mean_or_zero(loss_A: Tensor) -> Tensor:
-    """The mean; for no anchors 0, still part of the graph, so that every parameter gets a gradient."""
+    """The mean; without anchors 0, still in the autograd graph, so that every parameter gets a gradient."""
     return loss_A.sum() / max(len(loss_A), 1)
 
 

@@ -82,7 +82,7 @@ class OverlapRepulsionLoss(SidLoss):
         super().__init__()
         self.config = config
         self.strength = None if config.load == "none" else LoadStrength(config)
-        self._last: Relaxed | None = None
+        self._last: RelaxedHinges | None = None
 
     def forward(self, coded: Coded, batch: ItemBatch, network: Network) -> Tensor:
         config, codes_BL = self.config, coded.codes_BL
@@ -96,7 +96,7 @@ class OverlapRepulsionLoss(SidLoss):
             shared_BB[first_N, second_N].long(),
             config,
         )
-        self._last = Relaxed(*(part.detach() for part in relaxed))
+        self._last = RelaxedHinges(*(part.detach() for part in relaxed))
         return config.weight * repulsion(relaxed, self._strength(codes_BL, first_N, second_N), config.reduction)
 
     def _strength(self, codes_BL: Tensor, first_N: Tensor, second_N: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class OverlapRepulsionLoss(SidLoss):
         return values
 
 
-class Relaxed(NamedTuple):
+class RelaxedHinges(NamedTuple):
     """hinge_N: max(0, m - d). exempt_N: bool, g of the equation. depth_N: o, levels shared, from 1."""
 
     hinge_N: Tensor
@@ -128,7 +128,7 @@ class Relaxed(NamedTuple):
     depth_N: Tensor
 
 
-def relax(cosine_N: Tensor, similarity_N: Tensor, depth_N: Tensor, config: OverlapRepulsion) -> Relaxed:
+def relax(cosine_N: Tensor, similarity_N: Tensor, depth_N: Tensor, config: OverlapRepulsion) -> RelaxedHinges:
     """Stage one: the hinge of d = 1 - cosine at the depth's margin; exempt where similarity reaches the depth's eta.
 
     similarity_N: the cosine that decides on exemption, without gradient; of the latents or of the inputs.
@@ -138,12 +138,12 @@ def relax(cosine_N: Tensor, similarity_N: Tensor, depth_N: Tensor, config: Overl
     margin_N = cosine_N.new_tensor([at_depth(config.margins, depth) for depth in depths])[place_N]
     hinge_N = torch.relu(margin_N - (1 - cosine_N))
     if not config.relax:
-        return Relaxed(hinge_N, torch.zeros_like(depth_N, dtype=torch.bool), depth_N)
+        return RelaxedHinges(hinge_N, torch.zeros_like(depth_N, dtype=torch.bool), depth_N)
     threshold_N = cosine_N.new_tensor([at_depth(config.thresholds, depth) for depth in depths])[place_N]
-    return Relaxed(hinge_N, similarity_N >= threshold_N, depth_N)
+    return RelaxedHinges(hinge_N, similarity_N >= threshold_N, depth_N)
 
 
-def repulsion(relaxed: Relaxed, strength_N: Tensor, reduction: str) -> Tensor:
+def repulsion(relaxed: RelaxedHinges, strength_N: Tensor, reduction: str) -> Tensor:
     """sum a (1 - g) max(0, m - d): `sum` counts each pair in both orders, `mean` divides by the pairs with g = 0."""
     total = torch.where(relaxed.exempt_N, 0, strength_N * relaxed.hinge_N).sum()
     return 2 * total if reduction == "sum" else total / ((~relaxed.exempt_N).sum() + EPSILON)
@@ -213,7 +213,7 @@ class LoadStrength(nn.Module):
 def valid_pairs(rows_B: Tensor, partners: int | None) -> Tensor:
     """QuaSID's conflict-aware valid pair mask (CVPM, arXiv 2603.00632): M = M_i2i M_item, bool [B, B].
 
-    False for an item and its own partner, and for places that hold the same item, the diagonal included.
+    False for an item and its partner, and for two places with the same item (so also on the diagonal).
     """
     valid_BB = rows_B[:, None] != rows_B
     if partners is not None:

@@ -34,7 +34,7 @@ class AdcSid(Network):
     column, the router R(e_b) for behaviour. Weights [B, L] are R for behaviour levels and 1 for all others.
 
     z_l and codewords are unit vectors throughout, so that z and z_q lie in the same space; the paper quantises by
-    cosine and leaves open what moves the codewords (`codebook_learning`). Terms: reconstruction of all columns;
+    cosine and does not say how codewords are learned (`codebook_learning`). Terms: reconstruction of all columns;
     codebook and commitment as in RQ-VAE; align_behavior and align_content (eq. 15 to 21); router (eq. 23).
     """
 
@@ -128,7 +128,7 @@ class AdcSid(Network):
 
     @torch.no_grad()
     def decode(self, codes_BL: Tensor, weights_BL: Tensor | None = None) -> Tensor | None:
-        """None with content gates too: they depend on the content vectors, which codes and weights do not hold."""
+        """None also with content gates: they depend on the content vectors, which are unknown here."""
         if len(self.gates) or (self.router is not None and weights_BL is None):
             return None
         levels = zip(self._levels(), codes_BL.unbind(dim=1), strict=True)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sidrec.sid.networks.network import nearest
-from sidrec.sid.replicas import ALONE, Replicas
+from sidrec.sid.replicas import SINGLE, Replicas
 
 ITERATIONS = 20  # of Lloyd's algorithm when k-means places the codewords
 DECAY = 0.99  # of the moving averages (van den Oord et al., arXiv 1711.00937, appendix A.1)
@@ -31,7 +31,7 @@ class Codebook(nn.Module):
     weight: Tensor
     _sum_KD: Tensor
     _count_K: Tensor
-    replicas: Replicas = ALONE
+    replicas: Replicas = SINGLE
 
     def __init__(
         self, size: int, width: int, cosine: bool = False, learning: Literal["gradient", "ema"] = "gradient"

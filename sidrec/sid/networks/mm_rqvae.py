@@ -34,10 +34,10 @@ class MmRqVae(WeightedNetwork):
 
     L = 3 sum_m MMD(x'_m, x_m) + sum_m (codebook_m + commitment_m) + .01 sum_(m != a) MMD(zq_a, zq_m)
 
-    For items with several modalities, which keep codes of their own but should agree. Levels of the first column come
-    first. The anchor a is `behavior`, or the first column without it. The squared error can replace the reconstruction
-    MMD (`reconstruct`), InfoNCE in both directions the alignment MMD (`align`: as the paper describes, not as
-    released). Items without behaviour take no part in an alignment with it. Latents and quantised latents of the
+    Each modality of an item has its own codes, and alignment makes the modalities agree. Levels of the first column
+    come first. The anchor a is `behavior`, or the first column without it. The squared error can replace the
+    reconstruction MMD (`reconstruct`), InfoNCE in both directions the alignment MMD (`align`: as the paper describes,
+    not as released). Items without behaviour take no part in an alignment with it. Latents and quantised latents of the
     modalities are concatenated, [B, M D].
     """
 

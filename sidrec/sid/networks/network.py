@@ -105,7 +105,7 @@ class Network(nn.Module, ABC):
         return None
 
     def measure(self, vectors_NV: np.ndarray) -> None:
-        """Sets buffers that depend on every item, such as means. Called once, first; may be given a memory map.
+        """Sets buffers that depend on all items, such as means. Called once, before training; accepts a memory map.
 
         Raises ContractError when the network cannot learn from these items.
         """

@@ -22,7 +22,7 @@ class RqVae(WeightedNetwork):
 
     The network of the learners rqvae, letter, das_lite, quasid and adasid, which differ in the losses that they add.
     Terms: reconstruction |x' - x|^2; codebook sum_l |sg[r_(l-1)] - q_l|^2, the only one that moves codewords;
-    commitment beta sum_l |r_(l-1) - sg[q_l]|^2, whose every level has a gradient to the encoder. All are means over
+    commitment beta sum_l |r_(l-1) - sg[q_l]|^2, with a gradient to the encoder from every level. All are means over
     items and sums over dimensions; with `reconstruction: mean`, means over dimensions and levels too, as in LETTER's
     released code. With a router, the decoder sees sum_l w_l q_l instead; codes do not depend on weights.
     """

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from sidrec.config.learners import Router
 from sidrec.schema import BEHAVIOR, ContractError
 from sidrec.sid.networks.network import Network, mlp
-from sidrec.sid.replicas import ALONE, Replicas
+from sidrec.sid.replicas import SINGLE, Replicas
 
 ROWS = 65_536  # items in memory at a time
 WEAKEST, STRONGEST = 1e-12, 1e2  # range of lambda
-TINY = 1e-6  # standard deviations below which an input counts as constant
-SAME = 1e-4  # relative spread of norms below which all count as equal, such as those of unit vectors
+TINY = 1e-6  # an input with a smaller standard deviation counts as constant
+SAME = 1e-4  # norms with a smaller relative spread count as equal, as those of unit vectors do
 
 
 class ItemWeights(nn.Module):
@@ -113,7 +113,7 @@ class TokenRouter(nn.Module):
     strength: Tensor
     zeros: Tensor
     wanted: Tensor
-    replicas: Replicas = ALONE
+    replicas: Replicas = SINGLE
 
     def __init__(self, config: Router, inputs: int, tokens: int) -> None:
         super().__init__()

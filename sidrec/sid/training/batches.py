@@ -24,12 +24,12 @@ BLOCK = 4096  # neighbouring rows that a streamed epoch keeps within one window
 class Batches:
     """`steps` batches per epoch, all of one size: the epoch's first items fill up the last batch.
 
-    Vectors of at most `memory` bytes, behaviour included, are shuffled freely; a memory map of that size is in RAM once
-    it was read. Larger ones are read in windows of about `window` bytes (see `epoch_order`); within a window, rows and
-    their partners are read in the file's order. The order of an epoch takes 16 bytes per item, 24 at its peak.
+    Vectors of at most `memory` bytes, behaviour included, are shuffled freely; a memory map of that size stays in RAM
+    after the first epoch. Larger ones are read in windows of about `window` bytes (see `epoch_order`); within a window,
+    rows and their partners are read in the file's order. The order of an epoch takes 16 bytes per item, 24 at its peak.
 
-    With pairs, half a batch are anchors and the other half one partner of each. The papers draw pairs and never see
-    items without one. Here every item is an anchor once per epoch, so that those are learned as well.
+    With pairs, the first half of a batch are anchors and the second half one partner of each. The papers draw pairs,
+    and never train on items without a partner. Here every item is an anchor once per epoch.
     """
 
     def __init__(
@@ -46,8 +46,7 @@ class Batches:
         window: int = WINDOW,
         block: int = BLOCK,
     ) -> None:
-        """pairs_P2, behavior_NE: given where batches shall hold them. clip_quantile: see `norm_range`. block: see
-        `epoch_order`.
+        """pairs_P2, behavior_NE: None if no loss needs them. clip_quantile: see `norm_range`. block: see `epoch_order`.
 
         Raises ContractError when the pairs are not row numbers, or a batch is too small for all replicas.
         """
@@ -103,13 +102,13 @@ class Batches:
         if self._partners is None:
             return rows_WA, None
         steps, anchors = rows_WA.shape
-        # Every replica draws the chances of all, and takes its own.
+        # Every replica draws the numbers of all replicas and uses its own, so that the generators stay equal.
         chances = generator.random((steps, self._replicas.size, anchors))
         partner_WA, known_WA = self._partners.draw(rows_WA, chances[:, self._replicas.rank])
         return np.concatenate([rows_WA, partner_WA], axis=1), known_WA
 
     def _read(self, array_NV: np.ndarray, rows_WB: np.ndarray) -> Iterator[Tensor]:
-        """Rows [B, ..] of every step. Without all vectors in RAM, reads those of all steps at once, in file order."""
+        """Rows [B, ..] of every step. Vectors larger than RAM: reads the rows of all steps at once, in file order."""
         if self._resident:
             yield from (self._tensor(array_NV, rows_B) for rows_B in rows_WB)
             return

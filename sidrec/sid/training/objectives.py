@@ -32,7 +32,7 @@ LOSSES: dict[type, type[SidLoss]] = {
     Collaborative: CollaborativeLoss,
     BehaviorAlignment: BehaviorAlignmentLoss,
 }
-MAKE = "`sidrec prep behavior` makes them"
+SOURCE = "`sidrec prep behavior` makes them"
 
 
 class ScheduledLoss(NamedTuple):
@@ -87,10 +87,10 @@ def clip_quantile(losses: Sequence[ScheduledLoss], kind: str) -> float:
 
 def _check_inputs(where: str, inputs: frozenset[LossInput], side: SideInformation, items: int) -> None:
     if "pairs" in inputs and (side.pairs_P2 is None or not len(side.pairs_P2)):
-        raise ContractError(where, f"pairs of items ({MAKE})", "none")
+        raise ContractError(where, f"pairs of items ({SOURCE})", "none")
     if "behavior" not in inputs:
         return
     if side.behavior_NE is None:
-        raise ContractError(where, f"behaviour vectors ({MAKE})", "none")
+        raise ContractError(where, f"behaviour vectors ({SOURCE})", "none")
     if side.behavior_NE.ndim != 2 or len(side.behavior_NE) != items:
         raise ContractError(where, f"behaviour vectors of shape [{items}, width]", side.behavior_NE.shape)

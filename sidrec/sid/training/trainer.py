@@ -39,9 +39,9 @@ class Trainer:
 
     torch's generator is seeded anew every epoch, so that an epoch depends only on the state before it.
 
-    Several replicas average gradients and sum code counts. The first replica's sample places the codebooks, its batches
-    revive codes, and its buffers of losses replace the others' after every epoch. Losses that compare items of a batch
-    with each other (contrast, repulsion) compare those in the replica's own share of the batch.
+    Replicas average gradients and sum code counts. The first replica places the codebooks on a sample of its items and
+    revives dead codes from its batches; after every epoch all replicas copy its buffers of losses. Losses that compare
+    items with each other (contrast, repulsion) compare the items of one replica's share of the batch.
     """
 
     def __init__(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sidrec.schema import ContractError
-from sidrec.sid.replicas import ALONE, Replicas
+from sidrec.sid.replicas import SINGLE, Replicas
 from sidrec.sid.training.batches import Batches, Partners, epoch_order
 
 VECTORS = np.random.default_rng(0).standard_normal((1003, 6)).astype(np.float32)
@@ -36,7 +36,7 @@ def rows_of(batches: Batches, epoch: int = 0) -> np.ndarray:
 
 
 def test_every_item_once_and_the_last_batch_filled_up_from_the_start() -> None:
-    batches = Batches(VECTORS, 100, 0, ALONE)
+    batches = Batches(VECTORS, 100, 0, SINGLE)
     rows = rows_of(batches)
     assert (batches.steps, rows.shape) == (11, (11, 100))
     assert sorted(rows.ravel()[:1003]) == list(range(1003))
@@ -45,7 +45,7 @@ def test_every_item_once_and_the_last_batch_filled_up_from_the_start() -> None:
 
 def test_a_streamed_epoch_too_has_every_item_once(tmp_path: Path) -> None:
     np.save(tmp_path / "vectors.npy", VECTORS)
-    batches = Batches(np.load(tmp_path / "vectors.npy", mmap_mode="r"), 40, 0, ALONE, **STREAMED)
+    batches = Batches(np.load(tmp_path / "vectors.npy", mmap_mode="r"), 40, 0, SINGLE, **STREAMED)
     seen = [(batch.rows_B.numpy(), batch.vectors_BV.numpy()) for batch in batches.epoch(3)]
     rows = np.concatenate([rows for rows, _ in seen])
     assert sorted(rows[:1003]) == list(range(1003))
@@ -53,7 +53,7 @@ def test_a_streamed_epoch_too_has_every_item_once(tmp_path: Path) -> None:
 
 
 def test_a_streamed_epoch_never_holds_more_than_a_window() -> None:
-    batches = RecordedBatches(VECTORS, 40, 0, ALONE)
+    batches = RecordedBatches(VECTORS, 40, 0, SINGLE)
     rows_of(batches)
     assert max(map(len, batches.read)) <= 96
     assert len(batches.read) == 13  # 26 steps of 40, two to a window
@@ -63,7 +63,7 @@ def test_partners_and_behavior_are_read_with_their_window_in_the_files_order() -
     """Rows are 24 + 8 bytes, so 72 of them are a window: 3 steps of 12 anchors and 12 partners."""
     behavior = np.random.default_rng(1).standard_normal((1003, 2)).astype(np.float32)
     pairs = np.random.default_rng(2).integers(0, 1003, (500, 2))
-    batches = RecordedBatches(VECTORS, 24, 0, ALONE, pairs, behavior)
+    batches = RecordedBatches(VECTORS, 24, 0, SINGLE, pairs, behavior)
     seen = list(batches.epoch(0))
     assert len(batches.read) == 2 * -(-batches.steps // 3)
     assert max(map(len, batches.read)) <= 72
@@ -86,7 +86,7 @@ def test_a_window_of_an_epoch_is_a_few_whole_blocks() -> None:
 
 def test_order_is_a_function_of_seed_and_epoch() -> None:
     def rows(seed: int, epoch: int) -> list[int]:
-        return rows_of(Batches(VECTORS, 100, seed, ALONE), epoch).ravel().tolist()
+        return rows_of(Batches(VECTORS, 100, seed, SINGLE), epoch).ravel().tolist()
 
     assert rows(1, 4) == rows(1, 4)
     assert rows(1, 4) != rows(1, 5)
@@ -94,14 +94,14 @@ def test_order_is_a_function_of_seed_and_epoch() -> None:
 
 
 def test_fewer_items_than_a_batch_make_one_batch() -> None:
-    rows = rows_of(Batches(VECTORS[:7], 100, 0, ALONE))
+    rows = rows_of(Batches(VECTORS[:7], 100, 0, SINGLE))
     assert sorted(rows[0]) == list(range(7))
     assert len(rows) == 1
 
 
 @pytest.mark.parametrize("pairs", [None, PAIRS])
 def test_replicas_share_out_the_very_batches_of_one_process(pairs: np.ndarray | None) -> None:
-    alone = list(Batches(VECTORS, 100, 0, ALONE, pairs).epoch(2))
+    alone = list(Batches(VECTORS, 100, 0, SINGLE, pairs).epoch(2))
     shared = [list(Batches(VECTORS, 100, 0, Replicas(rank, 2), pairs).epoch(2)) for rank in (0, 1)]
     assert len(alone) == len(shared[0]) == len(shared[1])
     for whole, *parts in zip(alone, *shared, strict=True):
@@ -128,7 +128,7 @@ def test_a_pair_given_twice_is_drawn_twice_as_often() -> None:
 
 
 def test_a_batch_with_pairs_has_anchors_then_partners() -> None:
-    batches = Batches(VECTORS[:8], 8, 0, ALONE, PAIRS)
+    batches = Batches(VECTORS[:8], 8, 0, SINGLE, PAIRS)
     seen = list(batches.epoch(0))
     assert batches.steps == 2
     assert sorted(row for batch in seen for row in batch.rows_B[:4].tolist()) == list(range(8))
@@ -147,7 +147,7 @@ def test_behavior_comes_with_norms_scaled_over_all_items() -> None:
     """Norms 0, 1, 3, 5 scale to 0, 0, .5, 1; quantiles .5 of the known put all on one point, so all known count 1."""
     behavior = np.array([[0, 0], [1, 0], [0, 3], [3, 4]], np.float32)
     for quantile, expected in ((0.0, [0, 0, 0.5, 1]), (0.5, [0, 1, 1, 1])):
-        (batch,) = Batches(VECTORS[:4], 4, 0, ALONE, None, behavior, quantile).epoch(0)
+        (batch,) = Batches(VECTORS[:4], 4, 0, SINGLE, None, behavior, quantile).epoch(0)
         assert batch.behavior_BE is not None
         assert batch.scaled_norm_B is not None
         assert np.array_equal(batch.behavior_BE.numpy(), behavior[batch.rows_B.numpy()])
@@ -156,8 +156,8 @@ def test_behavior_comes_with_norms_scaled_over_all_items() -> None:
 
 def test_bad_pairs_and_too_small_batches_are_one_message_each() -> None:
     with pytest.raises(ContractError, match=r"item pairs: expected row numbers in \[0, 1003\), got 0 to 1003"):
-        Batches(VECTORS, 8, 0, ALONE, np.array([[0, 1003]]))
+        Batches(VECTORS, 8, 0, SINGLE, np.array([[0, 1003]]))
     with pytest.raises(ContractError, match=r"item pairs: expected int \[pairs, 2\], at least one, got int64 \(0, 2\)"):
-        Batches(VECTORS, 8, 0, ALONE, np.zeros((0, 2), np.int64))
+        Batches(VECTORS, 8, 0, SINGLE, np.zeros((0, 2), np.int64))
     with pytest.raises(ContractError, match=r"training.batch_size: expected at least 4 for 2 processes, got 3"):
         Batches(VECTORS, 3, 0, Replicas(0, 2), PAIRS)

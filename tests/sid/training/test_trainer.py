@@ -14,7 +14,7 @@ from sidrec.errors import DivergedError
 from sidrec.sid.learners.gradient import build_network
 from sidrec.sid.losses.loss import LossInput, SidLoss
 from sidrec.sid.networks.network import Coded, ItemBatch, Network
-from sidrec.sid.replicas import ALONE
+from sidrec.sid.replicas import SINGLE
 from sidrec.sid.training.batches import Batches
 from sidrec.sid.training.objectives import ScheduledLoss
 from sidrec.sid.training.trainer import Checkpoint, Trainer
@@ -48,8 +48,8 @@ def trained(config: RqVaeConfig | MultiVqConfig = SMALL, *losses: ScheduledLoss,
     torch.manual_seed(0)
     network = build_network(config, (("text", VECTORS.shape[1]),))
     network.measure(VECTORS)
-    batches = Batches(VECTORS, config.training.batch_size, 0, ALONE)
-    trainer = Trainer(network, losses, batches, config.training, 0, ALONE, Checkpoint(None, ""))
+    batches = Batches(VECTORS, config.training.batch_size, 0, SINGLE)
+    trainer = Trainer(network, losses, batches, config.training, 0, SINGLE, Checkpoint(None, ""))
     if run:
         trainer.run()
     return trainer
@@ -128,7 +128,7 @@ def test_codes_separate_known_clusters() -> None:
     config = replace(SMALL, levels=1, codebook_size=16, hidden=(64,), training=Training(epochs=20, batch_size=100))
     torch.manual_seed(0)
     network = build_network(config, (("text", 8),))
-    Trainer(network, (), Batches(vectors, 100, 0, ALONE), config.training, 0, ALONE, Checkpoint(None, "")).run()
+    Trainer(network, (), Batches(vectors, 100, 0, SINGLE), config.training, 0, SINGLE, Checkpoint(None, "")).run()
     codes = network.encode(torch.from_numpy(vectors))[0][:, 0].reshape(8, 50)
     clusters_of_code = torch.stack([torch.bincount(cluster, minlength=16) > 0 for cluster in codes]).sum(dim=0)
     assert clusters_of_code.max() == 1
