@@ -1,6 +1,10 @@
-"""Resources that this process may use: cores, threads, memory and folders, within the container's limits."""
+"""The machine of this process: cores, threads, memory and folders within the container's limits, and its torchrun."""
 
 import os
+import sys
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -75,3 +79,52 @@ def _text(path: Path) -> str:
         return path.read_text().strip()
     except OSError:
         return ""
+
+
+# torchrun starts ranks, and leaves them running when it is killed.
+
+
+INTERVAL = 0.5  # seconds between two looks at the parent process
+LAUNCHERS = ("python", "torchrun", "elastic")
+"""Words in the names of processes that may be a torchrun."""
+
+
+def end_with_launcher() -> None:
+    """Ends this rank when its torchrun exits; no-op outside torchrun.
+
+    A rank that outlives its torchrun would run for ever, and the next start of the command would train into the same
+    run directory at the same time. Call this before slow imports: if torchrun has exited by then, the rank has been
+    re-parented, and is recognised as an orphan only if its new parent is no Python process.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        launcher = os.getppid()
+        if _adopts(launcher):
+            _end()
+        threading.Thread(target=_watch, args=(launcher,), daemon=True, name="end with launcher").start()
+
+
+def _adopts(parent: int) -> bool:
+    """Whether orphans are re-parented to this process, and it is not a torchrun that is process 1 of a container."""
+    try:
+        process = psutil.Process(parent)
+        names = [process.name()]
+        if parent != 1 and names != ["systemd"]:
+            return False
+        with suppress(psutil.AccessDenied):
+            names.append(Path(process.exe()).name)
+    except psutil.Error:
+        return False
+    return not any(word in name for name in names for word in LAUNCHERS)
+
+
+def _watch(launcher: int) -> None:
+    while os.getppid() == launcher:
+        time.sleep(INTERVAL)
+    _end()
+
+
+def _end() -> None:
+    print(
+        f"sidrec: rank {os.environ.get('RANK')} ends: torchrun, which started it, is gone", file=sys.stderr, flush=True
+    )
+    os._exit(1)

@@ -9,7 +9,7 @@ import pytest
 
 from sidrec.cli import doctor as entry
 from sidrec.doctor import machine_checks as doctor
-from sidrec.preflight.findings import Finding
+from sidrec.preflight import Finding
 
 
 def test_a_sound_installation() -> None:

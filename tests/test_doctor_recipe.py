@@ -8,7 +8,7 @@ import pytest
 from sidrec import cli
 from sidrec.cli.doctor import doctor
 from sidrec.config import save
-from sidrec.preflight.findings import Finding
+from sidrec.preflight import Finding
 from tests.small_log import small_recipe, write_small_log
 from tests.train.refusals import TRAIN, truncate
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sidrec.launcher import _adopts, end_with_launcher
+from sidrec.machine import _adopts, end_with_launcher
 
 ROOT = Path(__file__).parents[1]
-RANK = "import time; from sidrec.launcher import end_with_launcher; end_with_launcher(); print('up'); time.sleep(600)"
+RANK = "import time; from sidrec.machine import end_with_launcher; end_with_launcher(); print('up'); time.sleep(600)"
 LAUNCHER = f"""
 import subprocess, sys
 rank = subprocess.Popen([sys.executable, "-u", "-c", {RANK!r}], stdout=subprocess.PIPE, start_new_session=True)

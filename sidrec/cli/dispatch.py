@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from sidrec import __version__
 from sidrec.command_line import run
 from sidrec.errors import ConfigError
-from sidrec.launcher import end_with_launcher
+from sidrec.machine import end_with_launcher
 from sidrec.stack import require_stack
 from sidrec.text import did_you_mean
 

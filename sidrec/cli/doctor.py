@@ -20,7 +20,7 @@ from sidrec.errors import ConfigError
 from sidrec.text import did_you_mean
 
 if TYPE_CHECKING:
-    from sidrec.preflight.findings import Finding
+    from sidrec.preflight import Finding
 
 PROGRAM = "sidrec doctor"
 HELP = describe(
@@ -56,7 +56,7 @@ def doctor(argv: Sequence[str], examine: "Callable[[], list[Finding]] | None" = 
     recipe, options = _read(argv)
 
     from sidrec.doctor import machine_checks
-    from sidrec.preflight.findings import Finding, problems, table
+    from sidrec.preflight import Finding, problems, table
 
     findings = (examine or machine_checks.examine)()
     if recipe is not None:

@@ -1,6 +1,9 @@
 """Checks of this machine: can it train, and if not, which command repairs it?
 
-Imports neither torch nor torchrec: calls that may crash run in subprocesses (sidrec.doctor.probe).
+Imports neither torch nor torchrec: calls that may crash are probes, which run as subprocesses of this file:
+
+    python -m sidrec.doctor.machine_checks lookup
+    torchrun ... -m sidrec.doctor.machine_checks all_reduce
 """
 
 import json
@@ -11,15 +14,17 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from sidrec import machine
-from sidrec.preflight.findings import Finding
+from sidrec.preflight import Finding
 from sidrec.stack import fault, find_stack, repair
 
 GIB = 2**30
 PROBE_SECONDS = 180
+PROBES = "sidrec.doctor.machine_checks"
 PYTHON = shlex.quote(sys.executable)
 
 
@@ -51,7 +56,7 @@ def stack() -> Finding:
 
 def look_up() -> tuple[Finding, int]:
     """A fused embedding lookup with its update works; also returns the number of GPUs that torch sees."""
-    done = _probe([sys.executable, "-m", "sidrec.doctor.probe", "lookup"])
+    done = _run_probe([sys.executable, "-m", PROBES, "lookup"])
     if done.returncode:
         return Finding("fused lookup", "problem", _error_message(done), repair(find_stack())), 0
     facts = json.loads(done.stdout.splitlines()[-1])
@@ -79,9 +84,9 @@ def all_reduce(gpus: int) -> Finding:
         "--nproc-per-node",
         str(ranks),
         "-m",
-        "sidrec.doctor.probe",
+        PROBES,
     ]
-    done = _probe([sys.executable, *launch, "all_reduce"])
+    done = _run_probe([sys.executable, *launch, "all_reduce"])
     if done.returncode:
         command = "NCCL_DEBUG=INFO sidrec doctor" if gpus else "GLOO_SOCKET_IFNAME=lo sidrec doctor"
         return Finding(name, "problem", f"{ranks} rank(s) cannot sum: {_error_message(done)}", command)
@@ -149,7 +154,7 @@ def torchx() -> Finding:
         return Finding("torchx", "note", found, f"{PYTHON} -m pip install 'torchx>=0.7'")
 
 
-def _probe(command: list[str]) -> subprocess.CompletedProcess[str]:
+def _run_probe(command: list[str]) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     try:
         return subprocess.run(
@@ -166,3 +171,64 @@ def _error_message(done: subprocess.CompletedProcess[str]) -> str:
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     errors = [line for line in lines if "Error: " in line or "expected" in line]
     return (errors or lines or [f"exit status {done.returncode}"])[0 if errors else -1][:300]
+
+
+# The probes.
+
+
+def probe_lookup() -> None:
+    """One fused embedding lookup, forward, backward and update; prints JSON.
+
+    Two bags, {0, 2} and {2}, of a table whose row r holds r; SGD of rate 1 on the sum of the pooled vectors.
+
+    The pooled sums are 0 + 2 and 2. Row 2 is in both bags, row 0 in one, row 1 in none: they lose 2, 1 and 0.
+    """
+    import torch
+    from fbgemm_gpu.split_embedding_configs import EmbOptimType
+    from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation
+    from fbgemm_gpu.split_table_batched_embeddings_ops_training import (
+        ComputeDevice,
+        SplitTableBatchedEmbeddingBagsCodegen,
+    )
+
+    gpu = torch.cuda.is_available()
+    location, device = (
+        (EmbeddingLocation.DEVICE, ComputeDevice.CUDA) if gpu else (EmbeddingLocation.HOST, ComputeDevice.CPU)
+    )
+    table = SplitTableBatchedEmbeddingBagsCodegen(
+        [(3, 4, location, device)], optimizer=EmbOptimType.EXACT_SGD, learning_rate=1.0
+    )
+    (weight,) = table.split_embedding_weights()
+    weight.copy_(torch.arange(3.0).unsqueeze(1).expand(3, 4))
+    ids, offsets = (torch.tensor(values, device=weight.device) for values in ([0, 2, 2], [0, 2, 3]))
+    pooled = table(ids, offsets)
+    pooled.sum().backward()
+    _expect("the lookup", pooled[:, 0].tolist(), [2.0, 2.0])
+    _expect("the update", table.split_embedding_weights()[0][:, 0].tolist(), [-1.0, 1.0, 0.0])
+    import torchrec
+
+    print(json.dumps({"torchrec": torchrec.__version__, "gpus": torch.cuda.device_count() if gpu else 0}))
+
+
+def probe_all_reduce() -> None:
+    """Sums rank + 1 over all ranks, by NCCL if every rank has a GPU, else by gloo; expects world * (world + 1) / 2."""
+    import torch
+    import torch.distributed as dist
+
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    gpu = torch.cuda.is_available() and torch.cuda.device_count() >= world
+    device = torch.device("cuda", rank) if gpu else torch.device("cpu")
+    dist.init_process_group("nccl" if gpu else "gloo", timeout=timedelta(seconds=60))
+    total = torch.tensor([rank + 1.0], device=device)
+    dist.all_reduce(total)
+    dist.destroy_process_group()
+    _expect("the sum over the ranks", total.tolist(), [world * (world + 1) / 2])
+
+
+def _expect(what: str, got: list[float], expected: list[float]) -> None:
+    if got != expected:
+        raise SystemExit(f"{what}: expected {expected}, got {got}")
+
+
+if __name__ == "__main__":
+    {"lookup": probe_lookup, "all_reduce": probe_all_reduce}[sys.argv[1]]()

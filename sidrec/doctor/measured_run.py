@@ -25,7 +25,7 @@ import torch
 from sidrec.config import ConfigError, Recipe, load_file, load_saved, save
 from sidrec.errors import SidrecError, print_error
 from sidrec.parallel.process_group import Ranks, gather_objects, joined_ranks
-from sidrec.preflight.findings import Finding
+from sidrec.preflight import Finding
 from sidrec.train.assembly import build_training, open_dataset, open_loader
 from sidrec.train.step import TrainingStep
 from sidrec.train.stopping import synced_batches

@@ -16,13 +16,14 @@ from sidrec.parallel.planning import hardware_here, plan_for
 from sidrec.parallel.sharding import sharders_of
 from sidrec.plans.options import silenced_planner
 from sidrec.plans.workload import recipe_workload
-from sidrec.preflight.capacity_check import available_resources, size
+from sidrec.preflight import Finding, problems
+from sidrec.preflight.capacity_check import available_resources
 from sidrec.preflight.data_checks import FILES
 from sidrec.preflight.data_sample import checksum_finding, read_sample, sample_findings
-from sidrec.preflight.findings import Finding, problems
-from sidrec.preflight.planned_run import PlannedRun
+from sidrec.preflight.resource_estimate import PlannedRun
 from sidrec.preflight.run_checks import read_split_footers, run_findings
 from sidrec.schema import LOG
+from sidrec.text import byte_size
 from sidrec.train.assembly import planned_run
 from sidrec.train.run_directory import RunDirectory
 
@@ -110,5 +111,5 @@ def _duration(run: PlannedRun, measured: bool) -> list[Finding]:
         rate, memory = measure(run.recipe, world)
     except SidrecError as error:
         return [Finding("measured steps", "problem", str(error))]
-    found = f"ranks and loader processes have {size(memory)} of private memory after the measured steps"
+    found = f"ranks and loader processes have {byte_size(memory)} of private memory after the measured steps"
     return [duration_finding(run.recipe, rows, rate), Finding("measured memory", "ok", found)]

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from sidrec import machine
-from sidrec.plans.hardware import GB
-from sidrec.preflight.findings import Finding
+from sidrec.preflight import Finding
 from sidrec.preflight.resource_estimate import RankEstimate, ResourceEstimate, total_bytes
+from sidrec.text import byte_size
 
 LISTED = 4
 """Estimates that a finding lists by name, the largest first."""
@@ -59,7 +59,7 @@ def check_capacity(
         free = available[ranks[0]]
         user = f"{len(ranks)} rank(s)" + (f" of machine {number}" if len(machines) > 1 else "")
         host = _sum_by_name([each for rank in ranks for each in estimates[rank].host])
-        memory.append(_compare("fits memory", user, host, free.memory, f"free of {size(free.limit)}"))
+        memory.append(_compare("fits memory", user, host, free.memory, f"free of {byte_size(free.limit)}"))
         queued = sum(estimates[rank].shared for rank in ranks)
         batches = ResourceEstimate("queued batches", queued, "data.workers, data.batch_size", approximate=True)
         shared.append(_compare("fits /dev/shm", user, [batches] if queued else [], free.shared, "free in /dev/shm"))
@@ -84,17 +84,17 @@ def _compare(
     needed = total_bytes(estimates)
     share = needed / max(1, free)
     if not estimates:
-        return share, Finding(name, "ok", f"{user} take none; {size(free)} {free_where}")
+        return share, Finding(name, "ok", f"{user} take none; {byte_size(free)} {free_where}")
     listed = estimates[:LISTED]
     about = "about " if any(each.approximate for each in estimates) else ""
-    parts = ", ".join(f"{each.name} {'about ' if each.approximate else ''}{size(each.bytes)}" for each in listed)
+    parts = ", ".join(f"{each.name} {'about ' if each.approximate else ''}{byte_size(each.bytes)}" for each in listed)
     if len(estimates) > LISTED:
         parts += f", {len(estimates) - LISTED} smaller ones"
     if needed > free:
         message = f"{user}: expected {about}{needed:,} bytes ({parts}), got {free:,} {free_where}"
         keys = ", ".join(dict.fromkeys(each.recipe_keys for each in listed if each.recipe_keys))
         return share, Finding(name, "problem", message, f"change {keys}, or give it more")
-    message = f"{user} will take {about}{size(needed)} more ({parts}); {size(free)} {free_where}"
+    message = f"{user} will take {about}{byte_size(needed)} more ({parts}); {byte_size(free)} {free_where}"
     return share, Finding(name, "note" if share > TIGHT else "ok", message)
 
 
@@ -109,14 +109,6 @@ def _sum_by_name(estimates: Sequence[ResourceEstimate]) -> list[ResourceEstimate
 
 def _least_to_spare(compared: Sequence[tuple[float, Finding]]) -> Finding:
     return max(compared, key=lambda share_and_finding: share_and_finding[0])[1]
-
-
-def size(count: float) -> str:
-    """A number of bytes in GB, MB or kB."""
-    for unit, name in ((GB, "GB"), (10**6, "MB"), (10**3, "kB")):
-        if abs(count) >= unit:
-            return f"{count / unit:,.2f} {name}"
-    return f"{count:,.0f} bytes"
 
 
 def available_resources(runs: Path, device: torch.device) -> AvailableResources:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from sidrec.data.rows import RowGroup, decode
 from sidrec.io.files import readable
-from sidrec.preflight.findings import Finding
-from sidrec.preflight.planned_run import PlannedRun
+from sidrec.preflight import Finding
+from sidrec.preflight.resource_estimate import PlannedRun
 from sidrec.schema import HISTORY, ITEM_ID, LABEL, LOG, ContractError, LogFile, Manifest, log_schema
 
 LARGE = 1e6

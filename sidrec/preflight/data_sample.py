@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from sidrec.data.rows import broken_rows, check_time_order
 from sidrec.io.files import readable
+from sidrec.preflight import Finding
 from sidrec.preflight.data_checks import evenly
-from sidrec.preflight.findings import Finding
 from sidrec.schema import HISTORY, LABEL, TIMESTAMP, ContractError, LogFile, Manifest, crc32_of, log_schema
 
 GROUPS = 4

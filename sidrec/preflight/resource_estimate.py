@@ -1,4 +1,4 @@
-"""What a planned run will allocate: memory of each rank, /dev/shm and disk, by cause.
+"""A planned run, and what it will allocate: memory of each rank, /dev/shm and disk, by cause.
 
 Estimates count what is allocated after the libraries are imported. Their parts: tables by the sharding plan
 (`rank_tables`), loader processes (`loader_memory`), one training step (`sidrec.preflight.step_memory`).
@@ -6,22 +6,27 @@ Estimates count what is allocated after the libraries are imported. Their parts:
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from torch import nn
 from torchrec.distributed.types import ModuleSharder, ShardingPlan
 from torchrec.modules.mc_modules import ManagedCollisionModule
 
+from sidrec.config import Recipe
 from sidrec.config.recipe import DataConfig, DenseOptimizer
+from sidrec.data.dataset import Sizes
 from sidrec.data.item_tables import ItemTables
+from sidrec.data.loader import columns_of
 from sidrec.data.rows import Columns
+from sidrec.data.worker import PER_BAG
 from sidrec.parallel.sharding import ROWS_AT_A_TIME
 from sidrec.plans.cost import REPLICATED
 from sidrec.plans.hardware import Hardware
 from sidrec.plans.options import STATE_BYTES, in_host_memory, options_of, table_bytes
 from sidrec.plans.workload import Workload
-from sidrec.preflight.planned_run import PlannedRun
-from sidrec.preflight.step_memory import lookup_bytes, saved_for_backward
+from sidrec.preflight.step_memory import BatchShape, lookup_bytes, saved_for_backward
+from sidrec.schema import Manifest
 
 FILLING = 20
 """Bytes for each value while a table is filled: drawn twice in float64, then cast to float32."""
@@ -37,6 +42,58 @@ FORK_SERVER = 60 << 20
 """Private bytes of the fork server and the resource tracker of a rank's loader processes (measured)."""
 DENSE_STATES = {"adam": 2, "adamw": 2, "adagrad": 1}
 """Values that torch's optimizer keeps for each parameter."""
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A recipe with its data, its sharding plan and the hardware. Holds no allocated table.
+
+    unique_items: expected item bags in a step of one rank. plan: places each table on ranks. hardware: numbers of ranks
+    and machines.
+    """
+
+    recipe: Recipe
+    manifest: Manifest
+    tables: ItemTables
+    sizes: Sizes
+    workload: Workload
+    unique_items: float
+    hardware: Hardware
+    plan: ShardingPlan
+    sharders: Sequence[ModuleSharder[nn.Module]]
+
+    @cached_property
+    def columns(self) -> Columns:
+        """Columns that are read from the log."""
+        return columns_of(self.recipe.data, self.recipe.model, self.manifest)
+
+    @cached_property
+    def batch(self) -> BatchShape:
+        """The largest batch of a rank."""
+        widths = {
+            name: values.shape[1] if hasattr(values, "shape") else 0 for name, values in self.tables.per_item.items()
+        }
+        if "content_UV" in widths:
+            widths["content_UV"] = self.sizes.content
+        return BatchShape(
+            rows=max(1, self.recipe.data.batch_size // self.hardware.world),
+            bags=1 + round(self.unique_items),
+            history=self.recipe.data.history_length,
+            dense=self.sizes.dense,
+            stats=len(self.sizes.stats_mean),
+            item_features=self.tables.features,
+            context=tuple(self.sizes.context_rows),
+            per_item={name: widths.get(name, 0) for name in PER_BAG},
+        )
+
+    @property
+    def evaluated(self) -> tuple[str, ...]:
+        """Splits that are evaluated, without repetition."""
+        best = self.recipe.checkpoint.best
+        return tuple(dict.fromkeys((*self.recipe.evaluate.splits, *((best.split,) if best else ()))))
+
+
+# Estimates.
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from sidrec.config import Recipe
 from sidrec.data.item_tables import impressions_by_id
 from sidrec.errors import DisagreementError, PreflightError
 from sidrec.parallel.process_group import Ranks, gather_objects, raise_on_all_ranks, run_on_all_ranks
+from sidrec.preflight import Finding, lines, problems
 from sidrec.preflight.capacity_check import AvailableResources, available_resources, check_capacity, folder_bytes
 from sidrec.preflight.data_checks import (
     FILES,
@@ -24,9 +25,7 @@ from sidrec.preflight.data_checks import (
     read_footers,
     semantic_id_finding,
 )
-from sidrec.preflight.findings import Finding, lines, problems
-from sidrec.preflight.planned_run import PlannedRun
-from sidrec.preflight.resource_estimate import estimate_disk, estimate_ranks
+from sidrec.preflight.resource_estimate import PlannedRun, estimate_disk, estimate_ranks
 from sidrec.schema import ITEM_ID, ITEMS, LOG, MANIFEST
 from sidrec.stack import find_stack
 

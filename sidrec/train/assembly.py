@@ -20,7 +20,7 @@ from sidrec.parallel.sharding import shard, sharders_of
 from sidrec.plans.hardware import Hardware
 from sidrec.plans.plan_file import PlanFile, plan_file_of
 from sidrec.plans.workload import RecipeWorkload, Workload, recipe_workload
-from sidrec.preflight.planned_run import PlannedRun
+from sidrec.preflight.resource_estimate import PlannedRun
 from sidrec.preflight.run_checks import check_run
 from sidrec.train.optimizers import ScheduledOptimizer, build_optimizer
 

@@ -1,4 +1,4 @@
-"""The train component with `sidrec.doctor.probe` in place of `sidrec.train`: real ranks that sum, without data."""
+"""The train component with the doctor's all-reduce probe in place of `sidrec.train`: real ranks, no data."""
 
 from torchx import specs
 
@@ -12,5 +12,5 @@ def probe(ranks: int) -> specs.AppDef:
         ranks: processes
     """
     app = components.train("all_reduce", ranks=ranks)
-    app.roles[0].args[1] = app.roles[0].args[1].replace("-m sidrec.train", "-m sidrec.doctor.probe")
+    app.roles[0].args[1] = app.roles[0].args[1].replace("-m sidrec.train", "-m sidrec.doctor.machine_checks")
     return app

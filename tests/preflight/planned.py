@@ -9,7 +9,7 @@ from sidrec.data.dataset import read_dataset
 from sidrec.parallel.planning import hardware_here, plan_for
 from sidrec.parallel.sharding import sharders_of
 from sidrec.plans.workload import recipe_workload
-from sidrec.preflight.planned_run import PlannedRun
+from sidrec.preflight.resource_estimate import PlannedRun
 from sidrec.train.assembly import planned_run
 from tests.small_log import small_recipe, write_small_log
 

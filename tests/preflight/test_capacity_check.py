@@ -11,9 +11,9 @@ from sidrec.preflight.capacity_check import (
     check_capacity,
     folder_bytes,
     nearest_existing,
-    size,
 )
 from sidrec.preflight.resource_estimate import RankEstimate, ResourceEstimate
+from sidrec.text import byte_size
 from tests.preflight.planned import CPU
 
 TABLES, STEP = (
@@ -36,7 +36,7 @@ def test_what_fits() -> None:
     found = check_capacity(estimates(2, shared=50), [AVAILABLE] * 2, 2, CHECKPOINTS, held=0)
     assert states(found) == {"fits memory": "ok", "fits /dev/shm": "ok", "fits disk": "ok"}
     assert found[0].found == (
-        "2 rank(s) will take about 1.80 kB more (tables 1.20 kB, a step about 600 bytes); 10.00 kB free of 20.00 kB"
+        "2 rank(s) will take about 1.8 kB more (tables 1.2 kB, a step about 600 B); 10 kB free of 20 kB"
     )
 
 
@@ -46,7 +46,7 @@ def test_a_shortage_names_bytes_needed_bytes_there_and_keys() -> None:
     found = check_capacity(estimates(11), [available] * 11, 11, CHECKPOINTS, held=0)[0]
     assert found.state == "problem"
     assert found.found.startswith(
-        "11 rank(s): expected about 9,900 bytes (tables 6.60 kB, a step about 3.30 kB), got 9,000"
+        "11 rank(s): expected about 9,900 bytes (tables 6.6 kB, a step about 3.3 kB), got 9,000"
     )
     assert found.repair == "change model.embedding_dim, data.batch_size, or give it more"
 
@@ -70,7 +70,7 @@ def test_gpu_memory_is_each_ranks_own() -> None:
     crowded = AvailableResources(memory=10_000, limit=20_000, shared=500, device=1_400, disk=3_000)
     found = check_capacity(estimates(2, device=device), [AVAILABLE, crowded], 2, CHECKPOINTS, held=0)
     gpu = next(finding for finding in found if finding.name == "fits GPU memory")
-    assert gpu.found == "rank 1: expected 1,500 bytes (tables 1.50 kB), got 1,400 free"
+    assert gpu.found == "rank 1: expected 1,500 bytes (tables 1.5 kB), got 1,400 free"
 
 
 def test_checkpoints_that_are_there_already_are_not_counted_again() -> None:
@@ -100,9 +100,7 @@ def test_bytes_of_a_folder(tmp_path: Path) -> None:
     assert folder_bytes(tmp_path / "a" / "b") == 3
 
 
-@pytest.mark.parametrize(
-    ("count", "text"), [(12, "12 bytes"), (1_500, "1.50 kB"), (2.5e9, "2.50 GB"), (-7e6, "-7.00 MB")]
-)
+@pytest.mark.parametrize(("count", "text"), [(12, "12 B"), (1_500, "1.5 kB"), (2.5e9, "2.5 GB"), (-7e6, "-7 MB")])
 def test_sizes(count: float, text: str) -> None:
-    assert size(count) == text
+    assert byte_size(count) == text
     assert re.fullmatch(r"-?[\d.,]+ \w+", text)

@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from sidrec.data.item_tables import impressions_by_id
+from sidrec.preflight import Finding
 from sidrec.preflight.data_checks import check_values, evenly, footer_findings, read_footers, semantic_id_finding
 from sidrec.preflight.data_sample import SplitSample, checksum_finding, read_sample, sample_findings
-from sidrec.preflight.findings import Finding
-from sidrec.preflight.planned_run import PlannedRun
+from sidrec.preflight.resource_estimate import PlannedRun
 from sidrec.schema import ITEM_ID, ITEMS, LOG, ContractError, LogFile, load_manifest, save_manifest
 from tests.preflight.planned import planned
 from tests.small_log import small_recipe, write_small_log

@@ -30,7 +30,7 @@ def test_a_run_that_does_not_fit_is_refused_and_leaves_nothing_behind(
     monkeypatch.setattr(machine, "memory", lambda: (5_000_000, 20_000_000_000))
     sentence = refusal(capsys, start_training(recipe_of(folder, data={"workers": 1})))
     assert sentence.startswith("preflight: fits memory: 1 rank(s): expected about ")
-    assert "got 5,000,000 free of 20.00 GB (change data.workers, data.shuffle_rows, " in sentence
+    assert "got 5,000,000 free of 20 GB (change data.workers, data.shuffle_rows, " in sentence
     assert sentence.endswith("train.preflight: warn trains all the same")
     assert not (folder / "runs").exists()
 
