@@ -1,4 +1,4 @@
-"""What a checkpoint costs training, in the background and not, and what a resumed run waits for.
+"""Cost of a checkpoint to training, in the background and in the foreground, and time to resume.
 
     python -m benchmarks.checkpoint_cost [--shape small large] [--rounds 5] [--steps 20] [--folder DIR] [--write]
     torchrun --nproc-per-node 2 -m benchmarks.checkpoint_cost ...
@@ -246,7 +246,7 @@ def main() -> None:
 
 
 def resume_phases(recipe: Recipe, data: Dataset, folder: Path, ranks: Ranks) -> dict[str, float]:
-    """Seconds of what a resumed run does before its first step, beside opening its data."""
+    """Phase -> seconds of a resumed run before its first step, except opening its data."""
     seconds: dict[str, float] = {}
     code = "import time; s = time.perf_counter(); import sidrec.train.run; print(time.perf_counter() - s)"
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""What recorded runs support: differences between variants, with intervals over users and over paired seeds.
+"""Differences between variants that recorded runs support, with intervals over users and over paired seeds.
 
     python -m benchmarks.claims          writes benchmarks/results/claims.json
 

@@ -3,7 +3,7 @@
     python -m benchmarks.command_times [NAME ...] [--write]      NAME: start, plans, demo; all of them by default
 
 CPU seconds are of the command and its processes, wall seconds of the command. `start` is the median of three runs, the
-rest run once. --write puts the figures and conditions into command_times.json, beside those of the other names.
+rest run once. --write puts figures and conditions into command_times.json; those of other names stay.
 """
 
 import argparse

@@ -163,10 +163,10 @@ def draw(path: Path, losses: Mapping[str, list[float]]) -> None:
 def report(losses: Mapping[str, list[float]], facts: Mapping[str, object]) -> str:
     """Table, picture and conditions."""
     words = " ".join(__doc__.split("\n\n")[2].split())
-    told = "\n".join(f"* {name}: {value}" for name, value in facts.items())
+    listed = "\n".join(f"* {name}: {value}" for name, value in facts.items())
     picture = f"![Losses by step, and their differences]({RESULT.with_suffix('.png').name})"
     title = "# DLRM on Criteo's files, read by TorchRec and by sidrec"
-    return "\n\n".join([title, table(losses), picture, words, told]) + "\n"
+    return "\n\n".join([title, table(losses), picture, words, listed]) + "\n"
 
 
 def main() -> None:

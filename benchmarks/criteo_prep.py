@@ -59,17 +59,17 @@ def run_alone(name: str, source: Path, folder: Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory(dir=folder) as out:
         command = [sys.executable, "-m", "benchmarks.criteo_prep_alone", name, str(source), out]
         environment = os.environ | {"POLARS_MAX_THREADS": "1", "OMP_NUM_THREADS": "1"}
-        told = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return json.loads(told.splitlines()[-1])
+        output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(output.splitlines()[-1])
 
 
 def compare(small: Path, large: Path, rows: Mapping[Path, int], rounds: int) -> list[dict[str, Any]]:
     """One entry per contender and file; contenders take turns. TorchRec's script meets the small file alone."""
     names = list(CONTENDERS)
     turns = [(name, small) for name in names] * rounds + [(name, large) for name in names if name.startswith("sidrec")]
-    told: dict[tuple[str, Path], list[dict[str, float]]] = {}
+    measured: dict[tuple[str, Path], list[dict[str, float]]] = {}
     for name, source in turns:
-        told.setdefault((name, source), []).append(run_alone(name, source, source.parent))
+        measured.setdefault((name, source), []).append(run_alone(name, source, source.parent))
     return [
         {
             "contender": name,
@@ -78,7 +78,7 @@ def compare(small: Path, large: Path, rows: Mapping[Path, int], rounds: int) -> 
             "peak_mib": max(one["peak_mib"] for one in runs),
             "before_mib": max(one["before_mib"] for one in runs),
         }
-        for (name, source), runs in told.items()
+        for (name, source), runs in measured.items()
     ]
 
 
@@ -101,8 +101,8 @@ def count_rows(path: Path) -> int:
 def report(lines: list[dict[str, Any]], facts: Mapping[str, object]) -> str:
     """Table and conditions."""
     words = " ".join(__doc__.split("\n\n")[2].split())
-    told = "\n".join(f"* {name}: {value}" for name, value in facts.items())
-    return f"# What preparing Criteo's log costs\n\n{table(lines)}\n\n{words}\n\n{told}\n"
+    listed = "\n".join(f"* {name}: {value}" for name, value in facts.items())
+    return f"# What preparing Criteo's log costs\n\n{table(lines)}\n\n{words}\n\n{listed}\n"
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """One preparation of a Criteo log in a process of its own: `python -m benchmarks.criteo_prep_alone NAME SOURCE OUT`.
 
-Prints CPU seconds and peak memory as JSON. Imports little, so that little is taken for the preparation's.
+Prints CPU seconds and peak memory as JSON. Imports little, so that the figures are the preparation's.
 """
 
 import json
@@ -38,7 +38,7 @@ def torchrec_script(source: Path, out: Path) -> None:
 
 
 def with_plain_files() -> None:
-    """TorchRec's Criteo code opens files through iopath, which it does not install: the built-in open stands for it."""
+    """Replaces iopath, which TorchRec's Criteo code imports but does not install, by the built-in open."""
 
     class PathManager:
         open = staticmethod(open)

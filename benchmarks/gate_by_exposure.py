@@ -1,6 +1,6 @@
 """The gate by exposure over a variant's seeds: `python -m benchmarks.gate_by_exposure STUDY.yaml DATASET VARIANT`.
 
-Reads the runs' gate_<split>.json and writes gate_DATASET_VARIANT.{json,png} beside the study's report.
+Reads the runs' gate_<split>.json and writes gate_DATASET_VARIANT.{json,png} into the study's results.
 """
 
 import json

@@ -1,10 +1,10 @@
-"""Plans as engineers lay them by hand, for `sidrec bench plans` to measure beside one sharding type for all tables.
+"""Plans that engineers make by hand, for `sidrec bench plans` to compare with one sharding type for all tables.
 
     sidrec plan SUBJECT --world 2 --local-world 2 --device cpu --export base.json
     python -m benchmarks.plan_variants base.json OUT
     sidrec bench plans SUBJECT --plans auto,table_wise,OUT/one_rank.json,...
 
-On one machine, with tables too narrow to be cut by columns, several sharding types are the same plan; these are not.
+On one machine, with tables too narrow to cut by columns, several sharding types give the same plan; these differ.
 """
 
 import argparse
@@ -21,7 +21,7 @@ MIB = 1 << 20
 
 
 class Tables:
-    """A plan's tables, the largest first, and who gets the next one."""
+    """A plan's tables, largest first, and the rank that gets the next one."""
 
     def __init__(self, plan: PlanFile) -> None:
         self.all_ranks = tuple(range(plan.world))
@@ -51,7 +51,7 @@ class Tables:
 
 
 Rule = Callable[[Tables, int, TableLayout], TableLayout]
-"""How the table is laid that so many are larger than."""
+"""Tables, number of larger tables, table -> its layout."""
 
 
 def replicated_up_to(mib: int) -> Rule:
@@ -79,7 +79,7 @@ VARIANTS: Mapping[str, Rule] = {
 
 
 def variants(plan: PlanFile) -> Iterator[tuple[str, PlanFile]]:
-    """The same tables on the same ranks, laid otherwise."""
+    """The same tables on the same ranks, under other layouts."""
     for name, rule in VARIANTS.items():
         tables = Tables(plan)
         laid: dict[str, dict[str, TableLayout]] = {path: {} for path in plan.tables}

@@ -1,4 +1,4 @@
-"""What plugging SID-Coord into a TorchRec model costs: CPU time of a training step, beside the model written by hand.
+"""Cost of plugging SID-Coord into a TorchRec model: CPU time of a training step, compared to the model by hand.
 
     OMP_NUM_THREADS=1 python -m benchmarks.plugged_step_time [--model dlrm dlrm_dcn deepfm] [--rounds 10] [--write]
 

@@ -1,4 +1,4 @@
-"""Models of other libraries beside the plugged ones, each with its own default loop body; skipped where not installed.
+"""The same models in other libraries, each with its default loop body; skipped if not installed.
 
 FuxiCTR's DLRM lives in its repository, not in its package: PYTHONPATH must have a checkout (2.3.10, commit 0245987).
 DeepCTR-Torch 0.3.0 is a package.
@@ -21,7 +21,7 @@ _DENSE_NAMES = tuple(f"I{column}" for column in range(1, DENSE + 1))
 
 
 def peers(model: str, batches: Sequence[CriteoRows], steps: int) -> dict[str, Turn]:
-    """Turns of `steps` steps of what other libraries have in the place of a TorchRec model."""
+    """Turns of `steps` steps of the models of other libraries."""
     turns = {}
     for name, build in _PEERS[model].items():
         try:

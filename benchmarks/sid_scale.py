@@ -1,4 +1,4 @@
-"""Semantic ids for very many items: what `sidrec fit` costs, as a person runs it, with one thread.
+"""Cost of `sidrec fit` for ten million items, run as a command with one thread.
 
     python -m benchmarks.sid_scale DATA --write
 

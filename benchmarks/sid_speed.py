@@ -1,10 +1,10 @@
-"""What learning codes costs, beside well-known libraries that do the same work by hand.
+"""Cost of learning codes, compared to the same work by hand with well-known libraries.
 
     OMP_NUM_THREADS=1 python -m benchmarks.sid_speed --write
 
-* RQ-KMeans, fit and encode, beside faiss called by hand: level by level the same searches (one growing k-means, two
+* RQ-KMeans, fit and encode, against faiss called by hand: level by level the same searches (one growing k-means, two
   plain ones), the better kept, its centroids subtracted; and `faiss.knn` level by level for the codes.
-* A training step of RQ-VAE beside the same encoder, decoder and AdamW with `ResidualVQ` of vector-quantize-pytorch:
+* A training step of RQ-VAE against the same encoder, decoder and AdamW with `ResidualVQ` of vector-quantize-pytorch:
   codebooks learned by gradients, which is our own work, and by moving averages, which is that library's default.
 
 Everything alternates in one process on one pinned core with one thread; a ratio is of CPU seconds of the same round.

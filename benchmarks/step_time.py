@@ -1,4 +1,4 @@
-"""What SID-Coord costs: CPU time of a training step against its HID-only twin, by parts, and without deduplication.
+"""Cost of SID-Coord: CPU time of a training step against its HID-only twin, by parts, and without deduplication.
 
     python -m benchmarks.step_time [--shape beauty criteo] [--rounds 12] [--steps 3] [--write]
 

@@ -1,9 +1,9 @@
-"""The tail taken apart: items that training has met, and cold ones, of which a hashed id knows nothing.
+"""The tail slice divided into items seen in training and cold items, whose hashed ids are untrained.
 
     python -m benchmarks.warm_tail benchmarks/studies/rivals_beauty.yaml [--write]
 
-Reads the predictions of a study's finished runs from their run directories. --write puts warm_tail.md beside the
-study's other results.
+Reads the predictions of a study's finished runs from their run directories. --write puts warm_tail.md into the
+study's results.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main() -> None:
     """Prints a table per data set."""
     parser = argparse.ArgumentParser(description="AUC on the tail, on its warm items and on its cold ones.")
     parser.add_argument("study", type=Path)
-    parser.add_argument("--write", action="store_true", help="write warm_tail.md beside the study's results")
+    parser.add_argument("--write", action="store_true", help="write warm_tail.md into the study's results")
     arguments = parser.parse_args()
     study = load_study(arguments.study)
     found: dict[str, dict[str, list[list[float | None]]]] = defaultdict(lambda: defaultdict(list))

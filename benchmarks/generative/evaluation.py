@@ -25,7 +25,7 @@ def gains_at(rank_U: np.ndarray, credit_U: np.ndarray, longest: int) -> dict[str
     rank_U: place of the user's target in the list, from 1; 0 where it is not in it.
     credit_U: what finding it is worth. With 1 everywhere these are the metrics of SIDs. With 1 / g for a SID that g
         items share they are those of items (collision-corrected evaluation, arXiv 2605.25330): the expected value when
-        every SID of the list stands for one of its items, drawn at random. The ideal list is worth 1 either way.
+        every SID of the list shows one of its items, drawn at random. The ideal list is worth 1 either way.
     """
     found = {}
     gain_U = np.where(rank_U > 0, credit_U / np.log2(np.maximum(rank_U, 1) + 1), 0.0)

@@ -1,10 +1,10 @@
-"""Several catalogs beside each other: `python -m benchmarks.generative.report FOLDER --reference NAME`.
+"""Compares several catalogs: `python -m benchmarks.generative.report FOLDER --reference NAME`.
 
 FOLDER holds results of `python -m benchmarks.generative`, NAME.json or, for several seeds, NAME-seed0.json,
 NAME-seed1.json and so on; NAME is what the report calls the catalog. Results that cannot be compared are refused: all
 settings but the seed and the use of token weights, and the log, must be the same.
 
-Written into FOLDER, at every call anew: report.md and report.png.
+Writes FOLDER/report.md and FOLDER/report.png.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""What a run leaves: its settings and figures as JSON, and each user's rank beside it.
+"""The files of a run: settings and figures as JSON, and each user's rank as NPZ.
 
 U users with a target and a history.
 """
@@ -186,7 +186,7 @@ def _sha256(text: str) -> str:
 def is_finished(out: Path, wanted: str) -> bool:
     """Whether `out` holds the result of these settings; one of others may be replaced.
 
-    Raises ContractError where `out` is something else or cannot be written, so that nobody trains for nothing.
+    Raises ContractError where `out` is something else or cannot be written, so that this is known before training.
     """
     obstacle = unwritable(out.parent)
     if obstacle:

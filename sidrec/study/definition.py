@@ -46,7 +46,7 @@ class Study:
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2, 3, 4)
     """One run for each data set, variant and seed."""
     seeds_of: dict[str, Annotated[tuple[int, ...], Field(min_length=1)]] = field(default_factory=dict)
-    """Variant -> its own seeds, in the place of `seeds`: for more seeds of variants that are close."""
+    """Variant -> its own seeds, instead of `seeds`: for more seeds of variants that are close."""
     tuned: dict[str, dict[str, Overrides]] = field(default_factory=dict)
     """Data set -> variant -> overrides that a tuning study found; merged last."""
     trials: dict[str, dict[str, Overrides]] = field(default_factory=dict)

@@ -1,6 +1,6 @@
 """A study's tables and pictures, made from recorded results alone.
 
-`report` writes summary.json, report.md and DATASET.png; `tuning_report` writes best.yaml in the picture's place.
+`report` writes summary.json, report.md and DATASET.png; `tuning_report` writes best.yaml instead of the picture.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,8 +1,8 @@
 """Recorded results of runs: RESULTS/STUDY/runs.parquet, one row per finished run, and the conditions they name.
 
 `ResultTable` keeps one TypedDict per row: text and numbers are columns of their type, everything else is JSON text in
-a string column, so that a row reads back equal. A row is replaced in one step, also beside other processes that record
-results in the same file.
+a string column, so that a row reads back equal. A row is replaced in one step, under a lock, so
+that several processes can record results in the same file.
 """
 
 import fcntl
@@ -100,7 +100,7 @@ class ResultTable(Generic[T]):
         return self.read().get(key)
 
     def put(self, result: T) -> None:
-        """Adds the result, in the place of one with the same key."""
+        """Adds the result, or replaces the one with the same key."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(self.path.parent):
             results = self.read()

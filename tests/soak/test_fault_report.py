@@ -7,7 +7,7 @@ import pytest
 
 from tests.soak.faults.campaign import report_text
 from tests.soak.faults.faults import Kind, Moment, Strike
-from tests.soak.faults.victim import EXACT, Difference, Outcome, across_worlds
+from tests.soak.faults.killed_run import EXACT, Difference, Outcome, across_worlds
 
 RESULT = {
     "conditions": {"commit": "abc"},
@@ -44,7 +44,7 @@ def test_kills_are_counted_and_costs_are_medians() -> None:
         "| starting | 1 |",
         "| newest: cut | 1 |",
         "| 2 | hand | 7.5, 9.0 | 1, 7 |",
-        "Told to stop while training, all ranks had left after 2.5 s (most: 2.5 s).",
+        "After SIGTERM while training, all ranks had left after 2.5 s (most: 2.5 s).",
     ):
         assert row in lines
 

@@ -1,4 +1,4 @@
-"""Trainings that are killed in earnest end as one that was not; the campaign's judge sees when they do not."""
+"""Trainings that are killed end as an uninterrupted one, and the comparison finds where they do not."""
 
 import json
 import shutil
@@ -13,12 +13,12 @@ from sidrec.config import Recipe
 from sidrec.train.ledger_check import ledger_files
 from tests.small_log import small_recipe, write_small_log
 from tests.soak.faults.faults import Fault, Kind, Moment
-from tests.soak.faults.victim import (
+from tests.soak.faults.killed_run import (
     ACROSS_WORLDS,
     EXACT,
+    KilledRun,
     Outcome,
     Reference,
-    Victim,
     compare,
     difference,
     make_reference,
@@ -42,9 +42,9 @@ def alone(recipe: Recipe) -> Reference:
 def struck(
     recipe: Recipe, reference: Reference, world: int, faults: list[Fault], damaged: float, restarts: int
 ) -> Outcome:
-    victim = Victim(replace(recipe, name="struck"), (world,), faults, reference, 0, NEVER, damaged, [restarts])
-    outcome = victim.run()
-    assert not outcome.complaints, f"{outcome.complaints}\n{victim.log.read_text()}"
+    killed_run = KilledRun(replace(recipe, name="struck"), (world,), faults, reference, 0, NEVER, damaged, [restarts])
+    outcome = killed_run.run()
+    assert not outcome.complaints, f"{outcome.complaints}\n{killed_run.log.read_text()}"
     assert outcome.differs == EXACT, "on as many ranks, every bit is the same"
     assert [strike.kind for strike in outcome.strikes] == [fault.kind for fault in faults]
     return outcome

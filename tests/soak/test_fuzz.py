@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from sidrec.config import ConfigError
-from tests.soak.fuzz.campaign import Campaign, in_a_process, write_report
-from tests.soak.fuzz.cases import Case, draw, load_case, make_sound
+from tests.soak.fuzz.campaign import Campaign, run_in_process, write_report
+from tests.soak.fuzz.cases import Case, draw, load_case, write_sound_files
 from tests.soak.fuzz.judge import Outcome, judge
 from tests.soak.fuzz.kinds import KINDS
 
@@ -23,7 +23,7 @@ CASES, SEED = 200, 0
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sound")
-    make_sound(folder)
+    write_sound_files(folder)
     return folder
 
 
@@ -111,10 +111,10 @@ def _crash(cases: Sequence[int | Case], seed: int, sound: Path, work: Path, conn
 
 
 def test_a_process_that_hangs_is_killed(tmp_path: Path) -> None:
-    ran = list(in_a_process([4, 5, 6], 0, tmp_path, run=_hang, hangs=5.0))
+    ran = list(run_in_process([4, 5, 6], 0, tmp_path, run=_hang, hangs=5.0))
     assert [(one.number, one.outcome.verdict) for one in ran] == [(4, "refused"), (5, "hang")]
 
 
 def test_a_process_that_dies_is_noted(tmp_path: Path) -> None:
-    (ran,) = in_a_process([4, 5], 0, tmp_path, run=_crash)
+    (ran,) = run_in_process([4, 5], 0, tmp_path, run=_crash)
     assert (ran.number, ran.outcome) == (4, Outcome("crash", f"exit status {-signal.SIGSEGV}"))

@@ -1,4 +1,4 @@
-"""A hundred kills: runs are killed, one after the other, until enough were dealt or the time is up; and the report."""
+"""Kills runs one after the other until the number of kills or the time is reached, and reports."""
 
 import logging
 import random
@@ -15,21 +15,21 @@ from typing import Any
 from sidrec.config import Recipe
 from sidrec.io.files import write_json, write_text
 from sidrec.study.results import conditions
-from tests.soak.faults.faults import TOLD, Fault, Kind, Moment, Strike
-from tests.soak.faults.victim import APART, Outcome, Reference, Victim, across_worlds, make_reference
+from tests.soak.faults.faults import SIGTERM_KINDS, Fault, Kind, Moment, Strike
+from tests.soak.faults.killed_run import TOLERANCE_FACTOR, KilledRun, Outcome, Reference, across_worlds, make_reference
 
 WORLDS = ((2,), (1,), (1, 2, 4), (2,), (4,), (1, 2))
-"""Ranks of the runs, in turn; of several, each start draws one."""
+"""Ranks of the runs, in turn. Of several numbers, each start draws one."""
 FAULTS = 8  # per run
 MOMENTS = {Moment.STARTING: 2, Moment.TRAINING: 5, Moment.SAVING: 5}
-"""Weights of what faults are aimed at; evaluation comes once at the end of every second run."""
+"""Weights of the moments that faults are aimed at. Every second run gets one more, at its evaluation."""
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """kills: at which the campaign is over. minutes: after which nobody is struck any more."""
+    """kills: the campaign ends after so many. minutes: after which no fault is dealt."""
 
     kills: int
     seed: int
@@ -37,8 +37,8 @@ class Settings:
 
 
 def run_campaign(recipe: Recipe, settings: Settings, out: Path) -> list[Outcome]:
-    """Strikes runs of the recipe; writes result.json and report.md into `out`, anew after each run, and keeps the runs
-    with a complaint in out/failures. Raises FailedError where a run fails that nobody has struck."""
+    """Kills runs of the recipe. Rewrites out/result.json and out/report.md after each run, and keeps the runs with a
+    complaint in out/failures. Raises FailedError if a run fails without a fault."""
     began = time.monotonic()
     facts = conditions()
     worlds = sorted({world for several in WORLDS for world in several})
@@ -47,18 +47,20 @@ def run_campaign(recipe: Recipe, settings: Settings, out: Path) -> list[Outcome]
     references = {world: replace(reference, across=across) for world, reference in references.items()}
     log.info("uninterrupted runs on %s ranks done in %.0f s", ", ".join(map(str, worlds)), time.monotonic() - began)
     outcomes: list[Outcome] = []
-    for victim in _victims(recipe, settings, references, time.monotonic() + 60 * settings.minutes):
-        outcome = victim.run()
+    for killed_run in _killed_runs(recipe, settings, references, time.monotonic() + 60 * settings.minutes):
+        outcome = killed_run.run()
         outcomes.append(outcome)
         _keep(outcome, recipe, out)
         _write(out, facts, settings, references, outcomes)
-        _say(outcomes, settings, began)
+        _log_progress(outcomes, settings, began)
         if sum(len(done.strikes) for done in outcomes) >= settings.kills:
             break
     return outcomes
 
 
-def _victims(recipe: Recipe, settings: Settings, references: dict[int, Reference], deadline: float) -> Iterator[Victim]:
+def _killed_runs(
+    recipe: Recipe, settings: Settings, references: dict[int, Reference], deadline: float
+) -> Iterator[KilledRun]:
     draw = random.Random(settings.seed)
     kinds = _kinds(draw)
     number = 0
@@ -70,11 +72,11 @@ def _victims(recipe: Recipe, settings: Settings, references: dict[int, Reference
             faults.append(Fault(next(kinds), Moment.EVALUATING, 0))
         number += 1
         named = replace(recipe, name=f"run-{number}")
-        yield Victim(named, worlds, faults, reference, draw.randrange(1 << 30), deadline)
+        yield KilledRun(named, worlds, faults, reference, draw.randrange(1 << 30), deadline)
 
 
 def _kinds(draw: random.Random) -> Iterator[Kind]:
-    """All kinds equally often, in any order."""
+    """All kinds equally often, in random order."""
     while True:
         yield from draw.sample(list(Kind), len(Kind))
 
@@ -82,13 +84,13 @@ def _kinds(draw: random.Random) -> Iterator[Kind]:
 def _fault(kind: Kind, reference: Reference, draw: random.Random) -> Fault:
     moment = draw.choices(list(MOMENTS), list(MOMENTS.values()))[0]
     if kind is Kind.KILL_WORKER and moment is Moment.STARTING:
-        moment = Moment.TRAINING  # there is none before
+        moment = Moment.TRAINING  # workers start later
     most = reference.seconds if moment is Moment.STARTING else 1.5 * reference.steps / FAULTS
     return Fault(kind, moment, draw.uniform(0, most))
 
 
 def _keep(outcome: Outcome, recipe: Recipe, out: Path) -> None:
-    """Moves a run that went wrong, with its log, to where it stays; removes any other."""
+    """Moves a run with complaints to out/failures, with its log; removes any other."""
     left = recipe.run.parent.parent / outcome.name
     if outcome.complaints:
         kept = out / "failures" / outcome.name
@@ -117,7 +119,7 @@ def _write(
     write_text(out / "report.md", report_text(result, outcomes))
 
 
-def _say(outcomes: list[Outcome], settings: Settings, began: float) -> None:
+def _log_progress(outcomes: list[Outcome], settings: Settings, began: float) -> None:
     kills = sum(len(outcome.strikes) for outcome in outcomes)
     spent = time.monotonic() - began
     eta = timedelta(seconds=round(spent / max(kills, 1) * max(settings.kills - kills, 0)))
@@ -148,7 +150,7 @@ def report_text(result: Mapping[str, Any], outcomes: Sequence[Outcome]) -> str:
         "",
         "Equal means every bit where all starts had as many ranks. Where ranks changed, losses may differ "
         f"by {across['losses']:.1e} (found: {losses:.1e}) and metrics by {across['metrics']:.1e} "
-        f"(found: {metrics:.1e}), {APART} times what uninterrupted runs on these numbers of ranks differ by, "
+        f"(found: {metrics:.1e}), {TOLERANCE_FACTOR} times what uninterrupted runs on these numbers differ by, "
         "at least 1e-06 and 1e-04.",
         "",
         *_complaints(bad),
@@ -199,7 +201,7 @@ def _counts(what: str, strikes: Sequence[Strike], key: Callable[[Strike], str]) 
 
 
 def _cost(strikes: Sequence[Strike]) -> list[str]:
-    """Time to resume and steps trained again, by ranks of the start that was struck."""
+    """Time to resume and steps trained again, by the number of ranks that were killed."""
     lines = ["| ranks | restarted by | seconds to the first new step: median, most | steps lost: median, most |"]
     lines += ["|---|---|---|---|"]
     for world in sorted({dealt.world for dealt in strikes}):
@@ -219,12 +221,12 @@ def _cost(strikes: Sequence[Strike]) -> list[str]:
 
 
 def _leaving(strikes: Sequence[Strike]) -> list[str]:
-    """How long trainings took to save and leave when they were told to."""
-    found = [dealt for dealt in strikes if dealt.kind in TOLD and dealt.moment is Moment.TRAINING]
+    """Time from SIGTERM until all ranks had saved and left."""
+    found = [dealt for dealt in strikes if dealt.kind in SIGTERM_KINDS and dealt.moment is Moment.TRAINING]
     gone = [dealt.gone for dealt in found if dealt.gone is not None]
     if not gone:
         return []
     return [
-        f"Told to stop while training, all ranks had left after {median(gone):.1f} s (most: {max(gone):.1f} s).",
+        f"After SIGTERM while training, all ranks had left after {median(gone):.1f} s (most: {max(gone):.1f} s).",
         "",
     ]

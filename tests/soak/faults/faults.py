@@ -11,7 +11,7 @@ import psutil
 
 from tests.soak.faults.job import Job
 
-AIM = 120.0  # seconds that a job may take from one moment to the next
+AIM_TIMEOUT = 120.0  # seconds that a job may take from one moment to the next
 
 
 class Kind(StrEnum):
@@ -35,10 +35,10 @@ class Moment(StrEnum):
     EVALUATING = "evaluating"
 
 
-TOLD = (Kind.TERM_LAUNCHER, Kind.TERM_RANK)
+SIGTERM_KINDS = (Kind.TERM_LAUNCHER, Kind.TERM_RANK)
 """Kinds that leave time for a last checkpoint."""
-ENDS = (Kind.KILL_LAUNCHER, Kind.TERM_LAUNCHER, Kind.KILL_ALL)
-"""Kinds after which nobody starts the ranks again."""
+JOB_ENDING_KINDS = (Kind.KILL_LAUNCHER, Kind.TERM_LAUNCHER, Kind.KILL_ALL)
+"""Kinds after which torchrun does not restart the ranks."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,11 @@ class Fault:
 class Strike:
     """A fault that was dealt.
 
-    moment: what the training was at indeed. world: ranks. step: the last one that this start knew of; None before it
-    had read its checkpoint. restarted: by torchrun. damage: what was damaged afterwards. resumed: the step that the
-    next start went on from; None where it was struck before it said so. seconds: from that start to its first new step;
-    None where no step was left, or the next start was struck before. gone: seconds until torchrun had ended, where it
-    started nothing again.
+    aimed: the moment that was waited for. moment: what the training was doing when the signal was sent. world: ranks.
+    step: the last one that this start had logged; None before it had read its checkpoint. restarted: by torchrun.
+    damage: of files, afterwards. resumed: the step that the next start continued from; None if it was killed before it
+    logged that. seconds: from that start to its first new step; None if no step was left, or it was killed before.
+    gone: seconds until torchrun ended; None if it restarted the ranks.
     """
 
     kind: Kind
@@ -74,36 +74,38 @@ class Strike:
 
 
 def aim(job: Job, fault: Fault, run: Path, steps: int) -> bool:
-    """Waits for the fault's moment; False where the job ended before. Raises HungError."""
+    """Waits for the fault's moment. Returns False if the job ended before. Raises HungError."""
     if fault.moment is Moment.STARTING:
-        return job.wait_for(lambda: time.monotonic() > job.began + fault.after and _targets(job, fault.kind) != [], AIM)
-    if not job.wait_for(lambda: job.start is not None, AIM) or job.start is None:
+        return job.wait_for(
+            lambda: time.monotonic() > job.began + fault.after and _targets(job, fault.kind) != [], AIM_TIMEOUT
+        )
+    if not job.wait_for(lambda: job.start is not None, AIM_TIMEOUT) or job.start is None:
         return False
     start = job.start
     due = steps if fault.moment is Moment.EVALUATING else min(steps, start.position + int(fault.after))
-    if not job.wait_for(lambda: start.step >= due, AIM):
+    if not job.wait_for(lambda: start.step >= due, AIM_TIMEOUT):
         return False
     if fault.moment is Moment.EVALUATING:
-        return job.wait_for((run / "checkpoints" / f"step-{steps}").is_dir, AIM)
+        return job.wait_for((run / "checkpoints" / f"step-{steps}").is_dir, AIM_TIMEOUT)
     if fault.moment is Moment.SAVING:
-        return job.wait_for(lambda: is_saving(run), AIM)
+        return job.wait_for(lambda: is_saving(run), AIM_TIMEOUT)
     return True
 
 
 def is_saving(run: Path) -> bool:
-    """Whether a checkpoint is under way."""
+    """Whether a checkpoint is being written."""
     return any((run / "checkpoints").glob("step-*.partial"))
 
 
 def strike(job: Job, fault: Fault, run: Path, world: int, steps: int, draw: random.Random) -> Strike | None:
-    """Deals the fault, at most a few hundredths of a second after its moment; None where its target is gone."""
+    """Sends the signal, at most a few hundredths of a second after its moment. None if its target is gone."""
     time.sleep(0 if fault.moment is Moment.STARTING else draw.random() * 0.03)
     targets = _targets(job, fault.kind)
     if not targets:
         return None
     if fault.kind in (Kind.KILL_RANK, Kind.TERM_RANK, Kind.KILL_WORKER):
         targets = [draw.choice(targets)]
-    number = signal.SIGTERM if fault.kind in TOLD else signal.SIGKILL
+    number = signal.SIGTERM if fault.kind in SIGTERM_KINDS else signal.SIGKILL
     dealt = Strike(fault.kind, fault.moment, _moment(job, run, steps), world, job.start.step if job.start else None)
     job.began = time.monotonic()
     reached = [_reached(target, number) for target in targets]
@@ -142,8 +144,8 @@ def _reached(process: psutil.Process, number: int) -> bool:
 
 NEWEST_FLIPPED, NEWEST_CUT, NEWEST_WITHOUT_INDEX = "newest: a bit flipped", "newest: cut", "newest: no index"
 LEFT_OVER = "a half-written checkpoint left over"
-NEEDS = {NEWEST_FLIPPED: 2, NEWEST_CUT: 2, NEWEST_WITHOUT_INDEX: 2, LEFT_OVER: 0}
-"""Damage -> sound checkpoints that must be there for a run to be able to go on."""
+CHECKPOINTS_NEEDED = {NEWEST_FLIPPED: 2, NEWEST_CUT: 2, NEWEST_WITHOUT_INDEX: 2, LEFT_OVER: 0}
+"""Damage -> sound checkpoints that a run needs to continue after it."""
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -153,9 +155,11 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def damage(run: Path, draw: random.Random) -> str:
-    """Damages something that a run survives; says what, or "" where there is nothing to damage."""
+    """Damages files in a way that a run survives. Returns the kind of damage, or "" if there is nothing to damage."""
     there = checkpoints(run)
-    possible = [kind for kind, needed in NEEDS.items() if (run / "checkpoints").is_dir() and len(there) >= needed]
+    possible = [
+        kind for kind, needed in CHECKPOINTS_NEEDED.items() if (run / "checkpoints").is_dir() and len(there) >= needed
+    ]
     if not possible:
         return ""
     kind = draw.choice(possible)

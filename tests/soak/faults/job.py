@@ -1,4 +1,4 @@
-"""A training started by torchrun, as seen from outside: its lines, its processes, its files."""
+"""A training that torchrun started, observed from outside: its output, processes and files."""
 
 import os
 import re
@@ -17,7 +17,7 @@ import psutil
 
 ROOT = Path(__file__).parents[3]
 MARK = "SIDREC_FAULT_CAMPAIGN"
-"""Environment variable that every process of a job inherits, orphans too."""
+"""Environment variable that every process of a job inherits, also after its parent has ended."""
 POLL = 0.002  # seconds
 RANK_MODULE, LAUNCHER_MODULE = "sidrec.train", "torch.distributed.run"
 
@@ -26,14 +26,14 @@ _STEP = re.compile(r"step (\d+)/(\d+) ")
 
 
 class HungError(RuntimeError):
-    """A job that neither went on nor ended in the time it was given."""
+    """A job that neither continued nor ended in time."""
 
 
 @dataclass
 class Start:
     """The ranks of a job, once started; torchrun may start them again.
 
-    began: when, in seconds of the monotonic clock. position: the step they went on from. step: the last one they did.
+    began: seconds of the monotonic clock. position: the step that they continued from. step: the last one done.
     first_step: when the first one was done; None before.
     """
 
@@ -61,7 +61,7 @@ class Job:
             MARK: self.mark,
             "SIDREC_THREADS": "1",
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-            "PYTHONFAULTHANDLER": "1",  # a hung rank tells where it is before it is killed
+            "PYTHONFAULTHANDLER": "1",  # a hung rank writes its stacks before it is killed
         }
         self.process = subprocess.Popen(
             [*command, "-m", RANK_MODULE, str(recipe)],
@@ -96,12 +96,12 @@ class Job:
 
     @property
     def start(self) -> Start | None:
-        """What the ranks are at now; None until they have said where they go on from."""
+        """The current start; None until the ranks have logged the step that they continue from."""
         return self.starts[-1] if self.starts and self.starts[-1].began == self.began else None
 
     @property
     def ended(self) -> bool:
-        """Whether torchrun is gone; ranks may still be there."""
+        """Whether torchrun has ended; ranks may still run."""
         return self.process.poll() is not None
 
     def wait_for(self, condition: Callable[[], bool], seconds: float) -> bool:
@@ -123,7 +123,7 @@ class Job:
             raise HungError(f"torchrun still runs after {seconds:.0f} s") from None
 
     def left_over(self, seconds: float) -> list[str]:
-        """Waits until every process of the job is gone; the command lines of those that stay for longer."""
+        """Waits until every process of the job has ended. Returns the command lines of those that did not in time."""
         deadline = time.monotonic() + seconds
         while found := self.processes():
             if time.monotonic() > deadline:
@@ -146,7 +146,7 @@ class Job:
         return [p for p in self.processes() if _parent(p) in servers]
 
     def kill(self) -> None:
-        """Ends what is left, ranks first with a word on where they are."""
+        """Kills all processes of the job; ranks write their stacks first."""
         for rank in self.ranks():
             _send(rank, signal.SIGABRT)
         time.sleep(1)

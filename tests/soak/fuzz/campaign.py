@@ -1,4 +1,4 @@
-"""Many cases, a few hundred to a process; what hangs is killed, what dies is noted; and the report."""
+"""Runs many cases, a few hundred per process, kills processes that hang, records those that die, and reports."""
 
 import tempfile
 from collections import Counter
@@ -13,20 +13,20 @@ from time import monotonic
 from sidrec.io.files import write_json, write_text
 from sidrec.study.report import markdown_table
 from sidrec.study.results import conditions
-from tests.soak.fuzz.cases import Case, draw, load_case, make_sound
+from tests.soak.fuzz.cases import Case, draw, load_case, write_sound_files
 from tests.soak.fuzz.judge import SOUND, Outcome, run_cases
 
-A_PROCESS = 300  # cases
-HANGS = 20.0  # seconds that no case may take
-STARTS = 300.0  # seconds that a process may take to import the product
+CASES_PER_PROCESS = 300  # cases
+CASE_TIMEOUT = 20.0  # seconds that no case may take
+START_TIMEOUT = 300.0  # seconds that a process may take to import the product
 PROGRESS = 10.0  # seconds between lines
 
 Runner = Callable[[Sequence[int | Case], int, Path, Path, Connection, bool], None]
 
 
 @dataclass(frozen=True)
-class Ran:
-    """A case and what came of it."""
+class CaseResult:
+    """A case and its outcome."""
 
     number: int
     kind: str
@@ -36,17 +36,17 @@ class Ran:
 
 @dataclass
 class Campaign:
-    """cases: how many are wanted. failures: where cases that failed are kept, as files that can be run again."""
+    """cases: number wanted. failures: folder of the cases that failed, as files that `replay` reads."""
 
     cases: int
     seed: int
     failures: Path | None = None
     minutes: float = float("inf")
-    ran: list[Ran] = field(default_factory=list)
+    ran: list[CaseResult] = field(default_factory=list)
     seconds: float = 0.0
 
     def run(self) -> None:
-        """Runs until all cases, or the minutes, are over; says how far it is."""
+        """Runs until all cases are done or the time is up. Prints progress."""
         began = last = monotonic()
         with sound_folders() as folder:
             for ran in self._all(folder):
@@ -57,21 +57,21 @@ class Campaign:
                 self.seconds = monotonic() - began
                 if monotonic() - last > PROGRESS:
                     last = monotonic()
-                    self._say()
+                    self._log_progress()
                 if self.seconds > 60 * self.minutes:
                     break
 
-    def _all(self, folder: Path) -> Iterator[Ran]:
-        for first in range(0, self.cases, A_PROCESS):
-            numbers = list(range(first, min(self.cases, first + A_PROCESS)))
-            while numbers:  # a process that a case has ended leaves the rest to the next one
+    def _all(self, folder: Path) -> Iterator[CaseResult]:
+        for first in range(0, self.cases, CASES_PER_PROCESS):
+            numbers = list(range(first, min(self.cases, first + CASES_PER_PROCESS)))
+            while numbers:  # if a case ends the process, the next process continues
                 done = 0
-                for ran in in_a_process(numbers, self.seed, folder):
+                for ran in run_in_process(numbers, self.seed, folder):
                     done += 1
                     yield ran
                 numbers = numbers[done:]
 
-    def _say(self) -> None:
+    def _log_progress(self) -> None:
         done, verdicts = len(self.ran), Counter(ran.outcome.verdict for ran in self.ran)
         left = self.seconds / done * (self.cases - done)
         listed = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.most_common())
@@ -81,10 +81,10 @@ class Campaign:
 
 
 def replay(path: Path) -> int:
-    """Runs a case that was kept, prints what came of it, and returns the exit status."""
+    """Runs a kept case again, prints its outcome, and returns the exit status."""
     case = load_case(path)
     with sound_folders() as folder:
-        (ran,) = in_a_process([case], case.seed, folder, quiet=False)
+        (ran,) = run_in_process([case], case.seed, folder, quiet=False)
     print(f"{case.kind}, {case.file}, {case.mutation}: {ran.outcome.verdict} {ran.outcome.said}")
     return int(not ran.outcome.fine)
 
@@ -93,18 +93,18 @@ def replay(path: Path) -> int:
 def sound_folders() -> Iterator[Path]:
     """A scratch folder with `sound`, a folder for every kind."""
     with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch:
-        make_sound(Path(scratch) / "sound")
+        write_sound_files(Path(scratch) / "sound")
         yield Path(scratch)
 
 
-def in_a_process(
+def run_in_process(
     cases: list[int] | list[Case],
     seed: int,
     folder: Path,
     quiet: bool = True,
     run: Runner = run_cases,
-    hangs: float = HANGS,
-) -> Iterator[Ran]:
+    hangs: float = CASE_TIMEOUT,
+) -> Iterator[CaseResult]:
     """Runs cases in a process of their own until one of them ends it; that one is the last that is yielded.
 
     run: what the process does. hangs: seconds after which a case is killed.
@@ -116,19 +116,19 @@ def in_a_process(
     process.start()
     sender.close()
     try:
-        while receiver.poll(STARTS):
+        while receiver.poll(START_TIMEOUT):
             number, kind, mutation = receiver.recv()
             began = monotonic()
             if not receiver.poll(hangs):
-                yield Ran(number, kind, mutation, Outcome("hang", "killed", monotonic() - began))
+                yield CaseResult(number, kind, mutation, Outcome("hang", "killed", monotonic() - began))
                 return
             try:
-                yield Ran(number, kind, mutation, receiver.recv())
+                yield CaseResult(number, kind, mutation, receiver.recv())
             except EOFError:
                 process.join()
-                yield Ran(number, kind, mutation, Outcome("crash", f"exit status {process.exitcode}"))
+                yield CaseResult(number, kind, mutation, Outcome("crash", f"exit status {process.exitcode}"))
                 return
-        raise RuntimeError(f"expected a process that runs cases within {STARTS:.0f} s, got none")
+        raise RuntimeError(f"expected a process that runs cases within {START_TIMEOUT:.0f} s, got none")
     except EOFError:  # all cases are done
         return
     finally:
@@ -166,21 +166,21 @@ def write_report(campaign: Campaign, out: Path) -> None:
     write_text(out / "report.md", _text(campaign, failed))
 
 
-def _counted(rans: Iterable[Ran], of: Callable[[Ran], str]) -> dict[str, dict[str, int]]:
+def _counted(rans: Iterable[CaseResult], of: Callable[[CaseResult], str]) -> dict[str, dict[str, int]]:
     counted: dict[str, Counter[str]] = {}
     for ran in rans:
         counted.setdefault(of(ran), Counter())[ran.outcome.verdict] += 1
     return {name: dict(counts) for name, counts in sorted(counted.items())}
 
 
-def _text(campaign: Campaign, failed: list[Ran]) -> str:
+def _text(campaign: Campaign, failed: list[CaseResult]) -> str:
     cases, refused = len(campaign.ran), sum(ran.outcome.verdict == "refused" for ran in campaign.ran)
     lines = [
-        "# Broken files, and what the product says of them",
+        "# Broken files, and how they are answered",
         "",
         f"{cases:,} cases of {campaign.cases:,}, seed {campaign.seed}, {campaign.seconds:.0f} s: {refused:,} refused "
         f"by a sentence of ours, nothing written; {cases - refused - len(failed):,} accepted; {len(failed)} failures.",
-        "Accepted: the damage is of no consequence, or cannot be told (a bit of a number that stays a number).",
+        "Accepted: the damage has no effect, or leaves a valid value (a flipped bit of a number).",
         "",
         "## By kind of file",
         "",
@@ -196,7 +196,7 @@ def _text(campaign: Campaign, failed: list[Ran]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _said(ran: Ran) -> str:
+def _said(ran: CaseResult) -> str:
     return f"{ran.outcome.verdict}, {ascii(ran.outcome.said)[:CUT]}"
 
 

@@ -18,7 +18,7 @@ Shape = Literal["bytes", "missing", "directory", "dangling link", "link loop", "
 class Case:
     """number, seed: of the campaign that drew it. kind, mutation: their names. file: within the kind's folder.
 
-    shape: what lies in the file's place; content: its bytes, where it is a file.
+    shape: what replaces the file. content: its bytes, if it is a file.
     """
 
     number: int
@@ -30,7 +30,7 @@ class Case:
     content: bytes = b""
 
     def put(self, folder: Path) -> None:
-        """Puts the broken file in the sound one's place."""
+        """Replaces the sound file by the broken one."""
         path = folder / self.file
         path.unlink()
         match self.shape:
@@ -57,7 +57,7 @@ def load_case(path: Path) -> Case:
 
 
 def shapes() -> tuple[Shape, ...]:
-    """What may lie in a file's place here: root reads files that nobody may."""
+    """What may replace a file. Files without read permission are left out for root, who can read them."""
     every: tuple[Shape, ...] = ("missing", "directory", "dangling link", "link loop")
     return every if os.geteuid() == 0 else (*every, "unreadable")
 
@@ -71,7 +71,7 @@ def copy_of(sound: Path, into: Path) -> Path:
 
 # The case of a number, drawn from number and seed alone.
 
-IN_PLACE = 0.04  # of the cases have no file, or something else, in the file's place
+IN_PLACE = 0.04  # share of cases in which the file is missing or something else
 TRIES = 20  # of drawing a mutation that changes something
 
 
@@ -92,7 +92,7 @@ def draw(number: int, seed: int, sound: Path) -> Case:
     return Case(number, seed, kind.name, file, name, "bytes", content)
 
 
-def make_sound(sound: Path) -> None:
+def write_sound_files(sound: Path) -> None:
     """Fills the folder of every kind."""
     for kind in KINDS.values():
         (sound / kind.name).mkdir(parents=True)

@@ -123,7 +123,7 @@ def tokenizers(folder: Path) -> None:
 
 
 def recipe(folder: Path) -> None:
-    """A recipe that is accepted is saved beside every checkpoint, and reads as the same one again."""
+    """Every checkpoint has a copy of the recipe, so an accepted recipe must read back equal."""
     found = load([str(folder / RECIPE)])
     again = folder / OUT
     save(found, again)

@@ -31,7 +31,7 @@ SOUND: tuple[Verdict, ...] = ("accepted", "refused")
 
 @dataclass(frozen=True)
 class Outcome:
-    """said: the sentence, or what went wrong. seconds: wall-clock."""
+    """said: the message, or what went wrong. seconds: wall-clock."""
 
     verdict: Verdict
     said: str = ""

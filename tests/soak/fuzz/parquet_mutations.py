@@ -1,4 +1,4 @@
-"""Sound parquet files that hold other tables: columns, types, values and layouts that nobody promised."""
+"""Valid Parquet files with other columns, types, values and layouts."""
 
 import io
 from collections.abc import Callable
@@ -54,7 +54,7 @@ def other_type(table: pa.Table, random: Random) -> pa.Table:
 
 
 def other_container(table: pa.Table, random: Random) -> pa.Table:
-    """A list, structure or dictionary in a column's place."""
+    """Replaces a column by a list, structure or dictionary."""
     index = _column(table, random)
     values = table.column(index).combine_chunks()
     makers: tuple[Callable[[], pa.Array], ...] = (

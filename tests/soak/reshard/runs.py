@@ -171,7 +171,7 @@ def load_runs(recipe: Recipe, saved: Sequence[Run], kinds: Sequence[str], folder
                 except SidrecError as refusal:
                     runs.append(Run(plan, start, (), columns, str(refusal)))
             if ranks.first:
-                _say(len(runs), len(saved) * len(kinds), began, ranks)
+                _log_progress(len(runs), len(saved) * len(kinds), began, ranks)
     return runs
 
 
@@ -181,6 +181,6 @@ def first_batches(recipe: Recipe, data: Dataset, steps: int, ranks: Ranks) -> li
     return list(synced_batches(islice(batches, steps), steps, ranks))
 
 
-def _say(done: int, cases: int, began: float, ranks: Ranks) -> None:
+def _log_progress(done: int, cases: int, began: float, ranks: Ranks) -> None:
     left = (time.monotonic() - began) * (cases - done) / done
     log.info("loaded on %d rank(s): %d of %d cases, %.0f s left", ranks.world, done, cases, left)

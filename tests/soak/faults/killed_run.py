@@ -1,4 +1,4 @@
-"""Whether a run that was killed ended as one that was not, and a run through all its faults."""
+"""A run through all its faults, and its comparison with an uninterrupted run."""
 
 import json
 import math
@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from sidrec.config import Recipe, save
 from sidrec.train.ledger_check import ROW, STEP, TRAINED, check_ledger, ledger_files, read_ledger
-from tests.soak.faults.faults import ENDS, TOLD, Fault, Strike, aim, damage, strike
+from tests.soak.faults.faults import JOB_ENDING_KINDS, SIGTERM_KINDS, Fault, Strike, aim, damage, strike
 from tests.soak.faults.job import HungError, Job, Start
 
 SPEED = "samples_per_second"  # of this start, not of the run
@@ -32,26 +32,28 @@ class Difference:
 
 EXACT = Difference(0.0, 0.0)
 ACROSS_WORLDS = Difference(1e-6, 1e-4)
-"""What may differ in any case where ranks have changed: they add in another order. An AUC moves in steps, of 5e-5 where
-two rows of the smallest slice change places."""
-APART = 2
-"""Times what uninterrupted runs on other numbers of ranks differ by: how far a run that changed among them may go."""
+"""Least tolerance where ranks have changed: they sum in another order. An AUC changes in steps, of 5e-5 if two rows of
+the smallest slice change places."""
+TOLERANCE_FACTOR = 2
+"""Tolerance for a run whose ranks changed, over the difference of uninterrupted runs on these numbers of ranks."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """complaints: what is not as it should be."""
+    """complaints: deviations from the uninterrupted run. found: the differences."""
 
     complaints: tuple[str, ...]
     found: Difference
 
 
 def across_worlds(runs: Sequence[Path]) -> Difference:
-    """What a run whose ranks changed may differ by, seen from runs that nobody struck, each on other ranks."""
+    """Tolerance for runs whose ranks changed, from uninterrupted runs on different numbers of ranks."""
     pairs = list(combinations(runs, 2))
     losses = max((difference(_log(one), _log(other)) for one, other in pairs), default=0.0)
     metrics = max((difference(_metrics(one), _metrics(other)) for one, other in pairs), default=0.0)
-    return Difference(max(ACROSS_WORLDS.losses, APART * losses), max(ACROSS_WORLDS.metrics, APART * metrics))
+    return Difference(
+        max(ACROSS_WORLDS.losses, TOLERANCE_FACTOR * losses), max(ACROSS_WORLDS.metrics, TOLERANCE_FACTOR * metrics)
+    )
 
 
 def compare(reference: Path, run: Path, allowed: Difference) -> Verdict:
@@ -103,18 +105,18 @@ def _ledger(run: Path) -> np.ndarray:
 
 # A run through all its faults.
 
-TO_THE_END = 300.0  # seconds that a job may take without news
+JOB_TIMEOUT = 300.0  # seconds that a job may take without news
 GRACE = 30.0  # seconds between SIGTERM and SIGKILL, as torchrun and schedulers have it
-TO_BE_GONE = 20.0  # seconds for what is left of a job after torchrun's end
-DAMAGED = 0.3
+LEFTOVER_TIMEOUT = 20.0  # seconds for what is left of a job after torchrun's end
+DAMAGE_SHARE = 0.3
 RESTARTS = (0, 0, 2)
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A run that nobody struck. steps: of the whole run. seconds: from its start to its first step.
+    """An uninterrupted run. steps: of the whole run. seconds: from its start to its first step.
 
-    across: what a run may differ from it by whose ranks changed.
+    across: tolerance for a run whose ranks changed.
     """
 
     run: Path
@@ -124,14 +126,14 @@ class Reference:
 
 
 class FailedError(RuntimeError):
-    """A job that failed without having been struck."""
+    """A job that failed without a fault."""
 
 
 @dataclass
 class Outcome:
-    """What became of a run. complaints: empty where it ended as one that nobody struck. jobs: commands it took.
+    """The result of a run. complaints: empty if it ended as the uninterrupted one. jobs: commands that it took.
 
-    differs: by what, from the uninterrupted run; None where it did not end.
+    differs: from the uninterrupted run; None if it did not end.
     """
 
     name: str
@@ -143,11 +145,11 @@ class Outcome:
     jobs: int = 0
 
 
-class Victim:
-    """A run of `recipe` that is struck by `faults`, each start on a number of ranks drawn from `worlds`.
+class KilledRun:
+    """A run of `recipe` that is killed by `faults`; each start draws its number of ranks from `worlds`.
 
     deadline: in seconds of the monotonic clock; no fault is dealt after it. damaged: share of starts by hand before
-    which something is damaged. restarts: what torchrun's --max-restarts is drawn from, job by job.
+    which files are damaged. restarts: each job draws torchrun's --max-restarts from these.
     """
 
     def __init__(
@@ -158,7 +160,7 @@ class Victim:
         reference: Reference,
         seed: int,
         deadline: float,
-        damaged: float = DAMAGED,
+        damaged: float = DAMAGE_SHARE,
         restarts: Sequence[int] = RESTARTS,
     ) -> None:
         self._recipe, self._reference, self._deadline = recipe, reference, deadline
@@ -171,7 +173,7 @@ class Victim:
         self.outcome = Outcome(recipe.name, worlds)
 
     def run(self) -> Outcome:
-        """Starts the run until it ends. Whatever it does wrong is a complaint of the outcome."""
+        """Starts the run until it ends. Each deviation is a complaint of the outcome."""
         began = time.monotonic()
         self._path.parent.mkdir(parents=True, exist_ok=True)
         save(self._recipe, self._path)
@@ -191,7 +193,7 @@ class Victim:
         return self.outcome
 
     def _ended(self) -> bool:
-        """Starts the run once and strikes it; whether it reached its end."""
+        """Starts the run once and deals faults. Returns whether it reached its end."""
         self.outcome.jobs += 1
         world = self._draw.choice(self.outcome.worlds)
         mark = f"{self._recipe.name}-{self.outcome.jobs}-{self._draw.random()}"
@@ -199,9 +201,9 @@ class Victim:
         before, self._last = self._last, None
         try:
             self._strike(job, world)
-            status = job.end(TO_THE_END)
+            status = job.end(JOB_TIMEOUT)
             self._note_leaving(job)
-            if left := job.left_over(TO_BE_GONE):
+            if left := job.left_over(LEFTOVER_TIMEOUT):
                 self.outcome.complaints.append(f"processes left over: {'; '.join(left)}")
         finally:
             if before and job.starts:
@@ -209,14 +211,14 @@ class Victim:
             if job.processes():
                 job.kill()
         if status and self._last is None:
-            raise FailedError(f"a job on {world} ranks ended with status {status}, and nobody had struck it")
+            raise FailedError(f"a job on {world} ranks ended with status {status}, without a fault")
         return status == 0
 
     def _note_leaving(self, job: Job) -> None:
-        """How long the job took to end after its last strike, if that was the end of it."""
+        """Records the time from the last fault to the end of the job, if that fault ended it."""
         if self._last is not None:
             self._last.gone = round(time.monotonic() - job.began, 2)
-            if self._last.kind in TOLD and self._last.gone > GRACE:
+            if self._last.kind in SIGTERM_KINDS and self._last.gone > GRACE:
                 self.outcome.complaints.append(f"{self._last.kind}: not gone within {GRACE:.0f} s")
 
     def _strike(self, job: Job, world: int) -> None:
@@ -230,23 +232,23 @@ class Victim:
                 continue
             self._last = dealt
             self.outcome.strikes.append(dealt)
-            # Ranks may still say that they start when nobody is left to start them again.
-            if dealt.kind in ENDS or not job.wait_for(lambda: job.start is not None, TO_THE_END):
+            # Ranks may still log their start after torchrun, which would restart them, has ended.
+            if dealt.kind in JOB_ENDING_KINDS or not job.wait_for(lambda: job.start is not None, JOB_TIMEOUT):
                 break
             dealt.restarted, self._last = True, None
             self._linked.append((dealt, job.starts[-1]))
 
 
 def make_reference(recipe: Recipe, world: int) -> Reference:
-    """Runs a recipe that nobody strikes. Raises FailedError."""
+    """Runs a recipe without faults. Raises FailedError."""
     recipe = replace(recipe, name=f"reference-{world}")
     path = recipe.run.parent / f"{recipe.name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     save(recipe, path)
     job = Job(path, world, 0, path.with_suffix(".log"), recipe.name)
     try:
-        status = job.end(TO_THE_END)
-        job.left_over(TO_BE_GONE)
+        status = job.end(JOB_TIMEOUT)
+        job.left_over(LEFTOVER_TIMEOUT)
     finally:
         if job.processes():
             job.kill()
