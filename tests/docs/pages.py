@@ -10,13 +10,9 @@ yaml, csv written to the file that a comment in the first line names ("# recipe.
 `<!-- starts from: PAGE -->` somewhere in a page: its folder begins as the one that docs/PAGE.md left.
 """
 
-import atexit
-import functools
 import os
 import re
 import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterable
 from doctest import ELLIPSIS, NORMALIZE_WHITESPACE, OutputChecker
 from pathlib import Path
@@ -24,7 +20,7 @@ from pathlib import Path
 from sybil import Document, Example, Region, Sybil
 from sybil.parsers.myst import CodeBlockParser, PythonCodeBlockParser, SkipParser
 
-from tests.docs.warm_sidrec import warm_commands
+from tests.warm_processes import warm_environment
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(page.relative_to(ROOT) for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -78,8 +74,7 @@ def commands_of(session: str) -> list[tuple[str, str]]:
 
 
 def _shell(script: str, example: Example) -> str:
-    path = f"{_warm_scripts()}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "120"}
+    environment = {**os.environ, **warm_environment(), "COLUMNS": "120"}
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
         check=False,
@@ -92,15 +87,6 @@ def _shell(script: str, example: Example) -> str:
     if done.returncode:
         raise AssertionError(f"line {example.line}: exit status {done.returncode} of\n{script}\n{done.stdout}")
     return done.stdout
-
-
-@functools.cache
-def _warm_scripts() -> Path:
-    folder = tempfile.TemporaryDirectory(prefix="warm-")
-    process = warm_commands(Path(folder.name))
-    atexit.register(process.kill)
-    atexit.register(folder.cleanup)
-    return Path(folder.name)
 
 
 def _write_file(example: Example) -> None:

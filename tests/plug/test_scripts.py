@@ -2,13 +2,14 @@
 
 import difflib
 import re
+import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 
 from sidrec.sid.catalog import Catalog
+from tests.warm_processes import warm_environment
 
 ROOT = Path(__file__).parents[2]
 PLAIN, PLUGGED = ROOT / "examples/plain_dlrm.py", ROOT / "examples/plugged_dlrm.py"
@@ -30,8 +31,10 @@ def test_ten_changed_lines_are_enough_and_the_docs_show_them() -> None:
 
 def mean_losses(script: Path, ranks: int, *arguments: str) -> list[float]:
     """What each rank prints in the end."""
-    command = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node", str(ranks)]
-    environment = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**warm_environment(), "OMP_NUM_THREADS": "1"}
+    torchrun = shutil.which("torchrun", path=environment["PATH"])
+    assert torchrun
+    command = [torchrun, "--standalone", "--nproc-per-node", str(ranks)]
     run = subprocess.run(
         [*command, str(script), *arguments], env=environment, capture_output=True, text=True, timeout=1200, check=False
     )
