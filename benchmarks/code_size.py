@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from sidrec.io.files import write_json
 from sidrec.study.results import conditions
@@ -18,7 +19,7 @@ RESULT = Path(__file__).with_name("code_size.json")
 ROOMS = ("sidrec", "data_prep", "launch")
 
 
-def code_size(root: Path = ROOT) -> dict[str, object]:
+def code_size(root: Path = ROOT) -> dict[str, Any]:
     """Counts of the checkout at `root`."""
     files = [path for room in ROOMS for path in (root / room).rglob("*.py") if path.name != "__init__.py"]
     lines = {str(path.relative_to(root)): len(path.read_text().splitlines()) for path in files}
@@ -35,7 +36,11 @@ def code_size(root: Path = ROOT) -> dict[str, object]:
 
 def _functions(path: Path, root: Path) -> dict[str, int]:
     """MODULE:NAME -> lines, decorators apart."""
-    found = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef))
+    found = (
+        node
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
     return {f"{path.relative_to(root)}:{node.name}": (node.end_lineno or 0) - node.lineno + 1 for node in found}
 
 
