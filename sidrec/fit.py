@@ -24,9 +24,18 @@ from sidrec.sid.catalog import CARD, CATALOG, JOURNAL, PICTURES, REPORT, TOKENIZ
 from sidrec.sid.collisions import resolve
 from sidrec.sid.item_vectors import ItemVectors, map_item_vectors, read_item_vectors
 from sidrec.sid.learners.registry import fit_tokenizer, learner_inputs, save_tokenizer, shares_fit
-from sidrec.sid.quality import code_quality, quality_table, reconstruction_error
+from sidrec.sid.quality import (
+    check_collapse,
+    code_quality,
+    equal_vectors,
+    quality_table,
+    quality_verdict,
+    reconstruction_error,
+)
 from sidrec.sid.tokenizer import Tokenizer
 from sidrec.sid.training.trainer import remove_checkpoint
+
+NAMED = 5  # items without content that are named
 
 
 class _Fitted(NamedTuple):
@@ -50,8 +59,8 @@ def fit_catalog(
     work = recipe.data.catalog.with_name(f".{recipe.data.catalog.name}.fit")
     clock = _Clock()
     items = _read(recipe, ranks, read)
-    if items.left_out and ranks.first:
-        print(f"{items.left_out} items have no behaviour and get no semantic id", flush=True)
+    if ranks.first:
+        _print_lacking(items, recipe.tokenizer.vectors)
     reading = clock.spent("read")
     fitted = _learn(items, recipe, work, ranks)
     if ranks.first:
@@ -104,6 +113,16 @@ def _read(recipe: Recipe, ranks: Ranks, read: Callable[..., ItemVectors]) -> Ite
     return items
 
 
+def _print_lacking(items: ItemVectors, columns: tuple[str, ...]) -> None:
+    """Prints how many items have no content, and so no semantic ID, and names the first of them."""
+    if count := len(items.left_out_M):
+        first = ", ".join(map(str, items.left_out_M[:NAMED])) + (", ..." if count > NAMED else "")
+        of = f"{count:,} of {count + len(items.item_ids_N):,} items have"
+        print(f"{of} no content in {'+'.join(columns)} and get no semantic ID: items {first}", flush=True)
+    if items.partly:
+        print(f"{items.partly:,} items have content in some of {'+'.join(columns)} alone; the rest is zero", flush=True)
+
+
 def _learn(items: ItemVectors, recipe: Recipe, work: Path, ranks: Ranks) -> _Fitted:
     """Fits the tokenizer. work: for its checkpoints; kept if the process is killed, removed if the fit failed."""
     resumed = work.exists()
@@ -135,10 +154,12 @@ def _encode_and_write(items: ItemVectors, fitted: _Fitted, recipe: Recipe, overw
         facts |= clock.spent("resolve")
     catalog = Catalog(items.item_ids_N, codes_NL, tokenizer.codebook_sizes, encoded.weights_NL)
     error = reconstruction_error(items.vectors_NV, codes_NL, tokenizer, encoded.weights_NL)
-    quality: dict[str, object] = asdict(code_quality(codes_NL, tokenizer.codebook_sizes))
-    quality |= (asdict(error) if error else {}) | collisions
+    codes, equal = code_quality(codes_NL, tokenizer.codebook_sizes), equal_vectors(items.vectors_NV)
+    check_collapse(codes, equal)
+    quality: dict[str, object] = asdict(codes) | (asdict(error) if error else {}) | collisions
     if _may_write(catalog, target, overwrite):
-        report = {"tokenizer": asdict(recipe.tokenizer), "quality": quality, **facts}
+        lacking = {"items_without_content": len(items.left_out_M), "items_with_equal_vectors": equal.items}
+        report = {"tokenizer": asdict(recipe.tokenizer), "quality": quality, **lacking, **facts}
         _write_folder(target, catalog, tokenizer, recipe.tokenizer, recipe.name, report)
         print(f"catalog {target}: {len(catalog)} items, fingerprint {catalog.fingerprint[:12]}, fitted in", end=" ")
         print(f"{facts['fit_seconds']:.1f} s, encoded in {facts['encode_seconds']:.1f} s")
@@ -147,6 +168,7 @@ def _encode_and_write(items: ItemVectors, fitted: _Fitted, recipe: Recipe, overw
     if tokenizer.journal:
         print(f"last epoch: {json.dumps(tokenizer.journal[-1])}")
     print(quality_table(quality))
+    print(quality_verdict(codes, tokenizer.codebook_sizes, equal))
     print(f"pictures: {target / PICTURES}")
 
 

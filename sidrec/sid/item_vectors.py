@@ -1,14 +1,18 @@
 """Items for a tokenizer from items.parquet and pairs.parquet: read in bounded memory, every row checked.
 
-Shapes: N items, V width of all columns together, E behaviour width, D width of one column, R rows of a batch, F rows of
-the file, P pairs.
+Items without content, whose vectors are all zeros or missing in every column, get no semantic ID: they are left out,
+and models know them by their HID alone.
+
+Shapes: N items, M items left out, V width of all columns together, E behaviour width, D width of one column, R rows of
+a batch, P pairs.
 """
 
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -32,20 +36,23 @@ from sidrec.text import byte_size
 
 ROWS = 16_384  # rows in memory at a time
 BUFFER = 1 << 20  # bytes of the file in memory at a time; by default pyarrow holds whole row groups
-IDS, VECTORS = "item_ids", "vectors"  # arrays in the scratch folder; the third is BEHAVIOR
+IDS, VECTORS, LEFT_OUT = "item_ids", "vectors", "left_out"  # arrays in the scratch folder; the fourth is BEHAVIOR
+SHORTEST, LONGEST = 1e-15, 1e18  # lengths whose squares, and sums of them, float32 holds
 
 
 @dataclass(frozen=True)
 class ItemVectors:
     """item_ids_N: int64. vectors_NV: float32. side: what learners use besides. Memory maps with a scratch folder.
 
-    left_out: number of items of the file that have no vector to learn from.
+    left_out_M: int64 ids of items without content in any column.
+    partly: number of the N items without content in one of several columns, whose part of the vector is zero.
     """
 
     item_ids_N: np.ndarray
     vectors_NV: np.ndarray
     side: SideInformation
-    left_out: int = 0
+    left_out_M: np.ndarray
+    partly: int = 0
 
 
 def read_item_vectors(
@@ -62,42 +69,82 @@ def read_item_vectors(
         RAM fit; the caller removes it. None keeps them in memory.
     inputs: what the learner needs besides (`learner_inputs`). batch_rows: rows in memory at a time.
 
-    An all-zero behaviour vector marks an item without known behaviour. Learners with `unknown_behavior` accept such
-    items, and so does side information. For other learners: if behaviour is the only column, these items are left out;
-    otherwise they are an error.
+    All-zero behaviour vectors mark items whose behaviour is unknown. Learners with `unknown_behavior` accept them, and
+    so does side information. Other learners refuse items that have content but no behaviour.
 
-    Raises ContractError, with file, row and column, for: a missing or truncated file; no rows; a missing column (the
-    message lists the vector columns that exist); a type other than fixed-size lists of float32; missing, NaN, infinite
-    or all-zero vectors; item ids below 1 or given twice; no room for the scratch files; and as `read_item_pairs` does.
+    Raises ContractError, with file, row and column, for: a missing or truncated file; no rows, or none with content; a
+    missing column (the message lists the vector columns that exist); a type other than fixed-size lists of float32;
+    NaN, infinite or missing values; vectors too long or too short for float32 squares that nothing scales; item ids
+    below 1 or given twice; no room for the scratch files; and as `read_item_pairs` does.
     """
     file = _open(path)
-    width = sum(_widths(file, columns, path).values())
-    if not file.metadata.num_rows:
+    widths = _widths(file, columns, path)
+    rows = file.metadata.num_rows
+    if not rows:
         raise ContractError(path, "at least one item", "no rows")
-    taken_F = _with_vectors(file, columns, inputs, path, batch_rows)
-    rows = int(taken_F.sum())
     behavior_width = _behavior_width(file, path) if inputs.behavior else 0
-    ids = new_array(scratch, IDS, (rows,), np.int64)
-    vectors = new_array(scratch, VECTORS, (rows, width), np.float32)
-    behavior = new_array(scratch, BEHAVIOR, (rows, behavior_width), np.float32) if inputs.behavior else None
+    taken = _Taken(
+        ids=new_array(scratch, IDS, (rows,), np.int64),
+        vectors=new_array(scratch, VECTORS, (rows, sum(widths.values())), np.float32),
+        behavior=new_array(scratch, BEHAVIOR, (rows, behavior_width), np.float32) if inputs.behavior else None,
+    )
+    raw = [name for name in columns if not normalize or name in inputs.unscaled]
+    lengths = _Lengths(path)
     wanted = dict.fromkeys([*columns, BEHAVIOR] if inputs.behavior else columns)
-    end = 0
     for start, batch in _batches(file, [ITEM_ID, *wanted], path, batch_rows):
-        taken_R = taken_F[start : start + batch.num_rows]
         ids_R = _ids(batch, path, start)
         found = {name: _vectors(batch, name, path, start, ids_R) for name in wanted}
-        for name in columns:
-            if not (name == BEHAVIOR and (inputs.unknown_behavior or columns == (BEHAVIOR,))):
-                _check_content(found[name], name, path, start, ids_R)
-        scaled = [_unit(found[name]) if normalize and name not in inputs.unscaled else found[name] for name in columns]
-        part = slice(end, end + int(taken_R.sum()))
-        ids[part], vectors[part] = ids_R[taken_R], np.concatenate(scaled, axis=1)[taken_R]
-        if behavior is not None:
-            behavior[part] = found[BEHAVIOR][taken_R]
-        end = part.stop
-    _check_ids(ids, path)
-    side = _side(file, columns, inputs, ids, behavior, path)
-    return ItemVectors(ids, vectors, side, left_out=len(taken_F) - rows)
+        has_RC = np.stack([found[name].any(axis=1) for name in columns], axis=1)
+        if BEHAVIOR in columns and not inputs.unknown_behavior:
+            _check_behavior(has_RC[:, columns.index(BEHAVIOR)] | ~has_RC.any(axis=1), path, start, ids_R)
+        for name in raw:
+            lengths.add(found[name], name, start, ids_R)
+        scaled = [found[name] if name in raw else _unit(found[name]) for name in columns]
+        taken.add(ids_R, np.concatenate(scaled, axis=1), found.get(BEHAVIOR), has_RC)
+    lengths.check()
+    if not taken.end:
+        raise ContractError(
+            f"{path}, column {', '.join(columns)}", "vectors with some content", "all zeros in all rows"
+        )
+    _check_ids(file, path)
+    left_out_M = new_array(scratch, LEFT_OUT, (rows - taken.end,), np.int64)
+    left_out_M[:] = np.concatenate(taken.left_out)
+    ids_N, vectors_NV, behavior_NE = taken.arrays()
+    side = _side(file, columns, inputs, ids_N, left_out_M, behavior_NE, path)
+    return ItemVectors(ids_N, vectors_NV, side, left_out_M, taken.partly)
+
+
+@dataclass
+class _Taken:
+    """Arrays with room for all items of a file, filled in order with those that have content: the first `end` rows."""
+
+    ids: np.ndarray
+    vectors: np.ndarray
+    behavior: np.ndarray | None
+    end: int = 0
+    partly: int = 0
+    left_out: list[np.ndarray] = field(default_factory=list)
+
+    def add(
+        self, ids_R: np.ndarray, vectors_RV: np.ndarray, behavior_RE: np.ndarray | None, has_RC: np.ndarray
+    ) -> None:
+        """has_RC: whether a row has content in each column."""
+        taken_R = has_RC.any(axis=1)
+        part = slice(self.end, self.end + int(taken_R.sum()))
+        self.ids[part], self.vectors[part] = ids_R[taken_R], vectors_RV[taken_R]
+        if self.behavior is not None and behavior_RE is not None:
+            self.behavior[part] = behavior_RE[taken_R]
+        self.left_out.append(ids_R[~taken_R])
+        self.partly += int((taken_R & ~has_RC.all(axis=1)).sum())
+        self.end = part.stop
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Ids, vectors and behaviour of the items taken."""
+        return (
+            self.ids[: self.end],
+            self.vectors[: self.end],
+            None if self.behavior is None else self.behavior[: self.end],
+        )
 
 
 def map_item_vectors(
@@ -108,24 +155,12 @@ def map_item_vectors(
     Both processes run on one machine. Raises ContractError when this process cannot see the files, and as
     `read_item_vectors` does.
     """
-    file, ids = _open(path), mapped_array(scratch, IDS)
-    behavior = mapped_array(scratch, BEHAVIOR) if inputs.behavior else None
-    side = _side(file, columns, inputs, ids, behavior, path)
-    return ItemVectors(ids, mapped_array(scratch, VECTORS), side)
-
-
-def _with_vectors(
-    file: pq.ParquetFile, columns: tuple[str, ...], inputs: LearnerInputs, path: Path, batch_rows: int
-) -> np.ndarray:
-    """bool [F]: the items of the file that have a vector to learn from."""
-    if columns != (BEHAVIOR,) or inputs.unknown_behavior:
-        return np.ones(file.metadata.num_rows, bool)
-    batches = _batches(file, [ITEM_ID, BEHAVIOR], path, batch_rows)
-    known = [_vectors(batch, BEHAVIOR, path, start, _ids(batch, path, start)).any(axis=1) for start, batch in batches]
-    taken_F = np.concatenate(known)
-    if not taken_F.any():
-        raise ContractError(f"{path}, column {BEHAVIOR}", "vectors with some content", "all zeros in all rows")
-    return taken_F
+    left_out_M = mapped_array(scratch, LEFT_OUT)
+    all_ids = mapped_array(scratch, IDS)
+    end = len(all_ids) - len(left_out_M)
+    behavior = mapped_array(scratch, BEHAVIOR)[:end] if inputs.behavior else None
+    side = _side(_open(path), columns, inputs, all_ids[:end], left_out_M, behavior, path)
+    return ItemVectors(all_ids[:end], mapped_array(scratch, VECTORS)[:end], side, left_out_M)
 
 
 def _side(
@@ -133,10 +168,11 @@ def _side(
     columns: tuple[str, ...],
     inputs: LearnerInputs,
     ids_N: np.ndarray,
+    left_out_M: np.ndarray,
     behavior_NE: np.ndarray | None,
     path: Path,
 ) -> SideInformation:
-    pairs = read_item_pairs(path.with_name(PAIRS), ids_N) if inputs.pairs else None
+    pairs = read_item_pairs(path.with_name(PAIRS), ids_N, left_out_M) if inputs.pairs else None
     widths = tuple(_widths(file, columns, path).items())
     return SideInformation(widths, _train_impressions(file, path, ids_N), pairs, behavior_NE)
 
@@ -195,14 +231,21 @@ def _ids(batch: pa.RecordBatch, path: Path, start: int) -> np.ndarray:
 
 
 def _vectors(batch: pa.RecordBatch, name: str, path: Path, start: int, ids_R: np.ndarray) -> np.ndarray:
-    """float32 [R, D] of one column. Raises ContractError for missing, NaN or infinite values."""
+    """float32 [R, D] of one column; zeros for a missing vector.
+
+    Raises ContractError for NaN or infinite values, and vectors with some values missing.
+    """
     column = batch.column(name)
-    values = column.flatten() if not column.null_count else None
-    if values is None or values.null_count:
-        lacking = column.is_null() if values is None else values.is_null()
-        first = int(np.flatnonzero(lacking)[0]) // (1 if values is None else column.type.list_size)
+    there_R = np.asarray(column.is_valid())
+    values = column.drop_null().flatten()
+    if values.null_count:
+        first = int(np.flatnonzero(there_R)[np.flatnonzero(values.is_null())[0] // column.type.list_size])
         raise ContractError(_where(path, start, first, name, ids_R), "a whole vector", "missing values")
-    vectors_RD = values.to_numpy().reshape(len(column), column.type.list_size)
+    vectors_RD = values.to_numpy().reshape(-1, column.type.list_size)
+    if not there_R.all():
+        spread_RD = np.zeros((len(column), column.type.list_size), np.float32)
+        spread_RD[there_R] = vectors_RD
+        vectors_RD = spread_RD
     bad_R = ~np.isfinite(vectors_RD).all(axis=1)
     if bad_R.any():
         where = _where(path, start, int(np.flatnonzero(bad_R)[0]), name, ids_R)
@@ -210,14 +253,42 @@ def _vectors(batch: pa.RecordBatch, name: str, path: Path, start: int, ids_R: np
     return vectors_RD
 
 
-def _check_content(vectors_RD: np.ndarray, name: str, path: Path, start: int, ids_R: np.ndarray) -> None:
-    bad_R = ~vectors_RD.any(axis=1)
-    if bad_R.any():
-        expected = "a vector with some content"
-        if name == BEHAVIOR:
-            expected += " (only adc_sid and mm_rqvae learn from items without behaviour)"
-        where = _where(path, start, int(np.flatnonzero(bad_R)[0]), name, ids_R)
-        raise ContractError(where, expected, f"all zeros ({bad_R.sum()} such rows)")
+def _check_behavior(sound_R: np.ndarray, path: Path, start: int, ids_R: np.ndarray) -> None:
+    """Raises ContractError for an item that has content, but no behaviour, which the learner needs."""
+    if not sound_R.all():
+        expected = "a vector with some content (only adc_sid and mm_rqvae learn from items without behaviour)"
+        where = _where(path, start, int(np.flatnonzero(~sound_R)[0]), BEHAVIOR, ids_R)
+        raise ContractError(where, expected, f"all zeros ({(~sound_R).sum()} such rows)")
+
+
+class _Lengths:
+    """Checks that float32 holds the squares of vectors that are used as they are.
+
+    A vector longer than LONGEST overflows them; a column without a vector of SHORTEST underflows them, and all its
+    items would look alike.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._longest: dict[str, float] = {}
+
+    def add(self, vectors_RD: np.ndarray, name: str, start: int, ids_R: np.ndarray) -> None:
+        """Raises ContractError, with row and column, for a vector that is too long."""
+        lengths_R = np.linalg.norm(vectors_RD.astype(np.float64), axis=1)
+        row = int(lengths_R.argmax())
+        if lengths_R[row] > LONGEST:
+            self._refuse(_where(self._path, start, row, name, ids_R), lengths_R[row])
+        self._longest[name] = max(self._longest.get(name, 0.0), float(lengths_R[row]))
+
+    def check(self) -> None:
+        """Raises ContractError for a column whose vectors are all too short."""
+        for name, length in self._longest.items():
+            if 0 < length < SHORTEST:
+                self._refuse(f"{self._path}, column {name}", length)
+
+    def _refuse(self, where: str, length: float) -> NoReturn:
+        expected = f"vectors of length {SHORTEST:g} to {LONGEST:g}, whose squares float32 holds"
+        raise ContractError(where, expected, f"{length:.3g}; scale the column, or let tokenizer.normalize do it")
 
 
 def _where(path: Path, start: int, row: int, column: str, ids_R: np.ndarray) -> str:
@@ -225,12 +296,22 @@ def _where(path: Path, start: int, row: int, column: str, ids_R: np.ndarray) -> 
 
 
 def _unit(vectors_RD: np.ndarray) -> np.ndarray:
-    """Rows scaled to unit length; zero rows stay zero."""
+    """Rows scaled to unit length; zero rows stay zero.
+
+    Rows with very large or small values are first scaled by a power of two, which rounds nothing, so that their
+    squares neither overflow nor underflow.
+    """
+    peaks_R1 = np.abs(vectors_RD).max(axis=1, keepdims=True)
+    extreme_R1 = (peaks_R1 > 0) & ((peaks_R1 < 2.0**-40) | (peaks_R1 > 2.0**40))
+    if extreme_R1.any():
+        vectors_RD = np.ldexp(vectors_RD, np.where(extreme_R1, -np.frexp(peaks_R1)[1], 0))
     norms_R1 = np.linalg.norm(vectors_RD, axis=1, keepdims=True)
     return vectors_RD / np.where(norms_R1 > 0, norms_R1, 1)
 
 
-def _check_ids(ids_N: np.ndarray, path: Path) -> None:
+def _check_ids(file: pq.ParquetFile, path: Path) -> None:
+    with readable(path, "readable column data"):
+        ids_N = file.read([ITEM_ID]).column(0).to_numpy()
     if ids_N.min() <= UNKNOWN_ID:
         row = int(np.flatnonzero(ids_N <= UNKNOWN_ID)[0])
         raise ContractError(f"{path}, row {row}, column {ITEM_ID}", f"ids above {UNKNOWN_ID}", int(ids_N[row]))
@@ -256,10 +337,12 @@ def _train_impressions(file: pq.ParquetFile, path: Path, ids_N: np.ndarray) -> n
     return counts.to_numpy()
 
 
-def read_item_pairs(path: Path, item_ids_N: np.ndarray) -> np.ndarray:
+def read_item_pairs(path: Path, item_ids_N: np.ndarray, left_out_M: np.ndarray | None = None) -> np.ndarray:
     """int64 [P, 2]: row numbers of items that belong together, in the file's order and direction.
 
-    item_ids_N: ids by row, every id once. Raises ContractError for a missing or unreadable file, no pairs, columns
+    item_ids_N: ids by row, every id once. left_out_M: ids of items whose pairs are dropped.
+
+    Raises ContractError for a missing or unreadable file, no pairs, columns
     other than int64 without missing values, ids that no item has, and an item paired with itself.
     """
     if not path.is_file():
@@ -273,6 +356,11 @@ def read_item_pairs(path: Path, item_ids_N: np.ndarray) -> np.ndarray:
         column_type(table.schema, name, path)
     if not table.num_rows:
         raise ContractError(path, "at least one pair", "no rows")
+    if left_out_M is not None and len(left_out_M):
+        kept = [np.isin(table[name].to_numpy(), left_out_M, invert=True) for name in (ITEM_ID, OTHER_ID)]
+        table = table.filter(pa.array(kept[0] & kept[1]))
+        if not table.num_rows:
+            raise ContractError(path, "at least one pair of items with content", "none")
     rows_P2 = np.stack([_rows(table[name], name, path, item_ids_N) for name in (ITEM_ID, OTHER_ID)], axis=1)
     alike = np.flatnonzero(rows_P2[:, 0] == rows_P2[:, 1])
     if len(alike):

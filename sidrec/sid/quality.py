@@ -6,6 +6,7 @@ definition and source.
 Shapes: N items, L levels, K codes, G occupied SIDs, V vector width, P pairs, Q distinct query items.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -16,6 +17,14 @@ from sidrec.schema import ContractError
 from sidrec.sid.tokenizer import Tokenizer
 
 ROWS = 65_536  # vectors decoded at a time
+
+# Bounds of the verdict. Codes beyond them can still serve, but say little of each item.
+MOST_COLLISIONS = 0.3
+"""Collision rate of a catalog, apart from items whose vectors are equal."""
+LARGEST_GROUP = 0.01
+"""Share of the items on one SID; 10 items, and a group with equal vectors, are never too many."""
+LEAST_UTILISATION = 0.5
+"""Share of a level's codes in use, of those that the number of items can use."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +131,52 @@ def reconstruction_error(
     items = len(vectors_NV)
     unexplained = squared / deviation if deviation else float(squared > 0)
     return ReconstructionError(squared / items, deviation / items, unexplained)
+
+
+@dataclass(frozen=True)
+class EqualVectors:
+    """Items whose vectors are equal, which no learner can tell apart.
+
+    items: items with the vector of an earlier item. largest: items that share one vector.
+    """
+
+    items: int
+    largest: int
+
+
+def equal_vectors(vectors_NV: np.ndarray) -> EqualVectors:
+    """Counts items with equal vectors, bit by bit, in memory for 16 bytes an item."""
+    rows = (hashlib.blake2b(np.ascontiguousarray(vector_V).data, digest_size=16).digest() for vector_V in vectors_NV)
+    digests = np.fromiter(rows, dtype=np.dtype("V16"), count=len(vectors_NV))
+    counts = np.unique(digests.view(np.dtype("u8,u8")), return_counts=True)[1]
+    return EqualVectors(len(vectors_NV) - len(counts), int(counts.max()))
+
+
+def check_collapse(quality: CodeQuality, equal: EqualVectors) -> None:
+    """Raises ContractError where all items got one SID, although their vectors differ."""
+    if quality.unique_prefixes[-1] == 1 and equal.items < quality.items - 1:
+        expected = "codes that tell items apart"
+        got = f"one semantic ID for all {quality.items:,} items; try other vectors, or another learner"
+        raise ContractError("the fitted tokenizer", expected, got)
+
+
+def quality_verdict(quality: CodeQuality, codebook_sizes: tuple[int, ...], equal: EqualVectors) -> str:
+    """One line: whether collisions, the largest group and utilisation are within their bounds."""
+    collisions = quality.collision_rate - equal.items / quality.items
+    group, most = quality.max_group_size, max(10, int(LARGEST_GROUP * quality.items), equal.largest)
+    distinct = quality.items - equal.items
+    levels = zip(codebook_sizes, quality.dead_codes, strict=True)
+    used = min((size - dead) / min(size, distinct) for size, dead in levels)
+    apart = f" apart from {equal.items:,} items with equal vectors" if equal.items else ""
+    facts = [
+        (collisions <= MOST_COLLISIONS, f"collision rate {collisions:.3f}{apart} (at most {MOST_COLLISIONS:g})"),
+        (group <= most, f"largest group {group:,} of {quality.items:,} items (at most {most:,})"),
+        (used >= LEAST_UTILISATION, f"least utilisation of a level {used:.2f} (at least {LEAST_UTILISATION:g})"),
+    ]
+    if all(sound for sound, _ in facts):
+        return f"codes: within all bounds: {'; '.join(fact for _, fact in facts)}"
+    beyond = "; ".join(fact for sound, fact in facts if not sound)
+    return f"codes: POOR: {beyond}; try more levels, another codebook_size, or other vectors"
 
 
 def embedding_hit_rate(vectors_NV: np.ndarray, pairs_P2: np.ndarray, k: int) -> float:

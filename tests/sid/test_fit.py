@@ -138,7 +138,7 @@ def with_nan(vectors: np.ndarray) -> np.ndarray:
     [
         (np.arange(1, 121), {"txt": VECTORS}, "expected a vector column text"),
         (np.arange(1, 121), {"text": with_nan(VECTORS)}, "row 5 (item 6), column text: expected finite values"),
-        (np.arange(1, 121), {"text": VECTORS * 0}, "expected a vector with some content, got all zeros"),
+        (np.arange(1, 121), {"text": VECTORS * 0}, "expected vectors with some content, got all zeros"),
         (np.arange(120), {"text": VECTORS}, "column item_id: expected ids above 0, got 0"),
         (np.ones(120, dtype=int), {"text": VECTORS}, "expected every item once, got 1, already in row 0"),
         (np.arange(1, 6), {"text": VECTORS[:5]}, "expected at least 8 items for codebook_size 8, got 5 items"),

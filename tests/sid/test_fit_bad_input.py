@@ -31,10 +31,10 @@ def changed(column: str, row: int, value: float) -> Spoil:
 
 
 def missing(path: Path) -> None:
-    """Row 5 has no behaviour vector."""
+    """Row 5 has a behaviour vector without its second value."""
     columns = {"item_id": pa.array(np.arange(1, ITEMS + 1)), "text": vector_column(TEXT)}
-    values = pa.array(BEHAVIOR.ravel())
-    columns["behavior"] = pa.FixedSizeListArray.from_arrays(values, 4, mask=pa.array(np.arange(ITEMS) == 5))
+    values = pa.array(BEHAVIOR.ravel(), mask=np.arange(BEHAVIOR.size) == 5 * 4 + 1)
+    columns["behavior"] = pa.FixedSizeListArray.from_arrays(values, 4)
     pq.write_table(pa.table(columns), path)
 
 
@@ -63,7 +63,7 @@ def as_it_is(_: Path) -> None:
     [
         ("rqvae", BOTH, changed("text", 5, np.nan), "row 5 (item 6), column text: expected finite values, got NaN"),
         ("adc_sid", BOTH, changed("behavior", 7, np.inf), "row 7 (item 8), column behavior: expected finite values"),
-        ("rqvae", BOTH, changed("text", 5, 0), "row 5 (item 6), column text: expected a vector with some content"),
+        ("rqvae", BOTH, changed("behavior", 5, 0), "row 5 (item 6), column behavior: expected a vector with some"),
         ("multi_vq", BOTH, changed("behavior", 5, 0), "(only adc_sid and mm_rqvae learn from items without behaviour)"),
         ("mm_rqvae", BOTH, few, "expected at least 8 items for codebook_size 8, got 5 items"),
         ("rqvae", BOTH, twice, "row 119, column item_id: expected every item once, got 3, already in row 2"),

@@ -58,7 +58,7 @@ def test_batches_and_a_scratch_file_change_nothing(tmp_path: Path) -> None:
 def test_another_process_maps_the_vectors(tmp_path: Path) -> None:
     path = write_items(items(tmp_path), [5, 2, 9], text=TEXT, behavior=BEHAVIOR)
 
-    with pytest.raises(ContractError, match=r"item_ids\.npy: expected a file that the first .* got No such file"):
+    with pytest.raises(ContractError, match=r"left_out\.npy: expected a file that the first .* got No such file"):
         map_item_vectors(path, ("text",), tmp_path, LearnerInputs(behavior=True))
     read = read_item_vectors(path, ("text",), True, tmp_path, LearnerInputs(behavior=True))
     found = map_item_vectors(path, ("text",), tmp_path, LearnerInputs(behavior=True))
@@ -120,7 +120,7 @@ def test_files_that_are_no_items(tmp_path: Path) -> None:
 def test_damage_inside_the_file_is_refused_too(tmp_path: Path) -> None:
     path = write_items(items(tmp_path), np.arange(1, 5001), text=clustered_vectors(5000))
     content = bytearray(path.read_bytes())
-    content[len(content) // 3 : len(content) // 3 + 2000] = bytes(2000)
+    content[len(content) // 3 : len(content) // 3 + 2000] = b"\xff" * 2000
     path.write_bytes(content)
     assert "expected" in refusal(path)
 
@@ -149,18 +149,82 @@ def test_values_that_are_not_finite(tmp_path: Path, value: float) -> None:
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-def test_vectors_without_content(tmp_path: Path, normalize: bool) -> None:
-    vectors = TEXT * [[1], [0], [1]]
-    path = write_items(items(tmp_path), [1, 2, 3], text=vectors, visual=VISUAL)
-    sentence = refusal(path, ("visual", "text"), normalize)
-    assert "row 1 (item 2), column text: expected a vector with some content, got all zeros" in sentence
+@pytest.mark.parametrize("to_disk", [True, False])
+def test_items_without_content_are_left_out_and_named(
+    tmp_path: Path, normalize: bool, to_disk: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Zeros and missing vectors are the same: nothing is known. Some content is enough."""
+    monkeypatch.setattr("sidrec.sid.item_vectors.ROWS", 2)
+    text = pa.array([[1, 0], None, [0, 0], [0, 1], [0, 0]], pa.list_(pa.float32(), 2))
+    visual = pa.array([[1], [0], [0], None, [2]], pa.list_(pa.float32(), 1))
+    path, columns = items(tmp_path), ("visual", "text")
+    pq.write_table(pa.table({"item_id": [5, 2, 9, 7, 1], "text": text, "visual": visual}), path)
+    pq.write_table(pa.table({"item_id": [5, 5, 2], "other_id": [7, 2, 9]}), path.with_name("pairs.parquet"))
+    pairs = LearnerInputs(pairs=True)
+    found = [read_item_vectors(path, columns, normalize, tmp_path if to_disk else None, pairs)]
+    assert found[0].partly == 2
+    if to_disk:
+        found.append(map_item_vectors(path, columns, tmp_path, pairs))
+    for one in found:
+        assert one.item_ids_N.tolist() == [5, 7, 1]
+        assert one.vectors_NV.tolist() == [[1, 1, 0], [0, 0, 1], [1 if normalize else 2, 0, 0]]
+        assert one.left_out_M.tolist() == [2, 9]
+        assert one.side.pairs_P2 is not None
+        assert one.side.pairs_P2.tolist() == [[0, 1]]
 
 
-def test_missing_vectors_and_values(tmp_path: Path) -> None:
-    kind = pa.list_(pa.float32(), 2)
-    for lists in ([[1, 2], None, [3, 4]], [[1, 2], [1, None], [3, 4]]):
-        pq.write_table(pa.table({"item_id": [1, 2, 3], "text": pa.array(lists, kind)}), items(tmp_path))
-        assert "row 1 (item 2), column text: expected a whole vector, got missing values" in refusal(items(tmp_path))
+def test_pairs_of_items_without_content_alone(tmp_path: Path) -> None:
+    path = write_items(items(tmp_path), [5, 2, 9], text=TEXT * [[1], [0], [1]])
+    pq.write_table(pa.table({"item_id": [5], "other_id": [2]}), path.with_name("pairs.parquet"))
+    with pytest.raises(ContractError, match="expected at least one pair of items with content, got none"):
+        read_item_vectors(path, ("text",), True, None, LearnerInputs(pairs=True))
+
+
+def test_ids_of_items_without_content_are_checked_too(tmp_path: Path) -> None:
+    write_items(items(tmp_path), [5, 2, 5], text=TEXT * [[1], [1], [0]])
+    assert "row 2, column item_id: expected every item once, got 5, already in row 0" in refusal(items(tmp_path))
+
+
+def test_vectors_with_some_values_missing(tmp_path: Path) -> None:
+    lists = pa.array([None, [1, 2], [1, None], [3, 4]], pa.list_(pa.float32(), 2))
+    pq.write_table(pa.table({"item_id": [1, 2, 3, 4], "text": lists}), items(tmp_path))
+    assert "row 2 (item 3), column text: expected a whole vector, got missing values" in refusal(items(tmp_path))
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e-38, 1e-30, 1e-20, 1e-13, 1.0, 1e13, 1e20, 1e30, 5e37])
+def test_the_length_of_vectors_that_are_scaled_does_not_matter(tmp_path: Path, scale: float) -> None:
+    """Of the same directions in float64. 1e-44 is among the numbers of float32 that have few digits."""
+    vectors = (clustered_vectors(20) * scale).astype(np.float32)
+    exact = vectors.astype(np.float64)
+    path = write_items(items(tmp_path), np.arange(1, 21), text=vectors)
+    found = read_item_vectors(path, ("text",), normalize=True)
+    kept = exact.any(axis=1)
+    expected = exact[kept] / np.linalg.norm(exact[kept], axis=1, keepdims=True)
+    assert found.vectors_NV == pytest.approx(expected, rel=1e-5, abs=1e-7)
+    assert len(found.left_out_M) == 20 - kept.sum()
+
+
+def test_one_long_vector_among_short_ones_is_scaled_alone(tmp_path: Path) -> None:
+    path = write_items(items(tmp_path), [1, 2, 3], text=TEXT * np.float32([[1e37], [1], [1e-37]]))
+    found = read_item_vectors(path, ("text",), normalize=True)
+    assert found.vectors_NV == pytest.approx(np.array([[0.6, 0.8], [0, 1], [1, 0]]), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("scales", "where", "length"),
+    [
+        ((1, 1e30, 1e-30), "row 1 (item 2), column text", "2e+30"),
+        ((1, 2e19, 1), "row 1 (item 2), column text", "4e+19"),
+        ((1e-30, 1e-30, 1e-30), "column text", "5e-30"),
+        ((1e-40, 1e-17, 0), "column text", "2e-17"),
+    ],
+)
+def test_lengths_that_nothing_scales_must_have_squares(
+    tmp_path: Path, scales: tuple[float, ...], where: str, length: str
+) -> None:
+    write_items(items(tmp_path), [1, 2, 3], text=TEXT * np.float32(scales)[:, None])
+    expected = f"{where}: expected vectors of length 1e-15 to 1e+18, whose squares float32 holds, got {length}; "
+    assert expected in refusal(items(tmp_path), normalize=False)
 
 
 def test_item_ids_must_be_there_positive_and_once(tmp_path: Path) -> None:
@@ -211,9 +275,9 @@ def test_behavior_as_a_vector_column(tmp_path: Path) -> None:
     sentence = r"row 1 \(item 2\), column behavior: expected a vector with some content \(only adc_sid and mm_rqvae "
     with pytest.raises(ContractError, match=sentence):
         read_item_vectors(path, columns, True)
-    write_items(path, [5, 2, 9], text=TEXT * [[1], [0], [1]], behavior=BEHAVIOR)
-    with pytest.raises(ContractError, match="column text: expected a vector with some content, got all zeros"):
-        read_item_vectors(path, columns, True, None, learner_inputs(AdcSidConfig()))
+    write_items(path, [5, 2, 9], text=TEXT * [[1], [0], [0]], behavior=BEHAVIOR)
+    found = read_item_vectors(path, columns, True, None, learner_inputs(AdcSidConfig()))
+    assert (found.item_ids_N.tolist(), found.left_out_M.tolist(), found.partly) == ([5, 9], [2], 1)
 
 
 @pytest.mark.parametrize("to_disk", [False, True])
@@ -226,14 +290,14 @@ def test_items_without_behavior_are_left_out_where_it_is_all_there_is(tmp_path: 
     found = [read_item_vectors(path, ("behavior",), True, scratch, batch_rows=2)]
     if to_disk:
         found.append(map_item_vectors(path, ("behavior",), tmp_path))
-    assert found[0].left_out == 2
     for one in found:
+        assert one.left_out_M.tolist() == [2, 7]
         assert one.item_ids_N.tolist() == [5, 9]
         assert one.vectors_NV == pytest.approx(np.array([[0.6, 0.8], [0, 1]]))
         assert one.side.train_impressions_N is not None
         assert one.side.train_impressions_N.tolist() == [4, 2]
-    everything = read_item_vectors(path, ("behavior",), True, None, learner_inputs(AdcSidConfig()))
-    assert (len(everything.item_ids_N), everything.left_out) == (4, 0)
+    unknown_too = read_item_vectors(path, ("behavior",), True, None, learner_inputs(AdcSidConfig()))
+    assert unknown_too.left_out_M.tolist() == [2, 7]
 
 
 def test_no_item_with_behavior(tmp_path: Path) -> None:

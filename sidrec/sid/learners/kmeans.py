@@ -186,13 +186,29 @@ def plain_kmeans(points_NV: np.ndarray, codebook_size: int, iterations: int, see
 
 
 def growing_kmeans(points_NV: np.ndarray, codebook_size: int, iterations: int, steps: int, seed: int) -> np.ndarray:
-    """float32 centroids [K, V]: k-means on one principal axis, then on more of them, in `steps` rounds."""
+    """float32 centroids [K, V]: k-means on one principal axis, then on more of them, in `steps` rounds.
+
+    faiss finds no more principal axes than there are points. Fewer points than dimensions are therefore first rotated
+    into the space that they span, where distances, and so clusters, are the same.
+    """
+    if len(points_NV) < points_NV.shape[1]:
+        mean_V, axes_RV = _span(points_NV)
+        spanned_NR = np.ascontiguousarray((points_NV - mean_V) @ axes_RV.T)
+        return growing_kmeans(spanned_NR, codebook_size, iterations, steps, seed) @ axes_RV + mean_V
     learner = faiss.ProgressiveDimClustering(points_NV.shape[1], codebook_size)
     learner.progressive_dim_steps = steps
     _set(learner, iterations, len(points_NV), seed)
     factory = faiss.ProgressiveDimIndexFactory()
     learner.train(len(points_NV), faiss.swig_ptr(points_NV), factory)  # type: ignore[call-overload]  # stub forgets n
     return faiss.vector_to_array(learner.centroids).reshape(codebook_size, -1)
+
+
+def _span(points_NV: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mean [V] of the points, and orthonormal rows [R, V] that span their deviations from it; 1 <= R < N."""
+    mean_V = points_NV.mean(axis=0, dtype=np.float64).astype(np.float32)
+    _, lengths_R, axes_RV = np.linalg.svd(points_NV - mean_V, full_matrices=False)
+    rank = int((lengths_R > lengths_R[0] * np.finfo(np.float32).eps * len(points_NV)).sum())
+    return mean_V, axes_RV[: max(1, rank)]
 
 
 def squared_distances(points_RV: np.ndarray, centroids_KV: np.ndarray) -> np.ndarray:
