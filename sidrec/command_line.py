@@ -29,7 +29,11 @@ def run(command: Callable[[], int | None]) -> int:
 
     Returns: the command's own status, or 0; 2 after an error that a user can mend, printed as one message on stderr;
     130 after Ctrl-C; 1 when the reader of stdout has gone. SIDREC_TRACEBACK=1 raises instead of printing.
+    Characters that a terminal cannot show, as of a path under LANG=C, are printed as escapes.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return command() or 0
     except BrokenPipeError:  # as in `sidrec train --help | head`

@@ -47,6 +47,28 @@ def test_a_missing_file_is_compared_by_name_and_not_by_its_folders(
     assert near_file(tmp_path / missing) == (f"; did you mean {tmp_path / near}?" if near else "")
 
 
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [("utf-8", "r\u00e9cipe \u6f22"), ("ascii", r"r\xe9cipe \u6f22"), ("latin-1", "r\u00e9cipe \\u6f22")],
+)
+@pytest.mark.parametrize("words", [("recipe", "show"), ("init", "demo"), ("plan",)], ids=" ".join)
+def test_what_a_terminal_cannot_show_is_escaped(
+    words: tuple[str, ...], encoding: str, shown: str, tmp_path: Path
+) -> None:
+    """On stdout as on stderr, of commands that succeed as of those that are refused."""
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    target = tmp_path / "r\u00e9cipe \u6f22"
+    if words[0] == "recipe":
+        target.write_text("name: x\ndata: {path: d, catalog: c}\nmodel: {item: {kind: hid}}\n")
+    command = [sys.executable, "-m", "sidrec", *words, str(target)]
+    ended = subprocess.run(command, env=environment, capture_output=True, check=False)
+    said = (ended.stdout + ended.stderr).decode(encoding)
+    assert "Traceback" not in said
+    if words[0] != "recipe":
+        assert shown in said
+    assert ended.returncode == (2 if words[0] == "plan" else 0)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_a_value_of_the_wrong_type_is_one_message(encoding: str) -> None:
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
