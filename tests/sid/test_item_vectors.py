@@ -150,18 +150,15 @@ def test_values_that_are_not_finite(tmp_path: Path, value: float) -> None:
 
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("to_disk", [True, False])
-def test_items_without_content_are_left_out_and_named(
-    tmp_path: Path, normalize: bool, to_disk: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_items_without_content_are_left_out_and_named(tmp_path: Path, normalize: bool, to_disk: bool) -> None:
     """Zeros and missing vectors are the same: nothing is known. Some content is enough."""
-    monkeypatch.setattr("sidrec.sid.item_vectors.ROWS", 2)
     text = pa.array([[1, 0], None, [0, 0], [0, 1], [0, 0]], pa.list_(pa.float32(), 2))
     visual = pa.array([[1], [0], [0], None, [2]], pa.list_(pa.float32(), 1))
     path, columns = items(tmp_path), ("visual", "text")
     pq.write_table(pa.table({"item_id": [5, 2, 9, 7, 1], "text": text, "visual": visual}), path)
     pq.write_table(pa.table({"item_id": [5, 5, 2], "other_id": [7, 2, 9]}), path.with_name("pairs.parquet"))
     pairs = LearnerInputs(pairs=True)
-    found = [read_item_vectors(path, columns, normalize, tmp_path if to_disk else None, pairs)]
+    found = [read_item_vectors(path, columns, normalize, tmp_path if to_disk else None, pairs, batch_rows=2)]
     assert found[0].partly == 2
     if to_disk:
         found.append(map_item_vectors(path, columns, tmp_path, pairs))
@@ -205,7 +202,7 @@ def test_the_length_of_vectors_that_are_scaled_does_not_matter(tmp_path: Path, s
 
 
 def test_one_long_vector_among_short_ones_is_scaled_alone(tmp_path: Path) -> None:
-    path = write_items(items(tmp_path), [1, 2, 3], text=TEXT * np.float32([[1e37], [1], [1e-37]]))
+    path = write_items(items(tmp_path), [1, 2, 3], text=TEXT * np.array([[1e37], [1], [1e-37]], np.float32))
     found = read_item_vectors(path, ("text",), normalize=True)
     assert found.vectors_NV == pytest.approx(np.array([[0.6, 0.8], [0, 1], [1, 0]]), rel=1e-6)
 
@@ -222,7 +219,7 @@ def test_one_long_vector_among_short_ones_is_scaled_alone(tmp_path: Path) -> Non
 def test_lengths_that_nothing_scales_must_have_squares(
     tmp_path: Path, scales: tuple[float, ...], where: str, length: str
 ) -> None:
-    write_items(items(tmp_path), [1, 2, 3], text=TEXT * np.float32(scales)[:, None])
+    write_items(items(tmp_path), [1, 2, 3], text=TEXT * np.array(scales, np.float32)[:, None])
     expected = f"{where}: expected vectors of length 1e-15 to 1e+18, whose squares float32 holds, got {length}; "
     assert expected in refusal(items(tmp_path), normalize=False)
 
@@ -258,7 +255,7 @@ def test_side_information_is_passed_unchanged(tmp_path: Path) -> None:
 
 def test_side_information_that_is_not_there(tmp_path: Path) -> None:
     path = write_items(items(tmp_path), [5, 2, 9], text=TEXT)
-    with pytest.raises(ContractError, match=r"items\.parquet: expected a column behavior .*data_prep\.behavior"):
+    with pytest.raises(ContractError, match=r"items\.parquet: expected a column behavior .*sidrec prep behavior"):
         read_item_vectors(path, ("text",), True, None, LearnerInputs(behavior=True))
     with pytest.raises(ContractError, match=r"pairs\.parquet: expected item pairs .* got no such file"):
         read_item_vectors(path, ("text",), True, None, LearnerInputs(pairs=True))

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ def normal(items: int, width: int) -> np.ndarray:
     return np.random.default_rng(0).standard_normal((items, width)).astype(np.float32)
 
 
-def fit(folder: Path, vectors: np.ndarray, normalize: bool = True, **learner: object) -> int:
+def fit(folder: Path, vectors: np.ndarray, normalize: bool = True, **learner: Any) -> int:
     write_items(folder / "data" / "items.parquet", np.arange(1, len(vectors) + 1), text=vectors)
     sections = {
         "name": "ordinary",
@@ -28,9 +29,9 @@ def fit(folder: Path, vectors: np.ndarray, normalize: bool = True, **learner: ob
     return cli.main(["fit", str(folder / "recipe.yaml")])
 
 
-KMEANS = {"kind": "residual_kmeans", "restarts": 1, "iterations": 5}
-OPQ = {"kind": "opq", "levels": 2, "iterations": 5}
-RQVAE = {"kind": "rqvae", "width": 4, "hidden": [8], "training": {"epochs": 1, "batch_size": 64}}
+KMEANS: dict[str, Any] = {"kind": "residual_kmeans", "restarts": 1, "iterations": 5}
+OPQ: dict[str, Any] = {"kind": "opq", "levels": 2, "iterations": 5}
+RQVAE: dict[str, Any] = {"kind": "rqvae", "width": 4, "hidden": [8], "training": {"epochs": 1, "batch_size": 64}}
 
 
 @pytest.mark.parametrize(
@@ -54,7 +55,7 @@ RQVAE = {"kind": "rqvae", "width": 4, "hidden": [8], "training": {"epochs": 1, "
         (12, 300, {**RQVAE, "codebook_size": 4}),
     ],
 )
-def test_few_items_wide_or_narrow(items: int, width: int, learner: dict[str, object], tmp_path: Path) -> None:
+def test_few_items_wide_or_narrow(items: int, width: int, learner: dict[str, Any], tmp_path: Path) -> None:
     assert fit(tmp_path, normal(items, width), **learner) == 0
     assert len(load_catalog(tmp_path / "catalog")) == items
 
@@ -62,7 +63,7 @@ def test_few_items_wide_or_narrow(items: int, width: int, learner: dict[str, obj
 @pytest.mark.parametrize("learner", [KMEANS, {**KMEANS, "balanced": True}, OPQ, RQVAE], ids=lambda one: one["kind"])
 @pytest.mark.parametrize("distinct", [2, 5, 40])
 def test_items_with_equal_vectors(
-    distinct: int, learner: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    distinct: int, learner: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Equal vectors get equal SIDs, and are no fault of the learner's."""
     vectors = np.repeat(normal(distinct, 16), 4, axis=0)
@@ -74,7 +75,7 @@ def test_items_with_equal_vectors(
 
 @pytest.mark.parametrize("power", [-110, -60, -41, 60, 100, 120])
 @pytest.mark.parametrize("learner", [KMEANS, OPQ], ids=lambda one: one["kind"])
-def test_extreme_lengths_change_no_code(power: int, learner: dict[str, object], tmp_path: Path) -> None:
+def test_extreme_lengths_change_no_code(power: int, learner: dict[str, Any], tmp_path: Path) -> None:
     """Bit by bit: a power of two rounds nothing."""
     vectors = clustered_vectors(60, 16)
     for folder, scaled in (("ordinary", vectors), ("extreme", np.ldexp(vectors, power))):
@@ -127,7 +128,7 @@ def test_equal_vectors_alone_are_no_collapse(tmp_path: Path) -> None:
 )
 def test_a_fit_ends_with_a_verdict(
     vectors: Callable[[], np.ndarray],
-    learner: dict[str, object],
+    learner: dict[str, Any],
     words: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
