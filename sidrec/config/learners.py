@@ -16,8 +16,8 @@ from sidrec.config.sid_losses import (
     Diversity,
     HammingRepulsion,
     OverlapRepulsion,
-    Schedule,
     SidLossConfig,
+    WeightSchedule,
 )
 
 
@@ -125,8 +125,8 @@ class AdaSidConfig(RqVaeConfig):
 
     kind: Literal["adasid"] = "adasid"  # type: ignore[assignment]
     losses: tuple[SidLossConfig, ...] = (
-        OverlapRepulsion(schedule=Schedule(first=1.0, last=0.1)),
-        Contrast(schedule=Schedule(first=0.0, last=1.0)),
+        OverlapRepulsion(schedule=WeightSchedule(first=1.0, last=0.1)),
+        Contrast(schedule=WeightSchedule(first=0.0, last=1.0)),
     )
     """The losses of AdaSID."""
 

@@ -18,7 +18,7 @@ def at_depth(values: tuple[float, ...], depth: int) -> float:
 
 
 @section
-class Schedule:
+class WeightSchedule:
     """A factor of the weight: `first` until the share `begin` of the training, `last` from `end` on, linear between.
 
     AdaSID's progress-adaptive rebalancing (arXiv 2604.23522) consists of two of these.
@@ -48,7 +48,7 @@ class Contrast:
     kind: Literal["contrast"] = "contrast"
     weight: NonNegativeFloat = 0.1
     """Weight lambda_cl of the term."""
-    schedule: Schedule | None = None
+    schedule: WeightSchedule | None = None
     """How the weight changes in training."""
     temperature: PositiveFloat = 0.07
     """Temperature tau; not published."""
@@ -75,7 +75,7 @@ class HammingRepulsion:
     """Radius R: most levels in which a partial conflict may differ."""
     mask_valid: bool = True
     """Ignore an item and its partner, and the same item twice (CVPM); false is the ablation "w/o masking"."""
-    schedule: Schedule | None = None
+    schedule: WeightSchedule | None = None
     """How both weights change in training."""
 
     def __post_init__(self) -> None:
@@ -90,7 +90,7 @@ class OverlapRepulsion:
     kind: Literal["overlap_repulsion"] = "overlap_repulsion"
     weight: NonNegativeFloat = 1.0
     """Weight of the whole term."""
-    schedule: Schedule | None = None
+    schedule: WeightSchedule | None = None
     """Schedule lambda_col of the weight."""
     relax: bool = True
     """Stage one (SeAR): pairs with a cosine of at least the threshold are exempt; false is the ablation."""
@@ -138,7 +138,7 @@ class Diversity:
     kind: Literal["diversity"] = "diversity"
     weight: NonNegativeFloat = 1e-4
     """Weight beta of the term; the paper tries 1e-5 to 1e-2."""
-    schedule: Schedule | None = None
+    schedule: WeightSchedule | None = None
     """How the weight changes in training."""
     groups: PositiveInt = 10
     """Groups of equal size into which a level's codewords are clustered at each epoch."""
@@ -154,7 +154,7 @@ class Collaborative:
     kind: Literal["collaborative"] = "collaborative"
     weight: NonNegativeFloat = 0.01
     """Weight alpha of the term; the paper tries .001 to .1."""
-    schedule: Schedule | None = None
+    schedule: WeightSchedule | None = None
     """How the weight changes in training."""
 
 
@@ -183,7 +183,7 @@ class BehaviorAlignment:
     kind: Literal["behavior_alignment"] = "behavior_alignment"
     weight: NonNegativeFloat = 0.1
     """Weight of the term; not published."""
-    schedule: Schedule | None = None
+    schedule: WeightSchedule | None = None
     """How the weight changes in training."""
     on: Literal["latent", "quantized"] = "latent"
     """The anchor: the encoder's output, or the quantised latent."""

@@ -17,14 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sidrec.config.item import (
-    ExactIndex,
-    HidIndex,
-    Item,
-    ManagedCollisionIndex,
-    ModuloIndex,
-    SemanticItem,
-)
+from sidrec.config.item import Item, SemanticItem
+from sidrec.config.item_parts import ExactIndex, HidIndex, ManagedCollisionIndex, ModuloIndex
 from sidrec.config.section import granularity_levels
 from sidrec.data.worker import PER_BAG, PerItem
 from sidrec.io.files import column_type, readable

@@ -3,8 +3,8 @@
 SID-Coord's module III (arXiv 2604.10471): S_t = cos(e_sid(target), e_sid(history item t)), AutoDis of each S_t, and
 [max_t; mean_t] of the result. Also its rivals: fixed bins, plain statistics, and counts of shared granules.
 
-To add one: add its section to sidrec/config/item.py, and here a `SimilarityFeatures` or an `Alignment` and its case in
-`build_alignment`.
+To add one: add its section to sidrec/config/item_parts.py, and here a `SimilarityFeatures` or an `Alignment` and its
+case in `build_alignment`.
 
 Shapes: B rows, U items, T history positions, D width, H soft buckets, A width of a meta-embedding, G granularities.
 """
@@ -18,8 +18,8 @@ from torch import Tensor, fx, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from sidrec.config import item as sections
-from sidrec.config.item import (
+from sidrec.config import item_parts as sections
+from sidrec.config.item_parts import (
     AutoDisAlignment,
     HistogramAlignment,
     MatchStatsAlignment,

@@ -1,7 +1,7 @@
 """Fusion: an item's SID embeddings become one vector e_sid. Gate: e_hid and e_sid of the target become one vector e.
 
 SID-Coord's modules I and II (arXiv 2604.10471), and their alternatives. To add one: add its
-section to sidrec/config/item.py, and here its module and its case in `build_fusion` or `build_gate`.
+section to sidrec/config/item_parts.py, and here its module and its case in `build_fusion` or `build_gate`.
 
 Shapes: B rows, U items, G granularities, D width, H hidden width, S statistics.
 """
@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from sidrec.config.item import (
+from sidrec.config.item_parts import (
     AdditiveFusion,
     BucketizedStats,
     ConcatMlpFusion,

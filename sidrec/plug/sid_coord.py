@@ -14,7 +14,8 @@ from torchrec.modules.embedding_configs import DataType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-from sidrec.config.item import ExactIndex, GranularityTokens, NoAlignment, SidCoordItem, StatsGate
+from sidrec.config.item import SidCoordItem
+from sidrec.config.item_parts import ExactIndex, GranularityTokens, NoAlignment, StatsGate
 from sidrec.model.fusion_and_gate import build_gate
 from sidrec.model.history import index_history
 from sidrec.model.items import ItemLookup, SemanticPart

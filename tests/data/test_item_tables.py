@@ -9,18 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from sidrec.config.item import (
-    ContentItem,
-    HidAndSidItem,
-    HidItem,
-    Item,
-    ManagedCollisionIndex,
-    MatchStatsAlignment,
-    ModuloIndex,
-    SidCoordItem,
-    SidItem,
-    SpmTokens,
-)
+from sidrec.config.item import ContentItem, HidAndSidItem, HidItem, Item, SidCoordItem, SidItem
+from sidrec.config.item_parts import ManagedCollisionIndex, MatchStatsAlignment, ModuloIndex, SpmTokens
 from sidrec.data.item_tables import ContentVectors, ItemTable, ItemTables, hashed_rows, item_tables
 from sidrec.schema import ContractError
 from sidrec.sid.catalog import Catalog

@@ -8,7 +8,8 @@ import pytest
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from sidrec.config.item import Alignment, Fusion, Gate, Item
+from sidrec.config.item import Item
+from sidrec.config.item_parts import Alignment, Fusion, Gate
 from sidrec.config.model import ModelConfig
 from tests.model.test_ranker import batch_for, ranker_for
 

@@ -8,7 +8,7 @@ from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCo
 from torchrec.modules.mc_modules import MCHManagedCollisionModule
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
-from sidrec.config.item import ManagedCollisionIndex
+from sidrec.config.item_parts import ManagedCollisionIndex
 from sidrec.data.item_tables import ItemTable
 from sidrec.model.tables import POLICIES, Slots, managed_table
 

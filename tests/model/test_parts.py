@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sidrec.config.item import (
+from sidrec.config.item_parts import (
     AdditiveFusion,
     AutoDisAlignment,
     BucketizedStats,

@@ -10,7 +10,8 @@ from pydantic import TypeAdapter
 from torchrec.distributed.train_pipeline.tracing import Tracer
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from sidrec.config.item import HashedItem, Item, ManagedCollisionIndex, ModuloIndex, SemanticItem, SpmTokens
+from sidrec.config.item import HashedItem, Item, SemanticItem
+from sidrec.config.item_parts import ManagedCollisionIndex, ModuloIndex, SpmTokens
 from sidrec.config.model import ModelConfig
 from sidrec.data.batch import Batch
 from sidrec.data.dataset import Sizes

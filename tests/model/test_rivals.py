@@ -6,15 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sidrec.config.item import (
-    ConcatProjectFusion,
-    ContentItem,
-    GateSidItem,
-    HidAndSidItem,
-    MatchStatsAlignment,
-    MeanGate,
-    SumFusion,
-)
+from sidrec.config.item import ContentItem, GateSidItem, HidAndSidItem
+from sidrec.config.item_parts import ConcatProjectFusion, MatchStatsAlignment, MeanGate, SumFusion
 from sidrec.config.model import MeanPooling
 from sidrec.data.dataset import Sizes
 from sidrec.model.alignment import MatchStatistics, build_alignment

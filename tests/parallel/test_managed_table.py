@@ -10,7 +10,7 @@ from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCo
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec.config import Recipe
-from sidrec.config.item import ManagedCollisionIndex
+from sidrec.config.item_parts import ManagedCollisionIndex
 from sidrec.config.recipe import (
     AdagradTables,
     OptimizerConfig,

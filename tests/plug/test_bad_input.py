@@ -9,7 +9,8 @@ from torch import nn
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from sidrec.config.item import ModuloIndex, SidCoordItem, SidItem, SpmTokens, SumGate
+from sidrec.config.item import SidCoordItem, SidItem
+from sidrec.config.item_parts import ModuloIndex, SpmTokens, SumGate
 from sidrec.plug import ItemCounts, StatFeatures
 from sidrec.schema import ContractError
 from tests.plug.hosts import DIM, ITEMS, dlrm, plugged

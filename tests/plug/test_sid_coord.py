@@ -14,12 +14,12 @@ from torchrec.modules.embedding_configs import DataType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 import sidrec.plug
-from sidrec.config.item import (
+from sidrec.config.item import SidCoordItem
+from sidrec.config.item_parts import (
     BucketizedStats,
     MatchStatsAlignment,
     NoAlignment,
     RawStatsAlignment,
-    SidCoordItem,
     StatsGate,
     SumGate,
 )

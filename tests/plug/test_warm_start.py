@@ -12,7 +12,7 @@ from torch.distributed.checkpoint import DefaultLoadPlanner
 from torchrec.models.dlrm import DLRMTrain
 
 from sidrec.config import ConfigError
-from sidrec.config.item import StatsGate
+from sidrec.config.item_parts import StatsGate
 from sidrec.config.load import parse
 from sidrec.model.fusion_and_gate import TargetAwareGate
 from sidrec.plug import SidCoord, attach, load_without_sids

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from sidrec.config.sid_losses import Schedule
+from sidrec.config.sid_losses import WeightSchedule
 from sidrec.schema import ContractError
 from sidrec.sid.networks.network import Coded, ItemBatch, Network
 
@@ -54,7 +54,7 @@ def known_width(behavior_width: int | None, kind: str) -> int:
     return behavior_width
 
 
-def schedule_factor(schedule: Schedule | None, progress: float) -> float:
+def schedule_factor(schedule: WeightSchedule | None, progress: float) -> float:
     """Factor of a weight at `progress`, the share of all steps done (AdaSID, arXiv 2604.23522, section PAR).
 
     f = first + (last - first) clip((progress - begin) / (end - begin), 0, 1); 1 without a schedule.

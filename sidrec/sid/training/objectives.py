@@ -14,8 +14,8 @@ from sidrec.config.sid_losses import (
     Diversity,
     HammingRepulsion,
     OverlapRepulsion,
-    Schedule,
     SidLossConfig,
+    WeightSchedule,
 )
 from sidrec.schema import ContractError
 from sidrec.sid.losses.attraction import BehaviorAlignmentLoss, CollaborativeLoss, ContrastLoss, DiversityLoss
@@ -40,7 +40,7 @@ class ScheduledLoss(NamedTuple):
 
     name: str
     loss: SidLoss
-    schedule: Schedule | None
+    schedule: WeightSchedule | None
 
 
 def scheduled_losses(

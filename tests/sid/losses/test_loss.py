@@ -21,8 +21,8 @@ from sidrec.config.sid_losses import (
     Contrast,
     Diversity,
     OverlapRepulsion,
-    Schedule,
     SidLossConfig,
+    WeightSchedule,
 )
 from sidrec.schema import ContractError
 from sidrec.sid.learners.gradient import build_network
@@ -111,12 +111,12 @@ def test_repulsion_goes_and_contrast_comes() -> None:
 
 
 def test_a_later_beginning() -> None:
-    schedule = Schedule(first=2, last=4, begin=0.25, end=0.75)
+    schedule = WeightSchedule(first=2, last=4, begin=0.25, end=0.75)
     assert [schedule_factor(schedule, progress) for progress in (0, 0.25, 0.375, 0.5, 0.75, 1)] == [2, 2, 2.5, 3, 4, 4]
 
 
 def test_a_step() -> None:
-    schedule = Schedule(first=0, last=1, begin=0.5, end=0.5)
+    schedule = WeightSchedule(first=0, last=1, begin=0.5, end=0.5)
     assert [schedule_factor(schedule, progress) for progress in (0, 0.49, 0.5, 1)] == [0, 0, 1, 1]
 
 
@@ -126,7 +126,7 @@ def test_none_is_constant() -> None:
 
 def test_an_end_before_the_beginning_is_refused() -> None:
     with pytest.raises(ValueError, match=r"end of at least begin 0\.8, got 0\.6"):
-        Schedule(first=0, last=1, begin=0.8)
+        WeightSchedule(first=0, last=1, begin=0.8)
 
 
 # Every section has its loss, and every loss plugs into a network it has never seen.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sidrec.config.learners import MultiVqConfig, Router, RqVaeConfig, Training
-from sidrec.config.sid_losses import Schedule
+from sidrec.config.sid_losses import WeightSchedule
 from sidrec.errors import DivergedError
 from sidrec.sid.learners.gradient import build_network
 from sidrec.sid.losses.loss import LossInput, SidLoss
@@ -57,7 +57,7 @@ def trained(config: RqVaeConfig | MultiVqConfig = SMALL, *losses: ScheduledLoss,
 
 def test_losses_enter_with_their_schedule_and_begin_epochs() -> None:
     """16 steps; from 0 to 1 over the first half: steps 0..7 have factors 0, 1/8, .., 7/8, the others 1."""
-    loss = ScheduledLoss("constant", Constant(2.0), Schedule(first=0, last=1, begin=0, end=0.5))
+    loss = ScheduledLoss("constant", Constant(2.0), WeightSchedule(first=0, last=1, begin=0, end=0.5))
     journal = trained(SMALL, loss).journal
     assert [entry["constant"] for entry in journal] == pytest.approx([2 * 1.5 / 8, 2 * 5.5 / 8, 2, 2])
     assert [entry["constant/epochs"] for entry in journal] == [1, 2, 3, 4]
