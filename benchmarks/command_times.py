@@ -1,6 +1,6 @@
-"""Seconds that commands take: help and mistyped recipes, plans of many ranks, the demo.
+"""Seconds that commands take: help and mistyped recipes, plans of many ranks, the demo, the test suite.
 
-    python -m benchmarks.command_times [NAME ...] [--write]      NAME: start, plans, demo; all of them by default
+    python -m benchmarks.command_times NAME ... [--write]      NAME: start, plans, demo, suite
 
 CPU seconds are of the command and its processes, wall seconds of the command. `start` is the median of three runs, the
 rest run once. --write puts figures and conditions into command_times.json; those of other names stay.
@@ -24,6 +24,7 @@ from sidrec.study.results import Conditions, conditions
 RESULT = Path(__file__).with_name("command_times.json")
 ROOT = Path(__file__).parents[1]
 SIDREC = str(Path(sys.executable).with_name("sidrec"))
+IN_CHECKOUT = {"launch.demo", "pytest"}
 TABLES = 500
 ROWS = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 
@@ -43,11 +44,11 @@ def main(argv: Sequence[str]) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("names", nargs="*", choices=(*GROUPS, []), metavar="NAME", help=f"of {', '.join(GROUPS)}")
+    parser.add_argument("names", nargs="+", choices=GROUPS, metavar="NAME", help=f"of {', '.join(GROUPS)}")
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args(argv)
     recorded: dict[str, object] = dict(read_json(RESULT, "recorded times")) if RESULT.exists() else {}
-    for name in arguments.names or GROUPS:
+    for name in arguments.names:
         facts: Conditions = conditions() | {"load_average": round(os.getloadavg()[0], 1)}
         commands, runs = GROUPS[name]
         with tempfile.TemporaryDirectory() as folder:
@@ -74,9 +75,9 @@ def _times(words: Sequence[str], folder: Path, runs: int) -> Times:
 
 
 def _run(words: Sequence[str], folder: Path) -> tuple[float, float]:
-    """CPU and wall seconds. The demo runs in the checkout, all else in the folder with the inputs."""
+    """CPU and wall seconds. The demo and the suite run in the checkout, all else in the folder with the inputs."""
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    place = ROOT if "launch.demo" in words else folder
+    place = ROOT if IN_CHECKOUT & set(words) else folder
     subprocess.run(words, cwd=place, check="mistyped.yaml" not in words, capture_output=True)
     wall, after = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall
@@ -102,6 +103,7 @@ GROUPS: Mapping[str, tuple[Mapping[str, Sequence[str]], int]] = {
         1,
     ),
     "demo": ({"make demo, installed": (sys.executable, "-m", "launch.demo")}, 1),
+    "suite": ({"make test, installed": (sys.executable, "-m", "pytest", "-q")}, 1),
 }
 """Name -> title -> command, and how often it is run."""
 

@@ -115,9 +115,10 @@ def chosen(source: Any, plan: str) -> Figures:
     return {name: Measured(of["ratio"], of["low"], of["high"]) for name, of in found.items()}
 
 
-def command_seconds(source: Any, group: str) -> Figures:
-    """CPU seconds of commands."""
-    return {f"{title}:": Measured(of["cpu_seconds"]) for title, of in source[group]["times"].items()}
+def command_seconds(source: Any, group: str, clock: str) -> Figures:
+    """Seconds of commands. clock: cpu or wall. Empty if the group was not measured."""
+    times = source[group]["times"] if group in source else {}
+    return {f"{title}:": Measured(of[f"{clock}_seconds"]) for title, of in times.items()}
 
 
 # Training that survives
