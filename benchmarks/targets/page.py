@@ -141,6 +141,8 @@ def figures_text(target: Target) -> str:
 
 
 def _conditions(target: Target) -> str:
+    if not target.measured():
+        return target.conditions
     commits = [commit for path in target.sources if (commit := _commit(_recorded(path)))]
     facts = [target.conditions, f"commit {', '.join(commits)}" if commits else ""]
     return "; ".join([fact for fact in facts if fact] + [f"`{path}`" for path in target.sources])
