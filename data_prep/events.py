@@ -7,6 +7,7 @@ A raw log is a `Source`: it yields event tables in any order, then metadata of t
 its files; `numbers`, `check_events` and `check_unique` check what they hold.
 """
 
+import csv
 import gzip
 import io
 import zlib
@@ -23,6 +24,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from sidrec.errors import ContractError
+from sidrec.text import did_you_mean
 
 from .command import reading
 
@@ -206,6 +208,7 @@ def blocks(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]
     if path.suffix == ".parquet":
         yield from _parquet_blocks(path, columns)
         return
+    _check_header(path, columns)
     convert = pa_csv.ConvertOptions(
         include_columns=list(columns),
         column_types=dict.fromkeys(columns, pa.string()),
@@ -219,6 +222,18 @@ def blocks(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]
         for batch in reader:
             yield line, pa.Table.from_batches([batch])
             line += batch.num_rows
+
+
+def _check_header(path: Path, columns: Sequence[str]) -> None:
+    """Raises ContractError for a column that the first line of a CSV file lacks."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            names = next(csv.reader([file.readline().decode("utf-8-sig", "replace")]), [])
+    except (OSError, EOFError, zlib.error):
+        return  # reading the rows reports it
+    for column in columns:
+        if names and column not in names:
+            raise ContractError(path, f"a column {column!r}", f"columns {names}{did_you_mean(column, names)}")
 
 
 def whole(path: Path, columns: Sequence[str]) -> pa.Table:

@@ -11,6 +11,7 @@ from typing import Literal
 from torchrec.distributed.planner import Topology
 
 from sidrec.config import ConfigError
+from sidrec.text import did_you_mean
 
 GIB = 2**30
 GB = 10**9
@@ -109,7 +110,8 @@ def named_hardware(name: str) -> Hardware:
     found = NAME.fullmatch("1xcpu" if name == "cpu" else name.lower())
     kind = found["kind"] if found else None
     if found is None or kind not in (*GPUS, "cpu"):
-        raise ConfigError(f"hardware: expected a name such as {EXAMPLES} of {', '.join(GPUS)} or cpu, got {name!r}")
+        got = f"{name!r}{did_you_mean(kind, GPUS) if kind else ''}"
+        raise ConfigError(f"hardware: expected a name such as {EXAMPLES} of {', '.join(GPUS)} or cpu, got {got}")
     local_world = int(found["gpus"])
     world = int(found["machines"] or 1) * local_world
     if kind == "cpu":

@@ -6,6 +6,7 @@ shards: TorchRec's own functions cut them, so that a file edited by hand cannot 
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -225,6 +226,8 @@ def _refusal(where: str, mistakes: ValidationError) -> ContractError:
             return ContractError(place, "a value", "none")
         case "unexpected_keyword_argument":
             return ContractError(place, "no such key", found)
+        case "literal_error":
+            found += did_you_mean(str(mistake["input"]), re.findall(r"'(\w+)'", mistake["msg"]))
     return ContractError(place, mistake["msg"].removeprefix("Input should be "), found)
 
 

@@ -216,7 +216,8 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "type": (
         lay(sharding_type="row_wize"),
-        f"F, {HID}, sharding_type: expected 'data_parallel', 'table_wise', .* or 'grid_shard', got 'row_wize'",
+        f"F, {HID}, sharding_type: expected 'data_parallel', 'table_wise', .* or 'grid_shard', got 'row_wize'; "
+        "did you mean row_wise?",
     ),
     "kernel": (lay(compute_kernel="fast"), f"F, {HID}, compute_kernel: expected 'dense', 'fused', .*, got 'fast'"),
     "kernel of a type": (
