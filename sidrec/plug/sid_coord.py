@@ -195,9 +195,15 @@ class Coordination(nn.Module):
     In the paper f are additional features of the ranker. A host model accepts no additional features, so P projects
     them to the item's width [I]; P starts at zero. With `alignment_key` there is no P.
 
+    These layers compute in the type of their own parameters, under autocast too: cosines and sums over histories are
+    inexact in half precision, and cost little beside a host model's layers. e has the type of e_hid.
+
     mean_S, std_S: moments of log1p(statistics). history: whether there is one; otherwise there is no alignment.
     project: whether to add P f to e. width: A.
     """
+
+    like: Tensor
+    """An element of the type and on the device of the parameters, which fx does not replace by a proxy."""
 
     def __init__(
         self, config: SidCoordItem, dim: int, mean_S: Tensor, std_S: Tensor, history: bool, project: bool
@@ -209,16 +215,22 @@ class Coordination(nn.Module):
         self.project = nn.Linear(self.width, dim, bias=False) if project and self.width else None
         if self.project is not None:
             nn.init.zeros_(self.project.weight)
+        self.register_buffer("like", torch.zeros(()), persistent=False)
 
     def forward(self, hid_BD: Tensor, granules: KeyedTensor, joined: JoinedSids) -> tuple[Tensor, Tensor]:
         """Returns e [B, D] and f [B, A]. granules: the SID embeddings of the bags, [U, D] per granularity."""
-        items = ItemLookup(granules.to_dict(), joined.token_weights_UW, joined.rows_UG)
-        sid_UD = self.semantic.embed(items)
-        target_BD = self.gate(hid_BD, functional.embedding(joined.target_B, sid_UD), joined.stats_BS)
-        aligned_BA = self.semantic.dense(sid_UD, items, joined.target_B, index_history(joined.history_BT))
-        if self.project is not None:
-            target_BD = torch.addmm(target_BD, aligned_BA, self.project.weight.t())
-        return target_BD, aligned_BA
+        own = self.like.dtype
+        granules_UD = {name: granule_UD.to(own) for name, granule_UD in granules.to_dict().items()}
+        items = ItemLookup(granules_UD, joined.token_weights_UW.to(own), joined.rows_UG)
+        with torch.autocast(self.like.device.type, enabled=False):
+            sid_UD = self.semantic.embed(items)
+            target_BD = self.gate(
+                hid_BD.to(own), functional.embedding(joined.target_B, sid_UD), joined.stats_BS.to(own)
+            )
+            aligned_BA = self.semantic.dense(sid_UD, items, joined.target_B, index_history(joined.history_BT)).to(own)
+            if self.project is not None:
+                target_BD = torch.addmm(target_BD, aligned_BA, self.project.weight.t())
+        return target_BD.to(hid_BD.dtype), aligned_BA
 
 
 # TorchRec's sparse architectures with SID-Coord, with the same results for the rest of the model. Both keep the
