@@ -90,7 +90,7 @@ def _check(recipe: Recipe, ranks: Ranks, overwrite: bool) -> None:
 def _read(recipe: Recipe, ranks: Ranks, read: Callable[..., ItemVectors]) -> ItemVectors:
     """The first rank of each machine reads the items into files; the machine's other ranks map them.
 
-    The files are unlinked as soon as all ranks have mapped them, so that none is left however the processes end.
+    The files are unlinked as soon as all ranks have mapped them, so that none is left if a process is killed.
     On NFS, the folder cannot be removed while they are mapped; that error is ignored.
     The last check matters because ranks with different numbers of items would take different numbers of steps and hang.
     """

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from sidrec import cli
-from sidrec.checkpoint import stored_tables, table_files
+from sidrec.checkpoint import stored_tables, table_export
 from sidrec.config import Recipe, save
 from sidrec.sid.catalog import load_catalog
 from tests.checkpoint.made_up_checkpoint import HID, HID_SUM, USER, grid, numbered, write_checkpoint
@@ -28,7 +28,7 @@ TENSORS = {HID: grid(HID_RD, 3, 2), HID_SUM: grid(SUM_RD, 1, 2), USER: grid(numb
 @pytest.fixture
 def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Of two tables, written and read in parts of three rows."""
-    monkeypatch.setattr(table_files, "PART", 48)
+    monkeypatch.setattr(table_export, "PART", 48)
     monkeypatch.setattr(stored_tables.StoredTable.parts, "__defaults__", (48,))
     return write_checkpoint(tmp_path / "run" / "checkpoints" / "step-7", TENSORS)
 

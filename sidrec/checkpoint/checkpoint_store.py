@@ -44,19 +44,19 @@ class Saver:
         self,
         folder: Path,
         config: CheckpointConfig,
-        beside: Mapping[str, str],
+        extra_files: Mapping[str, str],
         ranks: Ranks,
         write_shards: Callable[..., None] = save_shards,
     ) -> None:
         """folder: of the run's checkpoints; rank 0 removes partial checkpoints of killed processes.
 
-        beside: name -> text of further files in each checkpoint. write_shards: called with the arguments of
+        extra_files: name -> text of further files in each checkpoint. write_shards: called with the arguments of
         `save_shards`.
         """
         self._folder, self._config, self._copies = folder, config, StagingBuffers()
         self._heartbeat = ranks.heartbeat
         writers = replace(ranks, control=dist.new_group(backend="gloo"))
-        self._writer = CheckpointWriter(folder, config.keep, beside, writers, write_shards)
+        self._writer = CheckpointWriter(folder, config.keep, extra_files, writers, write_shards)
         self._thread: Thread | None = None
         self._error: Exception | None = None
         self._failures: list[SidrecError] = []  # in a row
@@ -141,7 +141,7 @@ class Saver:
 class CheckpointWriter:
     """Writes checkpoints of all ranks, whole or not at all, and removes outdated ones. All ranks call it together.
 
-    keep: how many of the newest checkpoints are kept, besides the best. beside: name -> text of further files.
+    keep: how many of the newest checkpoints are kept, besides the best. extra_files: name -> text of further files.
     ranks: with a control group of their own, because a thread of its own calls it.
     """
 
@@ -149,11 +149,11 @@ class CheckpointWriter:
         self,
         folder: Path,
         keep: int,
-        beside: Mapping[str, str],
+        extra_files: Mapping[str, str],
         ranks: Ranks,
         write_shards: Callable[..., None] = save_shards,
     ) -> None:
-        self._folder, self._keep, self._beside, self._ranks = folder, keep, beside, ranks
+        self._folder, self._keep, self._extra_files, self._ranks = folder, keep, extra_files, ranks
         self._write_shards = write_shards
 
     def write(self, shards: Sequence[TensorShard], position: Position) -> None:
@@ -194,7 +194,7 @@ class CheckpointWriter:
     def _complete(self, partial: Path, final: Path, position: Position) -> None:
         if not self._ranks.first:
             return
-        files = {name: text.encode() for name, text in self._beside.items()}
+        files = {name: text.encode() for name, text in self._extra_files.items()}
         files[POSITION] = position_text(position).encode()
         for name, content in files.items():
             (partial / name).write_bytes(content)

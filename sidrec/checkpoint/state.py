@@ -334,7 +334,7 @@ def check_model(path: Path, index: CheckpointIndex, state: Mapping[str, Weight])
     others = sorted(names - state.keys())
     if others:
         raise CheckpointError(
-            f"{path}: expected the tables and layers of this recipe alone, got the {_named(others[0])} beside them"
+            f"{path}: expected only the tables and layers of this recipe, got also the {_named(others[0])}"
         )
 
 

@@ -49,8 +49,8 @@ class StoredCheckpoint:
     @cached_property
     def recipe(self) -> Recipe:
         """Recipe of the run: config.yaml in the checkpoint, else in its run directory. Raises ConfigError."""
-        beside, run = self.path / "config.yaml", self.path.parent.parent / "config.yaml"
-        return load_saved(run if run.is_file() and not beside.is_file() else beside)
+        own, of_run = self.path / "config.yaml", self.path.parent.parent / "config.yaml"
+        return load_saved(of_run if of_run.is_file() and not own.is_file() else own)
 
     @cached_property
     def position(self) -> Position:

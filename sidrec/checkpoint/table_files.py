@@ -1,9 +1,9 @@
-"""Files with the rows of one table: safetensors, npy and parquet, read and written by ranges of rows.
+"""Files with the rows of one table, read by ranges of rows: safetensors, npy and parquet.
 
-Shapes: R rows in the file, D their width, G rows of a row group, N rows of a part, I item ids, L levels of a SID.
+Shapes: R rows in the file, D their width, G rows of a row group, N rows of a part.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,20 +12,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sidrec.checkpoint.stored_tables import PART, StoredTable, rows_within
-from sidrec.checkpoint.tensor_shard import DTYPES, read_header, safetensors_header
-from sidrec.config import Recipe
-from sidrec.config.section import granularity_levels
-from sidrec.data.item_tables import HID
-from sidrec.errors import CheckpointError
+from sidrec.checkpoint.stored_tables import PART, rows_within
+from sidrec.checkpoint.tensor_shard import DTYPES, read_header
 from sidrec.io.files import readable
-from sidrec.schema import ITEM_ID, LOG, ContractError, load_manifest
-from sidrec.sid.catalog import load_catalog
-from sidrec.sid.granularity import granularity_rows
+from sidrec.schema import ContractError
 from sidrec.text import did_you_mean
+
+ROW, EMBEDDING = "row", "embedding"
+"""Columns of an exported parquet file: row number and values."""
 
 
 class TableSource(Protocol):
@@ -247,115 +243,3 @@ def _list_column(path: Path, schema: pa.Schema, name: str) -> str:
 def _is_float_list(kind: pa.DataType) -> bool:
     is_list = pa.types.is_fixed_size_list(kind) or pa.types.is_list(kind) or pa.types.is_large_list(kind)
     return is_list and pa.types.is_floating(kind.value_type)
-
-
-# Export: a checkpoint's tables as safetensors and parquet, written a range of rows at a time.
-
-
-ROW, EMBEDDING = "row", "embedding"
-"""Columns of an exported parquet file: row number and values."""
-RowIds = Callable[[int, int], Mapping[str, pa.Array]]
-"""Rows [first, last) -> id columns for these rows."""
-
-
-def no_ids(first: int, last: int) -> Mapping[str, pa.Array]:
-    """No id columns."""
-    return {}
-
-
-def is_exported(path: Path) -> bool:
-    """Whether a file looks like one of the writers below: one table, perhaps with its optimizer's state."""
-    try:
-        if path.suffix == ".parquet":
-            names = pq.read_schema(path).names
-            return names[:1] == [ROW] and EMBEDDING in names
-        with safe_open(path, framework="pt") as file:
-            tensors = list(file.keys())
-        table = min(tensors, key=len, default="")
-        return all(name == table or name.startswith(f"{table}/") for name in tensors)
-    except (pa.ArrowException, SafetensorError, OSError):
-        return False
-
-
-def write_safetensors(path: Path, tensors: Mapping[str, StoredTable], progress: Callable[[int], object]) -> None:
-    """Writes tensors by name, in their stored types. progress: called with the number of bytes written."""
-    with path.open("wb") as file:
-        file.write(safetensors_header((name, table.dtype, table.shape) for name, table in tensors.items()))
-        for table in tensors.values():
-            for _, rows in table.parts():
-                file.write(rows.reshape(-1).view(torch.uint8).numpy().data)
-                progress(rows.nbytes)
-
-
-def write_parquet(
-    path: Path, tensors: Mapping[str, StoredTable], progress: Callable[[int], object], ids: RowIds = no_ids
-) -> None:
-    """Writes a parquet row per table row: its number, its ids, and each tensor [R, D] as a list of D float32.
-
-    tensors: column -> table, with equally many rows. progress: called with the number of bytes read.
-    """
-    count = next(iter(tensors.values())).shape[0]
-    step = rows_within(PART, sum(table.bytes // max(1, count) for table in tensors.values()))
-    with pq.ParquetWriter(path, _schema(tensors, ids), compression="none", use_dictionary=False) as file:
-        for first in range(0, count, step):
-            last = min(first + step, count)
-            rows = {name: table.rows(first, last) for name, table in tensors.items()}
-            columns = {ROW: pa.array(np.arange(first, last)), **ids(first, last)}
-            columns |= {name: _lists(rows_ND) for name, rows_ND in rows.items()}
-            file.write_table(pa.table(columns))
-            progress(sum(rows_ND.nbytes for rows_ND in rows.values()))
-
-
-def _schema(tensors: Mapping[str, StoredTable], ids: RowIds) -> pa.Schema:
-    id_fields = [(name, array.type) for name, array in ids(0, 0).items()]
-    widths = {name: table.shape[1] for name, table in tensors.items()}
-    lists = [(name, pa.list_(pa.float32(), width)) for name, width in widths.items()]
-    return pa.schema([(ROW, pa.int64()), *id_fields, *lists])
-
-
-def _lists(rows_ND: Tensor) -> pa.Array:
-    values = pa.array(rows_ND.to(torch.float32).reshape(-1).numpy())
-    return pa.FixedSizeListArray.from_arrays(values, rows_ND.shape[1])
-
-
-def row_ids(recipe: Recipe, table: str, rows: int, fingerprint: str | None) -> RowIds:
-    """Id columns of a table's rows: item_id or the log's id column, or codes sid_1, sid_2... of a SID table.
-
-    Row 0, of unknown ids, has id 0 and no codes. fingerprint: of the catalog that the checkpoint was trained with.
-    Raises CheckpointError if ids share rows or rows change owners, or if the recipe's catalog or log has changed.
-    """
-    item = recipe.model.item
-    if table in recipe.model.context:
-        return _numbered(table)
-    if table == HID and item.hid_rows_are_ids:
-        return _numbered(ITEM_ID)
-    if item.sids is not None and table in item.sids.granularities:
-        return _codes(recipe, table, rows, fingerprint)
-    raise CheckpointError(f"--ids: expected a table with a row for each id, got {table}, whose rows ids share or swap")
-
-
-def _numbered(column: str) -> RowIds:
-    return lambda first, last: {column: pa.array(np.arange(first, last))}
-
-
-def _codes(recipe: Recipe, table: str, rows: int, fingerprint: str | None) -> RowIds:
-    catalog = load_catalog(recipe.data.catalog)
-    if catalog.fingerprint != fingerprint:
-        was = f"{recipe.data.catalog} as the checkpoint was trained with, {fingerprint}"
-        raise CheckpointError(f"--ids: expected the catalog {was}, got {catalog.fingerprint}")
-    codes_IL = catalog.codes_by_id(load_manifest(recipe.data.path / LOG).ids[ITEM_ID])
-    rows_I, found = granularity_rows(codes_IL, table)
-    if found != rows:
-        log = f"{recipe.data.path} as the checkpoint was trained with, {rows:,} rows of {table}"
-        raise CheckpointError(f"--ids: expected the log {log}, got {found:,}")
-    columns = {}
-    for level in granularity_levels(table):
-        codes_R = np.full(rows, -1)
-        codes_R[rows_I] = codes_IL[:, level - 1]
-        columns[f"sid_{level}"] = codes_R
-    return lambda first, last: _code_columns(columns, first, last)
-
-
-def _code_columns(columns: Mapping[str, np.ndarray], first: int, last: int) -> dict[str, pa.Array]:
-    parts = {name: codes_R[first:last] for name, codes_R in columns.items()}
-    return {name: pa.array(codes_N, pa.int32(), mask=codes_N < 0) for name, codes_N in parts.items()}

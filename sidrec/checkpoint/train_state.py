@@ -67,7 +67,7 @@ def position_text(position: Position) -> str:
 
 def read_position(path: Path) -> Position:
     """Reads position.json of the checkpoint `path`. Raises CheckpointError if it is missing or invalid."""
-    position = _read(path / POSITION, _POSITION)
+    position = _read(path / POSITION, _POSITION, "the position of a training")
     if position.version != VERSION:
         raise CheckpointError(f"{path / POSITION}: expected a position of version {VERSION}, got {position.version}")
     return position
@@ -80,7 +80,7 @@ def best_text(best: Best) -> str:
 
 def read_best(path: Path) -> Best:
     """Reads the best.json `path`. Raises CheckpointError if it is missing or invalid."""
-    return _read(path, _BEST)
+    return _read(path, _BEST, "the record of a best checkpoint")
 
 
 def check_catalog(path: Path, position: Position, catalog: str | None) -> None:
@@ -89,14 +89,14 @@ def check_catalog(path: Path, position: Position, catalog: str | None) -> None:
         raise CheckpointError(f"{path}: expected the catalog {position.catalog} it was trained with, got {catalog}")
 
 
-def _read(path: Path, kind: TypeAdapter[T]) -> T:
+def _read(path: Path, kind: TypeAdapter[T], what: str) -> T:
     try:
         return kind.validate_json(path.read_bytes())
     except OSError as error:
-        raise CheckpointError(f"{path}: expected JSON that says where training stands, got {error.strerror}") from None
+        raise CheckpointError(f"{path}: expected {what}, got {error.strerror}") from None
     except ValidationError as error:
         mistakes = ", ".join(".".join(map(str, (*found["loc"], found["msg"]))) for found in error.errors())
-        raise CheckpointError(f"{path}: expected JSON that says where training stands, got {mistakes}") from None
+        raise CheckpointError(f"{path}: expected {what}, got {mistakes}") from None
 
 
 # Random generators, as tensors: torch's on CPU and GPU, numpy's and Python's.

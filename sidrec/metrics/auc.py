@@ -4,7 +4,7 @@ Defined as in sidrec.metrics.exact, by the same code: a user's AUC is the share 
 rows that are ranked right, ties count one half; GAUC weighs users by their rows (Zhu et al., KDD 2017), UAUC weighs
 them equally; both are over users with both classes.
 
-Every rank updates with its own rows, as many or few as it has. `compute`, `estimates` and `get_metrics` are collective
+Every rank updates with its own rows, any number of them. `compute`, `estimates` and `get_metrics` are collective
 in a process group: all ranks call them, also a rank without rows. All ranks get the result. `state_dict` holds
 the rank's own rows: keep one per rank.
 """
@@ -54,7 +54,7 @@ class RankingMetric(Metric):
 
     def reset(self) -> None:
         """Forgets all rows of this rank."""
-        with torch.inference_mode(False):  # else a reset within inference mode would forbid updates outside of it
+        with torch.inference_mode(False):  # or updates outside inference mode would fail after a reset within it
             super().reset()
 
     def estimates(self) -> dict[str, Estimate]:
@@ -169,7 +169,7 @@ class SlicedAuc(RankingMetric):
         super().__init__(form, slices, process_group)
 
     def update(self, scores: Tensor, labels: Tensor, users: Tensor, items: Tensor) -> None:
-        """Like Gauc.update. items: integer ids, as many; id 0, the unknown item, counts in slice "all" only.
+        """Like Gauc.update. items: integer ids of the same rows; id 0, the unknown item, counts in slice "all" only.
 
         Raises ContractError, and takes in nothing, for an item that the slices do not list.
         """

@@ -83,7 +83,7 @@ def _check(slices: Slices) -> None:
 # Head, torso, tail and cold items: the slices that every metric is also reported on.
 #
 # Items are ranked by their train impressions, most first, equal counts by ascending item id. Of n items
-# `head` is the first round(head_share * n), `tail` the last round(tail_share * n), `torso` what lies between.
+# `head` is the first round(head_share * n), `tail` the last round(tail_share * n), `torso` the rest.
 # `cold` is the items without any train impression; all of them are tail as well, even where they outnumber its share.
 
 

@@ -1,1 +1,1 @@
-"""Where things live: process group, plan, sharders, DistributedModelParallel. The only room that says world_size."""
+"""Process group, sharding plan, sharded model: the only package that knows ranks and world sizes."""

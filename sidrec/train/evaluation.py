@@ -91,7 +91,7 @@ def score_split(
 def evaluate_splits(
     recipe: Recipe, data: Dataset, model: DistributedModelParallel, run: RunDirectory, step: int, ranks: Ranks
 ) -> SplitMetrics:
-    """Metrics of every split in the recipe. step: the model's number of steps, noted beside each metric.
+    """Metrics of every split in the recipe. step: the model's number of steps, stored with each metric.
 
     Rank 0 writes the fusion's attention weights and, if the recipe asks for them, the predictions.
     """

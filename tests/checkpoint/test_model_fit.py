@@ -72,7 +72,7 @@ def reshape(tensor: dict[str, Any], shape: list[int]) -> None:
 DAMAGES: list[tuple[Callable[[Tensors], None], str]] = [
     (lacks_table, "expected the table user_id of this recipe, got a checkpoint without it"),
     (lacks_layer, f"expected the layer {LAYER} of this recipe, got a checkpoint without it"),
-    (has_another_table, "expected the tables and layers of this recipe alone, got the table cat_b beside them"),
+    (has_another_table, "expected only the tables and layers of this recipe, got also the table cat_b"),
     (has_fewer_rows, "table user_id: expected 41 rows as this recipe's data have, the checkpoint's has 40"),
     (has_other_width, "table user_id: expected width 8 as this recipe has, the checkpoint's has 16"),
     (has_other_layer, f"layer {LAYER}: expected shape [64, 2] as this recipe has, the checkpoint's has [64, 3]"),

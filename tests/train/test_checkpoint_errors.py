@@ -88,11 +88,11 @@ DAMAGED_CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no position": (
         lambda c: (c / "position.json").write_text("{{"),
-        "{c}/position.json: expected JSON that says where training stands, got Invalid JSON: .*",
+        "{c}/position.json: expected the position of a training, got Invalid JSON: .*",
     ),
     "half a position": (
         lambda c: (c / "position.json").write_text('{"step": 3, "epoch": 0, "catalog": null}'),
-        "{c}/position.json: expected JSON that says where training stands, got epoch_step.Field required",
+        "{c}/position.json: expected the position of a training, got epoch_step.Field required",
     ),
     "of other software": (
         lambda c: (c / "index.json").replace(c / ".metadata"),
@@ -248,4 +248,4 @@ def test_which_checkpoint_is_evaluated(run: Recipe, capsys: pytest.CaptureFixtur
     }.items():
         assert refusal(capsys, cli.main(["evaluate", str(run.run), *flags])) == expected
     sentence = refusal(capsys, cli.main(["evaluate", "--checkpoint=best", str(run.run)]))
-    assert sentence.startswith(f"{checkpoints}/best.json: expected JSON")
+    assert sentence.startswith(f"{checkpoints}/best.json: expected the record of a best checkpoint")

@@ -37,7 +37,7 @@ PLACEMENT_POINTS = 256  # items per code on which k-means places the codebooks
 class Trainer:
     """Trains `network` in place, as `config` says. `journal` gets one entry per epoch.
 
-    torch's generator is seeded anew every epoch, so that an epoch depends only on the state before it.
+    torch's generator is reseeded every epoch, so that an epoch depends only on the state before it.
 
     Replicas average gradients and sum code counts. The first replica places the codebooks on a sample of its items and
     revives dead codes from its batches; after every epoch all replicas copy its buffers of losses. Losses that compare
