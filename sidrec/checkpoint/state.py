@@ -37,7 +37,7 @@ from sidrec.checkpoint.tensor_shard import (
     whole_tensor,
 )
 from sidrec.errors import CheckpointError
-from sidrec.model.tables import Slots
+from sidrec.model.tables import ManagedCollisionRows
 from sidrec.parallel.process_group import Ranks, run_on_all_ranks
 from sidrec.parallel.sharding import lookups_of
 
@@ -249,15 +249,15 @@ def _fused(key: str, weight: ShardedTensor, state: ShardedTensor) -> Iterator[Te
 # Managed-collision tables: besides their tensors, each rank saves the ids that it met in the current interval.
 
 
-SLOTS = "slots"
+INTERVAL = "slots"  # part of a key
 
 
 def managed_collision_shards(model: nn.Module, ranks: Ranks) -> list[TensorShard]:
     """This rank's interval: shards ranks/RANK/slots/TABLE/NAME, int64 [N]."""
     return [
-        whole_tensor(f"{RANKS}/{ranks.rank}/{SLOTS}/{table}/{name}", values_N)
-        for table, slots in _managed(model).items()
-        for name, values_N in slots.interval().items()
+        whole_tensor(f"{RANKS}/{ranks.rank}/{INTERVAL}/{table}/{name}", values_N)
+        for table, rows in _managed(model).items()
+        for name, values_N in rows.interval().items()
     ]
 
 
@@ -270,7 +270,7 @@ def managed_collision_shards_to_fill(
     """
     if not _managed(model):
         return []
-    owners = len({key.split("/")[1] for key in index.tensors if f"/{SLOTS}/" in key})
+    owners = len({key.split("/")[1] for key in index.tensors if f"/{INTERVAL}/" in key})
     if owners != ranks.world and (training or ranks.world > 1):
         raise CheckpointError(
             f"{path}: expected the {owners} rank(s) that own the slots of its managed tables, got {ranks.world}; "
@@ -292,14 +292,14 @@ def restore_managed_collision(model: nn.Module, shards: Sequence[TensorShard]) -
     for shard in shards:
         table, name = shard.key.split("/")[-2:]
         intervals.setdefault(table, {})[name] = shard.values
-    for table, slots in _managed(model).items():
-        slots.validate_state()  # sorts by id: loaded rows are in rank order
+    for table, rows in _managed(model).items():
+        rows.validate_state()  # sorts by id: loaded rows are in rank order
         if table in intervals:
-            slots.resume(intervals[table])
+            rows.resume(intervals[table])
 
 
-def _managed(model: nn.Module) -> dict[str, Slots]:
-    return {str(module._name): module for module in model.modules() if isinstance(module, Slots)}
+def _managed(model: nn.Module) -> dict[str, ManagedCollisionRows]:
+    return {str(module._name): module for module in model.modules() if isinstance(module, ManagedCollisionRows)}
 
 
 # Compatibility of a checkpoint with model and optimizer, checked before anything is loaded.

@@ -73,7 +73,7 @@ POLICIES = {"lru": LRU_EvictionPolicy, "lfu": LFU_EvictionPolicy, "distance_lfu"
 BY_MODULO = 0  # TorchRec's value for "rank = id modulo ranks"; its default gives all ids to the first rank
 
 
-class Slots(MCHManagedCollisionModule):
+class ManagedCollisionRows(MCHManagedCollisionModule):
     """TorchRec's managed collision module, with an id history that grows as needed and can be checkpointed.
 
     TorchRec sizes the history by the first batch, drops ids beyond that size, and does not checkpoint the history.
@@ -132,7 +132,7 @@ def managed_table(
     """
     assert table.managed is not None, "a managed table has a managed section"
     collection = embedding_tables({name: table}, dim, {name: init}, device=device)
-    slots = Slots(
+    slots = ManagedCollisionRows(
         zch_size=table.rows,
         device=device,
         eviction_policy=POLICIES[table.managed.eviction](),

@@ -37,7 +37,7 @@ from sidrec.config.recipe import (
     TableOptimizer,
 )
 from sidrec.data.item_tables import HID
-from sidrec.model.tables import Slots
+from sidrec.model.tables import ManagedCollisionRows
 from sidrec.parallel.process_group import Ranks
 from sidrec.plans.workload import tables_of
 
@@ -145,9 +145,9 @@ class ShardedManagedTable(ShardedManagedCollisionEmbeddingBagCollection):
         Which rows is a function of step and rank, so that no values repeat and a resumed run draws the same.
         """
         table = self._configs[name]
-        slots = self._managed_collision_collection._managed_collision_modules[name]
-        assert isinstance(slots, Slots), "sidrec.model.tables makes no others"
-        first = slots._current_iter * table.num_embeddings + slots._output_global_offset
+        rows = self._managed_collision_collection._managed_collision_modules[name]
+        assert isinstance(rows, ManagedCollisionRows), "sidrec.model.tables makes no others"
+        first = rows._current_iter * table.num_embeddings + rows._output_global_offset
         return initial_rows(self._seed, table, first, count)
 
 

@@ -261,17 +261,17 @@ def rank_tables(
                 # which are saved: weights + (state - gradient) = state.
                 rank.saved += size.state
     for rank in ranks:
-        slots = slot_bytes(workload.model) // hardware.world
-        rank.saved += slots
+        managed = managed_collision_bytes(workload.model) // hardware.world
+        rank.saved += managed
         if hardware.device == "cpu":
-            rank.host += slots
+            rank.host += managed
         else:
-            rank.device += slots
+            rank.device += managed
     return ranks
 
 
-def slot_bytes(model: nn.Module) -> int:
-    """Bytes of the slots of all managed-collision tables, over all ranks."""
+def managed_collision_bytes(model: nn.Module) -> int:
+    """Bytes of the id-to-row maps of all managed-collision tables, over all ranks."""
     managed = [module for module in model.modules() if isinstance(module, ManagedCollisionModule)]
     return sum(buffer.nbytes for module in managed for buffer in module.buffers())
 

@@ -10,7 +10,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
 from sidrec.config.item_parts import ManagedCollisionIndex
 from sidrec.data.item_tables import ItemTable
-from sidrec.model.tables import POLICIES, Slots, managed_table
+from sidrec.model.tables import POLICIES, ManagedCollisionRows, managed_table
 
 Table: TypeAlias = ManagedCollisionEmbeddingBagCollection
 
@@ -121,7 +121,7 @@ def rows_of(slots: MCHManagedCollisionModule, ids: torch.Tensor) -> list[int]:
 
 @pytest.mark.parametrize("eviction", POLICIES)
 def test_slots_are_torchrec_s_where_no_id_is_dropped(eviction: str) -> None:
-    ours, theirs = slots_of(Slots, eviction), slots_of(MCHManagedCollisionModule, eviction)
+    ours, theirs = slots_of(ManagedCollisionRows, eviction), slots_of(MCHManagedCollisionModule, eviction)
     for ids in batches(20):
         assert rows_of(ours, ids) == rows_of(theirs, ids)
     assert ours.state_dict().keys() == theirs.state_dict().keys()
@@ -130,11 +130,11 @@ def test_slots_are_torchrec_s_where_no_id_is_dropped(eviction: str) -> None:
 @pytest.mark.parametrize("eviction", POLICIES)
 @pytest.mark.parametrize("stop", [6, 7, 8])
 def test_resumed_within_an_interval_equals_uninterrupted(eviction: str, stop: int) -> None:
-    whole, resumed = slots_of(Slots, eviction), slots_of(Slots, eviction)
+    whole, resumed = slots_of(ManagedCollisionRows, eviction), slots_of(ManagedCollisionRows, eviction)
     for ids in batches(20)[:stop]:
         rows_of(whole, ids)
-    assert isinstance(whole, Slots)
-    assert isinstance(resumed, Slots)
+    assert isinstance(whole, ManagedCollisionRows)
+    assert isinstance(resumed, ManagedCollisionRows)
     interval = whole.interval()
     assert len(interval["ids"]) == 10 * (stop % 3)
     resumed.load_state_dict({name: value.clone() for name, value in whole.state_dict().items()})
@@ -144,7 +144,7 @@ def test_resumed_within_an_interval_equals_uninterrupted(eviction: str, stop: in
 
 
 def test_nothing_is_remembered_before_the_first_step() -> None:
-    slots = slots_of(Slots, "lru")
-    assert isinstance(slots, Slots)
+    slots = slots_of(ManagedCollisionRows, "lru")
+    assert isinstance(slots, ManagedCollisionRows)
     assert {name: len(values) for name, values in slots.interval().items()} == {"ids": 0, "last_access_iter": 0}
     assert rows_of(slots, torch.tensor([5])) == [11]

@@ -21,7 +21,7 @@ from sidrec.config.recipe import (
 )
 from sidrec.data.item_tables import ItemTable
 from sidrec.errors import PlanError, RankError
-from sidrec.model.tables import Slots, managed_table
+from sidrec.model.tables import ManagedCollisionRows, managed_table
 from sidrec.parallel.planning import make_plan
 from sidrec.parallel.process_group import joined_ranks
 from sidrec.parallel.sharding import ShardedManagedTable, initial_rows, shard, sharders_of
@@ -49,12 +49,12 @@ def look_up(model: nn.Module, *ids: int) -> Tensor:
     return model(KeyedJaggedTensor(keys=["hid"], values=torch.tensor(ids), lengths=lengths))
 
 
-def slots_of(model: nn.Module) -> Slots:
-    (slots,) = (module for module in model.modules() if isinstance(module, Slots))
+def slots_of(model: nn.Module) -> ManagedCollisionRows:
+    (slots,) = (module for module in model.modules() if isinstance(module, ManagedCollisionRows))
     return slots
 
 
-def row_of(slots: Slots, item: int) -> int:
+def row_of(slots: ManagedCollisionRows, item: int) -> int:
     return int(slots._mch_remapped_ids_mapping[slots._mch_sorted_raw_ids == item])
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from sidrec.cli.runs import evaluate
 from sidrec.config import Recipe
 from sidrec.errors import CheckpointError
-from sidrec.model.tables import Slots
+from sidrec.model.tables import ManagedCollisionRows
 from sidrec.parallel.process_group import joined_ranks
 from sidrec.train.run import train
 from sidrec.train.trainer import Trainer
@@ -34,7 +34,7 @@ class Watched(Trainer):
 
     stop = 0
     pipelined = 0
-    slots: Slots
+    slots: ManagedCollisionRows
     trained: dict[str, Tensor]
 
     def _save_if_due(self, step: int, factor: float) -> None:
@@ -45,7 +45,7 @@ class Watched(Trainer):
 
     def train(self) -> int:
         stopped = super().train()
-        (Watched.slots,) = (module for module in self.model.modules() if isinstance(module, Slots))
+        (Watched.slots,) = (module for module in self.model.modules() if isinstance(module, ManagedCollisionRows))
         Watched.trained = {name: value.clone() for name, value in Watched.slots.state_dict().items()}
         return stopped
 
