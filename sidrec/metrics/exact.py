@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from sidrec.io.files import read_json, write_json
 from sidrec.metrics.pairs import Floats, Ints, Reals, pair_counts
 from sidrec.metrics.predictions import Predictions
 from sidrec.metrics.slices import SLICES, ItemSlices
 from sidrec.schema import ContractError
-from sidrec.text import short_repr
+from sidrec.text import short_repr, text_table
 
 Metrics = dict[str, float | int | None]
 RANKING = ("auc", "gauc", "uauc")
@@ -170,11 +169,8 @@ def comparison_table(
 def _aligned(lines: Mapping[tuple[str, str], Metrics], names: tuple[str, str]) -> str:
     if not lines:
         return "no metrics"
-    rows = [
-        dict(zip(names, key, strict=True)) | {column: _cell(value) for column, value in values.items()}
-        for key, values in lines.items()
-    ]
-    return pd.DataFrame(rows).to_string(index=False)
+    header = [*names, *next(iter(lines.values()))]
+    return text_table([header, *([*key, *map(_cell, values.values())] for key, values in lines.items())], left=0, gap=1)
 
 
 def _cell(value: float | int | None) -> str:
