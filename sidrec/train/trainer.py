@@ -86,18 +86,18 @@ class Trainer:
             self._save(done, self.position.lr_factor)
         self.model.train()
         batches = self._batches()
-        until_evaluation = self._until_evaluation(batches, done)
+        upcoming = self._up_to_evaluation(batches, done)
         while done < self.steps and not self.stopping.agreed:
             self.ranks.heartbeat.begin(f"step {done + 1} of training")
             factor = schedule_factor(self.recipe.optimizer.schedule, done, self.steps)
             self.optimizer.set_factor(factor)
-            result = self.training_step.run(until_evaluation)  # next batch, forward, backward, check, apply
+            result = self.training_step.run(upcoming)  # next batch, forward, backward, check, apply
             if done == self.position.step:
                 self.training_step.check_pipelined()
             done += 1
             self._log(done, result, factor)
             if self._evaluate_if_due(done):
-                until_evaluation = self._until_evaluation(batches, done)
+                upcoming = self._up_to_evaluation(batches, done)
             self._save_if_due(done, factor)
         self.stopping.agree(self.ranks, done, self.steps)
         self.training_step.close()
@@ -119,8 +119,8 @@ class Trainer:
             yield from synced_batches(self.loader.batches(epoch, first), steps, self.ranks, self.stopping)
             first = 0
 
-    def _until_evaluation(self, batches: Iterator[Batch], step: int) -> Iterator[Batch]:
-        """Stops the pipeline from prefetching across an evaluation."""
+    def _up_to_evaluation(self, batches: Iterator[Batch], step: int) -> Iterator[Batch]:
+        """The batches up to the next evaluation, so that the pipeline does not prefetch across it."""
         if self.best and self.training_step.prefetches:
             return islice(batches, self.best.steps_to_go(step))
         return batches
