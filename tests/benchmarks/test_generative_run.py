@@ -14,7 +14,7 @@ from benchmarks.generative.result import Settings, load_ranks
 from benchmarks.generative.run import evaluate_catalog
 from sidrec.schema import ContractError
 from sidrec.sid.catalog import Catalog
-from tests.generative_log import write_events
+from tests.benchmarks.generative_log import write_events
 
 ITEMS, USERS = 24, 150
 SETTINGS = Settings(epochs=7, batch_items=32, beam=24)

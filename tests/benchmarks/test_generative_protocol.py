@@ -18,7 +18,7 @@ from sidrec.config.learners import QuaSidConfig, RandomCodesConfig, TokenizerCon
 from sidrec.schema import LOG, ContractError
 from sidrec.sid.learners.registry import fit_tokenizer, save_tokenizer
 from sidrec.sid.tokenizer import SideInformation
-from tests.generative_log import Event, write_events
+from tests.benchmarks.generative_log import Event, write_events
 from tests.sid.item_files import clustered_vectors
 
 # User 1: items 1 2 3, then 4 5 in test. User 2: item 2, then 3 in test. User 3: items 4 5, no test. User 4: test alone.
