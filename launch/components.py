@@ -1,10 +1,10 @@
-"""torchx components. Each is a pure translation to a command line that one can type by hand:
+"""torchx components. Each only builds a command line, which works without torchx too:
 
     python -m torch.distributed.run --nnodes 1 --nproc-per-node 2 ... -m sidrec.train RECIPE ARGUMENTS
 
     torchx run -s local_cwd launch/components.py:train --recipe RECIPE --ranks 2 -- --seed 3
 
-torchx reads signatures as text and knows only typing's Dict, List and Optional (hence the UP noqas).
+torchx parses signatures as text and accepts only typing's Dict, List and Optional, hence the noqas.
 """
 
 import shlex
@@ -41,8 +41,8 @@ def train(
         nodes: machines
         ranks: processes per machine; with GPUs, one each
         threads: threads per rank; 0 gives each rank its share of the machine's cores
-        max_restarts: times the ranks are started again, from the latest checkpoint, after one has died
-        image: container image, for schedulers that run one; its own python is used then
+        max_restarts: how often all ranks restart from the latest checkpoint after one has died
+        image: container image, whose python runs; for schedulers that use containers
         cpu: cores per machine
         gpu: GPUs per machine
         memMB: memory per machine
@@ -50,9 +50,9 @@ def train(
         env: environment, as in A=1,B=2
         name: name of the job
     """
-    command = [*_torchrun(image, nodes, ranks, max_restarts), "-m", "sidrec.train", recipe, *args]
+    job = _Job(name, image, nodes, ranks, max_restarts, threads)
     resource = specs.Resource(cpu=cpu, gpu=gpu, memMB=memMB)
-    return _app(name, command, nodes, image, resource, mounts, {**_threads(threads), **(env or {})})
+    return job.app(["-m", "sidrec.train", recipe, *args], resource, mounts, env)
 
 
 def evaluate(
@@ -75,7 +75,7 @@ def evaluate(
         args: further arguments of sidrec evaluate, after --
         ranks: processes, all on one machine
         threads: threads per rank; 0 gives each rank its share of the machine's cores
-        image: container image, for schedulers that run one; its own python is used then
+        image: container image, whose python runs; for schedulers that use containers
         cpu: cores
         gpu: GPUs
         memMB: memory
@@ -83,9 +83,9 @@ def evaluate(
         env: environment, as in A=1,B=2
         name: name of the job
     """
-    command = [*_torchrun(image, 1, ranks, 0), "-m", "sidrec", "evaluate", run, *args]
+    job = _Job(name, image, 1, ranks, threads=threads)
     resource = specs.Resource(cpu=cpu, gpu=gpu, memMB=memMB)
-    return _app(name, command, 1, image, resource, mounts, {**_threads(threads), **(env or {})})
+    return job.app(["-m", "sidrec", "evaluate", run, *args], resource, mounts, env)
 
 
 def bench(
@@ -110,7 +110,7 @@ def bench(
         nodes: machines
         ranks: processes per machine; with GPUs, one each
         threads: threads per rank; 0 gives each rank its share of the machine's cores
-        image: container image, for schedulers that run one; its own python is used then
+        image: container image, whose python runs; for schedulers that use containers
         cpu: cores per machine
         gpu: GPUs per machine
         memMB: memory per machine
@@ -118,9 +118,9 @@ def bench(
         env: environment, as in A=1,B=2
         name: name of the job
     """
-    command = [*_torchrun(image, nodes, ranks, 0), "-m", "sidrec", "bench", "plans", subject, *args]
+    job = _Job(name, image, nodes, ranks, threads=threads)
     resource = specs.Resource(cpu=cpu, gpu=gpu, memMB=memMB)
-    return _app(name, command, nodes, image, resource, mounts, {**_threads(threads), **(env or {})})
+    return job.app(["-m", "sidrec", "bench", "plans", subject, *args], resource, mounts, env)
 
 
 def fit(
@@ -146,8 +146,8 @@ def fit(
         nodes: machines
         ranks: processes per machine; with GPUs, one each
         threads: threads per rank; 0 gives each rank its share of the machine's cores
-        max_restarts: times the ranks are started again, from the latest checkpoint, after one has died
-        image: container image, for schedulers that run one; its own python is used then
+        max_restarts: how often all ranks restart from the latest checkpoint after one has died
+        image: container image, whose python runs; for schedulers that use containers
         cpu: cores per machine
         gpu: GPUs per machine
         memMB: memory per machine
@@ -155,65 +155,62 @@ def fit(
         env: environment, as in A=1,B=2
         name: name of the job
     """
-    command = [*_torchrun(image, nodes, ranks, max_restarts), "-m", "sidrec", "fit", recipe, *args]
+    job = _Job(name, image, nodes, ranks, max_restarts, threads)
     resource = specs.Resource(cpu=cpu, gpu=gpu, memMB=memMB)
-    return _app(name, command, nodes, image, resource, mounts, {**_threads(threads), **(env or {})})
+    return job.app(["-m", "sidrec", "fit", recipe, *args], resource, mounts, env)
 
 
 class _Shell(str):
-    """A word of the command that torchx and the shell on the machine are to expand."""
+    """A word of the command that torchx and the shell on the machine expand."""
 
 
-def _torchrun(image: str, nodes: int, ranks: int, max_restarts: int) -> list[str]:
-    if nodes < 1 or ranks < 1:
-        raise ValueError(f"expected at least one node and one rank, got --nodes {nodes} --ranks {ranks}")
-    endpoint = "localhost:0"  # one agent: any free port
-    if nodes > 1:
-        # The scheduler tells every machine which one is first; without that word each would train a world of its own.
-        endpoint = _Shell(f"$${{{macros.rank0_env}:?the scheduler did not name the first machine}}:{RENDEZVOUS_PORT}")
-    return [
-        *(_python(image), "-m", "torch.distributed.run"),
-        *("--nnodes", str(nodes), "--nproc-per-node", str(ranks), "--max-restarts", str(max_restarts)),
-        *("--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", _Shell(macros.app_id)),
-        *("--tee", "3", "--role", ""),
-    ]
+class _Job:
+    """Ranks under torchrun on one machine or several. A class, since torchx registers every function of this file.
 
+    image: container image; "" runs this Python. threads: of each rank; 0 leaves them to sidrec.
+    """
 
-def _python(image: str) -> str:
-    """This very interpreter, so that no environment need be activated; a container has its own."""
-    return "python" if image else sys.executable
+    def __init__(self, name: str, image: str, nodes: int, ranks: int, max_restarts: int = 0, threads: int = 0) -> None:
+        if nodes < 1 or ranks < 1:
+            raise ValueError(f"expected at least one node and one rank, got --nodes {nodes} --ranks {ranks}")
+        self.name, self.image, self.nodes, self.ranks, self.max_restarts = name, image, nodes, ranks, max_restarts
+        self.threads = {"SIDREC_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)} if threads else {}
 
+    def app(
+        self, words: Sequence[str], resource: specs.Resource, mounts: list[str] | None, env: dict[str, str] | None
+    ) -> specs.AppDef:
+        """words: the module and its arguments, as in -m sidrec.train RECIPE."""
+        role = specs.Role(
+            name=self.name.rpartition("-")[2],
+            image=self.image,
+            entrypoint="bash",
+            args=["-c", "exec " + " ".join(map(self._quoted, [*self._torchrun(), *words]))],
+            # With a shared store, ranks that restart over gloo would read the addresses of dead ranks.
+            env={"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "LOGLEVEL": "WARNING", **self.threads, **(env or {})},
+            num_replicas=self.nodes,
+            resource=resource,
+            mounts=specs.parse_mounts(mounts or []),
+            port_map={"c10d": RENDEZVOUS_PORT},
+        )
+        return specs.AppDef(name=self.name, roles=[role])
 
-def _threads(threads: int) -> dict[str, str]:
-    return {"SIDREC_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)} if threads else {}
+    def _torchrun(self) -> list[str]:
+        endpoint = "localhost:0"  # one agent: any free port
+        if self.nodes > 1:
+            # The scheduler names the first machine in this variable. Without it, each machine would train alone.
+            unset = "the scheduler did not name the first machine"
+            endpoint = _Shell(f"$${{{macros.rank0_env}:?{unset}}}:{RENDEZVOUS_PORT}")
+        python = "python" if self.image else sys.executable  # works without an activated environment
+        return [
+            *(python, "-m", "torch.distributed.run"),
+            *("--nnodes", str(self.nodes), "--nproc-per-node", str(self.ranks)),
+            *("--max-restarts", str(self.max_restarts)),
+            *("--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", _Shell(macros.app_id)),
+            *("--tee", "3", "--role", ""),
+        ]
 
-
-def _app(
-    name: str,
-    command: Sequence[str],
-    nodes: int,
-    image: str,
-    resource: specs.Resource,
-    mounts: Optional[List[str]],  # noqa: UP006, UP045  (torchx reads the signatures of all functions here)
-    env: dict[str, str],
-) -> specs.AppDef:
-    role = specs.Role(
-        name=name.rpartition("-")[2],
-        image=image,
-        entrypoint="bash",
-        args=["-c", "exec " + " ".join(map(_word, command))],
-        # Ranks that start again over gloo must not meet addresses that dead ranks left in the agent's store.
-        env={"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "LOGLEVEL": "WARNING", **env},
-        num_replicas=nodes,
-        resource=resource,
-        mounts=specs.parse_mounts(mounts or []),
-        port_map={"c10d": RENDEZVOUS_PORT},
-    )
-    return specs.AppDef(name=name, roles=[role])
-
-
-def _word(word: str) -> str:
-    """Quoted for the shell, and for torchx, which fills in ${...} and reads $$ as $."""
-    if isinstance(word, _Shell):
-        return word
-    return shlex.quote(word).replace("$", "$$")
+    def _quoted(self, word: str) -> str:
+        """Quotes a word for the shell, and for torchx, which expands ${...} and reads $$ as $."""
+        if isinstance(word, _Shell):
+            return word
+        return shlex.quote(word).replace("$", "$$")

@@ -37,9 +37,7 @@ def main() -> int:
         check_replaceable(run.resolve(), RUN)
         shutil.rmtree(run, ignore_errors=True)
     steps = {
-        "A synthetic world whose best possible AUC is known": (
-            f"python -m data_prep.synthetic {recipe.data.path} --overwrite"
-        ),
+        "A synthetic world whose best possible AUC is known": (f"sidrec prep synthetic {recipe.data.path} --overwrite"),
         "A semantic ID for every item, from its content vector": f"sidrec fit {RECIPES['SID-Coord']} --overwrite",
     }
     for name, path in RECIPES.items():

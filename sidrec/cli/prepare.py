@@ -12,6 +12,7 @@ import tyro
 
 from sidrec.cli.arguments import RecipeOptions, read_before_ranks, recipe_and_options
 from sidrec.command_line import Subcommands, describe, metavar, parse
+from sidrec.config import load_file
 from sidrec.config.section import section
 from sidrec.errors import ConfigError
 from sidrec.text import did_you_mean, text_table
@@ -51,7 +52,10 @@ def init(argv: Sequence[str]) -> None:
             file.write(recipes[options.name].read_text())
     except FileExistsError:
         raise ConfigError(f"{target}: expected no such file yet, got one; name another FILE") from None
-    print(f"{target}: edit it, or start with the commands in its first lines")
+    steps = [*_preparation(recipes[options.name]), f"sidrec train {target}"]
+    if load_file(target).model.item.sids is not None:
+        steps.insert(-1, f"sidrec fit {target}")
+    print("\n  ".join([f"{target}: edit it, then run", *steps]))
 
 
 def _recipes() -> dict[str, Traversable]:
@@ -66,6 +70,11 @@ def _recipes() -> dict[str, Traversable]:
 def _summary(recipe: Traversable) -> str:
     """The first line, which says what the recipe trains."""
     return recipe.read_text().splitlines()[0].removeprefix("# ")
+
+
+def _preparation(recipe: Traversable) -> list[str]:
+    """The commands in its first comment, which prepare its data."""
+    return [line.removeprefix("#   ") for line in recipe.read_text().splitlines() if line.startswith("#   ")]
 
 
 # sidrec prep: prepares data with the commands of data_prep.

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from torchx.runner import get_runner
 from torchx.specs import AppDef
+from torchx.specs.finder import ModuleComponentsFinder
 
 from launch import components
 
@@ -23,6 +24,12 @@ def _dry_run(scheduler: str, component: str, *words: str, **config: str | bool) 
 def _command(app: AppDef) -> str:
     assert app.roles[0].args[0] == "-c"
     return app.roles[0].args[1]
+
+
+def test_torchx_finds_the_components_and_no_other_function() -> None:
+    found = ModuleComponentsFinder(components, group="sidrec").find()
+    assert sorted(each.fn_name for each in found) == ["bench", "evaluate", "fit", "train"]
+    assert not [error for each in found for error in each.validation_errors]
 
 
 def test_one_machine_is_a_torchrun_that_one_can_type() -> None:
