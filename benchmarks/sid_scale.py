@@ -72,17 +72,17 @@ class Cost:
     read_bytes: int
 
 
-def write_vectors(path: Path, items: int, width: int, seed: int) -> None:
+def write_vectors(path: Path, items: int, width: int, seed: int, group_rows: int = ROWS) -> None:
     """Writes items.parquet: ids from 1, and float32 vectors, a coarse centre + 1/2 a fine one + 1/4 noise, all normal.
 
-    CLUSTERS of each kind, in any combination: there is something left to learn on every level. In row groups of ROWS,
-    which share their noise, in another order, so that making them takes little memory and time. The file appears when
-    it is whole.
+    CLUSTERS of each kind, in any combination: there is something left to learn on every level. In row groups of
+    `group_rows`, which share their noise, in another order, so that making them takes little memory and time. The file
+    appears when it is whole.
     """
     random = np.random.default_rng(seed)
     coarse, fine = random.standard_normal((2, CLUSTERS, width), dtype=np.float32)
     fine /= 2
-    noise_RV = random.standard_normal((min(ROWS, items), width), dtype=np.float32) / 4
+    noise_RV = random.standard_normal((min(group_rows, items), width), dtype=np.float32) / 4
     schema = pa.schema([(ITEM_ID, pa.int64()), ("text", pa.list_(pa.float32(), width))])
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
@@ -91,8 +91,8 @@ def write_vectors(path: Path, items: int, width: int, seed: int) -> None:
             pq.ParquetWriter(partial, schema, use_dictionary=False) as writer,
             tqdm(total=items, desc="make items", unit=" items", unit_scale=True, disable=None) as progress,
         ):
-            for start in range(0, items, ROWS):
-                rows = min(ROWS, items - start)
+            for start in range(0, items, group_rows):
+                rows = min(group_rows, items - start)
                 vectors_RV = noise_RV[random.permutation(len(noise_RV))[:rows]]
                 vectors_RV += coarse[random.integers(CLUSTERS, size=rows)]
                 vectors_RV += fine[random.integers(CLUSTERS, size=rows)]

@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -35,7 +35,9 @@ class Stopping:
     synchronization, or 0; the same on every rank.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, leave: Callable[[int], object] = os._exit) -> None:
+        """clock: returns seconds. leave: ends the process with a status."""
+        self._clock, self._leave = clock, leave
         self.received = 0
         self.agreed = 0
         self._first = 0.0
@@ -61,11 +63,11 @@ class Stopping:
             print_error((StopNotice if ranks.first else StopReportedElsewhereNotice)(what))
 
     def _record(self, number: int, _: FrameType | None) -> None:
-        now = time.monotonic()
+        now = self._clock()
         if not self.received:
             self.received, self._first = number, now
         elif now - self._first > SAME_ORDER:
-            os._exit(exit_status(self.received))
+            self._leave(exit_status(self.received))
 
 
 def exit_status(number: int) -> int:

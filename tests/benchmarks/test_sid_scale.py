@@ -18,11 +18,10 @@ COST = Cost(
 )
 
 
-def test_items_are_whole_seeded_and_in_small_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sid_scale, "ROWS", 400)
+def test_items_are_whole_seeded_and_in_small_row_groups(tmp_path: Path) -> None:
     paths = [tmp_path / name / "items.parquet" for name in ("one", "again", "other")]
     for path, seed in zip(paths, (0, 0, 1), strict=True):
-        write_vectors(path, 1001, 16, seed)
+        write_vectors(path, 1001, 16, seed, group_rows=400)
     one, again, other = (read_item_vectors(path, ("text",), normalize=False) for path in paths)
     assert one.item_ids_N.tolist() == list(range(1, 1002))
     assert np.array_equal(one.vectors_NV, again.vectors_NV)

@@ -23,8 +23,7 @@ FIXED = pa.FixedSizeListArray.from_arrays(pa.array(ROWS_RD.flatten().numpy()), 4
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (table_files, table_files):
-        monkeypatch.setattr(module, "PART", 3 * 16)
+    monkeypatch.setattr(table_files, "PART", 3 * 16)
 
 
 def rows_of(source: TableSource, first: int, last: int) -> dict[int, list[float]]:

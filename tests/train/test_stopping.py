@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from sidrec.config import Recipe, save
-from sidrec.train import stopping
 from sidrec.train.run import train
 from sidrec.train.step import StepResult
-from sidrec.train.stopping import Stopping
+from sidrec.train.stopping import SAME_ORDER, Stopping
 from sidrec.train.trainer import Trainer
 from tests.ranks import joined, run_on_ranks
 from tests.small_log import small_recipe, write_small_log
@@ -84,14 +83,13 @@ def test_a_signal_to_one_rank_stops_all_and_loses_nothing(tmp_path: Path, world:
     assert metrics[0] == metrics[1]
 
 
-def test_a_later_second_signal_ends_the_process_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_later_second_signal_ends_the_process_at_once() -> None:
     left: list[int] = []
-    monkeypatch.setattr(os, "_exit", left.append)
-    with Stopping() as stop:
+    seconds = iter([100.0, 100.0 + SAME_ORDER, 100.1 + SAME_ORDER])
+    with Stopping(lambda: next(seconds), left.append) as stop:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)
         assert (stop.received, left) == (signal.SIGINT, []), "the same order, sent twice"
-        monkeypatch.setattr(stopping, "SAME_ORDER", 0.0)
         signal.raise_signal(signal.SIGTERM)
         assert left == [130]
         stop.agreed = stop.received
