@@ -7,7 +7,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 logging.getLogger().setLevel(logging.WARNING)  # FBGEMM tells of every library that it loads
 
-from docstrings import docstring_to_rst  # noqa: E402
+from docstrings import docstring_to_rst, short_signature  # noqa: E402
 from recipe_pages import write_recipe_reference  # noqa: E402
 from sphinx.application import Sphinx  # noqa: E402
 
@@ -19,6 +19,7 @@ write_recipe_reference()
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("autodoc-process-docstring", docstring_to_rst)
+    app.connect("autodoc-process-signature", short_signature)
 
 
 project = "sidrec"
@@ -38,6 +39,7 @@ html_css_files = ["style.css"]
 html_title = f"sidrec {release}"
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "description"
+autodoc_typehints = "signature"
+autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 nitpicky = False
