@@ -35,13 +35,10 @@ from .events import (
     IdMap,
     Items,
     Source,
-    blocks,
     check_events,
-    check_unique,
-    numbers,
-    readable,
-    whole,
 )
+from .source_columns import Lines, seconds, texts
+from .source_files import blocks, readable, whole
 
 INTERACTIONS, PRODUCTS = "interactions.csv.gz", "items.csv.gz"
 LABELS = "1 for every review (a purchase); rows with 0 are sampled"
@@ -103,25 +100,24 @@ class AmazonCsv:
 
     @cached_property
     def _products(self) -> pa.Table:
-        products = whole(self.files[1], ("item_id", "title", "brand", "categories"))
-        check_unique(products["item_id"], f"{self.files[1]}, column item_id", 2)
-        return products
+        prose = ("title", "brand", "categories")
+        return whole(blocks(self.files[1], ("item_id", *prose), free_text=prose), self.files[1], "item_id")
 
     def catalog(self) -> list[str]:
         return list(self._products["item_id"].to_pylist())
 
     def events(self) -> Iterator[pa.Table]:
         path = self.files[0]
-        for line, table in blocks(path, ("user_id", "item_id", "timestamp")):
+        for lines, table in blocks(path, ("user_id", "item_id", "timestamp")):
             events = pa.table(
                 {
-                    USER: table["user_id"],
-                    ITEM: table["item_id"],
-                    TIMESTAMP: numbers(table["timestamp"], pa.int64(), f"{path}, column timestamp", line),
+                    USER: texts(table["user_id"]),
+                    ITEM: texts(table["item_id"]),
+                    TIMESTAMP: seconds(table["timestamp"], 1, "timestamp", lines),
                     LABEL: pa.array([1.0] * table.num_rows, pa.float32()),
                 }
             )
-            yield check_events(events, path, line)
+            yield check_events(events, lines)
 
     def items(self, ids: IdMap) -> Items:
         products = self._products
@@ -213,7 +209,7 @@ def review_events(path: Path) -> Iterator[pa.Table]:
             times.append(time // per_second)
         events = pa.table({USER: users, ITEM: items, TIMESTAMP: pa.array(times, pa.int64())})
         events = events.append_column(LABEL, pa.array([1.0] * len(times), pa.float32()))
-        yield check_events(events, path, first_line)
+        yield check_events(events, Lines(path, first_line))
 
 
 def product_records(path: Path) -> Iterator[tuple[str, Mapping[str, object]]]:

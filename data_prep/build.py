@@ -29,10 +29,11 @@ from sidrec.text import text_table
 
 from .command import WorkFolder, file_facts, load_snapshot, refuse_flags, restore_snapshot, rows_bar, save_snapshot
 from .event_order import NEVER, SPLITS, DayWindow, OrderedLog, SplitKind, make_split, order_events
-from .events import IdMap, Items, Source, open_stream
+from .events import IdMap, Items, Source, check_matches
 from .item_vectors import NONE, TEXT_SOURCES, add_vectors, check_vector_source, vector_column
 from .log_pass import ROW_DENSE, STATS, LogPass, PartitionRows, PassState
 from .negatives import ATTEMPTS, Launches, Sampler, Taken
+from .source_files import open_stream
 
 ROW_GROUP = 16_384
 ITEM_ROW_GROUP = 16_384
@@ -149,6 +150,7 @@ def build(
 def _fill(work: WorkFolder, source: Source, settings: LogSettings, implicit: bool) -> None:
     log = order_events(source, work.scratch / "order", settings.partition_rows)
     items = source.items(log.items)
+    check_matches(items, log.item_rows, log.items.source_ids(), ", ".join(map(str, source.files[:2])))
     categories, ids = category_ids(items)
     manifest = Manifest(
         source=source.name,

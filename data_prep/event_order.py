@@ -7,6 +7,7 @@ busier day. In memory are one bucket, the source's ids, and arrays with a number
 Shapes: N rows of a bucket.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,19 +22,22 @@ from sidrec.errors import ContractError
 from sidrec.io.files import read_json, write_json
 
 from .command import rows_bar
-from .events import ITEM, LABEL, TIMESTAMP, USER, IdMap, Source, open_stream
+from .events import ITEM, LABEL, TIMESTAMP, USER, IdMap, Source
+from .source_files import open_stream
 
 ROW = "row"  # number in the source: events of equal times keep the source's order
 OPEN_BUCKETS = 200  # files written at the same time
 NEVER = np.iinfo(np.int64).max
 ORDERED = "ordered.json"
+FIRST_PLAUSIBLE_DAY = 7305  # 1990-01-01: earlier times are probably of a smaller unit than named, or relative
 
 
 @dataclass(frozen=True)
 class OrderedLog:
     """The events of a source, in time order.
 
-    user_rows: events per user. first_click: time of each item's first positive (NEVER: none). Both by dense id.
+    user_rows, item_rows: events per user and item. first_click: time of each item's first positive (NEVER: none). All
+        by dense id.
     ids: number of ids + 1 per cat_* column of the events. bucket_rows: events per bucket.
     """
 
@@ -41,6 +45,7 @@ class OrderedLog:
     users: int
     items: IdMap
     user_rows: np.ndarray
+    item_rows: np.ndarray
     first_click: np.ndarray
     ids: dict[str, int]
     bucket_rows: list[int]
@@ -77,7 +82,12 @@ def order_events(source: Source, folder: Path, partition_rows: int) -> OrderedLo
     _deal(folder, spool.path, bucket_of_day, len(bucket_rows))
     spool.path.unlink()
     spool.items.save(folder / "items.parquet")
-    np.savez(folder / "totals.npz", user_rows=spool.user_rows(), first_click=spool.first_click())
+    np.savez(
+        folder / "totals.npz",
+        user_rows=spool.user_rows(),
+        item_rows=spool.item_rows(),
+        first_click=spool.first_click(),
+    )
     ids = {column: len(ids) + 1 for column, ids in spool.categories.items()}
     write_json(folder / ORDERED, {"users": len(spool.users), "ids": ids, "bucket_rows": bucket_rows})
     return _load(folder)
@@ -87,9 +97,8 @@ def _load(folder: Path) -> OrderedLog:
     facts = read_json(folder / ORDERED, "the counts of an ordered log")
     totals = np.load(folder / "totals.npz")
     items = IdMap.load(folder / "items.parquet")
-    return OrderedLog(
-        folder, facts["users"], items, totals["user_rows"], totals["first_click"], facts["ids"], facts["bucket_rows"]
-    )
+    by_id = (totals["user_rows"], totals["item_rows"], totals["first_click"])
+    return OrderedLog(folder, facts["users"], items, *by_id, facts["ids"], facts["bucket_rows"])
 
 
 class _Spool:
@@ -102,7 +111,7 @@ class _Spool:
         self.day_rows: Counter[int] = Counter()
         self._source = source
         self._rows = 0
-        self._user_rows = np.zeros(0, dtype=np.int64)
+        self._user_rows, self._item_rows = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
         self._first_click = np.zeros(0, dtype=np.int64)
 
     def fill(self) -> None:
@@ -121,9 +130,20 @@ class _Spool:
             raise ContractError(self._source.files[0] if self._source.files else self._source.name, "events", "none")
         if (self._first_click == NEVER).all():
             raise ContractError(self._source.name, "at least one positive event", f"{self._rows} events, all negative")
+        self._warn_of_times()
+
+    def _warn_of_times(self) -> None:
+        """Warns of times whose unit is probably another one, or that are all alike."""
+        first, last = (str(np.datetime64(day, "D")) for day in (min(self.day_rows), max(self.day_rows)))
+        if max(self.day_rows) < FIRST_PLAUSIBLE_DAY:
+            found = f"all times are from {first} to {last}: check their unit, unless they count from another start"
+            print(f"sidrec: warning: {self._source.name}: {found}", file=sys.stderr)
 
     def user_rows(self) -> np.ndarray:
         return _grown(self._user_rows, len(self.users) + 1, 0)
+
+    def item_rows(self) -> np.ndarray:
+        return _grown(self._item_rows, len(self.items) + 1, 0)
 
     def first_click(self) -> np.ndarray:
         return _grown(self._first_click, len(self.items) + 1, NEVER)
@@ -148,6 +168,8 @@ class _Spool:
         self._user_rows = _grown(self._user_rows, len(self.users) + 1, 0)
         self._first_click = _grown(self._first_click, len(self.items) + 1, NEVER)
         self._user_rows += np.bincount(user, minlength=len(self._user_rows))
+        self._item_rows = _grown(self._item_rows, len(self.items) + 1, 0)
+        self._item_rows += np.bincount(item, minlength=len(self._item_rows))
         liked = label > 0
         np.minimum.at(self._first_click, item[liked], timestamp[liked])
         days, rows = np.unique(timestamp // SECONDS_PER_DAY, return_counts=True)

@@ -3,30 +3,24 @@
 An event table has the columns user, item (string, the source's own ids), timestamp (int64, seconds since 1970) and
 label (float32, 0 or 1), and the source's own `int_*` (float32) and `cat_*` (string) columns.
 
-A raw log is a `Source`: it yields event tables in any order, then metadata of the items. `blocks` and `dat_blocks` read
-its files; `numbers`, `check_events` and `check_unique` check what they hold.
+A raw log is a `Source`: it yields event tables in any order, then metadata of the items. `data_prep.source_files` reads
+its files.
 """
 
-import csv
-import gzip
-import io
-import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol, cast
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from sidrec.errors import ContractError
-from sidrec.text import did_you_mean
 
-from .command import reading
+from .source_columns import Lines
 
 USER, ITEM, TIMESTAMP, LABEL = "user", "item", "timestamp", "label"
 LATEST = 4_102_444_800  # 2100-01-01: later "seconds" are milliseconds or nonsense
@@ -40,12 +34,14 @@ class Items:
     table: columns source_id, title, content (text that is embedded), and others for readers of items.parquet.
     categories: cat_* column -> text value per item; empty: unknown.
     vectors: vector column -> float32 [items, width].
+    listed: the number of items, from id 1 on, that the source's file of items lists; None without such a file.
     """
 
     table: pa.Table
     categories: Mapping[str, pa.Array]
     vectors: Mapping[str, np.ndarray]
     notes: Mapping[str, object]
+    listed: int | None = None
 
 
 class IdMap:
@@ -122,32 +118,7 @@ class Source(Protocol):
         """Metadata of the items in `ids`."""
 
 
-def numbers(text: pa.ChunkedArray, kind: pa.DataType, where: str, first_line: int) -> pa.ChunkedArray:
-    """Parses a text column as `kind`. first_line: line of the first value in the file.
-
-    Raises ContractError with the first line whose value is missing, NaN, infinite or not a number.
-    """
-    text = pc.utf8_trim_whitespace(text)
-    try:
-        values = pc.cast(text, pa.float64() if pa.types.is_floating(kind) else kind)
-        bad = pc.invert(pc.fill_null(pc.is_finite(values), False))
-        if not pc.any(bad).as_py():
-            return pc.cast(values, kind, safe=False)
-    except pa.ArrowInvalid:
-        bad = pc.invert(pc.fill_null(pc.match_substring_regex(text, _pattern(kind)), False))
-    row = pc.index(bad, True).as_py()
-    raise ContractError(f"{where}, line {first_line + row}", _words(kind), repr(text[row].as_py()))
-
-
-def _pattern(kind: pa.DataType) -> str:
-    return r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$" if pa.types.is_floating(kind) else r"^-?\d{1,18}$"
-
-
-def _words(kind: pa.DataType) -> str:
-    return "a finite number" if pa.types.is_floating(kind) else "a whole number"
-
-
-def check_events(events: pa.Table, where: object, first_line: int) -> pa.Table:
+def check_events(events: pa.Table, lines: Lines) -> pa.Table:
     """Checks that ids are present, times in [1970, 2100), labels 0/1. Raises ContractError with the first bad line."""
     rules = {
         USER: ("a user id", pc.equal(pc.utf8_length(pc.fill_null(events[USER], "")), 0)),
@@ -162,135 +133,30 @@ def check_events(events: pa.Table, where: object, first_line: int) -> pa.Table:
         row = pc.index(pc.fill_null(bad, True), True).as_py()
         if row >= 0:
             got = repr(events[column][row].as_py())
-            raise ContractError(f"{where}, line {first_line + row}, column {column}", expected, got)
+            raise ContractError(f"{lines.path}, line {lines.at(row)}, column {column}", expected, got)
     return events
 
 
-def check_unique(column: pa.ChunkedArray, where: str, first_line: int) -> None:
-    """Raises ContractError with the first line whose id is missing or repeated."""
-    seen: set[str] = set()
-    for row, value in enumerate(column.to_pylist()):
-        if not value or value in seen:
-            raise ContractError(f"{where}, line {first_line + row}", "an id of its own", repr(value))
-        seen.add(value)
+FEW_MATCHES = 0.5  # share of the log's items below which the file of items is probably another's
 
 
-# Readers of CSV (plain or gzipped), Parquet and `::`-separated .dat files: block by block, columns as text.
+def check_matches(items: Items, item_rows: np.ndarray, source_ids: list[str], where: object) -> None:
+    """Warns, with figures, if the file of items lists few of the log's items.
 
-
-BLOCK_BYTES = 8 << 20
-DAT_SEPARATOR = b"::"
-UNIT_SEPARATOR = b"\x1f"  # one byte that no title contains
-
-
-@contextmanager
-def readable(path: Path) -> Iterator[IO[bytes]]:
-    """Opens a plain or gzipped file. Errors while it is read become ContractErrors that name the file."""
-    if not path.is_file():
-        raise ContractError(path, "a file to read", "none")
-    try:
-        with reading(path) as file:
-            yield cast(IO[bytes], gzip.GzipFile(fileobj=file)) if path.suffix == ".gz" else file
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ContractError(path, "a complete gzip file", error) from None
-    except (pa.ArrowException, KeyError) as error:
-        raise ContractError(path, "a well-formed table with the columns that are needed", error) from None
-    except UnicodeDecodeError as error:
-        raise ContractError(path, "UTF-8 text", error) from None
-
-
-def blocks(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
-    """Blocks of a CSV or Parquet file, each with the number of its first line. Columns are text, missing values null.
-
-    Lines count from 1, header included (line breaks in quotes are not counted); Parquet rows count from 1.
-    Raises ContractError for a missing file or column, a broken row, and a truncated or empty file.
+    item_rows: events per item id, 0 included. where: the files, for the message. Raises ContractError if it lists none:
+    one of them writes its ids in another way.
     """
-    if path.suffix == ".parquet":
-        yield from _parquet_blocks(path, columns)
+    if items.listed is None:
         return
-    _check_header(path, columns)
-    convert = pa_csv.ConvertOptions(
-        include_columns=list(columns),
-        column_types=dict.fromkeys(columns, pa.string()),
-        strings_can_be_null=True,
-        null_values=[""],
-    )
-    with readable(path) as file:
-        options = pa_csv.ReadOptions(block_size=BLOCK_BYTES)
-        reader = pa_csv.open_csv(file, options, pa_csv.ParseOptions(newlines_in_values=True), convert)
-        line = 2
-        for batch in reader:
-            yield line, pa.Table.from_batches([batch])
-            line += batch.num_rows
-
-
-def _check_header(path: Path, columns: Sequence[str]) -> None:
-    """Raises ContractError for a column that the first line of a CSV file lacks."""
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            names = next(csv.reader([file.readline().decode("utf-8-sig", "replace")]), [])
-    except (OSError, EOFError, zlib.error):
-        return  # reading the rows reports it
-    for column in columns:
-        if names and column not in names:
-            raise ContractError(path, f"a column {column!r}", f"columns {names}{did_you_mean(column, names)}")
-
-
-def whole(path: Path, columns: Sequence[str]) -> pa.Table:
-    """All blocks as one table. Raises ContractError as `blocks` does, and for a file without rows."""
-    tables = [table for _, table in blocks(path, columns)]
-    if not tables:
-        raise ContractError(path, "at least one row", "none")
-    return pa.concat_tables(tables)
-
-
-def dat_blocks(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
-    """As `blocks`, for MovieLens 1M: `::` between values, Latin-1, no header. columns: all columns of the file."""
-    with readable(path) as file:
-        line = 1
-        while lines := file.readlines(BLOCK_BYTES):
-            text = b"".join(lines).replace(DAT_SEPARATOR, UNIT_SEPARATOR).decode("latin-1").encode()
-            table = _parse_dat(text, columns)
-            yield line, table
-            line += table.num_rows
-    if line == 1:
-        raise ContractError(path, "at least one line", "none")
-
-
-def _parse_dat(text: bytes, columns: Sequence[str]) -> pa.Table:
-    return pa_csv.read_csv(
-        io.BytesIO(text),
-        pa_csv.ReadOptions(column_names=list(columns)),
-        pa_csv.ParseOptions(delimiter=UNIT_SEPARATOR.decode(), quote_char=False),
-        pa_csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.string()), strings_can_be_null=True),
-    )
-
-
-def _parquet_blocks(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, pa.Table]]:
-    if not path.is_file():
-        raise ContractError(path, "a file to read", "none")
-    row = 1
-    try:
-        file = open_stream(path)
-        names = file.schema_arrow.names
-        if any(names.count(column) != 1 for column in columns):
-            raise ContractError(path, f"the columns {list(columns)}", f"columns {names}")
-        for batch in file.iter_batches(columns=list(columns)):
-            table = pa.Table.from_batches([batch]).select(list(columns)).cast(_as_text(columns))
-            table.validate(full=True)  # finds text that is not UTF-8 here, not where it is first used
-            yield row, table
-            row += batch.num_rows
-    except (pa.ArrowException, OSError) as error:
-        raise ContractError(path, "a readable Parquet file", error) from None
-
-
-def _as_text(columns: Sequence[str]) -> pa.Schema:
-    return pa.schema([(column, pa.string()) for column in columns])
-
-
-BUFFER = 1 << 20  # bytes
-
-
-def open_stream(path: Path) -> pq.ParquetFile:
-    """Opens a file for `iter_batches`, without pyarrow's default of keeping all that was read until the end."""
-    return pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER)
+    shown = np.flatnonzero(item_rows[1:])
+    matched = int((shown < items.listed).sum())
+    if matched >= FEW_MATCHES * len(shown):
+        return
+    unlisted = [source_ids[item] for item in shown if item >= items.listed][:3]
+    forms = f"the log has ids such as {unlisted}, the file of items {source_ids[: min(3, items.listed)]}"
+    if not matched:
+        raise ContractError(
+            where, "a file of items that lists items of the log", f"none of its {len(shown):,}; {forms}"
+        )
+    share = f"{matched:,} of the {len(shown):,} items of the log"
+    print(f"sidrec: warning: {where}: the file of items lists only {share}; {forms}", file=sys.stderr)

@@ -25,15 +25,13 @@ from .events import (
     USER,
     IdMap,
     Items,
-    blocks,
     check_events,
-    check_unique,
-    numbers,
-    whole,
 )
 from .item_vectors import NONE
+from .source_columns import Lines, numbers, seconds, texts
+from .source_files import blocks, files_of, whole
 
-PER_SECOND = {"s": 1, "ms": 1000, "us": 1_000_000}
+PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
 @dataclass(frozen=True)
@@ -45,9 +43,9 @@ class Columns:
     item_column: str = "item_id"
     """Column of the interactions with the item."""
     timestamp_column: str = "timestamp"
-    """Column of the interactions with the time since 1970, a whole number."""
-    timestamp_unit: Literal["s", "ms", "us"] = "s"
-    """Unit of the timestamps."""
+    """Column of the interactions with the time: typed, a number since 1970, or ISO 8601; UTC where no zone is given."""
+    timestamp_unit: Literal["s", "ms", "us", "ns"] = "s"
+    """Unit of times that are numbers."""
     label_column: str | None = None
     """Column of the interactions with labels 0 and 1."""
     rating_column: str | None = None
@@ -57,13 +55,15 @@ class Columns:
     cat_columns: tuple[str, ...] = ()
     """Columns of the interactions that become cat_<name> of the log."""
     items_file: Path | None = None
-    """CSV or Parquet file with one row per item."""
+    """CSV or Parquet file, folder or pattern of files, with one row per item."""
     items_id_column: str = "item_id"
     """Column of the items file with the item."""
     text_columns: tuple[str, ...] = ()
     """Columns of the items file whose text is embedded; the first one is the title."""
     item_cat_columns: tuple[str, ...] = ()
     """Columns of the items file that become cat_<name> of the log."""
+    separator: Annotated[str, metavar("CHARACTER", "found in the header")] = ""
+    """Character between the values of text files."""
 
     def check(self) -> None:
         """Raises ContractError that names flags which contradict each other."""
@@ -71,6 +71,8 @@ class Columns:
             raise ContractError("--label-column, --rating-column", "at most one of them", "both")
         if self.items_file is None and (self.text_columns or self.item_cat_columns):
             raise ContractError("--text-columns, --item-cat-columns", "an --items-file that has them", "none")
+        if len(self.separator) > 1:
+            raise ContractError("--separator", "one character", repr(self.separator))
         names = (*self.cat_columns, *self.item_cat_columns)
         if len(set(names)) < len(names):
             raise ContractError("--cat-columns, --item-cat-columns", "different names", list(names))
@@ -96,7 +98,7 @@ class Interactions:
     @property
     def files(self) -> tuple[Path, ...]:
         items = self.columns.items_file
-        return (self.log,) if items is None else (self.log, items)
+        return (*files_of(self.log), *(() if items is None else files_of(items)))
 
     @property
     def categorical(self) -> tuple[str, ...]:
@@ -115,11 +117,9 @@ class Interactions:
         columns = self.columns
         if columns.items_file is None:
             return None
-        wanted = (columns.items_id_column, *columns.text_columns, *columns.item_cat_columns)
-        items = whole(columns.items_file, tuple(dict.fromkeys(wanted)))
-        first = 1 if columns.items_file.suffix == ".parquet" else 2
-        check_unique(items[columns.items_id_column], f"{columns.items_file}, column {columns.items_id_column}", first)
-        return items
+        wanted = tuple(dict.fromkeys((columns.items_id_column, *columns.text_columns, *columns.item_cat_columns)))
+        found = blocks(columns.items_file, wanted, columns.text_columns, columns.separator)
+        return whole(found, columns.items_file, columns.items_id_column)
 
     def catalog(self) -> list[str]:
         items = self._items
@@ -130,27 +130,26 @@ class Interactions:
         own = (columns.user_column, columns.item_column, columns.timestamp_column)
         target = [column for column in (columns.label_column, columns.rating_column) if column]
         wanted = tuple(dict.fromkeys((*own, *target, *columns.cat_columns)))
-        for line, table in blocks(self.log, wanted):
+        for lines, table in blocks(self.log, wanted, separator=columns.separator):
             user, item, timestamp = (table[column] for column in own)
-            seconds = numbers(timestamp, pa.int64(), f"{self.log}, column {columns.timestamp_column}", line)
             events = pa.table(
                 {
-                    USER: user,
-                    ITEM: item,
-                    TIMESTAMP: pc.divide(seconds, PER_SECOND[columns.timestamp_unit]),
-                    LABEL: self._label(table, line),
+                    USER: texts(user),
+                    ITEM: texts(item),
+                    TIMESTAMP: seconds(timestamp, PER_SECOND[columns.timestamp_unit], columns.timestamp_column, lines),
+                    LABEL: self._label(table, lines),
                 }
             )
             for name, column in zip(self.categorical, columns.cat_columns, strict=True):
-                events = events.append_column(name, table[column])
-            yield check_events(events, self.log, line)
+                events = events.append_column(name, texts(table[column]))
+            yield check_events(events, lines)
 
-    def _label(self, table: pa.Table, line: int) -> pa.ChunkedArray:
+    def _label(self, table: pa.Table, lines: Lines) -> pa.ChunkedArray:
         columns = self.columns
         target = columns.label_column or columns.rating_column
         if target is None:
             return pa.chunked_array([pa.array([1.0] * table.num_rows, pa.float32())])
-        values = numbers(table[target], pa.float64(), f"{self.log}, column {target}", line)
+        values = numbers(table[target], pa.float64(), target, lines)
         if columns.rating_column:
             values = pc.greater_equal(values, columns.threshold)
         return pc.cast(values, pa.float32())
@@ -178,15 +177,15 @@ class Interactions:
             for column in columns.item_cat_columns
         }
         notes = {"items": len(ids), "not_in_items_file": unlisted, "without_text": content.count("")}
-        return Items(table, categories, {}, notes)
+        return Items(table, categories, {}, notes, listed=None if listed is None else listed.num_rows)
 
 
 @dataclass(frozen=True)
 class InteractionsCommand:
-    """Writes log/ and items.parquet from one file of interactions (CSV, CSV.gz or Parquet)."""
+    """Writes log/ and items.parquet from interactions: CSV or other delimited text, plain or packed, or Parquet."""
 
     src: tyro.conf.Positional[Annotated[Path, metavar("LOG")]]
-    """File with one interaction a row."""
+    """File with one interaction a row, folder of such files, or pattern ('log/*.parquet')."""
     out: tyro.conf.Positional[Annotated[Path, metavar("OUT")]]
     """Data folder to write."""
     columns: Annotated[Columns, tyro.conf.arg(name="")] = field(default_factory=Columns)

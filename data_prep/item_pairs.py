@@ -23,8 +23,8 @@ from sidrec.errors import ContractError
 from sidrec.schema import ITEM_ID, OTHER_ID, Manifest
 
 from .command import refuse_flags, rows_bar
-from .events import open_stream
 from .log_pass import gather_ranges
+from .source_files import open_stream
 
 PAIR_COLUMNS = 4096  # other items in memory at a time, for all users of one item
 ROW_GROUP = 65_536

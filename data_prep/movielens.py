@@ -23,13 +23,10 @@ from .events import (
     USER,
     IdMap,
     Items,
-    blocks,
     check_events,
-    check_unique,
-    dat_blocks,
-    numbers,
-    whole,
 )
+from .source_columns import numbers, seconds, texts
+from .source_files import blocks, dat_blocks, whole
 
 MOVIE, TITLE, GENRES = "movieId", "title", "genres"
 RATING_COLUMNS = ("userId", MOVIE, "rating", "timestamp")
@@ -87,12 +84,8 @@ class MovieLens:
     def _movies(self) -> pa.Table:
         columns = (MOVIE, TITLE, GENRES)
         path = self.files[1]
-        if self._is_dat:
-            movies = pa.concat_tables([table for _, table in dat_blocks(path, columns)])
-        else:
-            movies = whole(path, columns)
-        check_unique(movies[MOVIE], f"{path}, column {MOVIE}", 1 if self._is_dat else 2)
-        return movies
+        found = dat_blocks(path, columns) if self._is_dat else blocks(path, columns, free_text=(TITLE, GENRES))
+        return whole(found, path, MOVIE)
 
     def catalog(self) -> list[str]:
         return list(self._movies[MOVIE].to_pylist())
@@ -100,17 +93,17 @@ class MovieLens:
     def events(self) -> Iterator[pa.Table]:
         path = self.files[0]
         read = dat_blocks if self._is_dat else blocks
-        for line, table in read(path, RATING_COLUMNS):
-            rating = numbers(table["rating"], pa.float64(), f"{path}, column rating", line)
+        for lines, table in read(path, RATING_COLUMNS):
+            rating = numbers(table["rating"], pa.float64(), "rating", lines)
             events = pa.table(
                 {
-                    USER: table["userId"],
-                    ITEM: table[MOVIE],
-                    TIMESTAMP: numbers(table["timestamp"], pa.int64(), f"{path}, column timestamp", line),
+                    USER: texts(table["userId"]),
+                    ITEM: texts(table[MOVIE]),
+                    TIMESTAMP: seconds(table["timestamp"], 1, "timestamp", lines),
                     LABEL: pc.cast(pc.greater_equal(rating, self.threshold), pa.float32()),
                 }
             )
-            yield check_events(events, path, line)
+            yield check_events(events, lines)
 
     def items(self, ids: IdMap) -> Items:
         movies = self._movies
@@ -135,7 +128,8 @@ class MovieLens:
             }
         )
         categories = {"cat_genre": padded(first_genre), "cat_decade": padded(decade)}
-        return Items(table, categories, {}, {"items": len(ids), "rated_but_not_in_movies_file": unlisted})
+        notes = {"items": len(ids), "rated_but_not_in_movies_file": unlisted}
+        return Items(table, categories, {}, notes, listed=movies.num_rows)
 
 
 if __name__ == "__main__":

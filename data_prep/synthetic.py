@@ -35,7 +35,8 @@ from sidrec.schema import Manifest
 from .build import LogSettings, build, summary
 from .command import run
 from .event_order import SECONDS_PER_DAY
-from .events import CATALOG_TEXT, CATALOG_TITLE, ITEM, LABEL, TIMESTAMP, USER, IdMap, Items, open_stream
+from .events import CATALOG_TEXT, CATALOG_TITLE, ITEM, LABEL, TIMESTAMP, USER, IdMap, Items
+from .source_files import open_stream
 
 LEVELS = 3
 TICKS = 1000  # distinct timestamps; a user has at most one row at each

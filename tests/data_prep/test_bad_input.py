@@ -39,7 +39,10 @@ def complaint(source: Path, out: Path) -> str:
         (HEADER + "1,3,,1000\n", "ratings.csv, column rating, line 2: expected a finite number, got None"),
         (HEADER + "1,3,4,-5\n", "line 2, column timestamp: expected seconds since 1970"),
         (HEADER + "1,3,4,1700000000000\n", "before the year 2100 (milliseconds?), got 1700000000000"),
-        (HEADER + "1,3,4,2018-01-01\n", "column timestamp, line 2: expected a whole number, got '2018-01-01'"),
+        (
+            HEADER + "1,3,4,01/02/2018\n",
+            "column timestamp, line 2: expected a time: a number of units since 1970",
+        ),
         (HEADER + ",3,4,1000\n", "line 2, column user: expected a user id, got None"),
         (HEADER + "1,3,4\n", "ratings.csv"),
         (HEADER, "ratings.csv: expected events, got none"),
@@ -112,7 +115,7 @@ def test_not_gzip_and_not_parquet(tmp_path: Path) -> None:
     (tmp_path / "src").mkdir()
     folder_csv(tmp_path / "src")
     (tmp_path / "src" / "interactions.csv.gz").write_bytes(b"user_id,item_id,timestamp\n")
-    with pytest.raises(ContractError, match=r"interactions.csv.gz: expected a complete gzip file"):
+    with pytest.raises(ContractError, match=r"interactions.csv.gz: expected events, got none"):  # plain text is read
         AmazonCommand(tmp_path / "src", tmp_path / "out", vectors="none").run()
     (tmp_path / "log.parquet").write_bytes(gzip.compress(b"no"))
     with pytest.raises(ContractError, match=r"log.parquet: expected a readable Parquet file"):

@@ -91,5 +91,5 @@ def test_text_that_is_no_utf8(tmp_path: Path) -> None:
     """Parquet writers do not look at what they are given as text."""
     named = pa.array([b"ann", b"b\xf5b", *[b"ann"] * 3], pa.binary()).view(pa.string())
     pq.write_table(pa.table({**LOG, "who": named}), tmp_path / "log.parquet")
-    with pytest.raises(ContractError, match=r"log.parquet: expected a readable Parquet file, got .*[Uu][Tt][Ff]"):
+    with pytest.raises(ContractError, match=r"log.parquet, column who, line 2: expected UTF-8 text, got b'b"):
         InteractionsCommand(tmp_path / "log.parquet", tmp_path / "out", Columns(**NAMES), SETTINGS).run()  # type: ignore[arg-type]
