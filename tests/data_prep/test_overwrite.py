@@ -271,7 +271,7 @@ def test_an_input_inside_the_unfinished_work_stays(tmp_path: Path) -> None:
 def test_bad_input_leaves_the_old_folder_whole(log: Path, out: Path) -> None:
     before = digest(out)
     log.write_text(log.read_text() + "u1,i1,yesterday\n")
-    assert "expected a whole number, got 'yesterday'" in refused(lambda: interactions(log, out))
+    assert "line 402: expected a time: a number of units since 1970" in refused(lambda: interactions(log, out))
     assert digest(out) == before
 
 
