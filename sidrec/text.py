@@ -8,6 +8,7 @@ from pathlib import Path
 LONGEST = 1000  # characters quoted
 LONGEST_KEY = 60  # characters of a key
 LINES = 40  # of a list of mistakes
+LISTED = 5  # folders that a suggestion lists
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
@@ -66,6 +67,25 @@ def near_file(path: Path) -> str:
     except OSError:
         return ""
     return f"; did you mean {path.parent / close[0]}?" if close else ""
+
+
+def near_folder(path: Path, marker: str) -> str:
+    """Suggests folders with the file `marker` in place of `path`: "; there are A, B; did you mean A?", or "".
+
+    Looks at most two levels below the nearest folder that exists, and below runs/ in the current folder.
+    """
+    root = path
+    while root != root.parent and not root.is_dir():
+        root = root.parent
+    patterns = (f"*/{marker}", f"*/*/{marker}", f"runs/*/*/{marker}")
+    try:
+        found = sorted({str(file.parent) for pattern in patterns for file in root.glob(pattern)} - {str(path)})
+    except OSError:
+        return near_file(path)
+    if not found:
+        return near_file(path)
+    others = f" and {len(found) - LISTED} others" if len(found) > LISTED else ""
+    return f"; there are {', '.join(found[:LISTED])}{others}{did_you_mean(str(path), found)}"
 
 
 def byte_size(count: float) -> str:

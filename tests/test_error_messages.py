@@ -7,7 +7,8 @@ import pytest
 from sidrec.config import ConfigError, load_file
 from sidrec.io.files import read_json
 from sidrec.schema import ContractError
-from sidrec.text import LINES, LONGEST, byte_size, short_repr
+from sidrec.sid.catalog import load_catalog
+from sidrec.text import LINES, LONGEST, byte_size, near_folder, short_repr
 
 
 def test_quotes_stay_in_their_line_and_give_no_orders_to_a_terminal() -> None:
@@ -103,3 +104,15 @@ def test_yaml_of_megabytes_is_refused(tmp_path: Path) -> None:
 )
 def test_a_byte_size_changes_its_unit_after_rounding(count: float, text: str) -> None:
     assert byte_size(count) == text
+
+
+def test_a_mistyped_folder_is_answered_with_those_that_exist(tmp_path: Path) -> None:
+    for name in ("beauty", "movies"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "catalog.json").touch()
+    there = f"; there are {tmp_path}/beauty, {tmp_path}/movies"
+    assert near_folder(tmp_path / "beuaty", "catalog.json") == f"{there}; did you mean {tmp_path}/beauty?"
+    assert near_folder(tmp_path / "x" / "y" / "z", "catalog.json").startswith(there)
+    assert near_folder(tmp_path / "beuaty", "config.yaml") == f"; did you mean {tmp_path}/beauty?"
+    with pytest.raises(ContractError, match=r"beuaty/catalog\.json: expected a catalog, .*; did you mean .*/beauty\?"):
+        load_catalog(tmp_path / "beuaty")

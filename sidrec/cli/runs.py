@@ -17,7 +17,7 @@ from sidrec.cli.arguments import RecipeOptions, read_before_ranks, recipe_and_op
 from sidrec.command_line import Subcommands, describe, metavar, parse
 from sidrec.config.section import section
 from sidrec.errors import ConfigError
-from sidrec.text import near_file
+from sidrec.text import near_folder
 
 TRAIN = describe(
     "Trains a recipe from its newest checkpoint, or from the start, and evaluates it.",
@@ -103,7 +103,8 @@ def _evaluate_options(words: Sequence[str]) -> EvaluateOptions:
     if which not in (None, "newest", "best") and not which.removeprefix("step-").isdecimal():
         raise ConfigError(f"--checkpoint: expected newest, best or step-N, got {which or 'nothing'}")
     if not (options.run / "config.yaml").is_file():
-        raise ConfigError(f"{options.run}: expected a run directory with config.yaml, got none{near_file(options.run)}")
+        near = near_folder(options.run, "config.yaml")
+        raise ConfigError(f"{options.run}: expected a run directory with config.yaml, got none{near}")
     return options
 
 

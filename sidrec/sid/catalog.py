@@ -27,7 +27,7 @@ from sidrec.io.output_folders import FolderKind, Written, replaced_folder
 from sidrec.schema import ITEM_ID, UNKNOWN_ID, ContractError, read_json
 from sidrec.sid.collisions import resolve
 from sidrec.sid.tokenizer import Tokenizer
-from sidrec.text import near_file
+from sidrec.text import near_folder
 
 CODES = "codes.parquet"
 CARD = "catalog.json"
@@ -195,8 +195,8 @@ def write_catalog(catalog: Catalog, folder: Path) -> None:
 
 
 def _read_card(path: Path) -> tuple[tuple[int, ...], str]:
-    if not path.parent.is_dir():
-        got = f"no such file{near_file(path.parent)}"
+    if not path.exists():
+        got = f"no such file{near_folder(path.parent, CARD)}"
         raise ContractError(path, "a catalog, as `sidrec fit` makes it", got)
     card = read_json(path, "a catalog, as `sidrec fit` makes it")
     try:

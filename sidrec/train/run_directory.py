@@ -25,6 +25,7 @@ from sidrec.io.files import replaced_file, write_text
 from sidrec.io.output_folders import FolderKind, Written
 from sidrec.machine import unwritable
 from sidrec.schema import ContractError, read_json
+from sidrec.text import near_folder
 from sidrec.train.step import Skipped, places_text
 
 _FILE = (
@@ -144,7 +145,8 @@ class RunDirectory:
     def recipe(self) -> Recipe:
         """The recipe of the run; warns of keys without effect. Raises ConfigError if there is none."""
         if not self.config.is_file():
-            raise ConfigError(f"{self.path}: expected a run directory with config.yaml, got none")
+            near = near_folder(self.path, self.config.name)
+            raise ConfigError(f"{self.path}: expected a run directory with config.yaml, got none{near}")
         return load_saved(self.config, warn=True)
 
 

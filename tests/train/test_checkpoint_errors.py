@@ -212,8 +212,8 @@ def test_what_evaluate_needs(run: Recipe, tmp_path: Path, capsys: pytest.Capture
         refusal(capsys, cli.main(["evaluate"]))
         == "sidrec evaluate: expected RUN, got nothing (sidrec evaluate --help lists all)"
     )
-    expected = f"{tmp_path / 'none'}: expected a run directory with config.yaml, got none"
-    assert refusal(capsys, cli.main(["evaluate", str(tmp_path / "none")])) == expected
+    expected = f"{tmp_path / 'none'}: expected a run directory with config.yaml, got none; there are {run.run}"
+    assert refusal(capsys, cli.main(["evaluate", str(tmp_path / "none")])).startswith(expected)
     assert refusal(capsys, cli.main(["evaluate", str(run.run), "tset"])).endswith("got 'tset'")
     shutil.rmtree(only(run.run, "step-*"))
     assert refusal(capsys, again("evaluate", run)) == f"{run.run / 'checkpoints'}: expected a checkpoint, got none"
