@@ -218,7 +218,7 @@ def table_work(table: PlacedTable, load: TableLoad, world: int) -> np.ndarray:
 
 
 def joint_work(tables: Sequence[PlacedTable], world: int) -> np.ndarray:
-    """float64 [W, K]: collectives, whatever their size: one per collection and sharding type, one per collection's ids.
+    """float64 [W, K]: number of collectives: one per collection and sharding type, one for the ids of each collection.
 
     Collectives are counted per collection, not per table.
     """

@@ -276,7 +276,7 @@ def silenced_planner() -> Iterator[None]:
 
 # The memory that tables need: weights, optimizer state, and TorchRec's estimate of inputs and outputs.
 
-STATE_BYTES = 4  # FBGEMM keeps optimizer state in float32, whatever the type of the weights
+STATE_BYTES = 4  # FBGEMM keeps optimizer state in float32 for every type of weights
 ROWWISE = {EmbOptimType.EXACT_ROWWISE_ADAGRAD, EmbOptimType.EMAINPLACE_ROWWISE_ADAGRAD}
 ELEMENTWISE = {EmbOptimType.EXACT_ADAGRAD: 1, EmbOptimType.ADAM: 2, EmbOptimType.LAMB: 2}
 """Optimizer -> values of state per weight."""

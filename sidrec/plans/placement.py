@@ -173,7 +173,7 @@ def fill(layouts: RatedLayouts, placement: Placement) -> Placement | None:
 
 
 def fill_evenly(layouts: RatedLayouts, placement: Placement) -> Placement | None:
-    """Places tables so that memory is even, whatever their cost; None if they do not fit."""
+    """Places tables by memory alone, evenly; None if they do not fit."""
     even = fill(by_bytes(layouts), placement.copy())
     if even is None:
         return None

@@ -86,7 +86,7 @@ class ItemCounts:
         return counts_IS
 
     def moments(self) -> tuple[Tensor, Tensor]:
-        """Moments of log1p(count), [S] each; an item has the weight of its first count plus one, as exposures do."""
+        """Moments of log1p(count), [S] each; the weight of an item is its first count plus one."""
         weight_I1 = self.counts_IS[:, :1] + 1
         weight_I1 = weight_I1 / weight_I1.sum()
         log_IS = torch.log1p(self.counts_IS)

@@ -74,7 +74,7 @@ class OverlapRepulsionLoss(SidLoss):
 
     Pairs share o > 0 codes, at any levels. g_ij = 1 exempts a pair whose similarity reaches the threshold eta_o: items
     that are alike may share codes. a_ij grows with how loaded the overlap is (`LoadStrength`). z [D] are latents before
-    quantisation; the gradient goes through the distance only. `reduction: sum` is the sum as printed. `mask_valid`
+    quantisation; the gradient goes through the distance only. `reduction: sum` is the paper's sum. `mask_valid`
     leaves out pairs that belong together; without item pairs in the batch any two different items may be repelled.
     """
 
@@ -159,7 +159,7 @@ STEPS = 100
 
 
 def pattern_load(codes_BL: Tensor, first_N: Tensor, second_N: Tensor) -> Tensor:
-    """int64 [N]: how many of the batch's pairs agree in exactly the same levels; both orders count, as printed."""
+    """int64 [N]: how many of the batch's pairs agree in exactly the same levels; both orders count, as in the paper."""
     agree_NL = codes_BL[first_N] == codes_BL[second_N]
     bits_L = 1 << torch.arange(codes_BL.shape[1], device=codes_BL.device)
     _, pattern_N, pairs = torch.unique((agree_NL * bits_L).sum(dim=1), return_inverse=True, return_counts=True)

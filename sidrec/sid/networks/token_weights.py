@@ -206,7 +206,7 @@ def norms(behavior_NE: np.ndarray, part: slice = slice(None)) -> np.ndarray:
 def norm_range(norms_N: np.ndarray, clip_quantile: float = 0.0) -> tuple[float, float]:
     """The norms that count as 0 and as 1: outer quantiles over items with a behaviour vector.
 
-    clip_quantile: 0 takes the smallest and largest norm, as printed. Without any behaviour the range is (0, 0).
+    clip_quantile: 0 takes the smallest and largest norm, as in the paper. Without any behaviour the range is (0, 0).
     """
     known = norms_N[norms_N > 0]
     if not len(known):
