@@ -14,7 +14,8 @@ import tyro
 from sidrec import schema
 from sidrec.command_line import metavar
 from sidrec.errors import ContractError
-from sidrec.io.files import replaced_file
+from sidrec.io.files import column_type, readable, replaced_file
+from sidrec.text import near_file
 
 from .command import rows_bar, run
 from .events import CATALOG_TEXT
@@ -51,13 +52,25 @@ def add_vectors(items: Path, source: str, column: str = "text", model: str = SEN
     """
     check_vector_source(source)
     if not items.is_file():
-        raise ContractError(items, "an items.parquet, as data_prep writes it", "no such file")
-    file = pq.ParquetFile(items)
+        raise ContractError(items, "an items.parquet, as data_prep writes it", f"no such file{near_file(items)}")
+    with readable(items, "a readable items.parquet"):
+        file = pq.ParquetFile(items)
+        _check_ids(file, items)
     vectors_of = _from_text(source, model, file, items) if source in TEXT_SOURCES else _from_file(Path(source), file)
     with replaced_file(items, one_writer=True) as partial:
-        without, width = _rewrite(file, partial, column, vectors_of)
+        without, width = _rewrite(file, partial, column, vectors_of, items)
     rows = file.metadata.num_rows
     return f"column {column}: {rows} vectors of width {width} from {source}; {without} of the items have a zero vector"
+
+
+def _check_ids(file: pq.ParquetFile, items: Path) -> None:
+    """Raises ContractError unless the item ids are 1, 2, ... up to the number of rows: a vector's row is its id - 1."""
+    kind = column_type(file.schema_arrow, schema.ITEM_ID, items)
+    rows = file.metadata.num_rows
+    ids = file.read([schema.ITEM_ID])[schema.ITEM_ID]
+    if not pa.types.is_integer(kind) or not np.array_equal(np.sort(ids.to_numpy()), np.arange(1, rows + 1)):
+        expected = f"the integers 1 to {rows:,}, each once, as data_prep writes them"
+        raise ContractError(f"{items}, column {schema.ITEM_ID}", expected, f"{kind} with other values")
 
 
 def check_vector_source(source: str) -> None:
@@ -68,18 +81,21 @@ def check_vector_source(source: str) -> None:
     elif not source.endswith(".npy"):
         raise ContractError("--from, --vectors", f"{', '.join(TEXT_SOURCES)} or a file FILE.npy", repr(source))
     elif not Path(source).is_file():
-        raise ContractError(source, "a .npy file of item vectors", "no such file")
+        raise ContractError(source, "a .npy file of item vectors", f"no such file{near_file(Path(source))}")
+    else:
+        _array(Path(source))
 
 
 def _rewrite(
-    file: pq.ParquetFile, partial: Path, column: str, vectors_of: Callable[[pa.Table], np.ndarray]
+    file: pq.ParquetFile, partial: Path, column: str, vectors_of: Callable[[pa.Table], np.ndarray], items: Path
 ) -> tuple[int, int]:
     without, width = 0, 0
     writer: pq.ParquetWriter | None = None
     try:
         with rows_bar(f"vectors: {column}", file.metadata.num_rows) as bar:
             for group in range(file.num_row_groups):
-                table = file.read_row_group(group)
+                with readable(items, "a readable items.parquet"):
+                    table = file.read_row_group(group)
                 vectors = vectors_of(table)
                 without += int((~vectors.any(axis=1)).sum())
                 width = vectors.shape[1]
@@ -101,15 +117,30 @@ def vector_column(vectors: np.ndarray) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(pa.array(flat), vectors.shape[1])
 
 
+def _array(path: Path) -> np.ndarray:
+    """The float array [rows, width] of a .npy file, mapped. Raises ContractError for any other content."""
+    expected = "floats of shape [items, width], as numpy.save writes them"
+    try:
+        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:  # objects, a file that is cut or empty, or no .npy at all
+        raise ContractError(path, expected, " ".join(str(error).split())) from None
+    if not isinstance(vectors, np.ndarray):
+        raise ContractError(path, expected, f"an .npz archive of the arrays {list(vectors)}")
+    if vectors.ndim != 2 or vectors.dtype.kind != "f" or not vectors.size:
+        raise ContractError(path, expected, f"{vectors.dtype} of shape {list(vectors.shape)}")
+    return vectors
+
+
 def _from_file(path: Path, file: pq.ParquetFile) -> Callable[[pa.Table], np.ndarray]:
-    vectors = np.load(path, mmap_mode="r")
-    if vectors.ndim != 2 or vectors.dtype.kind != "f" or len(vectors) != file.metadata.num_rows:
-        expected = f"floats of shape [{file.metadata.num_rows}, width], one row per item"
+    vectors, items = _array(path), file.metadata.num_rows
+    if len(vectors) != items:
+        expected = f"floats of shape [{items}, width], one row per item"
         raise ContractError(path, expected, f"{vectors.dtype} of shape {list(vectors.shape)}")
 
     def rows(table: pa.Table) -> np.ndarray:
         ids = table[schema.ITEM_ID].to_numpy()
-        values = np.asarray(vectors[ids - 1], dtype=np.float32)
+        with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, which is refused
+            values = np.asarray(vectors[ids - 1], dtype=np.float32)
         bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
         if len(bad):
             raise ContractError(f"{path}, row {ids[bad[0]] - 1}", "finite numbers", "NaN or infinity")

@@ -1,6 +1,10 @@
 """Vector columns added to items.parquet."""
 
+import io
+import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -61,6 +65,88 @@ def test_ready_vectors_that_do_not_fit(items: Path, vectors: np.ndarray, words: 
         add_vectors(items, str(bad))
     assert items.read_bytes() == before
     assert sorted(path.name for path in items.parent.iterdir()) == ["bad.npy", "items.parquet"]
+
+
+READY = np.arange(15, dtype=np.float32).reshape(5, 3)
+
+
+def saved(array: object, **options: Any) -> bytes:
+    content = io.BytesIO()
+    np.save(content, array, **options)  # type: ignore[arg-type]
+    return content.getvalue()
+
+
+def zipped(**arrays: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    np.savez(content, allow_pickle=False, **arrays)
+    return content.getvalue()
+
+
+FILES = {
+    "objects": saved(np.array([[1.0], [2.0], [3.0], [4.0], None], dtype=object), allow_pickle=True),
+    "lists": saved(np.array([row.tolist() for row in READY], dtype=object), allow_pickle=True),
+    "a dict": saved(np.array({"a": 1}), allow_pickle=True),
+    "pickled": pickle.dumps(READY),
+    "cut in the values": saved(READY)[:-9],
+    "cut in the header": saved(READY)[:40],
+    "the magic alone": saved(READY)[:6],
+    "empty": b"",
+    "CSV": b"1,2\n3,4\n",
+    "a binary": bytes(range(256)) * 4,
+    "npz": zipped(vectors=READY),
+    "width 0": saved(READY[:, :0]),
+    "a vector": saved(READY[:, 0]),
+    "three dimensions": saved(READY[None]),
+    "text": saved(np.array([["a"]] * 5)),
+    "complex": saved(READY.astype(complex)),
+    "times": saved(READY.astype("datetime64[s]")),
+    "structures": saved(np.zeros((5, 3), dtype=[("x", "f4")])),
+    "too many rows": saved(np.vstack([READY, READY])),
+    "beyond float32": saved(READY.astype(float) * 1e300),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_files_that_hold_no_vectors_are_one_sentence(items: Path, kind: str) -> None:
+    bad = items.parent / "bad.npy"
+    bad.write_bytes(FILES[kind])
+    before = items.read_bytes()
+    with pytest.raises(ContractError, match=r"bad.npy[^\n]*: expected [^\n]*, got [^\n]+$"):
+        add_vectors(items, str(bad))
+    assert items.read_bytes() == before
+    assert sorted(path.name for path in items.parent.iterdir()) == ["bad.npy", "items.parquet"]
+
+
+def items_of(ids: object, name: str = "item_id") -> bytes:
+    content = io.BytesIO()
+    pq.write_table(pa.table({name: ids, "content": ["x"] * 5}), content)
+    return content.getvalue()
+
+
+ITEMS: dict[str, Callable[[bytes], bytes]] = {
+    "cut at the end": lambda whole: whole[:-50],
+    "cut at the start": lambda whole: whole[50:],
+    "cut in the middle": lambda whole: whole[:100] + bytes(200) + whole[300:],
+    "empty": lambda _: b"",
+    "CSV": lambda _: b"item_id,content\n1,x\n",
+    "ids from 0": lambda _: items_of([0, 1, 2, 3, 4]),
+    "ids with a gap": lambda _: items_of([1, 2, 3, 4, 6]),
+    "ids twice": lambda _: items_of([1, 2, 3, 4, 4]),
+    "ids as text": lambda _: items_of(["1", "2", "3", "4", "5"]),
+    "ids missing": lambda _: items_of([1, 2, 3, 4, None]),
+    "no ids": lambda _: items_of([1, 2, 3, 4, 5], "other_id"),
+}
+
+
+@pytest.mark.parametrize("kind", ITEMS)
+def test_broken_items_are_one_sentence(items: Path, kind: str) -> None:
+    ready = items.parent / "ready.npy"
+    np.save(ready, READY)
+    items.write_bytes(broken := ITEMS[kind](items.read_bytes()))
+    with pytest.raises(ContractError, match=r"items.parquet[^\n]*: expected [^\n]*, got [^\n]+$"):
+        add_vectors(items, str(ready))
+    assert items.read_bytes() == broken
+    assert sorted(path.name for path in items.parent.iterdir()) == ["items.parquet", "ready.npy"]
 
 
 @pytest.mark.parametrize(("source", "words"), [("word2vec", "wordllama"), ("absent.npy", "no such file")])
