@@ -1,7 +1,7 @@
 """From a raw log to a data folder: order the events, pass over them once, write rows and items, publish.
 
 `prepare` is what the commands for public logs call. A raw log is a `Source` of events (`data_prep.events`). `build`
-sorts them by time (`data_prep.event_order`), turns them into rows with what was known before each
+sorts them by time (`data_prep.event_order`), turns them into rows that hold only what was known before each event
 (`data_prep.log_pass`) and writes log/ and items.parquet into a work folder (`data_prep.command`), which then
 becomes OUT.
 

@@ -1,4 +1,4 @@
-"""What commands of data_prep share: arguments, progress bars, the work folder of an output, snapshots.
+"""Shared by the commands of data_prep: arguments, progress bars, the work folder of an output, snapshots.
 
 A data folder is made in the work folder OUT.partial and replaces OUT when it is whole. --overwrite replaces OUT only if
 commands of data_prep wrote every file in it. OUT.partial is continued or discarded only if it holds an unfinished
@@ -33,7 +33,7 @@ from sidrec.io.output_folders import (
 
 
 class Command(Protocol):
-    """What a module of data_prep does when it is run: fields are arguments, the docstring opens the help."""
+    """A command of data_prep: its fields are the arguments, its docstring is the first line of the help."""
 
     def run(self) -> None:
         """Raises ContractError for input that cannot be used."""
@@ -161,7 +161,7 @@ class WorkFolder:
         names = {*(path.name for path in own), CONFIGURATION + PARTIAL}
         foreign = sorted(path.name for path in self.partial.iterdir() if path.name not in names or path.is_symlink())
         begun = [path for path in own if path.exists()]
-        if foreign or (begun and not isinstance(_json(self._configuration), dict)):
+        if foreign or (begun and not isinstance(_json_or_none(self._configuration), dict)):
             got = f"something else ({', '.join(foreign[:3]) or f'no {CONFIGURATION}'})"
             raise ContractError(self.partial, expected, f"{got}; remove it or name another OUT")
         if self._replaced.exists() and self.data.exists() and self.out.exists():
@@ -199,7 +199,7 @@ class WorkFolder:
         self._delete_rest()
 
     def _delete_rest(self) -> None:
-        """The configuration is deleted last: while it exists, the rest is known to be ours."""
+        """Deletes the configuration last, because it marks the rest as ours."""
         for folder in (self.scratch, self._discarded, self._replaced):
             _delete(folder)
         for file in (self.partial / (CONFIGURATION + PARTIAL), self._configuration):
@@ -237,7 +237,7 @@ def _log_files(folder: Path) -> set[str] | None:
 
 
 def _criteo_files(folder: Path) -> set[str] | None:
-    manifest = _json(folder / schema.MANIFEST)
+    manifest = _json_or_none(folder / schema.MANIFEST)
     keys = {"format", "rows", "dense", "categorical", "days", "files"}
     if not isinstance(manifest, dict) or not keys <= set(manifest) or not isinstance(manifest["files"], dict):
         return None
@@ -246,11 +246,11 @@ def _criteo_files(folder: Path) -> set[str] | None:
 
 def is_behavior_report(path: Path) -> bool:
     """Whether data_prep.behavior wrote the file, and so pairs.parquet and the picture in its folder."""
-    report = _json(path)
+    report = _json_or_none(path)
     return isinstance(report, dict) and {"source", "settings", "norm_and_frequency", "pairs"} <= set(report)
 
 
-def _json(path: Path) -> object:
+def _json_or_none(path: Path) -> object:
     try:
         return read_json(path, "JSON")
     except ContractError:

@@ -1,6 +1,6 @@
-"""Columns as other programs write them - text, numbers, flags, dates, times - as what an event table holds.
+"""Converts columns of source files (text, numbers, flags, dates, times) to the types of an event table.
 
-Each function names file, column and line of the first value that it cannot turn.
+Errors name file, column and line of the first value that cannot be converted.
 """
 
 from collections.abc import Callable
@@ -75,7 +75,7 @@ def _utf8(column: pa.ChunkedArray, name: str, lines: Lines, free_text: bool) -> 
 
 
 def without_blanks(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, int]:
-    """Text without blanks around its values, missing where nothing is left; and how many values had some."""
+    """Trimmed text, with empty values as null; and the number of values that were trimmed."""
     if not pa.types.is_string(column.type):
         return column, 0
     text = pc.utf8_trim_whitespace(column)

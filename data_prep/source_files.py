@@ -1,4 +1,4 @@
-"""Tables that other programs wrote: delimited text and Parquet, one file, a folder or a pattern of files.
+"""Reads tables of other programs: delimited text or Parquet, from a file, a folder or a pattern of files.
 
 `blocks` yields them block by block. Values of Parquet keep their types: `data_prep.source_columns` turns columns of any
 type into those of an event table.
@@ -49,7 +49,7 @@ FOREIGN = {
 
 
 class Block(NamedTuple):
-    """Rows of one file, and where they stand in it."""
+    """Rows of one file, and their position in it."""
 
     lines: Lines
     table: pa.Table
@@ -282,7 +282,7 @@ def dat_blocks(path: Path, columns: Sequence[str]) -> Iterator[Block]:
 
 
 def _recoded(text: bytes) -> bytes:
-    """UTF-8 as it is; other bytes are Latin-1, as the published file is."""
+    """Decodes UTF-8, and Latin-1 if it is not UTF-8, as in the published file."""
     try:
         text.decode()
     except UnicodeDecodeError:

@@ -1,1 +1,1 @@
-"""How runs are started: torchx components and the recipes."""
+"""Starting runs: torchx components, starting recipes and the demo."""

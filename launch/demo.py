@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def _run(command: str) -> bool:
-    """Runs a command with the programs of this very environment, whether or not it is activated."""
+    """Runs a command with the programs of this Python's environment, activated or not."""
     print(f"$ {command}", flush=True)
     program, *arguments = shlex.split(command)
     started = time.monotonic()

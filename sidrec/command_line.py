@@ -59,7 +59,7 @@ class Subcommands:
     def choose(self, words: Sequence[str]) -> tuple[str, list[str]]:
         """The command's name and its arguments.
 
-        Raises ConfigError for an unknown name; SystemExit(0) after help, which no arguments ask for too.
+        Raises ConfigError for an unknown name; SystemExit(0) after the help, which is also printed without arguments.
         """
         if not words or words[0] in ("-h", "--help"):
             print(self._help())
@@ -76,7 +76,7 @@ class Subcommands:
 
 
 def metavar(name: str, default: str | None = None) -> Any:
-    """Names a value in the help, as NAME or PATH. default: what the help says about an option that is left out."""
+    """Names a value in the help, as NAME or PATH. default: text of the default in the help."""
     return tyro.conf.arg(metavar=name, help_behavior_hint=None if default is None else f"(default: {default})")
 
 
@@ -109,7 +109,7 @@ def parse(
 ) -> T | tuple[T, list[str]]:
     """An object of the dataclass `kind` from a command's arguments.
 
-    program: the words before the arguments, as in "sidrec plan". default: takes the place of the class's defaults.
+    program: the words before the arguments, as in "sidrec plan". default: overrides the class's defaults.
     others: also return the arguments that are no options of `kind`.
 
     Under torchrun all ranks parse the same arguments, and only rank 0 prints help.
@@ -119,7 +119,7 @@ def parse(
     """
     refusal, hidden = io.StringIO(), io.StringIO()
     if any(word in ("-h", "--help") for word in words):
-        words = ["--help"]  # tyro leaves positional arguments that were given out of the help
+        words = ["--help"]  # tyro's help omits positional arguments that were given
     cli: Any = tyro.cli  # its overloads know no bool for return_unknown_args
     settings = {} if default is None else {"default": default}
     shown = sys.stdout if os.environ.get("RANK", "0") == "0" else hidden
@@ -166,7 +166,7 @@ def _message(boxed: str) -> str:
 
 
 def _checked(kind: type[T], parsed: T) -> T:
-    """What the pydantic types of a section (`sidrec.config.section`) say about the values; other classes pass."""
+    """Checks the values of a section (`sidrec.config.section`) by its pydantic types; other classes pass unchecked."""
     if not hasattr(kind, "__pydantic_config__"):
         return parsed
     from pydantic import TypeAdapter, ValidationError

@@ -98,12 +98,12 @@ def end_with_launcher() -> None:
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         launcher = os.getppid()
-        if _adopts(launcher):
+        if _adopts_orphans(launcher):
             _end()
         threading.Thread(target=_watch, args=(launcher,), daemon=True, name="end with launcher").start()
 
 
-def _adopts(parent: int) -> bool:
+def _adopts_orphans(parent: int) -> bool:
     """Whether orphans are re-parented to this process, and it is not a torchrun that is process 1 of a container."""
     try:
         process = psutil.Process(parent)

@@ -150,7 +150,7 @@ def _manifest_from_json(raw: dict[str, Any], path: Path) -> Manifest:
             name: tuple(_log_file(entry, f"{path}, splits.{name}", path.parent) for entry in entries)
             for name, entries in raw["splits"].items()
         }
-        ids = {column: _whole(rows, f"{path}, ids.{column}", 1, LARGEST_TABLE) for column, rows in raw["ids"].items()}
+        ids = {column: _integer(rows, f"{path}, ids.{column}", 1, LARGEST_TABLE) for column, rows in raw["ids"].items()}
         dense, stats = tuple(raw["dense"]), tuple(raw["stats"])
         protocol = dict(raw.get("protocol", {}))
     except ContractError:
@@ -161,12 +161,12 @@ def _manifest_from_json(raw: dict[str, Any], path: Path) -> Manifest:
     for split in splits:
         if Path(split).name != split:
             raise ContractError(f"{path}, splits", "names that are no paths", repr(split))
-    length = _whole(raw["history_length"], f"{path}, history_length", 0, INT64[1])
-    seed = _whole(raw["seed"], f"{path}, seed", *INT64)
+    length = _integer(raw["history_length"], f"{path}, history_length", 0, INT64[1])
+    seed = _integer(raw["seed"], f"{path}, seed", *INT64)
     return Manifest(str(raw["source"]), seed, ids, dense, stats, length, splits, protocol)
 
 
-def _whole(value: object, where: str, least: int, most: int) -> int:
+def _integer(value: object, where: str, least: int, most: int) -> int:
     """The integer `value`. Raises ContractError for other types, such as 3.0, "3" and true."""
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise ContractError(where, f"a whole number from {least} to {most}", short_repr(value))
@@ -187,12 +187,12 @@ def _log_file(entry: object, where: str, log: Path) -> LogFile:
         raise ContractError(where, "file paths inside the log folder", error) from None
     if not target.is_relative_to(log.resolve()):
         raise ContractError(where, "files inside the log folder", f"{path!r}, a link to {target}")
-    rows = _whole(entry["rows"], f"{where}, {path}, rows", 0, INT64[1])
+    rows = _integer(entry["rows"], f"{where}, {path}, rows", 0, INT64[1])
     first, last = (
-        _whole(entry[key], f"{where}, {path}, {key}", *INT64) for key in ("first_timestamp", "last_timestamp")
+        _integer(entry[key], f"{where}, {path}, {key}", *INT64) for key in ("first_timestamp", "last_timestamp")
     )
     return LogFile(
-        path, rows, first, last, None if crc is None else _whole(crc, f"{where}, {path}, crc32", 0, INT64[1])
+        path, rows, first, last, None if crc is None else _integer(crc, f"{where}, {path}, crc32", 0, INT64[1])
     )
 
 

@@ -1,4 +1,4 @@
-"""Do the installed releases of torch, FBGEMM and torchrec match? Reads their metadata and imports none of them.
+"""Whether the installed releases of torch, FBGEMM and torchrec match. Reads metadata only, imports none of them.
 
 FBGEMM is published twice, as `fbgemm-gpu` (CUDA) and `fbgemm-gpu-cpu`, and both install into the folder fbgemm_gpu/:
 the later one overwrites the other. torchrec requires `fbgemm-gpu` of any release, so that an ordinary `pip install` can

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sidrec.machine import _adopts, end_with_launcher
+from sidrec.machine import _adopts_orphans, end_with_launcher
 
 ROOT = Path(__file__).parents[1]
 RANK = "import time; from sidrec.machine import end_with_launcher; end_with_launcher(); print('up'); time.sleep(600)"
@@ -45,7 +45,7 @@ def test_a_rank_ends_when_its_launcher_was_killed() -> None:
 
 
 def test_a_rank_whose_launcher_was_killed_before_it_looked_ends() -> None:
-    if not _adopts(1):
+    if not _adopts_orphans(1):
         pytest.skip("orphans are given to a Python process here, which could be a torchrun")
     orphan = f"sleep 1; exec {sys.executable} -u -c {RANK!r}"
     launcher = f"import subprocess; print(subprocess.Popen(['sh', '-c', {orphan!r}], start_new_session=True).pid)"

@@ -41,9 +41,10 @@ def recipe_and_options(kind: type[T], words: Sequence[str], program: str, descri
 
 
 def read_before_ranks(read: Callable[[], T]) -> Callable[[], T]:
-    """`read` for use on the ranks: a process without others reads now, so that a mistake costs no import of torch.
+    """Calls `read` at once in a single process, so that a mistake is reported before torch is imported.
 
-    Ranks of torchrun read together later, inside `run_on_all_ranks`, so that all of them end with one message.
+    Returns a function that returns the result. Ranks of torchrun call `read` later, inside `run_on_all_ranks`, so that
+    all of them exit with one message.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return read
@@ -52,13 +53,13 @@ def read_before_ranks(read: Callable[[], T]) -> Callable[[], T]:
 
 
 def check_subject(subject: str) -> None:
-    """Raises ConfigError if the subject of a plan is neither criteo-mlperf nor a YAML file that can be read."""
+    """Raises ConfigError if `subject` is neither criteo-mlperf nor a readable YAML file."""
     if subject != "criteo-mlperf":
         load_mapping(Path(subject), "recipe or tables file")
 
 
 def _recipe_first(words: Sequence[str], kind: type, program: str) -> list[str]:
-    """The arguments with the recipe in front. Options of the command may precede it; flags of the recipe follow it."""
+    """Moves the recipe to the front. Options of the command may precede it; flags of the recipe must follow it."""
     own = {f"--{field.name.replace('_', '-')}" for field in fields(kind)}
     for place, word in enumerate(words):
         if not word.startswith("-"):
@@ -69,7 +70,7 @@ def _recipe_first(words: Sequence[str], kind: type, program: str) -> list[str]:
 
 
 def _help(kind: type, words: Sequence[str], program: str, description: str) -> None:
-    """Prints help with the values of the recipe that `words` begin with as defaults, where they name one. Exits."""
+    """Prints the help and exits. If `words` begin with a recipe file, its values are shown as defaults."""
     both: Any = dataclass(frozen=True, kw_only=True)(type("Arguments", (kind, Recipe), {"__doc__": None}))
     default = None
     if Path(words[0]).is_file():

@@ -68,7 +68,7 @@ def _recipes() -> dict[str, Traversable]:
 
 
 def _summary(recipe: Traversable) -> str:
-    """The first line, which says what the recipe trains."""
+    """The first line: a summary of the recipe."""
     return recipe.read_text().splitlines()[0].removeprefix("# ")
 
 

@@ -1,4 +1,4 @@
-"""The recipe: one typed tree that says everything a run does."""
+"""The recipe: one typed tree that holds all settings of a run."""
 
 from sidrec.config.load import load as load
 from sidrec.config.load import load_file as load_file

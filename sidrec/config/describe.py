@@ -1,4 +1,4 @@
-"""The recipe described: its JSON schema, and the same as text for a terminal.
+"""Descriptions of the recipe: its JSON schema, and the same as text for a terminal.
 
 The docstring under a field is the one source of its description: tyro shows it in `--help`, `json_schema` puts it into
 the schema, and `explain` prints what the schema says.
@@ -54,7 +54,7 @@ def explain(key: str = "") -> str:
 
 
 def keys_at(steps: Iterable[str | int]) -> list[str]:
-    """Keys that the recipe knows at a place, given as pydantic's `loc`; kinds where one is chosen. [] if none are."""
+    """Keys of the section at pydantic's `loc`, or kinds if a variant is selected there; [] if there are none."""
     node = json_schema()
     for step in steps:
         if isinstance(step, int):
@@ -149,7 +149,7 @@ def _kinds(node: Node) -> dict[str, Node]:
 
 
 def _keys(node: Node) -> dict[str, Node]:
-    """Key -> its schema; empty for anything but a section. A default of the section takes the place of its keys'."""
+    """Key -> its schema; empty for anything but a section. A section's default overrides the defaults of its keys."""
     keys: dict[str, Node] = dict(_core(node).get("properties", {}))
     default = node.get("default")
     if isinstance(default, dict):

@@ -172,7 +172,7 @@ class GateSidItem(SemanticItem, HashedItem):
         return 0 if self.contrastive is None else 2  # negatives come from the same lane
 
 
-def _some(columns: tuple[str, ...]) -> tuple[str, ...]:
+def _check_not_empty(columns: tuple[str, ...]) -> tuple[str, ...]:
     if not columns:
         raise ValueError("expected at least one vector column, got none")
     return columns
@@ -183,7 +183,7 @@ class ContentItem(HashedItem):
     """HID, and a learned projection of the item's frozen content vector as a further feature."""
 
     kind: Literal["content"] = "content"
-    vectors: Annotated[tuple[str, ...], AfterValidator(_some), AfterValidator(without_repeats)] = ("text",)
+    vectors: Annotated[tuple[str, ...], AfterValidator(_check_not_empty), AfterValidator(without_repeats)] = ("text",)
     """Vector columns of items.parquet; each is scaled to unit length, then they are concatenated."""
     hidden: PositiveInt = 64
     """Width of the projection's hidden layer."""

@@ -18,7 +18,7 @@ from sidrec.config.recipe import RECIPE, Recipe
 from sidrec.errors import ConfigError
 from sidrec.text import did_you_mean, near_file, place, short_repr
 
-LARGEST = 1 << 20  # bytes of a file; YAML takes seconds for these already
+LARGEST = 1 << 20  # bytes of a file; parsing more takes many seconds
 
 
 FLAGS = """
@@ -71,7 +71,7 @@ def load_mapping(path: Path, what: str) -> dict[str, Any]:
         raise
     except RecursionError:
         raise ConfigError(f"{path}: expected valid YAML, got values nested too deep") from None
-    except (yaml.YAMLError, ValueError) as error:  # no UTF-8, or a date or number that is none
+    except (yaml.YAMLError, ValueError) as error:  # invalid UTF-8, date or number
         raise ConfigError(f"{path}: expected valid YAML, got: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected a mapping of sections, got {type(raw).__name__}")
@@ -92,7 +92,7 @@ def load(argv: Sequence[str], prog: str = "sidrec", about: str = "") -> Recipe:
     if argv[1:]:
         flagged = parse_arguments(kind, argv[1:], f"{prog} {argv[0]}", f"{about}{FLAGS}", default=recipe)
         recipe = _validated(_plain(asdict(flagged)), " ".join(argv))
-    return _in_use(recipe, " ".join(argv))
+    return _refuse_unused_keys(recipe, " ".join(argv))
 
 
 def save(recipe: Recipe, path: Path) -> None:
@@ -107,7 +107,7 @@ def as_yaml(recipe: Recipe) -> str:
 
 def parse(raw: dict[str, Any], where: str) -> Recipe:
     """Plain data to a recipe; `where` names its source in errors. Raises ConfigError with one line per mistake."""
-    return _in_use(_validated(raw, where), where)
+    return _refuse_unused_keys(_validated(raw, where), where)
 
 
 def _validated(raw: dict[str, Any], where: str) -> Recipe:
@@ -116,7 +116,7 @@ def _validated(raw: dict[str, Any], where: str) -> Recipe:
         return RECIPE.validate_python(raw)
     except ValidationError as error:
         mistakes = error.errors(include_url=False)
-        raise _refusal(where, [f"{_path(mistake)}{_message(mistake)}" for mistake in mistakes]) from None
+        raise _refusal(where, [f"{_prefix(mistake)}{_message(mistake)}" for mistake in mistakes]) from None
 
 
 def _refusal(where: str, mistakes: Sequence[str]) -> ConfigError:
@@ -126,7 +126,7 @@ def _refusal(where: str, mistakes: Sequence[str]) -> ConfigError:
 # Keys without effect.
 
 
-def _in_use(recipe: Recipe, where: str) -> Recipe:
+def _refuse_unused_keys(recipe: Recipe, where: str) -> Recipe:
     """The recipe of a new run as it is; that of a run that exists without its keys that have no effect.
 
     Raises ConfigError if a new run's recipe has such keys.
@@ -156,7 +156,7 @@ def _with_default(section: Any, path: Sequence[str]) -> Any:
 # Mistakes as text.
 
 
-def _path(mistake: ErrorDetails) -> str:
+def _prefix(mistake: ErrorDetails) -> str:
     """Dotted path of the mistake; messages about several sections name their keys themselves."""
     return f"{place(mistake['loc'])}: " if mistake["loc"] else ""
 

@@ -30,7 +30,7 @@ def section(cls: type[T]) -> type[T]:
 # Names of granularities: s1 is level 1 alone, s12 the pair of levels 1 and 2, s123 the first three levels together.
 
 
-MOST_LEVELS = 4  # radix 10,000 to the fourth is the last power that int64 holds with room
+MOST_LEVELS = 4  # four levels of radix 10,000 make ids up to 1e16, which int64 holds
 
 
 def granularity_levels(name: str) -> tuple[int, ...]:
@@ -48,18 +48,18 @@ def granularity_levels(name: str) -> tuple[int, ...]:
     return levels
 
 
-def _checked(name: str) -> str:
+def _check_granularity(name: str) -> str:
     granularity_levels(name)
     return name
 
 
-Granularity = Annotated[str, AfterValidator(_checked)]
+Granularity = Annotated[str, AfterValidator(_check_granularity)]
 
 
-def _some(names: tuple[str, ...]) -> tuple[str, ...]:
+def _check_not_empty(names: tuple[str, ...]) -> tuple[str, ...]:
     if not names:
         raise ValueError("expected at least one granularity, got none")
     return names
 
 
-Granularities = Annotated[tuple[Granularity, ...], AfterValidator(_some), AfterValidator(without_repeats)]
+Granularities = Annotated[tuple[Granularity, ...], AfterValidator(_check_not_empty), AfterValidator(without_repeats)]

@@ -17,7 +17,7 @@ from sidrec.text import byte_size
 LISTED = 4
 """Estimates that a finding lists by name, the largest first."""
 TIGHT = 0.8
-"""A larger share of the free bytes is a note: the estimates are no more accurate than that."""
+"""A larger share of the free bytes gives a note, because the estimates are approximate."""
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -45,7 +45,7 @@ def check_capacity(
 ) -> list[Finding]:
     """Findings on memory, /dev/shm, GPU memory (on GPUs only) and disk.
 
-    Each finding is about the machine, or the GPU, with the least to spare.
+    Each finding reports the machine, or the GPU, that has the smallest margin.
 
     Args:
         estimates, available: one entry for each rank.

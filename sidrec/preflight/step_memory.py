@@ -1,4 +1,4 @@
-"""Memory of one training step, tables and layers apart: its batch, looked-up vectors, tensors saved for backward.
+"""Memory of one training step, without tables and layers: its batch, looked-up vectors, tensors saved for backward.
 
 A forward pass on `meta` tensors finds what autograd saves without allocating it. Scratch memory of kernels and of the
 allocator is unknown, so the result is approximate.
@@ -62,7 +62,7 @@ def lookup_bytes(shape: BatchShape, dim: int) -> int:
 
 
 def saved_for_backward(config: ModelConfig, sizes: Sizes, shape: BatchShape) -> int:
-    """Bytes that autograd saves in one forward pass of the ranker, parameters and buffers apart."""
+    """Bytes that autograd saves in one forward pass of the ranker, without parameters and buffers."""
     with torch.device("meta"):
         model = Ranker(config, sizes).train()
         batch = _batch(shape)
