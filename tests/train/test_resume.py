@@ -13,6 +13,9 @@ import yaml
 
 from sidrec import cli
 from sidrec.config import Recipe, save
+from sidrec.parallel.process_group import joined_ranks
+from sidrec.train.run import train
+from tests.ranks import joined, run_on_ranks
 from tests.small_log import small_recipe, write_small_log
 
 ROOT = Path(__file__).parents[2]
@@ -48,9 +51,8 @@ def losses(recipe: Recipe) -> list[tuple[int, float]]:
     return [(entry["step"], entry["loss"]) for entry in map(json.loads, lines)]
 
 
-def evaluate(recipe: Recipe, *splits: str) -> None:
-    command = [sys.executable, "-m", "sidrec", "evaluate", str(recipe.run), *splits]
-    subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+def uninterrupted(rank: int, world: int, recipe: Recipe) -> None:
+    assert train(recipe, joined(rank, world)) == 0
 
 
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
@@ -58,7 +60,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     sections = {"train": {"epochs": 3, "log_every": 3}, "checkpoint": {"every": 7}, "data": {"workers": 1}}
     whole = small_recipe(tmp_path, name="whole", **sections)
     killed = small_recipe(tmp_path, name="killed", **sections)
-    finish(start(whole, tmp_path, 2))
+    run_on_ranks(2, uninterrupted, whole)
 
     checkpoint = killed.run / "checkpoints" / "step-*[0-9]"
     process = start(killed, tmp_path, 2, checkpoint)
@@ -78,14 +80,16 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
 def test_evaluate_reproduces_metrics_from_the_checkpoint_alone(tmp_path: Path) -> None:
     write_small_log(tmp_path, rows=600)
     recipe = small_recipe(tmp_path)
-    finish(start(recipe, tmp_path, 1))
+    with joined_ranks() as ranks:
+        assert train(recipe, ranks) == 0
     metrics = recipe.run / "metrics.json"
     before = json.loads(metrics.read_text())
     for name in ("metrics.json", "predictions_test.parquet", "plan.json", "run.json", "metrics.jsonl"):
         (recipe.run / name).unlink()
-    evaluate(recipe)
+    command = [sys.executable, "-m", "sidrec", "evaluate", str(recipe.run)]
+    subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert json.loads(metrics.read_text()) == before
-    evaluate(recipe, "train")
+    assert cli.main(["evaluate", str(recipe.run), "train"]) == 0
     assert set(json.loads(metrics.read_text())) == {"train", "test"}, "a further split joins those of before"
 
 
