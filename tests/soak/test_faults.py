@@ -11,6 +11,8 @@ import pytest
 
 from sidrec.config import Recipe
 from sidrec.train.ledger_check import ledger_files
+from sidrec.train.run import train
+from tests.ranks import joined, run_on_ranks
 from tests.small_log import small_recipe, write_small_log
 from tests.soak.faults.faults import Fault, Kind, Moment
 from tests.soak.faults.killed_run import (
@@ -50,9 +52,16 @@ def struck(
     return outcome
 
 
+def steps_without_faults(rank: int, world: int, recipe: Recipe) -> int:
+    assert train(recipe, joined(rank, world)) == 0
+    return int(json.loads((recipe.run / "metrics.jsonl").read_text().splitlines()[-1])["step"])
+
+
 def test_two_ranks_are_started_again_by_torchrun(recipe: Recipe) -> None:
     faults = [Fault(Kind.KILL_RANK, Moment.TRAINING, 9), Fault(Kind.KILL_WORKER, Moment.TRAINING, 9)]
-    outcome = struck(recipe, make_reference(recipe, 2), 2, faults, damaged=0, restarts=2)
+    whole = replace(recipe, name="reference-2")
+    steps, _ = run_on_ranks(2, steps_without_faults, whole)
+    outcome = struck(recipe, Reference(whole.run, steps, seconds=0.0), 2, faults, damaged=0, restarts=2)
     assert outcome.jobs == 1
     assert all(strike.restarted for strike in outcome.strikes)
     assert all(strike.resumed for strike in outcome.strikes), "a checkpoint had been written before"
