@@ -21,7 +21,7 @@ from sidrec.config import Recipe
 from sidrec.config.recipe import BestConfig
 from sidrec.data.dataset import Dataset
 from sidrec.io.files import write_json
-from sidrec.metrics.exact import SplitMetrics, measure, measure_slices
+from sidrec.metrics.exact import SliceMetrics, SplitMetrics, measure, measure_slices
 from sidrec.metrics.predictions import PredictionCollector, Predictions, load_predictions
 from sidrec.metrics.slices import load_item_slices
 from sidrec.model.fusion_and_gate import GranularityFusion
@@ -31,6 +31,7 @@ from sidrec.schema import ITEMS
 from sidrec.train.assembly import open_loader
 from sidrec.train.run_directory import RunDirectory
 from sidrec.train.stopping import Stopping, synced_batches
+from sidrec.train.warnings_of_metrics import gate_warnings, protocol_warnings
 from sidrec.train.watchdog import Watchdog
 
 
@@ -191,7 +192,8 @@ def gate_by_decile(exposures_N: NDArray[np.float32], gate_N: NDArray[np.float32]
     """Mean gate per decile of the rows' exposure counts, lowest first.
 
     Equal counts stay together, so fewer than ten groups can come out. Each list has one entry per group:
-    exposures (median), gate (mean), half_interval (95% of the mean), rows.
+    exposures (median), gate (mean), half_interval (95% of the mean), lowest_tenth and highest_tenth (10% and 90%
+    quantiles of the rows' gates), rows.
     """
     edges = np.unique(np.quantile(exposures_N, np.linspace(0, 1, DECILES + 1)[1:-1]))
     group_N = np.searchsorted(edges, exposures_N, side="right")
@@ -200,26 +202,42 @@ def gate_by_decile(exposures_N: NDArray[np.float32], gate_N: NDArray[np.float32]
         "exposures": [float(np.median(exposures_N[rows])) for rows in groups],
         "gate": [float(gate_N[rows].mean()) for rows in groups],
         "half_interval": [float(1.96 * gate_N[rows].std() / np.sqrt(len(rows))) for rows in groups],
+        "lowest_tenth": [float(np.quantile(gate_N[rows], 0.1)) for rows in groups],
+        "highest_tenth": [float(np.quantile(gate_N[rows], 0.9)) for rows in groups],
         "rows": [float(len(rows)) for rows in groups],
     }
 
 
-def gate_report(run: RunDirectory, split: str) -> str | None:
-    """Writes gate_<split>.json and .png. Returns a line for the log; None without gate, exposures or predictions."""
+def split_report(run: RunDirectory, split: str, measured: SliceMetrics) -> list[str]:
+    """Lines for the log about an evaluated split: attention, gate, and warnings. Writes what `_gate_report` does."""
+    lines = [attention] if (attention := attention_report(run, split)) else []
     path = run.predictions(split)
-    extra = load_predictions(path, split).extra if path.exists() else {}
+    if not path.exists():
+        return lines
+    predictions = load_predictions(path, split)
+    lines += protocol_warnings(split, measured, predictions.label_N, predictions.extra)
+    return lines + _gate_report(run, split, predictions)
+
+
+def _gate_report(run: RunDirectory, split: str, predictions: Predictions) -> list[str]:
+    """Writes gate_<split>.json and .png. Returns lines for the log; none without a gate or exposures."""
+    extra = predictions.extra
     if GATE not in extra or EXPOSURES not in extra or not len(extra[GATE]):
-        return None
+        return []
     deciles = gate_by_decile(extra[EXPOSURES], extra[GATE])
     rank = rank_correlation(deciles["gate"])
     write_json(run.path / f"gate_{split}.json", {"spearman_of_deciles": rank, **deciles})
     picture = run.path / f"gate_{split}.png"
     _draw(deciles, rank, f"{run.path}, split {split}", str(picture))
     least, most = deciles["gate"][0], deciles["gate"][-1]
-    return (
+    by_exposure = (
         f"gate by exposure decile on {split}: Spearman {rank_text(rank)}, "
         f"from {least:.3f} (least exposed) to {most:.3f} (most); {picture}"
     )
+    never_N = extra[EXPOSURES] == 0
+    unseen = f"gate on {split} items never shown before: {extra[GATE][never_N].mean():.3f}, {never_N.sum():,} rows"
+    warnings = gate_warnings(split, deciles["gate"], rank, float(extra[GATE].mean()))
+    return [by_exposure, *([unseen] if never_N.any() else []), *warnings]
 
 
 def rank_correlation(gate: Sequence[float]) -> float | None:
@@ -242,13 +260,16 @@ def _draw(deciles: dict[str, list[float]], rank: float | None, title: str, path:
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
     positions = np.arange(len(deciles["gate"]))
-    axes.errorbar(positions, deciles["gate"], yerr=deciles["half_interval"], fmt="o-", color="#0072b2", capsize=3)
+    gate = np.asarray(deciles["gate"])
+    axes.fill_between(positions, deciles["lowest_tenth"], deciles["highest_tenth"], color="#0072b2", alpha=0.15, lw=0)
+    axes.errorbar(positions, gate, yerr=deciles["half_interval"], fmt="o-", color="#0072b2", capsize=3, clip_on=False)
     axes.set_xticks(positions, [f"{value:,.0f}" for value in deciles["exposures"]])
     axes.set_xlabel("median exposures of the target so far, by decile of rows")
     axes.set_ylabel("mean gate g (1: HID, 0: SID)")
     axes.set_ylim(0, 1)
     axes.grid(axis="y", alpha=0.3)
-    axes.set_title(f"{title}\nSpearman over deciles {rank_text(rank)}; bars: 95% of the mean", fontsize=9)
+    words = "bars: 95% of the mean; band: 10% to 90% of the rows"
+    axes.set_title(f"{title}\nSpearman over deciles {rank_text(rank)}; {words}", fontsize=9)
     figure.savefig(path, dpi=120)
 
 

@@ -21,7 +21,7 @@ from sidrec.parallel.process_group import Ranks, joined_ranks, run_on_all_ranks
 from sidrec.plans.plan_file import PlanFile, write_plan
 from sidrec.preflight.run_checks import check_same_on_all_ranks, code_facts, data_facts, recipe_facts
 from sidrec.train.assembly import announce, build_training, open_dataset, open_loader
-from sidrec.train.evaluation import BestCheckpoint, attention_report, check_splits, evaluate_splits, gate_report
+from sidrec.train.evaluation import BestCheckpoint, check_splits, evaluate_splits, split_report
 from sidrec.train.run_directory import RunDirectory
 from sidrec.train.stopping import exit_status
 from sidrec.train.trainer import Trainer
@@ -174,7 +174,6 @@ def report(run: RunDirectory, metrics: SplitMetrics) -> None:
     for line in undefined(metrics):
         print(line)
     for split in metrics:
-        for text in (attention_report(run, split), gate_report(run, split)):
-            if text:
-                print(text)
+        for line in split_report(run, split, metrics[split]):
+            print(line)
     print(f"run directory: {run.path}", flush=True)
