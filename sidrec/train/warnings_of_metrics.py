@@ -34,10 +34,7 @@ def protocol_warnings(
     parts = {}
     if cold := measured.get("cold"):
         parts["on cold items"] = (int(cold["rows"] or 0), int(cold["positives"] or 0))
-    for column, what in (
-        ("stat_exposures", "on items never shown before"),
-        ("stat_clicks", "on items never taken before"),
-    ):
+    for column, what in (("stat_exposures", "shown"), ("stat_clicks", "taken")):
         if column in statistics:
             inside_N = statistics[column] == 0
             parts[f"on items never {what} before"] = (int(inside_N.sum()), int(label_N[inside_N].sum()))
