@@ -1,5 +1,6 @@
 """Adds a vector column to items.parquet: `python -m data_prep.item_vectors DATA --from wordllama`."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -165,8 +166,12 @@ def _from_text(source: str, model: str, file: pq.ParquetFile, items: Path) -> Ca
 
 
 def _wordllama() -> Embed:
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
     import wordllama  # optional, like sentence_transformers below
 
+    root.handlers[:] = before  # the import makes the whole process log to stderr
+    root.setLevel(level)
     folder = Path(wordllama.__file__).parent
     model = wordllama.WordLlama.load(cache_dir=folder, disable_download=True)
     return lambda texts: np.asarray(model.embed(texts))

@@ -235,9 +235,11 @@ def _gate_report(run: RunDirectory, split: str, predictions: Predictions) -> lis
         f"from {least:.3f} (least exposed) to {most:.3f} (most); {picture}"
     )
     never_N = extra[EXPOSURES] == 0
-    unseen = f"gate on {split} items never shown before: {extra[GATE][never_N].mean():.3f}, {never_N.sum():,} rows"
-    warnings = gate_warnings(split, deciles["gate"], rank, float(extra[GATE].mean()))
-    return [by_exposure, *([unseen] if never_N.any() else []), *warnings]
+    lines = [by_exposure]
+    if never_N.any():
+        mean = extra[GATE][never_N].mean()
+        lines.append(f"gate on {split} items never shown before: {mean:.3f}, {never_N.sum():,} rows")
+    return lines + gate_warnings(split, deciles["gate"], rank, float(extra[GATE].mean()))
 
 
 def rank_correlation(gate: Sequence[float]) -> float | None:

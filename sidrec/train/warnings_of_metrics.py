@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 from sidrec.metrics.exact import SliceMetrics
 
 LEAST_ROWS = 100  # of a part of the rows, for a warning about it
-ODDS = 2.0
-"""Odds of a positive in a part of the rows, against those of all rows, beyond which the part gives labels away."""
+ODDS = 3.0
+"""Odds of a positive in a part of the rows, against those of all rows, beyond which the part gives labels away.
+
+Some difference is natural: items that nobody took are worse ones.
+"""
 CONSTANT = 0.01
 """Range of the mean gate over exposure deciles below which the gate is constant."""
 SATURATED = 0.02

@@ -1,7 +1,10 @@
 """Vector columns added to items.parquet."""
 
 import io
+import logging
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +38,15 @@ def test_wordllama_knows_meaning_and_empty_text_is_zero(items: Path) -> None:
     assert np.linalg.norm(vectors, axis=1) == pytest.approx([1, 1, 1, 0, 0], abs=1e-5)
     assert vectors[0] @ vectors[1] > 0.3 + vectors[0] @ vectors[2]
     assert "2 of the items have a zero vector" in said
+
+
+def test_the_import_of_an_embedding_changes_no_logging(items: Path) -> None:
+    program = "import logging, sys; from data_prep.item_vectors import add_vectors; from pathlib import Path; "
+    program += "add_vectors(Path(sys.argv[1]), 'wordllama'); print(logging.getLogger().handlers, logging.root.level)"
+    command = [sys.executable, "-c", program, str(items)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert said.stdout == f"[] {logging.WARNING}\n"
+    assert said.stderr == ""
 
 
 def test_ready_vectors_by_row_and_replacing(items: Path) -> None:

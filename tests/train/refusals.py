@@ -29,7 +29,7 @@ def refusal(capsys: pytest.CaptureFixture[str], status: int) -> str:
     """The sentence on stderr, without the program's name."""
     said = capsys.readouterr().err
     assert status == 2, said
-    assert said.startswith("sidrec: error: ")
+    assert said.startswith("sidrec: error: "), said
     assert "Traceback" not in said
     return said.removeprefix("sidrec: error: ").removesuffix("\n")
 
