@@ -134,7 +134,7 @@ def add_behavior(
     ):
         written = write_pairs(pairs_file, item_pairs(sequences, pairs, sasrec.seed), sequences.item_ids_M)
         facts |= {"loss": losses, "norm_and_frequency": premise, "pairs": {**asdict(pairs), "rows": written}}
-        report_file.write_text(json_text(facts))
+        report_file.write_text(json_text(facts), encoding="utf-8")
         draw_norms(picture_file, vectors_MD, frequency_M, _title(data, sasrec, premise))
         said = _write_column(data / schema.ITEMS, vectors_MD, row_M, rows)
     print(said)

@@ -140,13 +140,13 @@ class WorkFolder:
         restore(work.out, work._replaced)
         work._check_out()
         wanted = json.dumps(configuration, indent=1, sort_keys=True, default=str)
-        found = work._configuration.read_text() if work._configuration.exists() else None
+        found = work._configuration.read_text(encoding="utf-8") if work._configuration.exists() else None
         # Without `data`, the work was published or discarded, and the process ended before the rest was deleted.
         if found != wanted or not work.data.exists():
             work.discard()
         work.partial.mkdir(parents=True, exist_ok=True)
         with replaced_file(work._configuration, one_writer=True) as partial:
-            partial.write_text(wanted)
+            partial.write_text(wanted, encoding="utf-8")
         work.data.mkdir(exist_ok=True)
         work.scratch.mkdir(exist_ok=True)
         return work

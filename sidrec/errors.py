@@ -106,4 +106,6 @@ def print_error(error: Exception) -> None:
     error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if error_file:
         extra = {"py_callstack": line, "timestamp": str(int(time.time()))}
-        Path(error_file).write_text(json.dumps({"message": {"message": f"{error}", "extraInfo": extra}}))
+        Path(error_file).write_text(
+            json.dumps({"message": {"message": f"{error}", "extraInfo": extra}}), encoding="utf-8"
+        )

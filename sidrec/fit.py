@@ -203,10 +203,12 @@ def _write_folder(
     with replaced_folder(target, CATALOG) as partial:
         write_catalog(catalog, partial)
         save_tokenizer(tokenizer, config, partial / TOKENIZER)
-        (partial / REPORT).write_text(json.dumps(report, indent=1) + "\n")
+        (partial / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         draw_pictures(catalog, conditions, partial / PICTURES)
         if tokenizer.journal:
-            (partial / JOURNAL).write_text("".join(f"{json.dumps(entry)}\n" for entry in tokenizer.journal))
+            (partial / JOURNAL).write_text(
+                "".join(f"{json.dumps(entry)}\n" for entry in tokenizer.journal), encoding="utf-8"
+            )
             draw_training(tokenizer.journal, conditions, partial / PICTURES)
 
 

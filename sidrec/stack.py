@@ -121,7 +121,7 @@ def _fbgemm(folders: list[str]) -> tuple[str | None, str]:
         return None, "unknown"
     target = package / "docs" / "target.default.json.py"
     try:
-        facts = json.loads(target.read_text())
+        facts = json.loads(target.read_text(encoding="utf-8"))
         return str(facts["version"]), str(facts["variant"])
     except (OSError, ValueError, KeyError):
         return "of unknown release", "unknown"

@@ -214,7 +214,7 @@ class CheckpointWriter:
         best = self._folder / BEST
         if position.best:
             with replaced_file(best, one_writer=True) as partial:
-                partial.write_text(best_text(position.best))
+                partial.write_text(best_text(position.best), encoding="utf-8")
         else:
             best.unlink(missing_ok=True)
         for outdated in checkpoints(self._folder)[self._keep :]:

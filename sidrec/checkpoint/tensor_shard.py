@@ -161,7 +161,9 @@ _INDEX: TypeAdapter[CheckpointIndex] = TypeAdapter(CheckpointIndex)
 def write_index(path: Path, index: CheckpointIndex) -> None:
     """Writes path/index.json in one step."""
     with replaced_file(path / INDEX, one_writer=True) as partial:
-        partial.write_text(json.dumps(_INDEX.dump_python(index, by_alias=True), separators=(",", ":")) + "\n")
+        partial.write_text(
+            json.dumps(_INDEX.dump_python(index, by_alias=True), separators=(",", ":")) + "\n", encoding="utf-8"
+        )
 
 
 def read_index(path: Path) -> CheckpointIndex:

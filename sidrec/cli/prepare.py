@@ -48,8 +48,8 @@ def init(argv: Sequence[str]) -> None:
     target = options.file or Path(f"{options.name}.yaml")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with target.open("x") as file:
-            file.write(recipes[options.name].read_text())
+        with target.open("x", encoding="utf-8") as file:
+            file.write(recipes[options.name].read_text(encoding="utf-8"))
     except FileExistsError:
         raise ConfigError(f"{target}: expected no such file yet, got one; name another FILE") from None
     steps = [*_preparation(recipes[options.name]), f"sidrec train {target}"]
@@ -69,12 +69,14 @@ def _recipes() -> dict[str, Traversable]:
 
 def _summary(recipe: Traversable) -> str:
     """The first line: a summary of the recipe."""
-    return recipe.read_text().splitlines()[0].removeprefix("# ")
+    return recipe.read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
 
 
 def _preparation(recipe: Traversable) -> list[str]:
     """The commands in its first comment, which prepare its data."""
-    return [line.removeprefix("#   ") for line in recipe.read_text().splitlines() if line.startswith("#   ")]
+    return [
+        line.removeprefix("#   ") for line in recipe.read_text(encoding="utf-8").splitlines() if line.startswith("#   ")
+    ]
 
 
 # sidrec prep: prepares data with the commands of data_prep.

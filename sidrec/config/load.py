@@ -97,7 +97,7 @@ def load(argv: Sequence[str], prog: str = "sidrec", about: str = "") -> Recipe:
 
 def save(recipe: Recipe, path: Path) -> None:
     """Writes the recipe with every default filled in; `load_file` returns an equal one."""
-    path.write_text(as_yaml(recipe))
+    path.write_text(as_yaml(recipe), encoding="utf-8")
 
 
 def as_yaml(recipe: Recipe) -> str:

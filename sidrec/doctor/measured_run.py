@@ -155,7 +155,7 @@ def logged_rate(recipe: Recipe, world: int) -> Rate | None:
 
 def _speeds(log: Path) -> list[float]:
     found = []
-    for line in log.read_text().splitlines():
+    for line in log.read_text(encoding="utf-8").splitlines():
         speed = _object(line).get("samples_per_second")
         if isinstance(speed, (int, float)) and speed > 0:
             found.append(float(speed))
@@ -163,7 +163,7 @@ def _speeds(log: Path) -> list[float]:
 
 
 def _conditions(run: Path, recipe: Recipe, world: int) -> str:
-    facts = _object((run / "run.json").read_text()) if (run / "run.json").is_file() else {}
+    facts = _object((run / "run.json").read_text(encoding="utf-8")) if (run / "run.json").is_file() else {}
     ranks, device, threads = (facts.get(name, "unknown") for name in ("ranks", "device", "threads_per_rank"))
     conditions = f"on {ranks} rank(s), {device}, {threads} thread(s) each"
     try:

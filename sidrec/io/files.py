@@ -35,7 +35,7 @@ def replaced_file(target: Path, *, durable: bool = False, one_writer: bool = Fal
 def write_text(path: Path, text: str, *, one_writer: bool = False) -> None:
     """Writes a small file in one step: a reader sees the old file or the new one. one_writer: see `replaced_file`."""
     with replaced_file(path, one_writer=one_writer) as partial:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any, *, one_writer: bool = False) -> None:

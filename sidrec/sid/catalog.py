@@ -191,7 +191,7 @@ def write_catalog(catalog: Catalog, folder: Path) -> None:
         "codebook_sizes": list(catalog.codebook_sizes),
         "fingerprint": catalog.fingerprint,
     }
-    (folder / CARD).write_text(json.dumps(card, indent=1) + "\n")
+    (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
 
 
 def _read_card(path: Path) -> tuple[tuple[int, ...], str]:

@@ -88,7 +88,7 @@ def _train(study: Study, run: Run) -> RunResult:
 
 def _call(command: list[str], output: Path) -> int:
     """Runs the command and returns its exit status. Stops the command when this process is stopped."""
-    with output.open("w") as stream:
+    with output.open("w", encoding="utf-8") as stream:
         process = subprocess.Popen(
             command, stdout=stream, stderr=subprocess.STDOUT, env=_environment(), start_new_session=True
         )
@@ -107,7 +107,9 @@ def _call(command: list[str], output: Path) -> int:
 def _prepare(run: Run, recipe: Path) -> None:
     """Writes the recipe. Keeps the run directory of an interrupted run of this recipe, removes any other."""
     text = yaml.safe_dump(run.recipe, sort_keys=False)
-    interrupted = recipe.exists() and recipe.read_text() == text and not (run.directory / METRICS_FILE).exists()
+    interrupted = (
+        recipe.exists() and recipe.read_text(encoding="utf-8") == text and not (run.directory / METRICS_FILE).exists()
+    )
     if run.directory.exists() and not interrupted:
         check_replaceable(run.directory.resolve(), RUN)
         log.info("%s: removing %s, which is of another recipe or has no result on record", run, run.directory)
@@ -119,8 +121,10 @@ def _prepare(run: Run, recipe: Path) -> None:
 def _trainer_facts(run: Run) -> dict[str, object]:
     """Facts that the trainer recorded in run.json, and the catalog's fingerprint."""
     directory = RunDirectory(run.directory)
-    facts = json.loads(directory.facts.read_text()) if directory.facts.exists() else {}
-    catalog = {"catalog": directory.fingerprint.read_text().strip()} if directory.fingerprint.exists() else {}
+    facts = json.loads(directory.facts.read_text(encoding="utf-8")) if directory.facts.exists() else {}
+    catalog = (
+        {"catalog": directory.fingerprint.read_text(encoding="utf-8").strip()} if directory.fingerprint.exists() else {}
+    )
     return {**facts, **catalog}
 
 

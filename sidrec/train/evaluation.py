@@ -331,7 +331,7 @@ def attention_report(run: RunDirectory, split: str) -> str | None:
     path = run.attention(split)
     if not path.exists():
         return None
-    attention = json.loads(path.read_text())
+    attention = json.loads(path.read_text(encoding="utf-8"))
     weights = ", ".join(f"{name} {weight:.2f}" for name, weight in attention["weights"].items())
     entropy = f"entropy {attention['entropy_nats']:.2f} of {attention['largest_entropy_nats']:.2f} nats"
     collapsed = "; COLLAPSED onto one granularity" if attention["collapsed"] else ""

@@ -213,9 +213,9 @@ class Progress:
         self.rows = 0.0
         for log in (run.log, run.skipped):
             _drop_after(log, done)
-        self.log = run.log.open("a")
+        self.log = run.log.open("a", encoding="utf-8")
         self.skipped_log = run.skipped
-        self.skipped = len(run.skipped.read_text().splitlines()) if run.skipped.exists() else 0
+        self.skipped = len(run.skipped.read_text(encoding="utf-8").splitlines()) if run.skipped.exists() else 0
         self.tensorboard = SummaryWriter(str(run.tensorboard), purge_step=done)
 
     def count(self, rows: float, skipped: Skipped | None) -> None:
@@ -227,7 +227,7 @@ class Progress:
         places = f"; {places_text(skipped.rows)}" if skipped.rows else ""
         print(f"step {skipped.step} left out: {skipped.what}{places}", flush=True)
         rows_by_file = {str(path): numbers for path, numbers in skipped.rows.items()}
-        with self.skipped_log.open("a") as log:
+        with self.skipped_log.open("a", encoding="utf-8") as log:
             log.write(json.dumps({"step": skipped.step, "what": skipped.what, "rows": rows_by_file}) + "\n")
 
     def report(self, step: int, epoch: int, terms: dict[str, float], lr_factor: float) -> None:
@@ -266,7 +266,7 @@ class Progress:
 
 def _drop_after(log: Path, step: int) -> None:
     if log.exists():
-        kept = [line for line in log.read_text().splitlines() if _step_of(line) <= step]
+        kept = [line for line in log.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
         write_text(log, "".join(line + "\n" for line in kept))
 
 

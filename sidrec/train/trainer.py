@@ -57,7 +57,7 @@ class Trainer:
         self.training_step = TrainingStep(
             model, optimizer, loader.reader, recipe.train, recipe.parallel.pipeline, position.step, ranks
         )
-        copied = {path.name: path.read_text() for path in (run.config, run.plan) if path.exists()}
+        copied = {path.name: path.read_text(encoding="utf-8") for path in (run.config, run.plan) if path.exists()}
         self.saver = Saver(run.checkpoints, recipe.checkpoint, copied, ranks)
         self.ledger = RowLedger(run.ledger, ranks.rank) if recipe.train.row_ledger else None
         self.progress: Progress | None = None

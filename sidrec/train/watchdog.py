@@ -79,7 +79,7 @@ class Watchdog:
     def _leave_stacks(self) -> None:
         with contextlib.suppress(OSError):  # a full disk must not keep the rank from exiting
             self._folder.mkdir(parents=True, exist_ok=True)
-            with (self._folder / f"hang-rank-{self._ranks.rank}.txt").open("w") as file:
+            with (self._folder / f"hang-rank-{self._ranks.rank}.txt").open("w", encoding="utf-8") as file:
                 file.write(f"{self._ranks.heartbeat.place}\n")
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)

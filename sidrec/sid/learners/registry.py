@@ -72,7 +72,7 @@ def save_tokenizer(tokenizer: Tokenizer, config: TokenizerConfig, folder: Path) 
     }
     folder.mkdir()
     (folder / ARRAYS).write_bytes(content)
-    (folder / CARD).write_text(json.dumps(card, indent=1) + "\n")
+    (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
 
 
 def load_tokenizer(folder: Path) -> tuple[Tokenizer, TokenizerConfig]:
