@@ -35,7 +35,7 @@ demo: .venv
 # cores busy, as many tests wait for ranks; the tests of a file share a worker, and with it what the file makes once.
 # PYTEST_ARGS comes last and wins: make test PYTEST_ARGS="-n 0 tests/sid"
 test: .venv
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 soak: .venv
 	OMP_NUM_THREADS=1 .venv/bin/python -m tests.soak all --out build/soak

@@ -24,7 +24,7 @@ from sidrec.study.results import Conditions, conditions
 RESULT = Path(__file__).with_name("command_times.json")
 ROOT = Path(__file__).parents[1]
 SIDREC = str(Path(sys.executable).with_name("sidrec"))
-WORKERS = ("-n", "3", "--dist", "loadfile", "--no-loadscope-reorder")  # as `make test`
+WORKERS = ("-n", "4", "--dist", "loadfile", "--no-loadscope-reorder")  # as `make test`
 IN_CHECKOUT = {"launch.demo", "pytest"}
 TABLES = 500
 ROWS = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
