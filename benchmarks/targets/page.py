@@ -143,14 +143,17 @@ def figures_text(target: Target) -> str:
 def _conditions(target: Target) -> str:
     if not target.measured():
         return target.conditions
-    commits = [commit for path in target.sources if (commit := _commit(_recorded(path)))]
+    commits = [commit for path in target.sources if (commit := _commit(_recorded(path), target.compute))]
     facts = [target.conditions, f"commit {', '.join(commits)}" if commits else ""]
     return "; ".join([fact for fact in facts if fact] + [f"`{path}`" for path in target.sources])
 
 
-def _commit(source: Any) -> str | None:
-    """The commit that a result names, at its top level or in conditions of its own or of its first part."""
-    places = [source, *source.values()] if isinstance(source, Mapping) else []
+def _commit(source: Any, compute: Sequence[Any]) -> str | None:
+    """The commit that a result names: that of the part which `compute` names, else of its top level or first part."""
+    if not isinstance(source, Mapping):
+        return None
+    named = [source[word] for word in compute if isinstance(word, str) and word in source]
+    places = [*named, source, *source.values()]
     for place in places:
         conditions = place.get("conditions", place) if isinstance(place, Mapping) else {}
         if isinstance(conditions, Mapping) and isinstance(conditions.get("commit"), str):
