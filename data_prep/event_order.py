@@ -7,7 +7,6 @@ busier day. In memory are one bucket, the source's ids, and arrays with a number
 Shapes: N rows of a bucket.
 """
 
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sidrec.errors import ContractError
+from sidrec.errors import ContractError, print_warning
 from sidrec.io.files import read_json, write_json
 
 from .command import rows_bar
@@ -133,11 +132,11 @@ class _Spool:
         self._warn_of_times()
 
     def _warn_of_times(self) -> None:
-        """Warns of times whose unit is probably another one, or that are all alike."""
-        first, last = (str(np.datetime64(day, "D")) for day in (min(self.day_rows), max(self.day_rows)))
-        if max(self.day_rows) < FIRST_PLAUSIBLE_DAY:
-            found = f"all times are from {first} to {last}: check their unit, unless they count from another start"
-            print(f"sidrec: warning: {self._source.name}: {found}", file=sys.stderr)
+        """Warns of times whose unit is probably another one."""
+        first, last = min(self.day_rows), max(self.day_rows)
+        if last < FIRST_PLAUSIBLE_DAY:
+            found = f"all times are from {np.datetime64(first, 'D')} to {np.datetime64(last, 'D')}"
+            print_warning(f"{self._source.name}: {found}: check their unit, unless they count from another start")
 
     def user_rows(self) -> np.ndarray:
         return _grown(self._user_rows, len(self.users) + 1, 0)

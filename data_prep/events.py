@@ -7,7 +7,6 @@ A raw log is a `Source`: it yields event tables in any order, then metadata of t
 its files.
 """
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sidrec.errors import ContractError
+from sidrec.errors import ContractError, print_warning
 
 from .source_columns import Lines
 
@@ -159,4 +158,4 @@ def check_matches(items: Items, item_rows: np.ndarray, source_ids: list[str], wh
             where, "a file of items that lists items of the log", f"none of its {len(shown):,}; {forms}"
         )
     share = f"{matched:,} of the {len(shown):,} items of the log"
-    print(f"sidrec: warning: {where}: the file of items lists only {share}; {forms}", file=sys.stderr)
+    print_warning(f"{where}: the file of items lists only {share}; {forms}")

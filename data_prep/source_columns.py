@@ -118,11 +118,12 @@ def numbers(column: pa.ChunkedArray, kind: pa.DataType, name: str, lines: Lines)
     wide = pa.float64() if pa.types.is_floating(kind) else pa.int64()
     if pa.types.is_temporal(column.type):
         column = column.cast(pa.string())
-    if pa.types.is_string(column.type):
-        lower = pc.utf8_lower(column)
-        column = pc.if_else(pc.equal(lower, "true"), "1", pc.if_else(pc.equal(lower, "false"), "0", column))
     try:
-        values = column.cast(wide)
+        try:
+            values = column.cast(wide)
+        except pa.ArrowInvalid:
+            column = _flags_as_digits(column)
+            values = column.cast(wide)
         bad = pc.invert(pc.fill_null(pc.is_finite(values), False))
         if not pc.any(bad).as_py():
             return values.cast(kind, safe=False)
@@ -132,6 +133,14 @@ def numbers(column: pa.ChunkedArray, kind: pa.DataType, name: str, lines: Lines)
     row = pc.index(bad, True).as_py()
     words = "a finite number" if pa.types.is_floating(kind) else "a whole number"
     raise ContractError(f"{lines.path}, column {name}, line {lines.at(row)}", words, repr(column[row].as_py()))
+
+
+def _flags_as_digits(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Text with 1 and 0 for true and false, in any case of letters; other columns as they are."""
+    if not pa.types.is_string(column.type):
+        return column
+    lower = pc.utf8_lower(column)
+    return pc.if_else(pc.equal(lower, "true"), "1", pc.if_else(pc.equal(lower, "false"), "0", column))
 
 
 def seconds(column: pa.ChunkedArray, per_second: int, name: str, lines: Lines) -> pa.ChunkedArray:

@@ -12,7 +12,6 @@ import glob
 import gzip
 import io
 import re
-import sys
 import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -25,7 +24,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from sidrec.errors import ContractError
+from sidrec.errors import ContractError, print_warning
 from sidrec.text import did_you_mean, near_file
 
 from .command import reading
@@ -103,7 +102,7 @@ def blocks(path: Path, columns: Sequence[str], free_text: Collection[str] = (), 
                 trimmed[column] += blanks * (column not in free_text)
             yield Block(lines, pa.table(found))
         for column, count in (+trimmed).items():
-            print(f"sidrec: warning: {file}, column {column}: blanks around {count:,} values left out", file=sys.stderr)
+            print_warning(f"{file}, column {column}: blanks around {count:,} values left out")
 
 
 def whole(found: Iterable[Block], path: Path, id_column: str) -> pa.Table:

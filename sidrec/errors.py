@@ -95,6 +95,11 @@ class RankError(ReportedElsewhereError, SidrecError):
     """Another rank failed; the message carries that rank's message."""
 
 
+def print_warning(message: str) -> None:
+    """Prints a message on stderr about something that is used although it is probably not what is meant."""
+    print(f"sidrec: warning: {message}", file=sys.stderr)
+
+
 def print_error(error: Exception) -> None:
     """Prints the message on stderr, unless another rank reports it, and hands it to torchrun.
 

@@ -1,7 +1,6 @@
 """Recipes from YAML and flags, and back. A wrong recipe is refused with all its mistakes, each by its dotted path."""
 
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from pydantic_core import ErrorDetails
 from sidrec.command_line import parse as parse_arguments
 from sidrec.config.describe import keys_at
 from sidrec.config.recipe import RECIPE, Recipe
-from sidrec.errors import ConfigError
+from sidrec.errors import ConfigError, print_warning
 from sidrec.text import did_you_mean, near_file, place, short_repr
 
 LARGEST = 1 << 20  # bytes of a file; parsing more takes many seconds
@@ -141,7 +140,7 @@ def _without_unused_keys(recipe: Recipe, where: str | None) -> Recipe:
     """where: the source that the warning names; None for no warning."""
     for key, expected in recipe.unused_keys().items():
         if where is not None and os.environ.get("RANK", "0") == "0":
-            print(f"sidrec: warning: {where}: {key} has no effect and is ignored: expected {expected}", file=sys.stderr)
+            print_warning(f"{where}: {key} has no effect and is ignored: expected {expected}")
         recipe = _with_default(recipe, key.split("."))
     return recipe
 
