@@ -28,7 +28,7 @@ from sidrec.schema import Manifest
 from sidrec.text import text_table
 
 from .command import WorkFolder, file_facts, load_snapshot, refuse_flags, restore_snapshot, rows_bar, save_snapshot
-from .event_order import NEVER, SPLITS, DayWindow, OrderedLog, SplitKind, make_split, order_events
+from .event_order import NEVER, ORDER_VERSION, SPLITS, DayWindow, OrderedLog, SplitKind, make_split, order_events
 from .events import IdMap, Items, Source, check_matches
 from .item_vectors import NONE, TEXT_SOURCES, add_vectors, check_vector_source, vector_column
 from .log_pass import ROW_DENSE, STATS, LogPass, PartitionRows, PassState
@@ -139,6 +139,7 @@ def build(
         "implicit": implicit,
         "files": file_facts(source.files),
         "schema": schema.SCHEMA_VERSION,
+        "order": ORDER_VERSION,
         "details": repr(source),
     }
     work = WorkFolder.open(out, configuration, settings.overwrite, (*source.files, *inputs))

@@ -28,6 +28,7 @@ ROW = "row"  # number in the source: events of equal times keep the source's ord
 OPEN_BUCKETS = 200  # files written at the same time
 NEVER = np.iinfo(np.int64).max
 ORDERED = "ordered.json"
+ORDER_VERSION = 2  # of the files below the folder of an order: unfinished work of another version starts again
 FIRST_PLAUSIBLE_DAY = 7305  # 1990-01-01: earlier times are probably of a smaller unit than named, or relative
 
 
