@@ -5,10 +5,12 @@ A data folder holds::
     items.parquet            one row per item: item_id, train_impressions, vector columns, metadata
     log/manifest.json        what the log holds (Manifest)
     log/<split>/*.parquet    one row per impression, sorted by time within a split
+    ids/<column>.parquet     source ids of an id column, row k has dense id k + 1 (`sidrec.id_maps`); may be absent
 
 This file is the one place that spells these names. `data_prep` writes them, `sidrec` reads them.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -48,6 +50,8 @@ ITEMS = "items.parquet"
 PAIRS = "pairs.parquet"  # items that belong together in the train split: item_id, other_id; beside items.parquet
 OTHER_ID = "other_id"  # int64, the partner's item id
 LOG = "log"
+IDS = "ids"
+SOURCE_ID = "source_id"  # string, the raw log's own id: the column of a map, and a column of items.parquet
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,14 @@ class LogFile:
 
 
 @dataclass(frozen=True)
+class MapDigest:
+    """Number of source ids in a map, and their digest (`sidrec.id_maps.digest`)."""
+
+    ids: int
+    digest: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The contents of `log/manifest.json`.
 
@@ -78,6 +90,7 @@ class Manifest:
     history_length: the longest history stored.
     splits: split name -> its files, in time order.
     protocol: how rows and labels were made (negatives, windows, thresholds), for readers.
+    id_maps: id column -> its map; empty where the folder holds no maps.
     """
 
     source: str
@@ -89,6 +102,7 @@ class Manifest:
     splits: Mapping[str, tuple[LogFile, ...]]
     protocol: Mapping[str, object] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
+    id_maps: Mapping[str, MapDigest] = field(default_factory=dict)
 
     def rows(self, split: str) -> int:
         return sum(file.rows for file in self.files(split))
@@ -139,7 +153,7 @@ def load_manifest(log: Path) -> Manifest:
 
 def _manifest_from_json(raw: dict[str, Any], path: Path) -> Manifest:
     fields = Manifest.__dataclass_fields__
-    missing = sorted(set(fields) - set(raw) - {"protocol"})
+    missing = sorted(set(fields) - set(raw) - {"protocol", "id_maps"})
     unknown = sorted(set(raw) - set(fields))
     if missing or unknown:
         raise ContractError(path, f"the keys {sorted(fields)}", f"missing {missing}, unknown {unknown}")
@@ -163,7 +177,28 @@ def _manifest_from_json(raw: dict[str, Any], path: Path) -> Manifest:
             raise ContractError(f"{path}, splits", "names that are no paths", repr(split))
     length = _integer(raw["history_length"], f"{path}, history_length", 0, INT64[1])
     seed = _integer(raw["seed"], f"{path}, seed", *INT64)
-    return Manifest(str(raw["source"]), seed, ids, dense, stats, length, splits, protocol)
+    maps = map_digests(raw.get("id_maps", {}), f"{path}, id_maps")
+    for column, found in maps.items():
+        if column not in ids or found.ids >= ids[column]:
+            expected = f"fewer ids than table rows, for a column of {sorted(ids)}"
+            raise ContractError(f"{path}, id_maps.{column}", expected, f"{found.ids:,} ids")
+    return Manifest(str(raw["source"]), seed, ids, dense, stats, length, splits, protocol, id_maps=maps)
+
+
+def map_digests(value: object, where: str) -> dict[str, MapDigest]:
+    """Column -> map, from JSON. Raises ContractError naming the entry that is wrong."""
+    if not isinstance(value, dict):
+        raise ContractError(where, "an object with an entry for each id column", short_repr(value))
+    found = {}
+    for column, entry in value.items():
+        if not isinstance(entry, dict) or set(entry) != {"ids", "digest"} or not _is_digest(entry["digest"]):
+            raise ContractError(f"{where}.{column}", "the keys ids and digest (a SHA-256)", short_repr(entry))
+        found[column] = MapDigest(_integer(entry["ids"], f"{where}.{column}.ids", 0, LARGEST_TABLE), entry["digest"])
+    return found
+
+
+def _is_digest(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
 
 
 def _integer(value: object, where: str, least: int, most: int) -> int:
