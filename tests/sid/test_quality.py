@@ -4,6 +4,7 @@ Four items, K = (2, 4):  (0, 0)  (0, 1)  (0, 1)  (1, 2)
 level 1: shares 3/4, 1/4;  level 2: shares 1/4, 1/2, 1/4, 0;  whole SIDs: groups of 1, 2, 1.
 """
 
+from collections import Counter
 from math import exp, log
 
 import numpy as np
@@ -12,8 +13,10 @@ import pytest
 from sidrec.schema import ContractError
 from sidrec.sid.learners.kmeans import ResidualKMeans
 from sidrec.sid.quality import (
+    EqualVectors,
     code_quality,
     embedding_hit_rate,
+    equal_vectors,
     gini,
     group_sizes,
     quality_table,
@@ -160,3 +163,31 @@ def test_an_item_is_not_its_own_neighbour_even_among_duplicates() -> None:
 def test_table_lines_up() -> None:
     table = quality_table({"items": 4, "top1_load": [0.75, 0.5]}).splitlines()
     assert table == ["items                              4", "top1_load                     0.7500    0.5000"]
+
+
+def _signed_zeros() -> np.ndarray:
+    vectors = np.zeros((6, 3), dtype=np.float32)
+    vectors[::2] *= -1
+    return vectors
+
+
+EQUAL = {
+    "one item": np.ones((1, 4), dtype=np.float32),
+    "all equal": np.ones((700, 3), dtype=np.float32),
+    "one dimension": np.arange(900, dtype=np.float32)[:, None] % 300,
+    "binary": (np.random.default_rng(1).random((3000, 11)) < 0.5).astype(np.float32),
+    "one-hot": np.eye(40, dtype=np.float32)[np.random.default_rng(2).integers(40, size=600)],
+    "powers of two": 2.0 ** np.random.default_rng(3).integers(-3, 3, size=(2000, 4)).astype(np.float32),
+    "different": np.random.default_rng(4).standard_normal((1500, 7)).astype(np.float32),
+    "swapped dimensions": np.array([[1, 2], [2, 1], [1, 2]], dtype=np.float32),
+    "signed zeros": _signed_zeros(),
+    "half precision": (np.random.default_rng(5).integers(3, size=(500, 5))).astype(np.float16),
+    "float64": (np.random.default_rng(6).integers(3, size=(500, 5))).astype(np.float64),
+    "a view": np.random.default_rng(7).integers(4, size=(1200, 10)).astype(np.float32)[::2, 3:6],
+}
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_equal_vectors_are_counted_bit_by_bit(name: str) -> None:
+    counts = Counter(vector.tobytes() for vector in EQUAL[name])
+    assert equal_vectors(EQUAL[name]) == EqualVectors(len(EQUAL[name]) - len(counts), max(counts.values()))
