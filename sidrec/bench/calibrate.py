@@ -1,7 +1,7 @@
 """Costs per unit of work on this machine, regressed on measured plans, and how well they predict.
 
 `calibrate` is `sidrec bench calibrate`: it reads benches, regresses costs for every number of ranks, prints their
-accuracy, and writes the calibration file (`sidrec.plans.cost`).
+accuracy, and writes the calibration file (`sidrec.plans.calibration`).
 
 Shapes: W ranks, K kinds of work, N measured plans, J benches.
 """
@@ -21,7 +21,8 @@ from sidrec.bench.result import BenchResult, load_bench, measured_plans
 from sidrec.config import ConfigError
 from sidrec.errors import ContractError
 from sidrec.io.output_folders import output_file
-from sidrec.plans.cost import KINDS, NO_PLANS, VERSION, Calibration, UnitCosts, is_calibration, save_calibration
+from sidrec.plans.calibration import VERSION, Calibration, UnitCosts, is_calibration, save_calibration
+from sidrec.plans.cost import KINDS, NO_PLANS
 from sidrec.text import text_table
 
 COLUMNS = 120

@@ -33,7 +33,8 @@ from sidrec.machine import cores
 from sidrec.parallel.planning import hardware_of
 from sidrec.parallel.process_group import Ranks, broadcast_object, gather_objects, run_on_all_ranks
 from sidrec.parallel.sharding import sharders_of
-from sidrec.plans.cost import CalibratedCost, CostModel, load_calibration
+from sidrec.plans.calibration import CalibratedCost, load_calibration
+from sidrec.plans.cost import CostModel
 from sidrec.plans.hardware import Hardware
 from sidrec.plans.plan_file import plan_file_of
 from sidrec.plans.workload import Workload

@@ -80,7 +80,8 @@ def plan(argv: Sequence[str]) -> None:
     options = parse(PlanOptions, argv, "sidrec plan", PLAN)
     check_subject(options.subject)
 
-    from sidrec.plans.cost import CalibratedCost, CostModel, TorchRecCost, load_calibration
+    from sidrec.plans.calibration import CalibratedCost, load_calibration
+    from sidrec.plans.cost import CostModel, TorchRecCost
     from sidrec.plans.explain import explain, explanation_text
     from sidrec.plans.options import sharding_plan
     from sidrec.plans.plan_file import is_plan, plan_file_of, write_plan

@@ -17,7 +17,7 @@ from sidrec.errors import PlanError
 from sidrec.machine import memory
 from sidrec.parallel.process_group import Ranks, broadcast_object, gather_objects, run_on_all_ranks
 from sidrec.parallel.sharding import MANAGED, managed_tables
-from sidrec.plans.cost import CalibratedCost, load_calibration
+from sidrec.plans.calibration import CalibratedCost, load_calibration
 from sidrec.plans.hardware import Hardware
 from sidrec.plans.options import OrderedEnumerator, sharding_plan
 from sidrec.plans.plan_file import PlanFile, read_plan, sharding_plan_of

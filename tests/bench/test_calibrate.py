@@ -10,7 +10,8 @@ import pytest
 from sidrec.bench.calibrate import Sample, accuracy, calibrate, calibrate_costs, held_out, samples
 from sidrec.bench.result import BenchResult, PlanMeasurement, Prediction, Timing
 from sidrec.config import ConfigError
-from sidrec.plans.cost import KINDS, NO_PLANS, VERSION, Calibration, UnitCosts, load_calibration, save_calibration
+from sidrec.plans.calibration import VERSION, Calibration, UnitCosts, load_calibration, save_calibration
+from sidrec.plans.cost import KINDS, NO_PLANS
 from sidrec.schema import ContractError
 
 COSTS = {"looked_up_ids": 2e-4, "exchanged_bytes": 5e-6, "exchanges": 1.5, "multiplications": 1e-8, "steps": 4.0}

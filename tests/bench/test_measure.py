@@ -18,7 +18,8 @@ from sidrec.bench.subject import Subject, tables_subject
 from sidrec.bench.trial import StepCounts
 from sidrec.errors import SidrecError
 from sidrec.parallel.process_group import Ranks
-from sidrec.plans.cost import KINDS, VERSION, Calibration, UnitCosts, save_calibration
+from sidrec.plans.calibration import VERSION, Calibration, UnitCosts, save_calibration
+from sidrec.plans.cost import KINDS
 from sidrec.plans.hardware import GB, Hardware
 from sidrec.plans.tables_file import TablesFile, TableSpec
 from tests.bench.subjects import small_subject

@@ -5,15 +5,12 @@ import math
 import numpy as np
 import pytest
 
+from sidrec.plans.calibration import VERSION, CalibratedCost, Calibration, UnitCosts
 from sidrec.plans.cost import (
     KINDS,
-    VERSION,
-    CalibratedCost,
-    Calibration,
     PlacedShard,
     PlacedTable,
     TorchRecCost,
-    UnitCosts,
     joint_work,
     placed_tables,
     plan_work,

@@ -9,7 +9,8 @@ import pytest
 
 from sidrec.cli.plans import plan as main
 from sidrec.errors import SidrecError
-from sidrec.plans.cost import VERSION, CalibratedCost, Calibration, TorchRecCost, UnitCosts
+from sidrec.plans.calibration import VERSION, CalibratedCost, Calibration, UnitCosts
+from sidrec.plans.cost import TorchRecCost
 from sidrec.plans.explain import explain, rank_ranges, remarks, row_shares
 from sidrec.plans.options import enumerate_options, on_ranks
 from sidrec.plans.plan_file import read_plan, sharding_plan_of

@@ -28,7 +28,7 @@ from sidrec.metrics.exact import load_metrics, metrics_table
 from sidrec.metrics.predictions import load_predictions
 from sidrec.metrics.slices import load_item_slices
 from sidrec.parallel.sharding import EveryTypeSharder, fused_params
-from sidrec.plans.cost import load_calibration
+from sidrec.plans.calibration import load_calibration
 from sidrec.plans.plan_file import read_plan, sharding_plan_of
 from sidrec.plans.tables_file import is_tables, read_tables
 from sidrec.schema import ITEMS

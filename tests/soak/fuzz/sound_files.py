@@ -17,7 +17,8 @@ from sidrec.config.learners import Learner, ResidualKMeansConfig, RqVaeConfig, T
 from sidrec.metrics.exact import QUALITY
 from sidrec.metrics.predictions import Predictions
 from sidrec.metrics.slices import SLICES
-from sidrec.plans.cost import KINDS, VERSION, Calibration, UnitCosts, save_calibration
+from sidrec.plans.calibration import VERSION, Calibration, UnitCosts, save_calibration
+from sidrec.plans.cost import KINDS
 from sidrec.plans.plan_file import PlanFile, TableLayout, write_plan
 from sidrec.schema import ITEM_ID, ITEMS, OTHER_ID, PAIRS
 from sidrec.sid.catalog import Catalog
