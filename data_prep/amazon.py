@@ -32,6 +32,7 @@ from .events import (
     LABEL,
     TIMESTAMP,
     USER,
+    EventColumns,
     IdMap,
     Items,
     Source,
@@ -85,9 +86,7 @@ class AmazonCsv:
     """interactions.csv.gz (user_id, item_id, timestamp) and items.csv.gz (item_id, title, brand, categories)."""
 
     folder: Path
-    dense: tuple[str, ...] = field(default=(), init=False)
-    categorical: tuple[str, ...] = field(default=(), init=False)
-    extra: tuple[str, ...] = field(default=(), init=False)
+    event_columns: EventColumns = field(default=EventColumns(), init=False)
     labels: str = field(default=LABELS, init=False)
 
     @property
@@ -135,9 +134,7 @@ class AmazonReviews:
 
     reviews: Path
     metadata: Path
-    dense: tuple[str, ...] = field(default=(), init=False)
-    categorical: tuple[str, ...] = field(default=(), init=False)
-    extra: tuple[str, ...] = field(default=(), init=False)
+    event_columns: EventColumns = field(default=EventColumns(), init=False)
     labels: str = field(default=LABELS, init=False)
 
     @property

@@ -157,7 +157,7 @@ def _fill(work: WorkFolder, source: Source, settings: LogSettings, implicit: boo
         source=source.name,
         seed=settings.seed,
         ids={schema.USER_ID: log.users + 1, schema.ITEM_ID: len(log.items) + 1, **ids, **log.ids},
-        dense=(*ROW_DENSE, *source.dense),
+        dense=(*ROW_DENSE, *source.event_columns.dense),
         stats=STATS,
         history_length=settings.history,
         splits={},
@@ -169,7 +169,7 @@ def _fill(work: WorkFolder, source: Source, settings: LogSettings, implicit: boo
         categories,
         sampler,
     )
-    extra = [pa.field(name, pa.float32()) for name in source.extra]
+    extra = [pa.field(name, pa.float32()) for name in source.event_columns.extra]
     writer = LogWriter(work.data / schema.LOG, pa.schema([*schema.log_schema(manifest), *extra]))
     _pass_over(log, log_pass, writer, work.scratch)
     _finish(work, source, settings, manifest, items, log_pass, writer)

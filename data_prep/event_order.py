@@ -107,7 +107,7 @@ class _Spool:
     def __init__(self, source: Source, path: Path) -> None:
         self.path = path
         self.users, self.items = IdMap(), IdMap(source.catalog())
-        self.categories = {column: IdMap() for column in source.categorical}
+        self.categories = {column: IdMap() for column in source.event_columns.categorical}
         self.day_rows: Counter[int] = Counter()
         self._source = source
         self._rows = 0
@@ -159,7 +159,8 @@ class _Spool:
             TIMESTAMP: timestamp,
             LABEL: label.astype(np.int8),
         }
-        columns |= {name: events[name] for name in (*self._source.dense, *self._source.extra)}
+        own = self._source.event_columns
+        columns |= {name: events[name] for name in (*own.dense, *own.extra)}
         columns |= {name: ids.add(events[name]).astype(np.int32) for name, ids in self.categories.items()}
         return pa.table(columns)
 

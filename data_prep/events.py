@@ -43,6 +43,18 @@ class Items:
     listed: int | None = None
 
 
+@dataclass(frozen=True)
+class EventColumns:
+    """The source's own columns of an event table; all become columns of the log.
+
+    dense: int_*, float32, as the log holds them. categorical: cat_*, text. extra: float32, beyond the contract.
+    """
+
+    dense: tuple[str, ...] = ()
+    categorical: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
+
+
 class IdMap:
     """Source ids (text) to dense ids 1, 2, ... in order of first appearance; 0: unknown. Holds all ids in memory."""
 
@@ -92,16 +104,8 @@ class Source(Protocol):
         """All files that are read. If one changes, an unfinished preparation starts again."""
 
     @property
-    def dense(self) -> tuple[str, ...]:
-        """int_* columns of the events."""
-
-    @property
-    def categorical(self) -> tuple[str, ...]:
-        """cat_* columns of the events."""
-
-    @property
-    def extra(self) -> tuple[str, ...]:
-        """Other float32 columns of the events, which the log gets in addition to the contract's."""
+    def event_columns(self) -> EventColumns:
+        """Columns of the event tables beside user, item, timestamp and label."""
 
     @property
     def labels(self) -> str:

@@ -23,6 +23,7 @@ from .events import (
     LABEL,
     TIMESTAMP,
     USER,
+    EventColumns,
     IdMap,
     Items,
     check_events,
@@ -88,8 +89,6 @@ class Interactions:
 
     log: Path
     columns: Columns
-    dense: tuple[str, ...] = field(default=(), init=False)
-    extra: tuple[str, ...] = field(default=(), init=False)
 
     @property
     def name(self) -> str:
@@ -101,8 +100,10 @@ class Interactions:
         return (*files_of(self.log), *(() if items is None else files_of(items)))
 
     @property
-    def categorical(self) -> tuple[str, ...]:
-        return tuple(schema.CATEGORICAL_PREFIX + column for column in self.columns.cat_columns)
+    def event_columns(self) -> EventColumns:
+        return EventColumns(
+            categorical=tuple(schema.CATEGORICAL_PREFIX + column for column in self.columns.cat_columns)
+        )
 
     @property
     def labels(self) -> str:
@@ -140,7 +141,7 @@ class Interactions:
                     LABEL: self._label(table, lines),
                 }
             )
-            for name, column in zip(self.categorical, columns.cat_columns, strict=True):
+            for name, column in zip(self.event_columns.categorical, columns.cat_columns, strict=True):
                 events = events.append_column(name, texts(table[column]))
             yield check_events(events, lines)
 

@@ -21,6 +21,7 @@ from .events import (
     LABEL,
     TIMESTAMP,
     USER,
+    EventColumns,
     IdMap,
     Items,
     check_events,
@@ -72,9 +73,7 @@ class MovieLens:
         suffix = "dat" if self._is_dat else "csv"
         return (self.folder / f"ratings.{suffix}", self.folder / f"movies.{suffix}")
 
-    dense: tuple[str, ...] = field(default=(), init=False)
-    categorical: tuple[str, ...] = field(default=(), init=False)
-    extra: tuple[str, ...] = field(default=(), init=False)
+    event_columns: EventColumns = field(default=EventColumns(), init=False)
 
     @property
     def labels(self) -> str:

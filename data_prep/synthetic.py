@@ -35,7 +35,7 @@ from sidrec.schema import Manifest
 from .build import LogSettings, build, summary
 from .command import run
 from .event_order import SECONDS_PER_DAY
-from .events import CATALOG_TEXT, CATALOG_TITLE, ITEM, LABEL, TIMESTAMP, USER, IdMap, Items
+from .events import CATALOG_TEXT, CATALOG_TITLE, ITEM, LABEL, TIMESTAMP, USER, EventColumns, IdMap, Items
 from .source_files import open_stream
 
 LEVELS = 3
@@ -134,7 +134,6 @@ class SyntheticLog:
     history: int
     seed: int
     files: tuple[Path, ...] = field(default=(), init=False)
-    extra: tuple[str, ...] = field(default=(BAYES_PROBABILITY,), init=False)
 
     @property
     def name(self) -> str:
@@ -149,18 +148,18 @@ class SyntheticLog:
         )
 
     @property
-    def dense(self) -> tuple[str, ...]:
-        return tuple(f"int_noise_{number}" for number in range(1, self.world.int_noise + 1))
-
-    @property
-    def categorical(self) -> tuple[str, ...]:
-        return tuple(f"cat_noise_{number}" for number in range(1, self.world.cat_noise + 1))
+    def event_columns(self) -> EventColumns:
+        return EventColumns(
+            dense=tuple(f"int_noise_{number}" for number in range(1, self.world.int_noise + 1)),
+            categorical=tuple(f"cat_noise_{number}" for number in range(1, self.world.cat_noise + 1)),
+            extra=(BAYES_PROBABILITY,),
+        )
 
     def catalog(self) -> list[str]:
         return [str(item) for item in range(1, self.world.items + 1)]
 
     def events(self) -> Iterator[pa.Table]:
-        noise = np.random.default_rng([self.seed, 1])
+        own, noise = self.event_columns, np.random.default_rng([self.seed, 1])
         block = []
         for tick in World(self.world, self.history, self.seed).ticks():
             rows = len(tick.user_A)
@@ -171,8 +170,8 @@ class SyntheticLog:
                 LABEL: tick.label_A.astype(np.float32),
                 BAYES_PROBABILITY: tick.probability_A.astype(np.float32),
             }
-            columns |= {name: np.log1p(noise.pareto(1.5, rows)).astype(np.float32) for name in self.dense}
-            columns |= {name: _noise_category(noise, rows) for name in self.categorical}
+            columns |= {name: np.log1p(noise.pareto(1.5, rows)).astype(np.float32) for name in own.dense}
+            columns |= {name: _noise_category(noise, rows) for name in own.categorical}
             block.append(pa.table(columns))
             if len(block) == BLOCK_TICKS:
                 yield pa.concat_tables(block)

@@ -10,6 +10,7 @@ A data folder holds::
 This file is the one place that spells these names. `data_prep` writes them, `sidrec` reads them.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -25,6 +26,7 @@ from sidrec.io.files import read_json as read_json
 from sidrec.text import short_repr
 
 SCHEMA_VERSION = 1
+LATER_KEYS = ("id_maps", "labels", "lists", "transforms")  # of a manifest: left out where empty, as in older logs
 INT64 = (-(1 << 63), (1 << 63) - 1)
 LARGEST_TABLE = 1 << 40  # rows; more than any machine holds
 CHECKSUM_BLOCK = 1 << 20  # bytes
@@ -35,7 +37,8 @@ USER_ID = "user_id"  # int64
 ITEM_ID = "item_id"  # int64
 HISTORY = "history"  # list<int64>, items that the user liked before `timestamp`, oldest first
 DENSE_PREFIX = "int_"  # float32, finite, ready for a linear layer
-CATEGORICAL_PREFIX = "cat_"  # int64 in [0, ids[column])
+CATEGORICAL_PREFIX = "cat_"  # int64 in [0, ids[column]); list<int64> for columns of several values
+LABEL_PREFIX = "label_"  # float32, 0 or 1: further labels of the row
 STAT_PREFIX = "stat_"  # float32 counts of the target item, as of `timestamp`, never later
 
 UNKNOWN_ID = 0
@@ -82,6 +85,29 @@ class MapDigest:
 
 
 @dataclass(frozen=True)
+class ListColumn:
+    """A cat_* column of lists. longest: most ids in a row. mean: mean ids in a row."""
+
+    longest: int
+    mean: float
+
+
+@dataclass(frozen=True)
+class Transform:
+    """How numbers x of a source's column became a dense column: (log(1 + max(x, 0)) - mean) / deviation.
+
+    A missing number becomes 0, and 1 in the column COLUMN_missing, if the log has it. mean, deviation: of
+    log(1 + max(x, 0)) over the events of the train split that have a number. missing, negative: values of the source.
+    """
+
+    source: str
+    mean: float
+    deviation: float
+    missing: int
+    negative: int
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The contents of `log/manifest.json`.
 
@@ -91,6 +117,7 @@ class Manifest:
     splits: split name -> its files, in time order.
     protocol: how rows and labels were made (negatives, windows, thresholds), for readers.
     id_maps: id column -> its map; empty where the folder holds no maps.
+    labels: the label_* columns. lists: the cat_* columns of lists. transforms: dense column -> how it was made.
     """
 
     source: str
@@ -103,6 +130,9 @@ class Manifest:
     protocol: Mapping[str, object] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
     id_maps: Mapping[str, MapDigest] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
+    lists: Mapping[str, ListColumn] = field(default_factory=dict)
+    transforms: Mapping[str, Transform] = field(default_factory=dict)
 
     def rows(self, split: str) -> int:
         return sum(file.rows for file in self.files(split))
@@ -122,9 +152,10 @@ def log_schema(manifest: Manifest) -> pa.Schema:
     """The arrow schema of every file of this log."""
     columns = [(LABEL, pa.float32()), (TIMESTAMP, pa.int64()), (USER_ID, pa.int64()), (ITEM_ID, pa.int64())]
     columns += [(name, pa.float32()) for name in manifest.dense]
-    columns += [(name, pa.int64()) for name in manifest.categorical]
+    kinds = {name: pa.list_(pa.int64()) if name in manifest.lists else pa.int64() for name in manifest.categorical}
+    columns += list(kinds.items())
     columns += [(HISTORY, pa.list_(pa.int64()))]
-    columns += [(name, pa.float32()) for name in manifest.stats]
+    columns += [(name, pa.float32()) for name in (*manifest.stats, *manifest.labels)]
     return pa.schema(columns)
 
 
@@ -139,7 +170,8 @@ def crc32_of(path: Path) -> int:
 
 def save_manifest(manifest: Manifest, log: Path) -> None:
     """Writes `log/manifest.json` in one step. Raises OSError; ValueError for NaN or infinity in the protocol."""
-    write_json(log / MANIFEST, asdict(manifest), one_writer=True)
+    keys = {key: value for key, value in asdict(manifest).items() if value or key not in LATER_KEYS}
+    write_json(log / MANIFEST, keys, one_writer=True)
 
 
 def load_manifest(log: Path) -> Manifest:
@@ -153,7 +185,7 @@ def load_manifest(log: Path) -> Manifest:
 
 def _manifest_from_json(raw: dict[str, Any], path: Path) -> Manifest:
     fields = Manifest.__dataclass_fields__
-    missing = sorted(set(fields) - set(raw) - {"protocol", "id_maps"})
+    missing = sorted(set(fields) - set(raw) - {"protocol", *LATER_KEYS})
     unknown = sorted(set(raw) - set(fields))
     if missing or unknown:
         raise ContractError(path, f"the keys {sorted(fields)}", f"missing {missing}, unknown {unknown}")
@@ -167,11 +199,16 @@ def _manifest_from_json(raw: dict[str, Any], path: Path) -> Manifest:
         ids = {column: _integer(rows, f"{path}, ids.{column}", 1, LARGEST_TABLE) for column, rows in raw["ids"].items()}
         dense, stats = tuple(raw["dense"]), tuple(raw["stats"])
         protocol = dict(raw.get("protocol", {}))
+        labels = tuple(raw.get("labels", ()))
+        lists = {column: ListColumn(**entry) for column, entry in raw.get("lists", {}).items()}
+        transforms = {column: Transform(**entry) for column, entry in raw.get("transforms", {}).items()}
     except ContractError:
         raise
     except (TypeError, ValueError, AttributeError) as error:
         raise ContractError(path, "the value types of the Manifest contract", error) from None
-    _check_names(path, ids, dense, stats)
+    _check_names(path, ids, dense, stats, labels)
+    _check_lists(path, ids, lists)
+    _check_transforms(path, dense, transforms)
     for split in splits:
         if Path(split).name != split:
             raise ContractError(f"{path}, splits", "names that are no paths", repr(split))
@@ -182,7 +219,8 @@ def _manifest_from_json(raw: dict[str, Any], path: Path) -> Manifest:
         if column not in ids or found.ids >= ids[column]:
             expected = f"fewer ids than table rows, for a column of {sorted(ids)}"
             raise ContractError(f"{path}, id_maps.{column}", expected, f"{found.ids:,} ids")
-    return Manifest(str(raw["source"]), seed, ids, dense, stats, length, splits, protocol, id_maps=maps)
+    later: dict[str, Any] = {"id_maps": maps, "labels": labels, "lists": lists, "transforms": transforms}
+    return Manifest(str(raw["source"]), seed, ids, dense, stats, length, splits, protocol, **later)
 
 
 def map_digests(value: object, where: str) -> dict[str, MapDigest]:
@@ -231,14 +269,40 @@ def _log_file(entry: object, where: str, log: Path) -> LogFile:
     )
 
 
-def _check_names(path: Path, ids: Mapping[str, int], dense: tuple[str, ...], stats: tuple[str, ...]) -> None:
+def _check_lists(path: Path, ids: Mapping[str, int], lists: Mapping[str, ListColumn]) -> None:
+    for column, entry in lists.items():
+        if column not in ids or not column.startswith(CATEGORICAL_PREFIX):
+            known = sorted(name for name in ids if name.startswith(CATEGORICAL_PREFIX))
+            raise ContractError(f"{path}, lists", f"columns of ids, such as {known}", repr(column))
+        _integer(entry.longest, f"{path}, lists.{column}.longest", 0, INT64[1])
+        _number(entry.mean, f"{path}, lists.{column}.mean", 0)
+
+
+def _check_transforms(path: Path, dense: tuple[str, ...], transforms: Mapping[str, Transform]) -> None:
+    for column, entry in transforms.items():
+        where = f"{path}, transforms.{column}"
+        if column not in dense:
+            raise ContractError(where, f"a dense column, one of {list(dense)}", repr(column))
+        _number(entry.mean, f"{where}.mean", 0)
+        _number(entry.deviation, f"{where}.deviation", 0)
+
+
+def _number(value: object, where: str, least: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value < math.inf:
+        raise ContractError(where, f"a finite number of at least {least:g}", short_repr(value))
+
+
+def _check_names(
+    path: Path, ids: Mapping[str, int], dense: tuple[str, ...], stats: tuple[str, ...], labels: tuple[str, ...]
+) -> None:
     for column in (USER_ID, ITEM_ID):
         if column not in ids:
             raise ContractError(f"{path}, ids", f"the column {column}", sorted(ids))
     for column in ids:
         if column not in (USER_ID, ITEM_ID) and not column.startswith(CATEGORICAL_PREFIX):
             raise ContractError(f"{path}, ids", f"{USER_ID}, {ITEM_ID} or {CATEGORICAL_PREFIX}*", repr(column))
-    for name, columns, prefix in (("dense", dense, DENSE_PREFIX), ("stats", stats, STAT_PREFIX)):
+    named = {"dense": (dense, DENSE_PREFIX), "stats": (stats, STAT_PREFIX), "labels": (labels, LABEL_PREFIX)}
+    for name, (columns, prefix) in named.items():
         for place, column in enumerate(columns):
             if not isinstance(column, str) or not column.startswith(prefix) or column in columns[:place]:
                 expected = f"different names that start with {prefix}"

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_prep.build import LogSettings, build
-from data_prep.events import IdMap, Items
+from data_prep.events import EventColumns, IdMap, Items
 from sidrec import schema
 from sidrec.data.rows import broken_rows, check_time_order
 
@@ -32,9 +32,7 @@ class EventList:
     block: int = 7
     name: str = field(default="list", init=False)
     files: tuple[Path, ...] = field(default=(), init=False)
-    dense: tuple[str, ...] = field(default=(), init=False)
-    categorical: tuple[str, ...] = field(default=(), init=False)
-    extra: tuple[str, ...] = field(default=(), init=False)
+    event_columns: EventColumns = field(default=EventColumns(), init=False)
     labels: str = field(default="as listed", init=False)
 
     def catalog(self) -> list[str]:
