@@ -1,6 +1,7 @@
 """`sidrec fit`: item vectors to a catalog of semantic ids, on one process or on the ranks of torchrun.
 
 Check the target, read the items, learn a tokenizer, encode all items, measure the codes, write the catalog's folder.
+With `--extend`, the tokenizer of another catalog encodes the items that it lacks instead.
 
 Shapes: N items, V vector width, L levels.
 """
@@ -8,14 +9,16 @@ Shapes: N items, V vector width, L levels.
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from sidrec.config import Recipe
 from sidrec.config.learners import TokenizerConfig
-from sidrec.errors import TrainingError
+from sidrec.errors import TrainingError, print_warning
 from sidrec.io.output_folders import output_folder, replaceable_folder, replaced_folder
 from sidrec.machine import unwritable
 from sidrec.parallel.process_group import Ranks, largest, of_machine, raise_on_all_ranks, run_on_all_ranks
@@ -23,7 +26,7 @@ from sidrec.schema import ITEMS, ContractError
 from sidrec.sid.catalog import CARD, CATALOG, JOURNAL, PICTURES, REPORT, TOKENIZER, Catalog, load_catalog, write_catalog
 from sidrec.sid.collisions import resolve
 from sidrec.sid.item_vectors import ItemVectors, map_item_vectors, read_item_vectors
-from sidrec.sid.learners.registry import fit_tokenizer, learner_inputs, save_tokenizer, shares_fit
+from sidrec.sid.learners.registry import fit_tokenizer, learner_inputs, load_tokenizer, save_tokenizer, shares_fit
 from sidrec.sid.quality import (
     check_collapse,
     code_quality,
@@ -71,15 +74,18 @@ def fit_catalog(
 
 def _check(recipe: Recipe, ranks: Ranks, overwrite: bool) -> None:
     """Raises ContractError, before any work, if the catalog could not be written. Only a catalog may be replaced."""
-    target, learner = recipe.data.catalog, recipe.tokenizer.learner
+    learner = recipe.tokenizer.learner
     if ranks.world > 1 and not shares_fit(learner):
         expected = "one process, as only learners that train by gradients share their work"
         raise ContractError(f"tokenizer.learner {learner.kind}", expected, ranks.world)
-    if not ranks.first:
-        return
+    if ranks.first:
+        _check_target(recipe.data.catalog, [recipe.data.path / ITEMS], overwrite)
+
+
+def _check_target(target: Path, inputs: Sequence[Path], overwrite: bool) -> None:
     if target.exists() and not (target / CARD).is_file():
         raise ContractError(target, "nothing there yet, or a catalog", f"something without {CARD}")
-    folder = output_folder(target, [recipe.data.path / ITEMS])
+    folder = output_folder(target, inputs)
     if overwrite or not folder.exists():
         replaceable_folder(target, CATALOG)
     obstacle = unwritable(target.parent)
@@ -222,3 +228,63 @@ class _Clock:
         """Wall and CPU seconds so far, keyed as in report.json."""
         wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
         return {f"{part}_seconds": wall, f"{part}_cpu_seconds": cpu}
+
+
+# Extension: a frozen tokenizer encodes the items that a catalog lacks.
+
+
+SAME_CODES = 0.9
+"""Share of the catalog's items that must still get their codes, or a warning is printed."""
+LEAST_SAME = 0.5
+"""Below this share, the vectors are taken to be of another kind than those of the fit, and are refused."""
+
+
+def extend_catalog(recipe: Recipe, source: Path, ranks: Ranks, overwrite: bool = False) -> None:
+    """Makes the catalog `recipe.data.catalog` from the catalog `source` and the items of items.parquet that it lacks.
+
+    SIDs and table rows of the items of `source` stay, also of those that items.parquet no longer lists. The first rank
+    does the work. Raises ContractError on all ranks, also if the tokenizer gives the items of `source` other codes.
+    """
+    run_on_all_ranks(ranks, lambda: _extend(recipe, source, overwrite) if ranks.first else None)
+
+
+def _extend(recipe: Recipe, source: Path, overwrite: bool) -> None:
+    target, path = recipe.data.catalog, recipe.data.path / ITEMS
+    _check_target(target, [path, source], overwrite)
+    catalog = load_catalog(source)
+    tokenizer, config = load_tokenizer(source / TOKENIZER)
+    if config != recipe.tokenizer:
+        print_warning(f"the recipe's section tokenizer is not that of {source}, whose frozen tokenizer is used")
+    with tempfile.TemporaryDirectory(prefix="sidrec-fit-") as scratch:
+        inputs = replace(learner_inputs(config.learner), pairs=False, behavior=False)  # the fit alone needs these
+        items = read_item_vectors(path, config.vectors, config.normalize, Path(scratch), inputs)
+        _print_lacking(items, config.vectors)
+        new_N = ~np.isin(items.item_ids_N, catalog.item_ids_N)
+        _check_codes(catalog, items, ~new_N, tokenizer, config, path)
+        larger = catalog.extend(items.item_ids_N[new_N], items.vectors_NV[new_N], tokenizer, config.resolve_collisions)
+    codes = code_quality(larger.codes_NL, larger.codebook_sizes)
+    if _may_write(larger, target, overwrite):
+        extended = {"catalog": str(source), "fingerprint": catalog.fingerprint, "new_items": int(new_N.sum())}
+        report = {"tokenizer": asdict(config), "quality": asdict(codes), "extended": extended}
+        _write_folder(target, larger, tokenizer, config, recipe.name, report)
+    print(f"catalog {target}: {len(larger)} items, {new_N.sum()} of them new, fingerprint {larger.fingerprint[:12]},")
+    print(f"extended from {source}, fingerprint {catalog.fingerprint[:12]}")
+    print(quality_table(asdict(codes)))
+
+
+def _check_codes(
+    catalog: Catalog, items: ItemVectors, old_N: np.ndarray, tokenizer: Tokenizer, config: TokenizerConfig, path: Path
+) -> None:
+    """Compares the catalog's codes with those that its items get now. Resolved collisions change the last code only."""
+    levels = catalog.levels - config.resolve_collisions
+    if not old_N.any() or not levels:
+        return
+    now_ML = tokenizer.encode(items.vectors_NV[old_N]).codes_NL
+    then_ML = catalog.codes_NL[np.searchsorted(catalog.item_ids_N, items.item_ids_N[old_N])]
+    same = float((now_ML[:, :levels] == then_ML[:, :levels]).all(axis=1).mean())
+    found = f"{same:.0%} of {old_N.sum():,} items of the catalog"
+    if same < LEAST_SAME:
+        where = f"{path}, column {', '.join(config.vectors)}"
+        raise ContractError(where, "vectors as the tokenizer was fitted on", f"vectors that give {found} their codes")
+    if same < SAME_CODES:
+        print_warning(f"{path}: only {found} still get their codes; their vectors have changed, their codes stay")

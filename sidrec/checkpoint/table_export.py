@@ -246,8 +246,9 @@ def _codes(recipe: Recipe, table: str, rows: int, fingerprint: str | None) -> Ro
     if catalog.fingerprint != fingerprint:
         was = f"{recipe.data.catalog} as the checkpoint was trained with, {fingerprint}"
         raise CheckpointError(f"--ids: expected the catalog {was}, got {catalog.fingerprint}")
-    codes_IL = catalog.codes_by_id(load_manifest(recipe.data.path / LOG).ids[ITEM_ID])
-    rows_I, found = granularity_rows(codes_IL, table)
+    ids = load_manifest(recipe.data.path / LOG).ids[ITEM_ID]
+    codes_IL = catalog.codes_by_id(ids)
+    rows_I, found = granularity_rows(codes_IL, table, catalog.extension_by_id(ids))
     if found != rows:
         log = f"{recipe.data.path} as the checkpoint was trained with, {rows:,} rows of {table}"
         raise CheckpointError(f"--ids: expected the log {log}, got {found:,}")

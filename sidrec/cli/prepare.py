@@ -128,6 +128,7 @@ FIT = describe(
     "Learns semantic IDs from the vector columns of items.parquet, writes the catalog and prints its quality. A fit "
     "that was killed continues where it was.",
     "sidrec fit demo.yaml --overwrite",
+    "sidrec fit tomorrow.yaml --extend runs/catalog",
 )
 
 
@@ -137,6 +138,8 @@ class FitOptions(RecipeOptions):
 
     overwrite: bool = False
     """Replace a catalog that holds other codes."""
+    extend: Annotated[Path | None, metavar("CATALOG", "fit anew")] = None
+    """Catalog to extend: its codes stay, and its frozen tokenizer encodes the items that it lacks."""
 
 
 def fit(argv: Sequence[str]) -> None:
@@ -146,9 +149,12 @@ def fit(argv: Sequence[str]) -> None:
     """
     read = read_before_ranks(lambda: recipe_and_options(FitOptions, argv, "sidrec fit", FIT))
 
-    from sidrec.fit import fit_catalog
+    from sidrec.fit import extend_catalog, fit_catalog
     from sidrec.parallel.process_group import joined_ranks, run_on_all_ranks
 
     with joined_ranks() as ranks:
         recipe, options = run_on_all_ranks(ranks, read)
-        fit_catalog(recipe, ranks, overwrite=options.overwrite)
+        if options.extend is not None:
+            extend_catalog(recipe, options.extend, ranks, overwrite=options.overwrite)
+        else:
+            fit_catalog(recipe, ranks, overwrite=options.overwrite)

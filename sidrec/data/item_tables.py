@@ -97,7 +97,8 @@ def item_tables(
         if catalog is None:
             raise ContractError("model.item", f"a catalog, which items of kind {item.kind} need", "none")
         codes_IL = catalog.codes_by_id(ids)
-        numbered = cache(partial(granularity_rows, codes_IL))  # each granularity is numbered once
+        extension_I = catalog.extension_by_id(ids)
+        numbered = cache(partial(granularity_rows, codes_IL, extension_I=extension_I))  # each granularity once
         lookups += [_subwords(subwords, codes_IL)] if subwords else _granularities(sids, codes_IL, numbered)
         if sids.token_weights != "off":
             per_item["token_weights_UW"] = granularity_weights(catalog.weights_by_id(ids), sids.granularities)

@@ -166,7 +166,8 @@ def catalog_rows(catalog: Catalog, config: SidCoordItem, items: int) -> CatalogR
         expected = f"ids below {items}, the rows of the item table"
         raise ContractError("catalog, item ids", expected, int(catalog.item_ids_N[-1]))
     codes_IL = catalog.codes_by_id(items)
-    columns = [granularity_rows(codes_IL, name) for name in config.granularities]
+    extension_I = catalog.extension_by_id(items)
+    columns = [granularity_rows(codes_IL, name, extension_I) for name in config.granularities]
     weights_IW = np.zeros((items, 0), np.float32)
     if config.token_weights != "off":
         weights_IW = granularity_weights(catalog.weights_by_id(items), config.granularities)

@@ -2,19 +2,23 @@
 
 A catalog folder holds::
 
-    codes.parquet    item_id, sid_1 .. sid_L, and weight_1 .. weight_L where the tokenizer gives weights
+    codes.parquet    item_id, sid_1 .. sid_L; weight_1 .. weight_L where the tokenizer gives weights; `extension` of
+                     each item if the catalog was extended
     catalog.json     codebook sizes, number of items, fingerprint
     tokenizer/       the tokenizer's artifact, which encodes new items   (`sidrec fit` adds this and the rest)
     report.json      code quality
     training.jsonl   one line per epoch, for learners that have epochs
     pictures/        code usage, collisions, curves of the training
 
-Shapes: N items, L levels.
+An extended catalog holds the catalog that it was extended from: the items of extensions 0 to e are the catalog after
+extension e, whose fingerprint can be computed. Runs that were trained with it accept the larger one.
+
+Shapes: N items, L levels, E extensions.
 """
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -35,7 +39,9 @@ TOKENIZER = "tokenizer"
 REPORT = "report.json"
 PICTURES = "pictures"
 JOURNAL = "training.jsonl"
+EXTENSION = "extension"  # int32 column of codes.parquet
 CATALOG_VERSION = 1
+NAMED = 5  # numbers in a message
 
 CODE_USAGE, COLLISIONS, TRAINING = "code_usage.png", "collision_groups.png", "training.png"  # files in PICTURES
 FILES = {CODES, CARD, REPORT, JOURNAL, f"{TOKENIZER}/tokenizer.json", f"{TOKENIZER}/arrays.safetensors"}
@@ -62,6 +68,7 @@ class Catalog:
     item_ids_N: int64 from 1 on, no id twice.
     codes_NL: int64, level l in [0, codebook_sizes[l]).
     weights_NL: float32 per token, finite, or None.
+    extension_N: int64, the extension that added each item: 0 for items of the fit, then 1, 2... Left out: all 0.
 
     Raises ContractError naming the first item that breaks this.
     """
@@ -70,6 +77,7 @@ class Catalog:
     codes_NL: np.ndarray
     codebook_sizes: tuple[int, ...]
     weights_NL: np.ndarray | None = None
+    extension_N: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def __post_init__(self) -> None:
         order = np.argsort(self.item_ids_N, kind="stable")
@@ -77,6 +85,8 @@ class Catalog:
         object.__setattr__(self, "codes_NL", np.asarray(self.codes_NL, dtype=np.int64)[order])
         if self.weights_NL is not None:
             object.__setattr__(self, "weights_NL", np.asarray(self.weights_NL, dtype=np.float32)[order])
+        extension_N = self.extension_N if len(self.extension_N) else np.zeros(len(order))
+        object.__setattr__(self, "extension_N", np.asarray(extension_N, dtype=np.int64)[order])
         _check(self)
 
     def __len__(self) -> int:
@@ -87,16 +97,25 @@ class Catalog:
         """Number of levels L."""
         return len(self.codebook_sizes)
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """sha256 over item ids, codes, codebook sizes and weights. Checkpoints record it."""
-        shape = [CATALOG_VERSION, len(self), self.weights_NL is not None, *self.codebook_sizes]
-        digest = hashlib.sha256(json.dumps(shape).encode())
-        digest.update(self.item_ids_N.astype("<i8").tobytes())
-        digest.update(self.codes_NL.astype("<i8").tobytes())
-        if self.weights_NL is not None:
-            digest.update(self.weights_NL.astype("<f4").tobytes())
-        return digest.hexdigest()
+        """sha256 over item ids, codes, codebook sizes and weights, extension by extension. Checkpoints record it."""
+        return self.fingerprints[-1]
+
+    @cached_property
+    def fingerprints(self) -> tuple[str, ...]:
+        """Of the fitted catalog, of the catalog after each extension, and last of this one: E + 1 of them."""
+        found: list[str] = []
+        for extension in range(int(self.extension_N.max(initial=0)) + 1):
+            added_N = self.extension_N == extension
+            shape = [CATALOG_VERSION, int(added_N.sum()), self.weights_NL is not None, *self.codebook_sizes]
+            digest = hashlib.sha256("".join([*found[-1:], json.dumps(shape)]).encode())
+            digest.update(self.item_ids_N[added_N].astype("<i8").tobytes())
+            digest.update(self.codes_NL[added_N].astype("<i8").tobytes())
+            if self.weights_NL is not None:
+                digest.update(self.weights_NL[added_N].astype("<f4").tobytes())
+            found.append(digest.hexdigest())
+        return tuple(found)
 
     def codes_by_id(self, number_of_ids: int) -> np.ndarray:
         """Codes indexed by item id: int64 [number_of_ids, L], -1 for ids without a SID, id 0 included.
@@ -107,6 +126,13 @@ class Catalog:
         known = self.item_ids_N < number_of_ids
         codes[self.item_ids_N[known]] = self.codes_NL[known]
         return codes
+
+    def extension_by_id(self, number_of_ids: int) -> np.ndarray:
+        """The extension that added each item id: int64 [number_of_ids], 0 for ids without a SID."""
+        extension = np.zeros(number_of_ids, dtype=np.int64)
+        known = self.item_ids_N < number_of_ids
+        extension[self.item_ids_N[known]] = self.extension_N[known]
+        return extension
 
     def weights_by_id(self, number_of_ids: int) -> np.ndarray:
         """Token weights indexed by item id: float32 [number_of_ids, L], 0 for ids without a SID.
@@ -123,7 +149,7 @@ class Catalog:
     def extend(
         self, new_item_ids: np.ndarray, vectors: np.ndarray, tokenizer: Tokenizer, resolve_collisions: bool = False
     ) -> "Catalog":
-        """A larger catalog: the tokenizer encodes the new items; SIDs of the old items do not change.
+        """A larger catalog: the tokenizer encodes the new items; SIDs and table rows of the old items do not change.
 
         vectors: [new items, V], prepared as for the fit (`read_item_vectors` with the artifact's config and the
             `learner_inputs` of its learner).
@@ -137,6 +163,8 @@ class Catalog:
             raise ContractError(
                 "new items", "ids that the catalog does not hold yet", f"{len(again)}, first {again[0]}"
             )
+        if not len(new_item_ids):
+            return self
         new = tokenizer.encode(vectors)
         codes_NL = new.codes_NL
         if resolve_collisions:
@@ -151,6 +179,7 @@ class Catalog:
             np.concatenate([self.codes_NL, codes_NL]),
             self.codebook_sizes,
             weights,
+            np.concatenate([self.extension_N, np.full(len(new_item_ids), len(self.fingerprints))]),
         )
 
     def save(self, path: Path) -> None:
@@ -172,7 +201,8 @@ def load_catalog(path: Path | str) -> Catalog:
     weights = None
     if "weight_1" in table.column_names:
         weights = np.stack([table[f"weight_{level}"].to_numpy() for level in levels], axis=1)
-    catalog = Catalog(table[ITEM_ID].to_numpy(), codes, codebook_sizes, weights)
+    extension = {"extension_N": table[EXTENSION].to_numpy()} if EXTENSION in table.column_names else {}
+    catalog = Catalog(table[ITEM_ID].to_numpy(), codes, codebook_sizes, weights, **extension)
     if catalog.fingerprint != fingerprint:
         raise ContractError(f"{path}, fingerprint", f"{fingerprint} as {CARD} says", catalog.fingerprint)
     return catalog
@@ -184,6 +214,8 @@ def write_catalog(catalog: Catalog, folder: Path) -> None:
     columns |= {f"sid_{level + 1}": catalog.codes_NL[:, level].astype(np.int32) for level in range(catalog.levels)}
     if catalog.weights_NL is not None:
         columns |= {f"weight_{level + 1}": catalog.weights_NL[:, level] for level in range(catalog.levels)}
+    if catalog.extension_N.any():
+        columns[EXTENSION] = catalog.extension_N.astype(np.int32)
     pq.write_table(pa.table(columns), folder / CODES)
     card = {
         "version": CATALOG_VERSION,
@@ -217,7 +249,8 @@ def _read_codes(path: Path, levels: int) -> pa.Table:
         table = pq.read_table(path)
     sids = [f"sid_{level}" for level in range(1, levels + 1)]
     weights = [f"weight_{level}" for level in range(1, levels + 1)]
-    if table.column_names not in ([ITEM_ID, *sids], [ITEM_ID, *sids, *weights]):
+    names = [name for name in table.column_names if name != EXTENSION]
+    if names not in ([ITEM_ID, *sids], [ITEM_ID, *sids, *weights]) or len(table.column_names) > len(names) + 1:
         raise ContractError(path, f"the columns {[ITEM_ID, *sids]}", table.column_names)
     for name in table.column_names:
         kind, right = table.schema.field(name).type, pa.types.is_integer
@@ -244,6 +277,10 @@ def _check(catalog: Catalog) -> None:
         item, level = bad_item[0], bad_level[0]
         where = f"catalog, item {ids[item]}, level {level + 1}"
         raise ContractError(where, f"a code in [0, {sizes[level]})", int(codes[item, level]))
+    extensions = np.unique(catalog.extension_N)
+    if catalog.extension_N.shape != ids.shape or not np.array_equal(extensions, np.arange(len(extensions))):
+        expected = "numbers 0, 1, 2... without a gap, one per item"
+        raise ContractError(f"catalog, column {EXTENSION}", expected, extensions[:NAMED].tolist())
     weights = catalog.weights_NL
     if weights is not None and (weights.shape != codes.shape or not np.isfinite(weights).all()):
         raise ContractError("catalog, weights", f"finite values of shape {codes.shape}", weights.shape)

@@ -40,13 +40,15 @@ def radix_ids(codes_IL: np.ndarray, name: str) -> np.ndarray:
     return np.where((part < 0).any(axis=1), -1, part @ weights)
 
 
-def granularity_rows(codes_IL: np.ndarray, name: str) -> tuple[np.ndarray, int]:
+def granularity_rows(codes_IL: np.ndarray, name: str, extension_I: np.ndarray | None = None) -> tuple[np.ndarray, int]:
     """The table row of every item: an exact, dense numbering of the composed ids that occur.
 
     Raw composed ids reach 81,918,191, so a table indexed by them would be almost empty. Rows have the order of the
-    composed ids, so that the numbering depends on the codes alone.
+    composed ids, so that the numbering depends on the codes alone. In an extended catalog, ids that an extension brings
+    follow all earlier ones, so that no row moves: tables that were trained before it grow at their end.
 
     codes_IL: see `radix_ids`; usually `Catalog.codes_by_id(...)`, so that the result is indexed by item id.
+    extension_I: int64, `Catalog.extension_by_id(...)`; None: no extensions.
     Returns: (rows_I, table_rows): int64 [I], where row 0 is reserved for items without a SID and for padding; and the
     number of rows that the table needs, row 0 included.
     """
@@ -54,7 +56,26 @@ def granularity_rows(codes_IL: np.ndarray, name: str) -> tuple[np.ndarray, int]:
     observed, rows_I = np.unique(ids_I, return_inverse=True)
     starts_unknown = bool(len(observed)) and bool(observed[0] == -1)
     offset = 0 if starts_unknown else 1
+    if extension_I is not None and extension_I.any():
+        rows_I = _by_extension(rows_I, len(observed), extension_I, starts_unknown)
     return rows_I.astype(np.int64) + offset, len(observed) + offset
+
+
+def _by_extension(rows_I: np.ndarray, rows: int, extension_I: np.ndarray, starts_unknown: bool) -> np.ndarray:
+    """Sorts rows by the first extension that has them; rows of the same extension keep their order."""
+    first_R = np.full(rows, np.iinfo(np.int64).max)
+    np.minimum.at(first_R, rows_I, extension_I)
+    if starts_unknown:
+        first_R[0] = -1
+    place_R = np.empty(rows, np.int64)
+    place_R[np.argsort(first_R, kind="stable")] = np.arange(rows)
+    moved_I: np.ndarray = place_R[rows_I]
+    return moved_I
+
+
+def rows_after_extension(rows_I: np.ndarray, extension_I: np.ndarray, extension: int) -> int:
+    """How many rows the table of a granularity needed after an extension. rows_I: as `granularity_rows` returns."""
+    return 1 + int(rows_I[extension_I <= extension].max(initial=0))
 
 
 PLANE = 65_534  # private-use characters in a Unicode plane; each is a letter, one code at one level
