@@ -10,83 +10,28 @@ If it is interrupted, the same command continues after the last finished partiti
 Shapes: M selected rows of a partition, N rows of a batch.
 """
 
-import json
 from collections import Counter
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from sidrec import schema
 from sidrec.errors import ContractError
-from sidrec.io.files import replaced_file
 from sidrec.schema import Manifest
 from sidrec.text import text_table
 
-from .command import WorkFolder, file_facts, load_snapshot, refuse_flags, restore_snapshot, rows_bar, save_snapshot
-from .event_order import NEVER, ORDER_VERSION, SPLITS, DayWindow, OrderedLog, SplitKind, make_split, order_events
+from .command import WorkFolder, file_facts, load_snapshot, restore_snapshot, rows_bar, save_snapshot
+from .event_order import NEVER, ORDER_VERSION, SPLITS, DayWindow, OrderedLog, make_split, order_events
 from .events import IdMap, Items, Source, check_matches
-from .item_vectors import NONE, TEXT_SOURCES, add_vectors, check_vector_source, vector_column
-from .log_pass import ROW_DENSE, STATS, LogPass, PartitionRows, PassState
+from .item_vectors import NONE, TEXT_SOURCES, add_vectors, check_vector_source
+from .log_files import LogWriter, rows_on_items, write_items
+from .log_pass import ROW_DENSE, STATS, LogPass, PassState
+from .log_settings import LogSettings as LogSettings
 from .negatives import ATTEMPTS, Launches, Sampler, Taken
-from .source_files import open_stream
-
-ROW_GROUP = 16_384
-ITEM_ROW_GROUP = 16_384
-
-
-@dataclass(frozen=True)
-class LogSettings:
-    """How events become rows."""
-
-    history: int = 50
-    """Latest positives of the user kept in `history`."""
-    recent_days: int = 30
-    """Days that the stat_*_recent columns look back (whole UTC days before the row's own day)."""
-    split: SplitKind = "global"
-    """global: one cut in time for all users. per-user-last: the last events of each user are test."""
-    test_share: float = 0.1
-    """Share of the events in the split `test`."""
-    validation_share: float = 0.1
-    """Share of the events in the split `validation`, directly before test; 0 leaves it out."""
-    negatives: int = 1
-    """Sampled negatives per positive; only for logs that hold nothing but positives."""
-    window_days: int = 30
-    """Days before a positive from which its negatives are drawn."""
-    floor_weight: float = 0.5
-    """Weight of a launched item in that draw; a positive in the window weighs 1."""
-    launch_draws: float = 1.4
-    """Draws that a newly launched item gets in its first window, per negative per positive."""
-    seed: int = 0
-    """Seed of all random numbers."""
-    partition_rows: int = 1_000_000
-    """Events in memory at a time (at least one day's events)."""
-    overwrite: bool = False
-    """Replace OUT if it exists and holds nothing but what data_prep wrote."""
-
-    def check(self) -> None:
-        """Raises ContractError that names the first flag whose value cannot be used."""
-        rules = {
-            "--history": (self.history >= 0, "a length of at least 0", self.history),
-            "--recent-days": (self.recent_days >= 1, "at least 1 day", self.recent_days),
-            "--window-days": (self.window_days >= 1, "at least 1 day", self.window_days),
-            "--negatives": (self.negatives >= 1, "at least 1", self.negatives),
-            "--floor-weight": (self.floor_weight >= 0, "at least 0", self.floor_weight),
-            "--launch-draws": (self.launch_draws >= 0, "at least 0", self.launch_draws),
-            "--seed": (self.seed >= 0, "at least 0", self.seed),
-            "--partition-rows": (self.partition_rows >= 1, "at least 1", self.partition_rows),
-            "--test-share": (0 < self.test_share < 1, "a share between 0 and 1", self.test_share),
-            "--validation-share": (
-                0 <= self.validation_share < 1 - self.test_share,
-                "a share that leaves something to train on",
-                self.validation_share,
-            ),
-        }
-        refuse_flags(rules)
 
 
 def prepare(
@@ -185,7 +130,7 @@ def _sampler(log: OrderedLog, settings: LogSettings, scratch: Path) -> Sampler:
     return Sampler(settings.negatives, *weights, settings.seed, window, launches, Taken(folder, items))
 
 
-def _pass_over(log: OrderedLog, log_pass: LogPass, writer: "LogWriter", scratch: Path) -> None:
+def _pass_over(log: OrderedLog, log_pass: LogPass, writer: LogWriter, scratch: Path) -> None:
     done = _resume(log_pass, writer, scratch)
     with rows_bar("writing rows", log.rows) as bar:
         bar.update(log_pass.events_seen)
@@ -195,7 +140,7 @@ def _pass_over(log: OrderedLog, log_pass: LogPass, writer: "LogWriter", scratch:
             bar.update(log.bucket_rows[partition])
 
 
-def _snapshot(done: int, log_pass: LogPass, writer: "LogWriter", scratch: Path) -> None:
+def _snapshot(done: int, log_pass: LogPass, writer: LogWriter, scratch: Path) -> None:
     trees: dict[str, object] = {"state": log_pass.state, "facts": writer.facts()}
     trees |= {"done": done, "events_seen": log_pass.events_seen, "given_up": log_pass.given_up}
     if log_pass.sampler is not None:
@@ -203,7 +148,7 @@ def _snapshot(done: int, log_pass: LogPass, writer: "LogWriter", scratch: Path) 
     save_snapshot(scratch / "snapshot.npz", **trees)
 
 
-def _resume(log_pass: LogPass, writer: "LogWriter", scratch: Path) -> int:
+def _resume(log_pass: LogPass, writer: LogWriter, scratch: Path) -> int:
     """Restores the last snapshot, if there is one. Returns the number of finished partitions."""
     path = scratch / "snapshot.npz"
     if not path.exists():
@@ -226,7 +171,7 @@ def _finish(
     manifest: Manifest,
     items: Items,
     log_pass: LogPass,
-    writer: "LogWriter",
+    writer: LogWriter,
 ) -> None:
     for split in SPLITS:
         wanted = split != "validation" or settings.validation_share > 0
@@ -242,80 +187,6 @@ def _finish(
     schema.save_manifest(manifest, writer.log)
 
 
-# The files of the log, and items.parquet.
-
-
-@dataclass
-class LogWriter:
-    """Writes partitions under the folder `log`, and counts rows and positives.
-
-    arrow: schema of every file. files: split -> files so far. counts: "X rows" and "X positives", where X is a split,
-    "new" (rows whose item was never shown before) or "idle" (rows whose item had positives, but no recent ones).
-    """
-
-    log: Path
-    arrow: pa.Schema
-    files: dict[str, list[schema.LogFile]] = field(default_factory=lambda: {split: [] for split in SPLITS})
-    counts: Counter[str] = field(default_factory=Counter)
-
-    def write(self, partition: int, rows: PartitionRows) -> None:
-        """Writes one file for each split in the partition. A file appears whole or not at all."""
-        for place, split in enumerate(SPLITS):
-            row_M = np.flatnonzero(rows.split_N == place)
-            if len(row_M):
-                path = Path(split) / f"part-{partition:05d}.parquet"
-                self._write_file(self.log / path, rows, row_M)
-                first, last = map(int, rows.columns[schema.TIMESTAMP][row_M[[0, -1]]])
-                self.files[split].append(schema.LogFile.of(self.log, path, len(row_M), first, last))
-            self._count(split, rows, row_M)
-
-    def _count(self, split: str, rows: PartitionRows, row_M: np.ndarray) -> None:
-        positive_M = rows.columns[schema.LABEL][row_M] > 0
-        shown_M = rows.columns["stat_exposures"][row_M] > 0
-        idle_M = (rows.columns["stat_clicks"][row_M] > 0) & (rows.columns["stat_clicks_recent"][row_M] == 0)
-        for name, chosen_M in ((split, np.ones_like(shown_M)), ("new", ~shown_M), ("idle", idle_M)):
-            self.counts[f"{name} rows"] += int(chosen_M.sum())
-            self.counts[f"{name} positives"] += int((positive_M & chosen_M).sum())
-
-    def _write_file(self, path: Path, rows: PartitionRows, row_M: np.ndarray) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            replaced_file(path, one_writer=True) as partial,
-            pq.ParquetWriter(partial, self.arrow, compression="zstd") as writer,
-        ):
-            for begin in range(0, len(row_M), ROW_GROUP):
-                writer.write_table(self._table(rows, row_M[begin : begin + ROW_GROUP]))
-
-    def _table(self, rows: PartitionRows, row_M: np.ndarray) -> pa.Table:
-        columns = []
-        for name in self.arrow.names:
-            if name == schema.HISTORY:
-                columns.append(pa.ListArray.from_arrays(*rows.histories.rows(row_M)))
-            else:
-                columns.append(pa.array(rows.columns[name][row_M]))
-        return pa.Table.from_arrays(columns, schema=self.arrow)
-
-    def facts(self) -> str:
-        """Files and counts as JSON, for a snapshot."""
-        files = {split: [asdict(file) for file in files] for split, files in self.files.items()}
-        return json.dumps({"files": files, "counts": self.counts})
-
-    def resume(self, facts: str) -> None:
-        """Restores what `facts` returned. Files written since then are written again."""
-        raw = json.loads(facts)
-        self.files = {split: [schema.LogFile(**file) for file in files] for split, files in raw["files"].items()}
-        self.counts = Counter(raw["counts"])
-
-
-def rows_on_items(log: Path, files: tuple[schema.LogFile, ...], wanted: np.ndarray) -> int:
-    """Number of rows whose item is wanted, reading one row group at a time. wanted: bool per item id."""
-    total = 0
-    for entry in files:
-        for batch in open_stream(log / entry.path).iter_batches(batch_size=ROW_GROUP, columns=[schema.ITEM_ID]):
-            total += int(wanted[batch.column(0).to_numpy()].sum())
-    return total
-
-
 def category_ids(items: Items) -> tuple[dict[str, np.ndarray], dict[str, int]]:
     """The items' categories as ids: column -> int64 id per item id (0: unknown item), and column -> number of ids."""
     by_item: dict[str, np.ndarray] = {}
@@ -325,17 +196,6 @@ def category_ids(items: Items) -> tuple[dict[str, np.ndarray], dict[str, int]]:
         by_item[column] = np.concatenate([[0], ids.add(pa.chunked_array([values]))])
         sizes[column] = len(ids) + 1
     return by_item, sizes
-
-
-def write_items(path: Path, items: Items, train_impressions: np.ndarray) -> None:
-    """Writes items.parquet in one step. train_impressions: int64 per item id, 0 included."""
-    table = items.table
-    table = table.add_column(0, schema.ITEM_ID, pa.array(np.arange(1, table.num_rows + 1)))
-    table = table.add_column(1, schema.TRAIN_IMPRESSIONS, pa.array(train_impressions[1:]))
-    for column, vectors in items.vectors.items():
-        table = table.append_column(column, vector_column(vectors))
-    with replaced_file(path, one_writer=True) as partial:
-        pq.write_table(table, partial, row_group_size=ITEM_ROW_GROUP)
 
 
 # manifest.protocol: how rows and labels were made, in words and numbers.

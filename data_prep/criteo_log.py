@@ -27,12 +27,12 @@ from sidrec.errors import ContractError
 from sidrec.io.files import replaced_file
 from sidrec.schema import LogFile, Manifest
 
-from .build import ROW_GROUP
 from .command import WorkFolder, file_facts, load_snapshot, refuse_flags, rows_bar, run, save_snapshot
 from .criteo_layout import CriteoLayout, RowRange
 from .criteo_rows import CATEGORICAL, DENSE, FIRST, UNKNOWN, ValueCounts
 from .event_order import SPLITS
 from .item_vectors import vector_column
+from .log_files import ROW_GROUP
 from .log_pass import Runs, Totals
 
 if TYPE_CHECKING:  # scipy is slow to import, so the help must not
