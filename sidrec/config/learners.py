@@ -1,12 +1,14 @@
 """The section `tokenizer`: from item vectors to semantic ids.
 
-Every default cites its source; [I] marks one of our own. Losses that learners share are the chapter `sid_losses`.
+Every default cites its source; [I] marks one of our own. What learners share is the chapter `learner_parts`; losses are
+the chapter `sid_losses`.
 """
 
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from sidrec.config.learner_parts import GradientLearner, LearnerSection, Router, Training
 from sidrec.config.section import section
 from sidrec.config.sid_losses import (
     AlignmentController,
@@ -19,90 +21,6 @@ from sidrec.config.sid_losses import (
     SidLossConfig,
     WeightSchedule,
 )
-
-
-class LearnerSection:
-    """The section of a learner. `sidrec.sid.learners.registry` says what to add for a new one."""
-
-    def check_use(self, vectors: tuple[str, ...], resolve_collisions: bool) -> None:
-        """Raises ValueError when the learner cannot use the tokenizer's vector columns or resolve collisions."""
-
-    def unused_keys(self) -> dict[str, str]:
-        """Keys with values that other keys make ineffective -> what is expected instead."""
-        return {}
-
-
-@section
-class Router:
-    """Token weights R(x) = relu(MLP(x) + b), kept sparse by ReMoE's controller (ADC-SID, eq. 22 and 23).
-
-    The loss is lambda (1/B) sum_t sum_j f_j R_tj with f_j = sum_t 1[R_tj > 0] / ((1 - sparsity) B); after every step
-    lambda grows by `rate` while too few weights are zero, and shrinks otherwise.
-    """
-
-    sparsity: Annotated[float, Field(gt=0, lt=1)] = 1 / 3
-    """Share of weights that should be zero; not published for ADC-SID."""
-    target: Literal["global", "item_norm"] = "global"
-    """global: the same sparsity for all items. item_norm: sparsity * (1 - scaled behaviour norm) of each item."""
-    balance: Literal["per_expert", "scalar"] = "per_expert"
-    """per_expert: f_j of ReMoE. scalar: one f for all experts, as in ADC-SID's first version; it cannot balance."""
-    first_strength: PositiveFloat = 1e-8
-    """Initial lambda."""
-    rate: Annotated[float, Field(gt=1)] = 1.2
-    """Factor of lambda per step of the controller, above 1."""
-    regularize: bool = True
-    """Add the sparsity loss; false is the ablation "w/o sparse training"."""
-    hidden: PositiveInt = 64
-    """Width of the hidden layer."""
-
-
-@section
-class Training:
-    """How a gradient-trained learner learns."""
-
-    epochs: PositiveInt = 100
-    """Passes over all items."""
-    batch_size: PositiveInt = 1024
-    """Items per step over all processes; with pairs, half of them are partners of the other half."""
-    lr: PositiveFloat = 1e-3
-    """Learning rate of AdamW."""
-    weight_decay: NonNegativeFloat = 1e-4
-    """Weight decay of AdamW; codebooks have none."""
-    revive_every: NonNegativeInt = 1
-    """Epochs between two revivals, which move codes that no item took to random residuals; 0 is never."""
-    revive_until: Annotated[float, Field(ge=0, le=1)] = 0.8
-    """Share of the training after which revivals end, so that the codebooks settle."""
-    least_utilisation: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """The fit fails when a smaller share of a codebook is in use after the training: the codebook collapsed."""
-    save_every: PositiveInt = 10
-    """Epochs between checkpoints, from which a killed fit resumes."""
-
-
-@section
-class GradientLearner(LearnerSection):
-    """Keys that all gradient-trained learners have."""
-
-    levels: PositiveInt = 3
-    """Levels L of a SID."""
-    codebook_size: PositiveInt = 256
-    """Codes K per level."""
-    width: PositiveInt = 32
-    """Width d of latents and codewords."""
-    hidden: tuple[PositiveInt, ...] = (512, 256, 128)
-    """Hidden widths of the encoder; the decoder has them reversed."""
-    commitment: NonNegativeFloat = 0.25
-    """beta: weight of the commitment, relative to the codebook loss."""
-    reconstruction: Literal["sum", "mean"] = "sum"
-    """Squared error: sum or mean over dimensions, always mean over items. Codebook loss and commitment are reduced in
-    the same way; their mean is over levels too."""
-    router: Router | None = None
-    """Token weights of every level, exported with the codes; null for none."""
-    losses: tuple[SidLossConfig, ...] = ()
-    """The learner's own losses."""
-    further_losses: tuple[SidLossConfig, ...] = ()
-    """Losses added to its own."""
-    training: Training = Training()
-    """Length and optimizer of the training."""
 
 
 @section

@@ -14,7 +14,8 @@ from benchmarks.generative.sequences import (
     log_split,
     read_sequences,
 )
-from sidrec.config.learners import QuaSidConfig, RandomCodesConfig, TokenizerConfig, Training
+from sidrec.config.learner_parts import Training
+from sidrec.config.learners import QuaSidConfig, RandomCodesConfig, TokenizerConfig
 from sidrec.schema import LOG, ContractError
 from sidrec.sid.learners.registry import fit_tokenizer, save_tokenizer
 from sidrec.sid.tokenizer import SideInformation

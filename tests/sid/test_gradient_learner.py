@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from sidrec.config.learner_parts import Router, Training
 from sidrec.config.learners import (
     AdaSidConfig,
     AdcSidConfig,
@@ -16,10 +17,8 @@ from sidrec.config.learners import (
     MmRqVaeConfig,
     MultiVqConfig,
     QuaSidConfig,
-    Router,
     RqVaeConfig,
     TokenizerConfig,
-    Training,
 )
 from sidrec.config.sid_losses import (
     AlignmentController,

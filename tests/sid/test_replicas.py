@@ -5,7 +5,8 @@ import warnings
 import numpy as np
 import torch
 
-from sidrec.config.learners import RqVaeConfig, Training
+from sidrec.config.learner_parts import Training
+from sidrec.config.learners import RqVaeConfig
 from sidrec.sid.learners.gradient import GradientTokenizer
 from sidrec.sid.replicas import JoinedReplicas, current_replicas
 from sidrec.sid.tokenizer import SideInformation

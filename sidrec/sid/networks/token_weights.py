@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sidrec.config.learners import Router
+from sidrec.config.learner_parts import Router
 from sidrec.schema import BEHAVIOR, ContractError
 from sidrec.sid.networks.network import Network, mlp
 from sidrec.sid.replicas import SINGLE, Replicas

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sidrec.config.learners import GradientLearnerConfig, Training
+from sidrec.config.learner_parts import Training
+from sidrec.config.learners import GradientLearnerConfig
 from sidrec.errors import CollapseError, DivergedError
 from sidrec.io.files import replaced_file
 from sidrec.sid.losses.loss import schedule_factor

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sidrec.config.learners import AdcSidConfig, Router
+from sidrec.config.learner_parts import Router
+from sidrec.config.learners import AdcSidConfig
 from sidrec.config.sid_losses import AlignmentController
 from sidrec.schema import ContractError
 from sidrec.sid.networks.adc_sid import AdcSid

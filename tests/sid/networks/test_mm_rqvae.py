@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sidrec.config.learners import MmRqVaeConfig, Router, RqVaeConfig
+from sidrec.config.learner_parts import Router
+from sidrec.config.learners import MmRqVaeConfig, RqVaeConfig
 from sidrec.schema import ContractError
 from sidrec.sid.losses.loss import info_nce
 from sidrec.sid.networks.mm_rqvae import MmRqVae, mmd

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import torch
 
-from sidrec.config.learners import MultiVqConfig, Router
+from sidrec.config.learner_parts import Router
+from sidrec.config.learners import MultiVqConfig
 from sidrec.sid.networks.network import ItemBatch
 from sidrec.sid.networks.rqvae import MultiVq
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from sidrec.config.learners import Router
+from sidrec.config.learner_parts import Router
 from sidrec.schema import ContractError
 from sidrec.sid.networks.token_weights import STRONGEST, WEAKEST, BehaviorNorm, ItemWeights, TokenRouter, norm_range
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sidrec.config.learners import LetterConfig, Router, RqVaeConfig
+from sidrec.config.learner_parts import Router
+from sidrec.config.learners import LetterConfig, RqVaeConfig
 from sidrec.sid.networks.codebook import sinkhorn_codes
 from sidrec.sid.networks.network import ItemBatch
 from sidrec.sid.networks.rqvae import RqVae

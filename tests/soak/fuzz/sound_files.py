@@ -13,7 +13,8 @@ from benchmarks.recorded_benches import recorded
 from data_prep.criteo_rows import CATEGORICAL, DENSE
 from data_prep.item_vectors import add_vectors
 from sidrec.config import save
-from sidrec.config.learners import Learner, ResidualKMeansConfig, RqVaeConfig, TokenizerConfig, Training
+from sidrec.config.learner_parts import Training
+from sidrec.config.learners import Learner, ResidualKMeansConfig, RqVaeConfig, TokenizerConfig
 from sidrec.metrics.exact import QUALITY
 from sidrec.metrics.predictions import Predictions
 from sidrec.metrics.slices import SLICES
