@@ -3,7 +3,10 @@
 import reprlib
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from operator import gt
 from pathlib import Path
+from shutil import get_terminal_size
+from textwrap import wrap
 
 LONGEST = 1000  # characters quoted
 LONGEST_KEY = 60  # characters of a key
@@ -98,9 +101,51 @@ def byte_size(count: float) -> str:
     return f"{count:,.0f} B"
 
 
-def text_table(rows: Sequence[Sequence[str]], left: int = 1, gap: int = 2) -> str:
-    """Rows of cells as lines of aligned columns, `gap` blanks apart: `left` columns flush left, the others right."""
+COLUMNS = 100  # of a terminal, at most
+NARROWEST = 40
+SHORTEST = 12  # letters of a word that is shortened
+
+
+def screen_width() -> int:
+    """Columns to print in: the terminal's, at most COLUMNS; COLUMNS where there is no terminal."""
+    return max(NARROWEST, min(COLUMNS, get_terminal_size((COLUMNS, 24)).columns))
+
+
+def wrapped(text: str, width: int | None = None) -> str:
+    """Lines broken between words. width: None for the screen's."""
+    return "\n".join(wrap(text, width or screen_width(), break_long_words=False, break_on_hyphens=False))
+
+
+def text_table(rows: Sequence[Sequence[str]], left: int = 1, gap: int = 2, width: int | None = None) -> str:
+    """Rows of cells as lines of aligned columns, `gap` blanks apart: `left` columns flush left, the others right.
+
+    width: columns of the screen that a wider table is fitted to; None: not fitted. Cells flush left are broken between
+    words, then paths and names in them are shortened in the middle, to SHORTEST letters. If that is not enough, the
+    columns flush right are laid out in blocks below each other, each with the first column. Numbers are never cut.
+    """
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    if width is None or _total(widths, gap) <= width:
+        return _lines(rows, widths, left, gap)
+    limits = _fitted(rows, widths, left, gap, width)
+    kept = min(left, 1)  # columns that later blocks repeat
+    column, blocks = left, list[str]()
+    while column < len(widths) or not blocks:
+        repeated = range(kept if blocks else left)
+        shown = [limits[each] for each in repeated]
+        end = min(column + 1, len(widths))
+        while end < len(widths) and _total([*shown, *widths[column : end + 1]], gap) <= width:
+            end += 1
+        of_block = [[*(row[each] for each in repeated), *row[column:end]] for row in rows]
+        blocks.append(_wrapped_lines(of_block, shown, widths[column:end], gap))
+        column = end
+    return "\n\n".join(blocks)
+
+
+def _total(widths: Sequence[int], gap: int) -> int:
+    return sum(widths) + gap * (len(widths) - 1)
+
+
+def _lines(rows: Sequence[Sequence[str]], widths: Sequence[int], left: int, gap: int) -> str:
     lines = []
     for row in rows:
         cells = (
@@ -109,3 +154,62 @@ def text_table(rows: Sequence[Sequence[str]], left: int = 1, gap: int = 2) -> st
         )
         lines.append((" " * gap).join(cells).rstrip())
     return "\n".join(lines)
+
+
+FLOORS = ((16, 1000), (16, 24), (SHORTEST, SHORTEST))
+"""Stages of narrowing a column: letters that lines keep, and letters that a path or name keeps."""
+
+
+def _fitted(rows: Sequence[Sequence[str]], widths: Sequence[int], left: int, gap: int, width: int) -> list[int]:
+    """Widths of the columns flush left, the widest narrowed first: beside all others, or else to a third of `width`."""
+    words = [[word for row in rows for word in row[each].split()] for each in range(left)]
+    longest = [max(map(len, found), default=0) for found in words]
+    number = [max((len(word) for word in found if _is_number(word)), default=0) for found in words]
+    others = widths[left:]
+    beside_all = width - sum(others) - gap * len(others)
+    beside_some = min(width - max(others, default=0) - gap, max(width // 3, SHORTEST))
+    for target in (beside_all, beside_some):
+        fitted = list(widths[:left])
+        for line, name in FLOORS:
+            floors = [
+                max(min(natural, line), min(longest[each], name), number[each])
+                for each, natural in enumerate(widths[:left])
+            ]
+            while _total(fitted, gap) > target and any(map(gt, fitted, floors)):
+                fitted[_widest(fitted, floors)] -= 1
+        if _total(fitted, gap) <= target:
+            break
+    return fitted
+
+
+def _widest(widths: Sequence[int], floors: Sequence[int]) -> int:
+    """The widest column above its floor."""
+    return max(range(len(widths)), key=lambda each: (widths[each] > floors[each], widths[each]))
+
+
+def _wrapped_lines(rows: Sequence[Sequence[str]], limits: Sequence[int], widths: Sequence[int], gap: int) -> str:
+    """limits: of the columns flush left, whose cells become as many lines as they take."""
+    lines, left = [], len(limits)
+    for row in rows:
+        cells = [_broken(cell, limit) for cell, limit in zip(row[:left], limits, strict=True)]
+        for depth in range(max(map(len, cells), default=1)):
+            head = [cell[depth] if depth < len(cell) else "" for cell in cells]
+            lines.append([*head, *(row[left:] if depth == 0 else [""] * len(widths))])
+    return _lines(lines, [*limits, *widths], left, gap)
+
+
+def _broken(cell: str, limit: int) -> list[str]:
+    text = " ".join(word if _is_number(word) else shortened(word, limit) for word in cell.split())
+    return wrap(text, limit, break_long_words=False, break_on_hyphens=False) or [""]
+
+
+def _is_number(word: str) -> bool:
+    return word.lstrip("([<>=+-~").replace("x", "0")[:1].isdigit()
+
+
+def shortened(word: str, limit: int) -> str:
+    """A path or name of at most `limit` letters: its begin and its longer end, which tells more, around an ellipsis."""
+    if len(word) <= limit:
+        return word
+    begin = max(0, (limit - 1) // 3)
+    return f"{word[:begin]}…{word[len(word) - (limit - begin - 1) :]}"
