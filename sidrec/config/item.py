@@ -26,7 +26,7 @@ from sidrec.config.item_parts import (
     StatsGate,
     Tokens,
 )
-from sidrec.config.section import Granularities, section, without_repeats
+from sidrec.config.section import Granularities, changed_keys, section, without_repeats
 
 TokenWeights = Literal["off", "multiply", "append", "both"]
 Histories = Annotated[tuple[Literal["hid", "sid"], ...], AfterValidator(without_repeats)]
@@ -55,7 +55,12 @@ class ItemKind:
         """Vector columns of items.parquet that the model reads."""
         return ()
 
-    pools_histories: ClassVar[bool] = True  # by model.history_pooling
+    @property
+    def pools_histories(self) -> bool:
+        """Whether model.history_pooling acts."""
+        return True
+
+    pools_no_history: ClassVar[str] = "has no histories to pool"  # the reason, for messages
 
     @property
     def least_rows_per_lane(self) -> int:
@@ -111,6 +116,13 @@ class SemanticItem(ItemKind):
             if not isinstance(self.index, ExactIndex):
                 raise ValueError(f"expected index: {{kind: exact}} with tokens of kind spm, got {self.index.kind}")
 
+    def unused_keys(self) -> dict[str, str]:
+        if self.subwords is not None and not self.alignment.needs_granules:
+            return changed_keys(self, ["granularities"], "with tokens of kind spm, which replace them")
+        if len(self.granularities) == 1 and self.subwords is None and self.fusion.weighs:
+            return changed_keys(self, ["fusion"], "with one granularity, whose weight is always 1")
+        return {}
+
     @property
     def sids(self) -> "SemanticItem":
         return self
@@ -137,6 +149,10 @@ class HidAndSidItem(SemanticItem, HashedItem):
     history: Histories = ("hid", "sid")
     """Which embeddings of the history are pooled into features of the backbone."""
 
+    @property
+    def pools_histories(self) -> bool:
+        return bool(self.history)
+
 
 @section
 class SidCoordItem(SemanticItem, HashedItem):
@@ -148,6 +164,10 @@ class SidCoordItem(SemanticItem, HashedItem):
     gate: Gate = StatsGate()
     """How HID and SID of the target become one embedding."""
 
+    @property
+    def pools_histories(self) -> bool:
+        return bool(self.history)
+
 
 @section
 class GateSidItem(SemanticItem, HashedItem):
@@ -155,7 +175,7 @@ class GateSidItem(SemanticItem, HashedItem):
     mixes the attention scores of both histories."""
 
     kind: Literal["gate_sid"] = "gate_sid"
-    pools_histories: ClassVar[bool] = False  # its gate mixes attention over both histories
+    pools_no_history: ClassVar[str] = "has its own attention over histories"
     granularities: Granularities = ("s1", "s2", "s3")
     """SID features; the paper uses the single levels. With an exact index, each has a table."""
     fusion: Fusion = ConcatProjectFusion()
@@ -166,6 +186,10 @@ class GateSidItem(SemanticItem, HashedItem):
     """Width of the gate's hidden layer."""
     contrastive: GateContrast | None = None
     """The contrastive loss: `{}` is as published; left out is the ablation "w/o GRCA"."""
+
+    @property
+    def pools_histories(self) -> bool:
+        return False  # its gate mixes attention over both histories
 
     @property
     def least_rows_per_lane(self) -> int:

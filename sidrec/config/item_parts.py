@@ -65,47 +65,56 @@ HidIndex = Annotated[ExactIndex | ModuloIndex | ManagedCollisionIndex, Field(dis
 # Fusion: the embeddings of an item's granularities to one embedding e_sid.
 
 
+class FusionKind:
+    """What the rest of sidrec asks a fusion."""
+
+    weighs: ClassVar[bool] = False  # whether its parameters are weights of granularities that sum to 1
+
+
 @section
-class AdditiveFusion:
+class AdditiveFusion(FusionKind):
     """Weights softmax_k(v . tanh(W e_k + b_k)) from the item alone, so that e_sid can be cached and compared."""
 
     kind: Literal["additive"] = "additive"
+    weighs: ClassVar[bool] = True
     hidden: PositiveInt = 16
     """Width of the scorer's hidden layer."""
 
 
 @section
-class ConcatMlpFusion:
+class ConcatMlpFusion(FusionKind):
     """Weights softmax(MLP([e_1; ...; e_G])) over granularities."""
 
     kind: Literal["concat_mlp"] = "concat_mlp"
+    weighs: ClassVar[bool] = True
     hidden: PositiveInt = 64
     """Width of the hidden layer."""
 
 
 @section
-class ConcatProjectFusion:
+class ConcatProjectFusion(FusionKind):
     """Linear projection W [e_1; ...; e_G] without attention."""
 
     kind: Literal["concat_project"] = "concat_project"
 
 
 @section
-class MeanFusion:
+class MeanFusion(FusionKind):
     """Equal weights for all granularities: a control for attention."""
 
     kind: Literal["mean"] = "mean"
 
 
 @section
-class QueryFusion:
+class QueryFusion(FusionKind):
     """Weights softmax_k(q . W e_k / sqrt(D)) with one learned query q."""
 
     kind: Literal["query"] = "query"
+    weighs: ClassVar[bool] = True
 
 
 @section
-class SumFusion:
+class SumFusion(FusionKind):
     """The sum over granularities, as Meta and Google pool the parts of a SID (arXiv 2504.02137, 2306.08121)."""
 
     kind: Literal["sum"] = "sum"

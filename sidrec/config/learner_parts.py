@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from sidrec.config.section import section
+from sidrec.config.section import changed_keys, section
 from sidrec.config.sid_losses import SidLossConfig
 
 
@@ -45,6 +45,10 @@ class Router:
     hidden: PositiveInt = 64
     """Width of the hidden layer."""
 
+    def unused_keys(self) -> dict[str, str]:
+        of_loss = ["sparsity", "target", "balance", "first_strength", "rate"]
+        return {} if self.regularize else changed_keys(self, of_loss, "with regularize false")
+
 
 @section
 class Training:
@@ -66,6 +70,9 @@ class Training:
     """The fit fails when a smaller share of a codebook is in use after the training: the codebook collapsed."""
     save_every: PositiveInt = 10
     """Epochs between checkpoints, from which a killed fit resumes."""
+
+    def unused_keys(self) -> dict[str, str]:
+        return {} if self.revive_every else changed_keys(self, ["revive_until"], "with revive_every 0")
 
 
 @section

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from sidrec.config.learner_parts import GradientLearner, LearnerSection, Router, Training
-from sidrec.config.section import section
+from sidrec.config.section import changed_keys, section
 from sidrec.config.sid_losses import (
     AlignmentController,
     BehaviorAlignment,
@@ -32,6 +32,9 @@ class RqVaeConfig(GradientLearner):
     """Entropy of the optimal transport that spreads a training batch over the last level's codes; 0 is off."""
     sinkhorn_iterations: PositiveInt = 50
     """Sinkhorn iterations."""
+
+    def unused_keys(self) -> dict[str, str]:
+        return {} if self.sinkhorn else changed_keys(self, ["sinkhorn_iterations"], "with sinkhorn 0")
 
 
 @section
@@ -104,9 +107,14 @@ class AdcSidConfig(LearnerSection):
             )
 
     def unused_keys(self) -> dict[str, str]:
-        if self.content == 1 and not self.content_gates:
-            return {"content_gates": "none with content 1, where a column has a single expert, got false"}
-        return {}
+        found: dict[str, str] = {}
+        if self.content == 1:
+            found |= changed_keys(self, ["content_gates"], "with content 1, where a column has a single expert")
+        if not self.align_weight:
+            found |= changed_keys(self, ["temperature", "detach_behavior"], "with align_weight 0")
+            if self.controller is None or not self.controller.clip_quantile:
+                found |= changed_keys(self, ["controller"], "with align_weight 0")
+        return found
 
 
 @section
@@ -162,6 +170,11 @@ class MmRqVaeConfig(GradientLearner):
     """Weight of the alignment, as released."""
     temperature: PositiveFloat = 0.07
     """tau of the InfoNCE [I]."""
+
+    def unused_keys(self) -> dict[str, str]:
+        if not self.align_weight:
+            return changed_keys(self, ["align", "temperature"], "with align_weight 0")
+        return changed_keys(self, ["temperature"], "with align mmd") if self.align == "mmd" else {}
 
     def check_use(self, vectors: tuple[str, ...], resolve_collisions: bool) -> None:
         if self.levels % len(vectors):

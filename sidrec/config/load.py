@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 from sidrec.command_line import parse as parse_arguments
 from sidrec.config.describe import keys_at
 from sidrec.config.recipe import RECIPE, Recipe
+from sidrec.config.section import default_of, unused_keys_below
 from sidrec.errors import ConfigError, print_warning
 from sidrec.text import did_you_mean, near_file, place, short_repr
 
@@ -49,7 +50,7 @@ def load_file(path: Path) -> Recipe:
 def load_saved(path: Path, warn: bool = False) -> Recipe:
     """Reads the config.yaml of a run that exists, which an earlier version may have written.
 
-    Keys without effect (`Recipe.unused_keys`) get their defaults. warn: name them on stderr. Raises ConfigError.
+    Keys without effect (`unused_keys_below`) get their defaults. warn: name them on stderr. Raises ConfigError.
     """
     recipe = _validated(load_mapping(path, "recipe"), str(path))
     return _without_unused_keys(recipe, str(path) if warn else None)
@@ -130,7 +131,7 @@ def _refuse_unused_keys(recipe: Recipe, where: str) -> Recipe:
 
     Raises ConfigError if a new run's recipe has such keys.
     """
-    unused = recipe.unused_keys()
+    unused = unused_keys_below(recipe)
     if unused and not (recipe.run / "config.yaml").is_file():
         raise _refusal(where, [f"{key}: expected {expected}" for key, expected in unused.items()])
     return _without_unused_keys(recipe, where)
@@ -138,7 +139,7 @@ def _refuse_unused_keys(recipe: Recipe, where: str) -> Recipe:
 
 def _without_unused_keys(recipe: Recipe, where: str | None) -> Recipe:
     """where: the source that the warning names; None for no warning."""
-    for key, expected in recipe.unused_keys().items():
+    for key, expected in unused_keys_below(recipe).items():
         if where is not None and os.environ.get("RANK", "0") == "0":
             print_warning(f"{where}: {key} has no effect and is ignored: expected {expected}")
         recipe = _with_default(recipe, key.split("."))
@@ -146,10 +147,13 @@ def _without_unused_keys(recipe: Recipe, where: str | None) -> Recipe:
 
 
 def _with_default(section: Any, path: Sequence[str]) -> Any:
-    """The section with the default at a dotted key."""
+    """The section with the default at a dotted key; a number in it is a place in a list."""
     name, *rest = path
-    default = section.__dataclass_fields__[name].default
-    return replace(section, **{name: _with_default(getattr(section, name), rest) if rest else default})
+    if isinstance(section, tuple):
+        place = int(name)
+        return (*section[:place], _with_default(section[place], rest), *section[place + 1 :])
+    new = _with_default(getattr(section, name), rest) if rest else default_of(section, name)
+    return replace(section, **{name: new})
 
 
 # Mistakes as text.

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveInt
 
 from sidrec.config.item import Item, SidCoordItem
-from sidrec.config.section import section, without_repeats
+from sidrec.config.section import changed_keys, section, without_repeats
 
 Columns = Annotated[tuple[str, ...], AfterValidator(without_repeats)]
 
@@ -152,13 +152,12 @@ class ModelConfig:
 
     def unused_keys(self) -> dict[str, str]:
         """Keys with values that the item kind does not use -> what is expected instead."""
-        item = self.item
-        found = {}
-        if self.hid_init is not None and item.hids is None:
-            found["hid_init"] = f"none with item kind {item.kind}, which has no HIDs, got {self.hid_init}"
-        if self.sid_init is not None and item.sids is None:
-            found["sid_init"] = f"none with item kind {item.kind}, which has no SIDs, got {self.sid_init}"
-        if not item.pools_histories and self.history_pooling != MeanPooling():
-            expected = f"none with item kind {item.kind}, which has its own attention over histories"
-            found["history_pooling"] = f"{expected}, got {self.history_pooling.kind}"
+        item, kind = self.item, f"with item kind {self.item.kind}"
+        found: dict[str, str] = {}
+        if item.hids is None:
+            found |= changed_keys(self, ["hid_init"], f"{kind}, which has no HIDs")
+        if item.sids is None:
+            found |= changed_keys(self, ["sid_init"], f"{kind}, which has no SIDs")
+        if not item.pools_histories:
+            found |= changed_keys(self, ["history_pooling"], f"{kind}, which {item.pools_no_history}")
         return found

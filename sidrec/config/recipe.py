@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, Po
 
 from sidrec.config.learners import TokenizerConfig
 from sidrec.config.model import ModelConfig
-from sidrec.config.section import section, without_repeats
+from sidrec.config.section import changed_keys, section, without_repeats
 
 
 @section
@@ -98,6 +98,9 @@ class Schedule:
     final: NonNegativeFloat = 0.0
     """Factor at the last step (linear, cosine)."""
 
+    def unused_keys(self) -> dict[str, str]:
+        return changed_keys(self, ["final"], "with kind constant") if self.kind == "constant" else {}
+
 
 @section
 class OptimizerConfig:
@@ -158,6 +161,9 @@ class TrainConfig:
     """Most consecutive steps that non_finite: skip may skip."""
     hang_minutes: PositiveFloat = 10.0
     """Minutes without progress after which a rank exits, so that torchrun can restart all ranks."""
+
+    def unused_keys(self) -> dict[str, str]:
+        return changed_keys(self, ["skip_at_most"], "with non_finite stop") if self.non_finite == "stop" else {}
 
 
 @section
@@ -235,6 +241,9 @@ class StartConfig:
         if self.without and self.checkpoint is None:
             raise ValueError(f"expected no `without` where there is no checkpoint, got {', '.join(self.without)}")
 
+    def unused_keys(self) -> dict[str, str]:
+        return changed_keys(self, ["optimizer"], "where there is no checkpoint") if self.checkpoint is None else {}
+
 
 @section
 class Recipe:
@@ -274,16 +283,15 @@ class Recipe:
             raise ValueError(f"data.batch_size: expected {bound}, got {data.batch_size}")
 
     def unused_keys(self) -> dict[str, str]:
-        """Dotted keys with values that have no effect in this recipe -> what is expected instead.
+        """Dotted keys that have no effect because of another section -> what is expected instead.
 
-        `sidrec.config.load` refuses a new recipe that has any, and ignores them in the recipe of a run that exists.
+        Each section names its own (`sidrec.config.section`). `sidrec.config.load` refuses a new recipe that has any,
+        and ignores them in the recipe of a run that exists.
         """
-        found = {f"tokenizer.learner.{key}": why for key, why in self.tokenizer.learner.unused_keys().items()}
-        found |= {f"model.{key}": why for key, why in self.model.unused_keys().items()}
-        if self.optimizer.hid is not None and self.model.item.hids is None:
-            expected = f"none with item kind {self.model.item.kind}, which has no HIDs"
-            found["optimizer.hid"] = f"{expected}, got {self.optimizer.hid.kind}"
-        return found
+        if self.optimizer.hid is None or self.model.item.hids is not None:
+            return {}
+        expected = f"none with item kind {self.model.item.kind}, which has no HIDs"
+        return {"optimizer.hid": f"{expected}, got {self.optimizer.hid.kind}"}
 
     @property
     def run(self) -> Path:

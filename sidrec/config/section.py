@@ -1,10 +1,11 @@
-"""The decorator of every recipe section, and types that sections share.
+"""The decorator of every recipe section, types that sections share, and keys without effect.
 
 A section is a frozen dataclass that pydantic checks: unknown keys, NaN and infinity are refused.
 """
 
-from dataclasses import dataclass
-from typing import Annotated, TypeVar, dataclass_transform
+from collections.abc import Iterable, Iterator
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from typing import Annotated, Any, TypeVar, dataclass_transform
 
 from pydantic import AfterValidator, ConfigDict
 
@@ -25,6 +26,49 @@ def section(cls: type[T]) -> type[T]:
     frozen = dataclass(frozen=True, kw_only=True)(cls)
     frozen.__pydantic_config__ = ConfigDict(extra="forbid", strict=False, allow_inf_nan=False)  # type: ignore[attr-defined]
     return frozen
+
+
+# Keys without effect. A section names its own by a method `unused_keys`.
+
+
+def unused_keys_below(value: Any, path: str = "") -> dict[str, str]:
+    """Dotted keys of a section and of all sections in it whose values have no effect -> what is expected instead."""
+    found: dict[str, str] = {}
+    if isinstance(value, tuple):
+        for place, entry in enumerate(value):
+            found |= unused_keys_below(entry, f"{path}{place}.")
+    elif is_dataclass(value):
+        for field in fields(value):
+            found |= unused_keys_below(getattr(value, field.name), f"{path}{field.name}.")
+        if hasattr(value, "unused_keys"):
+            found |= {f"{path}{key}": expected for key, expected in value.unused_keys().items()}
+    return found
+
+
+def changed_keys(section: Any, names: Iterable[str], where: str) -> dict[str, str]:
+    """Of the keys `names`, which have no effect `where`, those with another value than the default.
+
+    Returns: key -> what is expected instead, as `unused_keys` returns it.
+    """
+    return dict(_changed_keys(section, names, where))
+
+
+def _changed_keys(section: Any, names: Iterable[str], where: str) -> Iterator[tuple[str, str]]:
+    for name in names:
+        value = getattr(section, name)
+        if value != default_of(section, name):
+            got = getattr(value, "kind", value)
+            yield name, f"none {where}, got {str(got).lower() if isinstance(got, bool) else got}"
+
+
+def default_of(section: Any, name: str) -> Any:
+    """The default of a key. Raises ValueError for a required key."""
+    field: Field[Any] = section.__dataclass_fields__[name]
+    if field.default_factory is not MISSING:
+        return field.default_factory()
+    if field.default is MISSING:
+        raise ValueError(f"expected a key with a default, got {name}")
+    return field.default
 
 
 # Names of granularities: s1 is level 1 alone, s12 the pair of levels 1 and 2, s123 the first three levels together.

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from sidrec.config.section import section
+from sidrec.config.section import changed_keys, section
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -82,6 +82,11 @@ class HammingRepulsion:
         if self.margin_full < self.margin_part:
             raise ValueError(f"expected margin_full of at least margin_part {self.margin_part}, got {self.margin_full}")
 
+    def unused_keys(self) -> dict[str, str]:
+        if not self.radius:
+            return changed_keys(self, ["weight_part", "margin_part"], "with radius 0, where no conflict is partial")
+        return {} if self.weight_part else changed_keys(self, ["margin_part", "radius"], "with weight_part 0")
+
 
 @section
 class OverlapRepulsion:
@@ -129,6 +134,13 @@ class OverlapRepulsion:
             if margin <= 1 - threshold:
                 bound = f"a margin above 1 - {threshold} at overlap depth {depth}, or no pair is ever repelled"
                 raise ValueError(f"expected {bound}, got {margin}")
+
+    def unused_keys(self) -> dict[str, str]:
+        found = {} if self.relax else changed_keys(self, ["thresholds", "space"], "with relax false")
+        if self.load == "none":
+            of_load = ["load_min", "load_max", "load_power", "load_saturation"]
+            found |= changed_keys(self, of_load, "with load none")
+        return found
 
 
 @section

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from sidrec.config import ConfigError, Recipe, load, load_file, load_saved, save
+from sidrec.config.section import unused_keys_below
 
 RECIPES = sorted((Path(__file__).parents[2] / "launch" / "recipes").glob("*.yaml"))
 SMALLEST = "name: a\ndata: {path: d, catalog: c}\n"
@@ -100,6 +101,92 @@ def test_wrong_tag(recipe: Path) -> None:
 )
 def test_a_key_that_would_do_nothing(sections: str, message: str, recipe: Path) -> None:
     assert _mistakes(recipe, f"{SMALLEST}{sections}\n") == [message]
+
+
+LEARNER = "tokenizer: {vectors: [text, behavior], learner: "
+IDLE = {
+    "train: {skip_at_most: 3}": "train.skip_at_most: expected none with non_finite stop, got 3",
+    "start: {optimizer: false}": "start.optimizer: expected none where there is no checkpoint, got false",
+    "optimizer: {schedule: {final: 0.1}}": "optimizer.schedule.final: expected none with kind constant, got 0.1",
+    "model: {item: {kind: sid_coord, history: []}, history_pooling: {kind: target_attention}}": (
+        "model.history_pooling: expected none with item kind sid_coord, which has no histories to pool, "
+        "got target_attention"
+    ),
+    "model: {item: {kind: sid, granularities: [s1], tokens: {kind: spm, vocabulary: 50}}}": (
+        "model.item.granularities: expected none with tokens of kind spm, which replace them, got ('s1',)"
+    ),
+    "model: {item: {kind: sid, granularities: [s1], fusion: {kind: query}}}": (
+        "model.item.fusion: expected none with one granularity, whose weight is always 1, got query"
+    ),
+    "tokenizer: {learner: {kind: rqvae, training: {revive_every: 0, revive_until: 0.5}}}": (
+        "tokenizer.learner.training.revive_until: expected none with revive_every 0, got 0.5"
+    ),
+    "tokenizer: {learner: {kind: rqvae, sinkhorn_iterations: 5}}": (
+        "tokenizer.learner.sinkhorn_iterations: expected none with sinkhorn 0, got 5"
+    ),
+    "tokenizer: {learner: {kind: rqvae, router: {regularize: false, sparsity: 0.5}}}": (
+        "tokenizer.learner.router.sparsity: expected none with regularize false, got 0.5"
+    ),
+    LEARNER + "{kind: adc_sid, align_weight: 0, temperature: 0.1}}": (
+        "tokenizer.learner.temperature: expected none with align_weight 0, got 0.1"
+    ),
+    LEARNER + "{kind: adc_sid, align_weight: 0, controller: null}}": (
+        "tokenizer.learner.controller: expected none with align_weight 0, got None"
+    ),
+    LEARNER + "{kind: mm_rqvae, align_weight: 0, align: contrast}}": (
+        "tokenizer.learner.align: expected none with align_weight 0, got contrast"
+    ),
+    LEARNER
+    + "{kind: mm_rqvae, temperature: 0.2}}": "tokenizer.learner.temperature: expected none with align mmd, got 0.2",
+    "tokenizer: {learner: {kind: adasid, losses: [{kind: overlap_repulsion, relax: false, space: input}]}}": (
+        "tokenizer.learner.losses.0.space: expected none with relax false, got input"
+    ),
+    "tokenizer: {learner: {kind: rqvae, further_losses: [{kind: diversity}, "
+    "{kind: overlap_repulsion, load: none, load_max: 3}]}}": (
+        "tokenizer.learner.further_losses.1.load_max: expected none with load none, got 3.0"
+    ),
+    "tokenizer: {learner: {kind: rqvae, further_losses: [{kind: hamming_repulsion, radius: 0, weight_part: 0.3}]}}": (
+        "tokenizer.learner.further_losses.0.weight_part: expected none with radius 0, where no conflict is partial, "
+        "got 0.3"
+    ),
+    "tokenizer: {learner: {kind: rqvae, further_losses: [{kind: hamming_repulsion, weight_part: 0, "
+    "margin_part: 0.3}]}}": (
+        "tokenizer.learner.further_losses.0.margin_part: expected none with weight_part 0, got 0.3"
+    ),
+}
+
+
+@pytest.mark.parametrize("sections", IDLE)
+def test_further_keys_that_would_do_nothing(sections: str, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """New recipes with them are refused; of a saved one they are ignored, after a warning."""
+    text = f"{SMALLEST}{sections}\n"
+    assert _mistakes(recipe, text) == [IDLE[sections]]
+    found = load_saved(recipe, warn=True)
+    key, expected = IDLE[sections].split(": ", 1)
+    warning = f"sidrec: warning: {recipe}: {key} has no effect and is ignored: {expected}\n"
+    assert capsys.readouterr().err == warning
+    assert unused_keys_below(found) == {}
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        "train: {non_finite: skip, skip_at_most: 3}",
+        "optimizer: {schedule: {kind: cosine, final: 0.1}}",
+        "model: {item: {kind: sid, granularities: [s1], fusion: {kind: sum}}}",
+        "model: {item: {kind: sid, granularities: [s1], fusion: {kind: concat_project}}}",
+        "model: {item: {kind: hid_and_sid, granularities: [s1], tokens: {kind: spm, vocabulary: 50}, "
+        "alignment: {kind: match_stats}}}",
+        "model: {item: {kind: content}, history_pooling: {kind: target_attention}}",
+        "tokenizer: {learner: {kind: rqvae, router: {regularize: false, hidden: 8}}}",
+        LEARNER + "{kind: adc_sid, align_weight: 0, controller: {clip_quantile: 0.1}}}",
+        LEARNER + "{kind: mm_rqvae, align: contrast, temperature: 0.2}}",
+        "tokenizer: {learner: {kind: adasid, losses: [{kind: overlap_repulsion, relax: false, load: none}]}}",
+    ],
+)
+def test_keys_that_act_are_kept(sections: str, recipe: Path) -> None:
+    recipe.write_text(f"{SMALLEST}{sections}\n")
+    assert load_file(recipe) == load_saved(recipe)
 
 
 def test_all_keys_that_would_do_nothing_at_once(recipe: Path) -> None:
