@@ -25,11 +25,12 @@ from sidrec.schema import Manifest
 from sidrec.text import text_table
 
 from .command import WorkFolder, file_facts, load_snapshot, restore_snapshot, rows_bar, save_snapshot
+from .dense_numbers import fit_transforms
 from .event_order import NEVER, ORDER_VERSION, SPLITS, DayWindow, OrderedLog, make_split, order_events
 from .events import IdMap, Items, Source, check_matches
 from .item_vectors import NONE, TEXT_SOURCES, add_vectors, check_vector_source
 from .log_files import LogWriter, rows_on_items, write_items
-from .log_pass import ROW_DENSE, STATS, LogPass, PassState
+from .log_pass import ROW_DENSE, STATS, LogPass, PassState, train_events
 from .log_settings import LogSettings as LogSettings
 from .negatives import ATTEMPTS, Launches, Sampler, Taken
 
@@ -98,20 +99,26 @@ def _fill(work: WorkFolder, source: Source, settings: LogSettings, implicit: boo
     items = source.items(log.items)
     check_matches(items, log.item_rows, log.items.source_ids(), ", ".join(map(str, source.files[:2])))
     categories, ids = category_ids(items)
+    split = make_split(settings.split, log, settings.validation_share, settings.test_share)
+    sources = {**source.event_columns.numbers, **{name: column for name, (_, column) in items.numbers.items()}}
+    by_item = {name: np.concatenate([[np.nan], values]) for name, (values, _) in items.numbers.items()}
+    numbers = fit_transforms(train_events(log, split), sources, by_item)
     manifest = Manifest(
         source=source.name,
         seed=settings.seed,
         ids={schema.USER_ID: log.users + 1, schema.ITEM_ID: len(log.items) + 1, **ids, **log.ids},
-        dense=(*ROW_DENSE, *source.event_columns.dense),
+        dense=(*ROW_DENSE, *source.event_columns.dense, *numbers.columns),
         stats=STATS,
         history_length=settings.history,
         splits={},
+        transforms=numbers.transforms,
     )
     sampler = _sampler(log, settings, work.scratch) if implicit else None
     log_pass = LogPass(
         PassState.empty(log.users + 1, len(log.items) + 1, settings.history, settings.recent_days),
-        make_split(settings.split, log, settings.validation_share, settings.test_share),
+        split,
         categories,
+        numbers,
         sampler,
     )
     extra = [pa.field(name, pa.float32()) for name in source.event_columns.extra]

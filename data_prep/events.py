@@ -8,7 +8,7 @@ its files.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -34,6 +34,7 @@ class Items:
     categories: cat_* column -> text value per item; empty: unknown.
     vectors: vector column -> float32 [items, width].
     listed: the number of items, from id 1 on, that the source's file of items lists; None without such a file.
+    numbers: int_* column -> float64 per item, NaN where missing, and the source's column.
     """
 
     table: pa.Table
@@ -41,16 +42,20 @@ class Items:
     vectors: Mapping[str, np.ndarray]
     notes: Mapping[str, object]
     listed: int | None = None
+    numbers: Mapping[str, tuple[np.ndarray, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class EventColumns:
     """The source's own columns of an event table; all become columns of the log.
 
-    dense: int_*, float32, as the log holds them. categorical: cat_*, text. extra: float32, beyond the contract.
+    dense: int_*, float32, as the log holds them. numbers: int_*, float64, NaN where missing, which preparation
+    transforms (`data_prep.dense_numbers`) -> the source's column. categorical: cat_*, text. extra: float32, beyond the
+    contract.
     """
 
     dense: tuple[str, ...] = ()
+    numbers: Mapping[str, str] = field(default_factory=dict)
     categorical: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
 

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import tyro
@@ -16,6 +17,7 @@ from sidrec.errors import ContractError
 
 from .build import LogSettings, prepare
 from .command import run
+from .dense_numbers import MISSING
 from .events import (
     CATALOG_TEXT,
     CATALOG_TITLE,
@@ -29,8 +31,11 @@ from .events import (
     check_events,
 )
 from .item_vectors import NONE
-from .source_columns import Lines, numbers, seconds, texts
-from .source_files import blocks, files_of, whole
+from .log_pass import ROW_DENSE
+from .source_columns import Lines, amounts, numbers, seconds, texts
+from .source_files import Block, blocks, files_of, whole
+
+DENSE = schema.DENSE_PREFIX
 
 PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
@@ -55,6 +60,8 @@ class Columns:
     """Ratings of at least this are positive."""
     cat_columns: tuple[str, ...] = ()
     """Columns of the interactions that become cat_<name> of the log."""
+    dense_columns: tuple[str, ...] = ()
+    """Columns of numbers that become int_<name>: log(1 + x), standardised on the train split; negatives count as 0."""
     items_file: Path | None = None
     """CSV or Parquet file, folder or pattern of files, with one row per item."""
     items_id_column: str = "item_id"
@@ -63,6 +70,8 @@ class Columns:
     """Columns of the items file whose text is embedded; the first one is the title."""
     item_cat_columns: tuple[str, ...] = ()
     """Columns of the items file that become cat_<name> of the log."""
+    item_dense_columns: tuple[str, ...] = ()
+    """Columns of the items file with numbers that become int_<name>, as --dense-columns do."""
     separator: Annotated[str, metavar("CHARACTER", "found in the header")] = ""
     """Character between the values of text files."""
 
@@ -70,13 +79,28 @@ class Columns:
         """Raises ContractError that names flags which contradict each other."""
         if self.label_column and self.rating_column:
             raise ContractError("--label-column, --rating-column", "at most one of them", "both")
-        if self.items_file is None and (self.text_columns or self.item_cat_columns):
-            raise ContractError("--text-columns, --item-cat-columns", "an --items-file that has them", "none")
+        of_items = (self.text_columns, self.item_cat_columns, self.item_dense_columns)
+        if self.items_file is None and any(of_items):
+            flags = "--text-columns, --item-cat-columns, --item-dense-columns"
+            raise ContractError(flags, "an --items-file that has them", "none")
         if len(self.separator) > 1:
             raise ContractError("--separator", "one character", repr(self.separator))
         names = (*self.cat_columns, *self.item_cat_columns)
         if len(set(names)) < len(names):
             raise ContractError("--cat-columns, --item-cat-columns", "different names", list(names))
+        self._check_dense()
+
+    def _check_dense(self) -> None:
+        flags = "--dense-columns, --item-dense-columns"
+        names = (*self.dense_columns, *self.item_dense_columns)
+        made = [column for name in names for column in (DENSE + name, DENSE + name + MISSING)]
+        taken = [*ROW_DENSE, *made]
+        if repeated := sorted({column for column in made if taken.count(column) > 1}):
+            got = f"{list(names)}: {repeated[0]} twice"
+            raise ContractError(flags, f"different names, and none of {list(ROW_DENSE)}", got)
+        target = {self.label_column, self.rating_column} & set(self.dense_columns)
+        if target:
+            raise ContractError(flags, "columns that do not give the label away", f"the label's own, {target.pop()!r}")
 
     @property
     def implicit(self) -> bool:
@@ -102,7 +126,8 @@ class Interactions:
     @property
     def event_columns(self) -> EventColumns:
         return EventColumns(
-            categorical=tuple(schema.CATEGORICAL_PREFIX + column for column in self.columns.cat_columns)
+            numbers={DENSE + column: column for column in self.columns.dense_columns},
+            categorical=tuple(schema.CATEGORICAL_PREFIX + column for column in self.columns.cat_columns),
         )
 
     @property
@@ -118,9 +143,18 @@ class Interactions:
         columns = self.columns
         if columns.items_file is None:
             return None
-        wanted = tuple(dict.fromkeys((columns.items_id_column, *columns.text_columns, *columns.item_cat_columns)))
+        own = (*columns.text_columns, *columns.item_cat_columns, *columns.item_dense_columns)
+        wanted = tuple(dict.fromkeys((columns.items_id_column, *own)))
         found = blocks(columns.items_file, wanted, columns.text_columns, columns.separator)
-        return whole(found, columns.items_file, columns.items_id_column)
+        return whole(map(self._with_numbers, found), columns.items_file, columns.items_id_column)
+
+    def _with_numbers(self, block: Block) -> Block:
+        """The block, with its dense columns as numbers, so that errors name the line."""
+        lines, table = block
+        for name in self.columns.item_dense_columns:
+            place = table.column_names.index(name)
+            table = table.set_column(place, name, amounts(table[name], name, lines))
+        return Block(lines, table)
 
     def catalog(self) -> list[str]:
         items = self._items
@@ -130,7 +164,7 @@ class Interactions:
         columns = self.columns
         own = (columns.user_column, columns.item_column, columns.timestamp_column)
         target = [column for column in (columns.label_column, columns.rating_column) if column]
-        wanted = tuple(dict.fromkeys((*own, *target, *columns.cat_columns)))
+        wanted = tuple(dict.fromkeys((*own, *target, *columns.cat_columns, *columns.dense_columns)))
         for lines, table in blocks(self.log, wanted, separator=columns.separator):
             user, item, timestamp = (table[column] for column in own)
             events = pa.table(
@@ -143,6 +177,8 @@ class Interactions:
             )
             for name, column in zip(self.event_columns.categorical, columns.cat_columns, strict=True):
                 events = events.append_column(name, texts(table[column]))
+            for name, column in self.event_columns.numbers.items():
+                events = events.append_column(name, amounts(table[column], column, lines))
             yield check_events(events, lines)
 
     def _label(self, table: pa.Table, lines: Lines) -> pa.ChunkedArray:
@@ -178,7 +214,15 @@ class Interactions:
             for column in columns.item_cat_columns
         }
         notes = {"items": len(ids), "not_in_items_file": unlisted, "without_text": content.count("")}
-        return Items(table, categories, {}, notes, listed=None if listed is None else listed.num_rows)
+        numbers = {
+            DENSE + column: (self._item_numbers(column, len(ids)), column) for column in columns.item_dense_columns
+        }
+        return Items(table, categories, {}, notes, None if listed is None else listed.num_rows, numbers)
+
+    def _item_numbers(self, column: str, items: int) -> np.ndarray:
+        assert self._items is not None, "item columns need an items file"
+        values = pc.cast(self._items[column], pa.float64()).to_numpy()
+        return np.concatenate([values, np.full(items - len(values), np.nan)])
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ Shapes: E events of a partition; N rows of a partition (events, and negatives if
 U users; H history length; M selected rows.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,8 @@ import pyarrow as pa
 
 from sidrec import schema
 
-from .event_order import SECONDS_PER_DAY, DayWindow, Split
+from .dense_numbers import DenseNumbers
+from .event_order import SECONDS_PER_DAY, DayWindow, OrderedLog, Split
 from .events import ITEM, LABEL, TIMESTAMP, USER
 from .negatives import Sampler
 
@@ -27,13 +29,15 @@ STATS = ("stat_exposures", "stat_clicks", "stat_exposures_recent", "stat_clicks_
 class LogPass:
     """Turns partitions of events into rows.
 
-    item_categories: cat_* column -> int64 id per item id, 0 included. sampler: draws negatives; None for a log that
-    has rows with label 0. events_seen: events of the partitions so far. given_up: negatives without an item.
+    item_categories: cat_* column -> int64 id per item id, 0 included. numbers: dense columns that are made of the
+    source's numbers. sampler: draws negatives; None for a log that has rows with label 0. events_seen: events of
+    the partitions so far. given_up: negatives without an item.
     """
 
     state: "PassState"
     split: Split
     item_categories: dict[str, np.ndarray]
+    numbers: DenseNumbers
     sampler: Sampler | None
     events_seen: int = 0
     given_up: int = 0
@@ -41,7 +45,8 @@ class LogPass:
     def rows_of(self, partition: int, events: pa.Table) -> "PartitionRows":
         """Rows of the next partition, sorted by time. Updates the state with them."""
         own = {name: events[name].to_numpy() for name in events.column_names}
-        split_E = self._split(own[USER], own[TIMESTAMP])
+        user_events = self.state.user_events
+        split_E = split_events(self.split, user_events, own[USER], own[TIMESTAMP])
         place_N, item_N, label_N = self._with_negatives(partition, own)
         self.events_seen += events.num_rows
         user_N, timestamp_N = own[USER][place_N], own[TIMESTAMP][place_N]
@@ -55,7 +60,8 @@ class LogPass:
         columns |= self._user_columns(user_N, label_N, timestamp_N, by_user)
         columns |= self._item_columns(item_N, label_N, timestamp_N)
         columns |= {name: ids[item_N] for name, ids in self.item_categories.items()}
-        for name in own.keys() - {USER, ITEM, TIMESTAMP, LABEL}:
+        columns |= self.numbers.rows(own, place_N, item_N)
+        for name in own.keys() - {USER, ITEM, TIMESTAMP, LABEL, *columns}:
             kind = np.int64 if name.startswith(schema.CATEGORICAL_PREFIX) else np.float32
             columns[name] = own[name][place_N].astype(kind)
         histories = self.state.histories.advance(user_N, item_N, label_N, by_user)
@@ -63,12 +69,6 @@ class LogPass:
         keys = len(self.state.train_impressions)
         self.state.train_impressions += np.bincount(item_N[split_N == 0], minlength=keys)
         return PartitionRows(columns, histories, split_N)
-
-    def _split(self, user_E: np.ndarray, timestamp_E: np.ndarray) -> np.ndarray:
-        events = self.state.user_events
-        earlier_E = events[user_E] + Runs.of(user_E, timestamp_E).earlier_rows()
-        events += np.bincount(user_E, minlength=len(events))
-        return self.split.assign(user_E, timestamp_E, earlier_E)
 
     def _with_negatives(self, partition: int, own: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Position of each row's event in the partition, the row's item and its label; all [N], sorted by time."""
@@ -108,6 +108,24 @@ class LogPass:
         )
         state.items.add(item_N, label_N, timestamp_N)
         return {name: value.astype(np.float32) for name, value in zip(STATS, values, strict=True)}
+
+
+def train_events(log: OrderedLog, split: Split) -> Iterator[tuple[pa.Table, np.ndarray]]:
+    """Buckets of the ordered log, and whether each event is of the train split: bool [E]."""
+    user_events = np.zeros(log.users + 1, dtype=np.int64)
+    for number in range(len(log.bucket_rows)):
+        events = log.bucket(number)
+        yield events, split_events(split, user_events, events[USER].to_numpy(), events[TIMESTAMP].to_numpy()) == 0
+
+
+def split_events(split: Split, user_events: np.ndarray, user_E: np.ndarray, timestamp_E: np.ndarray) -> np.ndarray:
+    """int8 [E]: index in SPLITS of the next partition's events, sorted by time.
+
+    user_events: int64 [U], events of each user before the partition; the partition's are added.
+    """
+    earlier_E = user_events[user_E] + Runs.of(user_E, timestamp_E).earlier_rows()
+    user_events += np.bincount(user_E, minlength=len(user_events))
+    return split.assign(user_E, timestamp_E, earlier_E)
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,24 @@ def numbers(column: pa.ChunkedArray, kind: pa.DataType, name: str, lines: Lines)
     raise ContractError(f"{lines.path}, column {name}, line {lines.at(row)}", words, repr(column[row].as_py()))
 
 
+def amounts(column: pa.ChunkedArray, name: str, lines: Lines) -> pa.ChunkedArray:
+    """A column as float64, NaN where a value is missing; true and false are 1 and 0.
+
+    Raises ContractError with the first line whose value is infinite or no number.
+    """
+    if pa.types.is_temporal(column.type):
+        column = column.cast(pa.string())
+    kind = column.type
+    missing = pc.is_null(column, nan_is_null=True)
+    if pa.types.is_string(kind):
+        missing = pc.or_(missing, pc.fill_null(pc.equal(pc.utf8_lower(column), "nan"), False))
+    else:
+        column, kind = column.cast(pa.float64(), safe=False), pa.float64()
+    zero = pa.scalar("0" if pa.types.is_string(kind) else 0, kind)
+    values = numbers(pc.if_else(missing, zero, column), pa.float64(), name, lines)
+    return pc.if_else(missing, pa.scalar(np.nan), values)
+
+
 def _flags_as_digits(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Text with 1 and 0 for true and false, in any case of letters; other columns as they are."""
     if not pa.types.is_string(column.type):
