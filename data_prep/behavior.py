@@ -26,6 +26,7 @@ from sidrec import schema
 from sidrec.command_line import metavar
 from sidrec.errors import ContractError
 from sidrec.io.files import json_text, replaced_file
+from sidrec.io.output_lock import locked
 
 from .command import PICTURE, REPORT, is_behavior_report, refuse_flags, run
 from .item_pairs import PairSettings, Sequences, item_pairs, read_sequences, write_pairs
@@ -95,7 +96,8 @@ class BehaviorCommand:
     labels of the rows that they were learned from into a ranker's training; later rows are free of that."""
 
     def run(self) -> None:
-        add_behavior(self.data, self.sasrec, self.pairs, self.check, self.earliest_share)
+        with locked(self.data):
+            add_behavior(self.data, self.sasrec, self.pairs, self.check, self.earliest_share)
 
 
 def add_behavior(

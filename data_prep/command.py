@@ -30,6 +30,7 @@ from sidrec.io.output_folders import (
     replace_folder,
     restore,
 )
+from sidrec.io.output_lock import OutputLock
 
 
 class Command(Protocol):
@@ -92,11 +93,13 @@ PARTIAL = ".partial"
 class WorkFolder:
     """`publish` renames `data` to OUT and deletes `scratch`.
 
-    out: without links, see `output_folder`. overwrite: OUT may exist, if data_prep wrote it.
+    out: without links, see `output_folder`. overwrite: OUT may exist, if data_prep wrote it. lock: held from `open` to
+    `publish` or `discard`.
     """
 
     out: Path
     overwrite: bool
+    lock: OutputLock
 
     @property
     def partial(self) -> Path:
@@ -131,25 +134,35 @@ class WorkFolder:
         """Continues an unfinished preparation of equal configuration, or deletes one of another configuration.
 
         inputs: files and folders that the preparation reads. Raises ContractError, before anything is written, if OUT
-        must not be replaced, OUT.partial holds other files, or one of them is, holds or lies inside an input.
+        must not be replaced, another process is writing it, OUT.partial holds other files, or one of them is, holds
+        or lies inside an input.
         """
         inputs = tuple(inputs)
-        work = cls(output_folder(out, inputs), overwrite)
+        folder = output_folder(out, inputs)
+        work = cls(folder, overwrite, OutputLock(folder))
         check_apart(work.partial, inputs)
-        work._check_partial()
-        restore(work.out, work._replaced)
-        work._check_out()
-        wanted = json.dumps(configuration, indent=1, sort_keys=True, default=str)
-        found = work._configuration.read_text(encoding="utf-8") if work._configuration.exists() else None
-        # Without `data`, the work was published or discarded, and the process ended before the rest was deleted.
-        if found != wanted or not work.data.exists():
-            work.discard()
-        work.partial.mkdir(parents=True, exist_ok=True)
-        with replaced_file(work._configuration, one_writer=True) as partial:
-            partial.write_text(wanted, encoding="utf-8")
-        work.data.mkdir(exist_ok=True)
-        work.scratch.mkdir(exist_ok=True)
+        work.lock.take()
+        try:
+            work._begin(configuration)
+        except BaseException:
+            work.lock.release()
+            raise
         return work
+
+    def _begin(self, configuration: Mapping[str, object]) -> None:
+        self._check_partial()
+        restore(self.out, self._replaced)
+        self._check_out()
+        wanted = json.dumps(configuration, indent=1, sort_keys=True, default=str)
+        found = self._configuration.read_text(encoding="utf-8") if self._configuration.exists() else None
+        # Without `data`, the work was published or discarded, and the process ended before the rest was deleted.
+        if found != wanted or not self.data.exists():
+            self._delete_all()
+        self.partial.mkdir(parents=True, exist_ok=True)
+        with replaced_file(self._configuration, one_writer=True) as partial:
+            partial.write_text(wanted, encoding="utf-8")
+        self.data.mkdir(exist_ok=True)
+        self.scratch.mkdir(exist_ok=True)
 
     def _check_partial(self) -> None:
         if not self.partial.is_symlink() and not self.partial.exists():
@@ -183,7 +196,11 @@ class WorkFolder:
             raise
 
     def discard(self) -> None:
-        """Deletes the unfinished work."""
+        """Deletes the unfinished work, and gives the lock back."""
+        self._delete_all()
+        self.lock.release()
+
+    def _delete_all(self) -> None:
         if self.data.exists():
             _delete(self._discarded)
             self.data.rename(self._discarded)
@@ -197,6 +214,7 @@ class WorkFolder:
         self._check_out()
         replace_folder(self.data, self.out, self._replaced)
         self._delete_rest()
+        self.lock.release()
 
     def _delete_rest(self) -> None:
         """Deletes the configuration last, because it marks the rest as ours."""

@@ -16,6 +16,7 @@ from sidrec import schema
 from sidrec.command_line import metavar
 from sidrec.errors import ContractError
 from sidrec.io.files import column_type, readable, replaced_file
+from sidrec.io.output_lock import locked
 from sidrec.text import near_file
 
 from .command import rows_bar, run
@@ -41,7 +42,8 @@ class ItemVectors:
     """Model name or folder for sentence-transformers."""
 
     def run(self) -> None:
-        print(add_vectors(self.data / schema.ITEMS, self.source, self.column, self.model))
+        with locked(self.data):
+            print(add_vectors(self.data / schema.ITEMS, self.source, self.column, self.model))
 
 
 def add_vectors(items: Path, source: str, column: str = "text", model: str = SENTENCE_MODEL) -> str:

@@ -20,6 +20,7 @@ from sidrec.config import Recipe
 from sidrec.config.learners import TokenizerConfig
 from sidrec.errors import TrainingError, print_warning
 from sidrec.io.output_folders import output_folder, replaceable_folder, replaced_folder
+from sidrec.io.output_lock import OutputLock, locked
 from sidrec.machine import unwritable
 from sidrec.parallel.process_group import Ranks, largest, of_machine, raise_on_all_ranks, run_on_all_ranks
 from sidrec.schema import ITEMS, ContractError
@@ -56,9 +57,18 @@ def fit_catalog(
     A catalog with the same fingerprint is left unchanged. A fit that was killed resumes from its last checkpoint.
     overwrite: replace a catalog with other codes. read: a replacement for `read_item_vectors`.
     Raises, on all ranks: ContractError if the items are invalid, the learner fits on one process only, or the target
-    may not be replaced; TrainingError if the training failed. Then no catalog is written.
+    may not be replaced or another process is writing it; TrainingError if the training failed. Then no catalog is
+    written.
     """
-    run_on_all_ranks(ranks, lambda: _check(recipe, ranks, overwrite))
+    lock = OutputLock(recipe.data.catalog)
+    try:
+        run_on_all_ranks(ranks, lambda: _check(recipe, ranks, overwrite, lock))
+        _fit_catalog(recipe, ranks, overwrite, read)
+    finally:
+        lock.release()
+
+
+def _fit_catalog(recipe: Recipe, ranks: Ranks, overwrite: bool, read: Callable[..., ItemVectors]) -> None:
     work = recipe.data.catalog.with_name(f".{recipe.data.catalog.name}.fit")
     clock = _Clock()
     items = _read(recipe, ranks, read)
@@ -72,13 +82,20 @@ def fit_catalog(
         remove_checkpoint(work)
 
 
-def _check(recipe: Recipe, ranks: Ranks, overwrite: bool) -> None:
-    """Raises ContractError, before any work, if the catalog could not be written. Only a catalog may be replaced."""
+PATIENCE = 10.0  # seconds in which ranks end whose torchrun was killed
+
+
+def _check(recipe: Recipe, ranks: Ranks, overwrite: bool, lock: OutputLock) -> None:
+    """Takes the lock. Raises ContractError, before any work, if the catalog could not be written.
+
+    Only a catalog may be replaced.
+    """
     learner = recipe.tokenizer.learner
     if ranks.world > 1 and not shares_fit(learner):
         expected = "one process, as only learners that train by gradients share their work"
         raise ContractError(f"tokenizer.learner {learner.kind}", expected, ranks.world)
     if ranks.first:
+        lock.take(PATIENCE if ranks.world > 1 else 0.0)
         _check_target(recipe.data.catalog, [recipe.data.path / ITEMS], overwrite)
 
 
@@ -245,7 +262,13 @@ def extend_catalog(recipe: Recipe, source: Path, ranks: Ranks, overwrite: bool =
     SIDs and table rows of the items of `source` stay, also of those that items.parquet no longer lists. The first rank
     does the work. Raises ContractError on all ranks, also if the tokenizer gives the items of `source` other codes.
     """
-    run_on_all_ranks(ranks, lambda: _extend(recipe, source, overwrite) if ranks.first else None)
+
+    def extend() -> None:
+        if ranks.first:
+            with locked(recipe.data.catalog):
+                _extend(recipe, source, overwrite)
+
+    run_on_all_ranks(ranks, extend)
 
 
 def _extend(recipe: Recipe, source: Path, overwrite: bool) -> None:

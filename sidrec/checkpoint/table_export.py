@@ -33,6 +33,7 @@ from sidrec.data.item_tables import HID
 from sidrec.errors import CheckpointError
 from sidrec.io.files import check_free, new_file
 from sidrec.io.output_folders import output_file
+from sidrec.io.output_lock import locked
 from sidrec.machine import unwritable
 from sidrec.schema import ITEM_ID, LOG, ContractError, load_manifest
 from sidrec.sid.catalog import load_catalog
@@ -104,7 +105,7 @@ def export_table(
         with _progress("check", sum(checkpoint.index.files[name].size for name in files)) as progress:
             checkpoint.check_files(files, progress.update)
     size = sum(tensor.bytes for tensor in tensors.values())
-    with new_file(target, size, overwrite) as partial, _progress("export", size) as progress:
+    with locked(target), new_file(target, size, overwrite) as partial, _progress("export", size) as progress:
         if to_parquet:
             write_parquet(partial, tensors, progress.update, ids_of)
         else:

@@ -21,6 +21,7 @@ from sidrec.config.recipe import OptimizerConfig, ShardingKind
 from sidrec.config.section import section
 from sidrec.errors import ConfigError
 from sidrec.io.output_folders import output_file
+from sidrec.io.output_lock import OutputLock, locked
 from sidrec.machine import unwritable
 
 if TYPE_CHECKING:
@@ -80,17 +81,24 @@ def plan(argv: Sequence[str]) -> None:
     options = parse(PlanOptions, argv, "sidrec plan", PLAN)
     check_subject(options.subject)
 
-    from sidrec.plans.calibration import CalibratedCost, load_calibration
-    from sidrec.plans.cost import CostModel, TorchRecCost
-    from sidrec.plans.explain import explain, explanation_text
-    from sidrec.plans.options import sharding_plan
-    from sidrec.plans.plan_file import is_plan, plan_file_of, write_plan
-    from sidrec.plans.search import search, search_progress
+    from sidrec.plans.plan_file import is_plan
 
     hardware = _hardware(options)
     if options.export and (obstacle := unwritable(options.export.parent)):
         raise ConfigError(f"--export: expected a folder that can be written, got {obstacle}")
     export = output_file(options.export, "a sharding plan", is_plan) if options.export else None
+    with locked(*([export] if export else [])):
+        _search_and_export(options, hardware, export)
+
+
+def _search_and_export(options: PlanOptions, hardware: "Hardware", export: Path | None) -> None:
+    from sidrec.plans.calibration import CalibratedCost, load_calibration
+    from sidrec.plans.cost import CostModel, TorchRecCost
+    from sidrec.plans.explain import explain, explanation_text
+    from sidrec.plans.options import sharding_plan
+    from sidrec.plans.plan_file import plan_file_of, write_plan
+    from sidrec.plans.search import search, search_progress
+
     cost: CostModel = TorchRecCost()
     if options.calibration:
         cost = CalibratedCost(load_calibration(options.calibration, hardware.device))
@@ -243,14 +251,17 @@ def bench(argv: Sequence[str]) -> None:
 
         from sidrec.bench.calibrate import calibrate
 
-        calibrate(list(options.benches), options.out)
+        with locked(options.out):
+            calibrate(list(options.benches), options.out)
     else:
         drawn = parse(PageOptions, words, "sidrec bench page", DRAW)
 
         from sidrec.bench.page import write_page
         from sidrec.bench.result import load_bench
 
-        write_page(load_bench(drawn.bench), drawn.out or drawn.bench.with_suffix(".html"))
+        page = drawn.out or drawn.bench.with_suffix(".html")
+        with locked(page):
+            write_page(load_bench(drawn.bench), page)
 
 
 def _bench_options(words: Sequence[str]) -> tuple[BenchOptions, list[str]]:
@@ -279,6 +290,8 @@ def _measure_plans(read: Callable[[], tuple[BenchOptions, list[str]]]) -> None:
         subject = _subject(options, flags, ranks)
         out = options.out or Path("runs/bench") / subject.name
         page = out / "bench.html"
+        lock = OutputLock(out)  # until this function returns
+        run_on_all_ranks(ranks, lambda: lock.take() if ranks.first else None)
         run_on_all_ranks(ranks, lambda: _check_out(out / RESULT, page, options.overwrite) if ranks.first else None)
         if ranks.first:
             print(

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -17,7 +17,11 @@ from sidrec.cli.arguments import RecipeOptions, read_before_ranks, recipe_and_op
 from sidrec.command_line import Subcommands, describe, metavar, parse
 from sidrec.config.section import section
 from sidrec.errors import ConfigError
+from sidrec.io.output_lock import locked
 from sidrec.text import near_folder
+
+if TYPE_CHECKING:
+    from sidrec.study.definition import Study
 
 TRAIN = describe(
     "Trains a recipe from its newest checkpoint, or from the start, and evaluates it.",
@@ -82,6 +86,7 @@ def evaluate(argv: Sequence[str]) -> None:
         options = run_on_all_ranks(ranks, read)
         run = RunDirectory(options.run)
         recipe = run_on_all_ranks(ranks, run.recipe)
+        run_on_all_ranks(ranks, lambda: run.lock.take() if ranks.first else None)  # until this function returns
         recipe = replace(recipe, parallel=replace(recipe.parallel, plan=None))  # made for the ranks of the training
         if options.splits:
             recipe = replace(recipe, evaluate=replace(recipe.evaluate, splits=options.splits))
@@ -144,15 +149,21 @@ def study(argv: Sequence[str]) -> int:
     options = parse(StudyOptions, words, f"sidrec study {command}", STUDY_RUN if command == "run" else STUDY_REPORT)
 
     from sidrec.study.definition import load_study
+
+    study = load_study(options.study)
+    results = study.results if options.results is None else options.results
+    with locked(results / study.name):
+        return _study(study, results, command == "run")
+
+
+def _study(study: "Study", results: Path, train: bool) -> int:
     from sidrec.study.intervals import update_bootstraps
     from sidrec.study.report import report, tuning_report
     from sidrec.study.runner import run_study
 
-    study = load_study(options.study)
-    results = study.results if options.results is None else options.results
     _log_to(study.runs / study.name)
     failed = []
-    if command == "run":
+    if train:
         # SystemExit instead of an immediate end, so that the training in progress is stopped too.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         failed = run_study(study, results)

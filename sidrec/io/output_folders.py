@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from sidrec.errors import ContractError
+from sidrec.io.output_lock import locked
 
 NAMED = 3  # foreign files listed in a message
 Written = Callable[[str], bool]
@@ -35,9 +36,13 @@ def replaced_folder(target: Path, kind: FolderKind) -> Iterator[Path]:
     """Yields an empty sibling of `target` to fill. It becomes `target` when the block ends; it is removed on errors.
 
     An existing `target` of this kind is replaced, and stays unchanged until then. Raises ContractError, before the
-    block and again after it, if `target` must not be replaced.
+    block and again after it, if `target` must not be replaced, and if another process is writing it.
     """
-    folder = replaceable_folder(target, kind)
+    with locked(output_folder(target)):
+        yield from _replaced_folder(replaceable_folder(target, kind), kind)
+
+
+def _replaced_folder(folder: Path, kind: FolderKind) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     former = folder.with_name(f".{folder.name}.former-{os.getpid()}")

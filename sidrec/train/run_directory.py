@@ -8,10 +8,8 @@ skipped.jsonl          skipped steps, with train.non_finite=skip
 run.json               versions, device, parameters tensorboard/           the curves of metrics.jsonl
 """
 
-import fcntl
 import json
 import math
-import os
 import re
 import time
 from dataclasses import replace
@@ -23,6 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 from sidrec.config import ConfigError, Recipe, load_saved, save
 from sidrec.io.files import replaced_file, write_text
 from sidrec.io.output_folders import FolderKind, Written
+from sidrec.io.output_lock import OutputLock
 from sidrec.machine import unwritable
 from sidrec.schema import ContractError, read_json
 from sidrec.text import near_folder
@@ -153,53 +152,26 @@ class RunDirectory:
 PATIENCE = 10.0  # seconds in which ranks end whose torchrun was killed
 
 
-class RunLock:
+class RunLock(OutputLock):
     """A lock on a run directory: a second training would remove files that the first one is writing.
 
-    The lock is on the directory itself: it leaves no file and ends with the process. On a file system without locks,
-    nothing is locked.
+    The lock is on the directory itself, and leaves no file.
     """
 
     def __init__(self, path: Path) -> None:
+        super().__init__(path, in_place=True)
         self._path = path
-        self._held: int | None = None
 
     def take(self, patience: float = PATIENCE) -> None:
         """Takes the lock if the directory exists. patience: seconds to wait for a process that is ending.
 
         Raises ConfigError if another process still has it then.
         """
-        if self._held is not None or not self._path.is_dir():
-            return
-        directory = os.open(self._path, os.O_RDONLY)
-        deadline = time.monotonic() + patience
         try:
-            while not _locked(directory):
-                if time.monotonic() > deadline:
-                    raise ConfigError(
-                        f"{self._path}: expected a run that no other process trains, got one that is held"
-                    )
-                time.sleep(0.1)
-        except BaseException:
-            os.close(directory)
-            raise
-        self._held = directory
-
-    def release(self) -> None:
-        """Gives the lock back."""
-        if self._held is not None:
-            os.close(self._held)
-            self._held = None
-
-
-def _locked(directory: int) -> bool:
-    try:
-        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # no locks here
-        pass
-    return True
+            super().take(patience)
+        except ContractError:
+            expected = "expected a run that no other process trains, got one that is held"
+            raise ConfigError(f"{self._path}: {expected}") from None
 
 
 class Progress:
