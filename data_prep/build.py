@@ -112,6 +112,7 @@ def _fill(work: WorkFolder, source: Source, settings: LogSettings, implicit: boo
         history_length=settings.history,
         splits={},
         transforms=numbers.transforms,
+        labels=source.event_columns.labels,
     )
     sampler = _sampler(log, settings, work.scratch) if implicit else None
     log_pass = LogPass(

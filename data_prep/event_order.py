@@ -160,7 +160,7 @@ class _Spool:
             LABEL: label.astype(np.int8),
         }
         own = self._source.event_columns
-        columns |= {name: events[name] for name in (*own.dense, *own.numbers, *own.extra)}
+        columns |= {name: events[name] for name in (*own.dense, *own.numbers, *own.labels, *own.extra)}
         columns |= {name: ids.add(events[name]).astype(np.int32) for name, ids in self.categories.items()}
         return pa.table(columns)
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from sidrec import schema
 from sidrec.errors import ContractError, print_warning
 
 from .source_columns import Lines
@@ -50,13 +51,14 @@ class EventColumns:
     """The source's own columns of an event table; all become columns of the log.
 
     dense: int_*, float32, as the log holds them. numbers: int_*, float64, NaN where missing, which preparation
-    transforms (`data_prep.dense_numbers`) -> the source's column. categorical: cat_*, text. extra: float32, beyond the
-    contract.
+    transforms (`data_prep.dense_numbers`) -> the source's column. categorical: cat_*, text. labels: label_*, float32,
+    0 or 1. extra: float32, beyond the contract.
     """
 
     dense: tuple[str, ...] = ()
     numbers: Mapping[str, str] = field(default_factory=dict)
     categorical: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
 
 
@@ -135,8 +137,10 @@ def check_events(events: pa.Table, lines: Lines) -> pa.Table:
             "seconds since 1970, before the year 2100 (milliseconds?)",
             pc.or_(pc.less(events[TIMESTAMP], 0), pc.greater_equal(events[TIMESTAMP], LATEST)),
         ),
-        LABEL: ("0 or 1", pc.invert(pc.or_(pc.equal(events[LABEL], 0), pc.equal(events[LABEL], 1)))),
     }
+    for column in events.column_names:
+        if column == LABEL or column.startswith(schema.LABEL_PREFIX):
+            rules[column] = ("0 or 1", pc.invert(pc.or_(pc.equal(events[column], 0), pc.equal(events[column], 1))))
     for column, (expected, bad) in rules.items():
         row = pc.index(pc.fill_null(bad, True), True).as_py()
         if row >= 0:

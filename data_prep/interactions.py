@@ -54,6 +54,8 @@ class Columns:
     """Unit of times that are numbers."""
     label_column: str | None = None
     """Column of the interactions with labels 0 and 1."""
+    other_label_columns: tuple[str, ...] = ()
+    """Further columns with labels 0 and 1, kept as label_<name>; `data.label` of a recipe names the one to learn."""
     rating_column: str | None = None
     """Column of the interactions with a rating."""
     threshold: float = 4.0
@@ -88,7 +90,17 @@ class Columns:
         names = (*self.cat_columns, *self.item_cat_columns)
         if len(set(names)) < len(names):
             raise ContractError("--cat-columns, --item-cat-columns", "different names", list(names))
+        self._check_labels()
         self._check_dense()
+
+    def _check_labels(self) -> None:
+        others = self.other_label_columns
+        if others and self.implicit:
+            expected = "--label-column or --rating-column as well: sampled rows have no other labels"
+            raise ContractError("--other-label-columns", expected, "neither")
+        target = self.label_column or self.rating_column
+        if len({target, *others}) <= len(others):
+            raise ContractError("--other-label-columns", "different columns", [target, *others])
 
     def _check_dense(self) -> None:
         flags = "--dense-columns, --item-dense-columns"
@@ -98,9 +110,16 @@ class Columns:
         if repeated := sorted({column for column in made if taken.count(column) > 1}):
             got = f"{list(names)}: {repeated[0]} twice"
             raise ContractError(flags, f"different names, and none of {list(ROW_DENSE)}", got)
-        target = {self.label_column, self.rating_column} & set(self.dense_columns)
+        targets = {self.label_column, self.rating_column, *self.other_label_columns}
+        target = targets & {*self.dense_columns, *self.cat_columns}
         if target:
+            flags = f"--cat-columns, {flags}"
             raise ContractError(flags, "columns that do not give the label away", f"the label's own, {target.pop()!r}")
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """Columns of the interactions beside user, item, time and target."""
+        return (*self.cat_columns, *self.dense_columns, *self.other_label_columns)
 
     @property
     def implicit(self) -> bool:
@@ -128,6 +147,7 @@ class Interactions:
         return EventColumns(
             numbers={DENSE + column: column for column in self.columns.dense_columns},
             categorical=tuple(schema.CATEGORICAL_PREFIX + column for column in self.columns.cat_columns),
+            labels=tuple(schema.LABEL_PREFIX + column for column in self.columns.other_label_columns),
         )
 
     @property
@@ -164,7 +184,7 @@ class Interactions:
         columns = self.columns
         own = (columns.user_column, columns.item_column, columns.timestamp_column)
         target = [column for column in (columns.label_column, columns.rating_column) if column]
-        wanted = tuple(dict.fromkeys((*own, *target, *columns.cat_columns, *columns.dense_columns)))
+        wanted = tuple(dict.fromkeys((*own, *target, *columns.own)))
         for lines, table in blocks(self.log, wanted, separator=columns.separator):
             user, item, timestamp = (table[column] for column in own)
             events = pa.table(
@@ -177,6 +197,8 @@ class Interactions:
             )
             for name, column in zip(self.event_columns.categorical, columns.cat_columns, strict=True):
                 events = events.append_column(name, texts(table[column]))
+            for name, column in zip(self.event_columns.labels, columns.other_label_columns, strict=True):
+                events = events.append_column(name, numbers(table[column], pa.float32(), column, lines))
             for name, column in self.event_columns.numbers.items():
                 events = events.append_column(name, amounts(table[column], column, lines))
             yield check_events(events, lines)

@@ -25,6 +25,8 @@ class DataConfig:
     """Data folder: holds log/ and items.parquet."""
     catalog: Path
     """Catalog folder, made by `sidrec fit`."""
+    label: str = "label"
+    """Label column to learn and to measure: label, or a label_<name> that the log has."""
     batch_size: PositiveInt = 4096
     """Rows per step over all ranks together, so that a recipe trains the same at any world size."""
     history_length: PositiveInt = 20

@@ -19,7 +19,8 @@ from sidrec.data.item_tables import ItemTables
 from sidrec.data.reader import Lanes, LogReader, Shuffling
 from sidrec.data.rows import Columns, split_index
 from sidrec.data.worker import StepDataset, WorkerResult, as_is, exit_with_training
-from sidrec.schema import ITEM_ID, LOG, USER_ID, ContractError, Manifest
+from sidrec.schema import ITEM_ID, LABEL, LOG, USER_ID, ContractError, Manifest
+from sidrec.text import did_you_mean
 
 BATCHES_AHEAD = 4  # per worker: enough to hide the reading of a buffer
 ROW_ERRORS_LOGGED = 5
@@ -57,13 +58,19 @@ def open_split(
 
 def columns_of(data: DataConfig, model: ModelConfig, manifest: Manifest) -> Columns:
     """The columns that a model reads. Raises ContractError for one that the log lacks."""
+    labels = (LABEL, *manifest.labels)
+    if data.label not in labels:
+        expected = f"a label of the log, which has {', '.join(labels)}"
+        raise ContractError("data.label", expected, repr(data.label) + did_you_mean(data.label, labels))
     dense = manifest.dense if model.dense is None else model.dense
     for key, wanted, known in (("model.context", model.context, manifest.ids), ("model.dense", dense, manifest.dense)):
         for column in wanted:
             if column not in known:
                 raise ContractError(key, f"columns of the log, which has {sorted(known)}", repr(column))
     ids = {column: rows for column, rows in manifest.ids.items() if column in (USER_ID, ITEM_ID, *model.context)}
-    return Columns(replace(manifest, ids=ids, dense=dense), model.context, data.history_length)
+    others = () if data.label == LABEL else (data.label,)
+    log = replace(manifest, ids=ids, dense=dense, labels=others)
+    return Columns(log, model.context, data.history_length, data.label)
 
 
 class SplitLoader:

@@ -136,13 +136,14 @@ def row_places(groups: Sequence[RowGroup], row_N: Iterable[int]) -> dict[Path, l
 class Columns:
     """The columns of the log that a model reads.
 
-    log: the manifest, reduced to these columns; other columns are neither decoded nor checked.
+    log: the manifest, reduced to these columns; other columns are neither decoded nor checked. label: the target's.
     context: id columns of the context tables. history_length: T, latest history entries kept per row.
     """
 
     log: Manifest
     context: tuple[str, ...]
     history_length: int
+    label: str = LABEL
 
 
 @dataclass(frozen=True)
@@ -241,7 +242,7 @@ def _rows(table: pa.Table, group: RowGroup, columns: Columns, bad_N: np.ndarray)
     rows = Rows(
         row_N=np.arange(group.first_row, group.first_row + group.rows),
         good_N=~bad_N,
-        label_N=_column(table, LABEL),
+        label_N=_column(table, columns.label),
         user_N=_column(table, USER_ID),
         item_N=_column(table, ITEM_ID),
         context_NC=_matrix(table, columns.context, np.int64),
@@ -305,8 +306,9 @@ def broken_rows(table: pa.Table, manifest: Manifest) -> dict[str, np.ndarray]:
     for column in log_schema(manifest).names:
         nulls = table[column].is_null().to_numpy()
         add(column, "no missing value", np.asarray(nulls, dtype=bool))
-    label = _numpy(table, LABEL)
-    add(LABEL, "0 or 1", ~((label == 0) | (label == 1)))
+    for column in (LABEL, *manifest.labels):
+        label = _numpy(table, column)
+        add(column, "0 or 1", ~((label == 0) | (label == 1)))
     for column in manifest.dense:
         add(column, "finite values", ~np.isfinite(_numpy(table, column)))
     for column in manifest.stats:

@@ -99,7 +99,7 @@ def _plan_finding(run: PlannedRun) -> Finding:
 def _data(run: PlannedRun, splits: Sequence[str], all_files: bool) -> list[Finding]:
     log: Path = run.recipe.data.path / LOG
     manifest = run.columns.log
-    samples = {split: read_sample(log, manifest, split, whole=all_files) for split in splits}
+    samples = {split: read_sample(log, manifest, split, whole=all_files, label=run.columns.label) for split in splits}
     return [*sample_findings(samples), checksum_finding(log, manifest, splits, whole=all_files)]
 
 

@@ -149,12 +149,17 @@ def footer_findings(run: PlannedRun, footers: Footers) -> list[Finding]:
     asked, there = sum(split.files for split in footers.values()), sum(split.of for split in footers.values())
     known = f"{asked} of {there} files' footers"
     log = run.columns.log
-    return [_labels(footers, known), _values(run, footers, known), _dense(log, footers, known), _times(log)]
+    return [
+        _labels(run.columns.label, footers, known),
+        _values(run, footers, known),
+        _dense(log, footers, known),
+        _times(log),
+    ]
 
 
-def _labels(footers: Footers, known: str) -> Finding:
+def _labels(column: str, footers: Footers, known: str) -> Finding:
     """Equal labels are a problem in train only; in an evaluated split they make AUC null."""
-    labels = {name: split.columns.get(LABEL, ColumnRange(known=False)) for name, split in footers.items()}
+    labels = {name: split.columns.get(column, ColumnRange(known=False)) for name, split in footers.items()}
     single = {name: label.low for name, label in labels.items() if label.known and label.low == label.high}
     if single:
         found = ", ".join(f"every label of {name} is {value + 0.0:g}" for name, value in single.items())
@@ -176,7 +181,7 @@ def _values(run: PlannedRun, footers: Footers, known: str) -> Finding:
 def _faults(log: Manifest, name: str, split: SplitFooters) -> Iterator[tuple[str, RowGroupPlace]]:
     """Violations of the contract in a split, each with a row group that has one."""
     bounds = {column: (0, rows - 1) for column, rows in log.ids.items()}
-    bounds |= {HISTORY: (0, log.ids[ITEM_ID] - 1), LABEL: (0, 1)}
+    bounds |= {HISTORY: (0, log.ids[ITEM_ID] - 1), **dict.fromkeys((LABEL, *log.labels), (0, 1))}
     for column in log_schema(log).names:
         found = split.columns.get(column, ColumnRange())
         low, high = bounds.get(column, (-np.inf, np.inf))

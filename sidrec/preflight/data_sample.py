@@ -53,7 +53,7 @@ class SplitSample:
         return self.positives / max(1, self.rows)
 
 
-def read_sample(log: Path, manifest: Manifest, split: str, *, whole: bool) -> SplitSample:
+def read_sample(log: Path, manifest: Manifest, split: str, *, whole: bool, label: str = LABEL) -> SplitSample:
     """Reads GROUPS row groups of a split at equal distances, or all if `whole`.
 
     Raises ContractError for a file that cannot be read.
@@ -61,7 +61,7 @@ def read_sample(log: Path, manifest: Manifest, split: str, *, whole: bool) -> Sp
     sample = SplitSample(0, manifest.rows(split))
     for where, table in _groups(log, manifest, manifest.files(split), whole):
         sample.rows += len(table)
-        sample.positives += int((table[LABEL].to_numpy(zero_copy_only=False) > 0).sum())
+        sample.positives += int((table[label].to_numpy(zero_copy_only=False) > 0).sum())
         for rule, broken_N in broken_rows(table, manifest).items():
             sample.broken[rule] += int(broken_N.sum())
         keys = table.drop_columns([HISTORY])  # rows that agree in all other columns agree in their history too
