@@ -32,6 +32,8 @@ from sidrec.model.history import HistoryIndex, products_with_history
 class Alignment(nn.Module):
     """Maps target and history to `width` dense features of the row. Base class.
 
+    Items without a SID are not compared: their positions are not valid, and no position is for such a target.
+
     compares_granules: whether `forward` takes granules_UG, the number of each bag's granule at every granularity, in
     place of sid_UD.
     """
@@ -61,7 +63,7 @@ def build_alignment(config: sections.Alignment, granularities: int) -> Alignment
 
 
 class InterestAlignment(Alignment):
-    """[SimilarityFeatures(S); 1 if the history is empty else 0].
+    """[SimilarityFeatures(S); 1 if no position is valid else 0].
 
     stop_gradient: keeps the gradient of these features out of the SID tables.
     """
@@ -161,7 +163,7 @@ class RawStatistics(SimilarityFeatures):
 
 
 class MatchStatistics(Alignment):
-    """[log1p(n_k); n_k / |history|; 1 if the history is empty else 0], n_k = number of history items that share the
+    """[log1p(n_k); n_k / |history|; 1 if no position is valid else 0], n_k = number of history items that share the
     target's granule at granularity k. The SID match statistics that rankers use with DAS (arXiv 2508.10584).
     """
 

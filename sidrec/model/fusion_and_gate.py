@@ -145,7 +145,7 @@ EPSILON = 1e-6
 """Added to the mean square, so that untrained rows, which are near zero, stay short."""
 
 
-def build_gate(config: Gate, dim: int, mean_S: Tensor, std_S: Tensor) -> "TargetAwareGate | PlainSum":
+def build_gate(config: Gate, dim: int, mean_S: Tensor, std_S: Tensor) -> "HidSidGate":
     """The module of the recipe's section. mean_S, std_S: moments of log1p(count), for the statistics."""
     match config:
         case StatsGate():
@@ -156,7 +156,28 @@ def build_gate(config: Gate, dim: int, mean_S: Tensor, std_S: Tensor) -> "Target
             return PlainSum(0.5)
 
 
-class TargetAwareGate(nn.Module):
+class HidSidGate(nn.Module):
+    """Base class."""
+
+    def forward(self, hid_BD: Tensor, sid_BD: Tensor, stats_BS: Tensor, has_sid_B: Tensor | None = None) -> Tensor:
+        """Returns e [B, D]: the mix of e_hid and e_sid; the HID alone for an item without a SID.
+
+        stats_BS: raw counts. has_sid_B: bool; None if all items have a SID.
+        """
+        hid_BD, sid_BD = self.scaled(hid_BD), self.scaled(sid_BD)
+        mixed_BD = self.mixed(hid_BD, sid_BD, stats_BS)
+        return mixed_BD if has_sid_B is None else torch.where(has_sid_B.unsqueeze(1), mixed_BD, hid_BD)
+
+    def scaled(self, embedded_BD: Tensor) -> Tensor:
+        """e_hid or e_sid as the gate takes it."""
+        return embedded_BD
+
+    def mixed(self, hid_BD: Tensor, sid_BD: Tensor, stats_BS: Tensor) -> Tensor:
+        """e [B, D] of items with a SID. hid_BD, sid_BD: scaled."""
+        raise NotImplementedError
+
+
+class TargetAwareGate(HidSidGate):
     """e = g * e_hid + (1 - g) * e_sid, g = sigmoid(MLP(stats)) (SID-Coord, module II).
 
     Popular items can rely on their HID, rare ones on their SID. Options that are not in the paper [I]:
@@ -182,11 +203,11 @@ class TargetAwareGate(nn.Module):
         logit = self.mlp(self.statistics(stats_BS))
         return torch.sigmoid(logit) if self.open is None else 1 - self.open * torch.sigmoid(-logit)
 
-    def forward(self, hid_BD: Tensor, sid_BD: Tensor, stats_BS: Tensor) -> Tensor:
-        """Returns e [B, D]."""
+    def scaled(self, embedded_BD: Tensor) -> Tensor:
+        return embedded_BD if self.length is None else self.length * _unit(embedded_BD)
+
+    def mixed(self, hid_BD: Tensor, sid_BD: Tensor, stats_BS: Tensor) -> Tensor:
         gate = self.value(stats_BS)
-        if self.length is not None:
-            hid_BD, sid_BD = self.length * _unit(hid_BD), self.length * _unit(sid_BD)
         return sid_BD + gate * hid_BD if self.residual else torch.lerp(sid_BD, hid_BD, gate)
 
 
@@ -195,15 +216,14 @@ def _unit(embedded_BD: Tensor) -> Tensor:
     return embedded_BD * torch.rsqrt(embedded_BD.square().mean(dim=1, keepdim=True) + EPSILON)
 
 
-class PlainSum(nn.Module):
+class PlainSum(HidSidGate):
     """e = weight * (e_hid + e_sid): the ablation without a gate."""
 
     def __init__(self, weight: float) -> None:
         super().__init__()
         self.weight = weight
 
-    def forward(self, hid_BD: Tensor, sid_BD: Tensor, stats_BS: Tensor) -> Tensor:
-        """Returns e [B, D]; ignores the statistics."""
+    def mixed(self, hid_BD: Tensor, sid_BD: Tensor, stats_BS: Tensor) -> Tensor:
         return self.weight * (hid_BD + sid_BD)
 
 

@@ -27,9 +27,9 @@ class PooledHistories(nn.ModuleDict):
     def __init__(self, names: Sequence[str], config: Pooling, dim: int) -> None:
         super().__init__({name: build_pooling(config, dim) for name in names})
 
-    def forward(self, spaces: Mapping[str, tuple[Tensor, Tensor]], history: "HistoryIndex") -> list[Tensor]:
-        """One pooled embedding [B, D] per name. spaces: name -> (items_UD, target_BD) of HistoryPooling."""
-        return [pooling(*spaces[name], history) for name, pooling in self.items()]
+    def forward(self, spaces: Mapping[str, tuple[Tensor, Tensor, "HistoryIndex"]]) -> list[Tensor]:
+        """One pooled embedding [B, D] per name. spaces: name -> (items_UD, target_BD, history) of HistoryPooling."""
+        return [pooling(*spaces[name]) for name, pooling in self.items()]
 
 
 def build_pooling(config: Pooling, dim: int) -> "HistoryPooling":
@@ -47,8 +47,8 @@ class HistoryPooling(nn.Module):
     def forward(self, items_UD: Tensor, target_BD: Tensor, history: "HistoryIndex") -> Tensor:
         """Returns [B, D]; zeros for an empty history.
 
-        items_UD: embeddings of the item bags; row 0, where padding points, is zero. target_BD: the target's embedding
-        in the same space.
+        items_UD: embeddings of the item bags; zero for bags that are not valid, such as bag 0, where padding points.
+        target_BD: the target's embedding in the same space.
         """
         raise NotImplementedError
 
@@ -158,20 +158,39 @@ def softmax_over_history(score_BT: Tensor, history: "HistoryIndex") -> Tensor:
     return score_BT.masked_fill(~history.valid_BT, lowest).softmax(dim=1).masked_fill(~history.valid_BT, 0.0)
 
 
+def attention_among(attention_BT: Tensor, history: "HistoryIndex", part: "HistoryIndex") -> Tensor:
+    """Attention over a history, [B, T], as if `part` were all of it: divided by its sum there."""
+    is_whole_B1 = (history.valid_BT == part.valid_BT).all(dim=1, keepdim=True)
+    among_BT = attention_BT * part.valid_BT
+    sum_B1 = among_BT.sum(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    return among_BT / torch.where(is_whole_B1, 1.0, sum_B1)
+
+
 class HistoryIndex:
     """The histories of a batch as a sparse matrix over item bags.
 
     bag_BT: item bags, 0 is padding. valid_BT: False at padding. count_B1: valid positions of a row, at least 1.
     """
 
-    def __init__(self, bag_BT: Tensor) -> None:
+    def __init__(self, bag_BT: Tensor, valid_BT: Tensor | None = None, whole: "HistoryIndex | None" = None) -> None:
+        """valid_BT: None for all positions but padding. whole: the index that this one is a part of."""
         self.bag_BT = bag_BT
-        self.valid_BT = bag_BT > 0
+        self.valid_BT = bag_BT > 0 if valid_BT is None else valid_BT
         self.count_B1 = self.valid_BT.sum(dim=1, keepdim=True).clamp_min(1)
+        self._whole = whole
+
+    def where(self, valid_BT: Tensor) -> "HistoryIndex":
+        """The same histories with fewer valid positions; the others are as padding. Shares the sort.
+
+        Sums over it take embeddings that are zero at the other positions.
+        """
+        return HistoryIndex(self.bag_BT, valid_BT, self)
 
     @cached_property
     def _sorted(self) -> tuple[Tensor, Tensor]:
         """Sorted bags and their positions, int32 [P] and int64 [P]; for backward, where all sums share them."""
+        if self._whole is not None:
+            return self._whole._sorted
         return self.bag_BT.flatten().int().sort()  # sorts in half the time of int64
 
     def sum(self, items_UD: Tensor, weight_BT: Tensor | None = None) -> Tensor:

@@ -32,6 +32,7 @@ from sidrec.model.fusion_and_gate import GranularityFusion, TargetAwareGate, bui
 from sidrec.model.history import (
     HistoryIndex,
     PooledHistories,
+    attention_among,
     build_pooling,
     index_history,
     products_with_history,
@@ -46,13 +47,25 @@ class ItemLookup:
     """What is looked up for the unique items of a batch.
 
     embedded: item feature -> [U, D]. All features are split from the KeyedTensor in one call: a slice of it would have
-    a gradient as wide as the whole tensor. token_weights_UW, granules_UG, content_UV: as in Batch.
+    a gradient as wide as the whole tensor. token_weights_UW, granules_UG, content_UV: as in Batch. has_sid_U: bool;
+    None if all bags but bag 0 have a SID.
     """
 
     embedded: dict[str, Tensor]
     token_weights_UW: Tensor
     granules_UG: Tensor | None = None
     content_UV: Tensor | None = None
+    has_sid_U: Tensor | None = None
+
+    # An item without a SID has an e_sid of zero. Wherever SIDs are mixed in or compared, it is left out:
+
+    def has_sid(self, bags: Tensor) -> Tensor:
+        """Whether the item of each bag has a SID; False at padding."""
+        return bags > 0 if self.has_sid_U is None else self.has_sid_U[bags]
+
+    def with_sids(self, history: HistoryIndex) -> HistoryIndex:
+        """The history without its items that have no SID."""
+        return history if self.has_sid_U is None else history.where(self.has_sid(history.bag_BT))
 
 
 class ItemRepresentation(nn.Module):
@@ -138,12 +151,16 @@ class SemanticPart(nn.Module):
         return self.fusion(granules_UGD)
 
     def dense(self, sid_UD: Tensor, items: ItemLookup, target_B: Tensor, history: HistoryIndex) -> Tensor:
-        """Alignment features and the target's token weights, where the recipe has them: [B, width]."""
+        """Alignment features and the target's token weights, where the recipe has them: [B, width].
+
+        history: that of `items.with_sids`.
+        """
         features = []
         if self.alignment is not None:
             compared = items.granules_UG if self.alignment.compares_granules else sid_UD
             assert compared is not None, "batches have granules where the alignment needs them"
-            features.append(self.alignment(compared, target_B, history))
+            comparable = history.where(history.valid_BT & items.has_sid(target_B).unsqueeze(1))
+            features.append(self.alignment(compared, target_B, comparable))
         if self.append:
             features.append(functional.embedding(target_B, items.token_weights_UW))
         return torch.cat(features, dim=1) if features else target_B.to(sid_UD.dtype).unsqueeze(1)[:, :0]
@@ -187,10 +204,11 @@ class SidCoordRepresentation(SemanticRepresentation):
     ) -> tuple[Tensor, Tensor]:
         hid_UD, sid_UD = items.embedded[HID], self.semantic.embed(items)
         hid_BD, sid_BD = functional.embedding(target_B, hid_UD), functional.embedding(target_B, sid_UD)
-        target_BD = self.gate(hid_BD, sid_BD, stats_BS)
+        target_BD = self.gate(hid_BD, sid_BD, stats_BS, items.has_sid(target_B))
         history = index_history(history_BT)
-        pooled = self.pooling({"hid": (hid_UD, hid_BD), "sid": (sid_UD, sid_BD)}, history)
-        return torch.stack([target_BD, *pooled], dim=1), self.semantic.dense(sid_UD, items, target_B, history)
+        with_sids = items.with_sids(history)
+        pooled = self.pooling({"hid": (hid_UD, hid_BD, history), "sid": (sid_UD, sid_BD, with_sids)})
+        return torch.stack([target_BD, *pooled], dim=1), self.semantic.dense(sid_UD, items, target_B, with_sids)
 
 
 # HIDs alone, SIDs alone, both side by side, and dense content.
@@ -230,7 +248,7 @@ class SidRepresentation(SemanticRepresentation):
     ) -> tuple[Tensor, Tensor]:
         sid_UD = self.semantic.embed(items)
         target_BD = functional.embedding(target_B, sid_UD)
-        history = index_history(history_BT)
+        history = items.with_sids(index_history(history_BT))
         embedded = torch.stack([target_BD, self.pooling(sid_UD, target_BD, history)], dim=1)
         return embedded, self.semantic.dense(sid_UD, items, target_B, history)
 
@@ -251,8 +269,9 @@ class HidAndSidRepresentation(SemanticRepresentation):
         hid_UD, sid_UD = items.embedded[HID], self.semantic.embed(items)
         hid_BD, sid_BD = functional.embedding(target_B, hid_UD), functional.embedding(target_B, sid_UD)
         history = index_history(history_BT)
-        pooled = self.pooling({"hid": (hid_UD, hid_BD), "sid": (sid_UD, sid_BD)}, history)
-        return torch.stack([hid_BD, sid_BD, *pooled], dim=1), self.semantic.dense(sid_UD, items, target_B, history)
+        with_sids = items.with_sids(history)
+        pooled = self.pooling({"hid": (hid_UD, hid_BD, history), "sid": (sid_UD, sid_BD, with_sids)})
+        return torch.stack([hid_BD, sid_BD, *pooled], dim=1), self.semantic.dense(sid_UD, items, target_B, with_sids)
 
 
 class ContentRepresentation(ItemRepresentation):
@@ -290,7 +309,8 @@ class GateSidRepresentation(SemanticRepresentation):
     of e_hid and of e_sid.
 
     w is the weight of the SID; SID-Coord's g is the weight of the HID. The paper does not define S_sid and S_hid: here
-    they are scaled dot products [I]. `model.history_pooling` does not apply.
+    they are scaled dot products [I], and S = S_hid where target or history item has no SID. `model.history_pooling`
+    does not apply.
     """
 
     features = ("item", "item_sid", "history_hid", "history_sid")
@@ -316,14 +336,16 @@ class GateSidRepresentation(SemanticRepresentation):
         hid_UD, sid_UD = items.embedded[HID], self.semantic.embed(items)
         hid_BD, sid_BD = functional.embedding(target_B, hid_UD), functional.embedding(target_B, sid_UD)
         history = index_history(history_BT)
-        score_BT = torch.lerp(
-            self.hid_scores(hid_UD, hid_BD, history),
-            self.sid_scores(sid_UD, sid_BD, history),
-            self.sid_share(hid_BD, stats_BS),
-        )
+        with_sids = items.with_sids(history)
+        hid_score_BT = self.hid_scores(hid_UD, hid_BD, history)
+        score_BT = torch.lerp(hid_score_BT, self.sid_scores(sid_UD, sid_BD, history), self.sid_share(hid_BD, stats_BS))
+        score_BT = torch.where(with_sids.valid_BT & items.has_sid(target_B).unsqueeze(1), score_BT, hid_score_BT)
         attention_BT = softmax_over_history(score_BT, history)
-        pooled = [weighted_sum_of_history(items_UD, attention_BT, history) for items_UD in (hid_UD, sid_UD)]
-        return torch.stack([hid_BD, sid_BD, *pooled], dim=1), self.semantic.dense(sid_UD, items, target_B, history)
+        pooled = [
+            weighted_sum_of_history(hid_UD, attention_BT, history),
+            weighted_sum_of_history(sid_UD, attention_among(attention_BT, history, with_sids), with_sids),
+        ]
+        return torch.stack([hid_BD, sid_BD, *pooled], dim=1), self.semantic.dense(sid_UD, items, target_B, with_sids)
 
     def losses(self, items: ItemLookup, target_B: Tensor, stats_BS: Tensor) -> dict[str, Tensor]:
         """`contrastive`: weight * w * InfoNCE(e_sid, e_hid) of the targets (GRCA), where the recipe has it."""
@@ -334,7 +356,8 @@ class GateSidRepresentation(SemanticRepresentation):
         share_B = self.sid_share(hid_BD, stats_BS).squeeze(1)
         if not self.contrastive.teaches_gate:
             share_B = share_B.detach()
-        contrast_B = contrast_within_lanes(sid_BD, hid_BD, target_B, self.rows_per_lane, self.contrastive.temperature)
+        bag_B = target_B * items.has_sid(target_B)  # a target without a SID is as padding
+        contrast_B = contrast_within_lanes(sid_BD, hid_BD, bag_B, self.rows_per_lane, self.contrastive.temperature)
         return {"contrastive": self.contrastive.weight * share_B * contrast_B}
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional
-from torchrec.sparse.jagged_tensor import KeyedTensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from sidrec.config.model import ModelConfig
 from sidrec.data.batch import Batch
@@ -60,7 +60,8 @@ class Ranker(nn.Module):
         embedded = self.items_boundary(self.items(batch.items)).to_dict() if self.items is not None else {}
         if self.managed_hids is not None:
             embedded = with_managed(embedded, self.managed_boundary(self.managed_hids(batch.items)[0]))
-        return ItemLookup(embedded, batch.token_weights_UW, batch.granules_UG, batch.content_UV)
+        has_sid_U = _looked_up(batch.items, self.item.sids[0]) if self.item.sids else None
+        return ItemLookup(embedded, batch.token_weights_UW, batch.granules_UG, batch.content_UV, has_sid_U)
 
     def _score(self, batch: Batch, looked_up: ItemLookup) -> Tensor:
         embedded_BFD, aligned_BE = self.item(looked_up, batch.target_B, batch.history_BT, batch.stats_BS)
@@ -98,6 +99,13 @@ class Ranker(nn.Module):
     def gate(self) -> TargetAwareGate | None:
         """The learned gate between HID and SID; None for item kinds and gates without one."""
         return self.item.learned_gate
+
+
+@fx.wrap  # TorchRec's pipelines trace the ranker, and fx cannot trace a search among keys
+def _looked_up(items: KeyedJaggedTensor, feature: str) -> Tensor:
+    """Whether each bag has an id of the feature, bool [U]. An item has rows of all its SID features, or of none."""
+    lengths_FU = items.lengths().view(len(items.keys()), items.stride())
+    return lengths_FU[items.keys().index(feature)] > 0
 
 
 class GradientBoundary(nn.Module):

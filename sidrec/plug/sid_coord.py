@@ -224,9 +224,8 @@ class Coordination(nn.Module):
         items = ItemLookup(granules_UD, joined.token_weights_UW.to(own), joined.rows_UG)
         with torch.autocast(self.like.device.type, enabled=False):
             sid_UD = self.semantic.embed(items)
-            target_BD = self.gate(
-                hid_BD.to(own), functional.embedding(joined.target_B, sid_UD), joined.stats_BS.to(own)
-            )
+            sid_BD, has_sid_B = functional.embedding(joined.target_B, sid_UD), items.has_sid(joined.target_B)
+            target_BD = self.gate(hid_BD.to(own), sid_BD, joined.stats_BS.to(own), has_sid_B)
             aligned_BA = self.semantic.dense(sid_UD, items, joined.target_B, index_history(joined.history_BT)).to(own)
             if self.project is not None:
                 target_BD = torch.addmm(target_BD, aligned_BA, self.project.weight.t())

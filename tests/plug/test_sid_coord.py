@@ -64,14 +64,14 @@ def slow_target(module: SidCoord, hid_D: Tensor, item: int, history: Sequence[in
     """e and the alignment features of one row."""
     sid_D = slow_sid(module, item)
     gate = gate_of(module).value(torch.tensor([[float(ITEMS - 1 - item)]]))[0]
-    known = [other for other in history if not unknown(other)]
+    known = [] if unknown(item) else [other for other in history if not unknown(other)]
     alike = [functional.cosine_similarity(sid_D, slow_sid(module, other), dim=0) for other in known]
     similarity_1T = torch.stack(alike).unsqueeze(0) if alike else torch.zeros(1, 1)
     alignment = module.coordination.semantic.alignment
     assert isinstance(alignment, InterestAlignment)
     pooled = alignment.features(similarity_1T, torch.full((1, max(1, len(alike))), bool(alike)))
     aligned_A = torch.cat([pooled[0], torch.tensor([float(not alike)])])
-    target_D = gate * hid_D + (1 - gate) * sid_D
+    target_D = hid_D if unknown(item) else gate * hid_D + (1 - gate) * sid_D
     if module.coordination.project is not None:
         target_D = target_D + module.coordination.project.weight @ aligned_A
     return target_D, aligned_A
@@ -102,6 +102,7 @@ def test_without_a_history_there_is_no_alignment() -> None:
     for row, item in enumerate(features["item_id"].values().tolist()):
         gate = gate_of(module).value(torch.tensor([[float(ITEMS - 1 - item)]]))[0]
         target_D = gate * embedded["item_id"][row] + (1 - gate) * slow_sid(module, item)
+        target_D = embedded["item_id"][row] if unknown(item) else target_D
         torch.testing.assert_close(found["item_id"][row], target_D)
     assert module.coordination.width == 0
 
@@ -123,7 +124,8 @@ def test_counts_in_the_batch_are_counts_per_item() -> None:
         names = StatFeatures(("exposures",), mean_S=(3.0,), std_S=(2.0,))
         module = sid_coord(statistics=names, config=SidCoordItem(gate=gate), history=None)
         sid_BD = torch.stack([slow_sid(module, item) for item in features["item_id"].values().tolist()])
-        expected = module.coordination.gate(embedded["item_id"], sid_BD, stats)
+        has_sid_B = torch.tensor([not unknown(item) for item in features["item_id"].values().tolist()])
+        expected = module.coordination.gate(embedded["item_id"], sid_BD, stats, has_sid_B)
         torch.testing.assert_close(module(embedded, features)["item_id"], expected)
     standardized = gate_of(sid_coord(statistics=names)).statistics(torch.tensor([[0.0]]))
     assert standardized.item() == pytest.approx(-1.5)
