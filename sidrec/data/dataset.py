@@ -4,7 +4,7 @@ Shapes: N rows of a row group, S statistics columns.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -49,12 +49,23 @@ class Dataset:
     """A recipe's data, and the sizes that it gives the model.
 
     fingerprint: of the catalog, and of the subwords if SIDs are cut into these; None if the item kind has no SIDs.
+    sid_rows: fingerprint of this catalog, or of one that it was extended from -> SID table -> its rows with that one.
     """
 
     manifest: Manifest
     tables: ItemTables
     sizes: Sizes
     fingerprint: str | None
+    sid_rows: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    def as_trained(self, rows: Mapping[str, int]) -> "Dataset":
+        """This data for a model that was trained on fewer ids, which reads later ones as unknown.
+
+        rows: table -> rows of the trained model, of all its tables.
+        """
+        context = {column: rows[column] for column in self.sizes.context_rows}
+        tables = self.tables.as_trained(rows)
+        return replace(self, tables=tables, sizes=replace(self.sizes, item_tables=tables.tables, context_rows=context))
 
 
 def read_contracts(recipe: Recipe) -> tuple[Manifest, Catalog | None]:
@@ -82,10 +93,13 @@ def fit_item_subwords(recipe: Recipe, manifest: Manifest, catalog: Catalog | Non
     return fit_subwords(catalog.codes_by_id(ids), impressions_I, catalog.codebook_sizes, sids.subwords)
 
 
-def assemble_dataset(recipe: Recipe, manifest: Manifest, catalog: Catalog | None, fitted: bytes | None) -> Dataset:
+def assemble_dataset(
+    recipe: Recipe, manifest: Manifest, catalog: Catalog | None, fitted: bytes | None, *, moments: bool = True
+) -> Dataset:
     """The dataset of a manifest and a catalog. fitted: what `fit_item_subwords` returned.
 
-    Raises ConfigError or ContractError.
+    moments: read those of the statistics from the train split. A model that is loaded has its own: then they are 0
+    and 1. Raises ConfigError or ContractError.
     """
     subwords = Subwords(fitted, catalog.codebook_sizes) if fitted is not None and catalog is not None else None
     item = recipe.model.item
@@ -99,7 +113,9 @@ def assemble_dataset(recipe: Recipe, manifest: Manifest, catalog: Catalog | None
         where = f"{recipe.data.path / LOG / MANIFEST}, ids.{ITEM_ID}"
         got = f"{manifest.ids[ITEM_ID]} ({error})"
         raise ContractError(where, "item ids whose lookups memory has room for", got) from None
-    mean_S, std_S = stat_moments(recipe.data.path, manifest)
+    mean_S, std_S = np.zeros(len(manifest.stats)), np.ones(len(manifest.stats))
+    if moments:
+        mean_S, std_S = stat_moments(recipe.data.path, manifest)
     sizes = Sizes(
         item_tables=tables.tables,
         context_rows={column: manifest.ids[column] for column in recipe.model.context},
@@ -109,13 +125,18 @@ def assemble_dataset(recipe: Recipe, manifest: Manifest, catalog: Catalog | None
         content=content.width if content else 0,
         rows_per_lane=recipe.data.batch_size // recipe.data.lanes,
     )
-    return Dataset(manifest, tables, sizes, _fingerprint(catalog, subwords))
+    sid_rows = _sid_rows(catalog, subwords, tables, manifest.ids[ITEM_ID]) if catalog else {}
+    return Dataset(manifest, tables, sizes, next(reversed(sid_rows), None), sid_rows)
 
 
-def _fingerprint(catalog: Catalog | None, subwords: Subwords | None) -> str | None:
-    if catalog is None:
-        return None
-    return catalog.fingerprint if subwords is None else f"{catalog.fingerprint}, subwords {subwords.fingerprint}"
+def _sid_rows(
+    catalog: Catalog, subwords: Subwords | None, tables: ItemTables, ids: int
+) -> dict[str, Mapping[str, int]]:
+    """The last fingerprint is that of the data. Subwords are fitted on one log: they have no earlier one."""
+    rows = tables.sid_rows(catalog.extension_by_id(ids), len(catalog.fingerprints))
+    if subwords is not None:
+        return {f"{catalog.fingerprint}, subwords {subwords.fingerprint}": rows[-1]}
+    return dict(zip(catalog.fingerprints, rows, strict=True))
 
 
 def stat_moments(

@@ -7,7 +7,7 @@ items of items.parquet, V width of a content vector.
 import hashlib
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +24,7 @@ from sidrec.data.worker import PER_BAG, PerItem
 from sidrec.io.files import column_type, readable
 from sidrec.schema import ITEM_ID, TRAIN_IMPRESSIONS, UNKNOWN_ID, ContractError, Manifest
 from sidrec.sid.catalog import Catalog
-from sidrec.sid.granularity import Subwords, granularity_rows, radix_ids
+from sidrec.sid.granularity import Subwords, granularity_rows, radix_ids, rows_by_extension
 from sidrec.sid.item_vectors import VECTORS, mapped_array, read_item_vectors
 
 HID = "hid"
@@ -67,6 +67,31 @@ class ItemTables:
     def rows_of(self, feature: str) -> np.ndarray:
         """The row of every item id for one feature, int64 [I]."""
         return self.rows_IF[:, self.features.index(feature)]
+
+    def as_trained(self, rows: Mapping[str, int]) -> "ItemTables":
+        """These tables with as many rows as a trained model's; items without a row there are unknown in that table.
+
+        rows: table -> rows, of all these tables. Managed tables know by themselves which ids they have met.
+        """
+        tables = {name: replace(table, rows=rows[name]) for name, table in self.tables.items()}
+        limits_F = [
+            np.iinfo(np.int64).max if table.managed else table.rows for table in tables.values() for _ in table.features
+        ]
+        return replace(self, tables=tables, rows_IF=np.where(self.rows_IF < limits_F, self.rows_IF, 0))
+
+    def sid_rows(self, extension_I: np.ndarray, extensions: int) -> list[dict[str, int]]:
+        """After each extension of the catalog from 0, the fit, on: SID table -> the rows that it had then.
+
+        extension_I: of every item id. A table that hashed features or subwords share has the same rows always.
+        """
+        rows = {
+            name: rows_by_extension(self.rows_of(name), extension_I, extensions)
+            if name in table.features
+            else [table.rows] * extensions
+            for name, table in self.tables.items()
+            if name != HID
+        }
+        return [{name: counts[extension] for name, counts in rows.items()} for extension in range(extensions)]
 
 
 class _Lookup(NamedTuple):

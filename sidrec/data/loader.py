@@ -3,7 +3,7 @@
 import atexit
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from multiprocessing import active_children, forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
@@ -38,16 +38,18 @@ def open_split(
     shuffle: bool,
     tables: ItemTables,
     manifest: Manifest,
+    context_rows: Mapping[str, int] | None = None,
     pin_memory: bool = False,
 ) -> "SplitLoader":
     """Checks all files of a split and opens this rank's share of it.
 
     shuffle: read in the recipe's order, drawn with `seed`; otherwise in file order, lane by lane.
+    context_rows: see `columns_of`.
 
     Raises ContractError for files that break the contract or columns that the log lacks, ConfigError for a batch size
     that is not a multiple of the lanes or lanes that are not a multiple of the ranks.
     """
-    columns = columns_of(data, model, manifest)
+    columns = columns_of(data, model, manifest, context_rows)
     lanes = Lanes(manifest.rows(split), data.lanes, data.batch_size)
     own_lanes = lanes.of_rank(rank, world)
     groups = split_index(data.path / LOG, split, manifest)
@@ -56,8 +58,13 @@ def open_split(
     return SplitLoader(reader, tables, world, data.workers, pin_memory=pin_memory)
 
 
-def columns_of(data: DataConfig, model: ModelConfig, manifest: Manifest) -> Columns:
-    """The columns that a model reads. Raises ContractError for one that the log lacks."""
+def columns_of(
+    data: DataConfig, model: ModelConfig, manifest: Manifest, context_rows: Mapping[str, int] | None = None
+) -> Columns:
+    """The columns that a model reads. Raises ContractError for one that the log lacks.
+
+    context_rows: rows of the context tables, if they may be fewer than the log's ids.
+    """
     labels = (LABEL, *manifest.labels)
     if data.label not in labels:
         expected = f"a label of the log, which has {', '.join(labels)}"
@@ -70,7 +77,10 @@ def columns_of(data: DataConfig, model: ModelConfig, manifest: Manifest) -> Colu
     ids = {column: rows for column, rows in manifest.ids.items() if column in (USER_ID, ITEM_ID, *model.context)}
     others = () if data.label == LABEL else (data.label,)
     log = replace(manifest, ids=ids, dense=dense, labels=others)
-    return Columns(log, model.context, data.history_length, data.label)
+    rows = context_rows or {}
+    fewer = any(rows.get(column, manifest.ids[column]) < manifest.ids[column] for column in model.context)
+    rows_C = tuple(rows[column] for column in model.context) if fewer else ()
+    return Columns(log, model.context, data.history_length, data.label, rows_C)
 
 
 class SplitLoader:

@@ -22,6 +22,7 @@ from sidrec.schema import (
     ITEM_ID,
     LABEL,
     TIMESTAMP,
+    UNKNOWN_ID,
     USER_ID,
     ContractError,
     LogFile,
@@ -138,12 +139,15 @@ class Columns:
 
     log: the manifest, reduced to these columns; other columns are neither decoded nor checked. label: the target's.
     context: id columns of the context tables. history_length: T, latest history entries kept per row.
+    context_rows: rows of each context table. A model that was trained on fewer ids has no row for later ones: these
+    are read as 0, unknown. Empty: the tables have a row for every id.
     """
 
     log: Manifest
     context: tuple[str, ...]
     history_length: int
     label: str = LABEL
+    context_rows: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -245,7 +249,7 @@ def _rows(table: pa.Table, group: RowGroup, columns: Columns, bad_N: np.ndarray)
         label_N=_column(table, columns.label),
         user_N=_column(table, USER_ID),
         item_N=_column(table, ITEM_ID),
-        context_NC=_matrix(table, columns.context, np.int64),
+        context_NC=_with_row(_matrix(table, columns.context, np.int64), columns.context_rows),
         dense_NX=_matrix(table, log.dense, np.float32),
         stats_NS=_matrix(table, log.stats, np.float32),
         history_NT=_history(table, columns.history_length),
@@ -270,6 +274,11 @@ def _matrix(table: pa.Table, names: tuple[str, ...], dtype: type) -> np.ndarray:
     for index, name in enumerate(names):
         matrix[:, index] = _column(table, name)
     return matrix
+
+
+def _with_row(context_NC: np.ndarray, rows: tuple[int, ...]) -> np.ndarray:
+    """The ids, 0 for those without a row."""
+    return np.where(context_NC < np.asarray(rows), context_NC, UNKNOWN_ID) if rows else context_NC
 
 
 def _history(table: pa.Table, length: int) -> np.ndarray:

@@ -140,8 +140,12 @@ def recipe_workload(recipe: Recipe, data: Dataset, world: int) -> RecipeWorkload
 
 
 def mean_history(config: DataConfig, manifest: Manifest) -> float:
-    """Mean history items used per train row, from the first row group of up to FILES_SAMPLED files of the split."""
-    files = [file for file in manifest.files(TRAIN) if file.rows]
+    """Mean history items used per train row, from the first row group of up to FILES_SAMPLED files of the split.
+
+    A log that is only evaluated may have no train split; then of its first split.
+    """
+    split = TRAIN if TRAIN in manifest.splits else next(iter(manifest.splits), TRAIN)
+    files = [file for file in manifest.files(split) if file.rows]
     lengths = [np.zeros(0)]
     for file in files[:: max(1, len(files) // FILES_SAMPLED)]:
         table = pq.ParquetFile(config.path / LOG / file.path).read_row_group(0, columns=[HISTORY])

@@ -106,14 +106,15 @@ class Catalog:
     def fingerprints(self) -> tuple[str, ...]:
         """Of the fitted catalog, of the catalog after each extension, and last of this one: E + 1 of them."""
         found: list[str] = []
-        for extension in range(int(self.extension_N.max(initial=0)) + 1):
-            added_N = self.extension_N == extension
-            shape = [CATALOG_VERSION, int(added_N.sum()), self.weights_NL is not None, *self.codebook_sizes]
+        order_N = np.argsort(self.extension_N, kind="stable")
+        extensions = int(self.extension_N.max(initial=0)) + 1
+        for rows in np.split(order_N, np.searchsorted(self.extension_N[order_N], np.arange(1, extensions))):
+            shape = [CATALOG_VERSION, len(rows), self.weights_NL is not None, *self.codebook_sizes]
             digest = hashlib.sha256("".join([*found[-1:], json.dumps(shape)]).encode())
-            digest.update(self.item_ids_N[added_N].astype("<i8").tobytes())
-            digest.update(self.codes_NL[added_N].astype("<i8").tobytes())
+            digest.update(self.item_ids_N[rows].astype("<i8").tobytes())
+            digest.update(self.codes_NL[rows].astype("<i8").tobytes())
             if self.weights_NL is not None:
-                digest.update(self.weights_NL[added_N].astype("<f4").tobytes())
+                digest.update(self.weights_NL[rows].astype("<f4").tobytes())
             found.append(digest.hexdigest())
         return tuple(found)
 

@@ -73,9 +73,15 @@ def _by_extension(rows_I: np.ndarray, rows: int, extension_I: np.ndarray, starts
     return moved_I
 
 
-def rows_after_extension(rows_I: np.ndarray, extension_I: np.ndarray, extension: int) -> int:
-    """How many rows the table of a granularity needed after an extension. rows_I: as `granularity_rows` returns."""
-    return 1 + int(rows_I[extension_I <= extension].max(initial=0))
+def rows_by_extension(rows_I: np.ndarray, extension_I: np.ndarray, extensions: int) -> list[int]:
+    """How many rows the table of a granularity needs after each extension from 0, the fit, to `extensions` - 1.
+
+    rows_I: as `granularity_rows` returns them.
+    """
+    last_E = np.zeros(extensions, np.int64)
+    np.maximum.at(last_E, extension_I, rows_I)
+    rows: list[int] = (1 + np.maximum.accumulate(last_E)).tolist()
+    return rows
 
 
 PLANE = 65_534  # private-use characters in a Unicode plane; each is a letter, one code at one level

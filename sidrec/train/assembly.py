@@ -25,16 +25,16 @@ from sidrec.preflight.run_checks import check_run
 from sidrec.train.optimizers import ScheduledOptimizer, build_optimizer
 
 
-def open_dataset(recipe: Recipe, ranks: Ranks) -> Dataset:
+def open_dataset(recipe: Recipe, ranks: Ranks, *, moments: bool = True) -> Dataset:
     """Reads manifest and catalog and checks them against the recipe, on all ranks together.
 
-    Rank 0 learns the subwords and broadcasts them, because machines may round differently. Raises ConfigError or
-    ContractError, before anything is allocated.
+    moments: see `assemble_dataset`. Rank 0 learns the subwords and broadcasts them, because machines may round
+    differently. Raises ConfigError or ContractError, before anything is allocated.
     """
     manifest, catalog = run_on_all_ranks(ranks, lambda: read_contracts(recipe))
     fitted = run_on_all_ranks(ranks, lambda: fit_item_subwords(recipe, manifest, catalog) if ranks.first else None)
     subwords = broadcast_object(ranks, fitted)
-    return run_on_all_ranks(ranks, lambda: assemble_dataset(recipe, manifest, catalog, subwords))
+    return run_on_all_ranks(ranks, lambda: assemble_dataset(recipe, manifest, catalog, subwords, moments=moments))
 
 
 def open_loader(recipe: Recipe, data: Dataset, split: str, shuffle: bool, ranks: Ranks) -> SplitLoader:
@@ -51,6 +51,7 @@ def open_loader(recipe: Recipe, data: Dataset, split: str, shuffle: bool, ranks:
             shuffle=shuffle,
             tables=data.tables,
             manifest=data.manifest,
+            context_rows=data.sizes.context_rows,
         ),
     )
 

@@ -12,7 +12,7 @@ import pytest
 from sidrec import cli
 from sidrec.schema import ContractError
 from sidrec.sid.catalog import Catalog, load_catalog
-from sidrec.sid.granularity import granularity_rows, rows_after_extension
+from sidrec.sid.granularity import granularity_rows, rows_by_extension
 from sidrec.sid.learners.kmeans import ResidualKMeans
 from tests.sid.item_files import clustered_vectors, write_items
 
@@ -58,7 +58,7 @@ def test_an_extension_moves_no_sid_no_row_and_no_fingerprint(seed: int, tmp_path
             rows_I, rows = granularity_rows(last.codes_by_id(90), name, extension_I)
             assert np.array_equal(rows_I[known], before_I[known])
             extension = last.fingerprints.index(earlier.fingerprint)
-            assert rows_after_extension(rows_I, extension_I, extension) == before <= rows
+            assert rows_by_extension(rows_I, extension_I, len(last.fingerprints))[extension] == before <= rows
             assert sorted(set(rows_I.tolist()) | {0}) == list(range(rows)), "a dense numbering"
             sids = {tuple(codes) for codes in last.codes_NL.tolist()}
             assert name != "s123" or len(sids) + 1 == rows, "one row for each SID, and that of none"
