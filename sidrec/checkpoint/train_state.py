@@ -16,6 +16,7 @@ from sidrec.checkpoint.dcp_storage import load_shards
 from sidrec.checkpoint.tensor_shard import RANKS, TensorShard, read_index, whole_tensor
 from sidrec.errors import CheckpointError
 from sidrec.parallel.process_group import Ranks, run_on_all_ranks
+from sidrec.schema import Manifest, MapDigest, Transform
 
 POSITION = "position.json"
 VERSION = 1
@@ -33,6 +34,21 @@ class Best:
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """The columns of the log that the model reads as numbers, in order, and how dense ones were made of raw numbers."""
+
+    dense: tuple[str, ...]
+    stats: tuple[str, ...]
+    transforms: Mapping[str, Transform] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, manifest: Manifest, dense: tuple[str, ...]) -> "Inputs":
+        """Of a log of which the model reads these dense columns."""
+        transforms = {column: manifest.transforms[column] for column in dense if column in manifest.transforms}
+        return cls(dense, manifest.stats, transforms)
+
+
+@dataclass(frozen=True)
 class Position:
     """The position of a training: `step` steps done, of which `epoch_step` in epoch `epoch`.
 
@@ -40,6 +56,8 @@ class Position:
     terms: the loss and its parts by name; for every rank, the sum over the `term_steps` steps since the last report.
     best: None if no best checkpoint is kept or none was measured yet. measured: the last step that was evaluated, or 0.
     ranks, versions: number of ranks and software versions that wrote it.
+    id_maps: of the log that it is trained on, empty if it has none. inputs: its columns of numbers; None if an earlier
+    version wrote the checkpoint.
     """
 
     step: NonNegativeInt
@@ -54,6 +72,8 @@ class Position:
     ranks: PositiveInt = 1
     versions: Mapping[str, str] = field(default_factory=dict)
     version: int = VERSION
+    id_maps: Mapping[str, MapDigest] = field(default_factory=dict)
+    inputs: Inputs | None = None
 
 
 _POSITION: TypeAdapter[Position] = TypeAdapter(Position)

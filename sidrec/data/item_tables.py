@@ -64,6 +64,11 @@ class ItemTables:
         """Names of the F features."""
         return tuple(feature for table in self.tables.values() for feature in table.features)
 
+    @property
+    def sid_tables(self) -> tuple[str, ...]:
+        """Names of the tables whose rows are codes of the catalog."""
+        return tuple(name for name in self.tables if name != HID)
+
     def rows_of(self, feature: str) -> np.ndarray:
         """The row of every item id for one feature, int64 [I]."""
         return self.rows_IF[:, self.features.index(feature)]
@@ -86,10 +91,9 @@ class ItemTables:
         """
         rows = {
             name: rows_by_extension(self.rows_of(name), extension_I, extensions)
-            if name in table.features
-            else [table.rows] * extensions
-            for name, table in self.tables.items()
-            if name != HID
+            if name in self.tables[name].features
+            else [self.tables[name].rows] * extensions
+            for name in self.sid_tables
         }
         return [{name: counts[extension] for name, counts in rows.items()} for extension in range(extensions)]
 

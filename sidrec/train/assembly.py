@@ -10,9 +10,10 @@ import torch
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.types import ShardingPlan
 
+from sidrec.checkpoint.train_state import Inputs
 from sidrec.config import Recipe
 from sidrec.data.dataset import Dataset, assemble_dataset, fit_item_subwords, read_contracts
-from sidrec.data.loader import SplitLoader, open_split
+from sidrec.data.loader import SplitLoader, columns_of, open_split
 from sidrec.model.ranker import Ranker
 from sidrec.parallel.planning import hardware_of, local_world, make_plan
 from sidrec.parallel.process_group import Ranks, broadcast_object, run_on_all_ranks
@@ -54,6 +55,11 @@ def open_loader(recipe: Recipe, data: Dataset, split: str, shuffle: bool, ranks:
             context_rows=data.sizes.context_rows,
         ),
     )
+
+
+def inputs_of(recipe: Recipe, data: Dataset) -> Inputs:
+    """The columns of numbers that the recipe's model reads from this log."""
+    return Inputs.of(data.manifest, columns_of(recipe.data, recipe.model, data.manifest).log.dense)
 
 
 @dataclass(frozen=True)

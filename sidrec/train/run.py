@@ -1,7 +1,7 @@
 """`sidrec train RECIPE [flags]`: trains a recipe and evaluates it, in this process or on the ranks of torchrun."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -10,17 +10,19 @@ import torchrec
 from sidrec.checkpoint.checkpoint_store import chosen_checkpoint, newest_sound
 from sidrec.checkpoint.state import load_model
 from sidrec.checkpoint.train_state import Position, check_catalog, read_position, restore_random_state
+from sidrec.checkpoint.trained_data import check_own_data
 from sidrec.config import Recipe, load
 from sidrec.data.dataset import Dataset
 from sidrec.data.loader import SplitLoader
 from sidrec.errors import CheckpointError
+from sidrec.id_maps import IdMaps
 from sidrec.io.files import write_json, write_text
 from sidrec.metrics.exact import SplitMetrics, load_metrics, metrics_table, save_metrics, undefined
 from sidrec.model.ranker import parameter_budget
 from sidrec.parallel.process_group import Ranks, joined_ranks, run_on_all_ranks
 from sidrec.plans.plan_file import PlanFile, write_plan
 from sidrec.preflight.run_checks import check_same_on_all_ranks, code_facts, data_facts, recipe_facts
-from sidrec.train.assembly import announce, build_training, open_dataset, open_loader
+from sidrec.train.assembly import announce, build_training, inputs_of, open_dataset, open_loader
 from sidrec.train.evaluation import BestCheckpoint, check_splits, evaluate_splits, split_report
 from sidrec.train.run_directory import RunDirectory
 from sidrec.train.stopping import exit_status
@@ -71,7 +73,7 @@ def _train(
     loader = open_loader(recipe, data, "train", shuffle=True, ranks=ranks)
     check_splits(recipe, data, ranks)
     saved = newest_sound(run.checkpoints, ranks, set_aside=True)
-    position = run_on_all_ranks(ranks, lambda: _start_position(saved, data, loader))
+    position = run_on_all_ranks(ranks, lambda: _start_position(saved, recipe, data, loader))
     start = None if saved else find_warm_start(recipe, data, ranks)
 
     training = build_training(recipe, data, ranks, preflight=True)
@@ -108,18 +110,20 @@ def _train(
     return 0
 
 
-def _start_position(saved: Path | None, data: Dataset, loader: SplitLoader) -> Position:
+def _start_position(saved: Path | None, recipe: Recipe, data: Dataset, loader: SplitLoader) -> Position:
     """Where training resumes or begins. Raises CheckpointError if this log has no such position."""
+    id_maps, inputs = data.manifest.id_maps, inputs_of(recipe, data)
     if saved is None:
-        return Position(step=0, epoch=0, epoch_step=0, catalog=data.fingerprint)
+        return Position(0, 0, 0, data.fingerprint, id_maps=id_maps, inputs=inputs)
     position = read_position(saved)
+    check_own_data(saved, position, data, inputs)
     check_catalog(saved, position, data.fingerprint)
     if position.epoch_step >= loader.steps or position.step != position.epoch * loader.steps + position.epoch_step:
         place = f"step {position.step} as step {position.epoch_step} of epoch {position.epoch}"
         raise CheckpointError(
             f"{saved}: expected the log it was trained on, got one of {loader.steps} steps, not {place}"
         )
-    return position
+    return replace(position, id_maps=id_maps, inputs=inputs)  # an earlier version may have written the checkpoint
 
 
 def _write_run_files(
@@ -128,6 +132,7 @@ def _write_run_files(
     if ranks.first:
         run.begin(recipe)
         write_text(run.fingerprint, f"{data.fingerprint}\n")
+        write_json(run.id_maps, IdMaps(data.manifest.id_maps).to_json())
         write_json(run.facts, _facts(recipe, data, ranks) | start_facts)
         write_plan(run.plan, plan)
 

@@ -1,6 +1,7 @@
 """The run directory: all files of a run, its lock, and the training log.
 
 config.yaml            the resolved recipe          catalog_fingerprint    the catalog that the SIDs come from
+id_maps.json           digests of the log's id maps evaluations/NAME/      scores of other data folders
 plan.json              which rank holds which table checkpoints/step-N/    model, optimizer, position
 metrics.jsonl          training, a line per log     metrics.json           split -> slice -> metric
 ledger/                the rows of each step, with train.row_ledger
@@ -28,7 +29,7 @@ from sidrec.text import near_folder
 from sidrec.train.step import Skipped, places_text
 
 _FILE = (
-    r"(config\.yaml|(run|plan|metrics)\.json|(metrics|skipped)\.jsonl|catalog_fingerprint|hang-rank-\d+\.txt"
+    r"(config\.yaml|(run|plan|metrics|id_maps)\.json|(metrics|skipped)\.jsonl|catalog_fingerprint|hang-rank-\d+\.txt"
     r"|predictions_[^/]+\.parquet|(attention|gate)_[^/]+\.json|gate_[^/]+\.png)"
 )
 
@@ -78,6 +79,7 @@ class RunDirectory:
         self.metrics = path / "metrics.json"
         self.facts = path / "run.json"
         self.fingerprint = path / "catalog_fingerprint"
+        self.id_maps = path / "id_maps.json"
         self.checkpoints = path / "checkpoints"
         self.tensorboard = path / "tensorboard"
         self.ledger = path / "ledger"

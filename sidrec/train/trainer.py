@@ -173,6 +173,8 @@ class Trainer:
             measured=self.best.measured if self.best else 0,
             ranks=self.ranks.world,
             versions=VERSIONS,
+            id_maps=self.position.id_maps,
+            inputs=self.position.inputs,
         )
         shards = state_shards(self.model, self.optimizer, self.ranks) + random_state_shards(self.ranks)
         check_state(shards, step, self.ranks)

@@ -19,14 +19,17 @@ from sidrec.checkpoint.state import belongs_to, load_partially, state_shards
 from sidrec.checkpoint.stored_tables import StoredCheckpoint, open_checkpoint, table_name
 from sidrec.checkpoint.table_files import TableSource, check_values, open_table
 from sidrec.checkpoint.tensor_shard import DTYPE_NAMES, MODEL, TensorShard
+from sidrec.checkpoint.train_state import Inputs, read_position
+from sidrec.checkpoint.trained_data import check_grown_ids, check_inputs, trained_sid_rows
 from sidrec.config import ConfigError, Recipe
 from sidrec.data.dataset import Dataset
 from sidrec.data.item_tables import HID
-from sidrec.errors import CheckpointError
+from sidrec.errors import CheckpointError, print_warning
 from sidrec.model.ranker import Ranker
 from sidrec.parallel.process_group import Ranks, broadcast_object, raise_on_all_ranks, run_on_all_ranks
-from sidrec.schema import ContractError
+from sidrec.schema import ITEM_ID, ContractError
 from sidrec.text import did_you_mean
+from sidrec.train.assembly import inputs_of
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,7 @@ def find_warm_start(recipe: Recipe, data: Dataset, ranks: Ranks) -> WarmStart | 
         checkpoint = run_on_all_ranks(ranks, lambda: _compatible(path, model, without))
         fault = fault_of(checkpoint.path, ranks)
         raise_on_all_ranks(ranks, None if fault is None else CheckpointError(fault))
+        run_on_all_ranks(ranks, lambda: _check_ids(path, model, without) if ranks.first else None)
     run_on_all_ranks(ranks, lambda: _check_share(sources, ranks))
     return WarmStart(checkpoint, config.optimizer, without, sources)
 
@@ -131,9 +135,9 @@ class PlannedModel:
         return {name: shape for name, shape in named.items() if name is not None}
 
     @property
-    def sid_tables(self) -> list[str]:
-        """Tables whose rows are codes of the catalog."""
-        return [name for name in self.data.sizes.item_tables if name != HID]
+    def inputs(self) -> Inputs:
+        """The columns of numbers that the new run reads."""
+        return inputs_of(self.recipe, self.data)
 
     @property
     def managed(self) -> bool:
@@ -145,11 +149,25 @@ class PlannedModel:
         item = self.recipe.model.item
         return table in self.recipe.model.context or (table == HID and item.hid_rows_are_ids)
 
+    def id_columns(self, without: Collection[str]) -> set[str]:
+        """Id columns of the log that decide the rows which are taken from a checkpoint."""
+        hid = {ITEM_ID} if self.recipe.model.item.hids is not None and HID not in without else set()
+        return hid | (set(self.recipe.model.context) - set(without))
+
 
 def _compatible(path: Path, model: PlannedModel, without: frozenset[str]) -> StoredCheckpoint:
     found = open_checkpoint(path)
     check_compatible(found, model, model.recipe.start.optimizer, without)
     return found
+
+
+def _check_ids(path: Path, model: PlannedModel, without: Collection[str]) -> None:
+    """Checks that ids keep the rows they have in the checkpoint `path`; warns if nothing tells."""
+    position, wanted = read_position(path), model.id_columns(without)
+    known = {column: found for column, found in position.id_maps.items() if column in wanted}
+    warning = check_grown_ids(path, known, model.recipe.data.path) if wanted else ""
+    if warning:
+        print_warning(warning)
 
 
 def _check_names(model: PlannedModel, names: tuple[str, ...]) -> None:
@@ -192,7 +210,11 @@ def saved_start_facts(facts: Path) -> dict[str, object]:
 
 def check_compatible(found: StoredCheckpoint, model: PlannedModel, optimizer: bool, without: Collection[str]) -> None:
     """Raises CheckpointError if the checkpoint does not fit: its weights and, if `optimizer`, its optimizer states."""
+    sids = [name for name in model.data.tables.sid_tables if name not in without]
+    remedy = f"; start.without: [{', '.join(sids)}] starts these tables anew"
+    sid_rows = trained_sid_rows(found.path, found.position, model.data, without, remedy)
     _check_rows_keep_their_ids(found, model, without)
+    check_inputs(found.path, found.position, model.inputs)
     wanted = {key: value for key, value in model.tensors.items() if not belongs_to(key, without)}
     stored = [key for key in found.index.tensors if key.startswith(f"{MODEL}/") and not belongs_to(key, without)]
     for key in sorted(wanted, key=_tables_first):
@@ -202,20 +224,13 @@ def check_compatible(found: StoredCheckpoint, model: PlannedModel, optimizer: bo
         if key not in wanted:
             raise CheckpointError(f"{found.path}: expected nothing but what this model has, got {_named(key)}")
     for key, (dtype, shape) in wanted.items():
-        _check_tensor(found, model, key, dtype, shape)
+        _check_tensor(found, model, sid_rows, key, dtype, shape)
     if optimizer:
         _check_optimizer(found, model.recipe, without)
 
 
 def _check_rows_keep_their_ids(found: StoredCheckpoint, model: PlannedModel, without: Collection[str]) -> None:
     """Raises CheckpointError if a row of the checkpoint belongs to another id or code in this model."""
-    sids = [name for name in model.sid_tables if name not in without]
-    if sids and found.position.catalog != model.data.fingerprint:
-        raise CheckpointError(
-            f"{found.path}: expected the catalog {found.position.catalog} it was trained with, got "
-            f"{model.data.fingerprint}, whose codes are other rows; start.without: [{', '.join(sids)}] starts these "
-            "tables anew"
-        )
     item, before = model.recipe.model.item, found.recipe.model.item
     if item.hids is None or HID in without:
         return
@@ -231,9 +246,19 @@ def _check_rows_keep_their_ids(found: StoredCheckpoint, model: PlannedModel, wit
         )
 
 
-def _check_tensor(found: StoredCheckpoint, model: PlannedModel, key: str, dtype: str, shape: tuple[int, ...]) -> None:
+def _check_tensor(
+    found: StoredCheckpoint,
+    model: PlannedModel,
+    sid_rows: Mapping[str, int],
+    key: str,
+    dtype: str,
+    shape: tuple[int, ...],
+) -> None:
+    """sid_rows: SID table -> its rows with the checkpoint's catalog; further rows are those of later extensions."""
     stored = found.index.tensors[key]
     table = table_name(key)
+    if table is not None and table in sid_rows:
+        shape = (sid_rows[table], *shape[1:])
     widths = stored.shape[1:] == shape[1:]
     grown = table is not None and model.may_grow(table) and widths and stored.shape[0] <= shape[0]
     if stored.dtype != dtype or (stored.shape != shape and not grown):
