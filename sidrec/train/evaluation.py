@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -29,10 +30,13 @@ from sidrec.model.ranker import Ranker
 from sidrec.parallel.process_group import Ranks, run_on_all_ranks, total
 from sidrec.schema import ITEMS
 from sidrec.train.assembly import open_loader
+from sidrec.train.progress import UNKNOWN, WARM_UP, lines_wanted, print_line, progress_bar
 from sidrec.train.run_directory import RunDirectory
 from sidrec.train.stopping import Stopping, synced_batches
 from sidrec.train.warnings_of_metrics import gate_warnings, protocol_warnings
 from sidrec.train.watchdog import Watchdog
+
+SECONDS_BETWEEN_LINES = 5.0
 
 
 def check_splits(recipe: Recipe, data: Dataset, ranks: Ranks) -> None:
@@ -70,8 +74,8 @@ def score_split(
     extra = (*data.manifest.stats, *((GATE,) if ranker.gate else ()))
     collector = PredictionCollector(split, extra)
     model.eval()
-    started = last = time.monotonic()
-    with Watchdog(recipe.train.hang_minutes, recipe.run, ranks), torch.no_grad():
+    watch = EvaluationProgress(split, loader.steps) if ranks.first else None
+    with Watchdog(recipe.train.hang_minutes, recipe.run, ranks), torch.no_grad(), watch or nullcontext():
         for step, batch in enumerate(synced_batches(loader.batches(0), loader.steps, ranks, stopping), start=1):
             if stopping and stopping.agreed:
                 raise AbandonedError
@@ -82,11 +86,38 @@ def score_split(
             if ranker.gate:
                 values[GATE] = ranker.gate.value(on_device.stats_BS).mean(dim=1)
             collector.append(on_device, logits_B, **values)
-            if ranks.first and time.monotonic() - last > 5:
-                last = time.monotonic()
-                left = (last - started) / step * (loader.steps - step)
-                print(f"evaluating {split}: step {step}/{loader.steps}  ETA {left:.0f} s", flush=True)
+            if watch:
+                watch.count(step)
     return collector.gathered(ranks.control, loader.rows, total(ranks, loader.quarantined))
+
+
+class EvaluationProgress:
+    """A bar on a terminal; elsewhere a line every 5 seconds. On rank 0 only."""
+
+    def __init__(self, split: str, steps: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._what, self._steps, self._clock = f"evaluating {split}", steps, clock
+        self._first = self._last = clock()
+        self._bar = progress_bar(self._what, 0, steps, leave=False)
+
+    def __enter__(self) -> "EvaluationProgress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def count(self, step: int) -> None:
+        """Call after each step. step: from 1."""
+        now = self._clock()
+        if step == WARM_UP:
+            self._first = now
+        known = step > WARM_UP
+        left = f"{(now - self._first) / (step - WARM_UP) * (self._steps - step):.0f} s" if known else UNKNOWN
+        self._bar.set_postfix_str(f"ETA {left}", refresh=False)
+        self._bar.update()
+        if now - self._last > SECONDS_BETWEEN_LINES:
+            self._last = now
+            if lines_wanted():
+                print_line(f"{self._what}: step {step}/{self._steps}  ETA {left}")
 
 
 def evaluate_splits(
@@ -158,6 +189,15 @@ class BestCheckpoint:
         """From `step` to the next evaluation."""
         return self._every - step % self._every
 
+    @property
+    def rows(self) -> int:
+        """Rows of the split."""
+        return self._data.manifest.rows(self._config.split)
+
+    def rows_to_come(self, step: int, steps: int) -> int:
+        """Rows of the evaluations after `step` steps of a training of `steps`."""
+        return self.rows * (steps // self._every - step // self._every)
+
     def evaluate(self, step: int, stopping: Stopping) -> None:
         """Scores the split with the model after `step` steps and updates `best`.
 
@@ -177,7 +217,7 @@ class BestCheckpoint:
                 self.best = Best(split, metric, value, step)
                 found += ", the best so far"
         if self._ranks.first:
-            print(f"step {step}  {split} {metric} {found}", flush=True)
+            print_line(f"step {step}  {split} {metric} {found}")
 
 
 # The gate by popularity: mean g per exposure decile, as in figure 3 of the SID-Coord paper (arXiv 2604.10471).

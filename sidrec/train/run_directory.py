@@ -1,4 +1,4 @@
-"""The run directory: all files of a run, its lock, and the training log.
+"""The run directory: all files of a run, and its lock.
 
 config.yaml            the resolved recipe          catalog_fingerprint    the catalog that the SIDs come from
 id_maps.json           digests of the log's id maps evaluations/NAME/      scores of other data folders
@@ -9,24 +9,17 @@ skipped.jsonl          skipped steps, with train.non_finite=skip
 run.json               versions, device, parameters tensorboard/           the curves of metrics.jsonl
 """
 
-import json
-import math
 import re
-import time
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 
-from torch.utils.tensorboard import SummaryWriter
-
 from sidrec.config import ConfigError, Recipe, load_saved, save
-from sidrec.io.files import replaced_file, write_text
+from sidrec.io.files import replaced_file
 from sidrec.io.output_folders import FolderKind, Written
 from sidrec.io.output_lock import OutputLock
 from sidrec.machine import unwritable
 from sidrec.schema import ContractError, read_json
 from sidrec.text import near_folder
-from sidrec.train.step import Skipped, places_text
 
 _FILE = (
     r"(config\.yaml|(run|plan|metrics|id_maps)\.json|(metrics|skipped)\.jsonl|catalog_fingerprint|hang-rank-\d+\.txt"
@@ -174,78 +167,3 @@ class RunLock(OutputLock):
         except ContractError:
             expected = "expected a run that no other process trains, got one that is held"
             raise ConfigError(f"{self._path}: {expected}") from None
-
-
-class Progress:
-    """The log of a training: printed lines with loss, speed and ETA, metrics.jsonl and TensorBoard. On rank 0 only."""
-
-    def __init__(self, run: RunDirectory, done: int, steps: int) -> None:
-        """done: steps of the run so far; lines of later steps, from a process that was killed, are dropped."""
-        self.steps = steps
-        self.started = self.last = time.monotonic()
-        self.first = done
-        self.rows = 0.0
-        for log in (run.log, run.skipped):
-            _drop_after(log, done)
-        self.log = run.log.open("a", encoding="utf-8")
-        self.skipped_log = run.skipped
-        self.skipped = len(run.skipped.read_text(encoding="utf-8").splitlines()) if run.skipped.exists() else 0
-        self.tensorboard = SummaryWriter(str(run.tensorboard), purge_step=done)
-
-    def count(self, rows: float, skipped: Skipped | None) -> None:
-        """Adds a step. rows: over all ranks. skipped: None if the step was applied."""
-        self.rows += rows
-        if skipped is None:
-            return
-        self.skipped += 1
-        places = f"; {places_text(skipped.rows)}" if skipped.rows else ""
-        print(f"step {skipped.step} left out: {skipped.what}{places}", flush=True)
-        rows_by_file = {str(path): numbers for path, numbers in skipped.rows.items()}
-        with self.skipped_log.open("a", encoding="utf-8") as log:
-            log.write(json.dumps({"step": skipped.step, "what": skipped.what, "rows": rows_by_file}) + "\n")
-
-    def report(self, step: int, epoch: int, terms: dict[str, float], lr_factor: float) -> None:
-        """Reports the steps since the last report. terms: `loss` and its parts by name, means over all rows; empty if
-        all these steps were skipped."""
-        now = time.monotonic()
-        speed = self.rows / max(1e-9, now - self.last)
-        left = (now - self.started) / max(1, step - self.first) * (self.steps - step)
-        eta = timedelta(seconds=round(left))
-        print(
-            f"step {step}/{self.steps}  epoch {epoch + 1}  loss {terms.get('loss', math.nan):.5f}  "
-            f"{speed:,.0f} samples/s  ETA {eta}{f'  {self.skipped} left out' if self.skipped else ''}",
-            flush=True,
-        )
-        line = {
-            "step": step,
-            "epoch": epoch,
-            **terms,
-            "lr_factor": lr_factor,
-            "samples_per_second": round(speed, 1),
-            **({"skipped": self.skipped} if self.skipped else {}),
-        }
-        self.log.write(json.dumps(line) + "\n")
-        self.log.flush()
-        for name in (*terms, "lr_factor", "samples_per_second"):
-            self.tensorboard.add_scalar(f"train/{name}", line[name], step)
-        self.last, self.rows = now, 0.0
-
-    def close(self) -> None:
-        """Closes the logs; prints how many steps of the run were skipped, if any."""
-        if self.skipped:
-            print(f"{self.skipped} of {self.steps} steps were left out: {self.skipped_log}", flush=True)
-        self.log.close()
-        self.tensorboard.close()
-
-
-def _drop_after(log: Path, step: int) -> None:
-    if log.exists():
-        kept = [line for line in log.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
-        write_text(log, "".join(line + "\n" for line in kept))
-
-
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError, TypeError):  # the process died in the middle of this line
-        return float("inf")

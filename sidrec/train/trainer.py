@@ -1,6 +1,7 @@
 """The training loop: a step (`sidrec.train.step`), the log, an evaluation if due, a checkpoint if due."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from itertools import islice
 
 import torch
@@ -20,7 +21,8 @@ from sidrec.parallel.process_group import Ranks, gather_objects, run_on_all_rank
 from sidrec.train.evaluation import BestCheckpoint
 from sidrec.train.ledger_check import RowLedger, drop_after
 from sidrec.train.optimizers import ScheduledOptimizer, schedule_factor
-from sidrec.train.run_directory import Progress, RunDirectory
+from sidrec.train.progress import Progress, TimeLeft
+from sidrec.train.run_directory import RunDirectory
 from sidrec.train.step import StepResult, TrainingStep, check_state
 from sidrec.train.stopping import Stopping, synced_batches
 from sidrec.train.watchdog import Watchdog
@@ -110,7 +112,15 @@ class Trainer:
                 self.ranks, lambda: drop_after(self.run.ledger, self.position.step) if self.ranks.first else None
             )
         if self.ranks.first:
-            self.progress = Progress(self.run, self.position.step, self.steps)
+            rows = self.loader.rows / self.loader.steps
+            left = TimeLeft(self.steps, rows, self._rows_to_evaluate)
+            self.progress = Progress(self.run, self.position.step, left, self.steps)
+
+    def _rows_to_evaluate(self, step: int) -> int:
+        """Rows of all evaluations after `step` steps, those at the end included."""
+        log = self.loader.reader.columns.log
+        last = sum(log.rows(split) for split in self.recipe.evaluate.splits)
+        return last + (self.best.rows_to_come(step, self.steps) if self.best else 0)
 
     def _batches(self) -> Iterator[Batch]:
         first = self.position.epoch_step
@@ -132,7 +142,7 @@ class Trainer:
         if self.ledger:
             self.ledger.add(epoch, step, result.batch, trained=result.skipped is None)
         if self.progress:
-            self.progress.count(self.loader.rows / self.loader.steps, result.skipped)
+            self.progress.count(step, self.loader.rows / self.loader.steps, result.skipped)
         if step % self.recipe.train.log_every == 0 or step == self.steps:
             terms = self.meter.mean()
             if self.progress:
@@ -147,7 +157,8 @@ class Trainer:
         if not self.best or not self.best.is_due(step) or self.stopping.agreed:
             return False
         self.training_step.pause()
-        self.best.evaluate(step, self.stopping)
+        with self.progress.left.evaluating(self.best.rows) if self.progress else nullcontext():
+            self.best.evaluate(step, self.stopping)
         self.model.train()
         return self.best.measured == step
 

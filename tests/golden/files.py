@@ -101,7 +101,7 @@ def words(text: str, folder: Path) -> list[str]:
     text = text.replace(str(folder), "HERE").replace(product_version(), "VERSION")
     for pattern, mask in (
         (r"[\d,]+ samples/s", f"{MASK} samples/s"),
-        (r"ETA \d+:\d\d:\d\d", f"ETA {MASK}"),
+        (r"ETA (\d+:\d\d:\d\d|\?)", f"ETA {MASK}"),
         (r"\b\d[\d,]*(\.\d+)? s\b", f"{MASK} s"),
         (r"\d[\d,]* rows/s", f"{MASK} rows/s"),
         (r"(fit|encode)(ted|d) in \S+ s", f"{MASK} s"),
