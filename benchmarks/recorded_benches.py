@@ -26,8 +26,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks import RESULTS
-from sidrec.bench.calibrate import Sample, default_accuracy, held_out, samples
+from sidrec.bench.calibrate import default_accuracy, held_out
 from sidrec.bench.ranking import PairedSlowdown, fastest_first, paired_slowdown
+from sidrec.bench.regression import Sample, samples
 from sidrec.bench.result import BenchResult, load_bench, parse_bench
 from sidrec.io.files import read_json, replaced_file, write_json
 

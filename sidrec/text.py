@@ -156,7 +156,7 @@ def _lines(rows: Sequence[Sequence[str]], widths: Sequence[int], left: int, gap:
     return "\n".join(lines)
 
 
-FLOORS = ((16, 1000), (16, 24), (SHORTEST, SHORTEST))
+FLOORS = ((32, 1000), (32, 24), (16, 24), (SHORTEST, SHORTEST))
 """Stages of narrowing a column: letters that lines keep, and letters that a path or name keeps."""
 
 

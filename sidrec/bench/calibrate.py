@@ -7,51 +7,45 @@ Shapes: W ranks, K kinds of work, N measured plans, J benches.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from textwrap import wrap
 
 import numpy as np
-from scipy.optimize import nnls
 from scipy.stats import spearmanr
 
 from sidrec import __version__
+from sidrec.bench.identifiability import check_identified, identifiability, predicted_left_out
+from sidrec.bench.regression import Sample, calibrate_costs, samples
 from sidrec.bench.result import BenchResult, load_bench, measured_plans
 from sidrec.config import ConfigError
-from sidrec.errors import ContractError
 from sidrec.io.output_folders import output_file
-from sidrec.plans.calibration import VERSION, Calibration, UnitCosts, is_calibration, save_calibration
-from sidrec.plans.cost import KINDS, NO_PLANS
-from sidrec.text import text_table
+from sidrec.plans.calibration import (
+    MARGIN,
+    VERSION,
+    Calibration,
+    Identifiability,
+    UnitCosts,
+    is_calibration,
+    left_out,
+    save_calibration,
+)
+from sidrec.text import screen_width, text_table, wrapped
 
-COLUMNS = 120
 Benches = Mapping[Path, BenchResult]
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A measured plan of one bench. work_WK: float64, the work of each rank in a step. step: milliseconds."""
-
-    workload: str
-    bench: str
-    plan: str
-    work_WK: np.ndarray
-    step: float
 
 
 def calibrate(paths: Sequence[Path], out: Path) -> None:
     """Regresses costs on the benches at `paths`, prints their accuracy, and writes them to `out`.
 
-    Raises ConfigError or ContractError before anything is written.
+    Raises ConfigError or ContractError before anything is written; ConfigError if the plans do not determine the costs.
     """
     file = output_file(out, "a calibration", is_calibration)
     benches = {path: load_bench(path) for path in paths}
     device = _device(benches)
     worlds = _by_world(benches)
-    calibration = Calibration(
-        VERSION, device, {world: calibrate_costs(of) for world, of in worlds.items()}, conditions=_conditions(benches)
-    )
+    costs = {world: _checked_costs(world, of) for world, of in worlds.items()}
+    calibration = Calibration(VERSION, device, costs, conditions=_conditions(benches))
     for world, of in worlds.items():
         print(_accuracy_text(world, of, calibration.worlds[world], benches))
     save_calibration(file, calibration)
@@ -77,17 +71,11 @@ def _by_world(benches: Benches) -> dict[int, list[Sample]]:
     return dict(sorted(worlds.items()))
 
 
-def samples(result: BenchResult, where: str) -> list[Sample]:
-    """The measured plans of a bench. Raises ContractError if the bench did not count their work."""
-    name, world = str(result.workload["name"]), int(result.hardware["world"])
-    found = []
-    for plan in measured_plans(result):
-        if set(plan.work) != set(KINDS) or any(len(ranks) != world for ranks in plan.work.values()):
-            expected = f"work of the kinds {', '.join(KINDS)} on {world} rank(s)"
-            raise ContractError(f"{where}, plan {plan.name}", expected, ", ".join(plan.work) or "none")
-        work_WK = np.array([plan.work[kind] for kind in KINDS]).T
-        found.append(Sample(name, where, plan.name, work_WK, plan.timings["step"].p50))
-    return found
+def _checked_costs(world: int, of: Sequence[Sample]) -> UnitCosts:
+    costs = calibrate_costs(of)
+    known = identifiability(of, costs)
+    check_identified(of, known, world)
+    return replace(costs, identifiability=known)
 
 
 def _conditions(benches: Benches) -> dict[str, object]:
@@ -96,69 +84,6 @@ def _conditions(benches: Benches) -> dict[str, object]:
         "fitted": datetime.now(UTC).isoformat(timespec="seconds"),
         "benches": {str(path): result.conditions for path, result in benches.items()},
     }
-
-
-# The regression.
-
-ROUNDS = 20  # of choosing each plan's slowest rank again; it converges within a few
-RIDGE = 1e-3  # of a plan's time, on each kind's share: decides between kinds that always occur together
-
-
-def calibrate_costs(samples: Sequence[Sample]) -> UnitCosts:
-    """Costs per unit by non-negative least squares of relative errors (Lawson & Hanson 1974).
-
-    A step takes as long as its slowest rank. Which rank that is depends on the costs, so both are found in turns. Each
-    bench has one more unknown for what no plan changes, so that neither long dense layers nor a slow hour of the
-    machine affects the costs of plans; the costs of NO_PLANS are then regressed on these unknowns. Raises ConfigError
-    without samples.
-    """
-    if not samples:
-        raise ConfigError("calibration: expected at least one measured plan, got none")
-    benches = sorted({sample.bench for sample in samples})
-    step_N = np.array([sample.step for sample in samples])
-    most_K = np.max([sample.work_WK.max(axis=0) for sample in samples], axis=0)
-    scale_K = np.where(most_K > 0, most_K, 1.0)
-    cost_K = np.full(len(KINDS), step_N.mean()) / scale_K
-    for _ in range(ROUNDS):
-        slowest_NK = np.stack([sample.work_WK[np.argmax(sample.work_WK @ cost_K)] for sample in samples])
-        found_K = _costs(samples, benches, slowest_NK, scale_K)
-        if np.allclose(found_K, cost_K, rtol=1e-6, atol=0):
-            break
-        cost_K = found_K
-    predicted_N = np.array([(sample.work_WK @ cost_K).max() for sample in samples])
-    return UnitCosts(
-        milliseconds=dict(zip(KINDS, cost_K.tolist(), strict=True)),
-        samples=len(samples),
-        workloads=sorted({sample.workload for sample in samples}),
-        error=float(np.median(np.abs(predicted_N - step_N) / step_N)),
-        spread=_spread(samples, benches, predicted_N / step_N),
-    )
-
-
-def _costs(samples: Sequence[Sample], benches: Sequence[str], work_NK: np.ndarray, scale_K: np.ndarray) -> np.ndarray:
-    """float64 [K] milliseconds per unit, from the work of each plan's slowest rank. scale_K: largest work of a kind."""
-    step_N = np.array([sample.step for sample in samples])
-    of_plans = [k for k, kind in enumerate(KINDS) if kind not in NO_PLANS]
-    of_none = [k for k, kind in enumerate(KINDS) if kind in NO_PLANS]
-    bench_NJ = np.array([[sample.bench == name for name in benches] for sample in samples], dtype=float)
-    relative = np.hstack([work_NK[:, of_plans], bench_NJ]) / step_N[:, None]
-    ridge = np.diag(np.append(RIDGE * scale_K[of_plans] / step_N.mean(), np.zeros(len(benches))))
-    found, _ = nnls(np.vstack([relative, ridge]), np.append(np.ones(len(samples)), np.zeros(len(ridge))))
-    cost_K = np.zeros(len(KINDS))
-    cost_K[of_plans], rest_J = found[: len(of_plans)], found[len(of_plans) :]
-    first = [next(n for n, sample in enumerate(samples) if sample.bench == name) for name in benches]
-    weight_J = 1 / np.array([step_N[bench_NJ[:, j] > 0].min() for j in range(len(benches))])
-    cost_K[of_none], _ = nnls(work_NK[np.ix_(first, of_none)] * weight_J[:, None], rest_J * weight_J)
-    return cost_K
-
-
-def _spread(samples: Sequence[Sample], benches: Sequence[str], ratio_N: np.ndarray) -> float:
-    """Median relative error after dividing by each bench's median ratio. ratio_N: predicted to measured steps."""
-    bench_N = np.array([sample.bench for sample in samples])
-    factor_N = np.select(
-        [bench_N == name for name in benches], [np.median(ratio_N[bench_N == name]) for name in benches]
-    )
-    return float(np.median(np.abs(ratio_N / factor_N - 1)))
 
 
 # How well costs predict measured steps.
@@ -220,27 +145,46 @@ def held_out(of: Sequence[Sample]) -> dict[str, Accuracy]:
     }
 
 
+# The accuracy as text.
+
+LEGEND = (
+    "Spearman: rank correlation of predicted and measured steps. error: median of |predicted - measured| / measured. "
+    "regret: how much longer the plan predicted to be fastest takes than the fastest. Costs from other workloads and "
+    "other plans are regressed without the workload or plan that they predict. Costs from all plans are those written, "
+    "whose error is no test."
+)
+
+
 def _accuracy_text(world: int, of: Sequence[Sample], costs: UnitCosts, benches: Benches) -> str:
-    """Accuracy on each bench: TorchRec's constants, costs from the other workloads, costs from all."""
+    """The error on plans left out, the accuracy on each bench, and what the plans can say about costs."""
+    known = costs.identifiability
+    assert known is not None, "_checked_costs says what the plans can say"
+    head = f"{world} rank(s), {len(of)} plans of {len(costs.workloads)} workload(s); median error: {left_out(known)}"
+    table = text_table(_accuracy_rows(world, of, costs, benches), left=3, width=screen_width())
+    return "\n".join(["", wrapped(head), table, wrapped(LEGEND), *map(wrapped, determined(of, known))])
+
+
+def _accuracy_rows(world: int, of: Sequence[Sample], costs: UnitCosts, benches: Benches) -> list[tuple[str, ...]]:
     others = held_out(of)
-    rows = [("workload", "bench", "cost model", "plans", "Spearman", "error", "regret")]
+    other_plans = predicted_left_out(of)
+    rows: list[tuple[str, ...]] = [("workload", "bench", "costs from", "plans", "Spearman", "error", "regret")]
     for path, result in sorted(benches.items(), key=lambda bench: (str(bench[1].workload["name"]), bench[0])):
         if result.hardware["world"] != world:
             continue
-        own = [sample for sample in of if sample.bench == str(path)]
+        index = [n for n, sample in enumerate(of) if sample.bench == str(path)]
+        own = [of[n] for n in index]
         models = {
             "TorchRec's constants": default_accuracy(result),
-            "calibrated on the other workloads": others.get(str(path)),
-            "calibrated on all": calibrated_accuracy(own, costs),
+            "other workloads": others.get(str(path)),
+            "other plans": other_plans and accuracy([other_plans[n] for n in index], [sample.step for sample in own]),
+            "all plans": calibrated_accuracy(own, costs),
         }
         rows += [
             (str(result.workload["name"]), str(path), model, *_figures(found))
             for model, found in models.items()
-            if found is not None
+            if found
         ]
-    title = f"\n{world} rank(s), {len(of)} plans of {len(costs.workloads)} workload(s)"
-    sentences = [line for sentence in determined(of, costs) for line in wrap(sentence, COLUMNS)]
-    return "\n".join([title, text_table(rows, left=3), *sentences])
+    return rows
 
 
 def _figures(found: Accuracy) -> tuple[str, str, str, str]:
@@ -248,20 +192,26 @@ def _figures(found: Accuracy) -> tuple[str, str, str, str]:
     return f"{found.plans}", correlation, f"{found.error:.0%}", f"{found.regret:.1%}"
 
 
-def determined(of: Sequence[Sample], costs: UnitCosts) -> list[str]:
-    """Sentences: the number of unknown costs and of plans, and a warning if there are fewer plans than unknowns."""
+def determined(of: Sequence[Sample], known: Identifiability) -> list[str]:
+    """Sentences: coefficients and distinct plans, which costs the plans leave open, and warnings."""
     benches = len({sample.bench for sample in of})
-    most_K = np.max([sample.work_WK.max(axis=0) for sample in of], axis=0)
-    kinds = [kind for kind, most in zip(KINDS, most_K, strict=True) if most > 0 and kind not in NO_PLANS]
-    zero = [kind for kind in kinds if costs.milliseconds.get(kind, 0.0) == 0.0]
-    unknown = len(kinds) + benches
-    found_zero = f"; found to be zero: {', '.join(zero)}" if zero else ""
-    counts = f"unknown costs: {unknown} ({len(kinds)} kinds of work, {benches} bench(es)), from {len(of)} plans"
-    if len(of) >= unknown:
-        return [counts + found_zero]
-    return [
-        counts + found_zero,
-        "warning: fewer plans than unknown costs: the costs are not determined, and predict only plans like the "
-        "measured ones. Measure more plans (other sharding types, edited plan files, other workloads), and calibrate "
-        "on all benches together.",
+    kinds = known.coefficients - benches
+    condition = "singular" if known.condition is None else f"condition {known.condition:,.0f}"
+    lines = [
+        f"unknown costs: {known.coefficients} ({kinds} kinds of work, {benches} bench(es)), from {known.plans} "
+        f"distinct plans; the design matrix has rank {known.rank}, {condition}"
     ]
+    for title, found in (
+        ("unknown, since no plan has such work", known.absent),
+        ("unknown, since regressed to 0", known.zero),
+        ("not separable from the other costs, so that only their sum is known", known.inseparable),
+    ):
+        if found:
+            lines.append(f"{title}: {', '.join(found)}")
+    if known.plans < MARGIN * known.coefficients:
+        lines.append(
+            f"warning: fewer than {MARGIN} distinct plans for each unknown cost: the costs are poorly determined. "
+            "Bench more plans (other sharding types, edited plan files) or other tables files, and calibrate on all "
+            "results together."
+        )
+    return lines

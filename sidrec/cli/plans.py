@@ -94,7 +94,8 @@ def plan(argv: Sequence[str]) -> None:
 def _search_and_export(options: PlanOptions, hardware: "Hardware", export: Path | None) -> None:
     from sidrec.plans.calibration import CalibratedCost, load_calibration
     from sidrec.plans.cost import CostModel, TorchRecCost
-    from sidrec.plans.explain import explain, explanation_text
+    from sidrec.plans.explain import explain
+    from sidrec.plans.explanation_text import explanation_text
     from sidrec.plans.options import sharding_plan
     from sidrec.plans.plan_file import plan_file_of, write_plan
     from sidrec.plans.search import search, search_progress

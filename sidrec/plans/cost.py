@@ -52,6 +52,12 @@ class CostModel(Protocol):
     def rate(self, options: Sequence[ShardingOption], workload: Workload, hardware: Hardware) -> Cost:
         """Every shard of every option must have a rank. The options may cover some tables of the workload only."""
 
+    def unknown_parts(self, option: ShardingOption, workload: Workload, hardware: Hardware) -> list[str]:
+        """Parts of a step in which this table has work whose cost the model does not know, and counts as 0."""
+
+    def remarks(self, options: Sequence[ShardingOption], workload: Workload, hardware: Hardware) -> list[str]:
+        """Sentences on what the model cannot say about a plan."""
+
 
 class TorchRecCost:
     """TorchRec's estimates (planner.shard_estimators), summed on each rank; the slowest rank's sum is the step.
@@ -71,6 +77,14 @@ class TorchRecCost:
         tables = {option.name: _milliseconds_by_rank(option, hardware.world) for option in options}
         ranks = [sum((table[rank] for table in tables.values()), 0.0) for rank in range(hardware.world)]
         return Cost(max(ranks), ranks, tables, {option.name: _torchrec_parts(option) for option in options})
+
+    def unknown_parts(self, option: ShardingOption, workload: Workload, hardware: Hardware) -> list[str]:
+        """None: the model has a constant for each part."""
+        return []
+
+    def remarks(self, options: Sequence[ShardingOption], workload: Workload, hardware: Hardware) -> list[str]:
+        """None."""
+        return []
 
 
 def _milliseconds_by_rank(option: ShardingOption, world: int) -> list[float]:

@@ -1,13 +1,12 @@
 """A plan explained: each table's layout, memory and cost, its other layouts, the load of each rank, and remarks.
 
-`explain` makes an `Explanation` (plain data, for `--json`); `explanation_text` prints it for a terminal.
+`explain` makes an `Explanation`: plain data, for `--json`. `sidrec.plans.explanation_text` prints it.
 
 Shapes: W ranks, S shards of a table.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from textwrap import wrap
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,6 @@ from torchrec.distributed.planner.types import ShardingOption, Storage
 from sidrec.plans.cost import FLOAT, REPLICATED, ROW_TYPES, CostModel
 from sidrec.plans.hardware import Hardware
 from sidrec.plans.options import (
-    FAST_KERNELS,
-    SHARDING_TYPES,
     Sharders,
     enumerate_options,
     in_host_memory,
@@ -27,7 +24,7 @@ from sidrec.plans.options import (
 from sidrec.plans.placement import Placement, RatedLayout, rated_layout
 from sidrec.plans.search import DEFAULT, Candidate
 from sidrec.plans.workload import TableLoad, Workload
-from sidrec.text import byte_size, text_table
+from sidrec.text import byte_size
 
 
 @dataclass(frozen=True)
@@ -35,13 +32,14 @@ class OtherLayout:
     """A layout of one table that the plan does not use.
 
     step: predicted milliseconds with this layout in its best place, all other tables as planned; None if it fits no
-    rank. lacking: bytes that are then missing, else 0.
+    rank. lacking: bytes that are then missing, else 0. unknown: parts of the step whose cost is unknown and not in it.
     """
 
     sharding_type: str
     compute_kernel: str
     step: float | None
     lacking: int
+    unknown: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -50,6 +48,7 @@ class TableExplanation:
 
     ranks: of the shards, in order. weights, state: bytes over all ranks; state includes a dense gradient.
     parts: part of a step -> milliseconds, on the rank where the table costs most. dearest: their sum.
+    unknown: parts whose cost the cost model does not know, and which are 0 in `parts`.
     """
 
     table: str
@@ -64,6 +63,7 @@ class TableExplanation:
     parts: dict[str, float]
     dearest: float
     rejected: list[OtherLayout]
+    unknown: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -116,10 +116,14 @@ def explain(
         layout = rated_layout(option, cost, workload, hardware)
         placement.place(layout, np.array([shard.rank for shard in option.shards]))
     shared = best.cost.step - float(placement.load_W.max())
-    tables = [
-        _table(option, best, sharders, _other_layouts(option, layouts[option.name], placement, hardware, shared))
-        for option in best.options
-    ]
+    tables = []
+    for option in best.options:
+        others = _other_layouts(option, layouts[option.name], placement, hardware, shared)
+        rated = [
+            replace(other, unknown=cost.unknown_parts(layout.option, workload, hardware)) for layout, other in others
+        ]
+        unknown = cost.unknown_parts(option, workload, hardware)
+        tables.append(_table(option, best, sharders, _fastest_first(rated), unknown))
     default = next((each for each in candidates if each.name == DEFAULT), best)
     return Explanation(
         workload=workload.name,
@@ -132,12 +136,16 @@ def explain(
         ranks=_rank_loads(best, memory, hardware),
         candidates={each.name: each.cost.step for each in candidates},
         search_cut=default.cut,
-        remarks=[*_unpriced(tables, cost), *remarks(best.options, workload, hardware, cost.knows_replicas)],
+        remarks=[
+            *_unpriced(tables, cost),
+            *cost.remarks(best.options, workload, hardware),
+            *remarks(best.options, workload, hardware, cost.knows_replicas),
+        ],
     )
 
 
 def _table(
-    option: ShardingOption, plan: Candidate, sharders: Sharders, rejected: list[OtherLayout]
+    option: ShardingOption, plan: Candidate, sharders: Sharders, rejected: list[OtherLayout], unknown: list[str]
 ) -> TableExplanation:
     sizes = table_bytes(option, sharders)
     rows, width = option.tensor.shape
@@ -154,6 +162,7 @@ def _table(
         parts=plan.cost.parts[option.name],
         dearest=max(plan.cost.tables[option.name]),
         rejected=rejected,
+        unknown=unknown,
     )
 
 
@@ -163,8 +172,8 @@ def _other_layouts(
     placement: Placement,
     hardware: Hardware,
     shared: float,
-) -> list[OtherLayout]:
-    """shared: milliseconds of a step that belong to no table."""
+) -> list[tuple[RatedLayout, OtherLayout]]:
+    """All layouts but the planned one. shared: milliseconds of a step that belong to no table."""
     planned = placement.remove(option.name)
     others = []
     for layout in layouts:
@@ -175,8 +184,12 @@ def _other_layouts(
         steps = [float(placement.load_with(layout, rank_S).max()) + shared for rank_S in ways]
         in_host = int(in_host_memory(layout.option, hardware.device))
         missing = 0 if steps else placement.missing_bytes(layout, in_host)
-        others.append(OtherLayout(*kind, min(steps, default=None), missing))
+        others.append((layout, OtherLayout(*kind, min(steps, default=None), missing)))
     placement.place(*planned)
+    return others
+
+
+def _fastest_first(others: Sequence[OtherLayout]) -> list[OtherLayout]:
     return sorted(others, key=lambda other: (other.step is None, other.step or 0.0, other.lacking))
 
 
@@ -275,151 +288,3 @@ def _cheap_replicas(
 
 def _and_more(found: Sequence[object]) -> str:
     return f" and {len(found) - NAMED} more" if found[NAMED:] else ""
-
-
-# The explanation as text, for terminals of 120 columns.
-
-COLUMNS = 120
-TABLES = 40
-"""Tables that are shown, the costliest first."""
-RANKS = 16
-PLANS = 8
-NAME = 16
-"""Letters of a table's name that are shown."""
-SHORT = {
-    "data_parallel": "DP",
-    "table_wise": "TW",
-    "column_wise": "CW",
-    "row_wise": "RW",
-    "table_row_wise": "TWRW",
-    "table_column_wise": "TWCW",
-    "grid_shard": "GRID",
-    "fwd_compute": "fwd",
-    "fwd_comms": "f.comm",
-    "bwd_compute": "bwd",
-    "bwd_comms": "b.comm",
-    "input_dist": "input",
-}
-
-
-def explanation_text(explained: Explanation) -> str:
-    """The plan, its tables, other layouts, ranks, other plans, remarks."""
-    head = [line for sentence in _head(explained) for line in wrap(sentence, COLUMNS)]
-    sections = [_tables(explained), _layouts(explained), _ranks(explained), _plans(explained)]
-    paragraphs = ["\n".join(wrap(remark, COLUMNS)) for remark in explained.remarks]
-    return "\n\n".join(["\n".join(head), *("\n".join(section) for section in sections), *paragraphs])
-
-
-def _head(explained: Explanation) -> Iterator[str]:
-    hardware = explained.hardware
-    machines = hardware["world"] // hardware["local_world"]
-    yield (
-        f"{explained.workload} on {hardware['name']}: {hardware['world']} rank(s), {machines} machine(s), "
-        f"{hardware['device']}, {explained.rows_per_rank:,} rows per rank and step"
-    )
-    types = ", ".join(f"{count} {kind}" for kind, count in by_layout(explained.tables).items())
-    yield f"plan: {types}; found by: {explained.plan}"
-    step = f"predicted step of the slowest rank (cost model: {explained.cost}): {explained.step:.3f} ms"
-    default = explained.candidates.get(DEFAULT)
-    if default is None:
-        yield f"{step}; TorchRec's own search finds no plan that fits"
-    elif default > explained.step:
-        yield f"{step}; {1 - explained.step / default:.1%} less than TorchRec's default plan ({default:.3f} ms)"
-    else:
-        yield f"{step}; no plan found is faster than TorchRec's default"
-    if explained.search_cut:
-        yield "TorchRec's own search was stopped early: with so many tables and ranks it would take hours"
-
-
-def by_layout(tables: Sequence[TableExplanation]) -> Mapping[str, int]:
-    """Sharding type -> number of tables, the most frequent first."""
-    types = [table.sharding_type for table in tables]
-    return {kind: types.count(kind) for kind in sorted(set(types), key=lambda kind: (-types.count(kind), kind))}
-
-
-def _tables(explained: Explanation) -> Iterator[str]:
-    parts = list(explained.tables[0].parts)
-    head = ["table", "rows x width", "layout", "ranks", "weights", "state", "ms", *(SHORT.get(p, p) for p in parts)]
-    rows = [
-        [
-            _cut(table.table),
-            f"{table.rows}x{table.width}",
-            _layout(table),
-            rank_ranges(table.ranks),
-            byte_size(table.weights),
-            byte_size(table.state),
-            _ms(table.dearest),
-            *(_ms(table.parts[part]) for part in parts),
-        ]
-        for table in _costliest(explained)
-    ]
-    yield "tables: bytes over all ranks; milliseconds, and their parts, on the rank where the table costs most"
-    yield text_table([head, *rows], left=4, gap=1)
-    hidden = len(explained.tables) - len(rows)
-    if hidden:
-        yield f"and {hidden} more, each cheaper; --json lists all"
-
-
-def _layouts(explained: Explanation) -> Iterator[str]:
-    yield "predicted step in ms with another layout of one table (*: as planned; -: does not fit by so many bytes)"
-    rows = []
-    for table in _costliest(explained):
-        others = {other.sharding_type: other for other in reversed(table.rejected)}
-        rows.append([_cut(table.table), *(_other(kind, table, others.get(kind)) for kind in SHARDING_TYPES)])
-    yield text_table([["table", *(SHORT[kind] for kind in SHARDING_TYPES)], *rows])
-
-
-def _other(kind: str, table: TableExplanation, other: OtherLayout | None) -> str:
-    if kind == table.sharding_type:
-        return "*"
-    if other is None:
-        return ""
-    return f"-{byte_size(other.lacking)}" if other.step is None else f"{other.step:.3f}"
-
-
-def _ranks(explained: Explanation) -> Iterator[str]:
-    by_step = sorted(explained.ranks, key=lambda rank: -rank.step)
-    shown = sorted(by_step[:RANKS], key=lambda rank: rank.rank)
-    mean = sum(rank.step for rank in by_step) / len(by_step)
-    yield f"ranks: predicted step (slowest {by_step[0].step:.3f} ms, mean {mean:.3f} ms); bytes with inputs and outputs"
-    rows = [[str(rank.rank), f"{rank.step:.3f}", byte_size(rank.used), byte_size(rank.room)] for rank in shown]
-    yield text_table([["rank", "ms", "used", "available"], *rows], left=0)
-    if len(by_step) > len(shown):
-        yield f"and {len(by_step) - len(shown)} more, none slower"
-
-
-def _plans(explained: Explanation) -> Iterator[str]:
-    named = list(explained.candidates.items())
-    shown = named[:PLANS] + [each for each in named[PLANS:] if each[0] == DEFAULT]
-    yield f"plans found: {len(named)}; predicted step, and difference from the chosen plan"
-    rows = [[name, f"{step:.3f} ms", f"{step / explained.step - 1:+.1%}"] for name, step in shown]
-    yield text_table([["plan", "step", ""], *rows])
-
-
-def _costliest(explained: Explanation) -> list[TableExplanation]:
-    return sorted(explained.tables, key=lambda table: -table.dearest)[:TABLES]
-
-
-def _layout(table: TableExplanation) -> str:
-    return table.sharding_type if table.compute_kernel in FAST_KERNELS else f"{SHORT[table.sharding_type]} uvm"
-
-
-def rank_ranges(ranks: Sequence[int]) -> str:
-    """Distinct ranks as `0-7`, `3` or `0,4-5`; as a count if that is long."""
-    numbers = sorted(set(ranks))
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    text = ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
-    return text if len(text) <= 9 else f"{len(numbers)} ranks"
-
-
-def _cut(name: str) -> str:
-    return name if len(name) <= NAME else f"{name[: NAME - 1]}…"
-
-
-def _ms(value: float) -> str:
-    return f"{value:.1f}" if value >= 100 else f"{value:.3f}"

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sidrec.bench.calibrate import Sample, accuracy, calibrate, calibrate_costs, held_out, samples
+from sidrec.bench.calibrate import accuracy, calibrate, held_out
+from sidrec.bench.regression import Sample, calibrate_costs, samples
 from sidrec.bench.result import BenchResult, PlanMeasurement, Prediction, Timing
 from sidrec.config import ConfigError
 from sidrec.plans.calibration import VERSION, Calibration, UnitCosts, load_calibration, save_calibration
@@ -159,28 +160,41 @@ def test_a_calibration_is_written_and_its_accuracy_printed(tmp_path: Path, capsy
     said = capsys.readouterr().out
     assert "2 rank(s), 50 plans of 2 workload(s)" in said
     lines = [line.split() for line in said.splitlines() if line.startswith("beauty")]
+    assert all(len(line) <= 100 for line in said.splitlines()[:-1])  # the last names the file
     by_model = {" ".join(words[2:-4]): float(words[-3]) for words in lines}
-    assert {words[1] for words in lines} == {str(files[1])}
+    assert all("…" in words[1] and words[1].endswith("beauty.json") for words in lines)
     assert by_model["TorchRec's constants"] == -1.0
-    assert by_model["calibrated on the other workloads"] > 0.9
-    assert by_model["calibrated on all"] > 0.98
+    assert by_model["other workloads"] > 0.9
+    assert by_model["other plans"] > 0.9
+    assert by_model["all plans"] > 0.98
+    known = load_calibration(tmp_path / "calibration.json", "cpu").worlds[2].identifiability
+    assert known is not None
+    assert (known.plans, known.coefficients, known.rank) == (50, 16, 16)
+    said = " ".join(said.split())
+    assert f"median error: {known.left_out_workload:.0%} on plans of a workload left out" in said
     written = load_calibration(tmp_path / "calibration.json", "cpu")
     assert written.worlds[2].samples == 50
     assert written.conditions["benches"][str(files[0])] == {"commit": "abc"}
 
 
-def test_fewer_plans_than_unknown_costs_are_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    few, many = _write(tmp_path, _bench("few", 5, 0)), _write(tmp_path, _bench("many", 25, 0))
-    calibrate([few], tmp_path / "calibration.json")
-    said = " ".join(capsys.readouterr().out.split())
+def test_fewer_plans_than_unknown_costs_are_refused_and_few_are_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "calibration.json"
+    files = {plans: _write(tmp_path, _bench(f"plans {plans}", plans, 0)) for plans in (1, 5, 14, 15, 22, 23, 25)}
     unknown = len(KINDS) - len(NO_PLANS) + 1
-    assert f"unknown costs: {unknown} (" in said
-    assert "warning: fewer plans than unknown costs: the costs are not determined" in said
-    calibrate([many], tmp_path / "calibration.json")
-    said = " ".join(capsys.readouterr().out.split())
-    assert f"unknown costs: {unknown} (" in said
-    assert "from 25 plans" in said
-    assert "warning" not in said
+    for plans in (1, 5, 14):
+        with pytest.raises(
+            ConfigError, match=rf"at least {unknown} distinct plans.* got {plans}; .*{unknown - plans} more"
+        ):
+            calibrate([files[plans]], out)
+        assert not out.exists()
+    for plans in (15, 22, 23, 25):
+        calibrate([files[plans]], out)
+        said = " ".join(capsys.readouterr().out.split())
+        assert f"unknown costs: {unknown} (" in said
+        assert f"from {plans} distinct plans" in said
+        assert ("warning" in said) == (plans < 1.5 * unknown)
 
 
 def test_accuracy_by_hand() -> None:

@@ -3,8 +3,14 @@
 import json
 from pathlib import Path
 
-from benchmarks.recorded_benches import accuracy_of, record, recorded, recorded_all, write_back
+import pytest
+
+from benchmarks import RESULTS
+from benchmarks.recorded_benches import CHOSEN, accuracy_of, record, recorded, recorded_all, write_back
+from sidrec.bench.identifiability import identifiability
+from sidrec.bench.regression import calibrate_costs, samples
 from sidrec.bench.result import load_bench, parse_bench
+from sidrec.plans.calibration import load_calibration
 from tests.bench.bench_results import made_up
 
 
@@ -25,6 +31,26 @@ def test_the_recorded_benches_are_benches() -> None:
     for name, raw in benches.items():
         assert parse_bench(raw, Path(name)).complete, name
     assert recorded("amazon_beauty-2") == benches["amazon_beauty-2"]
+
+
+def test_the_recorded_calibration_is_regressed_again() -> None:
+    """Two workloads more or less would change costs by a factor; processors differ in the last digits."""
+    benches = {name: parse_bench(raw, Path(name)) for name, raw in recorded_all().items()}
+    recorded_costs = load_calibration(RESULTS / "plans" / "calibration.json", "cpu").worlds
+    for world, costs in recorded_costs.items():
+        of = [
+            sample
+            for name, bench in benches.items()
+            if not name.startswith(CHOSEN) and bench.hardware["world"] == world
+            for sample in samples(bench, name)
+        ]
+        found = calibrate_costs(of)
+        assert found.milliseconds == pytest.approx(costs.milliseconds, rel=1e-6, abs=1e-12)
+        known = identifiability(of, found)
+        assert (known.coefficients, known.rank, known.absent, known.inseparable) == (26, 26, [], [])
+        assert known.left_out_plan is not None
+        assert known.left_out_workload is not None
+        assert 0.05 < known.left_out_plan <= known.left_out_workload + 0.05 < 0.3
 
 
 def test_auto_is_compared_with_the_fastest_other_plan_of_a_chosen_bench() -> None:

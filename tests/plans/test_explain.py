@@ -10,8 +10,9 @@ import pytest
 from sidrec.cli.plans import plan as main
 from sidrec.errors import SidrecError
 from sidrec.plans.calibration import VERSION, CalibratedCost, Calibration, UnitCosts
-from sidrec.plans.cost import TorchRecCost
-from sidrec.plans.explain import explain, rank_ranges, remarks, row_shares
+from sidrec.plans.cost import KINDS, TorchRecCost
+from sidrec.plans.explain import explain, remarks, row_shares
+from sidrec.plans.explanation_text import explanation_text, rank_ranges
 from sidrec.plans.options import enumerate_options, on_ranks
 from sidrec.plans.plan_file import read_plan, sharding_plan_of
 from sidrec.plans.search import Candidate, search, search_progress
@@ -92,7 +93,7 @@ def test_the_command_prints_narrow_text_and_json_and_exports_a_plan_that_fits(
     exported = tmp_path / "plan.json"
     main([str(three), "--hardware", "2xcpu", "--export", str(exported)])
     text = capsys.readouterr().out
-    assert all(len(line) <= 120 for line in text.splitlines())
+    assert all(len(line) <= 100 for line in text.splitlines())
     for word in ("three on 2xcpu: 2 rank(s)", "item", "user", "code", "default", "replicas would send less"):
         assert word in text, word
     main([str(three), "--hardware", "2xcpu", "--json"])
@@ -142,6 +143,44 @@ def test_a_cost_model_without_costs_of_tables_is_remarked_on() -> None:
     free = CalibratedCost(Calibration(VERSION, "cpu", {2: UnitCosts({"steps": 4.0}, 4, ["m"], 0.0)}))
     explained = explain(search(load, there, sharders(), free), load, there, sharders(), free)
     assert explained.remarks[0].startswith("the cost model calibrated predicts 0 ms for every table")
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "cells"),
+    [
+        ({"looked_up_ids": 1e-3}, ["0.512+", "0.512", "unknown", "unknown"]),
+        ({"looked_up_ids": 1e-3, "sent_ids": 1e-3}, ["0.640+", "0.512", "unknown", "0.128"]),
+        ({"steps": 4.0}, ["unknown", "unknown", "unknown", "unknown"]),
+        (dict.fromkeys(KINDS, 1e-9), ["0.000", "0.000", "0.000", "0.000"]),
+    ],
+)
+def test_unknown_costs_are_not_printed_as_0_ms(milliseconds: dict[str, float], cells: list[str]) -> None:
+    """By hand: the rank looks up 512 ids for two ranks of 256 rows; a rank sends half of its 256."""
+    load, there = workload({"a": (5000, 16)}, rows_per_rank=256), hardware(2)
+    cost = CalibratedCost(Calibration(VERSION, "cpu", {2: UnitCosts(milliseconds, 40, ["m"], 0.0)}))
+    option = on_ranks(enumerate_options(load, there, sharders(), {"a": ("table_wise",)})["a"][0], [0])
+    given = Candidate("given", [option], cost.rate([option], load, there))
+    text = explanation_text(explain([given], load, there, sharders(), cost))
+    (line,) = [line.split() for line in text.splitlines() if line.startswith("a ") and "table_wise" in line]
+    assert line[-4:] == cells
+    assert ("unknown: no measured plan tells this cost" in text) == ("unknown" in cells)
+
+
+@pytest.mark.parametrize("columns", [100, 80, 60])
+@pytest.mark.parametrize("subject", ["large", "long names"])
+def test_an_explanation_fits_the_screen(
+    subject: str, columns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    path = tmp_path / "long.yaml"
+    path.write_text(TABLES.replace("item", "advertiser_of_the_last_clicked_item_in_session"))
+    if subject == "large":
+        path.write_text(TABLES.replace("50000", "900000000").replace("900,", "40000000,"))
+    main([str(path), "--world", "4", "--ddr", "90GB"])
+    text = capsys.readouterr().out
+    assert all(len(line) <= columns for line in text.splitlines()), max(text.splitlines(), key=len)
+    names = ["item ", "user "] if subject == "large" else ["adv", "user "]  # shortened in its middle
+    assert all(any(line.startswith(name) for line in text.splitlines()) for name in names)
 
 
 def test_ranks_are_written_as_ranges() -> None:

@@ -127,7 +127,7 @@ KINDS = {
         Kind("plan", sound_files.plan, entries.plan, {entries.PLAN: TREE}, 5),
         Kind("calibration", sound_files.calibration, entries.calibration, {entries.CALIBRATION: TREE}, 3),
         Kind("bench page", sound_files.bench, entries.bench_page, {entries.BENCH: TREE}, 3),
-        Kind("bench calibrate", sound_files.bench, entries.bench_calibrate, {entries.BENCH: TREE}, 2),
+        Kind("bench calibrate", sound_files.bench_to_calibrate, entries.bench_calibrate, {entries.BENCH: TREE}, 2),
         Kind("checkpoints", checkpoints.make, checkpoints.chosen_one, {**STORED, f"{FOLDER}/best.json": TREE}, 3),
         Kind("checkpoint, checksums not looked at", checkpoints.make, checkpoints.unchecked, STORED, 6),
         Kind("checkpoint's tables", checkpoints.make, checkpoints.tables, STORED, 4),

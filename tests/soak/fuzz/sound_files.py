@@ -195,6 +195,17 @@ def bench(folder: Path) -> None:
     (folder / entries.BENCH).write_text(json.dumps(result, indent=1))
 
 
+def bench_to_calibrate(folder: Path) -> None:
+    """As many plans of different work as a calibration needs."""
+    result, rng = recorded(BENCH), np.random.default_rng(0)
+    first = result["plans"][0]
+    result["plans"] = [
+        {**first, "name": f"{n}", "plan": {}, "work": {kind: (1 + rng.random(2)).tolist() for kind in first["work"]}}
+        for n in range(16)
+    ]
+    (folder / entries.BENCH).write_text(json.dumps(result, indent=1))
+
+
 def predictions(folder: Path) -> None:
     rows = np.arange(40)
     scores = np.linspace(-1, 1, 40, dtype=np.float32)
