@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import tyro
@@ -184,7 +185,9 @@ def product_items(ids: IdMap, known: dict[int, tuple[str, str, list[str]]], repe
         "without_text": text.count(""),
         "repeated_in_metadata": repeated,
     }
-    return Items(table, categories, {}, notes)
+    listed_I = np.zeros(len(ids), dtype=bool)
+    listed_I[np.asarray(list(known), dtype=np.int64) - 1] = True
+    return Items(table, categories, {}, notes, listed=listed_I)
 
 
 # Files with one record a line.

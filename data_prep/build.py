@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sidrec import schema
-from sidrec.errors import ContractError
+from sidrec.id_maps import save_source_ids
 from sidrec.schema import Manifest
 from sidrec.text import text_table
 
@@ -29,6 +29,7 @@ from .dense_numbers import fit_transforms
 from .event_order import NEVER, ORDER_VERSION, SPLITS, DayWindow, OrderedLog, make_split, order_events
 from .events import IdMap, Items, Source, check_matches
 from .item_vectors import NONE, TEXT_SOURCES, add_vectors, check_vector_source
+from .lasting_ids import EarlierIds
 from .log_files import LogWriter, rows_on_items, write_items
 from .log_pass import ROW_DENSE, STATS, LogPass, PassState, train_events
 from .log_settings import LogSettings as LogSettings
@@ -60,13 +61,32 @@ def summary(out: Path) -> str:
         (f"  {split}", f"{part['rows']:,} rows", f"{part['positive_rate']:.1%} positive")
         for split, part in facts["splits"].items()
     ]
+    cold = f"  {facts['cold_share_of_test_rows']:.1%} of the test rows are on cold items, which train never shows"
     lines = [
         f"{out}: {manifest.source}, {facts['rows']:,} rows, {manifest.ids[schema.ITEM_ID] - 1:,} items",
         text_table(splits),
-        f"  {facts['cold_share_of_test_rows']:.1%} of the test rows are on cold items, which train never shows",
+        *([cold] if "test" in facts["splits"] else []),
+        *_days_before(manifest),
         f"  how rows, labels and splits were made: {out / schema.LOG / schema.MANIFEST}",
     ]
     return "\n".join(lines)
+
+
+def _days_before(manifest: Manifest) -> list[str]:
+    """Lines on rows before train, and on ids that go on from an earlier folder."""
+    facts: Any = manifest.protocol
+    lines = []
+    if "rows_before_train" in facts:
+        rows = f"{facts['rows_before_train']:,} rows before train_from"
+        lines.append(f"  {rows} only feed histories, statistics and train_impressions")
+    if "ids_from" in facts:
+        known = facts["ids_from"]["ids"]
+        new = [
+            f"{column} {found.ids - known.get(column, 0):,} new of {found.ids:,}"
+            for column, found in manifest.id_maps.items()
+        ]
+        lines.append(f"  ids go on from {facts['ids_from']['folder']}: {', '.join(new)}")
+    return lines
 
 
 def build(
@@ -79,44 +99,49 @@ def build(
     replaced.
     """
     settings.check()
+    earlier = EarlierIds.read(settings.ids)
     configuration = {
         "source": source.name,
         "settings": asdict(replace(settings, overwrite=False)),
         "implicit": implicit,
-        "files": file_facts(source.files),
+        "files": file_facts((*source.files, *earlier.files)),
         "schema": schema.SCHEMA_VERSION,
         "order": ORDER_VERSION,
         "details": repr(source),
     }
-    work = WorkFolder.open(out, configuration, settings.overwrite, (*source.files, *inputs))
+    folders = () if settings.ids is None else (settings.ids,)
+    work = WorkFolder.open(out, configuration, settings.overwrite, (*source.files, *inputs, *folders))
     with work.discarded_on_bad_input():
-        _fill(work, source, settings, implicit)
+        _fill(work, source, settings, implicit, earlier)
     return work
 
 
-def _fill(work: WorkFolder, source: Source, settings: LogSettings, implicit: bool) -> None:
-    log = order_events(source, work.scratch / "order", settings.partition_rows)
-    items = source.items(log.items)
-    check_matches(items, log.item_rows, log.items.source_ids(), ", ".join(map(str, source.files[:2])))
-    categories, ids = category_ids(items)
-    split = make_split(settings.split, log, settings.validation_share, settings.test_share)
+def _fill(work: WorkFolder, source: Source, settings: LogSettings, implicit: bool, earlier: EarlierIds) -> None:
+    log = order_events(source, work.scratch / "order", settings.partition_rows, earlier)
+    earlier.check_shared(log.user_rows, log.item_rows)
+    items = earlier.with_earlier_items(source.items(log.items))
+    check_matches(items.listed, log.item_rows, log.items.source_ids(), ", ".join(map(str, source.files[:2])))
+    categories, item_maps = category_ids(items, earlier)
+    split = settings.stated_split or make_split(settings.split, log, *settings.shares)
     sources = {**source.event_columns.numbers, **{name: column for name, (_, column) in items.numbers.items()}}
     by_item = {name: np.concatenate([[np.nan], values]) for name, (values, _) in items.numbers.items()}
-    numbers = fit_transforms(train_events(log, split), sources, by_item)
+    numbers = fit_transforms(train_events(log, split), sources, by_item, earlier.dense_numbers)
+    maps = {schema.USER_ID: log.users, schema.ITEM_ID: log.items, **item_maps, **log.maps}
     manifest = Manifest(
         source=source.name,
         seed=settings.seed,
-        ids={schema.USER_ID: log.users + 1, schema.ITEM_ID: len(log.items) + 1, **ids, **log.ids},
+        ids={column: len(ids) + 1 for column, ids in maps.items()},
         dense=(*ROW_DENSE, *source.event_columns.dense, *numbers.columns),
         stats=STATS,
         history_length=settings.history,
         splits={},
         transforms=numbers.transforms,
         labels=source.event_columns.labels,
+        id_maps={column: save_source_ids(work.data, column, ids.column()) for column, ids in maps.items()},
     )
     sampler = _sampler(log, settings, work.scratch) if implicit else None
     log_pass = LogPass(
-        PassState.empty(log.users + 1, len(log.items) + 1, settings.history, settings.recent_days),
+        PassState.empty(len(log.users) + 1, len(log.items) + 1, settings.history, settings.recent_days),
         split,
         categories,
         numbers,
@@ -125,7 +150,8 @@ def _fill(work: WorkFolder, source: Source, settings: LogSettings, implicit: boo
     extra = [pa.field(name, pa.float32()) for name in source.event_columns.extra]
     writer = LogWriter(work.data / schema.LOG, pa.schema([*schema.log_schema(manifest), *extra]))
     _pass_over(log, log_pass, writer, work.scratch)
-    _finish(work, source, settings, manifest, items, log_pass, writer)
+    settings.check_splits({split for split, files in writer.files.items() if files}, *log.times())
+    _finish(work, source, settings, manifest, items, log_pass, writer, earlier)
 
 
 def _sampler(log: OrderedLog, settings: LogSettings, scratch: Path) -> Sampler:
@@ -180,30 +206,30 @@ def _finish(
     items: Items,
     log_pass: LogPass,
     writer: LogWriter,
+    earlier: EarlierIds,
 ) -> None:
-    for split in SPLITS:
-        wanted = split != "validation" or settings.validation_share > 0
-        if wanted and not writer.files[split]:
-            raise ContractError("the log", f"rows in the split {split}", "none (too few events for this share)")
     impressions = log_pass.state.train_impressions
     splits = {split: tuple(files) for split, files in writer.files.items() if files}
-    cold = rows_on_items(writer.log, splits["test"], np.asarray(impressions == 0))
-    manifest = replace(
-        manifest, splits=splits, protocol=protocol(source, settings, items, log_pass, writer.counts, cold)
-    )
-    write_items(work.data / schema.ITEMS, items, impressions)
+    cold = rows_on_items(writer.log, splits.get("test", ()), np.asarray(impressions == 0))
+    facts = protocol(source, settings, items, log_pass, writer.counts, cold) | earlier.protocol()
+    manifest = replace(manifest, splits=splits, protocol=facts)
+    write_items(work.data / schema.ITEMS, items, impressions, log_pass.item_categories)
+    earlier.carry_vectors(work.data / schema.ITEMS)
     schema.save_manifest(manifest, writer.log)
 
 
-def category_ids(items: Items) -> tuple[dict[str, np.ndarray], dict[str, int]]:
-    """The items' categories as ids: column -> int64 id per item id (0: unknown item), and column -> number of ids."""
+def category_ids(items: Items, earlier: EarlierIds) -> tuple[dict[str, np.ndarray], dict[str, IdMap]]:
+    """The items' categories as ids: column -> int64 id per item id (0: unknown item), and column -> its map.
+
+    New values follow the earlier ones, sorted.
+    """
     by_item: dict[str, np.ndarray] = {}
-    sizes: dict[str, int] = {}
+    maps: dict[str, IdMap] = {}
     for column, values in items.categories.items():
-        ids = IdMap(sorted(set(pc.unique(values).to_pylist()) - {None, ""}))
-        by_item[column] = np.concatenate([[0], ids.add(pa.chunked_array([values]))])
-        sizes[column] = len(ids) + 1
-    return by_item, sizes
+        maps[column] = earlier.grown(column, sorted(set(pc.unique(values).to_pylist()) - {None, ""}))
+        whole = values if isinstance(values, pa.ChunkedArray) else pa.chunked_array([values])
+        by_item[column] = np.concatenate([[0], maps[column].add(whole)])
+    return by_item, maps
 
 
 # manifest.protocol: how rows and labels were made, in words and numbers.
@@ -250,6 +276,8 @@ def protocol(
         },
         "items": dict(items.notes),
     }
+    if counts["before rows"]:
+        facts["rows_before_train"] = counts["before rows"]
     if log_pass.sampler is not None:
         facts["negatives"] = {
             "words": _NEGATIVES,

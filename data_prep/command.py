@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from sidrec import command_line, schema
 from sidrec.errors import ContractError
+from sidrec.id_maps import map_path
 from sidrec.io.files import read_json, replaced_file
 from sidrec.io.output_folders import (
     FolderKind,
@@ -249,6 +250,7 @@ def _log_files(folder: Path) -> set[str] | None:
         return None
     names = {schema.ITEMS, f"{schema.LOG}/{schema.MANIFEST}"}
     names |= {f"{schema.LOG}/{file.path}" for files in manifest.splits.values() for file in files}
+    names |= {map_path(Path(), column).as_posix() for column in manifest.id_maps}
     added = (schema.PAIRS, REPORT, PICTURE) if is_behavior_report(folder / REPORT) else ()
     unfinished = {name + PARTIAL for name in (schema.ITEMS, schema.PAIRS, REPORT, PICTURE)}  # of killed commands
     return names | {*added} | unfinished

@@ -18,17 +18,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sidrec.errors import ContractError, print_warning
+from sidrec.id_maps import map_path
 from sidrec.io.files import read_json, write_json
+from sidrec.schema import ITEM_ID, USER_ID
 
 from .command import rows_bar
 from .events import ITEM, LABEL, TIMESTAMP, USER, IdMap, Source
+from .lasting_ids import NO_EARLIER, EarlierIds
 from .source_files import open_stream
 
 ROW = "row"  # number in the source: events of equal times keep the source's order
 OPEN_BUCKETS = 200  # files written at the same time
 NEVER = np.iinfo(np.int64).max
 ORDERED = "ordered.json"
-ORDER_VERSION = 2  # of the files below the folder of an order: unfinished work of another version starts again
+ORDER_VERSION = 3  # of the files below the folder of an order: unfinished work of another version starts again
 FIRST_PLAUSIBLE_DAY = 7305  # 1990-01-01: earlier times are probably of a smaller unit than named, or relative
 
 
@@ -38,17 +41,23 @@ class OrderedLog:
 
     user_rows, item_rows: events per user and item. first_click: time of each item's first positive (NEVER: none). All
         by dense id.
-    ids: number of ids + 1 per cat_* column of the events. bucket_rows: events per bucket.
+    maps: user_id, item_id and the cat_* columns of the events -> ids. bucket_rows: events per bucket.
     """
 
     folder: Path
-    users: int
-    items: IdMap
+    maps: dict[str, IdMap]
     user_rows: np.ndarray
     item_rows: np.ndarray
     first_click: np.ndarray
-    ids: dict[str, int]
     bucket_rows: list[int]
+
+    @property
+    def users(self) -> IdMap:
+        return self.maps[USER_ID]
+
+    @property
+    def items(self) -> IdMap:
+        return self.maps[ITEM_ID]
 
     @property
     def rows(self) -> int:
@@ -60,6 +69,10 @@ class OrderedLog:
         table = table.sort_by([(TIMESTAMP, "ascending"), (ROW, "ascending")])
         return table.drop_columns([ROW])
 
+    def times(self) -> tuple[int, int]:
+        """Times of the first and the last event."""
+        return self.timestamp_of_row(0), self.timestamp_of_row(self.rows - 1)
+
     def timestamp_of_row(self, row: int) -> int:
         """Timestamp of event number `row` in time order."""
         ends = np.cumsum(self.bucket_rows)
@@ -68,51 +81,56 @@ class OrderedLog:
         return int(np.partition(times, row - int(ends[number]))[row - int(ends[number])])
 
 
-def order_events(source: Source, folder: Path, partition_rows: int) -> OrderedLog:
+def order_events(source: Source, folder: Path, partition_rows: int, earlier: EarlierIds = NO_EARLIER) -> OrderedLog:
     """Reads the source once and writes its events to buckets under `folder`. Returns a finished order found there.
 
-    Raises ContractError for invalid events, an empty log, and one without a positive.
+    earlier: ids that stay; new ones follow. Raises ContractError for invalid events, an empty log, and one without a
+    positive.
     """
     if (folder / ORDERED).exists():
         return _load(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    spool = _Spool(source, folder / "spool.parquet")
+    spool = _Spool(source, folder / "spool.parquet", earlier)
     spool.fill()
     bucket_of_day, bucket_rows = _cut_days(spool.day_rows, partition_rows)
     _deal(folder, spool.path, bucket_of_day, len(bucket_rows))
     spool.path.unlink()
-    spool.items.save(folder / "items.parquet")
+    for column, ids in spool.maps.items():
+        ids.save(map_path(folder, column))
     np.savez(
         folder / "totals.npz",
         user_rows=spool.user_rows(),
         item_rows=spool.item_rows(),
         first_click=spool.first_click(),
     )
-    ids = {column: len(ids) + 1 for column, ids in spool.categories.items()}
-    write_json(folder / ORDERED, {"users": len(spool.users), "ids": ids, "bucket_rows": bucket_rows})
+    write_json(folder / ORDERED, {"columns": list(spool.maps), "bucket_rows": bucket_rows})
     return _load(folder)
 
 
 def _load(folder: Path) -> OrderedLog:
     facts = read_json(folder / ORDERED, "the counts of an ordered log")
     totals = np.load(folder / "totals.npz")
-    items = IdMap.load(folder / "items.parquet")
+    maps = {column: IdMap.load(map_path(folder, column)) for column in facts["columns"]}
     by_id = (totals["user_rows"], totals["item_rows"], totals["first_click"])
-    return OrderedLog(folder, facts["users"], items, *by_id, facts["ids"], facts["bucket_rows"])
+    return OrderedLog(folder, maps, *by_id, facts["bucket_rows"])
 
 
 class _Spool:
     """Writes events with dense ids to one parquet file, in the source's order, and counts them."""
 
-    def __init__(self, source: Source, path: Path) -> None:
+    def __init__(self, source: Source, path: Path, earlier: EarlierIds) -> None:
         self.path = path
-        self.users, self.items = IdMap(), IdMap(source.catalog())
-        self.categories = {column: IdMap() for column in source.event_columns.categorical}
+        self.users, self.items = earlier.grown(USER_ID), earlier.grown(ITEM_ID, source.catalog())
+        self.categories = {column: earlier.grown(column) for column in source.event_columns.categorical}
         self.day_rows: Counter[int] = Counter()
         self._source = source
         self._rows = 0
         self._user_rows, self._item_rows = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
         self._first_click = np.zeros(0, dtype=np.int64)
+
+    @property
+    def maps(self) -> dict[str, IdMap]:
+        return {USER_ID: self.users, ITEM_ID: self.items, **self.categories}
 
     def fill(self) -> None:
         writer: pq.ParquetWriter | None = None
@@ -287,6 +305,7 @@ def day_slices(timestamp_N: np.ndarray) -> list[tuple[int, int, int]]:
 
 
 SPLITS = ("train", "validation", "test")
+BEFORE = -1  # in place of an index in SPLITS: events before the first split, which are not written
 SplitKind = Literal["global", "per-user-last"]
 
 
@@ -355,7 +374,40 @@ class PerUserSplit:
         }
 
 
-Split = GlobalSplit | PerUserSplit
+@dataclass(frozen=True)
+class StatedSplit:
+    """Cuts at stated times for all users: each split begins at its time, in seconds since 1970, and ends at the next.
+
+    train_from: None: at the first event; earlier events are in no split. validation_from, test_from: None: there is no
+    such split.
+    """
+
+    train_from: int | None = None
+    validation_from: int | None = None
+    test_from: int | None = None
+
+    @property
+    def begins(self) -> tuple[int, int, int]:
+        """First second of train, validation and test."""
+        test = NEVER if self.test_from is None else self.test_from
+        validation = test if self.validation_from is None else self.validation_from
+        return -NEVER if self.train_from is None else self.train_from, validation, test
+
+    def assign(self, user_N: np.ndarray, timestamp_N: np.ndarray, earlier_N: np.ndarray) -> np.ndarray:
+        """int8 [N]: index of each event's split in SPLITS, or BEFORE."""
+        return (np.asarray(self.begins) <= timestamp_N[:, None]).sum(axis=1).astype(np.int8) + np.int8(BEFORE)
+
+    def protocol(self) -> dict[str, object]:
+        stated = {f"{split}_from": getattr(self, f"{split}_from") for split in SPLITS}
+        return {
+            "kind": "stated",
+            "words": "cuts at stated times for everybody; events at the cut's own timestamp belong to the later split. "
+            "Events before train_from are not written: they count in histories, statistics and train_impressions",
+            **{name: time for name, time in stated.items() if time is not None},
+        }
+
+
+Split = GlobalSplit | PerUserSplit | StatedSplit
 
 
 def make_split(kind: SplitKind, log: OrderedLog, validation_share: float, test_share: float) -> Split:

@@ -34,7 +34,7 @@ class Items:
     table: columns source_id, title, content (text that is embedded), and others for readers of items.parquet.
     categories: cat_* column -> text value per item; empty: unknown.
     vectors: vector column -> float32 [items, width].
-    listed: the number of items, from id 1 on, that the source's file of items lists; None without such a file.
+    listed: bool per item, whether the source's file of items lists it; None without such a file.
     numbers: int_* column -> float64 per item, NaN where missing, and the source's column.
     """
 
@@ -42,7 +42,7 @@ class Items:
     categories: Mapping[str, pa.Array]
     vectors: Mapping[str, np.ndarray]
     notes: Mapping[str, object]
-    listed: int | None = None
+    listed: np.ndarray | None = None
     numbers: Mapping[str, tuple[np.ndarray, str]] = field(default_factory=dict)
 
 
@@ -91,12 +91,30 @@ class IdMap:
         codes = encoded.indices.fill_null(len(known)).to_numpy(zero_copy_only=False)
         return np.asarray([*known, 0], dtype=np.int64)[codes]
 
+    def ids_of(self, column: pa.ChunkedArray) -> np.ndarray:
+        """Dense ids int64 [rows] of a text column; 0 for text without an id."""
+        return np.asarray([self._dense.get(text, 0) for text in column.to_pylist()], dtype=np.int64)
+
+    def column(self) -> pa.ChunkedArray:
+        """`source_ids` as an Arrow column."""
+        found = pa.array(self._dense, pa.string())
+        return found if isinstance(found, pa.ChunkedArray) else pa.chunked_array([found])
+
     def save(self, path: Path) -> None:
-        pq.write_table(pa.table({"source_id": pa.array(self._dense, pa.string())}), path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"source_id": self.column()}), path)
 
     @classmethod
     def load(cls, path: Path) -> "IdMap":
         return cls(pq.read_table(path)["source_id"].to_pylist())
+
+
+def by_item(values: pa.ChunkedArray, item_M: np.ndarray, items: int) -> pa.Array:
+    """Text by item: row k is the value of id k + 1, empty for items without one. item_M: id of each value."""
+    place_I = np.full(items, -1, dtype=np.int64)
+    place_I[item_M - 1] = np.arange(len(item_M))
+    found = pc.fill_null(values.take(pa.array(place_I, mask=place_I < 0)), "")
+    return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
 
 
 class Source(Protocol):
@@ -119,13 +137,13 @@ class Source(Protocol):
         """How labels are made, in words."""
 
     def catalog(self) -> list[str]:
-        """Source ids that get the item ids 1, 2, ... before any event is read."""
+        """Source ids that get the first new item ids, in this order, before any event is read."""
 
     def events(self) -> Iterator[pa.Table]:
         """Event tables. Raises ContractError with file, line and column of invalid input."""
 
     def items(self, ids: IdMap) -> Items:
-        """Metadata of the items in `ids`."""
+        """Metadata of the items in `ids`. With --ids, ids may be in any order and lack metadata."""
 
 
 def check_events(events: pa.Table, lines: Lines) -> pa.Table:
@@ -152,20 +170,22 @@ def check_events(events: pa.Table, lines: Lines) -> pa.Table:
 FEW_MATCHES = 0.5  # share of the log's items below which the file of items is probably another's
 
 
-def check_matches(items: Items, item_rows: np.ndarray, source_ids: list[str], where: object) -> None:
-    """Warns, with figures, if the file of items lists few of the log's items.
+def check_matches(listed_I: np.ndarray | None, item_rows: np.ndarray, source_ids: list[str], where: object) -> None:
+    """Warns, with figures, if the file of items lists few of the log's items. listed_I: see `Items`.
 
     item_rows: events per item id, 0 included. where: the files, for the message. Raises ContractError if it lists none:
     one of them writes its ids in another way.
     """
-    if items.listed is None:
+    if listed_I is None:
         return
     shown = np.flatnonzero(item_rows[1:])
-    matched = int((shown < items.listed).sum())
+    matched = int(listed_I[shown].sum())
     if matched >= FEW_MATCHES * len(shown):
         return
-    unlisted = [source_ids[item] for item in shown if item >= items.listed][:3]
-    forms = f"the log has ids such as {unlisted}, the file of items {source_ids[: min(3, items.listed)]}"
+    unlisted, examples = (
+        [source_ids[item] for item in some[:3]] for some in (shown[~listed_I[shown]], np.flatnonzero(listed_I))
+    )
+    forms = f"the log has ids such as {unlisted}, the file of items {examples}"
     if not matched:
         raise ContractError(
             where, "a file of items that lists items of the log", f"none of its {len(shown):,}; {forms}"

@@ -28,6 +28,7 @@ from .events import (
     EventColumns,
     IdMap,
     Items,
+    by_item,
     check_events,
 )
 from .item_vectors import NONE
@@ -215,11 +216,10 @@ class Interactions:
 
     def items(self, ids: IdMap) -> Items:
         listed, columns = self._items, self.columns
-        unlisted = len(ids) - (0 if listed is None else listed.num_rows)
+        item_M = np.zeros(0, np.int64) if listed is None else ids.ids_of(listed[columns.items_id_column])
 
         def text(column: str) -> list[str]:
-            values = [] if listed is None else pc.fill_null(listed[column], "").to_pylist()
-            return [*values, *[""] * unlisted]
+            return [""] * len(ids) if listed is None else list(by_item(listed[column], item_M, len(ids)).to_pylist())
 
         texts = [text(column) for column in columns.text_columns]
         title = texts[0] if texts else [""] * len(ids)
@@ -235,16 +235,19 @@ class Interactions:
             schema.CATEGORICAL_PREFIX + column: pa.array(text(column), pa.string())
             for column in columns.item_cat_columns
         }
-        notes = {"items": len(ids), "not_in_items_file": unlisted, "without_text": content.count("")}
+        notes = {"items": len(ids), "not_in_items_file": len(ids) - len(item_M), "without_text": content.count("")}
         numbers = {
-            DENSE + column: (self._item_numbers(column, len(ids)), column) for column in columns.item_dense_columns
+            DENSE + column: (self._item_numbers(column, item_M, len(ids)), column)
+            for column in columns.item_dense_columns
         }
-        return Items(table, categories, {}, notes, None if listed is None else listed.num_rows, numbers)
+        listed_I = np.isin(np.arange(1, len(ids) + 1), item_M)
+        return Items(table, categories, {}, notes, None if listed is None else listed_I, numbers)
 
-    def _item_numbers(self, column: str, items: int) -> np.ndarray:
+    def _item_numbers(self, column: str, item_M: np.ndarray, items: int) -> np.ndarray:
         assert self._items is not None, "item columns need an items file"
-        values = pc.cast(self._items[column], pa.float64()).to_numpy()
-        return np.concatenate([values, np.full(items - len(values), np.nan)])
+        values_I = np.full(items, np.nan)
+        values_I[item_M - 1] = pc.cast(self._items[column], pa.float64()).to_numpy()
+        return values_I
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Shapes: M selected rows of a partition, N rows of a batch.
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 from sidrec import schema
 from sidrec.io.files import replaced_file
 
-from .event_order import SPLITS
+from .event_order import BEFORE, SPLITS
 from .events import Items
 from .item_vectors import vector_column
 from .log_pass import PartitionRows
@@ -30,7 +31,8 @@ class LogWriter:
     """Writes partitions under the folder `log`, and counts rows and positives.
 
     arrow: schema of every file. files: split -> files so far. counts: "X rows" and "X positives", where X is a split,
-    "new" (rows whose item was never shown before) or "idle" (rows whose item had positives, but no recent ones).
+    "new" (rows whose item was never shown before) or "idle" (rows whose item had positives, but no recent ones), and
+    "before rows", which are in no split.
     """
 
     log: Path
@@ -40,6 +42,7 @@ class LogWriter:
 
     def write(self, partition: int, rows: PartitionRows) -> None:
         """Writes one file for each split in the partition. A file appears whole or not at all."""
+        self.counts["before rows"] += int((rows.split_N == BEFORE).sum())
         for place, split in enumerate(SPLITS):
             row_M = np.flatnonzero(rows.split_N == place)
             if len(row_M):
@@ -96,11 +99,20 @@ def rows_on_items(log: Path, files: tuple[schema.LogFile, ...], wanted: np.ndarr
     return total
 
 
-def write_items(path: Path, items: Items, train_impressions: np.ndarray) -> None:
-    """Writes items.parquet in one step. train_impressions: int64 per item id, 0 included."""
+def write_items(
+    path: Path, items: Items, train_impressions: np.ndarray, category_ids: Mapping[str, np.ndarray]
+) -> None:
+    """Writes items.parquet in one step.
+
+    train_impressions, category_ids (by cat_* column): int64 per item id, 0 included.
+    """
     table = items.table
     table = table.add_column(0, schema.ITEM_ID, pa.array(np.arange(1, table.num_rows + 1)))
     table = table.add_column(1, schema.TRAIN_IMPRESSIONS, pa.array(train_impressions[1:]))
+    for column, ids in category_ids.items():
+        table = table.append_column(column, pa.array(ids[1:]))
+    for column, (values, _) in items.numbers.items():
+        table = table.append_column(column, pa.array(values, mask=np.isnan(values)))
     for column, vectors in items.vectors.items():
         table = table.append_column(column, vector_column(vectors))
     with replaced_file(path, one_writer=True) as partial:

@@ -67,7 +67,7 @@ class LogPass:
         histories = self.state.histories.advance(user_N, item_N, label_N, by_user)
         split_N = split_E[place_N]
         keys = len(self.state.train_impressions)
-        self.state.train_impressions += np.bincount(item_N[split_N == 0], minlength=keys)
+        self.state.train_impressions += np.bincount(item_N[split_N <= 0], minlength=keys)  # 0: train; less: BEFORE
         return PartitionRows(columns, histories, split_N)
 
     def _with_negatives(self, partition: int, own: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -112,7 +112,7 @@ class LogPass:
 
 def train_events(log: OrderedLog, split: Split) -> Iterator[tuple[pa.Table, np.ndarray]]:
     """Buckets of the ordered log, and whether each event is of the train split: bool [E]."""
-    user_events = np.zeros(log.users + 1, dtype=np.int64)
+    user_events = np.zeros(len(log.users) + 1, dtype=np.int64)
     for number in range(len(log.bucket_rows)):
         events = log.bucket(number)
         yield events, split_events(split, user_events, events[USER].to_numpy(), events[TIMESTAMP].to_numpy()) == 0
@@ -141,7 +141,7 @@ class PartitionRows:
 class PassState:
     """What the pass carries from partition to partition.
 
-    user_events: int64 [U], events without negatives. train_impressions: int64 per item id.
+    user_events: int64 [U], events without negatives. train_impressions: int64 per item id, rows of train and before it.
     """
 
     items: "Totals"

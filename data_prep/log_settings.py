@@ -1,9 +1,20 @@
 """The flags that every command for public logs takes: how events become rows, and how rows are split."""
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import pandas as pd
+
+from sidrec.command_line import metavar
+from sidrec.errors import ContractError
 
 from .command import refuse_flags
-from .event_order import SplitKind
+from .event_order import NEVER, SPLITS, SplitKind, StatedSplit
+from .events import LATEST
+
+SHARE = 0.1  # of the events, in test and in validation
 
 
 @dataclass(frozen=True)
@@ -16,10 +27,18 @@ class LogSettings:
     """Days that the stat_*_recent columns look back (whole UTC days before the row's own day)."""
     split: SplitKind = "global"
     """global: one cut in time for all users. per-user-last: the last events of each user are test."""
-    test_share: float = 0.1
+    test_share: Annotated[float | None, metavar("SHARE", f"{SHARE}")] = None
     """Share of the events in the split `test`."""
-    validation_share: float = 0.1
+    validation_share: Annotated[float | None, metavar("SHARE", f"{SHARE}")] = None
     """Share of the events in the split `validation`, directly before test; 0 leaves it out."""
+    train_from: Annotated[str | None, metavar("TIME", "the first event")] = None
+    """Begin of train: ISO 8601 or seconds since 1970. Earlier events only feed histories, statistics, impressions."""
+    validation_from: Annotated[str | None, metavar("TIME", "no validation, if another time is stated")] = None
+    """Begin of the split `validation`. Stated times replace the shares."""
+    test_from: Annotated[str | None, metavar("TIME", "no test, if another time is stated")] = None
+    """Begin of the split `test`."""
+    ids: Annotated[Path | None, metavar("FOLDER", "none")] = None
+    """Data folder of an earlier preparation: its users, items and categories keep their ids, new ones follow."""
     negatives: int = 1
     """Sampled negatives per positive; only for logs that hold nothing but positives."""
     window_days: int = 30
@@ -37,6 +56,7 @@ class LogSettings:
 
     def check(self) -> None:
         """Raises ContractError that names the first flag whose value cannot be used."""
+        validation, test = self.shares
         rules = {
             "--history": (self.history >= 0, "a length of at least 0", self.history),
             "--recent-days": (self.recent_days >= 1, "at least 1 day", self.recent_days),
@@ -46,11 +66,87 @@ class LogSettings:
             "--launch-draws": (self.launch_draws >= 0, "at least 0", self.launch_draws),
             "--seed": (self.seed >= 0, "at least 0", self.seed),
             "--partition-rows": (self.partition_rows >= 1, "at least 1", self.partition_rows),
-            "--test-share": (0 < self.test_share < 1, "a share between 0 and 1", self.test_share),
+            "--test-share": (0 < test < 1, "a share between 0 and 1", test),
             "--validation-share": (
-                0 <= self.validation_share < 1 - self.test_share,
+                0 <= validation < 1 - test,
                 "a share that leaves something to train on",
-                self.validation_share,
+                validation,
             ),
         }
         refuse_flags(rules)
+        self._check_stated()
+
+    def _check_stated(self) -> None:
+        stated = self.stated_split
+        if stated is None:
+            return
+        flags = "--train-from, --validation-from, --test-from"
+        if self.test_share is not None or self.validation_share is not None:
+            raise ContractError(f"{flags}, --test-share, --validation-share", "times or shares", "both")
+        if self.split != "global":
+            raise ContractError(f"{flags}, --split", "times with --split global alone", self.split)
+        if list(stated.begins) != sorted(stated.begins):
+            times = ", ".join(f"{split} from {text}" for split, text in self._stated.items())
+            raise ContractError(flags, "times in this order", times)
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """Shares of the events in validation and in test."""
+        validation, test = (SHARE if share is None else share for share in (self.validation_share, self.test_share))
+        return validation, test
+
+    @property
+    def stated_split(self) -> StatedSplit | None:
+        """The cuts at stated times; None if none is stated. Raises ContractError for text that is no time."""
+        times = {f"{split}_from": instant(text, f"--{split}-from") for split, text in self._stated.items()}
+        return StatedSplit(**times) if times else None
+
+    @property
+    def _stated(self) -> dict[str, str]:
+        texts = zip(SPLITS, (self.train_from, self.validation_from, self.test_from), strict=True)
+        return {split: text for split, text in texts if text is not None}
+
+    def check_splits(self, found: set[str], first: int, last: int) -> None:
+        """Raises ContractError if a split that must have rows has none.
+
+        Stated times may leave a split empty if its own flag is not given, or equals the next split's time. found: the
+        splits with rows. first, last: times of the log's first and last event.
+        """
+        stated = self.stated_split
+        if stated is None:
+            needed = [split for split in SPLITS if split != "validation" or self.shares[0] > 0]
+            expected, got = "rows in the split {}", "none (too few events for this share)"
+        else:
+            ends = (*stated.begins[1:], NEVER + 1)
+            spans = zip(SPLITS, stated.begins, ends, strict=True)
+            needed = [split for split, begin, end in spans if split in self._stated and begin < end]
+            expected = f"events in the split {{}}, of {self._stated}"
+            got = f"none: the log's events are from {_text(first)} to {_text(last)}"
+        for split in needed:
+            if split not in found:
+                raise ContractError("the log", expected.format(split), got)
+
+
+def instant(text: str, flag: str) -> int:
+    """Seconds since 1970 of ISO 8601 text (UTC where no zone is given) or of a number of seconds, rounded down.
+
+    Raises ContractError for other text, and for 20240502, which could be either.
+    """
+    expected = "a time: ISO 8601 such as 2024-05-02 or 2024-05-02T18:00:00Z, or seconds since 1970"
+    text = text.strip()
+    if re.fullmatch(r"(19|20)\d\d[01]\d[0-3]\d", text):
+        raise ContractError(flag, expected, f"{text}: write a date as {text[:4]}-{text[4:6]}-{text[6:]}")
+    if re.fullmatch(r"\d+(\.\d*)?", text):
+        found = int(float(text)) if len(text) < 30 else LATEST
+    else:
+        time = pd.to_datetime(text, format="ISO8601", utc=True, errors="coerce")
+        if not re.match(r"\d{4}", text) or pd.isna(time):
+            raise ContractError(flag, expected, repr(text))
+        found = int(time.timestamp() // 1)
+    if not 0 <= found < LATEST:
+        raise ContractError(flag, f"{expected}, before the year 2100 (milliseconds?)", text)
+    return found
+
+
+def _text(seconds: int) -> str:
+    return pd.Timestamp(seconds, unit="s").isoformat()

@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import tyro
@@ -24,6 +25,7 @@ from .events import (
     EventColumns,
     IdMap,
     Items,
+    by_item,
     check_events,
 )
 from .source_columns import numbers, seconds, texts
@@ -113,10 +115,10 @@ class MovieLens:
         decade = pc.fill_null(pc.binary_join_element_wise(pc.utf8_slice_codeunits(year, 0, 3), "0s", ""), "")
         text = pc.utf8_trim_whitespace(pc.binary_join_element_wise(title, pc.replace_substring(genres, "|", " "), " "))
         first_genre = pc.list_element(pc.split_pattern(genres, "|"), 0)
-        unlisted = len(ids) - movies.num_rows
+        item_M = ids.ids_of(movies[MOVIE])
 
         def padded(column: pa.ChunkedArray) -> pa.Array:
-            return pa.concat_arrays([*column.chunks, pa.array([""] * unlisted, pa.string())])
+            return by_item(column, item_M, len(ids))
 
         table = pa.table(
             {
@@ -127,8 +129,8 @@ class MovieLens:
             }
         )
         categories = {"cat_genre": padded(first_genre), "cat_decade": padded(decade)}
-        notes = {"items": len(ids), "rated_but_not_in_movies_file": unlisted}
-        return Items(table, categories, {}, notes, listed=movies.num_rows)
+        notes = {"items": len(ids), "rated_but_not_in_movies_file": len(ids) - movies.num_rows}
+        return Items(table, categories, {}, notes, listed=np.isin(np.arange(1, len(ids) + 1), item_M))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from sidrec.io.files import read_json as read_json
 from sidrec.text import short_repr
 
 SCHEMA_VERSION = 1
-LATER_KEYS = ("labels", "lists", "transforms")  # of a manifest: left out where empty, as in older logs
+LATER_KEYS = ("id_maps", "labels", "lists", "transforms")  # of a manifest: left out where empty, as in older logs
 INT64 = (-(1 << 63), (1 << 63) - 1)
 LARGEST_TABLE = 1 << 40  # rows; more than any machine holds
 CHECKSUM_BLOCK = 1 << 20  # bytes
@@ -185,7 +185,7 @@ def load_manifest(log: Path) -> Manifest:
 
 def _manifest_from_json(raw: dict[str, Any], path: Path) -> Manifest:
     fields = Manifest.__dataclass_fields__
-    missing = sorted(set(fields) - set(raw) - {"protocol", "id_maps", *LATER_KEYS})
+    missing = sorted(set(fields) - set(raw) - {"protocol", *LATER_KEYS})
     unknown = sorted(set(raw) - set(fields))
     if missing or unknown:
         raise ContractError(path, f"the keys {sorted(fields)}", f"missing {missing}, unknown {unknown}")

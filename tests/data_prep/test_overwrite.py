@@ -164,7 +164,7 @@ def test_what_commands_of_data_prep_add_goes_with_the_folder(log: Path, out: Pat
     assert (out / "pairs.parquet").exists()
     (out / "items.parquet.partial").write_text("of a killed data_prep.item_vectors")
     interactions(log, out)
-    assert sorted(path.name for path in out.iterdir()) == ["items.parquet", "log"]
+    assert sorted(path.name for path in out.iterdir()) == ["ids", "items.parquet", "log"]
 
 
 def test_pairs_that_data_prep_did_not_write_stay(log: Path, out: Path) -> None:

@@ -1,0 +1,243 @@
+"""Ids that last: a preparation starts from the id maps of an earlier data folder (`--ids FOLDER`).
+
+Ids of the earlier folder stay, and new values follow, so that the earlier folder's runs and catalogs can be used with
+the new one. What the earlier folder knows of items that today's files do not list is carried over: text, categories,
+numbers and vectors. The constants of dense columns are kept too.
+
+Shapes: I items of the new folder; the earlier folder has the first of them.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from sidrec import schema
+from sidrec.errors import ContractError, print_warning
+from sidrec.id_maps import IdMaps, map_path, source_ids
+from sidrec.io.files import column_type, readable, replaced_file
+from sidrec.schema import ITEM_ID, SOURCE_ID, USER_ID
+from sidrec.text import near_folder
+
+from .dense_numbers import MISSING, DenseNumbers
+from .events import CATALOG_TEXT, IdMap, Items
+
+ROWS = 16_384  # of items.parquet, at a time
+WITHOUT_TEXT = "without_text"  # in the notes of a source
+
+
+@dataclass(frozen=True)
+class EarlierIds:
+    """The maps of an earlier data folder. Without a folder there are none, and every method does nothing.
+
+    maps: id column -> source ids. id_maps: their counts and digests.
+    """
+
+    folder: Path | None = None
+    maps: Mapping[str, IdMap] = field(default_factory=dict)
+    id_maps: IdMaps = IdMaps()
+    dense_numbers: DenseNumbers | None = None
+
+    @classmethod
+    def read(cls, folder: Path | None) -> "EarlierIds":
+        """Raises ContractError for a folder without maps, for damaged maps, and for items in another order."""
+        if folder is None:
+            return cls()
+        where = f"--ids {folder}"
+        if not (folder / schema.LOG / schema.MANIFEST).is_file():
+            near = near_folder(folder, f"{schema.LOG}/{schema.MANIFEST}").replace(f"/{schema.LOG}", "")
+            raise ContractError(where, "a data folder that data_prep wrote", f"no {schema.LOG}/{schema.MANIFEST}{near}")
+        manifest = schema.load_manifest(folder / schema.LOG)
+        missing = [column for column in (USER_ID, ITEM_ID) if column not in manifest.id_maps]
+        if missing:
+            expected = (
+                f"a data folder with id maps of {USER_ID} and {ITEM_ID}, as this version of data_prep writes them"
+            )
+            raise ContractError(where, expected, f"no map of {' and '.join(missing)}; prepare it again")
+        maps = {column: _id_map(folder, column) for column in manifest.id_maps}
+        _check_items(folder / schema.ITEMS, maps[ITEM_ID])
+        flagged = (name for name in manifest.transforms if name + MISSING in manifest.dense)
+        return cls(folder, maps, IdMaps(manifest.id_maps), DenseNumbers(manifest.transforms, frozenset(flagged)))
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that are read. If one changes, an unfinished preparation starts again."""
+        if self.folder is None:
+            return ()
+        maps = (map_path(self.folder, column) for column in self.maps)
+        return (self.folder / schema.LOG / schema.MANIFEST, self.folder / schema.ITEMS, *maps)
+
+    def grown(self, column: str, new: Iterable[str] = ()) -> IdMap:
+        """A map with the earlier ids of the column, then those of `new` that it lacks."""
+        earlier = self.maps[column].source_ids() if column in self.maps else []
+        return IdMap((*earlier, *new))
+
+    def check_shared(self, user_rows: np.ndarray, item_rows: np.ndarray) -> None:
+        """Checks that the log has users or items of the earlier folder; `*_rows`: events by id, 0 included.
+
+        Warns if it has no earlier item. Raises ContractError if it has no earlier user either.
+        """
+        if self.folder is None:
+            return
+        users, items = len(self.maps[USER_ID]), len(self.maps[ITEM_ID])
+        if item_rows[1 : items + 1].any():
+            return
+        got = f"none of its {items:,} items ({self._examples(ITEM_ID)})"
+        if not user_rows[1 : users + 1].any():
+            expected = "the folder of an earlier log with the same users or items"
+            got = f"{got} and none of its {users:,} users ({self._examples(USER_ID)}) in the log"
+            raise ContractError(f"--ids {self.folder}", expected, got)
+        print_warning(f"--ids {self.folder}: the log has {got}")
+
+    def _examples(self, column: str) -> str:
+        return "such as " + ", ".join(map(repr, self.maps[column].source_ids()[:2]))
+
+    def protocol(self) -> dict[str, object]:
+        """What the new manifest says of the earlier folder."""
+        if self.folder is None:
+            return {}
+        ids = {column: len(ids) for column, ids in self.maps.items()}
+        return {"ids_from": {"folder": str(self.folder), "fingerprint": self.id_maps.fingerprint, "ids": ids}}
+
+    # Items.
+
+    def with_earlier_items(self, items: Items) -> Items:
+        """Fills in text, categories and numbers of earlier items that today's files do not list."""
+        if self.folder is None:
+            return items
+        rows, earlier = items.table.num_rows, len(self.maps[ITEM_ID])
+        listed_I = np.zeros(rows, dtype=bool) if items.listed is None else items.listed
+        carried_I = ~listed_I & (np.arange(rows) < earlier)
+        columns = {name: items.table[name] for name in items.table.column_names}
+        known = self._known([*columns, *items.categories, *items.numbers])
+        mask = pa.array(carried_I)
+
+        def filled(name: str, today: pa.ChunkedArray, before: pa.ChunkedArray) -> pa.ChunkedArray:
+            if name == SOURCE_ID or before.type != today.type:
+                return today
+            padded = pa.chunked_array([*before.chunks, pa.nulls(rows - earlier, before.type)])
+            return pc.if_else(mask, padded, today)
+
+        columns |= {name: filled(name, columns[name], known[name]) for name in columns if name in known}
+        categories = {
+            name: filled(name, today, self._category_text(name, known[name])) if name in known else today
+            for name, today in items.categories.items()
+        }
+        numbers = {
+            name: (_filled_numbers(today, carried_I, known.get(name)), column)
+            for name, (today, column) in items.numbers.items()
+        }
+        notes = dict(items.notes) | {"carried_over": int(carried_I.sum())}
+        if WITHOUT_TEXT in notes:
+            notes[WITHOUT_TEXT] = pc.sum(pc.equal(columns[CATALOG_TEXT], "")).as_py()
+        listed = None if items.listed is None else listed_I | carried_I
+        return replace(
+            items, table=pa.table(columns), categories=categories, numbers=numbers, notes=notes, listed=listed
+        )
+
+    def _known(self, names: list[str]) -> dict[str, pa.ChunkedArray]:
+        path = self.folder_or_fail / schema.ITEMS
+        with readable(path, f"the items of --ids {self.folder}"):
+            present = pq.read_schema(path).names
+            table = pq.read_table(path, columns=[name for name in names if name in present])
+        return {name: table[name] for name in table.column_names}
+
+    @property
+    def folder_or_fail(self) -> Path:
+        assert self.folder is not None, "there is no earlier folder"
+        return self.folder
+
+    def _category_text(self, column: str, ids: pa.ChunkedArray) -> pa.ChunkedArray:
+        """Text of the earlier folder's category ids; empty for id 0."""
+        texts = pa.chunked_array([["", *(self.maps[column].source_ids() if column in self.maps else [])]], pa.string())
+        return pc.fill_null(texts.take(ids), "")
+
+    def carry_vectors(self, items: Path) -> None:
+        """Adds the earlier folder's vector columns that `items` lacks: new items get zeros."""
+        if self.folder is None:
+            return
+        source = self.folder / schema.ITEMS
+        with readable(source, f"the items of --ids {self.folder}"), pq.ParquetFile(source) as earlier:
+            present = pq.read_schema(items).names
+            added = [
+                column
+                for column in earlier.schema_arrow
+                if pa.types.is_fixed_size_list(column.type) and column.name not in present
+            ]
+            if added:
+                _append(items, earlier, added)
+
+
+NO_EARLIER = EarlierIds()
+
+
+def _id_map(folder: Path, column: str) -> IdMap:
+    """A map of the earlier folder. Raises ContractError for a map with an empty or repeated source id."""
+    texts = source_ids(folder, column).to_pylist()
+    found = IdMap(texts)
+    if len(found) < len(texts) or found.get(""):
+        wrong = next(text for row, text in enumerate(texts, 1) if not text or found.get(text) != row)
+        raise ContractError(map_path(folder, column), "every source id once, and none empty", repr(wrong))
+    return found
+
+
+def _check_items(path: Path, items: IdMap) -> None:
+    """Raises ContractError unless row k of items.parquet has the id k + 1 and its source id."""
+    with readable(path, "the items of the folder that --ids names"):
+        column_type(pq.read_schema(path), SOURCE_ID, path)
+        table = pq.read_table(path, columns=[ITEM_ID, SOURCE_ID])
+    in_order = table[ITEM_ID].to_pylist() == list(range(1, len(items) + 1))
+    if not in_order or table[SOURCE_ID].to_pylist() != items.source_ids():
+        expected = f"the {len(items):,} items of {schema.IDS}/{ITEM_ID}.parquet in their order"
+        raise ContractError(path, expected, f"{table.num_rows:,} others, or in another order")
+
+
+def _filled_numbers(today_I: np.ndarray, carried_I: np.ndarray, before: pa.ChunkedArray | None) -> np.ndarray:
+    if before is None:
+        return today_I
+    earlier_I = np.full(len(today_I), np.nan)
+    earlier_I[: len(before)] = before.cast(pa.float64()).to_numpy()
+    return np.where(carried_I, earlier_I, today_I)
+
+
+def _append(items: Path, earlier: pq.ParquetFile, added: list[pa.Field]) -> None:
+    """Rewrites `items` with further vector columns, some rows at a time."""
+    with replaced_file(items, one_writer=True) as partial, pq.ParquetFile(items) as file:
+        arrow = file.schema_arrow
+        for column in added:
+            arrow = arrow.append(column)
+        before = _Rows(earlier.iter_batches(ROWS, columns=[column.name for column in added]))
+        with pq.ParquetWriter(partial, arrow) as writer:
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group)
+                known = before.take(table.num_rows)
+                for column in added:
+                    zeros = pa.FixedSizeListArray.from_arrays(
+                        pa.array(np.zeros((table.num_rows - known.num_rows) * column.type.list_size, np.float32)),
+                        type=column.type,
+                    )
+                    chunks = known[column.name].chunks if known.num_rows else []
+                    table = table.append_column(column, pa.chunked_array([*chunks, zeros], column.type))
+                writer.write_table(table)
+
+
+class _Rows:
+    """Batches as a queue of rows."""
+
+    def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
+        self._batches = batches
+        self._left: list[pa.RecordBatch] = []
+
+    def take(self, rows: int) -> pa.Table:
+        """The next `rows` rows, or all that are left."""
+        while sum(batch.num_rows for batch in self._left) < rows and (batch := next(self._batches, None)) is not None:
+            self._left.append(batch)
+        if not self._left:
+            return pa.table({})
+        table = pa.Table.from_batches(self._left)
+        self._left = table.slice(rows).to_batches()
+        return table.slice(0, rows)

@@ -1,0 +1,406 @@
+"""Days prepared one after another with --ids: ids never move, maps only grow, items and what is known of them stay."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_prep.build import LogSettings
+from data_prep.interactions import Columns, InteractionsCommand
+from data_prep.movielens import MovieLensCommand
+from sidrec import schema
+from sidrec.errors import ContractError
+from sidrec.id_maps import IdMaps, check_grown, digest, map_path, source_ids
+from tests.data_prep.event_lists import DAY, read_rows
+from tests.digests import digest as folder_digest
+from tests.killed import killed_when
+
+SETTINGS = LogSettings(history=5, validation_share=0.0, test_share=0.3)
+COLUMNS = Columns(label_column="label", cat_columns=("device",))
+WITH_ITEMS = replace(COLUMNS, items_id_column="sku", text_columns=("name",), item_cat_columns=("brand",))
+HEADER = "user_id,item_id,timestamp,label,device"
+
+
+@dataclass
+class Days:
+    """Writes the raw files of a day, and prepares them into a folder named after it."""
+
+    folder: Path
+    columns: Columns = COLUMNS
+    flags: dict[str, object] = field(default_factory=dict)
+
+    def prepare(self, day: str, rows: list[str], items: list[str] | None = None, **flags: object) -> Path:
+        log, columns = self.folder / f"{day}.csv", self.columns
+        log.write_text("\n".join([HEADER, *rows]) + "\n", encoding="utf-8")
+        if items is not None:
+            path = self.folder / f"{day}-items.csv"
+            path.write_text("\n".join(["sku,name,brand", *items]) + "\n", encoding="utf-8")
+            columns = replace(WITH_ITEMS, items_file=path)
+        out = self.folder / day
+        InteractionsCommand(log, out, columns, replace(SETTINGS, **flags), vectors="none").run()  # type: ignore[arg-type]
+        return out
+
+
+@pytest.fixture
+def days(tmp_path: Path) -> Days:
+    return Days(tmp_path)
+
+
+def rows(*events: str, day: int = 0) -> list[str]:
+    """Positives: "ann a tv" is user ann on item a, on the device tv. A minute lies between two of them."""
+    parts = [[*event.split(" "), ""][:3] for event in events]
+    return [f"{user},{item},{day * DAY + 60 * k},1,{device}" for k, (user, item, device) in enumerate(parts)]
+
+
+def maps(data: Path) -> dict[str, list[str]]:
+    return {column: source_ids(data, column).to_pylist() for column in schema.load_manifest(data / "log").id_maps}
+
+
+def items_of(data: Path) -> list[dict[str, Any]]:
+    return list(pq.read_table(data / schema.ITEMS).to_pylist())
+
+
+def by_source(data: Path) -> set[tuple[str, str, str, int]]:
+    """User, item, device (source ids) and time of every row."""
+    texts = {column: ["", *ids] for column, ids in maps(data).items()}
+    return {
+        (
+            texts["user_id"][row["user_id"]],
+            texts["item_id"][row["item_id"]],
+            texts["cat_device"][row["cat_device"]],
+            row["timestamp"],
+        )
+        for row in read_rows(data)
+    }
+
+
+# Ids never move.
+
+NAMES = st.sampled_from(["a", "b", "B", "7", "007", "Käse", "東京", "née ", "x y", "🎧", "e\u0301", "é"])
+EVENTS = st.tuples(NAMES, NAMES, st.sampled_from(["", "tv", "web", "größer", "0"]))
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.lists(EVENTS, min_size=5, max_size=25), min_size=2, max_size=4))
+def test_maps_of_each_day_begin_with_those_of_the_day_before(log: list[list[tuple[str, str, str]]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        days, before = Days(Path(folder)), None
+        known: dict[str, list[str]] = {}
+        for number, events in enumerate(log):
+            lines = [f"{u},{i},{number * DAY + 60 * k},1,{d}" for k, (u, i, d) in enumerate(events)]
+            shared = f"a,a,{number * DAY + 6000},1,tv"  # a log that shares nothing with the day before is refused
+            data = days.prepare(f"day{number}", [*lines, shared], ids=before)
+            found = maps(data)
+            stated = schema.load_manifest(data / "log")
+            for column, ids in found.items():
+                earlier = known.get(column, [])
+                assert ids[: len(earlier)] == earlier
+                assert len(set(ids)) == len(ids)
+                assert "" not in ids
+                assert stated.ids[column] == len(ids) + 1
+                assert stated.id_maps[column].ids == len(ids)
+                if before is not None:
+                    prefix = digest(source_ids(data, column), len(earlier))
+                    assert prefix == IdMaps.of(before).columns[column].digest
+            assert {event[:2] for event in by_source(data)} == {(u.strip(), i.strip()) for u, i, _ in events} | {
+                ("a", "a")
+            }
+            assert [row["source_id"] for row in items_of(data)] == found["item_id"]
+            assert [row["item_id"] for row in items_of(data)] == list(range(1, len(found["item_id"]) + 1))
+            if before is not None:
+                assert check_grown(IdMaps.of(before), before, data) == ""
+            known, before = found, data
+
+
+def test_ids_of_users_items_and_categories_go_on(days: Days) -> None:
+    one = days.prepare("one", rows("ann b tv", "bob a web", "ann c tv", "cid b tv"))
+    two = days.prepare("two", rows("dan a app", "bob d", "eve a tv", "dan e web", day=1), ids=one)
+    assert maps(one) == {"user_id": ["ann", "bob", "cid"], "item_id": ["b", "a", "c"], "cat_device": ["tv", "web"]}
+    assert maps(two) == {
+        "user_id": ["ann", "bob", "cid", "dan", "eve"],
+        "item_id": ["b", "a", "c", "d", "e"],
+        "cat_device": ["tv", "web", "app"],
+    }
+    assert by_source(two) == {
+        ("dan", "a", "app", DAY),
+        ("bob", "d", "", DAY + 60),
+        ("eve", "a", "tv", DAY + 120),
+        ("dan", "e", "web", DAY + 180),
+    }
+    stated = schema.load_manifest(two / "log").protocol["ids_from"]
+    assert stated["fingerprint"] == IdMaps.of(one).fingerprint  # type: ignore[index]
+    assert stated["ids"] == {"user_id": 3, "item_id": 3, "cat_device": 2}  # type: ignore[index]
+
+
+def test_the_same_log_with_its_own_ids_gives_the_same_rows(days: Days) -> None:
+    log = rows("ann b tv", "bob a web", "ann c tv", "cid b tv", "bob b app")
+    one = days.prepare("one", log, ["c,see,X", "z,zoo,Y", "a,aye,X"])
+    again = days.prepare("again", log, ["c,see,X", "z,zoo,Y", "a,aye,X"], ids=one)
+    assert read_rows(one) == read_rows(again)
+    assert items_of(one) == items_of(again)
+    assert maps(one) == maps(again)
+    assert IdMaps.of(one) == IdMaps.of(again)
+
+
+def test_summary_counts_new_ids(days: Days, capsys: pytest.CaptureFixture[str]) -> None:
+    one = days.prepare("one", rows("ann a tv", "bob b tv", "ann b tv", "bob a tv"))
+    days.prepare("two", rows("ann a tv", "cid c web", "dan a tv", "ann b tv"), ids=one)
+    found = capsys.readouterr().out
+    assert f"ids go on from {one}: user_id 2 new of 4, item_id 1 new of 3, cat_device 1 new of 2" in found
+
+
+# Items.
+
+DAY_ONE = rows("ann a tv", "bob b tv", "ann c tv", "bob a tv")
+DAY_TWO = rows("ann a tv", "bob d tv", "cid c tv", "ann e tv", day=1)
+LISTED = ["b,Bread,Baker", "a,Apples,Farm", "q,Quince,Farm"]
+
+
+def brands(data: Path) -> dict[object, str]:
+    texts = ["", *maps(data)["cat_brand"]]
+    return {row["source_id"]: texts[row["cat_brand"]] for row in items_of(data)}
+
+
+def test_items_that_today_does_not_list_keep_what_is_known_of_them(days: Days) -> None:
+    one = days.prepare("one", DAY_ONE, LISTED)
+    two = days.prepare("two", DAY_TWO, ["d,Dates,Oasis", "a,Red apples,Orchard"], ids=one)
+    assert [row["source_id"] for row in items_of(one)] == ["b", "a", "q", "c"]
+    assert [row["source_id"] for row in items_of(two)] == ["b", "a", "q", "c", "d", "e"]
+    assert [row["title"] for row in items_of(two)] == ["Bread", "Red apples", "Quince", "", "Dates", ""]
+    assert maps(two)["cat_brand"] == ["Baker", "Farm", "Oasis", "Orchard"]
+    assert brands(two) == {"b": "Baker", "a": "Orchard", "q": "Farm", "c": "", "d": "Oasis", "e": ""}
+    notes = schema.load_manifest(two / "log").protocol["items"]
+    assert notes == {"items": 6, "not_in_items_file": 4, "without_text": 2, "carried_over": 3}
+    three = days.prepare("three", rows("ann b tv", "bob q tv", "cid d tv", "ann a tv", day=2), ["f,Figs,Farm"], ids=two)
+    assert brands(three) == {**brands(two), "f": "Farm"}
+    by_item = {row["item_id"]: row["cat_brand"] for row in read_rows(three)}
+    assert by_item == {row["item_id"]: row["cat_brand"] for row in items_of(three) if row["item_id"] in by_item}
+
+
+def test_a_folder_without_todays_categories_gives_unknown(days: Days) -> None:
+    one = days.prepare("one", DAY_ONE)
+    two = days.prepare("two", DAY_TWO, ["d,Dates,Oasis", "a,Apples,"], ids=one)
+    assert brands(two) == {"a": "", "b": "", "c": "", "d": "Oasis", "e": ""}
+
+
+def test_a_day_without_a_file_of_items_keeps_all_text(days: Days) -> None:
+    one = days.prepare("one", DAY_ONE, LISTED)
+    two = days.prepare("two", DAY_TWO, ids=one)
+    assert [row["title"] for row in items_of(two)] == ["Bread", "Apples", "Quince", "", "", ""]
+    assert "cat_brand" not in maps(two)
+
+
+@pytest.mark.parametrize("group", [2, 3, 1000])
+def test_vectors_are_carried_over_and_new_items_have_zeros(days: Days, group: int) -> None:
+    one = days.prepare("one", DAY_ONE, LISTED)
+    table = pq.read_table(one / schema.ITEMS)
+    vectors = np.arange(len(table) * 3, dtype=np.float32).reshape(-1, 3) + 1
+    for name in ("text", "behavior"):
+        column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), 3)
+        table = table.append_column(name, column)
+    pq.write_table(table, one / schema.ITEMS, row_group_size=group)
+    two = days.prepare("two", DAY_TWO, LISTED[:1], ids=one)
+    found = pq.read_table(two / schema.ITEMS)
+    for name in ("text", "behavior"):
+        assert found[name].to_pylist() == [*vectors.tolist(), [0.0] * 3, [0.0] * 3]
+    assert found["title"].to_pylist() == ["Bread", "Apples", "Quince", "", "", ""]
+
+
+def test_vectors_made_today_replace_those_of_the_day_before(days: Days, tmp_path: Path) -> None:
+    for items, day, log, ids in ((4, "one", DAY_ONE, None), (6, "two", DAY_TWO, tmp_path / "one")):
+        np.save(tmp_path / f"{day}.npy", np.full((items, 2), items, np.float32))
+        (tmp_path / f"{day}.csv").write_text("\n".join([HEADER, *log]) + "\n")
+        (tmp_path / "items.csv").write_text("sku,name,brand\nq,Quince,Farm\na,Apples,Farm\nb,Bread,\n")
+        columns = replace(WITH_ITEMS, items_file=tmp_path / "items.csv") if day == "one" else COLUMNS
+        flags = replace(SETTINGS, ids=ids)
+        InteractionsCommand(tmp_path / f"{day}.csv", tmp_path / day, columns, flags, str(tmp_path / f"{day}.npy")).run()
+    found = pq.read_table(tmp_path / "two" / schema.ITEMS)
+    assert found["text"].to_pylist() == [[6.0, 6.0]] * 6
+
+
+def test_numbers_of_items_and_the_constants_of_their_transform_are_kept(tmp_path: Path) -> None:
+    columns = Columns(items_id_column="sku", item_dense_columns=("price",), dense_columns=("seconds",))
+    head = "user_id,item_id,timestamp,seconds"
+    first = [f"u{k % 3},{'abc'[k % 3]},{60 * k},{k}" for k in range(12)]
+    second = [f"u{k % 4},{'abcd'[k % 4]},{DAY + 60 * k},{1000 * k}" for k in range(12)]
+    found = {}
+    for day, log, items in (("one", first, ["a,1", "b,20", "c,"]), ("two", second, ["d,400", "a,5"])):
+        (tmp_path / f"{day}.csv").write_text("\n".join([head, *log]) + "\n")
+        (tmp_path / f"{day}-items.csv").write_text("\n".join(["sku,price", *items]) + "\n")
+        here = replace(columns, items_file=tmp_path / f"{day}-items.csv")
+        flags = replace(SETTINGS, ids=None if day == "one" else tmp_path / "one")
+        InteractionsCommand(tmp_path / f"{day}.csv", tmp_path / day, here, flags, "none").run()
+        found[day] = schema.load_manifest(tmp_path / day / "log")
+    prices = [row["int_price"] for row in items_of(tmp_path / "two")]
+    assert prices == [5, 20, None, 400]
+    for column in ("int_price", "int_seconds"):
+        one, two = (manifest.transforms[column] for manifest in found.values())
+        assert (one.mean, one.deviation) == (two.mean, two.deviation)
+    assert found["one"].dense == found["two"].dense
+
+
+# Folders that --ids refuses.
+
+
+def _without_maps(data: Path) -> None:
+    path = data / "log" / schema.MANIFEST
+    raw = json.loads(path.read_text())
+    del raw["id_maps"]
+    path.write_text(json.dumps(raw))
+
+
+def _rewrite(data: Path, column: str, change: object) -> None:
+    """Changes a map together with the digest that the manifest states."""
+    ids = source_ids(data, column).to_pylist()
+    changed = change(ids)  # type: ignore[operator]
+    table = pa.table({"source_id": pa.array(changed, pa.string())})
+    pq.write_table(table, map_path(data, column))
+    path = data / "log" / schema.MANIFEST
+    raw = json.loads(path.read_text())
+    raw["id_maps"][column] = {"ids": len(changed), "digest": digest(table["source_id"], len(changed))}
+    path.write_text(json.dumps(raw))
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-30])
+
+
+def _items(data: Path, change: object) -> None:
+    table = pq.read_table(data / schema.ITEMS)
+    pq.write_table(change(table), data / schema.ITEMS)  # type: ignore[operator]
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no folder": (shutil.rmtree, "a data folder that data_prep wrote"),
+    "no manifest": (lambda data: (data / "log" / "manifest.json").unlink(), "a data folder that data_prep wrote"),
+    "no maps": (_without_maps, "a data folder with id maps"),
+    "no map of users": (lambda data: map_path(data, "user_id").unlink(), r"ids/user_id\.parquet"),
+    "map cut short": (lambda data: _cut(map_path(data, "item_id")), r"ids/item_id\.parquet"),
+    "map of another column": (
+        lambda data: shutil.copy(map_path(data, "user_id"), map_path(data, "item_id")),
+        r"ids/item_id\.parquet",
+    ),
+    "ids swapped": (
+        lambda data: pq.write_table(pa.table({"source_id": ["b", "a", "c"]}), map_path(data, "item_id")),
+        r"ids/item_id\.parquet.*another digest",
+    ),
+    "wrong column name": (
+        lambda data: pq.write_table(pa.table({"id": ["a", "b", "c"]}), map_path(data, "item_id")),
+        r"ids/item_id\.parquet.*source_id",
+    ),
+    "repeated id": (lambda data: _rewrite(data, "user_id", lambda ids: [ids[0]] * len(ids)), "once.*'ann'"),
+    "empty id": (lambda data: _rewrite(data, "cat_device", lambda ids: ["", *ids[1:]]), "once, and none empty"),
+    "items in another order": (lambda data: _items(data, lambda table: table.take([1, 0, 2])), r"items\.parquet"),
+    "fewer items": (lambda data: _items(data, lambda table: table.slice(1)), r"items\.parquet"),
+    "other source ids": (
+        lambda data: _items(data, lambda table: table.set_column(2, "source_id", pa.array(["x", "y", "z"]))),
+        r"items\.parquet",
+    ),
+    "no items": (lambda data: (data / schema.ITEMS).unlink(), r"items\.parquet"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_folder_that_cannot_be_used_is_refused_by_name(days: Days, kind: str) -> None:
+    one = days.prepare("one", DAY_ONE)
+    damage, message = DAMAGE[kind]
+    damage(one)
+    with pytest.raises(ContractError, match=message) as raised:
+        days.prepare("two", DAY_TWO, ids=one)
+    assert str(one) in str(raised.value)
+    assert not (days.folder / "two").exists()
+    assert not (days.folder / "two.partial").exists()
+
+
+def test_a_folder_of_another_log_is_refused_with_examples(days: Days) -> None:
+    one = days.prepare("one", DAY_ONE)
+    with pytest.raises(ContractError, match=r"none of its 3 items \(such as 'a', 'b'\) and none of its 2 users"):
+        days.prepare("two", rows("zoe x tv", "yan y tv", "zoe z tv", "yan x tv"), ids=one)
+    assert not (days.folder / "two.partial").exists()
+
+
+def test_a_day_of_new_items_alone_gets_a_warning(days: Days, capsys: pytest.CaptureFixture[str]) -> None:
+    one = days.prepare("one", DAY_ONE)
+    two = days.prepare("two", rows("ann x tv", "yan y tv", "zoe z tv", "yan x tv"), ids=one)
+    assert "the log has none of its 3 items" in capsys.readouterr().err
+    assert maps(two)["item_id"] == ["a", "b", "c", "x", "y", "z"]
+
+
+def test_a_movielens_folder_does_not_number_another_log(days: Days, tmp_path: Path) -> None:
+    source = tmp_path / "ml"
+    source.mkdir()
+    (source / "movies.csv").write_text("movieId,title,genres\n1,One (1999),Drama\n2,Two (2001),Comedy|Drama\n")
+    ratings = [f"{k % 3 + 1},{k % 2 + 1},{4.5 if k % 3 else 2.0},{60 * k}" for k in range(12)]
+    (source / "ratings.csv").write_text("\n".join(["userId,movieId,rating,timestamp", *ratings]) + "\n")
+    MovieLensCommand(source, tmp_path / "first", SETTINGS, vectors="none").run()
+    MovieLensCommand(source, tmp_path / "second", replace(SETTINGS, ids=tmp_path / "first"), vectors="none").run()
+    assert maps(tmp_path / "first") == maps(tmp_path / "second")
+    assert items_of(tmp_path / "first") == items_of(tmp_path / "second")
+    with pytest.raises(ContractError, match="the folder of an earlier log"):
+        days.prepare("two", DAY_TWO, ids=tmp_path / "first")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_out_may_not_be_the_earlier_folder(days: Days, overwrite: bool) -> None:
+    one = days.prepare("one", DAY_ONE)
+    before = folder_digest(one)
+    with pytest.raises(ContractError, match="apart from the input"):
+        days.prepare("one", DAY_TWO, ids=one, overwrite=overwrite)
+    assert folder_digest(one) == before
+
+
+def test_overwriting_replaces_a_folder_with_maps(days: Days) -> None:
+    days.prepare("one", DAY_ONE)
+    again = days.prepare("one", DAY_TWO, overwrite=True)
+    assert maps(again)["item_id"] == ["a", "d", "c", "e"]
+    (again / "ids" / "notes.txt").write_text("mine")
+    with pytest.raises(ContractError, match=r"notes\.txt"):
+        days.prepare("one", DAY_ONE, overwrite=True)
+
+
+# Killed and continued.
+
+
+def _killed(log: Path, out: Path, ids: Path) -> None:
+    command = ["-m", "data_prep.interactions", str(log), str(out), "--partition-rows", "40", "--ids", str(ids)]
+    killed_when(out.with_name(f"{out.name}.partial") / "scratch" / "snapshot.npz", command)
+    assert not out.exists()
+
+
+def test_killed_and_continued_equals_uninterrupted_unless_the_folder_changed(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    for day in (0, 1):
+        items, start = 200 + 100 * day, 300 * DAY * day
+        lines = [
+            f"u{random.integers(300)},i{random.integers(items)},{start + random.integers(300 * DAY)}"
+            for _ in range(3_000)
+        ]
+        (tmp_path / f"{day}.csv").write_text("\n".join(["user_id,item_id,timestamp", *lines]) + "\n")
+    one, log = tmp_path / "one", tmp_path / "1.csv"
+    InteractionsCommand(tmp_path / "0.csv", one, Columns(), LogSettings(partition_rows=40)).run()
+    flags = LogSettings(partition_rows=40, ids=one)
+    InteractionsCommand(log, tmp_path / "straight", Columns(), flags).run()
+    _killed(log, tmp_path / "out", one)
+    first = next((tmp_path / "out.partial").rglob("part-00000.parquet"))
+    written = first.stat().st_mtime_ns
+    shutil.copytree(tmp_path / "out.partial", tmp_path / "other.partial")
+    InteractionsCommand(log, tmp_path / "out", Columns(), flags).run()
+    assert folder_digest(tmp_path / "out") == folder_digest(tmp_path / "straight")
+    part = first.relative_to(tmp_path / "out.partial" / "data")
+    assert (tmp_path / "out" / part).stat().st_mtime_ns == written
+    shutil.rmtree(tmp_path / "out")
+    shutil.move(tmp_path / "other.partial", tmp_path / "out.partial")
+    shutil.rmtree(one)
+    InteractionsCommand(tmp_path / "0.csv", one, Columns(), LogSettings(partition_rows=40)).run()  # other file times
+    InteractionsCommand(log, tmp_path / "out", Columns(), flags).run()
+    assert (tmp_path / "out" / part).stat().st_mtime_ns != written
