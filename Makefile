@@ -18,11 +18,14 @@ NO_WHEEL := "If pip found no torch==2.13.0+cpu: name PyTorch's CPU package index
 .venv: .venv/$(BUILD)
 
 # --no-deps: the locks are whole closures, and torchrec's own wish would put a CUDA build of FBGEMM over the CPU one.
-.venv/$(BUILD): requirements/$(BUILD).txt requirements/dev.txt requirements/fbgemm-gpu/pyproject.toml pyproject.toml setup.py
+# launch.txt comes last: torchx holds urllib3 at 1.26, which nothing else does.
+.venv/$(BUILD): requirements/$(BUILD).txt requirements/dev.txt requirements/launch.txt \
+                requirements/fbgemm-gpu/pyproject.toml pyproject.toml setup.py
 	$(PYTHON) -m venv .venv
 	rm -f .venv/cpu .venv/cuda
-	@echo "installing requirements/$(BUILD).txt and requirements/dev.txt"
+	@echo "installing requirements/$(BUILD).txt, requirements/dev.txt and requirements/launch.txt"
 	@$(INSTALL) -r requirements/$(BUILD).txt -r requirements/dev.txt || { echo $(NO_WHEEL); exit 1; }
+	$(INSTALL) -r requirements/launch.txt
 	$(if $(filter cpu,$(BUILD)),$(INSTALL) ./requirements/fbgemm-gpu)
 	$(INSTALL) -e .
 	$(PIP) check
@@ -53,15 +56,18 @@ docs: .venv
 # builds, so it leaves torch to them.
 COMPILE := build/uv/bin/uv pip compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
   --no-annotate --custom-compile-command "make lock" $(UPGRADE)
-EXTRAS := --extra launch --extra data
+LAUNCH := import tomllib; file = open('pyproject.toml', 'rb'); \
+  print(*tomllib.load(file)['project']['optional-dependencies']['launch'], sep='\n')
 lock:
 	$(PYTHON) -m venv build/uv
 	build/uv/bin/python -m pip install -q uv
-	UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(COMPILE) pyproject.toml --extra cpu $(EXTRAS) --no-emit-package fbgemm-gpu \
+	UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(COMPILE) pyproject.toml --extra cpu --extra data --no-emit-package fbgemm-gpu \
 	  -o requirements/cpu.txt
-	$(COMPILE) pyproject.toml --extra cuda $(EXTRAS) -o requirements/cuda.txt
+	$(COMPILE) pyproject.toml --extra cuda --extra data -o requirements/cuda.txt
 	UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(COMPILE) --group dev -c requirements/cpu.txt --no-emit-package torch \
 	  -o requirements/dev.txt
+	grep -v ^urllib3 requirements/cpu.txt > build/uv/pins.txt
+	$(PYTHON) -c "$(LAUNCH)" | $(COMPILE) - -c build/uv/pins.txt -o requirements/launch.txt
 
 clean:
 	rm -rf .venv build demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

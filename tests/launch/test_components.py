@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("torchx", reason="torchx is not installed; the extra launch brings it")
+
 from torchx.runner import get_runner
 from torchx.specs import AppDef
 from torchx.specs.finder import ModuleComponentsFinder

@@ -55,6 +55,7 @@ def test_the_whole_way_without_a_checkout(installed: Path, tmp_path: Path) -> No
     sidrec("fit", "demo.yaml")
     sidrec("train", "demo.yaml", "--train.epochs", "1")
     assert "test" in sidrec("evaluate", "demo/runs/demo/seed0")
+    pytest.importorskip("torchx", reason="torchx is not installed; the extra launch brings it")
     torchx = [str(Path(sys.executable).with_name("torchx")), "run", "--dryrun", "-s", "local_cwd"]
     shown = _run([*torchx, "sidrec.train", "--recipe", "demo.yaml", "--ranks", "2"], tmp_path, environment)
     assert "sidrec.train" in shown
