@@ -7,7 +7,6 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -48,8 +47,10 @@ def train(argv: Sequence[str]) -> int:
 
 
 EVALUATE = describe(
-    "Computes the metrics of a run again, from a checkpoint alone, and writes metrics.json and the predictions.",
+    "Computes the metrics of a run again, from a checkpoint alone, and writes metrics.json and the predictions. With "
+    "--data, scores another data folder, as that of the next day, and writes into a folder of its own.",
     "sidrec evaluate runs/demo/seed0 test --checkpoint best",
+    "sidrec evaluate runs/demo/seed0 --data tomorrow --catalog tomorrow-sids",
 )
 
 
@@ -63,43 +64,32 @@ class EvaluateOptions:
     """Splits of the log."""
     checkpoint: Annotated[str | None, metavar("{newest,best,step-N}", "best if the run keeps one, else newest")] = None
     """Checkpoint to evaluate."""
+    data: Annotated[Path | None, metavar("FOLDER", "the run's own")] = None
+    """Data folder to score. Its ids must be the run's, or these and more: prepare it with --ids."""
+    catalog: Annotated[Path | None, metavar("CATALOG", "the run's own")] = None
+    """With --data: the run's catalog, or one that `sidrec fit --extend` made from it."""
+    out: Annotated[Path | None, metavar("OUT", "RUN/evaluations/NAME, NAME that of FOLDER")] = None
+    """With --data: folder for the metrics and predictions."""
 
 
 def evaluate(argv: Sequence[str]) -> None:
     """Evaluates RUN; writes metrics.json and predictions.
 
-    Raises ConfigError if RUN is no run directory or holds no checkpoint, ContractError if the catalog has changed; on
-    all ranks together.
+    Raises ConfigError if RUN is no run directory or holds no checkpoint, CheckpointError if ids or catalog are not
+    those of its training, ContractError for bad data; on all ranks together.
     """
     read = read_before_ranks(lambda: _evaluate_options(argv))
 
-    from sidrec.checkpoint.checkpoint_store import chosen_checkpoint
-    from sidrec.checkpoint.state import load_model
-    from sidrec.checkpoint.train_state import check_catalog, read_position
     from sidrec.parallel.process_group import joined_ranks, run_on_all_ranks
-    from sidrec.train.assembly import build_training, open_dataset
-    from sidrec.train.evaluation import check_splits, evaluate_splits
-    from sidrec.train.run import report
-    from sidrec.train.run_directory import RunDirectory
+    from sidrec.train.evaluate_run import OtherData, evaluate_other_data, evaluate_run
 
     with joined_ranks() as ranks:
         options = run_on_all_ranks(ranks, read)
-        run = RunDirectory(options.run)
-        recipe = run_on_all_ranks(ranks, run.recipe)
-        run_on_all_ranks(ranks, lambda: run.lock.take() if ranks.first else None)  # until this function returns
-        recipe = replace(recipe, parallel=replace(recipe.parallel, plan=None))  # made for the ranks of the training
-        if options.splits:
-            recipe = replace(recipe, evaluate=replace(recipe.evaluate, splits=options.splits))
-        data = open_dataset(recipe, ranks)
-        check_splits(recipe, data, ranks)
-        saved = chosen_checkpoint(run.checkpoints, options.checkpoint, ranks)
-        position = run_on_all_ranks(ranks, lambda: read_position(saved))
-        run_on_all_ranks(ranks, lambda: check_catalog(saved, position, data.fingerprint))
-        sharded = build_training(recipe, data, ranks)
-        load_model(saved, sharded.model, None, ranks)
-        metrics = evaluate_splits(recipe, data, sharded.model, run, position.step, ranks)
-        if ranks.first:
-            report(run, metrics)
+        if options.data is None:
+            evaluate_run(options.run, options.splits, options.checkpoint, ranks)
+        else:
+            other = OtherData(options.data, options.catalog, options.out)
+            evaluate_other_data(options.run, other, options.splits, options.checkpoint, ranks)
 
 
 def _evaluate_options(words: Sequence[str]) -> EvaluateOptions:
@@ -107,6 +97,9 @@ def _evaluate_options(words: Sequence[str]) -> EvaluateOptions:
     which = options.checkpoint
     if which not in (None, "newest", "best") and not which.removeprefix("step-").isdecimal():
         raise ConfigError(f"--checkpoint: expected newest, best or step-N, got {which or 'nothing'}")
+    for name, given in (("--catalog", options.catalog), ("--out", options.out)):
+        if given is not None and options.data is None:
+            raise ConfigError(f"{name}: expected --data with it, which names the folder to score, got none")
     if not (options.run / "config.yaml").is_file():
         near = near_folder(options.run, "config.yaml")
         raise ConfigError(f"{options.run}: expected a run directory with config.yaml, got none{near}")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sidrec.io.files import column_type, readable, replaced_file
-from sidrec.schema import ITEM_ID, LABEL, USER_ID, ContractError
+from sidrec.schema import ITEM_ID, LABEL, UNKNOWN_ID, USER_ID, ContractError
 
 if TYPE_CHECKING:  # reading predictions must not import TorchRec
     from sidrec.data.batch import Batch
@@ -26,8 +26,13 @@ if TYPE_CHECKING:  # reading predictions must not import TorchRec
 
 ROW = "row"
 SCORE = "score"
+PROBABILITY = "probability"
 _IDS = (ROW, USER_ID, ITEM_ID)
 _VALUES = (LABEL, SCORE)
+SOURCES = {USER_ID: "user", ITEM_ID: "item"}
+"""Id column -> the column with its source ids, text."""
+NO_MAPS: Mapping[str, pa.ChunkedArray] = {}
+ROW_GROUP = 1 << 20  # rows written at a time
 
 
 @dataclass(frozen=True)
@@ -50,12 +55,25 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.row_N)
 
-    def save(self, path: Path) -> None:
-        """Writes parquet in one step: row, user_id, item_id, label, score and the extra columns."""
+    def save(self, path: Path, source_ids: Mapping[str, pa.ChunkedArray] = NO_MAPS) -> None:
+        """Writes parquet in one step: row, user_id, item_id, label, score, the extra columns and probability.
+
+        source_ids: of the columns user_id and item_id, the source id of every dense id from 1 on. With them, the file
+        also has the columns user and item, null for id 0.
+        """
         values = (self.row_N, self.user_N, self.item_N, self.label_N, self.score_N)
-        columns = dict(zip(_IDS + _VALUES, values, strict=True))
-        with replaced_file(path) as partial:
-            pq.write_table(pa.table({**columns, **self.extra}), partial, compression="zstd")
+        columns = {**dict(zip(_IDS + _VALUES, values, strict=True)), **self.extra}
+        columns[PROBABILITY] = np.exp(-np.logaddexp(np.float32(0), -self.score_N))
+        table = pa.table(columns)
+        schema = pa.schema([*table.schema, *((SOURCES[column], ids.type) for column, ids in source_ids.items())])
+        with replaced_file(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as file:
+            for first in range(0, max(1, len(table)), ROW_GROUP):
+                part = table.slice(first, ROW_GROUP)
+                for column, ids in source_ids.items():
+                    dense_N = part[column].to_numpy()
+                    texts = ids.take(pa.array(dense_N - 1, mask=dense_N == UNKNOWN_ID))
+                    part = part.append_column(SOURCES[column], texts)
+                file.write_table(part)
 
 
 def load_predictions(path: Path, split: str) -> Predictions:
@@ -68,7 +86,8 @@ def load_predictions(path: Path, split: str) -> Predictions:
             if kind != expected or table[name].null_count:
                 got = f"{kind} with {table[name].null_count} missing"
                 raise ContractError(f"{path}, column {name}", f"{expected} without missing values", got)
-    columns = {name: table[name].to_numpy() for name in table.column_names}
+    others = {PROBABILITY, *SOURCES.values()}  # derived from the score and from ids
+    columns = {name: table[name].to_numpy() for name in table.column_names if name not in others}
     row, user, item, label, score = (columns.pop(name) for name in _IDS + _VALUES)
     return Predictions(split, row, user, item, label, score, columns)
 

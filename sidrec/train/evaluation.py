@@ -8,9 +8,11 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -21,14 +23,15 @@ from sidrec.checkpoint.train_state import Best, Position
 from sidrec.config import Recipe
 from sidrec.config.recipe import BestConfig
 from sidrec.data.dataset import Dataset
+from sidrec.id_maps import map_path, source_ids
 from sidrec.io.files import write_json
 from sidrec.metrics.exact import SliceMetrics, SplitMetrics, measure, measure_slices
-from sidrec.metrics.predictions import PredictionCollector, Predictions, load_predictions
+from sidrec.metrics.predictions import SOURCES, PredictionCollector, Predictions, load_predictions
 from sidrec.metrics.slices import load_item_slices
 from sidrec.model.fusion_and_gate import GranularityFusion
 from sidrec.model.ranker import Ranker
 from sidrec.parallel.process_group import Ranks, run_on_all_ranks, total
-from sidrec.schema import ITEMS
+from sidrec.schema import ITEMS, ContractError
 from sidrec.train.assembly import open_loader
 from sidrec.train.progress import UNKNOWN, WARM_UP, lines_wanted, print_line, progress_bar
 from sidrec.train.run_directory import RunDirectory
@@ -46,9 +49,17 @@ def check_splits(recipe: Recipe, data: Dataset, ranks: Ranks) -> None:
     """
     config = recipe.evaluate
     run_on_all_ranks(ranks, lambda: load_item_slices(recipe.data.path / ITEMS, config.head_share, config.tail_share))
+    if config.save_predictions:
+        run_on_all_ranks(ranks, lambda: _check_map_files(recipe.data.path, data))
     best = recipe.checkpoint.best
     for split in dict.fromkeys((*config.splits, *((best.split,) if best else ()))):
         open_loader(recipe, data, split, shuffle=False, ranks=ranks)
+
+
+def _check_map_files(folder: Path, data: Dataset) -> None:
+    for column in SOURCES:
+        if column in data.manifest.id_maps and not map_path(folder, column).is_file():
+            raise ContractError(map_path(folder, column), "the id map that the manifest states", "no such file")
 
 
 class AbandonedError(Exception):
@@ -130,6 +141,8 @@ def evaluate_splits(
     config = recipe.evaluate
     items = recipe.data.path / ITEMS
     slices = run_on_all_ranks(ranks, lambda: load_item_slices(items, config.head_share, config.tail_share))
+    saves = ranks.first and config.save_predictions
+    sources = run_on_all_ranks(ranks, lambda: _source_ids(recipe, data) if saves else {})
     metrics: SplitMetrics = {}
     for split in config.splits:
         with AttentionMeter(model.module) as meter:
@@ -139,9 +152,14 @@ def evaluate_splits(
             write_json(run.attention(split), attention)
         measured = measure_slices(predictions, slices)
         metrics[split] = {name: {**values, "step": step} for name, values in measured.items()}
-        if ranks.first and config.save_predictions:
-            predictions.save(run.predictions(split))
+        if saves:
+            predictions.save(run.predictions(split), sources)
     return metrics
+
+
+def _source_ids(recipe: Recipe, data: Dataset) -> dict[str, pa.ChunkedArray]:
+    """The source ids of users and items, where the data folder has maps of them."""
+    return {column: source_ids(recipe.data.path, column) for column in SOURCES if column in data.manifest.id_maps}
 
 
 # The best checkpoint, by a metric of a split that is evaluated during training.

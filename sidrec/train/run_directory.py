@@ -21,6 +21,9 @@ from sidrec.machine import unwritable
 from sidrec.schema import ContractError, read_json
 from sidrec.text import near_folder
 
+EVALUATIONS = "evaluations"  # folder of a run directory: results on other data folders
+EVALUATION = "evaluation.json"  # in each: which run, checkpoint, data and catalog
+
 _FILE = (
     r"(config\.yaml|(run|plan|metrics|id_maps)\.json|(metrics|skipped)\.jsonl|catalog_fingerprint|hang-rank-\d+\.txt"
     r"|predictions_[^/]+\.parquet|(attention|gate)_[^/]+\.json|gate_[^/]+\.png)"
@@ -34,6 +37,7 @@ _FOLDERS = (
     r"tensorboard/events\.out\.tfevents\.[^/]+|ledger/steps-[^/]+\.(parquet|partial)|checkpoints/best\.(json(\.partial)?|partial)"
     r"|checkpoints/step-\d+(\.partial|\.damaged(-\d+)?)?/"
     r"(rank-\d+\.safetensors|(index|position|plan)\.json|index\.json\.partial|config\.yaml)"
+    rf"|{EVALUATIONS}/[^/]+/({EVALUATION}|{_FILE})"
 )
 """Names of the files that training and evaluation write."""
 
