@@ -62,10 +62,11 @@ def summary(out: Path) -> str:
         for split, part in facts["splits"].items()
     ]
     cold = f"  {facts['cold_share_of_test_rows']:.1%} of the test rows are on cold items, which train never shows"
+    trained = "train" in facts["splits"] or facts.keys() & {"rows_before_train", "train_impressions"}
     lines = [
         f"{out}: {manifest.source}, {facts['rows']:,} rows, {manifest.ids[schema.ITEM_ID] - 1:,} items",
         text_table(splits),
-        *([cold] if "test" in facts["splits"] else []),
+        *([cold] if "test" in facts["splits"] and trained else []),
         *_days_before(manifest),
         f"  how rows, labels and splits were made: {out / schema.LOG / schema.MANIFEST}",
     ]
@@ -86,6 +87,8 @@ def _days_before(manifest: Manifest) -> list[str]:
             for column, found in manifest.id_maps.items()
         ]
         lines.append(f"  ids go on from {facts['ids_from']['folder']}: {', '.join(new)}")
+        if "rows_before_train" not in facts:
+            lines.append("  histories and statistics begin with this log: with the earlier log in LOG too, they go on")
     return lines
 
 
@@ -208,10 +211,13 @@ def _finish(
     writer: LogWriter,
     earlier: EarlierIds,
 ) -> None:
-    impressions = log_pass.state.train_impressions
+    impressions, taken = log_pass.state.train_impressions, {}
+    if settings.ids is not None and not impressions.any():
+        impressions = earlier.train_impressions(len(impressions))
+        taken = {"train_impressions": f"those of {settings.ids}: this log has no rows of train or before it"}
     splits = {split: tuple(files) for split, files in writer.files.items() if files}
     cold = rows_on_items(writer.log, splits.get("test", ()), np.asarray(impressions == 0))
-    facts = protocol(source, settings, items, log_pass, writer.counts, cold) | earlier.protocol()
+    facts = protocol(source, settings, items, log_pass, writer.counts, cold) | earlier.protocol() | taken
     manifest = replace(manifest, splits=splits, protocol=facts)
     write_items(work.data / schema.ITEMS, items, impressions, log_pass.item_categories)
     earlier.carry_vectors(work.data / schema.ITEMS)

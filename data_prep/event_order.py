@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from sidrec.errors import ContractError, print_warning
 from sidrec.id_maps import map_path
 from sidrec.io.files import read_json, write_json
-from sidrec.schema import ITEM_ID, USER_ID
+from sidrec.schema import ITEM_ID, STATED, USER_ID
 
 from .command import rows_bar
 from .events import ITEM, LABEL, TIMESTAMP, USER, IdMap, Source
@@ -400,7 +400,7 @@ class StatedSplit:
     def protocol(self) -> dict[str, object]:
         stated = {f"{split}_from": getattr(self, f"{split}_from") for split in SPLITS}
         return {
-            "kind": "stated",
+            "kind": STATED,
             "words": "cuts at stated times for everybody; events at the cut's own timestamp belong to the later split. "
             "Events before train_from are not written: they count in histories, statistics and train_impressions",
             **{name: time for name, time in stated.items() if time is not None},

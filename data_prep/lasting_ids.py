@@ -105,6 +105,11 @@ class EarlierIds:
 
     # Items.
 
+    def train_impressions(self, items: int) -> np.ndarray:
+        """The earlier folder's train_impressions by item id, 0 included; 0 for new items. items: number of ids + 1."""
+        known = self._known([schema.TRAIN_IMPRESSIONS])[schema.TRAIN_IMPRESSIONS].to_numpy()
+        return np.concatenate([[0], known, np.zeros(items - 1 - len(known), dtype=np.int64)])
+
     def with_earlier_items(self, items: Items) -> Items:
         """Fills in text, categories and numbers of earlier items that today's files do not list."""
         if self.folder is None:

@@ -86,8 +86,7 @@ class LogSettings:
         if self.split != "global":
             raise ContractError(f"{flags}, --split", "times with --split global alone", self.split)
         if list(stated.begins) != sorted(stated.begins):
-            times = ", ".join(f"{split} from {text}" for split, text in self._stated.items())
-            raise ContractError(flags, "times in this order", times)
+            raise ContractError(flags, "times in this order", self._stated_in_words)
 
     @property
     def shares(self) -> tuple[float, float]:
@@ -106,6 +105,10 @@ class LogSettings:
         texts = zip(SPLITS, (self.train_from, self.validation_from, self.test_from), strict=True)
         return {split: text for split, text in texts if text is not None}
 
+    @property
+    def _stated_in_words(self) -> str:
+        return ", ".join(f"{split} from {text}" for split, text in self._stated.items())
+
     def check_splits(self, found: set[str], first: int, last: int) -> None:
         """Raises ContractError if a split that must have rows has none.
 
@@ -115,16 +118,16 @@ class LogSettings:
         stated = self.stated_split
         if stated is None:
             needed = [split for split in SPLITS if split != "validation" or self.shares[0] > 0]
-            expected, got = "rows in the split {}", "none (too few events for this share)"
+            where, got = "", "none (too few events for this share)"
         else:
             ends = (*stated.begins[1:], NEVER + 1)
             spans = zip(SPLITS, stated.begins, ends, strict=True)
             needed = [split for split, begin, end in spans if split in self._stated and begin < end]
-            expected = f"events in the split {{}}, of {self._stated}"
+            where = f" ({self._stated_in_words})"
             got = f"none: the log's events are from {_text(first)} to {_text(last)}"
         for split in needed:
             if split not in found:
-                raise ContractError("the log", expected.format(split), got)
+                raise ContractError("the log", f"rows in the split {split}{where}", got)
 
 
 def instant(text: str, flag: str) -> int:
@@ -134,13 +137,13 @@ def instant(text: str, flag: str) -> int:
     """
     expected = "a time: ISO 8601 such as 2024-05-02 or 2024-05-02T18:00:00Z, or seconds since 1970"
     text = text.strip()
-    if re.fullmatch(r"(19|20)\d\d[01]\d[0-3]\d", text):
+    if re.fullmatch(r"(19|20)[0-9]{2}[01][0-9][0-3][0-9]", text):
         raise ContractError(flag, expected, f"{text}: write a date as {text[:4]}-{text[4:6]}-{text[6:]}")
-    if re.fullmatch(r"\d+(\.\d*)?", text):
+    if re.fullmatch(r"[0-9]+(\.[0-9]*)?", text):
         found = int(float(text)) if len(text) < 30 else LATEST
     else:
         time = pd.to_datetime(text, format="ISO8601", utc=True, errors="coerce")
-        if not re.match(r"\d{4}", text) or pd.isna(time):
+        if not re.match("[0-9]{4}", text) or pd.isna(time):
             raise ContractError(flag, expected, repr(text))
         found = int(time.timestamp() // 1)
     if not 0 <= found < LATEST:

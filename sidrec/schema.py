@@ -49,6 +49,7 @@ BEHAVIOR = "behavior"  # vector column; all zeros for items that the train split
 VECTOR_COLUMNS = ("text", "visual", BEHAVIOR)  # fixed-size float32 lists; any may be absent
 
 MANIFEST = "manifest.json"
+STATED = "stated"  # kind of split in a manifest's protocol: cuts at times that the user stated
 ITEMS = "items.parquet"
 PAIRS = "pairs.parquet"  # items that belong together in the train split: item_id, other_id; beside items.parquet
 OTHER_ID = "other_id"  # int64, the partner's item id
@@ -140,7 +141,10 @@ class Manifest:
     def files(self, split: str) -> tuple[LogFile, ...]:
         """Raises ContractError when the log has no such split."""
         if split not in self.splits:
-            raise ContractError(MANIFEST, f"one of the splits {sorted(self.splits)}", repr(split))
+            cuts = self.protocol.get("split")
+            stated = isinstance(cuts, Mapping) and cuts.get("kind") == STATED
+            why = ": the log was cut at stated times that leave it empty; use a folder that has it" if stated else ""
+            raise ContractError(MANIFEST, f"one of the splits {sorted(self.splits)}", f"{split!r}{why}")
         return self.splits[split]
 
     @property
