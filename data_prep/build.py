@@ -31,7 +31,7 @@ from .events import IdMap, Items, Source, check_matches
 from .item_vectors import NONE, TEXT_SOURCES, add_vectors, check_vector_source
 from .lasting_ids import EarlierIds
 from .log_files import LogWriter, rows_on_items, write_items
-from .log_pass import ROW_DENSE, STATS, LogPass, PassState, train_events
+from .log_pass import ROW_DENSE, STATS, Lists, LogPass, PassState, train_events
 from .log_settings import LogSettings as LogSettings
 from .negatives import ATTEMPTS, Launches, Sampler, Taken
 
@@ -125,11 +125,12 @@ def _fill(work: WorkFolder, source: Source, settings: LogSettings, implicit: boo
     items = earlier.with_earlier_items(source.items(log.items))
     check_matches(items.listed, log.item_rows, log.items.source_ids(), ", ".join(map(str, source.files[:2])))
     categories, item_maps = category_ids(items, earlier)
+    item_lists, list_maps = list_ids(items, earlier)
     split = settings.stated_split or make_split(settings.split, log, *settings.shares)
     sources = {**source.event_columns.numbers, **{name: column for name, (_, column) in items.numbers.items()}}
     by_item = {name: np.concatenate([[np.nan], values]) for name, (values, _) in items.numbers.items()}
     numbers = fit_transforms(train_events(log, split), sources, by_item, earlier.dense_numbers)
-    maps = {schema.USER_ID: log.users, schema.ITEM_ID: log.items, **item_maps, **log.maps}
+    maps = {schema.USER_ID: log.users, schema.ITEM_ID: log.items, **item_maps, **list_maps, **log.maps}
     manifest = Manifest(
         source=source.name,
         seed=settings.seed,
@@ -141,6 +142,7 @@ def _fill(work: WorkFolder, source: Source, settings: LogSettings, implicit: boo
         transforms=numbers.transforms,
         labels=source.event_columns.labels,
         id_maps={column: save_source_ids(work.data, column, ids.column()) for column, ids in maps.items()},
+        lists=dict.fromkeys((*source.event_columns.lists, *item_lists), schema.ListColumn(0, 0.0)),
     )
     sampler = _sampler(log, settings, work.scratch) if implicit else None
     log_pass = LogPass(
@@ -149,6 +151,8 @@ def _fill(work: WorkFolder, source: Source, settings: LogSettings, implicit: boo
         categories,
         numbers,
         sampler,
+        source.event_columns.lists,
+        item_lists,
     )
     extra = [pa.field(name, pa.float32()) for name in source.event_columns.extra]
     writer = LogWriter(work.data / schema.LOG, pa.schema([*schema.log_schema(manifest), *extra]))
@@ -218,8 +222,8 @@ def _finish(
     splits = {split: tuple(files) for split, files in writer.files.items() if files}
     cold = rows_on_items(writer.log, splits.get("test", ()), np.asarray(impressions == 0))
     facts = protocol(source, settings, items, log_pass, writer.counts, cold) | earlier.protocol() | taken
-    manifest = replace(manifest, splits=splits, protocol=facts)
-    write_items(work.data / schema.ITEMS, items, impressions, log_pass.item_categories)
+    manifest = replace(manifest, splits=splits, lists=writer.list_columns(), protocol=facts)
+    write_items(work.data / schema.ITEMS, items, impressions, log_pass.item_categories, log_pass.item_lists)
     earlier.carry_vectors(work.data / schema.ITEMS)
     schema.save_manifest(manifest, writer.log)
 
@@ -235,6 +239,17 @@ def category_ids(items: Items, earlier: EarlierIds) -> tuple[dict[str, np.ndarra
         maps[column] = earlier.grown(column, sorted(set(pc.unique(values).to_pylist()) - {None, ""}))
         whole = values if isinstance(values, pa.ChunkedArray) else pa.chunked_array([values])
         by_item[column] = np.concatenate([[0], maps[column].add(whole)])
+    return by_item, maps
+
+
+def list_ids(items: Items, earlier: EarlierIds) -> tuple[dict[str, Lists], dict[str, IdMap]]:
+    """As `category_ids`, of the items' columns of lists."""
+    by_item: dict[str, Lists] = {}
+    maps: dict[str, IdMap] = {}
+    for column, found in items.lists.items():
+        maps[column] = earlier.grown(column, sorted(pc.unique(pc.list_flatten(found)).to_pylist()))
+        of_unknown = pa.array([[]], found.type)
+        by_item[column] = Lists.of(pa.chunked_array([maps[column].add_lists(pa.concat_arrays([of_unknown, found]))]))
     return by_item, maps
 
 

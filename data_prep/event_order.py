@@ -121,7 +121,8 @@ class _Spool:
     def __init__(self, source: Source, path: Path, earlier: EarlierIds) -> None:
         self.path = path
         self.users, self.items = earlier.grown(USER_ID), earlier.grown(ITEM_ID, source.catalog())
-        self.categories = {column: earlier.grown(column) for column in source.event_columns.categorical}
+        own = source.event_columns
+        self.categories = {column: earlier.grown(column) for column in (*own.categorical, *own.lists)}
         self.day_rows: Counter[int] = Counter()
         self._source = source
         self._rows = 0
@@ -179,7 +180,8 @@ class _Spool:
         }
         own = self._source.event_columns
         columns |= {name: events[name] for name in (*own.dense, *own.numbers, *own.labels, *own.extra)}
-        columns |= {name: ids.add(events[name]).astype(np.int32) for name, ids in self.categories.items()}
+        columns |= {name: self.categories[name].add(events[name]).astype(np.int32) for name in own.categorical}
+        columns |= {name: self.categories[name].add_lists(events[name]) for name in own.lists}
         return pa.table(columns)
 
     def _count(self, user: np.ndarray, item: np.ndarray, timestamp: np.ndarray, label: np.ndarray) -> None:

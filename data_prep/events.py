@@ -32,7 +32,8 @@ class Items:
     """Metadata of items, one row per item id; row 0 is id 1.
 
     table: columns source_id, title, content (text that is embedded), and others for readers of items.parquet.
-    categories: cat_* column -> text value per item; empty: unknown.
+    categories: cat_* column -> text value per item; empty: unknown. lists: cat_* column -> list of texts per item, as
+    in an event table.
     vectors: vector column -> float32 [items, width].
     listed: bool per item, whether the source's file of items lists it; None without such a file.
     numbers: int_* column -> float64 per item, NaN where missing, and the source's column.
@@ -44,6 +45,7 @@ class Items:
     notes: Mapping[str, object]
     listed: np.ndarray | None = None
     numbers: Mapping[str, tuple[np.ndarray, str]] = field(default_factory=dict)
+    lists: Mapping[str, pa.ListArray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,15 @@ class EventColumns:
     """The source's own columns of an event table; all become columns of the log.
 
     dense: int_*, float32, as the log holds them. numbers: int_*, float64, NaN where missing, which preparation
-    transforms (`data_prep.dense_numbers`) -> the source's column. categorical: cat_*, text. labels: label_*, float32,
+    transforms (`data_prep.dense_numbers`) -> the source's column. categorical: cat_*, text. lists: cat_*, lists of
+    different texts, none of them empty; no list is missing. labels: label_*, float32,
     0 or 1. extra: float32, beyond the contract.
     """
 
     dense: tuple[str, ...] = ()
     numbers: Mapping[str, str] = field(default_factory=dict)
     categorical: tuple[str, ...] = ()
+    lists: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
 
@@ -90,6 +94,13 @@ class IdMap:
         known = [dense.setdefault(text, len(dense) + 1) if text else 0 for text in encoded.dictionary.to_pylist()]
         codes = encoded.indices.fill_null(len(known)).to_numpy(zero_copy_only=False)
         return np.asarray([*known, 0], dtype=np.int64)[codes]
+
+    def add_lists(self, column: pa.ChunkedArray | pa.ListArray) -> pa.ListArray:
+        """As `add`, of a column of lists: list<int32>."""
+        lists = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        ids = self.add(pa.chunked_array([pc.list_flatten(lists)])).astype(np.int32)
+        offsets = np.concatenate([[0], np.cumsum(pc.list_value_length(lists).to_numpy())]).astype(np.int32)
+        return pa.ListArray.from_arrays(offsets, ids)
 
     def ids_of(self, column: pa.ChunkedArray) -> np.ndarray:
         """Dense ids int64 [rows] of a text column; 0 for text without an id."""

@@ -1,5 +1,6 @@
 """Any CSV or Parquet log: `python -m data_prep.interactions LOG OUT --user-column ... --item-column ...`."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,7 +14,7 @@ import tyro
 
 from sidrec import schema
 from sidrec.command_line import metavar
-from sidrec.errors import ContractError
+from sidrec.errors import ContractError, print_warning
 
 from .build import LogSettings, prepare
 from .command import run
@@ -33,7 +34,7 @@ from .events import (
 )
 from .item_vectors import NONE
 from .log_pass import ROW_DENSE
-from .source_columns import Lines, amounts, numbers, seconds, texts
+from .source_columns import Lines, amounts, first_values, numbers, seconds, texts
 from .source_files import Block, blocks, files_of, whole
 
 DENSE = schema.DENSE_PREFIX
@@ -63,6 +64,8 @@ class Columns:
     """Ratings of at least this are positive."""
     cat_columns: tuple[str, ...] = ()
     """Columns of the interactions that become cat_<name> of the log."""
+    cat_list_columns: tuple[str, ...] = ()
+    """Columns of the interactions with several values in a row that become cat_<name>: lists, or text to split."""
     dense_columns: tuple[str, ...] = ()
     """Columns of numbers that become int_<name>: log(1 + x), standardised on the train split; negatives count as 0."""
     items_file: Path | None = None
@@ -73,6 +76,12 @@ class Columns:
     """Columns of the items file whose text is embedded; the first one is the title."""
     item_cat_columns: tuple[str, ...] = ()
     """Columns of the items file that become cat_<name> of the log."""
+    item_cat_list_columns: tuple[str, ...] = ()
+    """Columns of the items file with several values in a row that become cat_<name>, as --cat-list-columns do."""
+    list_separator: Annotated[str, metavar("CHARACTERS")] = "|"
+    """Between the values of a row, in columns of several values that are text."""
+    list_length: int = 50
+    """Values kept of a row, in columns of several values."""
     item_dense_columns: tuple[str, ...] = ()
     """Columns of the items file with numbers that become int_<name>, as --dense-columns do."""
     separator: Annotated[str, metavar("CHARACTER", "found in the header")] = ""
@@ -82,15 +91,18 @@ class Columns:
         """Raises ContractError that names flags which contradict each other."""
         if self.label_column and self.rating_column:
             raise ContractError("--label-column, --rating-column", "at most one of them", "both")
-        of_items = (self.text_columns, self.item_cat_columns, self.item_dense_columns)
-        if self.items_file is None and any(of_items):
-            flags = "--text-columns, --item-cat-columns, --item-dense-columns"
+        if self.items_file is None and (self.text_columns or self.of_items):
+            flags = "--text-columns, --item-cat-columns, --item-cat-list-columns, --item-dense-columns"
             raise ContractError(flags, "an --items-file that has them", "none")
         if len(self.separator) > 1:
             raise ContractError("--separator", "one character", repr(self.separator))
-        names = (*self.cat_columns, *self.item_cat_columns)
+        names = (*self.cat_columns, *self.cat_list_columns, *self.item_cat_columns, *self.item_cat_list_columns)
         if len(set(names)) < len(names):
-            raise ContractError("--cat-columns, --item-cat-columns", "different names", list(names))
+            flags = "--cat-columns, --cat-list-columns, --item-cat-columns, --item-cat-list-columns"
+            raise ContractError(flags, "different names", list(names))
+        if not self.list_separator or self.list_length < 1:
+            got = f"{self.list_separator!r}, {self.list_length}"
+            raise ContractError("--list-separator, --list-length", "a separator, and a length of at least 1", got)
         self._check_labels()
         self._check_dense()
 
@@ -112,15 +124,20 @@ class Columns:
             got = f"{list(names)}: {repeated[0]} twice"
             raise ContractError(flags, f"different names, and none of {list(ROW_DENSE)}", got)
         targets = {self.label_column, self.rating_column, *self.other_label_columns}
-        target = targets & {*self.dense_columns, *self.cat_columns}
+        target = targets & {*self.dense_columns, *self.cat_columns, *self.cat_list_columns}
         if target:
-            flags = f"--cat-columns, {flags}"
+            flags = f"--cat-columns, --cat-list-columns, {flags}"
             raise ContractError(flags, "columns that do not give the label away", f"the label's own, {target.pop()!r}")
 
     @property
     def own(self) -> tuple[str, ...]:
         """Columns of the interactions beside user, item, time and target."""
-        return (*self.cat_columns, *self.dense_columns, *self.other_label_columns)
+        return (*self.cat_columns, *self.cat_list_columns, *self.dense_columns, *self.other_label_columns)
+
+    @property
+    def of_items(self) -> tuple[str, ...]:
+        """Columns of the items file beside the item and texts."""
+        return (*self.item_cat_columns, *self.item_cat_list_columns, *self.item_dense_columns)
 
     @property
     def implicit(self) -> bool:
@@ -148,6 +165,7 @@ class Interactions:
         return EventColumns(
             numbers={DENSE + column: column for column in self.columns.dense_columns},
             categorical=tuple(schema.CATEGORICAL_PREFIX + column for column in self.columns.cat_columns),
+            lists=tuple(schema.CATEGORICAL_PREFIX + column for column in self.columns.cat_list_columns),
             labels=tuple(schema.LABEL_PREFIX + column for column in self.columns.other_label_columns),
         )
 
@@ -164,9 +182,9 @@ class Interactions:
         columns = self.columns
         if columns.items_file is None:
             return None
-        own = (*columns.text_columns, *columns.item_cat_columns, *columns.item_dense_columns)
-        wanted = tuple(dict.fromkeys((columns.items_id_column, *own)))
-        found = blocks(columns.items_file, wanted, columns.text_columns, columns.separator)
+        wanted = tuple(dict.fromkeys((columns.items_id_column, *columns.text_columns, *columns.of_items)))
+        lists = dict.fromkeys(columns.item_cat_list_columns, columns.list_separator)
+        found = blocks(columns.items_file, wanted, columns.text_columns, columns.separator, lists)
         return whole(map(self._with_numbers, found), columns.items_file, columns.items_id_column)
 
     def _with_numbers(self, block: Block) -> Block:
@@ -186,7 +204,9 @@ class Interactions:
         own = (columns.user_column, columns.item_column, columns.timestamp_column)
         target = [column for column in (columns.label_column, columns.rating_column) if column]
         wanted = tuple(dict.fromkeys((*own, *target, *columns.own)))
-        for lines, table in blocks(self.log, wanted, separator=columns.separator):
+        lists = dict.fromkeys(columns.cat_list_columns, columns.list_separator)
+        cut: Counter[str] = Counter()
+        for lines, table in blocks(self.log, wanted, separator=columns.separator, list_columns=lists):
             user, item, timestamp = (table[column] for column in own)
             events = pa.table(
                 {
@@ -198,11 +218,15 @@ class Interactions:
             )
             for name, column in zip(self.event_columns.categorical, columns.cat_columns, strict=True):
                 events = events.append_column(name, texts(table[column]))
+            for name, column in zip(self.event_columns.lists, columns.cat_list_columns, strict=True):
+                kept, left_out = first_values(table[column], columns.list_length)
+                events, cut[column] = events.append_column(name, kept), cut[column] + left_out
             for name, column in zip(self.event_columns.labels, columns.other_label_columns, strict=True):
                 events = events.append_column(name, numbers(table[column], pa.float32(), column, lines))
             for name, column in self.event_columns.numbers.items():
                 events = events.append_column(name, amounts(table[column], column, lines))
             yield check_events(events, lines)
+        _warn_of_cuts(self.log, cut, columns.list_length)
 
     def _label(self, table: pa.Table, lines: Lines) -> pa.ChunkedArray:
         columns = self.columns
@@ -219,7 +243,12 @@ class Interactions:
         item_M = np.zeros(0, np.int64) if listed is None else ids.ids_of(listed[columns.items_id_column])
 
         def text(column: str) -> list[str]:
-            return [""] * len(ids) if listed is None else list(by_item(listed[column], item_M, len(ids)).to_pylist())
+            if listed is None:
+                return [""] * len(ids)
+            values = listed[column]
+            if pa.types.is_list(values.type):
+                values = pc.binary_join(values, " ")
+            return list(by_item(values, item_M, len(ids)).to_pylist())
 
         texts = [text(column) for column in columns.text_columns]
         title = texts[0] if texts else [""] * len(ids)
@@ -241,13 +270,30 @@ class Interactions:
             for column in columns.item_dense_columns
         }
         listed_I = np.isin(np.arange(1, len(ids) + 1), item_M)
-        return Items(table, categories, {}, notes, None if listed is None else listed_I, numbers)
+        lists = self._item_lists(item_M, len(ids))
+        return Items(table, categories, {}, notes, None if listed is None else listed_I, numbers, lists)
+
+    def _item_lists(self, item_M: np.ndarray, items: int) -> dict[str, pa.ListArray]:
+        found, cut = {}, Counter[str]()
+        for column in self.columns.item_cat_list_columns:
+            assert self._items is not None, "item columns need an items file"
+            kept, cut[column] = first_values(self._items[column], self.columns.list_length)
+            row_I = np.full(items, len(kept))
+            row_I[item_M - 1] = np.arange(len(kept))
+            found[schema.CATEGORICAL_PREFIX + column] = pa.concat_arrays([kept, pa.array([[]], kept.type)]).take(row_I)
+        _warn_of_cuts(self.columns.items_file, cut, self.columns.list_length)
+        return found
 
     def _item_numbers(self, column: str, item_M: np.ndarray, items: int) -> np.ndarray:
         assert self._items is not None, "item columns need an items file"
         values_I = np.full(items, np.nan)
         values_I[item_M - 1] = pc.cast(self._items[column], pa.float64()).to_numpy()
         return values_I
+
+
+def _warn_of_cuts(path: Path | None, cut: Counter[str], most: int) -> None:
+    for column, values in (+cut).items():
+        print_warning(f"{path}, column {column}: {values:,} values beyond the first {most} of a row left out")
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ class EarlierIds:
         listed_I = np.zeros(rows, dtype=bool) if items.listed is None else items.listed
         carried_I = ~listed_I & (np.arange(rows) < earlier)
         columns = {name: items.table[name] for name in items.table.column_names}
-        known = self._known([*columns, *items.categories, *items.numbers])
+        known = self._known([*columns, *items.categories, *items.numbers, *items.lists])
         mask = pa.array(carried_I)
 
         def filled(name: str, today: pa.ChunkedArray, before: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -136,12 +136,22 @@ class EarlierIds:
             name: (_filled_numbers(today, carried_I, known.get(name)), column)
             for name, (today, column) in items.numbers.items()
         }
+        lists = {
+            name: _filled_lists(today, carried_I, self._list_texts(name, known[name])) if name in known else today
+            for name, today in items.lists.items()
+        }
         notes = dict(items.notes) | {"carried_over": int(carried_I.sum())}
         if WITHOUT_TEXT in notes:
             notes[WITHOUT_TEXT] = pc.sum(pc.equal(columns[CATALOG_TEXT], "")).as_py()
         listed = None if items.listed is None else listed_I | carried_I
         return replace(
-            items, table=pa.table(columns), categories=categories, numbers=numbers, notes=notes, listed=listed
+            items,
+            table=pa.table(columns),
+            categories=categories,
+            numbers=numbers,
+            lists=lists,
+            notes=notes,
+            listed=listed,
         )
 
     def _known(self, names: list[str]) -> dict[str, pa.ChunkedArray]:
@@ -160,6 +170,12 @@ class EarlierIds:
         """Text of the earlier folder's category ids; empty for id 0."""
         texts = pa.chunked_array([["", *(self.maps[column].source_ids() if column in self.maps else [])]], pa.string())
         return pc.fill_null(texts.take(ids), "")
+
+    def _list_texts(self, column: str, ids: pa.ChunkedArray) -> pa.ListArray:
+        lists = pa.concat_arrays(ids.chunks)
+        texts = self._category_text(column, pa.chunked_array([pc.list_flatten(lists)]))
+        offsets = np.concatenate([[0], np.cumsum(pc.list_value_length(lists).to_numpy())]).astype(np.int32)
+        return pa.ListArray.from_arrays(offsets, pa.concat_arrays(texts.chunks))
 
     def carry_vectors(self, items: Path) -> None:
         """Adds the earlier folder's vector columns that `items` lacks: new items get zeros."""
@@ -199,6 +215,11 @@ def _check_items(path: Path, items: IdMap) -> None:
     if not in_order or table[SOURCE_ID].to_pylist() != items.source_ids():
         expected = f"the {len(items):,} items of {schema.IDS}/{ITEM_ID}.parquet in their order"
         raise ContractError(path, expected, f"{table.num_rows:,} others, or in another order")
+
+
+def _filled_lists(today: pa.ListArray, carried_I: np.ndarray, before: pa.ListArray) -> pa.ListArray:
+    row_I = np.arange(len(today))
+    return pa.concat_arrays([today, before]).take(np.where(carried_I, row_I + len(today), row_I))
 
 
 def _filled_numbers(today_I: np.ndarray, carried_I: np.ndarray, before: pa.ChunkedArray | None) -> np.ndarray:

@@ -19,7 +19,7 @@ from sidrec.io.files import replaced_file
 from .event_order import BEFORE, SPLITS
 from .events import Items
 from .item_vectors import vector_column
-from .log_pass import PartitionRows
+from .log_pass import Lists, PartitionRows
 from .source_files import open_stream
 
 ROW_GROUP = 16_384
@@ -32,7 +32,7 @@ class LogWriter:
 
     arrow: schema of every file. files: split -> files so far. counts: "X rows" and "X positives", where X is a split,
     "new" (rows whose item was never shown before) or "idle" (rows whose item had positives, but no recent ones), and
-    "before rows", which are in no split.
+    "before rows", which are in no split; "X ids" and "X longest" of each list column X.
     """
 
     log: Path
@@ -52,6 +52,15 @@ class LogWriter:
                 self.files[split].append(schema.LogFile.of(self.log, path, len(row_M), first, last))
             self._count(split, rows, row_M)
 
+    def list_columns(self) -> dict[str, schema.ListColumn]:
+        """The cat_* columns of lists, as the manifest states them."""
+        rows = sum(self.counts[f"{split} rows"] for split in SPLITS)
+        names = [name.removesuffix(" longest") for name in self.counts if name.endswith(" longest")]
+        return {
+            name: schema.ListColumn(self.counts[f"{name} longest"], self.counts[f"{name} ids"] / max(1, rows))
+            for name in sorted(names)
+        }
+
     def _count(self, split: str, rows: PartitionRows, row_M: np.ndarray) -> None:
         positive_M = rows.columns[schema.LABEL][row_M] > 0
         shown_M = rows.columns["stat_exposures"][row_M] > 0
@@ -59,6 +68,10 @@ class LogWriter:
         for name, chosen_M in ((split, np.ones_like(shown_M)), ("new", ~shown_M), ("idle", idle_M)):
             self.counts[f"{name} rows"] += int(chosen_M.sum())
             self.counts[f"{name} positives"] += int((positive_M & chosen_M).sum())
+        for name in rows.lists.keys() - {schema.HISTORY}:
+            lengths_M = rows.lists[name].length_N[row_M]
+            self.counts[f"{name} ids"] += int(lengths_M.sum())
+            self.counts[f"{name} longest"] = max(self.counts[f"{name} longest"], int(lengths_M.max(initial=0)))
 
     def _write_file(self, path: Path, rows: PartitionRows, row_M: np.ndarray) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,8 +85,8 @@ class LogWriter:
     def _table(self, rows: PartitionRows, row_M: np.ndarray) -> pa.Table:
         columns = []
         for name in self.arrow.names:
-            if name == schema.HISTORY:
-                columns.append(pa.ListArray.from_arrays(*rows.histories.rows(row_M)))
+            if name in rows.lists:
+                columns.append(pa.ListArray.from_arrays(*rows.lists[name].rows(row_M)))
             else:
                 columns.append(pa.array(rows.columns[name][row_M]))
         return pa.Table.from_arrays(columns, schema=self.arrow)
@@ -100,17 +113,23 @@ def rows_on_items(log: Path, files: tuple[schema.LogFile, ...], wanted: np.ndarr
 
 
 def write_items(
-    path: Path, items: Items, train_impressions: np.ndarray, category_ids: Mapping[str, np.ndarray]
+    path: Path,
+    items: Items,
+    train_impressions: np.ndarray,
+    category_ids: Mapping[str, np.ndarray],
+    list_ids: Mapping[str, Lists],
 ) -> None:
     """Writes items.parquet in one step.
 
-    train_impressions, category_ids (by cat_* column): int64 per item id, 0 included.
+    train_impressions, category_ids (by cat_* column): int64 per item id, 0 included. list_ids: the same for lists.
     """
     table = items.table
     table = table.add_column(0, schema.ITEM_ID, pa.array(np.arange(1, table.num_rows + 1)))
     table = table.add_column(1, schema.TRAIN_IMPRESSIONS, pa.array(train_impressions[1:]))
     for column, ids in category_ids.items():
         table = table.append_column(column, pa.array(ids[1:]))
+    for column, lists in list_ids.items():
+        table = table.append_column(column, pa.ListArray.from_arrays(*lists.rows(np.arange(1, table.num_rows + 1))))
     for column, (values, _) in items.numbers.items():
         table = table.append_column(column, pa.array(values, mask=np.isnan(values)))
     for column, vectors in items.vectors.items():

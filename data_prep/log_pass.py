@@ -8,8 +8,8 @@ Shapes: E events of a partition; N rows of a partition (events, and negatives if
 U users; H history length; M selected rows.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +30,8 @@ class LogPass:
     """Turns partitions of events into rows.
 
     item_categories: cat_* column -> int64 id per item id, 0 included. numbers: dense columns that are made of the
-    source's numbers. sampler: draws negatives; None for a log that has rows with label 0. events_seen: events of
+    source's numbers. lists: cat_* columns of lists of the events. item_lists: those of the items, by item id. sampler:
+    draws negatives; None for a log that has rows with label 0. events_seen: events of
     the partitions so far. given_up: negatives without an item.
     """
 
@@ -39,12 +40,14 @@ class LogPass:
     item_categories: dict[str, np.ndarray]
     numbers: DenseNumbers
     sampler: Sampler | None
+    lists: tuple[str, ...] = ()
+    item_lists: Mapping[str, "Lists"] = field(default_factory=dict)
     events_seen: int = 0
     given_up: int = 0
 
     def rows_of(self, partition: int, events: pa.Table) -> "PartitionRows":
         """Rows of the next partition, sorted by time. Updates the state with them."""
-        own = {name: events[name].to_numpy() for name in events.column_names}
+        own = {name: events[name].to_numpy() for name in events.column_names if name not in self.lists}
         user_events = self.state.user_events
         split_E = split_events(self.split, user_events, own[USER], own[TIMESTAMP])
         place_N, item_N, label_N = self._with_negatives(partition, own)
@@ -64,11 +67,13 @@ class LogPass:
         for name in own.keys() - {USER, ITEM, TIMESTAMP, LABEL, *columns}:
             kind = np.int64 if name.startswith(schema.CATEGORICAL_PREFIX) else np.float32
             columns[name] = own[name][place_N].astype(kind)
-        histories = self.state.histories.advance(user_N, item_N, label_N, by_user)
+        lists = {schema.HISTORY: self.state.histories.advance(user_N, item_N, label_N, by_user)}
+        lists |= {name: Lists.of(events[name]).take(place_N) for name in self.lists}
+        lists |= {name: by_item.take(item_N) for name, by_item in self.item_lists.items()}
         split_N = split_E[place_N]
         keys = len(self.state.train_impressions)
         self.state.train_impressions += np.bincount(item_N[split_N <= 0], minlength=keys)  # 0: train; less: BEFORE
-        return PartitionRows(columns, histories, split_N)
+        return PartitionRows(columns, lists, split_N)
 
     def _with_negatives(self, partition: int, own: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Position of each row's event in the partition, the row's item and its label; all [N], sorted by time."""
@@ -130,10 +135,10 @@ def split_events(split: Split, user_events: np.ndarray, user_E: np.ndarray, time
 
 @dataclass(frozen=True)
 class PartitionRows:
-    """Rows of a partition. columns: name -> [N], all but the history. split_N: index of each row's split in SPLITS."""
+    """Rows of a partition. columns: name -> [N]. lists: name -> ids of each row. split_N: index in SPLITS."""
 
     columns: dict[str, np.ndarray]
-    histories: "PartitionHistories"
+    lists: dict[str, "Lists"]
     split_N: np.ndarray
 
 
@@ -202,9 +207,7 @@ class Histories:
     def empty(cls, users: int, length: int) -> "Histories":
         return cls(np.zeros(users + 1, dtype=np.int64), np.zeros(0, dtype=np.int32), length)
 
-    def advance(
-        self, user_N: np.ndarray, item_N: np.ndarray, label_N: np.ndarray, runs: "Runs"
-    ) -> "PartitionHistories":
+    def advance(self, user_N: np.ndarray, item_N: np.ndarray, label_N: np.ndarray, runs: "Runs") -> "Lists":
         """Histories of a partition's rows. Adds its positives to the stored histories. runs: rows by user."""
         stored_U = np.diff(self.offsets)
         liked = label_N > 0
@@ -228,7 +231,7 @@ class Histories:
         end_N = start_U[user_N] + stored_U[user_N] + runs.earlier_sum(liked)
         start_N = np.maximum(start_U[user_N], end_N - self.length)
         self._keep(values, touched, ends, block)
-        return PartitionHistories(values, start_N, end_N - start_N)
+        return Lists(values, start_N, end_N - start_N)
 
     def _keep(self, values: np.ndarray, touched: np.ndarray, ends: np.ndarray, block: np.ndarray) -> None:
         lengths = np.diff(self.offsets)
@@ -240,18 +243,28 @@ class Histories:
 
 
 @dataclass(frozen=True)
-class PartitionHistories:
-    """The history of row n is items[start_N[n] : start_N[n] + length_N[n]]. `rows` copies out some rows at a time."""
+class Lists:
+    """A list of ids for each row n: ids[start_N[n] : start_N[n] + length_N[n]]. `rows` copies out some at a time."""
 
-    items: np.ndarray
+    ids: np.ndarray
     start_N: np.ndarray
     length_N: np.ndarray
 
+    @classmethod
+    def of(cls, column: pa.ChunkedArray) -> "Lists":
+        """The lists of a column without missing ones."""
+        lists = column.combine_chunks()
+        offsets = lists.offsets.to_numpy()
+        return cls(lists.values.to_numpy(), offsets[:-1], np.diff(offsets))
+
+    def take(self, row_M: np.ndarray) -> "Lists":
+        return Lists(self.ids, self.start_N[row_M], self.length_N[row_M])
+
     def rows(self, row_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Histories of the given rows as offsets int32 [M + 1] and item ids int64, as arrow's ListArray takes them."""
+        """Lists of the given rows as offsets int32 [M + 1] and ids int64, as arrow's ListArray takes them."""
         lengths = self.length_N[row_M]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        return offsets, gather_ranges(self.items, self.start_N[row_M], lengths).astype(np.int64)
+        return offsets, gather_ranges(self.ids, self.start_N[row_M], lengths).astype(np.int64)
 
 
 @dataclass(frozen=True)

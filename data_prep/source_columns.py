@@ -96,6 +96,52 @@ def _each(column: pa.ChunkedArray, text_of: Callable[[Any], str]) -> pa.ChunkedA
     return pa.chunked_array([pa.array(values, pa.string())])
 
 
+LIST_TYPES = (
+    pa.types.is_list,
+    pa.types.is_large_list,
+    pa.types.is_fixed_size_list,
+    pa.types.is_list_view,
+    pa.types.is_large_list_view,
+)
+
+
+def lists(column: pa.ChunkedArray, separator: str, name: str, lines: Lines) -> pa.ListArray:
+    """A column as lists of different texts: lists of any type, or text that `separator` parts; others are lists of one.
+
+    Blanks around values, empty and missing values are left out. Raises ContractError for values of other types, text
+    that is not UTF-8, and text that looks like a printed list.
+    """
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if not any(test(column.type) for test in LIST_TYPES):
+        column = _split(texts(without_blanks(plain(column, name, lines, free_text=False))[0]), separator, name, lines)
+    column = column.cast(pa.list_(column.type.value_type))
+    parts = pa.chunked_array([pc.list_flatten(chunk) for chunk in column.chunks], column.type.value_type)
+    counts = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
+    row_M = np.repeat(np.arange(len(column)), counts)
+    values = texts(without_blanks(plain(parts, name, lines, free_text=False))[0])
+    frame = pd.DataFrame({"row": row_M, "value": values.to_pandas()}).dropna().drop_duplicates()
+    kept = np.bincount(frame["row"], minlength=len(column))
+    offsets = np.concatenate([[0], np.cumsum(kept)]).astype(np.int32)
+    return pa.ListArray.from_arrays(offsets, pa.array(frame["value"].to_numpy(dtype=object), pa.string()))
+
+
+def first_values(column: pa.ChunkedArray, most: int) -> tuple[pa.ListArray, int]:
+    """The first `most` values of each list, and the number of values that are left out."""
+    lists = pa.array([], column.type) if not column.num_chunks else pa.concat_arrays(column.chunks)
+    left_out = int(np.maximum(pc.list_value_length(lists).to_numpy() - most, 0).sum())
+    return (pc.list_slice(lists, 0, most) if left_out else lists), left_out
+
+
+def _split(text: pa.ChunkedArray, separator: str, name: str, lines: Lines) -> pa.ChunkedArray:
+    printed = pc.fill_null(pc.match_substring_regex(text, r"^\[.*\]$"), False)
+    if pc.any(printed).as_py():
+        row = pc.index(printed, True).as_py()
+        where, got = f"{lines.path}, column {name}, line {lines.at(row)}", repr(text[row].as_py())
+        raise ContractError(where, f"values parted by {separator!r}, or lists in Parquet", got)
+    return pc.split_pattern(text, separator)
+
+
 def texts(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """A column of `blocks` as text: whole numbers without a point, whatever their type; dates and times by ISO 8601."""
     kind = column.type

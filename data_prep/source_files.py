@@ -14,9 +14,10 @@ import io
 import re
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, NamedTuple, cast
 from urllib.parse import unquote
 
@@ -28,7 +29,7 @@ from sidrec.errors import ContractError, print_warning
 from sidrec.text import did_you_mean, near_file
 
 from .command import reading
-from .source_columns import Lines, plain, texts, without_blanks
+from .source_columns import Lines, lists, plain, texts, without_blanks
 
 BLOCK_BYTES = 8 << 20
 SEPARATORS = (",", "\t", ";", "|")
@@ -76,12 +77,19 @@ def _hidden(path: Path) -> bool:
     return any(part.startswith((".", "_")) for part in path.parts)
 
 
-def blocks(path: Path, columns: Sequence[str], free_text: Collection[str] = (), separator: str = "") -> Iterator[Block]:
+def blocks(
+    path: Path,
+    columns: Sequence[str],
+    free_text: Collection[str] = (),
+    separator: str = "",
+    list_columns: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[Block]:
     """Blocks of all files that `path` names, with these columns in this order; missing values are null.
 
     Text columns are trimmed strings. Folders called `column=value`, as Hive and Spark write them, are columns too.
     free_text: columns of prose, where bytes that are no UTF-8 become U+FFFD; in others they are refused. separator:
-    between the values of text; "" finds it in the header.
+    between the values of text; "" finds it in the header. list_columns: columns that become lists of text -> the
+    separator of the values of one row.
 
     Raises ContractError for a missing file or column, a column given twice, a broken row, and a cut or foreign file.
     """
@@ -97,6 +105,9 @@ def blocks(path: Path, columns: Sequence[str], free_text: Collection[str] = (), 
                     named = pa.scalar(partitions[column], pa.string())
                     found[column] = pa.chunked_array([pa.repeat(named, len(table))])
                     continue
+                if column in list_columns:
+                    found[column] = lists(table[column], list_columns[column], column, lines)
+                    continue
                 values = plain(table[column], column, lines, column in free_text)
                 found[column], blanks = without_blanks(values)
                 trimmed[column] += blanks * (column not in free_text)
@@ -106,13 +117,16 @@ def blocks(path: Path, columns: Sequence[str], free_text: Collection[str] = (), 
 
 
 def whole(found: Iterable[Block], path: Path, id_column: str) -> pa.Table:
-    """Blocks of the file or files `path` as one table of text, in which `id_column` names every row once.
+    """Blocks of the file or files `path` as one table of text and lists of text. `id_column` names every row once.
 
     Raises ContractError for no rows, and with the line of an id that is missing or repeated.
     """
     tables, seen = [], set[str]()
     for lines, table in found:
-        tables.append(pa.table({name: texts(table[name]) for name in table.column_names}))
+        named = zip(table.column_names, table.columns, strict=True)
+        tables.append(
+            pa.table({name: values if pa.types.is_list(values.type) else texts(values) for name, values in named})
+        )
         for row, value in enumerate(tables[-1][id_column].to_pylist()):
             if not value or value in seen:
                 where = f"{lines.path}, column {id_column}, line {lines.at(row)}"

@@ -28,7 +28,7 @@ class Batch(Pipelineable):
     Every field is a tensor or a KeyedJaggedTensor, so that TorchRec's pipelines can move the batch to the device.
 
     items: keys are the item features (hid, s1, ...), stride U, at most one id per bag.
-    context: keys are the other id columns (user_id, cat_*), stride B, one id per bag.
+    context: keys are the other id columns (user_id, cat_*), stride B, one id per bag; of a list column, its ids but 0.
     token_weights_UW: float32 token weights. granules_UG: int64 granule numbers, 0 for none. content_UV: float32 content
         vectors. All are zero in bag 0, and have width 0 if the model does not use them.
     target_B, history_BT: int64 bag numbers; 0 is padding.

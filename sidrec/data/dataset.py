@@ -25,6 +25,7 @@ class Sizes:
     """Sizes of the model that the data determines.
 
     item_tables: table name -> rows and features. context_rows: id column -> rows. dense: number X of int_* columns.
+    context_lists: id columns of lists -> mean ids in a row.
     stats_mean, stats_std: moments of log1p(stat_*) over the train split, one per statistic (S).
     content: width V of an item's content vector, 0 if the model uses none.
     rows_per_lane: rows of a step that come from one lane, padding included; the same at any number of ranks.
@@ -37,6 +38,7 @@ class Sizes:
     stats_std: tuple[float, ...]
     content: int = 0
     rows_per_lane: int = 0
+    context_lists: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def sid_features(self) -> tuple[str, ...]:
@@ -124,6 +126,7 @@ def assemble_dataset(
         stats_std=tuple(std_S.tolist()),
         content=content.width if content else 0,
         rows_per_lane=recipe.data.batch_size // recipe.data.lanes,
+        context_lists={column: entry.mean for column, entry in columns.log.lists.items()},
     )
     sid_rows = _sid_rows(catalog, subwords, tables, manifest.ids[ITEM_ID]) if catalog else {}
     return Dataset(manifest, tables, sizes, next(reversed(sid_rows), None), sid_rows)

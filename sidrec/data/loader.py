@@ -76,7 +76,8 @@ def columns_of(
                 raise ContractError(key, f"columns of the log, which has {sorted(known)}", repr(column))
     ids = {column: rows for column, rows in manifest.ids.items() if column in (USER_ID, ITEM_ID, *model.context)}
     others = () if data.label == LABEL else (data.label,)
-    log = replace(manifest, ids=ids, dense=dense, labels=others)
+    lists = {column: entry for column, entry in manifest.lists.items() if column in model.context}
+    log = replace(manifest, ids=ids, dense=dense, labels=others, lists=lists)
     rows = context_rows or {}
     fewer = any(rows.get(column, manifest.ids[column]) < manifest.ids[column] for column in model.context)
     rows_C = tuple(rows[column] for column in model.context) if fewer else ()

@@ -149,13 +149,19 @@ class Columns:
     label: str = LABEL
     context_rows: tuple[int, ...] = ()
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Places of each context column in `Rows.context_NC`: 1, or the most ids of a list."""
+        return tuple(self.log.lists[name].longest if name in self.log.lists else 1 for name in self.context)
+
 
 @dataclass(frozen=True)
 class Rows:
     """N rows as one array per column.
 
     row_N: int64 row number within the split, -1 for padding. good_N: bool, False for padding and quarantined rows,
-    which are 0 in all other columns. history_NT: int64 item ids, oldest first, 0 after the end.
+    which are 0 in all other columns. context_NC: int64 ids of all context columns side by side; a list has the places
+    of the longest one, 0 after its end. history_NT: int64 item ids, oldest first, 0 after the end.
     """
 
     row_N: np.ndarray
@@ -188,7 +194,7 @@ def concatenate(parts: Sequence[Rows]) -> Rows:
 def padding(rows: int, columns: Columns) -> Rows:
     """Rows of weight 0, with row number -1."""
     ids, floats = np.zeros(rows, np.int64), np.zeros(rows, np.float32)
-    context_NC = np.zeros((rows, len(columns.context)), np.int64)
+    context_NC = np.zeros((rows, sum(columns.widths)), np.int64)
     dense_NX = np.zeros((rows, len(columns.log.dense)), np.float32)
     stats_NS = np.zeros((rows, len(columns.log.stats)), np.float32)
     history_NT = np.zeros((rows, columns.history_length), np.int64)
@@ -249,10 +255,10 @@ def _rows(table: pa.Table, group: RowGroup, columns: Columns, bad_N: np.ndarray)
         label_N=_column(table, columns.label),
         user_N=_column(table, USER_ID),
         item_N=_column(table, ITEM_ID),
-        context_NC=_with_row(_matrix(table, columns.context, np.int64), columns.context_rows),
+        context_NC=_with_row(_context(table, columns), columns),
         dense_NX=_matrix(table, log.dense, np.float32),
         stats_NS=_matrix(table, log.stats, np.float32),
-        history_NT=_history(table, columns.history_length),
+        history_NT=_lists(table, HISTORY, columns.history_length, latest=True),
     )
     if not bad_N.any():
         return rows
@@ -276,26 +282,39 @@ def _matrix(table: pa.Table, names: tuple[str, ...], dtype: type) -> np.ndarray:
     return matrix
 
 
-def _with_row(context_NC: np.ndarray, rows: tuple[int, ...]) -> np.ndarray:
+def _with_row(context_NC: np.ndarray, columns: Columns) -> np.ndarray:
     """The ids, 0 for those without a row."""
-    return np.where(context_NC < np.asarray(rows), context_NC, UNKNOWN_ID) if rows else context_NC
+    if not columns.context_rows:
+        return context_NC
+    return np.where(context_NC < np.repeat(columns.context_rows, columns.widths), context_NC, UNKNOWN_ID)
 
 
-def _history(table: pa.Table, length: int) -> np.ndarray:
-    """The latest `length` entries of every list, oldest first, 0 after the end: int64 [N, length]."""
-    lists = table[HISTORY].combine_chunks()
+def _context(table: pa.Table, columns: Columns) -> np.ndarray:
+    if not columns.log.lists:
+        return _matrix(table, columns.context, np.int64)
+    parts = [
+        _lists(table, name, width, latest=False) if name in columns.log.lists else _column(table, name)[:, None]
+        for name, width in zip(columns.context, columns.widths, strict=True)
+    ]
+    return np.concatenate(parts, axis=1)
+
+
+def _lists(table: pa.Table, column: str, length: int, *, latest: bool) -> np.ndarray:
+    """The first or the latest `length` entries of every list, in order, 0 after the end: int64 [N, length]."""
+    lists = table[column].combine_chunks()
     values_M = lists.values.fill_null(0).to_numpy() if lists.values.null_count else lists.values.to_numpy()
     offsets = lists.offsets.to_numpy()
     stop_N = offsets[1:].astype(np.int64)
     kept_N = np.minimum(stop_N - offsets[:-1], length)
+    start_N = stop_N - kept_N if latest else offsets[:-1].astype(np.int64)
     if lists.null_count:
         kept_N[lists.is_null().to_numpy(zero_copy_only=False)] = 0
     position_T = np.arange(length)
-    history_NT = np.zeros((len(table), length), np.int64)
+    ids_NT = np.zeros((len(table), length), np.int64)
     if len(values_M):
-        index_NT = np.minimum((stop_N - kept_N)[:, None] + position_T, len(values_M) - 1)
-        np.multiply(values_M[index_NT], position_T < kept_N[:, None], out=history_NT)
-    return history_NT
+        index_NT = np.minimum(start_N[:, None] + position_T, len(values_M) - 1)
+        np.multiply(values_M[index_NT], position_T < kept_N[:, None], out=ids_NT)
+    return ids_NT
 
 
 # The contract's rules for values.
@@ -324,20 +343,30 @@ def broken_rows(table: pa.Table, manifest: Manifest) -> dict[str, np.ndarray]:
         values = _numpy(table, column)
         add(column, "finite counts of at least 0", ~(np.isfinite(values) & (values >= 0)))
     for column, rows in manifest.ids.items():
+        if column in manifest.lists:
+            longest = manifest.lists[column].longest
+            add(column, f"ids in [0, {rows})", _rows_with_bad_ids(table, column, rows))
+            add(column, f"at most {longest} ids", _lengths(table, column) > longest)
+            continue
         ids = _numpy(table, column)
         add(column, f"ids in [0, {rows})", (ids < 0) | (ids >= rows))
-    add(HISTORY, f"item ids in [0, {manifest.ids[ITEM_ID]})", _rows_with_bad_history(table, manifest))
+    items = manifest.ids[ITEM_ID]
+    add(HISTORY, f"item ids in [0, {items})", _rows_with_bad_ids(table, HISTORY, items))
     return rules
 
 
-def _rows_with_bad_history(table: pa.Table, manifest: Manifest) -> np.ndarray:
-    history = table[HISTORY].combine_chunks()
-    values = pc.list_flatten(history).to_numpy(zero_copy_only=False)
-    parents = pc.list_parent_indices(history).to_numpy(zero_copy_only=False)
+def _lengths(table: pa.Table, column: str) -> np.ndarray:
+    return np.asarray(pc.fill_null(pc.list_value_length(table[column]), 0).to_numpy())
+
+
+def _rows_with_bad_ids(table: pa.Table, column: str, rows: int) -> np.ndarray:
+    lists = table[column].combine_chunks()
+    values = pc.list_flatten(lists).to_numpy(zero_copy_only=False)
+    parents = pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)
     if values.dtype != np.int64:  # a null inside a list turns the values into floats
         values = np.where(np.isnan(values), -1, values)
     bad = np.zeros(table.num_rows, dtype=bool)
-    bad[parents[(values < 0) | (values >= manifest.ids[ITEM_ID])]] = True
+    bad[parents[(values < 0) | (values >= rows)]] = True
     return bad
 
 

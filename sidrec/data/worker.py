@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -72,7 +73,9 @@ class StepDataset(IterableDataset[WorkerResult]):
         return self._build(epoch, range(first + number, self._reader.lanes.steps, workers))
 
     def _build(self, epoch: int, steps: range) -> Iterator[WorkerResult]:
-        arrays = BatchArrays(self._features, self._rows_IF, self._per_item, self._reader.columns.context)
+        columns = self._reader.columns
+        lists = {name: columns.log.lists[name].longest for name in columns.context if name in columns.log.lists}
+        arrays = BatchArrays(self._features, self._rows_IF, self._per_item, columns.context, lists)
         try:
             for step in self._reader.steps(epoch, steps):
                 yield WorkerResult(pack(arrays(step.rows, step.rows_of_all_ranks / self._world)), step.row_errors)
@@ -118,12 +121,18 @@ class BatchArrays:
 
     features: names of the F item features. rows_IF: int64 table row of every item id, 0 for none.
     per_item: field of PER_BAG -> its values for every item id. (All three as in ItemTables.)
-    context: names of the C context columns, in the order of `Rows.context_NC`.
+    context: names of the context columns, in the order of `Rows.context_NC`. lists: those of lists -> their places.
     """
 
     def __init__(
-        self, features: tuple[str, ...], rows_IF: np.ndarray, per_item: Mapping[str, PerItem], context: tuple[str, ...]
+        self,
+        features: tuple[str, ...],
+        rows_IF: np.ndarray,
+        per_item: Mapping[str, PerItem],
+        context: tuple[str, ...],
+        lists: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
+        self._lists = lists
         self._features, self._rows_IF, self._per_item, self._context = features, rows_IF, per_item, context
         self._bag_I = np.zeros(len(rows_IF), np.int64)
 
@@ -133,7 +142,7 @@ class BatchArrays:
         size = len(rows)
         return {
             "items": self._item_lookups(known_U),
-            "context": _one_id_per_bag(self._context, rows.context_NC),
+            "context": self._context_lookups(rows.context_NC),
             **{field: _with_bag_0(self._per_item[field][known_U]) for field in PER_BAG},
             "target_B": bag_M[:size],
             "history_BT": bag_M[size:].reshape(rows.history_NT.shape),
@@ -146,6 +155,18 @@ class BatchArrays:
             "item_B": rows.item_N,
             "rows_per_rank": np.array(rows_per_rank, np.float32),
         }
+
+    def _context_lookups(self, context_NC: np.ndarray) -> Jagged:
+        if not self._lists:
+            return _one_id_per_bag(self._context, context_NC)
+        values, lengths, first = [], [], 0
+        for name in self._context:
+            ids_NL = context_NC[:, first : first + self._lists.get(name, 1)]
+            first += ids_NL.shape[1]
+            in_bag_NL = ids_NL > 0 if name in self._lists else np.ones_like(ids_NL, dtype=bool)
+            values.append(ids_NL[in_bag_NL])
+            lengths.append(in_bag_NL.sum(axis=1, dtype=np.int32))
+        return Jagged(self._context, len(context_NC), np.concatenate(values), np.concatenate(lengths))
 
     def _assign_bags(self, ids_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The distinct ids other than 0, sorted, and the bag of every id."""

@@ -29,7 +29,8 @@ class Ranker(nn.Module):
 
     items: EmbeddingBagCollection over unique items (stride U); None if all item tables are managed.
     managed_hids: the HID table, if it is managed; else None.
-    context: EmbeddingBagCollection over the context columns (stride B), or None.
+    context: EmbeddingBagCollection over the context columns (stride B), or None. A column of lists gives the mean of
+        its ids' vectors, 0 without ids.
     """
 
     def __init__(self, config: ModelConfig, sizes: Sizes) -> None:
@@ -43,7 +44,7 @@ class Ranker(nn.Module):
         self.managed_hids = managed_table(HID, managed[HID], dim, config.hid_init) if managed else None
         self.context_columns = tuple(sizes.context_rows)
         context = one_feature_each(sizes.context_rows)
-        self.context = embedding_tables(context, dim) if context else None
+        self.context = embedding_tables(context, dim, averaged=sizes.context_lists) if context else None
         self.items_boundary = GradientBoundary()
         self.managed_boundary = GradientBoundary()
         self.context_boundary = GradientBoundary()

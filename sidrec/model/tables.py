@@ -3,7 +3,7 @@
 Shapes: D width, N ids met since the last eviction.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, fx
@@ -32,9 +32,11 @@ def embedding_tables(
     inits: Mapping[str, float | None] = NO_INITS,
     data_type: DataType = DataType.FP32,
     device: torch.device | None = META,
+    averaged: Collection[str] = (),
 ) -> EmbeddingBagCollection:
-    """One collection with a table of width `dim` per entry, summing the ids of a bag.
+    """One collection with a table of width `dim` per entry, which sums the ids of a bag, or averages them.
 
+    averaged: tables whose bags are means.
     inits: table -> a; weights start uniform in [-a, a], with TorchRec's a = 1/sqrt(rows) for None. On `meta` nothing is
     allocated.
     """
@@ -45,7 +47,7 @@ def embedding_tables(
                 feature_names=list(table.features),
                 num_embeddings=table.rows,
                 embedding_dim=dim,
-                pooling=PoolingType.SUM,
+                pooling=PoolingType.MEAN if name in averaged else PoolingType.SUM,
                 data_type=data_type,
                 weight_init_min=None if init is None else -init,
                 weight_init_max=init,

@@ -135,7 +135,8 @@ def recipe_workload(recipe: Recipe, data: Dataset, world: int) -> RecipeWorkload
     workload = Workload(recipe.name, model, loads, rows)
     for name, table in workload.tables.items():
         items = name in data.tables.tables
-        loads[name] = _item_load(table, data.tables, seen_I) if items else TableLoad(rows, (1.0,))
+        ids = data.sizes.context_lists.get(name, 1.0)
+        loads[name] = _item_load(table, data.tables, seen_I) if items else TableLoad(rows, (ids,))
     return RecipeWorkload(workload, rows * (1 + length), float(seen_I.sum()), length)
 
 

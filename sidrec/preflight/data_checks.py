@@ -112,13 +112,14 @@ def _footer(path: Path) -> pq.FileMetaData:
 
 def _add(file: LogFile, footer: pq.FileMetaData, found: SplitFooters) -> None:
     places, first_row = _places(footer), 0
+    lists = {name for name, place in places.items() if "." in footer.schema.column(place).path}
     for index in range(footer.num_row_groups):
         group = footer.row_group(index)
         found.largest_group = max(found.largest_group, group.num_rows)
         at = RowGroupPlace(file, index, first_row, group.num_rows)
         for name, place in places.items():
             statistics = group.column(place).statistics
-            found.columns.setdefault(name, ColumnRange()).add(statistics, entries=name == HISTORY, place=at)
+            found.columns.setdefault(name, ColumnRange()).add(statistics, entries=name in lists, place=at)
         first_row += group.num_rows
 
 

@@ -64,7 +64,8 @@ def read_sample(log: Path, manifest: Manifest, split: str, *, whole: bool, label
         sample.positives += int((table[label].to_numpy(zero_copy_only=False) > 0).sum())
         for rule, broken_N in broken_rows(table, manifest).items():
             sample.broken[rule] += int(broken_N.sum())
-        keys = table.drop_columns([HISTORY])  # rows that agree in all other columns agree in their history too
+        # Rows that agree in all other columns agree in their lists too.
+        keys = table.drop_columns([HISTORY, *manifest.lists])
         sample.repeated += len(table) - keys.group_by(keys.column_names).aggregate([]).num_rows
         try:
             check_time_order(table[TIMESTAMP].to_numpy(), where)

@@ -84,6 +84,7 @@ class PlannedRun:
             item_features=self.tables.features,
             context=tuple(self.sizes.context_rows),
             per_item={name: widths.get(name, 0) for name in PER_BAG},
+            context_ids=sum(self.columns.widths),
         )
 
     @property
@@ -311,7 +312,7 @@ def loader_memory(
 def bytes_per_row(columns: Columns) -> int:
     """Bytes of a decoded row in `sidrec.data.rows.Rows`."""
     number, value, flag = 8, 4, 1
-    numbers = 3 + len(columns.context) + columns.history_length  # row, user, item
+    numbers = 3 + sum(columns.widths) + columns.history_length  # row, user, item
     values = 1 + len(columns.log.dense) + len(columns.log.stats)  # label
     return numbers * number + values * value + flag
 

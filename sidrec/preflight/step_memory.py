@@ -31,6 +31,7 @@ FLOAT = 4
 class BatchShape:
     """Sizes of a rank's batch. item_features, context: keys of its two KeyedJaggedTensors.
 
+    context_ids: ids of all context columns in a row, at most.
     per_item: field of Batch with one row for each item bag -> its width.
     """
 
@@ -42,13 +43,14 @@ class BatchShape:
     item_features: tuple[str, ...]
     context: tuple[str, ...]
     per_item: Mapping[str, int]
+    context_ids: int
 
     @property
     def bytes(self) -> int:
         """Bytes of all arrays if every item bag is filled: an upper bound of what a loader process sends."""
         ids, lengths, number, flag = 8, 4, 8, 4
         items = len(self.item_features) * self.bags * (ids + lengths)
-        context = len(self.context) * self.rows * (ids + lengths)
+        context = self.rows * (self.context_ids * ids + len(self.context) * lengths)
         per_item = self.bags * sum(width * (8 if name == "granules_UG" else 4) for name, width in self.per_item.items())
         pointers = self.rows * number * (1 + self.history)
         floats = self.rows * flag * (self.dense + self.stats)

@@ -164,8 +164,7 @@ def _bad_bags(lookup: TableLookup, values_NF: Tensor) -> Iterator[tuple[str, Ten
 def _rows_of_table(lookup: TableLookup, feature: str, bad_N: Tensor, batch: Batch) -> str:
     """The feature's table and its rows (ids, if managed) in the bad bags, for a message."""
     bags = _lookups(lookup, batch)[feature]
-    held_N = bad_N & (bags.lengths() > 0)
-    rows = _numbers(bags.values()[bags.offsets()[:-1][held_N]])
+    rows = _numbers(bags.values()[torch.repeat_interleave(bad_N, bags.lengths())])
     named = ", ".join(map(str, rows[:NAMED])) + (f" and {len(rows) - NAMED} more" if len(rows) > NAMED else "")
     return f"{'ids' if lookup.managed else 'rows'} {named} of the table {lookup.tables.get(feature, feature)}"
 
