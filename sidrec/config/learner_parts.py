@@ -51,17 +51,35 @@ class Router:
 
 
 @section
+class Pairs:
+    """How a training draws item pairs, for losses that need some.
+
+    The papers draw trigger-target pairs: `{directed: true, draw: pairs}`. The defaults train on every item [I].
+    """
+
+    directed: bool = False
+    """true: only the second item of a pair is a partner, of the first. false: each is a partner of the other."""
+    draw: Literal["items", "pairs"] = "items"
+    """items: every item is an anchor once per epoch, with one of its partners. pairs: as many pairs as there are items
+    are drawn per epoch, each pair equally likely each time; items in no pair are never seen."""
+
+
+@section
 class Training:
     """How a gradient-trained learner learns."""
 
     epochs: PositiveInt = 100
-    """Passes over all items."""
+    """Passes over all items, or over as many pairs."""
     batch_size: PositiveInt = 1024
     """Items per step over all processes; with pairs, half of them are partners of the other half."""
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    """torch.optim's optimizer of that name; adam adds the weight decay to the gradient."""
     lr: PositiveFloat = 1e-3
-    """Learning rate of AdamW."""
+    """Learning rate."""
     weight_decay: NonNegativeFloat = 1e-4
-    """Weight decay of AdamW; codebooks have none."""
+    """Weight decay; codebooks have none."""
+    pairs: Pairs = Pairs()
+    """How pairs are drawn, where a loss needs some."""
     revive_every: NonNegativeInt = 1
     """Epochs between two revivals, which move codes that no item took to random residuals; 0 is never."""
     revive_until: Annotated[float, Field(ge=0, le=1)] = 0.8
@@ -100,3 +118,13 @@ class GradientLearner(LearnerSection):
     """Losses added to its own."""
     training: Training = Training()
     """Length and optimizer of the training."""
+
+    def unused_keys(self) -> dict[str, str]:
+        return unused_pairs(self.training, (*self.losses, *self.further_losses))
+
+
+def unused_pairs(training: Training, losses: tuple[SidLossConfig, ...]) -> dict[str, str]:
+    """The key `training.pairs` where no loss needs pairs, with what is expected instead."""
+    if any(loss.needs_pairs for loss in losses) or training.pairs == Pairs():
+        return {}
+    return {"training.pairs": "none without a loss that needs pairs, such as contrast, got other values"}

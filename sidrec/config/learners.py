@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from sidrec.config.learner_parts import GradientLearner, LearnerSection, Router, Training
+from sidrec.config.learner_parts import GradientLearner, LearnerSection, Router, Training, unused_pairs
 from sidrec.config.section import changed_keys, section
 from sidrec.config.sid_losses import (
     AlignmentController,
@@ -34,7 +34,8 @@ class RqVaeConfig(GradientLearner):
     """Sinkhorn iterations."""
 
     def unused_keys(self) -> dict[str, str]:
-        return {} if self.sinkhorn else changed_keys(self, ["sinkhorn_iterations"], "with sinkhorn 0")
+        found = super().unused_keys()
+        return found if self.sinkhorn else found | changed_keys(self, ["sinkhorn_iterations"], "with sinkhorn 0")
 
 
 @section
@@ -107,7 +108,7 @@ class AdcSidConfig(LearnerSection):
             )
 
     def unused_keys(self) -> dict[str, str]:
-        found: dict[str, str] = {}
+        found = unused_pairs(self.training, (*self.losses, *self.further_losses))
         if self.content == 1:
             found |= changed_keys(self, ["content_gates"], "with content 1, where a column has a single expert")
         if not self.align_weight:
@@ -172,9 +173,12 @@ class MmRqVaeConfig(GradientLearner):
     """tau of the InfoNCE [I]."""
 
     def unused_keys(self) -> dict[str, str]:
+        found = super().unused_keys()
         if not self.align_weight:
-            return changed_keys(self, ["align", "temperature"], "with align_weight 0")
-        return changed_keys(self, ["temperature"], "with align mmd") if self.align == "mmd" else {}
+            found |= changed_keys(self, ["align", "temperature"], "with align_weight 0")
+        elif self.align == "mmd":
+            found |= changed_keys(self, ["temperature"], "with align mmd")
+        return found
 
     def check_use(self, vectors: tuple[str, ...], resolve_collisions: bool) -> None:
         if self.levels % len(vectors):

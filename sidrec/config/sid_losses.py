@@ -3,7 +3,7 @@
 A loss's weight is a constant, or follows the training's progress through a schedule.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -38,14 +38,21 @@ class WeightSchedule:
             raise ValueError(f"expected end of at least begin {self.begin}, got {self.end}")
 
 
+class LossKind:
+    """What the rest of sidrec asks a loss."""
+
+    needs_pairs: ClassVar[bool] = False
+
+
 @section
-class Contrast:
+class Contrast(LossKind):
     """InfoNCE from an item to its partner: items that belong together get near latents (QuaSID, arXiv 2603.00632).
 
     Needs item pairs.
     """
 
     kind: Literal["contrast"] = "contrast"
+    needs_pairs: ClassVar[bool] = True
     weight: NonNegativeFloat = 0.1
     """Weight lambda_cl of the term."""
     schedule: WeightSchedule | None = None
@@ -59,7 +66,7 @@ class Contrast:
 
 
 @section
-class HammingRepulsion:
+class HammingRepulsion(LossKind):
     """Margin repulsion of items that share all codes, or nearly all (QuaSID's HaMR, arXiv 2603.00632)."""
 
     kind: Literal["hamming_repulsion"] = "hamming_repulsion"
@@ -89,7 +96,7 @@ class HammingRepulsion:
 
 
 @section
-class OverlapRepulsion:
+class OverlapRepulsion(LossKind):
     """Repulsion of items that share codes though they are dissimilar (AdaSID's SeAR and LAS, arXiv 2604.23522)."""
 
     kind: Literal["overlap_repulsion"] = "overlap_repulsion"
@@ -144,7 +151,7 @@ class OverlapRepulsion:
 
 
 @section
-class Diversity:
+class Diversity(LossKind):
     """Each code is drawn to others of its group, so that codes of a level are used evenly (LETTER, 2405.07314)."""
 
     kind: Literal["diversity"] = "diversity"
@@ -157,7 +164,7 @@ class Diversity:
 
 
 @section
-class Collaborative:
+class Collaborative(LossKind):
     """Cross-entropy of inner products between quantised latents and behaviour vectors of a batch (LETTER).
 
     Needs behaviour vectors.
@@ -186,7 +193,7 @@ class AlignmentController:
 
 
 @section
-class BehaviorAlignment:
+class BehaviorAlignment(LossKind):
     """InfoNCE between latents and behaviour vectors (ADC-SID, DAS).
 
     Needs behaviour vectors; items without one take no part.

@@ -214,6 +214,7 @@ def _batches(
         side.pairs_P2 if "pairs" in inputs else None,
         side.behavior_NE if BEHAVIOR in inputs else None,
         clip_quantile(losses, config.kind),
+        config.training.pairs,
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sidrec.config.learner_parts import Pairs
 from sidrec.schema import ContractError
 from sidrec.sid.networks.network import ItemBatch
 from sidrec.sid.networks.token_weights import norm_range, norms, scaled
@@ -19,6 +20,7 @@ from sidrec.sid.replicas import Replicas
 MEMORY = 2 << 30  # bytes of vectors that are assumed to fit in RAM
 WINDOW = 256 << 20  # bytes of vectors read at a time when they do not fit
 BLOCK = 4096  # neighbouring rows that a streamed epoch keeps within one window
+EVERY_ITEM = Pairs()
 
 
 class Batches:
@@ -28,8 +30,9 @@ class Batches:
     after the first epoch. Larger ones are read in windows of about `window` bytes (see `epoch_order`); within a window,
     rows and their partners are read in the file's order. The order of an epoch takes 16 bytes per item, 24 at its peak.
 
-    With pairs, the first half of a batch are anchors and the second half one partner of each. The papers draw pairs,
-    and never train on items without a partner. Here every item is an anchor once per epoch.
+    With pairs, the first half of a batch are anchors and the second half one partner of each. By default every item is
+    an anchor once per epoch. With `draw: pairs`, an epoch has as many anchors, but they and their partners are pairs
+    drawn at random, as the papers do, which never train on items without a partner.
     """
 
     def __init__(
@@ -41,12 +44,14 @@ class Batches:
         pairs_P2: np.ndarray | None = None,
         behavior_NE: np.ndarray | None = None,
         clip_quantile: float = 0.0,
+        drawing: Pairs = EVERY_ITEM,
         *,
         memory: int = MEMORY,
         window: int = WINDOW,
         block: int = BLOCK,
     ) -> None:
         """pairs_P2, behavior_NE: None if no loss needs them. clip_quantile: see `norm_range`. block: see `epoch_order`.
+        drawing: how pairs are drawn.
 
         Raises ContractError when the pairs are not row numbers, or a batch is too small for all replicas.
         """
@@ -62,19 +67,24 @@ class Batches:
         self._vectors_NV = vectors_NV
         self._window = items if self._resident else max(window // (held // items), 1)
         self._block = block
-        self._partners = None if pairs_P2 is None else Partners(pairs_P2, items)
+        self._partners: Partners | None = None
+        self._drawn: DrawnPairs | None = None
+        if pairs_P2 is not None:
+            check_pairs(pairs_P2, items)
+            if drawing.draw == "pairs":
+                self._drawn = DrawnPairs(pairs_P2, drawing.directed)
+            else:
+                self._partners = Partners(pairs_P2, items, drawing.directed)
         self._behavior_NE = behavior_NE
         self._scaled_norm_N = None if behavior_NE is None else _scaled_norms(behavior_NE, clip_quantile)
 
     def epoch(self, number: int) -> Iterator[ItemBatch]:
         """This replica's batches of an epoch, a function of the seed and the epoch's number."""
-        order_N = epoch_order(len(self._vectors_NV), self._window, self._seed, number, self._block)
-        shape = (self.steps, self._replicas.size, self._anchors)
-        rows_SA = np.resize(order_N, shape)[:, self._replicas.rank]
+        order_SA = self._order(number)
         generator = np.random.default_rng([self._seed, number, 1])
         steps = 1 if self._resident else max(self._window // self._size, 1)
         for start in range(0, self.steps, steps):
-            yield from self._batches(rows_SA[start : start + steps], generator)
+            yield from self._batches(order_SA[start : start + steps], generator)
 
     def sample(self, items: int) -> Tensor:
         """float32 vectors of that many items drawn at random; of all items if there are fewer."""
@@ -82,9 +92,18 @@ class Batches:
         chosen = np.random.default_rng(self._seed).choice(every, min(items, every), replace=False)
         return self._tensor(self._vectors_NV, np.sort(chosen))
 
-    def _batches(self, rows_WA: np.ndarray, generator: np.random.Generator) -> Iterator[ItemBatch]:
+    def _order(self, number: int) -> np.ndarray:
+        """int64 [S, A]: the anchors of every step, as rows; with `draw: pairs`, the numbers of their pairs."""
+        shape = (self.steps, self._replicas.size, self._anchors)
+        if self._drawn is not None:
+            numbers = np.random.default_rng([self._seed, number]).integers(self._drawn.count, size=shape)
+            return numbers[:, self._replicas.rank]
+        order_N = epoch_order(len(self._vectors_NV), self._window, self._seed, number, self._block)
+        return np.resize(order_N, shape)[:, self._replicas.rank]
+
+    def _batches(self, order_WA: np.ndarray, generator: np.random.Generator) -> Iterator[ItemBatch]:
         """The batches of a window of steps."""
-        rows_WB, known_WA = self._with_partners(rows_WA, generator)
+        rows_WB, known_WA = self._with_partners(order_WA, generator)
         behavior: Iterator[Tensor | None] = repeat(None, len(rows_WB))
         if self._behavior_NE is not None:
             behavior = self._read(self._behavior_NE, rows_WB)
@@ -97,15 +116,17 @@ class Batches:
             yield ItemBatch(rows_B.to(device), vectors_BV, partners, known_A, behavior_BE, norm_B)
 
     def _with_partners(
-        self, rows_WA: np.ndarray, generator: np.random.Generator
+        self, order_WA: np.ndarray, generator: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray | None]:
+        if self._drawn is not None:
+            return np.concatenate(self._drawn.rows(order_WA), axis=1), np.ones(order_WA.shape, dtype=bool)
         if self._partners is None:
-            return rows_WA, None
-        steps, anchors = rows_WA.shape
+            return order_WA, None
+        steps, anchors = order_WA.shape
         # Every replica draws the numbers of all replicas and uses its own, so that the generators stay equal.
         chances = generator.random((steps, self._replicas.size, anchors))
-        partner_WA, known_WA = self._partners.draw(rows_WA, chances[:, self._replicas.rank])
-        return np.concatenate([rows_WA, partner_WA], axis=1), known_WA
+        partner_WA, known_WA = self._partners.draw(order_WA, chances[:, self._replicas.rank])
+        return np.concatenate([order_WA, partner_WA], axis=1), known_WA
 
     def _read(self, array_NV: np.ndarray, rows_WB: np.ndarray) -> Iterator[Tensor]:
         """Rows [B, ..] of every step. Vectors larger than RAM: reads the rows of all steps at once, in file order."""
@@ -142,20 +163,42 @@ def epoch_order(items: int, window: int, seed: int, epoch: int, block: int = BLO
     return order
 
 
-class Partners:
-    """Partners of every item. A pair (a, b) makes b a partner of a, and a of b; a pair given twice counts twice."""
+def check_pairs(pairs_P2: np.ndarray, items: int) -> None:
+    """Raises ContractError when the pairs are not integer row numbers [P >= 1, 2]."""
+    if pairs_P2.ndim != 2 or pairs_P2.shape[1] != 2 or not len(pairs_P2) or pairs_P2.dtype.kind != "i":
+        raise ContractError("item pairs", "int [pairs, 2], at least one", f"{pairs_P2.dtype} {pairs_P2.shape}")
+    if pairs_P2.min() < 0 or pairs_P2.max() >= items:
+        extremes = f"{pairs_P2.min()} to {pairs_P2.max()}"
+        raise ContractError("item pairs", f"row numbers in [0, {items})", extremes)
 
-    def __init__(self, pairs_P2: np.ndarray, items: int) -> None:
-        """Raises ContractError when the pairs are not integer row numbers [P >= 1, 2]."""
-        if pairs_P2.ndim != 2 or pairs_P2.shape[1] != 2 or not len(pairs_P2) or pairs_P2.dtype.kind != "i":
-            raise ContractError("item pairs", "int [pairs, 2], at least one", f"{pairs_P2.dtype} {pairs_P2.shape}")
-        if pairs_P2.min() < 0 or pairs_P2.max() >= items:
-            extremes = f"{pairs_P2.min()} to {pairs_P2.max()}"
-            raise ContractError("item pairs", f"row numbers in [0, {items})", extremes)
+
+class DrawnPairs:
+    """Pairs by number. A pair (a, b) is (a, b), and unless directed also (b, a); a pair given twice counts twice."""
+
+    def __init__(self, pairs_P2: np.ndarray, directed: bool) -> None:
+        self._pairs_P2 = pairs_P2
+        self.count = len(pairs_P2) * (1 if directed else 2)
+
+    def rows(self, number_A: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of the anchors and of their partners, for pairs numbered in [0, count)."""
+        pair_A, backwards_A = number_A % len(self._pairs_P2), number_A // len(self._pairs_P2)
+        return self._pairs_P2[pair_A, backwards_A], self._pairs_P2[pair_A, 1 - backwards_A]
+
+
+class Partners:
+    """Partners of every item. A pair (a, b) makes b a partner of a, and unless directed a of b.
+
+    A pair given twice counts twice.
+    """
+
+    def __init__(self, pairs_P2: np.ndarray, items: int, directed: bool = False) -> None:
+        """pairs_P2: see `check_pairs`."""
         anchors, others = pairs_P2.T, pairs_P2.T[::-1]
+        if directed:
+            anchors, others = anchors[:1], others[:1]
         by_anchor = np.argsort(anchors.ravel(), kind="stable")
         self._others = others.ravel()[by_anchor]
-        self._count_N = np.bincount(pairs_P2.ravel(), minlength=items)
+        self._count_N = np.bincount(anchors.ravel(), minlength=items)
         self._start_N = np.cumsum(self._count_N) - self._count_N
 
     def draw(self, rows_A: np.ndarray, chance_A: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -190,7 +190,8 @@ def _optimizer(modules: nn.Module, network: Network, config: Training) -> torch.
     own = {id(parameter) for parameter in codewords}
     others = [parameter for parameter in modules.parameters() if id(parameter) not in own]
     groups = [{"params": others, "weight_decay": config.weight_decay}, {"params": codewords, "weight_decay": 0.0}]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr, fused=True)
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+    return kind([group for group in groups if group["params"]], lr=config.lr, fused=True)
 
 
 def _codebooks(network: Network) -> Iterator[Codebook]:

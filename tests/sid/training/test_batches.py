@@ -1,5 +1,6 @@
 """Batches: every item once per epoch, resident or streamed, alone or shared out; partners; behaviour norms."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from sidrec.config.learner_parts import Pairs
 from sidrec.schema import ContractError
 from sidrec.sid.replicas import SINGLE, Replicas
 from sidrec.sid.training.batches import Batches, Partners, epoch_order
@@ -161,3 +163,45 @@ def test_bad_pairs_and_too_small_batches_are_one_message_each() -> None:
         Batches(VECTORS, 8, 0, SINGLE, np.zeros((0, 2), np.int64))
     with pytest.raises(ContractError, match=r"training.batch_size: expected at least 4 for 2 processes, got 3"):
         Batches(VECTORS, 3, 0, Replicas(0, 2), PAIRS)
+
+
+ANCHOR_PARTNER: dict[tuple[bool, str], dict[tuple[int, int], float]] = {
+    (False, "items"): {(0, 1): 1 / 2, (0, 2): 1 / 2, (1, 0): 1, (2, 0): 1, (5, 6): 1, (6, 5): 1, (3, 3): 1},
+    (True, "items"): {(0, 1): 1 / 2, (0, 2): 1 / 2, (1, 1): 1, (2, 2): 1, (5, 6): 1, (6, 6): 1, (3, 3): 1},
+    (False, "pairs"): {(0, 1): 1, (1, 0): 1, (0, 2): 1, (2, 0): 1, (5, 6): 1, (6, 5): 1},
+    (True, "pairs"): {(0, 1): 2, (0, 2): 2, (5, 6): 2},
+}
+"""Anchor and partner -> how often they occur, relative to each other; an item with itself has no partner."""
+
+
+@pytest.mark.parametrize(("directed", "draw"), ANCHOR_PARTNER)
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_how_often_anchors_meet_partners(directed: bool, draw: Any, replicas: int) -> None:
+    """8 items of which 0, 1, 2, 5 and 6 are in pairs; 300 epochs of 8 anchors."""
+    drawing = Pairs(directed=directed, draw=draw)
+    counts: Counter[tuple[int, int]] = Counter()
+    for rank in range(replicas):
+        batches = Batches(VECTORS[:8], 8, 0, Replicas(rank, replicas), PAIRS, None, 0.0, drawing)
+        for batch in (batch for epoch in range(300) for batch in batches.epoch(epoch)):
+            assert batch.partners is not None
+            assert batch.has_partner_P is not None
+            anchors, others = batch.rows_B[: batch.partners].tolist(), batch.rows_B[batch.partners :].tolist()
+            counts.update(zip(anchors, others, strict=True))
+            assert batch.has_partner_P.tolist() == [a != b for a, b in zip(anchors, others, strict=True)]
+            assert np.array_equal(batch.vectors_BV.numpy(), VECTORS[batch.rows_B.numpy()])
+    assert counts.total() == 300 * 8
+    expected = ANCHOR_PARTNER[directed, draw]
+    each = 300 if draw == "items" else 300 * 8 / sum(expected.values())
+    for pair, often in expected.items():
+        assert counts[pair] == pytest.approx(each * often, rel=0.15), pair
+    met = {pair for pair in counts if pair[0] in (0, 1, 2, 3, 5, 6)}
+    assert met == set(expected)
+
+
+def test_streamed_pairs_are_those_of_resident_ones(tmp_path: Path) -> None:
+    pairs = np.random.default_rng(2).integers(0, 1003, (500, 2))
+    drawing = Pairs(directed=True, draw="pairs")
+    seen = [rows_of(Batches(VECTORS, 24, 3, SINGLE, pairs, None, 0.0, drawing, **more)) for more in ({}, STREAMED)]
+    assert np.array_equal(seen[0], seen[1])
+    given = {(anchor, partner) for anchor, partner in pairs.tolist()}
+    assert all((a, b) in given for rows in seen[0] for a, b in zip(rows[:12].tolist(), rows[12:].tolist(), strict=True))

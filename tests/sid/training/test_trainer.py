@@ -1,7 +1,7 @@
 """Training: terms and schedules add up, dead codes come back, divergence stops at once, codebooks do not decay."""
 
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -54,6 +54,35 @@ def trained(config: RqVaeConfig | MultiVqConfig = SMALL, *losses: ScheduledLoss,
     if run:
         trainer.run()
     return trainer
+
+
+def adam(value: float, gradients: list[float], lr: float, decay: float, decoupled: bool) -> float:
+    """Adam (arXiv 1412.6980, algorithm 1), with L2 decay in the gradient or decoupled (arXiv 1711.05101), float64."""
+    first = second = 0.0
+    for step, gradient in enumerate(gradients, start=1):
+        if decoupled:
+            value -= lr * decay * value
+        whole = gradient if decoupled else gradient + decay * value
+        first, second = 0.9 * first + 0.1 * whole, 0.999 * second + 0.001 * whole**2
+        value -= lr * (first / (1 - 0.9**step)) / ((second / (1 - 0.999**step)) ** 0.5 + 1e-8)
+    return value
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
+def test_the_optimizer_is_the_one_asked_for_and_spares_codebooks(kind: Any) -> None:
+    config = replace(SMALL, training=replace(SHORT, optimizer=kind, lr=3e-4, weight_decay=0.05))
+    trainer = trained(config, run=False)
+    spared = trainer.network.codewords[0]
+    decayed = next(parameter for parameter in trainer.network.parameters() if parameter is not spared)
+    start = [float(parameter.detach().flatten()[0]) for parameter in (decayed, spared)]
+    gradients = [0.02, -0.01, 0.03]
+    for gradient in gradients:
+        for parameter in trainer.network.parameters():
+            parameter.grad = torch.full_like(parameter, gradient)
+        trainer._optimizer.step()
+    for found, first, decay in zip((decayed, spared), start, (0.05, 0.0), strict=True):
+        expected = adam(first, gradients, 3e-4, decay, kind == "adamw")
+        assert float(found.detach().flatten()[0]) == pytest.approx(expected, rel=1e-6, abs=1e-8)
 
 
 def test_losses_enter_with_their_schedule_and_begin_epochs() -> None:
