@@ -1,18 +1,26 @@
-"""Parts of the section `tokenizer.learner`: what learners share, the router of token weights, the training.
+"""Parts of the section `tokenizer.learner`: what learners share, presets, the router of token weights, the training.
 
 Every default cites its source; [I] marks one of our own.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from sidrec.config.section import changed_keys, section
 from sidrec.config.sid_losses import SidLossConfig
 
+Values = Mapping[str, Any]  # of a recipe's section
+
 
 class LearnerSection:
-    """The section of a learner. `sidrec.sid.learners.registry` says what to add for a new one."""
+    """The section of a learner. `sidrec.sid.learners.registry` says what to add for a new one.
+
+    presets: name -> the values that a preset of that name gives to keys that the recipe leaves out.
+    """
+
+    presets: ClassVar[Mapping[str, Values]] = {}
 
     def check_use(self, vectors: tuple[str, ...], resolve_collisions: bool) -> None:
         """Raises ValueError when the learner cannot use the tokenizer's vector columns or resolve collisions."""
@@ -20,6 +28,24 @@ class LearnerSection:
     def unused_keys(self) -> dict[str, str]:
         """Keys with values that other keys make ineffective -> what is expected instead."""
         return {}
+
+
+def fill_preset(values: Any, presets: Mapping[str, Values]) -> Any:
+    """A learner's section as the recipe has it, with the values of its preset for keys that it leaves out.
+
+    Sections in it are filled key by key, lists are replaced. Unknown names are left to the check of the key.
+    """
+    name = values.get("preset")
+    preset = presets.get(name) if isinstance(name, str) else None
+    return values if preset is None else _filled(values, preset)
+
+
+def _filled(values: Values, preset: Values) -> dict[str, Any]:
+    filled = {**preset, **values}
+    for key, inner in preset.items():
+        if isinstance(inner, Mapping) and isinstance(values.get(key), Mapping):
+            filled[key] = _filled(values[key], inner)
+    return filled
 
 
 @section

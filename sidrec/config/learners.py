@@ -4,11 +4,22 @@ Every default cites its source; [I] marks one of our own. What learners share is
 the chapter `sid_losses`.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from dataclasses import field
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+import tyro
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from sidrec.config.learner_parts import GradientLearner, LearnerSection, Router, Training, unused_pairs
+from sidrec.config.learner_parts import (
+    GradientLearner,
+    LearnerSection,
+    Router,
+    Training,
+    Values,
+    fill_preset,
+    unused_pairs,
+)
 from sidrec.config.section import changed_keys, section
 from sidrec.config.sid_losses import (
     AlignmentController,
@@ -22,12 +33,18 @@ from sidrec.config.sid_losses import (
     WeightSchedule,
 )
 
+InRecipe = tyro.conf.Suppress  # a preset fills in keys of the recipe file; a flag would come too late
+Column = Literal["text", "visual", "behavior"]
+
 
 @section
 class RqVaeConfig(GradientLearner):
     """RQ-VAE (TIGER, arXiv 2305.05065): encoder, residual codebooks, decoder."""
 
+    presets: ClassVar[Mapping[str, Values]] = {"paper": {"training": {"revive_every": 0}}}
     kind: Literal["rqvae"] = "rqvae"
+    preset: Annotated[Literal["paper"] | None, InRecipe] = None
+    """paper: without the revival of dead codes, which no paper has. The paper's optimizer is not part of it."""
     sinkhorn: NonNegativeFloat = 0.0
     """Entropy of the optimal transport that spreads a training batch over the last level's codes; 0 is off."""
     sinkhorn_iterations: PositiveInt = 50
@@ -38,6 +55,16 @@ class RqVaeConfig(GradientLearner):
         return found if self.sinkhorn else found | changed_keys(self, ["sinkhorn_iterations"], "with sinkhorn 0")
 
 
+OF_QUASID: Values = {
+    "optimizer": "adam",
+    "lr": 3e-4,
+    "weight_decay": 1e-5,
+    "batch_size": 512,  # 256 pairs
+    "pairs": {"directed": True, "draw": "pairs"},
+    "revive_every": 0,
+}
+
+
 @section
 class AdaSidConfig(RqVaeConfig):
     """AdaSID (arXiv 2604.23522): RQ-VAE, overlap repulsion that relaxes and adapts, contrast that takes over.
@@ -45,7 +72,10 @@ class AdaSidConfig(RqVaeConfig):
     Needs item pairs.
     """
 
+    presets: ClassVar[Mapping[str, Values]] = {"paper": {"training": OF_QUASID}}
     kind: Literal["adasid"] = "adasid"  # type: ignore[assignment]
+    preset: Annotated[Literal["paper"] | None, InRecipe] = None
+    """paper: trained as the paper of QuaSID trains; AdaSID, of the same authors, does not publish its settings."""
     losses: tuple[SidLossConfig, ...] = (
         OverlapRepulsion(schedule=WeightSchedule(first=1.0, last=0.1)),
         Contrast(schedule=WeightSchedule(first=0.0, last=1.0)),
@@ -60,7 +90,13 @@ class AdcSidConfig(LearnerSection):
     Needs `behavior` among the vector columns, not normalised; every other column is content.
     """
 
+    presets: ClassVar[Mapping[str, Values]] = {
+        "paper": {"unit_latents": False, "training": {"batch_size": 2048, "revive_every": 0}}
+    }
     kind: Literal["adc_sid"] = "adc_sid"
+    preset: Annotated[Literal["paper"] | None, InRecipe] = None
+    """paper: latents and codewords as equations 10 and 11 have them, and no revival of dead codes. What the paper does
+    not say, such as how codewords learn, keeps its default."""
     shared: PositiveInt = 1
     """Experts N_s on all modalities together."""
     content: PositiveInt = 1
@@ -73,6 +109,9 @@ class AdcSidConfig(LearnerSection):
     """Width d of an expert's output and its codewords [I]."""
     hidden: PositiveInt = 256
     """Hidden width of experts, towers and decoder [I]."""
+    unit_latents: bool = True
+    """Scale latents and codewords to unit length before they are summed [I]; false as in the paper's equations 10 and
+    11. Codes are the codewords of largest cosine either way."""
     fuse: Literal["sum", "concat"] = "sum"
     """Sum the experts before the decoder, as in the equations, or concatenate them."""
     codebook_learning: Literal["gradient", "ema"] = "gradient"
@@ -82,6 +121,9 @@ class AdcSidConfig(LearnerSection):
     """Weight of the commitment, relative to the codebook loss [I]."""
     reconstruction: Literal["sum", "mean"] = "sum"
     """Squared error: sum or mean over dimensions, always mean over items."""
+    reconstruction_weights: Mapping[Column, PositiveFloat] = field(default_factory=dict)
+    """Vector column -> weight of its squared error, 1 where none is given. Behaviour is not scaled to unit length as
+    content is, so that its error can outweigh all others."""
     align_weight: NonNegativeFloat = 0.1
     """Weight of the alignment losses [I]; 0 is the ablation "w/o contrastive"."""
     temperature: PositiveFloat = 0.07
@@ -106,6 +148,9 @@ class AdcSidConfig(LearnerSection):
             raise ValueError(
                 f"expected vectors of adc_sid to be behavior and at least one content, got {list(vectors)}"
             )
+        unknown = [name for name in self.reconstruction_weights if name not in vectors]
+        if unknown:
+            raise ValueError(f"expected reconstruction_weights of columns among {list(vectors)}, got {unknown[0]!r}")
 
     def unused_keys(self) -> dict[str, str]:
         found = unused_pairs(self.training, (*self.losses, *self.further_losses))
@@ -125,7 +170,10 @@ class DasLiteConfig(RqVaeConfig):
     Without DAS's users, its debiasing and its joint recommender. Needs behaviour vectors and item pairs.
     """
 
+    presets: ClassVar[Mapping[str, Values]] = {}
     kind: Literal["das_lite"] = "das_lite"  # type: ignore[assignment]
+    preset: Annotated[None, InRecipe] = None
+    """None: this is a part of DAS."""
     losses: tuple[SidLossConfig, ...] = (
         BehaviorAlignment(weight=0.5, on="quantized"),
         Contrast(weight=0.5, on="quantized"),
@@ -137,7 +185,11 @@ class DasLiteConfig(RqVaeConfig):
 class LetterConfig(RqVaeConfig):
     """LETTER (arXiv 2405.07314): RQ-VAE with diversity of codes and collaborative signal. Needs behaviour vectors."""
 
+    presets: ClassVar[Mapping[str, Values]] = {"released": {"training": {"revive_every": 0}}}
     kind: Literal["letter"] = "letter"  # type: ignore[assignment]
+    preset: Annotated[Literal["released"] | None, InRecipe] = None  # type: ignore[assignment]
+    """released: without the revival of dead codes. The other defaults are those of the released code, but for its
+    20,000 epochs."""
     levels: PositiveInt = 4
     """Levels L of a SID."""
     hidden: tuple[PositiveInt, ...] = (2048, 1024, 512, 256, 128, 64)
@@ -157,11 +209,24 @@ class MmRqVaeConfig(GradientLearner):
     `levels` is the sum over all columns, each of which gets an equal number.
     """
 
+    presets: ClassVar[Mapping[str, Values]] = {
+        "released": {
+            "reconstruction": "mean",
+            "commitment": 0.01,
+            "commitment_gradient": "first_level",
+            "mmd": "one_kernel",
+            "sinkhorn": 0.003,
+            "training": {"lr": 2e-4, "revive_every": 0},
+        }
+    }
     kind: Literal["mm_rqvae"] = "mm_rqvae"
+    preset: Annotated[Literal["released"] | None, InRecipe] = None
+    """released: the losses of the released code, whose training loop is not public. Its sizes are not part of it:
+    4 levels per column, width 4096, hidden 4096, 4096, 4096."""
     levels: PositiveInt = 6
     """Levels L of a SID, a multiple of the number of vector columns."""
     reconstruct: Literal["mmd", "squared"] = "mmd"
-    """Multi-kernel MMD between inputs and reconstructions, as released, or the squared error."""
+    """MMD between inputs and reconstructions, as released, or the squared error."""
     reconstruct_weight: NonNegativeFloat = 3.0
     """Weight of the reconstruction, as released."""
     align: Literal["mmd", "contrast"] = "mmd"
@@ -171,14 +236,26 @@ class MmRqVaeConfig(GradientLearner):
     """Weight of the alignment, as released."""
     temperature: PositiveFloat = 0.07
     """tau of the InfoNCE [I]."""
+    mmd: Literal["five_kernels", "one_kernel"] = "five_kernels"
+    """five_kernels: Gaussian kernels of five bandwidths, biased estimator. one_kernel: as released."""
+    commitment_gradient: Literal["all_levels", "first_level"] = "all_levels"
+    """Levels whose commitment reaches the encoder. In the released code only the first does: deeper residuals subtract
+    straight-through values, which leaves them without gradient."""
+    sinkhorn: NonNegativeFloat = 0.0
+    """Entropy of the optimal transport over each column's last level in training; 0.003 as released, 0 is off."""
+    sinkhorn_iterations: PositiveInt = 50
+    """Sinkhorn iterations, as released."""
 
     def unused_keys(self) -> dict[str, str]:
         found = super().unused_keys()
-        if not self.align_weight:
+        aligns = self.align if self.align_weight else "nothing"
+        if aligns == "nothing":
             found |= changed_keys(self, ["align", "temperature"], "with align_weight 0")
-        elif self.align == "mmd":
+        elif aligns == "mmd":
             found |= changed_keys(self, ["temperature"], "with align mmd")
-        return found
+        if self.reconstruct != "mmd" and aligns != "mmd":
+            found |= changed_keys(self, ["mmd"], "where no loss is an MMD")
+        return found if self.sinkhorn else found | changed_keys(self, ["sinkhorn_iterations"], "with sinkhorn 0")
 
     def check_use(self, vectors: tuple[str, ...], resolve_collisions: bool) -> None:
         if self.levels % len(vectors):
@@ -196,7 +273,10 @@ class MultiVqConfig(GradientLearner):
 class QuaSidConfig(RqVaeConfig):
     """QuaSID (arXiv 2603.00632): RQ-VAE, contrast of co-occurring items, Hamming-guided repulsion. Needs item pairs."""
 
+    presets: ClassVar[Mapping[str, Values]] = {"paper": {"training": OF_QUASID}}
     kind: Literal["quasid"] = "quasid"  # type: ignore[assignment]
+    preset: Annotated[Literal["paper"] | None, InRecipe] = None
+    """paper: Adam, 256 trigger-target pairs per step, no revival of dead codes. Epochs and tau are not published."""
     losses: tuple[SidLossConfig, ...] = (Contrast(), HammingRepulsion())
     """The losses of QuaSID."""
 
@@ -276,8 +356,18 @@ class ResidualKMeansConfig(LearnerSection):
     """Threads of the fit. The same seed gives the same codebooks only with the same number of threads."""
 
 
+def _fill_preset(values: Any) -> Any:
+    """The mapping of a learner with its preset filled in (`fill_preset`); anything else as it is."""
+    if not isinstance(values, Mapping):
+        return values
+    presets = [learner.presets for learner in get_args(GradientLearnerConfig) if learner.kind == values.get("kind")]
+    return fill_preset(values, presets[0]) if presets else values
+
+
 Learner = Annotated[
-    ResidualKMeansConfig | RandomCodesConfig | OpqConfig | GradientLearnerConfig, Field(discriminator="kind")
+    ResidualKMeansConfig | RandomCodesConfig | OpqConfig | GradientLearnerConfig,
+    Field(discriminator="kind"),
+    BeforeValidator(_fill_preset),
 ]
 
 
@@ -285,7 +375,7 @@ Learner = Annotated[
 class TokenizerConfig:
     """What `sidrec fit` learns, and from which vectors."""
 
-    vectors: tuple[Literal["text", "visual", "behavior"], ...] = ("text",)
+    vectors: tuple[Column, ...] = ("text",)
     """Vector columns of items.parquet, concatenated in this order."""
     normalize: bool = True
     """Scale each vector column to unit length first; not `behavior` for adc_sid, which uses its norm."""

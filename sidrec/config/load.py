@@ -24,8 +24,8 @@ LARGEST = 1 << 20  # bytes of a file; parsing more takes many seconds
 FLAGS = """
 
 RECIPE is a YAML file. The options of its sections, below, are its values under the same names; a flag replaces the
-recipe's value for this run. Values marked (required) must be in the recipe. A variant (kind) is chosen in the recipe
-only."""
+recipe's value for this run. Values marked (required) must be in the recipe. A variant (kind) or a preset is chosen in
+the recipe only."""
 
 
 class _MappingLoader(yaml.SafeLoader):

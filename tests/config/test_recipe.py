@@ -121,6 +121,16 @@ IDLE = {
     "tokenizer: {learner: {kind: rqvae, training: {revive_every: 0, revive_until: 0.5}}}": (
         "tokenizer.learner.training.revive_until: expected none with revive_every 0, got 0.5"
     ),
+    "tokenizer: {learner: {kind: rqvae, training: {pairs: {draw: pairs}}}}": (
+        "tokenizer.learner.training.pairs: expected none without a loss that needs pairs, such as contrast, "
+        "got other values"
+    ),
+    LEARNER + "{kind: mm_rqvae, reconstruct: squared, align: contrast, mmd: one_kernel}}": (
+        "tokenizer.learner.mmd: expected none where no loss is an MMD, got one_kernel"
+    ),
+    LEARNER + "{kind: mm_rqvae, sinkhorn_iterations: 9}}": (
+        "tokenizer.learner.sinkhorn_iterations: expected none with sinkhorn 0, got 9"
+    ),
     "tokenizer: {learner: {kind: rqvae, sinkhorn_iterations: 5}}": (
         "tokenizer.learner.sinkhorn_iterations: expected none with sinkhorn 0, got 5"
     ),
@@ -181,6 +191,8 @@ def test_further_keys_that_would_do_nothing(sections: str, recipe: Path, capsys:
         "tokenizer: {learner: {kind: rqvae, router: {regularize: false, hidden: 8}}}",
         LEARNER + "{kind: adc_sid, align_weight: 0, controller: {clip_quantile: 0.1}}}",
         LEARNER + "{kind: mm_rqvae, align: contrast, temperature: 0.2}}",
+        LEARNER + "{kind: mm_rqvae, preset: released, sinkhorn_iterations: 9}}",
+        "tokenizer: {learner: {kind: rqvae, further_losses: [{kind: contrast}], training: {pairs: {directed: true}}}}",
         "tokenizer: {learner: {kind: adasid, losses: [{kind: overlap_repulsion, relax: false, load: none}]}}",
     ],
 )

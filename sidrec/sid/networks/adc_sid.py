@@ -33,14 +33,16 @@ class AdcSid(Network):
     each content column, behaviour experts. g is 1 for shared experts, softmax(MLP(e_m)) over the experts of a content
     column, the router R(e_b) for behaviour. Weights [B, L] are R for behaviour levels and 1 for all others.
 
-    z_l and codewords are unit vectors throughout, so that z and z_q lie in the same space; the paper quantises by
-    cosine and does not say how codewords are learned (`codebook_learning`). Terms: reconstruction of all columns;
-    codebook and commitment as in RQ-VAE; align_behavior and align_content (eq. 15 to 21); router (eq. 23).
+    With `unit_latents`, z_l and codewords are unit vectors throughout; without, z and z_q are sums of raw vectors, as
+    in equations 10 and 11. The paper quantises by cosine and does not say how codewords are learned
+    (`codebook_learning`). Terms: reconstruction of all columns, each times its weight; codebook and commitment as in
+    RQ-VAE; align_behavior and align_content (eq. 15 to 21); router (eq. 23).
     """
 
     unscaled_columns = frozenset({BEHAVIOR})
     unknown_behavior = True
     codebooks: nn.ModuleList
+    error_weight_V: Tensor
 
     def __init__(self, config: AdcSidConfig, columns: tuple[tuple[str, int], ...]) -> None:
         """Raises ContractError when `behavior`, or any content, is not among the columns."""
@@ -69,9 +71,13 @@ class AdcSid(Network):
         self.norm = BehaviorNorm(part, config.controller.clip_quantile if config.controller else 0.0)
         levels = config.shared + config.content * len(self.content) + config.behavior
         self.codebooks = nn.ModuleList(
-            Codebook(config.codebook_size, width, cosine=True, learning=config.codebook_learning) for _ in range(levels)
+            Codebook(config.codebook_size, width, True, config.codebook_learning, config.unit_latents)
+            for _ in range(levels)
         )
         self.decoder = mlp((self.latent_width, hidden, self.inputs))
+        of_column = {str(name): weight for name, weight in config.reconstruction_weights.items()}
+        weights = [torch.full((widths[name],), of_column.get(name, 1.0)) for name in names]
+        self.register_buffer("error_weight_V", torch.cat(weights), persistent=False)
 
     @property
     def latent_width(self) -> int:
@@ -114,7 +120,8 @@ class AdcSid(Network):
             weights_BL,
         )
         decoded_BV = self.decoder(coded.straight_through())
-        terms["reconstruction"] = reconstruction(decoded_BV, vectors_BV, self.config.reconstruction)
+        scale_V = self.error_weight_V.sqrt()
+        terms["reconstruction"] = reconstruction(decoded_BV * scale_V, vectors_BV * scale_V, config.reconstruction)
         terms |= self._alignment(batch, towers, scaled_norm_B)
         if self.router is not None and weights_BL is not None and self.router.config.regularize:
             terms["router"] = self.router.loss(weights_BL[:, -self.config.behavior :], scaled_norm_B)
@@ -137,10 +144,7 @@ class AdcSid(Network):
 
     @torch.no_grad()
     def last_level_costs(self, vectors_BV: Tensor, codes_BL: Tensor) -> Tensor:
-        latent_BD = self._latents(vectors_BV, self._towers(vectors_BV))[-1]
-        codebook = self._levels()[-1]
-        every_K = torch.arange(self.codebook_sizes[-1], device=vectors_BV.device)
-        return torch.cdist(latent_BD, codebook.lookup(every_K)).square()
+        return self._levels()[-1].distances(self._latents(vectors_BV, self._towers(vectors_BV))[-1])
 
     def after_step(self) -> dict[str, float]:
         return {} if self.router is None else self.router.after_step()
@@ -156,14 +160,18 @@ class AdcSid(Network):
         return {name: self.towers[name](vectors_BV[:, part]) for name, part in self.parts.items()}
 
     def _latents(self, vectors_BV: Tensor, towers: dict[str, Tensor]) -> list[Tensor]:
-        """z_l of every level [B, D], unit vectors."""
+        """z_l of every level [B, D], unit vectors with `unit_latents`."""
         together = torch.cat(list(towers.values()), dim=1)
         latents = [expert(together) for expert in self.shared]
         for name in (*self.content, BEHAVIOR):
             experts = self.experts[name]
             assert isinstance(experts, nn.ModuleList)
             latents += [expert(vectors_BV[:, self.parts[name]]) for expert in experts]
-        return [nn.functional.normalize(latent_BD, dim=1) for latent_BD in latents]
+        return (
+            [nn.functional.normalize(latent_BD, dim=1) for latent_BD in latents]
+            if self.config.unit_latents
+            else latents
+        )
 
     def _weights(self, vectors_BV: Tensor, scaled_norm_B: Tensor) -> Tensor | None:
         """weights_BL: the router's for behaviour levels, 1 for the others; None without a router."""

@@ -23,7 +23,8 @@ DECAY = 0.99  # of the moving averages (van den Oord et al., arXiv 1711.00937, a
 class Codebook(nn.Module):
     """Vector quantisation (VQ-VAE, arXiv 1711.00937): points [B, D] to the nearest of the codewords `weight` [K, D].
 
-    cosine: the nearest codeword has the largest cosine; points and codewords are scaled to unit length everywhere.
+    cosine: the nearest codeword has the largest cosine. With `unit`, the default, points and codewords are then scaled
+        to unit length everywhere; without, they keep their lengths in losses, averages and lookups.
     learning: `gradient` trains the codewords through `losses`. With `ema`, `weight` is a buffer; in training, each
         codeword becomes the moving average of the points that took it (equations 6 to 8), summed over replicas.
     """
@@ -34,10 +35,15 @@ class Codebook(nn.Module):
     replicas: Replicas = SINGLE
 
     def __init__(
-        self, size: int, width: int, cosine: bool = False, learning: Literal["gradient", "ema"] = "gradient"
+        self,
+        size: int,
+        width: int,
+        cosine: bool = False,
+        learning: Literal["gradient", "ema"] = "gradient",
+        unit: bool = True,
     ) -> None:
         super().__init__()
-        self.cosine, self.learning = cosine, learning
+        self.cosine, self.learning, self._unit = cosine, learning, cosine and unit
         weight_KD = self._scaled(torch.randn(size, width) / width**0.5)
         if learning == "gradient":
             self.weight = nn.Parameter(weight_KD)
@@ -56,10 +62,14 @@ class Codebook(nn.Module):
 
     def nearest(self, points_BD: Tensor) -> Tensor:
         """int64 [B]. Points need no scaling: a point's length does not change which cosine is largest."""
-        return nearest(points_BD, self._scaled(self.weight))
+        return nearest(points_BD, self._compared(self.weight))
+
+    def distances(self, points_BD: Tensor) -> Tensor:
+        """[B, K]: squared distances from all codewords; with `cosine`, of directions. The nearest has the smallest."""
+        return torch.cdist(self._compared(points_BD), self._compared(self.weight)).square()
 
     def lookup(self, codes_B: Tensor) -> Tensor:
-        """The codewords [B, D], of unit length with `cosine`."""
+        """The codewords [B, D], of unit length with `cosine` and `unit`."""
         return self._scaled(functional.embedding(codes_B, self.weight))
 
     def losses(self, points_BD: Tensor, quantized_BD: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,12 +87,12 @@ class Codebook(nn.Module):
     def place(self, points_PD: Tensor) -> None:
         """Sets the codewords to the centroids of k-means on at least K points, from a k-means++ start.
 
-        Seeded by torch's generator.
+        With `cosine` the clusters are those of directions. Seeded by torch's generator.
         """
         import faiss
 
         size, width = self.weight.shape
-        points = np.ascontiguousarray(self._scaled(points_PD).cpu().numpy())
+        points = np.ascontiguousarray(self._compared(points_PD).cpu().numpy())
         learner = faiss.Kmeans(
             width,
             size,
@@ -100,6 +110,8 @@ class Codebook(nn.Module):
         finally:
             faiss.omp_set_num_threads(threads)
         self._set(torch.arange(size), torch.from_numpy(learner.centroids))
+        if self._unit != self.cosine:
+            self._set_means(points_PD)
 
     @torch.no_grad()
     def revive(self, dead_K: Tensor, points_PD: Tensor) -> int:
@@ -111,6 +123,14 @@ class Codebook(nn.Module):
         chosen = torch.randperm(len(points_PD))[: len(codes)]
         self._set(codes[: len(chosen)], self._scaled(points_PD[chosen]))
         return min(len(codes), len(chosen))
+
+    def _set_means(self, points_PD: Tensor) -> None:
+        """Moves every codeword to the mean of the points that take it; one that none takes stays."""
+        codes_P = self.nearest(points_PD)
+        counts_K = torch.bincount(codes_P, minlength=len(self.weight))
+        sums_KD = torch.zeros_like(self.weight).index_add_(0, codes_P, points_PD.to(self.weight))
+        taken = torch.nonzero(counts_K)[:, 0]
+        self._set(taken, sums_KD[taken] / counts_K[taken, None])
 
     def _set(self, codes: Tensor, points: Tensor) -> None:
         points = points.to(self.weight)
@@ -130,8 +150,11 @@ class Codebook(nn.Module):
         taken = seen[:, width] > 0
         self.weight[taken] = self._scaled(self._sum_KD[taken] / self._count_K[taken, None])
 
-    def _scaled(self, points: Tensor) -> Tensor:
+    def _compared(self, points: Tensor) -> Tensor:
         return functional.normalize(points, dim=1) if self.cosine else points
+
+    def _scaled(self, points: Tensor) -> Tensor:
+        return functional.normalize(points, dim=1) if self._unit else points
 
 
 def quantisation_terms(
@@ -154,6 +177,12 @@ def quantisation_terms(
     items, width = targets[0].shape
     scale = items * (len(targets) * width if reduction == "mean" else 1)
     return {"codebook": codebook_loss / scale, "commitment": commitment_weight * commitment / scale}
+
+
+def spread_codes(codebook: Codebook, points_BD: Tensor, entropy: float, iterations: int) -> Tensor:
+    """int64 [B]: `sinkhorn_codes` of the points' squared distances from the codewords, without gradient."""
+    distances_BK = torch.cdist(points_BD.detach(), codebook.weight.detach()).square()
+    return sinkhorn_codes(distances_BK, entropy, iterations)
 
 
 TINY = 1e-300  # prevents division by zero for a code that no point can reach

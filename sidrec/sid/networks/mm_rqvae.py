@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from sidrec.config.learners import MmRqVaeConfig
 from sidrec.schema import BEHAVIOR, ContractError
 from sidrec.sid.losses.loss import info_nce, same_item
-from sidrec.sid.networks.codebook import Codebook, quantisation_terms
+from sidrec.sid.networks.codebook import Codebook, quantisation_terms, spread_codes
 from sidrec.sid.networks.network import Coded, ItemBatch, mlp
 from sidrec.sid.networks.rqvae import reconstruction, weighted_sum
 from sidrec.sid.networks.token_weights import ItemWeights, WeightedNetwork
@@ -33,6 +33,10 @@ class MmRqVae(WeightedNetwork):
     """MM-RQ-VAE (MME-SID): an RQ-VAE of L / M levels per vector column. [B, V] -> codes [B, L].
 
     L = 3 sum_m MMD(x'_m, x_m) + sum_m (codebook_m + commitment_m) + .01 sum_(m != a) MMD(zq_a, zq_m)
+
+    The preset `released` takes the terms of the released code (github.com/Applied-Machine-Learning-Lab/MME-SID, folder
+    MM-RQ-VAE), whose training loop is not public: `one_kernel_mmd`, means over dimensions and levels, commitment .01
+    from the first level alone, optimal transport on each column's last level.
 
     Each modality of an item has its own codes, and alignment makes the modalities agree. Levels of the first column
     come first. The anchor a is `behavior`, or the first column without it. The squared error can replace the
@@ -131,14 +135,23 @@ class MmRqVae(WeightedNetwork):
             latent_BD = encoder(inputs_BV)
             branch = Branch(inputs_BV, latent_BD, [], [], [])
             residual_BD = latent_BD
-            for codebook in codebooks:
-                codes_B, quantized_BD = codebook(residual_BD)
+            for level, codebook in enumerate(codebooks):
+                codes_B = self._codes(codebook, residual_BD, last=level == self.levels - 1)
+                quantized_BD = codebook.lookup(codes_B)
                 branch.codes.append(codes_B)
                 branch.quantized.append(quantized_BD)
                 branch.targets.append(residual_BD)
                 residual_BD = residual_BD - quantized_BD.detach()
+                if self.config.commitment_gradient == "first_level":
+                    residual_BD = residual_BD.detach()
             branches.append(branch)
         return branches
+
+    def _codes(self, codebook: Codebook, residual_BD: Tensor, last: bool) -> Tensor:
+        """The nearest codes; in training with `sinkhorn`, a column's last codes spread the batch evenly."""
+        if self.training and self.config.sinkhorn and last:
+            return spread_codes(codebook, residual_BD, self.config.sinkhorn, self.config.sinkhorn_iterations)
+        return codebook.nearest(residual_BD)
 
     def _weighted(self, branches: list[Branch], weights_BL: Tensor | None) -> Iterator[tuple[Branch, Tensor | None]]:
         yield from zip(branches, self._parts(weights_BL), strict=True)
@@ -167,7 +180,7 @@ class MmRqVae(WeightedNetwork):
             fixed_BD = weighted_sum([quantized_BD.detach() for quantized_BD in branch.quantized], part_BL)
             decoded_BV = decoder(branch.latent_BD + fixed_BD - branch.latent_BD.detach())
             if self.config.reconstruct == "mmd":
-                total = total + mmd(decoded_BV, branch.inputs_BV)
+                total = total + self._mmd(decoded_BV, branch.inputs_BV)
             else:
                 total = total + reconstruction(decoded_BV, branch.inputs_BV, self.config.reconstruction)
         return self.config.reconstruct_weight * total
@@ -186,12 +199,37 @@ class MmRqVae(WeightedNetwork):
                 continue
             other_AD = other_BD[known_B]
             if self.config.align == "mmd":
-                total = total + mmd(anchor_AD, other_AD)
+                total = total + self._mmd(anchor_AD, other_AD)
             else:
                 there_A = info_nce(anchor_AD, other_AD, self.config.temperature, excluded_AA)
                 back_A = info_nce(other_AD, anchor_AD, self.config.temperature, excluded_AA)
                 total = total + (there_A + back_A).mean()
         return total
+
+    def _mmd(self, x_BD: Tensor, y_BD: Tensor) -> Tensor:
+        return mmd(x_BD, y_BD) if self.config.mmd == "five_kernels" else one_kernel_mmd(x_BD, y_BD)
+
+
+def one_kernel_mmd(x_BD: Tensor, y_BD: Tensor) -> Tensor:
+    """MMD of two batches of B rows, a scalar, as MME-SID's code and its library compute it (tllib, c4aa59e).
+
+    sum_(i != j) (k(x_i, x_j) + k(y_i, y_j)) / (B (B - 1)) - 2 mean_ij k(x_i, y_j) + 2 / (B - 1)
+
+    k(a, b) = exp(-|a - b|^2 / mean |p - q|^2), the mean over all pairs of the 2 B rows, a row with itself included, and
+    without gradient. Not 0 for equal batches. Adding the diagonals of both sums, which are B, cancels the last term. A
+    single row gives 0.
+    """
+    rows = len(x_BD)
+    points_ND = torch.cat([x_BD, y_BD])
+    points_ND = points_ND - points_ND.detach().mean(dim=0)  # rounding errors grow with the distance from the origin
+    if rows < 2:
+        return 0 * points_ND.sum()
+    length_N = points_ND.square().sum(dim=1)
+    distance_NN = torch.addmm(length_N, points_ND, points_ND.T, alpha=-2).add(length_N[:, None]).clamp_min(0)
+    bandwidth = distance_NN.detach().mean().clamp_min(torch.finfo(distance_NN.dtype).tiny)
+    kernel_NN = torch.exp(-distance_NN / bandwidth)
+    same = kernel_NN[:rows, :rows].sum() + kernel_NN[rows:, rows:].sum()
+    return same / (rows * (rows - 1)) - 2 * kernel_NN[:rows, rows:].mean()
 
 
 DOUBLINGS = 4  # five kernels, each with twice the bandwidth of the one before; the middle one has the mean distance

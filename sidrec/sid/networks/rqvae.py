@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sidrec.config.learners import MultiVqConfig, RqVaeConfig
-from sidrec.sid.networks.codebook import Codebook, quantisation_terms, sinkhorn_codes
+from sidrec.sid.networks.codebook import Codebook, quantisation_terms, spread_codes
 from sidrec.sid.networks.network import Coded, ItemBatch, mlp
 from sidrec.sid.networks.token_weights import ItemWeights, WeightedNetwork
 
@@ -97,8 +97,7 @@ class RqVae(WeightedNetwork):
         """The nearest codes; in training with `sinkhorn`, the last level's codes spread the batch evenly."""
         codebook = self._levels()[level]
         if self.training and self.config.sinkhorn and level == self.config.levels - 1:
-            distances_BK = torch.cdist(residual_BD.detach(), codebook.weight.detach()).square()
-            return sinkhorn_codes(distances_BK, self.config.sinkhorn, self.config.sinkhorn_iterations)
+            return spread_codes(codebook, residual_BD, self.config.sinkhorn, self.config.sinkhorn_iterations)
         return codebook.nearest(residual_BD)
 
     def _terms(

@@ -4,6 +4,7 @@ Shapes: columns are text [2], behavior [3], visual [2], in this order.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -241,3 +242,86 @@ def test_columns_it_cannot_do_without(columns: tuple[tuple[str, int], ...]) -> N
 def test_behavior_of_nobody_is_refused_before_training() -> None:
     with pytest.raises(ContractError, match="column behavior: expected behaviour of some items, got all zeros"):
         network().measure(np.ones((4, 7), dtype=np.float32) * [1, 1, 0, 0, 0, 1, 1])
+
+
+# The paper's equations in NumPy, float64, one item at a time.
+
+
+def layers(net: AdcSid, name: str, inputs: np.ndarray) -> np.ndarray:
+    """A two-layer network of `net`, by its name in the state dict."""
+    state = {key: value.double().numpy() for key, value in net.state_dict().items()}
+    hidden = np.maximum(state[f"{name}.0.weight"] @ inputs + state[f"{name}.0.bias"], 0)
+    result: np.ndarray = state[f"{name}.2.weight"] @ hidden + state[f"{name}.2.bias"]
+    return result
+
+
+def by_equations(net: AdcSid, weights: dict[str, float]) -> dict[str, float]:
+    """Equations 1 to 14 with two experts per content column and three for behaviour, and the terms that they give."""
+    codewords = [words.detach().double().numpy() for words in net.codewords]
+    norms = vectors()[:, 2:5].double().norm(dim=1).numpy()
+    known = norms[norms > 0]
+    sums = dict.fromkeys(("reconstruction", "codebook", "commitment"), 0.0)
+    for row, norm in zip(vectors().double().numpy(), norms, strict=True):
+        column = {"text": row[:2], "behavior": row[2:5], "visual": row[5:]}
+        h = np.concatenate([layers(net, f"towers.{name}", column[name]) for name in ("text", "behavior", "visual")])
+        places = [("text", 0), ("text", 1), ("visual", 0), ("visual", 1), *(("behavior", i) for i in range(3))]
+        z = [layers(net, "shared.0", h), *(layers(net, f"experts.{name}.{i}", column[name]) for name, i in places)]
+        gates = []
+        for name in ("text", "visual"):
+            power = np.exp(layers(net, f"gates.{name}", column[name]))
+            gates += list(power / power.sum())
+        n = np.clip((norm - known.min()) / (known.max() - known.min()), 0, 1)
+        standard = (column["behavior"] - net.router.mean_V.numpy()) / net.router.spread_V.numpy()  # type: ignore[union-attr]
+        routed = np.maximum(layers(net, "router._mlp", standard), 0) / (1 + np.exp(-n))
+        g = [1.0, *gates, *routed]
+        cosine = [(words @ z_l) / np.linalg.norm(words, axis=1) for words, z_l in zip(codewords, z, strict=True)]
+        q = [words[similar.argmax()] for words, similar in zip(codewords, cosine, strict=True)]
+        decoded = layers(net, "decoder", sum(g_l * q_l for g_l, q_l in zip(g, q, strict=True)))
+        for name, part in (("text", slice(0, 2)), ("behavior", slice(2, 5)), ("visual", slice(5, 7))):
+            sums["reconstruction"] += weights.get(name, 1.0) * np.square(decoded - row)[part].sum()
+        distance = sum(np.square(z_l - q_l).sum() for z_l, q_l in zip(z, q, strict=True))
+        sums["codebook"] += distance
+        sums["commitment"] += 0.25 * distance
+    return {name: value / len(vectors()) for name, value in sums.items()}
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [{}, {"behavior": 0.1}, {"behavior": 0.25, "text": 2.0}, {"text": 0.5, "visual": 3.0, "behavior": 1.0}],
+)
+def test_raw_latents_and_weighted_columns_are_the_papers_equations(weights: dict[Any, float]) -> None:
+    net = network(replace(SMALL, unit_latents=False, reconstruction_weights=weights))
+    with torch.no_grad():
+        for codewords in net.codewords:  # of many lengths, so that a cosine chooses others than a distance
+            codewords.mul_(torch.linspace(0.2, 5, len(codewords))[:, None])
+    terms = net(batch()).terms
+    for name, expected in by_equations(net, weights).items():
+        assert terms[name].item() == pytest.approx(expected, rel=1e-5), name
+
+
+def test_raw_latents_are_placed_encoded_and_resolved_by_cosine() -> None:
+    net = network(replace(SMALL, unit_latents=False, content_gates=False, codebook_size=3)).eval()
+    net.place_codebooks(vectors())
+    coded = net(batch())
+    for level, (target, codewords) in enumerate(zip(coded.targets, net.codewords, strict=True)):
+        own = functional.cosine_similarity(target[:, None], codewords[None], dim=2).argmax(dim=1)
+        assert coded.codes_BL[:, level].tolist() == own.tolist()
+        assert codewords.norm(dim=1).max() < 2 * target.norm(dim=1).max()
+        assert codewords.norm(dim=1).max() > target.norm(dim=1).min()
+    codes, weights = net.encode(vectors())
+    assert net.last_level_costs(vectors(), codes).argmin(dim=1).tolist() == codes[:, -1].tolist()
+    decoded = net.decode(codes, weights)
+    assert decoded is not None
+    assert torch.allclose(decoded, net.decoder(coded.quantized_BD), atol=1e-5)
+
+
+def test_raw_latents_learn_by_moving_averages_of_raw_points() -> None:
+    net = network(replace(SMALL, unit_latents=False, codebook_learning="ema")).train()
+    before = net.codewords[0].clone()
+    coded = net(batch())
+    for code in range(5):
+        points = coded.targets[0][coded.codes_BL[:, 0] == code].detach().double()
+        if len(points):
+            total = 0.99 * before[code].double() + 0.01 * points.sum(dim=0)
+            expected = total / (0.99 + 0.01 * len(points))
+            assert torch.allclose(net.codewords[0][code].double(), expected, atol=1e-6)
