@@ -96,7 +96,9 @@ class SemanticItem(ItemKind):
 
     kind: str
     granularities: Granularities = ("s1", "s2", "s3", "s12", "s23")
-    """SID features: s1 is level 1, s12 the pair of levels 1 and 2. With an exact index, each has a table."""
+    """SID features: s1 is level 1, s12 the pair of levels 1 and 2. With an exact index, each has a table. Left out with
+    a learner whose levels are independent (opq, adc_sid, multi_vq, mm_rqvae of several columns): s1, s2, .. of all
+    levels."""
     tokens: Tokens = GranularityTokens()
     """Look up granularities, or subwords instead of them."""
     index: Index = ExactIndex()
@@ -177,7 +179,8 @@ class GateSidItem(SemanticItem, HashedItem):
     kind: Literal["gate_sid"] = "gate_sid"
     pools_no_history: ClassVar[str] = "has its own attention over histories"
     granularities: Granularities = ("s1", "s2", "s3")
-    """SID features; the paper uses the single levels. With an exact index, each has a table."""
+    """SID features; the paper uses the single levels. With an exact index, each has a table. Left out with a learner
+    whose levels are independent: s1, s2, .. of all levels."""
     fusion: Fusion = ConcatProjectFusion()
     alignment: Alignment = NoAlignment()
     stats: Stats = StandardizedStats()

@@ -25,6 +25,13 @@ class LearnerSection:
     def check_use(self, vectors: tuple[str, ...], resolve_collisions: bool) -> None:
         """Raises ValueError when the learner cannot use the tokenizer's vector columns or resolve collisions."""
 
+    def unordered_levels(self, vectors: tuple[str, ...]) -> int:
+        """The number of levels, if they are independent of each other; 0 if each refines the one before.
+
+        A pair of independent codes, such as s12, says no more than both codes do. vectors: the tokenizer's columns.
+        """
+        return 0
+
     def unused_keys(self) -> dict[str, str]:
         """Keys with values that other keys make ineffective -> what is expected instead."""
         return {}

@@ -143,6 +143,9 @@ class AdcSidConfig(LearnerSection):
     training: Training = Training(batch_size=2048)
     """Length and optimizer of the training."""
 
+    def unordered_levels(self, vectors: tuple[str, ...]) -> int:
+        return self.shared + self.content * (len(vectors) - 1) + self.behavior
+
     def check_use(self, vectors: tuple[str, ...], resolve_collisions: bool) -> None:
         if "behavior" not in vectors or len(vectors) < 2:
             raise ValueError(
@@ -257,6 +260,9 @@ class MmRqVaeConfig(GradientLearner):
             found |= changed_keys(self, ["mmd"], "where no loss is an MMD")
         return found if self.sinkhorn else found | changed_keys(self, ["sinkhorn_iterations"], "with sinkhorn 0")
 
+    def unordered_levels(self, vectors: tuple[str, ...]) -> int:
+        return self.levels if len(vectors) > 1 else 0  # levels are in order within a column only
+
     def check_use(self, vectors: tuple[str, ...], resolve_collisions: bool) -> None:
         if self.levels % len(vectors):
             raise ValueError(f"expected levels of mm_rqvae as a multiple of {len(vectors)} vectors, got {self.levels}")
@@ -267,6 +273,9 @@ class MultiVqConfig(GradientLearner):
     """A control: one encoder head and codebook per level, independent of each other; the decoder gets their sum."""
 
     kind: Literal["multi_vq"] = "multi_vq"
+
+    def unordered_levels(self, vectors: tuple[str, ...]) -> int:
+        return self.levels
 
 
 @section
@@ -311,6 +320,9 @@ class OpqConfig(LearnerSection):
     threads: PositiveInt = 1
     """Threads of the fit. The same seed gives the same codebooks only with the same number of threads."""
 
+    def unordered_levels(self, vectors: tuple[str, ...]) -> int:
+        return self.levels
+
     def __post_init__(self) -> None:
         if self.components is not None and self.components % self.levels:
             raise ValueError(f"expected components as a multiple of levels, got {self.components} for {self.levels}")
@@ -318,7 +330,7 @@ class OpqConfig(LearnerSection):
 
 @section
 class RandomCodesConfig(LearnerSection):
-    """Codes drawn at random: a control that shows whether SIDs carry meaning."""
+    """Codes drawn at random: a control that shows whether SIDs carry meaning. Used like codes of levels in order."""
 
     kind: Literal["random"] = "random"
     levels: PositiveInt = 3
@@ -388,3 +400,8 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         self.learner.check_use(self.vectors, self.resolve_collisions)
+
+    @property
+    def unordered_levels(self) -> int:
+        """The number of levels if they are independent of each other, else 0."""
+        return self.learner.unordered_levels(self.vectors)

@@ -1,7 +1,7 @@
 """Recipes from YAML and flags, and back. A wrong recipe is refused with all its mistakes, each by its dotted path."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from sidrec.errors import ConfigError, print_warning
 from sidrec.text import did_you_mean, near_file, place, short_repr
 
 LARGEST = 1 << 20  # bytes of a file; parsing more takes many seconds
+LAST_LEVEL = 9  # that a granularity can name
 
 
 FLAGS = """
@@ -88,10 +89,13 @@ def load(argv: Sequence[str], prog: str = "sidrec", about: str = "") -> Recipe:
         parse_arguments(kind, ["--help"], f"{prog} RECIPE", f"{about}{FLAGS}")
     if not argv or argv[0].startswith("-"):
         raise ConfigError(f"{prog}: expected a recipe file first, got {argv[0] if argv else 'nothing'}")
-    recipe = _validated(load_mapping(Path(argv[0]), "recipe"), argv[0])
+    raw = load_mapping(Path(argv[0]), "recipe")
+    recipe = _validated(raw, argv[0])
     if argv[1:]:
         flagged = parse_arguments(kind, argv[1:], f"{prog} {argv[0]}", f"{about}{FLAGS}", default=recipe)
         recipe = _validated(_plain(asdict(flagged)), " ".join(argv))
+    if not any(word.startswith("--model.item.granularities") for word in argv):
+        recipe = _with_features_of_levels(recipe, raw)
     return _refuse_unused_keys(recipe, " ".join(argv))
 
 
@@ -107,7 +111,7 @@ def as_yaml(recipe: Recipe) -> str:
 
 def parse(raw: dict[str, Any], where: str) -> Recipe:
     """Plain data to a recipe; `where` names its source in errors. Raises ConfigError with one line per mistake."""
-    return _refuse_unused_keys(_validated(raw, where), where)
+    return _refuse_unused_keys(_with_features_of_levels(_validated(raw, where), raw), where)
 
 
 def _validated(raw: dict[str, Any], where: str) -> Recipe:
@@ -121,6 +125,23 @@ def _validated(raw: dict[str, Any], where: str) -> Recipe:
 
 def _refusal(where: str, mistakes: Sequence[str]) -> ConfigError:
     return ConfigError("\n  ".join([f"{where}: {len(mistakes)} mistake(s) in the recipe", *mistakes]))
+
+
+def _with_features_of_levels(recipe: Recipe, raw: Mapping[str, Any]) -> Recipe:
+    """The recipe with s1, s2, .. of all levels, if it names no granularities and its learner's levels are independent.
+
+    A run that exists keeps its granularities. raw: the recipe's file.
+    """
+    item, levels = recipe.model.item, recipe.tokenizer.unordered_levels
+    given = "granularities" in raw.get("model", {}).get("item", {})
+    if given or not levels or item.sids is None or item.sids.subwords is not None:
+        return recipe
+    names = tuple(f"s{level}" for level in range(1, min(levels, LAST_LEVEL) + 1))
+    if (recipe.run / "config.yaml").is_file():
+        saved = load_saved(recipe.run / "config.yaml").model.item.sids
+        names = saved.granularities if saved else names
+    changed: Any = replace(item.sids, granularities=names)
+    return replace(recipe, model=replace(recipe.model, item=changed))
 
 
 # Keys without effect.

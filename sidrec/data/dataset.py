@@ -12,11 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sidrec.config import Recipe
+from sidrec.config.section import granularity_levels
 from sidrec.data.item_tables import HID, ContentVectors, ItemTable, ItemTables, impressions_by_id, item_tables
 from sidrec.data.loader import columns_of
 from sidrec.data.rows import RowGroup, split_index
 from sidrec.schema import ITEM_ID, ITEMS, LOG, MANIFEST, ContractError, Manifest, load_manifest
-from sidrec.sid.catalog import Catalog, load_catalog
+from sidrec.sid.catalog import Catalog, fitted_config, load_catalog
 from sidrec.sid.granularity import Subwords, fit_subwords
 
 
@@ -74,6 +75,21 @@ def read_contracts(recipe: Recipe) -> tuple[Manifest, Catalog | None]:
     """The manifest of the log, and the catalog if the item kind has SIDs. Raises ContractError."""
     manifest = load_manifest(recipe.data.path / LOG)
     return manifest, load_catalog(recipe.data.catalog) if recipe.model.item.sids else None
+
+
+def independent_levels(recipe: Recipe) -> str | None:
+    """A warning if the model joins levels of the catalog that do not refine each other, None otherwise."""
+    item, config = recipe.model.item.sids, fitted_config(recipe.data.catalog)
+    if item is None or config is None or not config.unordered_levels:
+        return None
+    joined = ", ".join(name for name in item.granularities if len(granularity_levels(name)) > 1)
+    what = f"granularities {joined}" if item.subwords is None else "tokens of kind spm"
+    if item.subwords is None and not joined:
+        return None
+    return (
+        f"{recipe.data.catalog}: levels of {config.learner.kind} do not refine each other, so model.item.{what} join "
+        "independent codes; granularities s1, s2, .. keep them apart"
+    )
 
 
 def read_dataset(recipe: Recipe) -> Dataset:

@@ -25,7 +25,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter, ValidationError
 
+from sidrec.config.learners import TokenizerConfig
 from sidrec.io.files import readable
 from sidrec.io.output_folders import FolderKind, Written, replaced_folder
 from sidrec.schema import ITEM_ID, UNKNOWN_ID, ContractError, read_json
@@ -41,6 +43,7 @@ PICTURES = "pictures"
 JOURNAL = "training.jsonl"
 EXTENSION = "extension"  # int32 column of codes.parquet
 CATALOG_VERSION = 1
+_CONFIG: TypeAdapter[TokenizerConfig] = TypeAdapter(TokenizerConfig)
 NAMED = 5  # numbers in a message
 
 CODE_USAGE, COLLISIONS, TRAINING = "code_usage.png", "collision_groups.png", "training.png"  # files in PICTURES
@@ -207,6 +210,14 @@ def load_catalog(path: Path | str) -> Catalog:
     if catalog.fingerprint != fingerprint:
         raise ContractError(f"{path}, fingerprint", f"{fingerprint} as {CARD} says", catalog.fingerprint)
     return catalog
+
+
+def fitted_config(path: Path) -> TokenizerConfig | None:
+    """The config of the tokenizer in a catalog folder; None without a tokenizer, or with one that cannot be read."""
+    try:
+        return _CONFIG.validate_python(read_json(path / TOKENIZER / "tokenizer.json", "a tokenizer artifact")["config"])
+    except (ContractError, ValidationError, KeyError, TypeError):
+        return None
 
 
 def write_catalog(catalog: Catalog, folder: Path) -> None:

@@ -12,9 +12,9 @@ from sidrec.checkpoint.state import load_model
 from sidrec.checkpoint.train_state import Position, check_catalog, read_position, restore_random_state
 from sidrec.checkpoint.trained_data import check_own_data
 from sidrec.config import Recipe, load
-from sidrec.data.dataset import Dataset
+from sidrec.data.dataset import Dataset, independent_levels
 from sidrec.data.loader import SplitLoader
-from sidrec.errors import CheckpointError
+from sidrec.errors import CheckpointError, print_warning
 from sidrec.id_maps import IdMaps
 from sidrec.io.files import write_json, write_text
 from sidrec.metrics.exact import SplitMetrics, load_metrics, metrics_table, save_metrics, undefined
@@ -157,6 +157,8 @@ def _start_text(recipe: Recipe, position: Position) -> str:
 
 
 def _print_summary(recipe: Recipe, data: Dataset, position: Position, ranks: Ranks) -> None:
+    if warning := independent_levels(recipe):
+        print_warning(warning)
     tables = ", ".join(f"{name} {table.rows:,}" for name, table in data.sizes.item_tables.items())
     print(
         f"{recipe.name}, seed {recipe.seed}: {data.manifest.rows('train'):,} train rows, item tables {tables}\n"

@@ -1,11 +1,12 @@
 """Recipes: what is refused, what flags change, and that a saved recipe reloads equal."""
 
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
 import pytest
 
 from sidrec.config import ConfigError, Recipe, load, load_file, load_saved, save
+from sidrec.config.item import SidCoordItem
 from sidrec.config.section import unused_keys_below
 
 RECIPES = sorted((Path(__file__).parents[2] / "launch" / "recipes").glob("*.yaml"))
@@ -198,7 +199,9 @@ def test_further_keys_that_would_do_nothing(sections: str, recipe: Path, capsys:
 )
 def test_keys_that_act_are_kept(sections: str, recipe: Path) -> None:
     recipe.write_text(f"{SMALLEST}{sections}\n")
-    assert load_file(recipe) == load_saved(recipe)
+    found, saved = load_file(recipe), load_saved(recipe)
+    assert unused_keys_below(found) == {}
+    assert (found.tokenizer, found.train, found.optimizer) == (saved.tokenizer, saved.train, saved.optimizer)
 
 
 def test_all_keys_that_would_do_nothing_at_once(recipe: Path) -> None:
@@ -303,6 +306,62 @@ def test_help_needs_no_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     assert shown.startswith("usage: sidrec train RECIPE ")
     assert "--data.batch-size INT" in shown
     assert "Rows per step over all ranks together" in shown
+
+
+INDEPENDENT = {
+    "{learner: {kind: opq, levels: 4}}": ("s1", "s2", "s3", "s4"),
+    "{learner: {kind: opq, levels: 32}}": tuple(f"s{level}" for level in range(1, 10)),
+    "{learner: {kind: multi_vq}}": ("s1", "s2", "s3"),
+    "{vectors: [text, behavior], learner: {kind: adc_sid}}": ("s1", "s2", "s3", "s4", "s5"),
+    "{vectors: [text, visual, behavior], learner: {kind: adc_sid, shared: 2}}": tuple(f"s{n}" for n in range(1, 8)),
+    "{vectors: [text, behavior], learner: {kind: mm_rqvae, levels: 4}}": ("s1", "s2", "s3", "s4"),
+}
+ORDERED = [
+    "{learner: {kind: residual_kmeans}}",
+    "{learner: {kind: rqvae, levels: 4}}",
+    "{vectors: [text, behavior], learner: {kind: letter}}",
+    "{learner: {kind: mm_rqvae, levels: 3}}",
+    "{learner: {kind: random}}",
+]
+PUBLISHED = ("s1", "s2", "s3", "s12", "s23")
+
+
+@pytest.mark.parametrize("tokenizer", [*INDEPENDENT, *ORDERED])
+@pytest.mark.parametrize("kind", ["sid", "hid_and_sid", "sid_coord", "gate_sid"])
+def test_independent_levels_are_features_of_their_own(tokenizer: str, kind: str, recipe: Path) -> None:
+    text = f"{SMALLEST}tokenizer: {tokenizer}\nmodel: {{item: {{kind: {kind}}}}}\n"
+    recipe.write_text(text)
+    ordered = PUBLISHED[:3] if kind == "gate_sid" else PUBLISHED
+    found = load_file(recipe)
+    assert found.model.item.granularities == INDEPENDENT.get(tokenizer, ordered)  # type: ignore[union-attr]
+    assert load([str(recipe)]) == load([str(recipe), "--seed", "0"]) == found
+    recipe.write_text(text.replace(f"kind: {kind}}}}}\n", f"kind: {kind}, granularities: [s1, s12]}}}}\n"))
+    assert load_file(recipe).model.item.granularities == ("s1", "s12")  # type: ignore[union-attr]
+
+
+def test_features_of_levels_follow_flags_and_spare_other_items(recipe: Path) -> None:
+    opq = f"{SMALLEST}tokenizer: {{learner: {{kind: opq, levels: 4}}}}\n"
+    recipe.write_text(opq)
+    fewer = load([str(recipe), "--tokenizer.learner.levels", "2"])
+    assert fewer.model.item.granularities == ("s1", "s2")  # type: ignore[union-attr]
+    own = load([str(recipe), "--model.item.granularities", "s1", "s12"])
+    assert own.model.item.granularities == ("s1", "s12")  # type: ignore[union-attr]
+    recipe.write_text(opq + "model: {item: {kind: sid, tokens: {kind: spm, vocabulary: 50}}}\n")
+    assert load_file(recipe).model.item.granularities == PUBLISHED  # type: ignore[union-attr]
+    recipe.write_text(opq + "model: {item: {kind: hid}}\n")
+    assert load_file(recipe).model.item.sids is None
+
+
+def test_a_run_that_exists_keeps_its_features(recipe: Path) -> None:
+    """0.1.0 gave independent levels the features of ordered ones: such a run is resumed by its recipe as it is."""
+    recipe.write_text(f"{SMALLEST}tokenizer: {{learner: {{kind: opq}}}}\ntrain: {{runs: {recipe.parent}/runs}}\n")
+    new = load_file(recipe)
+    assert len(new.model.item.granularities) == 6  # type: ignore[union-attr]
+    old = new.run / "config.yaml"
+    old.parent.mkdir(parents=True)
+    save(replace(new, model=replace(new.model, item=SidCoordItem())), old)
+    assert load_file(recipe) == load_saved(old)
+    assert load([str(recipe), "--seed", "1"]).model.item == new.model.item
 
 
 EVERYTHING = """

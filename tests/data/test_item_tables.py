@@ -9,8 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sidrec.config import Recipe
 from sidrec.config.item import ContentItem, HidAndSidItem, HidItem, Item, SidCoordItem, SidItem
 from sidrec.config.item_parts import ManagedCollisionIndex, MatchStatsAlignment, ModuloIndex, SpmTokens
+from sidrec.config.model import ModelConfig
+from sidrec.config.recipe import DataConfig
+from sidrec.data.dataset import independent_levels
 from sidrec.data.item_tables import ContentVectors, ItemTable, ItemTables, hashed_rows, item_tables
 from sidrec.schema import ContractError
 from sidrec.sid.catalog import Catalog
@@ -235,3 +239,28 @@ def test_a_missing_column_is_refused(tmp_path: Path) -> None:
         ContractError, match=r"expected a vector column behavior, got vector columns \['text', 'visual'\]"
     ):
         ContentVectors(write_items(tmp_path), ("text", "behavior"), 5)
+
+
+ARTIFACTS = Path(__file__).parents[1] / "golden" / "v0.1.0" / "artifacts"
+
+
+@pytest.mark.parametrize(
+    ("catalog", "item", "joined"),
+    [
+        ("weighted", SidCoordItem(), "granularities s12, s23"),
+        ("weighted", SidItem(granularities=("s2", "s34")), "granularities s34"),
+        ("weighted", HidAndSidItem(tokens=SpmTokens(vocabulary=9)), "tokens of kind spm"),
+        ("weighted", SidItem(granularities=("s1", "s5")), None),
+        ("weighted", HidItem(), None),
+        ("catalog", SidCoordItem(), None),
+        ("data", SidCoordItem(), None),
+    ],
+)
+def test_a_warning_of_joined_levels_that_are_independent(catalog: str, item: Item, joined: str | None) -> None:
+    """`weighted` is of adc_sid, `catalog` of residual k-means; `data` is no catalog."""
+    recipe = Recipe(
+        name="a", data=DataConfig(path=Path("data"), catalog=ARTIFACTS / catalog), model=ModelConfig(item=item)
+    )
+    found = independent_levels(recipe)
+    where = f"{ARTIFACTS / catalog}: levels of adc_sid do not refine each other, so model.item."
+    assert found == (joined and f"{where}{joined} join independent codes; granularities s1, s2, .. keep them apart")
