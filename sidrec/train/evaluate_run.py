@@ -14,12 +14,13 @@ from sidrec.checkpoint.checkpoint_store import chosen_checkpoint
 from sidrec.checkpoint.state import load_model
 from sidrec.checkpoint.stored_tables import StoredCheckpoint
 from sidrec.checkpoint.tensor_shard import read_index
-from sidrec.checkpoint.train_state import check_catalog, read_position
-from sidrec.checkpoint.trained_data import (
+from sidrec.checkpoint.train_state import (
+    check_catalog,
     check_grown_ids,
     check_inputs,
     check_own_data,
     check_rows,
+    read_position,
     trained_sid_rows,
 )
 from sidrec.config import ConfigError, Recipe

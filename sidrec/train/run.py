@@ -9,8 +9,13 @@ import torchrec
 
 from sidrec.checkpoint.checkpoint_store import chosen_checkpoint, newest_sound
 from sidrec.checkpoint.state import load_model
-from sidrec.checkpoint.train_state import Position, check_catalog, read_position, restore_random_state
-from sidrec.checkpoint.trained_data import check_own_data
+from sidrec.checkpoint.train_state import (
+    Position,
+    check_catalog,
+    check_own_data,
+    read_position,
+    restore_random_state,
+)
 from sidrec.config import Recipe, load
 from sidrec.data.dataset import Dataset, independent_levels
 from sidrec.data.loader import SplitLoader

@@ -19,8 +19,13 @@ from sidrec.checkpoint.state import belongs_to, load_partially, state_shards
 from sidrec.checkpoint.stored_tables import StoredCheckpoint, open_checkpoint, table_name
 from sidrec.checkpoint.table_files import TableSource, check_values, open_table
 from sidrec.checkpoint.tensor_shard import DTYPE_NAMES, MODEL, TensorShard
-from sidrec.checkpoint.train_state import Inputs, read_position
-from sidrec.checkpoint.trained_data import check_grown_ids, check_inputs, trained_sid_rows
+from sidrec.checkpoint.train_state import (
+    Inputs,
+    check_grown_ids,
+    check_inputs,
+    read_position,
+    trained_sid_rows,
+)
 from sidrec.config import ConfigError, Recipe
 from sidrec.data.dataset import Dataset
 from sidrec.data.item_tables import HID
