@@ -25,6 +25,7 @@ from tests.train.older_run import STATE, WIDE, grown, other_catalog, recipe_of, 
 from tests.train.refusals import start as run_recipe
 
 HID, USER = "items.embedding_bags.hid.weight", "context.embedding_bags.user_id.weight"
+S23 = "items.embedding_bags.s23.weight"
 SHARDINGS = ("data_parallel", "row_wise", "column_wise", "grid_shard")
 RECUT = [(kind, "adagrad") for kind in SHARDINGS]
 RECUT += [(kind, "rowwise_adagrad") for kind in ("data_parallel", "column_wise")]
@@ -107,14 +108,16 @@ def test_a_checkpoint_is_taken_over_bit_by_bit(
 ) -> None:
     """Rows that the tables have grown by are a fresh model's, with no state."""
     fresh = {key: values for key, (_, values) in on_two_ranks[0]["fresh"].items()}
-    assert fresh[f"model/{HID}"].shape == (70, 16)
+    grown_to = {key.removeprefix("model/"): len(values) for key, values in fresh.items() if "embedding_bags" in key}
+    assert (grown_to[HID], grown_to[USER]) == (70, 50)
+    assert grown_to[S23] > len(stored(trained, f"model/{S23}")), "a new item has a new pair of codes"
     taken = set()
     for held in on_two_ranks:
         for key, (offset, values) in held[f"{sharding} {adagrad}"].items():
             expected = expected_of(key, trained, adagrad, 2)
-            grown_to = {HID: 70, USER: 50}.get(key.split("/")[1], 0)
-            if grown_to and sharding != "row_wise":
-                new = torch.zeros(grown_to, expected.shape[1]) if key.startswith("optimizer/") else fresh[key]
+            rows = grown_to.get(key.split("/")[1], 0)
+            if rows and sharding != "row_wise":
+                new = torch.zeros(rows, expected.shape[1]) if key.startswith("optimizer/") else fresh[key]
                 expected = torch.cat([expected, new[len(expected) :]])
             assert torch.equal(values, part(expected, offset, values)), key
             taken.add(key)
