@@ -8,7 +8,7 @@ A later preparation with --ids appends to the maps of an earlier one, so the ear
 maps. `check_grown` tests this by digests of the first ids alone.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -61,18 +61,26 @@ class IdMaps:
         return bool(self.columns)
 
 
-def check_grown(earlier: IdMaps, where: object, data: Path, earlier_data: Path | None = None) -> str:
+def check_grown(
+    earlier: IdMaps,
+    where: object,
+    data: Path,
+    earlier_data: Path | None = None,
+    columns: Collection[str] | None = None,
+) -> str:
     """Checks that the data folder `data` keeps every id of `earlier`, in each column that both have.
 
     where: what has the earlier maps, for messages. earlier_data: its data folder if it is known, to name the first id
-    that differs. A map file is read only where the numbers of ids differ. Returns a warning if one of the two has no
-    maps, so that nothing could be checked, else "". Raises ContractError naming column, fingerprints and what to do.
+    that differs. columns: those that are checked; None: all. A map file is read only where the numbers of ids differ.
+    Returns a warning if one of the two lacks maps, so that they could not be checked, else "". Raises ContractError
+    naming column, fingerprints and what to do.
     """
     found = IdMaps.of(data)
     if not earlier or not found:
         without = data if not found else where
         return f"{without} has no id maps: whether the ids of {data} are those of {where} is not checked"
-    for column, known in earlier.columns.items():
+    known_by_column = {name: known for name, known in earlier.columns.items() if columns is None or name in columns}
+    for column, known in known_by_column.items():
         now = found.columns.get(column)
         if now is None or now == known:
             continue
@@ -82,7 +90,8 @@ def check_grown(earlier: IdMaps, where: object, data: Path, earlier_data: Path |
             example = _first_difference(column, data, earlier, earlier_data)
             remedy = f"prepare {data} with --ids and the data folder of {where}"
             raise ContractError(f"{data}, ids of {column}", expected, f"{got}{example}; {remedy}")
-    return ""
+    lacking = ", ".join(column for column in known_by_column if column not in found.columns)
+    return f"{data} has no id map of {lacking}: whether its ids are those of {where} is not checked" if lacking else ""
 
 
 def _first_difference(column: str, data: Path, earlier: IdMaps, earlier_data: Path | None) -> str:

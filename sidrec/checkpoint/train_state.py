@@ -18,8 +18,8 @@ from torch import Tensor
 from sidrec.checkpoint.dcp_storage import load_shards
 from sidrec.checkpoint.tensor_shard import RANKS, TensorShard, read_index, whole_tensor
 from sidrec.data.dataset import Dataset
-from sidrec.errors import CheckpointError, ContractError
-from sidrec.id_maps import IdMaps, check_grown
+from sidrec.errors import CheckpointError
+from sidrec.id_maps import IdMaps
 from sidrec.parallel.process_group import Ranks, run_on_all_ranks
 from sidrec.schema import Manifest, MapDigest, Transform
 
@@ -143,18 +143,6 @@ def check_own_data(path: Path, position: Position, data: Dataset, inputs: Inputs
                 "start.checkpoint trains on it"
             )
     check_inputs(path, position, inputs)
-
-
-def check_grown_ids(path: Path, id_maps: Mapping[str, MapDigest], data: Path) -> str:
-    """Checks that a data folder has the ids that the checkpoint `path` was trained with, or these and more.
-
-    id_maps: of the columns that the checkpoint's tables are read by. Returns a warning if nothing could be checked,
-    else "". Raises CheckpointError naming the column, both fingerprints and what to do.
-    """
-    try:
-        return check_grown(IdMaps(id_maps), path, data)
-    except ContractError as error:
-        raise CheckpointError(str(error)) from None
 
 
 def check_inputs(path: Path, position: Position, inputs: Inputs) -> None:

@@ -16,7 +16,6 @@ from sidrec.checkpoint.stored_tables import StoredCheckpoint
 from sidrec.checkpoint.tensor_shard import read_index
 from sidrec.checkpoint.train_state import (
     check_catalog,
-    check_grown_ids,
     check_inputs,
     check_own_data,
     check_rows,
@@ -27,7 +26,7 @@ from sidrec.config import ConfigError, Recipe
 from sidrec.data.dataset import Dataset
 from sidrec.data.item_tables import HID
 from sidrec.errors import ContractError, print_warning
-from sidrec.id_maps import IdMaps
+from sidrec.id_maps import IdMaps, check_grown
 from sidrec.io.files import read_json, write_json
 from sidrec.io.output_folders import output_folder
 from sidrec.io.output_lock import OutputLock
@@ -99,8 +98,8 @@ def evaluate_other_data(
     catalog is neither the run's nor extended from it, and if its columns of numbers are others or of another scale.
     """
     run = RunDirectory(path)
-    recipe = _recipe(run, splits, ranks)
-    recipe = run_on_all_ranks(ranks, lambda: _with_data(recipe, other))
+    own = _recipe(run, splits, ranks)
+    recipe = run_on_all_ranks(ranks, lambda: _with_data(own, other))
     out = run_on_all_ranks(ranks, lambda: _out(run, recipe, other))
     with _locked_on_first_rank(out, ranks):
         run_on_all_ranks(ranks, lambda: _check_out(out, run, recipe) if ranks.first else None)
@@ -108,7 +107,7 @@ def evaluate_other_data(
         whole = open_dataset(recipe, ranks, moments=False)
         check_splits(recipe, whole, ranks)
         data = run_on_all_ranks(ranks, lambda: _as_trained(saved, recipe, whole))
-        run_on_all_ranks(ranks, lambda: _check_ids(saved, recipe) if ranks.first else None)
+        run_on_all_ranks(ranks, lambda: _check_ids(saved, other.path, own.data.path) if ranks.first else None)
         facts = _facts(run, recipe, saved, whole, data)
         run_on_all_ranks(ranks, lambda: _begin(out, facts) if ranks.first else None)
         if ranks.first:
@@ -132,8 +131,8 @@ def _as_trained(saved: Path, recipe: Recipe, whole: Dataset) -> Dataset:
     return whole.as_trained(rows)
 
 
-def _check_ids(saved: Path, recipe: Recipe) -> None:
-    warning = check_grown_ids(saved, read_position(saved).id_maps, recipe.data.path)
+def _check_ids(saved: Path, data: Path, own_data: Path) -> None:
+    warning = check_grown(IdMaps(read_position(saved).id_maps), saved, data, own_data)
     if warning:
         print_warning(warning)
 

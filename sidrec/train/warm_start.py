@@ -21,15 +21,14 @@ from sidrec.checkpoint.table_files import TableSource, check_values, open_table
 from sidrec.checkpoint.tensor_shard import DTYPE_NAMES, MODEL, TensorShard
 from sidrec.checkpoint.train_state import (
     Inputs,
-    check_grown_ids,
     check_inputs,
-    read_position,
     trained_sid_rows,
 )
 from sidrec.config import ConfigError, Recipe
 from sidrec.data.dataset import Dataset
 from sidrec.data.item_tables import HID
 from sidrec.errors import CheckpointError, print_warning
+from sidrec.id_maps import IdMaps, check_grown
 from sidrec.model.ranker import Ranker
 from sidrec.parallel.process_group import Ranks, broadcast_object, raise_on_all_ranks, run_on_all_ranks
 from sidrec.schema import ITEM_ID, ContractError
@@ -106,7 +105,7 @@ def find_warm_start(recipe: Recipe, data: Dataset, ranks: Ranks) -> WarmStart | 
         checkpoint = run_on_all_ranks(ranks, lambda: _compatible(path, model, without))
         fault = fault_of(checkpoint.path, ranks)
         raise_on_all_ranks(ranks, None if fault is None else CheckpointError(fault))
-        run_on_all_ranks(ranks, lambda: _check_ids(path, model, without) if ranks.first else None)
+        run_on_all_ranks(ranks, lambda: _check_ids(checkpoint, model, without) if ranks.first else None)
     run_on_all_ranks(ranks, lambda: _check_share(sources, ranks))
     return WarmStart(checkpoint, config.optimizer, without, sources)
 
@@ -154,10 +153,11 @@ class PlannedModel:
         item = self.recipe.model.item
         return table in self.recipe.model.context or (table == HID and item.hid_rows_are_ids)
 
-    def id_columns(self, without: Collection[str]) -> set[str]:
-        """Id columns of the log that decide the rows which are taken from a checkpoint."""
-        hid = {ITEM_ID} if self.recipe.model.item.hids is not None and HID not in without else set()
-        return hid | (set(self.recipe.model.context) - set(without))
+    def id_columns(self, without: Collection[str]) -> dict[str, str]:
+        """Table -> id column of the log that its rows follow, for the tables that are taken from a checkpoint."""
+        columns = {HID: ITEM_ID} if self.recipe.model.item.hids is not None else {}
+        columns |= {column: column for column in self.recipe.model.context}
+        return {table: column for table, column in columns.items() if table not in without}
 
 
 def _compatible(path: Path, model: PlannedModel, without: frozenset[str]) -> StoredCheckpoint:
@@ -166,12 +166,20 @@ def _compatible(path: Path, model: PlannedModel, without: frozenset[str]) -> Sto
     return found
 
 
-def _check_ids(path: Path, model: PlannedModel, without: Collection[str]) -> None:
-    """Checks that ids keep the rows they have in the checkpoint `path`; warns if nothing tells."""
-    position, wanted = read_position(path), model.id_columns(without)
-    known = {column: found for column, found in position.id_maps.items() if column in wanted}
-    warning = check_grown_ids(path, known, model.recipe.data.path) if wanted else ""
-    if warning:
+def _check_ids(found: StoredCheckpoint, model: PlannedModel, without: Collection[str]) -> None:
+    """Checks that ids keep the rows they have in the checkpoint; warns where nothing tells.
+
+    Raises ContractError naming the column, and the table that can start anew.
+    """
+    earlier, warnings = IdMaps(found.position.id_maps), {}
+    for table, column in model.id_columns(without).items():
+        data, before = model.recipe.data.path, found.recipe.data.path
+        try:
+            warnings[check_grown(earlier, found.path, data, before, {column})] = True
+        except ContractError as error:
+            where, expected, got = error.args
+            raise ContractError(where, expected, f"{got}; start.without: [{table}] starts the table anew") from None
+    for warning in filter(None, warnings):
         print_warning(warning)
 
 

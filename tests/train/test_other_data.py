@@ -289,3 +289,53 @@ def test_the_runs_own_data_must_not_change(trained: Path, tmp_path: Path, capsys
         capsys.readouterr()
         assert "it was trained with (id maps" in refusal(capsys, cli.main(["evaluate", str(config.parent)]))
         assert "it was trained with (id maps" in refusal(capsys, cli.main(["train", str(config)]))
+
+
+# A new run on today's data that starts from yesterday's checkpoint.
+
+
+def next_run(trained: Path, to: Path, change: Callable[[Path], None], **start_section: object) -> int:
+    """Trains on a larger log with an extended catalog, changed by `change`. Returns the exit status."""
+    data = to / "data"
+    shutil.copytree(trained / "data", data)
+    change_log(data, GROWN)
+    write_maps(data)
+    extended(trained, to / "today-sids", list(range(51, 68)))
+    change(data)
+    sections = {
+        "model": {"embedding_dim": 8, "context": CONTEXT, "item": ITEM},
+        "data": {"catalog": f"{to}/today-sids"},
+    }
+    start_section = {"checkpoint": str(run_of(trained)), **start_section}
+    return start(recipe_of(to, train={"epochs": 1, "runs": str(to / "runs")}, start=start_section, **sections))
+
+
+STARTS: list[tuple[Callable[[Path], None], tuple[str, ...], str]] = [
+    (lambda data: None, (), ""),
+    (lambda data: write_maps(data, "user_id"), (), "ids of user_id: expected the 40"),
+    (lambda data: write_maps(data, "item_id"), (), "ids of item_id: expected the 60"),
+    (lambda data: write_maps(data, "cat_a"), (), "start.without: [cat_a] starts"),
+    (lambda data: write_maps(data, "cat_a"), ("cat_a",), ""),
+    (lambda data: write_maps(data, "item_id"), ("hid",), ""),
+    (refitted, (), "whose codes are other rows; start.without: [s1, s2, s3, s12, s23] starts these tables anew"),
+    (lambda data: rewrite(data, transforms={}), (), "expected int_a with the mean 1 and deviation 2 it was trained"),
+]
+
+
+@pytest.mark.parametrize(("change", "without", "sentence"), STARTS)
+def test_warm_starts(
+    change: Callable[[Path], None],
+    without: tuple[str, ...],
+    sentence: str,
+    trained: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Ids that moved are refused, unless the tables that they number start anew."""
+    capsys.readouterr()
+    status = next_run(trained, tmp_path, change, without=without)
+    if sentence:
+        assert sentence in refusal(capsys, status)
+        assert not (tmp_path / "runs").exists()
+    else:
+        assert (status, capsys.readouterr().err) == (0, "")
