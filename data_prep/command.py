@@ -6,6 +6,7 @@ preparation and nothing else.
 """
 
 import json
+import math
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -57,12 +58,19 @@ def run(command: type[Command], module: str, *examples: str) -> None:
         sys.exit(status)
 
 
+LARGEST = (1 << 63) - 1  # of a flag: an int64
+
+
 def refuse_flags(rules: Mapping[str, tuple[bool, str, object]]) -> None:
-    """Raises ContractError for the first flag whose value cannot be used.
+    """Raises ContractError for the first flag whose value cannot be used, infinity and numbers beyond int64 included.
 
     rules: flag -> whether its value is valid, what was expected, the value.
     """
     for flag, (valid, expected, got) in rules.items():
+        if isinstance(got, float) and not math.isfinite(got):
+            raise ContractError(flag, f"{expected}, finite", got)
+        if isinstance(got, int) and abs(got) > LARGEST:
+            raise ContractError(flag, f"{expected} and at most {LARGEST:,}", f"{got:,}")
         if not valid:
             raise ContractError(flag, expected, got)
 

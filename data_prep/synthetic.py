@@ -33,7 +33,7 @@ from sidrec.errors import ContractError
 from sidrec.schema import Manifest
 
 from .build import LogSettings, build, summary
-from .command import run
+from .command import refuse_flags, run
 from .event_order import SECONDS_PER_DAY
 from .events import CATALOG_TEXT, CATALOG_TITLE, ITEM, LABEL, TIMESTAMP, USER, EventColumns, IdMap, Items
 from .source_files import open_stream
@@ -47,6 +47,10 @@ CAT_NOISE_VALUES = 1000
 BAYES_PROBABILITY = "bayes_probability"
 HEAD_SHARE, TAIL_SHARE = 0.1, 0.5
 BINS = 100_000  # probabilities are compared to five digits, so that memory does not grow with the log
+
+
+LARGEST = 10**9  # rows, users and items that anybody would draw one by one
+SHARES = ("late_items", "fresh_share", "interest_share", "drift")
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,27 @@ class WorldSettings:
 
     def check(self) -> None:
         """Raises ContractError naming the flag whose value makes no sense."""
+        shares = {f"--{name.replace('_', '-')}": getattr(self, name) for name in SHARES}
+        levels = {f"--affinity, level {level}": weight for level, weight in enumerate(self.affinity, start=1)}
+        numbers = {"--bias": self.bias, "--popularity": self.popularity, **levels}
+        refuse_flags(
+            {
+                "--rows": (self.rows <= LARGEST, f"at most {LARGEST:,} rows", self.rows),
+                "--users": (self.users <= LARGEST, f"at most {LARGEST:,} users", self.users),
+                "--items": (self.items <= LARGEST, f"at most {LARGEST:,} items", self.items),
+                "--days": (1 <= self.days <= 36_500, "1 to 36,500 days", self.days),
+                "--branching": (1 <= self.branching <= 1000, "1 to 1,000 clusters", self.branching),
+                "--width": (self.width <= 100_000, "a width of at most 100,000", self.width),
+                "--vector-noise": (0 <= self.vector_noise < 1e6, "a length from 0 to 1e6", self.vector_noise),
+                "--zipf": (0 <= self.zipf <= 100, "an exponent from 0 to 100", self.zipf),
+                "--interests": (1 <= self.interests <= 1000, "1 to 1,000 clusters", self.interests),
+                "--charm": (0 <= self.charm < 1e3, "a deviation from 0 to 1,000", self.charm),
+                "--int-noise": (0 <= self.int_noise <= 1000, "0 to 1,000 columns", self.int_noise),
+                "--cat-noise": (0 <= self.cat_noise <= 1000, "0 to 1,000 columns", self.cat_noise),
+                **{flag: (0 <= share <= 1, "a share from 0 to 1", share) for flag, share in shares.items()},
+                **{flag: (abs(odds) < 1e3, "log odds from -1,000 to 1,000", odds) for flag, odds in numbers.items()},
+            }
+        )
         if self.rows < TICKS:
             raise ContractError("--rows", f"at least {TICKS}", self.rows)
         if self.users * TICKS < self.rows:

@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, overload
 
 import tyro
 
-from sidrec.errors import ConfigError, SidrecError, print_error
+from sidrec.errors import ConfigError, ContractError, SidrecError, print_error
 from sidrec.text import did_you_mean, text_table
 
 T = TypeVar("T")
@@ -42,10 +42,16 @@ def run(command: Callable[[], int | None]) -> int:
     except (SidrecError, OSError) as error:
         if os.environ.get("SIDREC_TRACEBACK") == "1":
             raise
-        print_error(error)
+        print_error(error if isinstance(error, SidrecError) else _of_the_system(error))
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _of_the_system(error: OSError) -> ContractError:
+    """An error of the operating system as one sentence: the file, and what the system says of it."""
+    where = error.filename2 or error.filename or "this machine"
+    return ContractError(where, "a file or folder that can be used", error.strerror or error)
 
 
 @dataclass(frozen=True)
@@ -152,13 +158,16 @@ def _message(boxed: str) -> str:
         lines = lines[1:]
     rule = next((place for place, line in enumerate(lines) if set(line) <= set("─-╰╯")), len(lines))
     message = " ".join(lines[:rule]).removeprefix("Error parsing ")
-    if message.startswith(UNKNOWN):
-        message = f"expected known options, got {message.removeprefix(UNKNOWN).replace(', ', ' ')}"
+    if message.startswith(UNKNOWN.strip()):
+        unknown = message.removeprefix(UNKNOWN.strip()).strip().replace(", ", " ")
+        message = f"expected known options, got {unknown or 'an empty argument'}"
     elif " Got errors: - " in message:  # of a value that may be left out: the last error is the one of its own type
         message = f"{message.partition(':')[0]}: {message.rpartition(' - ')[2].partition(': ')[2]}"
     elif message.startswith("Missing value for argument "):
         option = message.split("'")[1]
         message = f"expected a value after {option}, got nothing"
+    elif "Failed to parse key-value pairs" in message:
+        message = f"{message.partition(':')[0]}: expected a name and a value, one after the other, got something else"
     elif message.startswith("Missing from "):
         message = f"expected {lines[1]}, got nothing" if rule > 1 else message
     near = [line.split()[0].rstrip(",") for line in lines[rule + 1 :] if line.startswith("--") and line[2] != "-"]

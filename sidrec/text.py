@@ -30,10 +30,22 @@ def quoted(found: object) -> str:
 
 
 def quoted_lines(message: str) -> str:
-    """Each line of `message` as `quoted` makes it; at most LINES of them."""
+    """Each line of `message`, printable and of at most LONGEST characters; at most LINES of them.
+
+    A longer line is cut in its middle: it may begin with a long path, and end with what is wrong with it.
+    """
     lines = message.splitlines()
     more = [f"  ... and {len(lines) - LINES:,} lines more"] if len(lines) > LINES else []
-    return "\n".join([*map(quoted, lines[:LINES]), *more])
+    return "\n".join([*map(_cut_inside, lines[:LINES]), *more])
+
+
+def _cut_inside(line: str) -> str:
+    if len(line) <= LONGEST:
+        return quoted(line)
+    cut = f" ... ({len(line):,} characters) ... "
+    end = "".join(map(_printable, line[-LONGEST // 2 :]))[-LONGEST // 2 :]
+    begin = "".join(map(_printable, line[:LONGEST]))
+    return begin[: LONGEST - len(cut) - len(end)] + cut + end
 
 
 def short_repr(value: object) -> str:

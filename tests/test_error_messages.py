@@ -20,6 +20,10 @@ def test_quotes_stay_in_their_line_and_give_no_orders_to_a_terminal() -> None:
 def test_long_quotes_are_cut() -> None:
     end = " ... (5,000 characters)"
     assert str(ContractError("a", "b", "x" * 5000)) == f"a: expected b, got {'x' * (LONGEST - len(end))}{end}"
+    message = str(ConfigError(f"{'x/' * 3000}: expected a file, got none"))
+    assert message.startswith("x/x/")
+    assert message.endswith("x/: expected a file, got none")
+    assert len(message) == LONGEST
     assert str(ConfigError("\n".join("a" * 100))).splitlines()[LINES:] == ["  ... and 60 lines more"]
 
 

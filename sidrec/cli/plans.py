@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -284,14 +285,15 @@ def _measure_plans(read: Callable[[], tuple[BenchOptions, list[str]]]) -> None:
     from sidrec.bench.trial import StepCounts
     from sidrec.parallel.process_group import joined_ranks, run_on_all_ranks
 
-    with joined_ranks() as ranks:
+    with joined_ranks() as ranks, ExitStack() as at_the_end:
         options, flags = run_on_all_ranks(ranks, read)
         names = options.plans.split(",")
         run_on_all_ranks(ranks, lambda: check_names(names))
         subject = _subject(options, flags, ranks)
         out = options.out or Path("runs/bench") / subject.name
         page = out / "bench.html"
-        lock = OutputLock(out)  # until this function returns
+        lock = OutputLock(out)
+        at_the_end.callback(lock.release)
         run_on_all_ranks(ranks, lambda: lock.take() if ranks.first else None)
         run_on_all_ranks(ranks, lambda: _check_out(out / RESULT, page, options.overwrite) if ranks.first else None)
         if ranks.first:

@@ -1,5 +1,6 @@
 """`sidrec init | prep | fit`: a starting recipe, prepared data, semantic IDs."""
 
+import os
 import runpy
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from sidrec.command_line import Subcommands, describe, metavar, parse
 from sidrec.config import load_file
 from sidrec.config.section import section
 from sidrec.errors import ConfigError
-from sidrec.text import did_you_mean, text_table
+from sidrec.text import did_you_mean, quoted, text_table
 
 INIT = describe(
     "Writes a starting recipe, with comments, or lists the recipes that there are. Never replaces a file.",
@@ -46,12 +47,11 @@ def init(argv: Sequence[str]) -> None:
         known = f"expected one of the recipes {', '.join(recipes)}, got {options.name!r}"
         raise ConfigError(f"sidrec init: {known}{did_you_mean(options.name, recipes)}")
     target = options.file or Path(f"{options.name}.yaml")
+    if os.path.lexists(target.resolve()) or target.is_symlink():
+        raise ConfigError(f"{quoted(target)}: expected no such file yet, got one; name another FILE")
     target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with target.open("x", encoding="utf-8") as file:
-            file.write(recipes[options.name].read_text(encoding="utf-8"))
-    except FileExistsError:
-        raise ConfigError(f"{target}: expected no such file yet, got one; name another FILE") from None
+    with target.open("x", encoding="utf-8") as file:
+        file.write(recipes[options.name].read_text(encoding="utf-8"))
     steps = [*_preparation(recipes[options.name]), f"sidrec train {target}"]
     if load_file(target).model.item.sids is not None:
         steps.insert(-1, f"sidrec fit {target}")

@@ -16,8 +16,9 @@ from sidrec.cli.arguments import RecipeOptions, read_before_ranks, recipe_and_op
 from sidrec.command_line import Subcommands, describe, metavar, parse
 from sidrec.config.section import section
 from sidrec.errors import ConfigError
+from sidrec.io.output_folders import output_folder
 from sidrec.io.output_lock import locked
-from sidrec.text import near_folder
+from sidrec.text import near_folder, quoted
 
 if TYPE_CHECKING:
     from sidrec.study.definition import Study
@@ -102,7 +103,7 @@ def _evaluate_options(words: Sequence[str]) -> EvaluateOptions:
             raise ConfigError(f"{name}: expected --data with it, which names the folder to score, got none")
     if not (options.run / "config.yaml").is_file():
         near = near_folder(options.run, "config.yaml")
-        raise ConfigError(f"{options.run}: expected a run directory with config.yaml, got none{near}")
+        raise ConfigError(f"{quoted(options.run)}: expected a run directory with config.yaml, got none{near}")
     return options
 
 
@@ -145,6 +146,8 @@ def study(argv: Sequence[str]) -> int:
 
     study = load_study(options.study)
     results = study.results if options.results is None else options.results
+    for folder in (study.runs, results):
+        output_folder(folder / study.name)
     with locked(results / study.name):
         return _study(study, results, command == "run")
 
@@ -152,11 +155,13 @@ def study(argv: Sequence[str]) -> int:
 def _study(study: "Study", results: Path, train: bool) -> int:
     from sidrec.study.intervals import update_bootstraps
     from sidrec.study.report import report, tuning_report
-    from sidrec.study.runner import run_study
+    from sidrec.study.runner import check_recipes, run_study
 
-    _log_to(study.runs / study.name)
     failed = []
     if train:
+        check_recipes(study)
+        (results / study.name).mkdir(parents=True, exist_ok=True)  # before any training, lest its result be lost
+        _log_to(study.runs / study.name)
         # SystemExit instead of an immediate end, so that the training in progress is stopped too.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         failed = run_study(study, results)

@@ -16,7 +16,7 @@ from sidrec.config.describe import keys_at
 from sidrec.config.recipe import RECIPE, Recipe
 from sidrec.config.section import default_of, unused_keys_below
 from sidrec.errors import ConfigError, print_warning
-from sidrec.text import did_you_mean, near_file, place, short_repr
+from sidrec.text import did_you_mean, near_file, place, quoted, short_repr
 
 LARGEST = 1 << 20  # bytes of a file; parsing more takes many seconds
 LAST_LEVEL = 9  # that a granularity can name
@@ -59,23 +59,24 @@ def load_saved(path: Path, warn: bool = False) -> Recipe:
 
 def load_mapping(path: Path, what: str) -> dict[str, Any]:
     """Reads a YAML mapping from a file. what: the kind of file, for messages. Raises ConfigError."""
+    where = quoted(path)
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST + 1)
         if len(content) > LARGEST:
-            raise ConfigError(f"{path}: expected a {what} of at most {LARGEST:,} bytes, got a larger file")
+            raise ConfigError(f"{where}: expected a {what} of at most {LARGEST:,} bytes, got a larger file")
         raw = yaml.load(content.decode(), Loader=_MappingLoader)
     except OSError as error:
         near = near_file(path) if isinstance(error, FileNotFoundError) else ""
-        raise ConfigError(f"{path}: expected a readable {what}, got {error.strerror}{near}") from None
+        raise ConfigError(f"{where}: expected a readable {what}, got {error.strerror}{near}") from None
     except ConfigError:
         raise
     except RecursionError:
-        raise ConfigError(f"{path}: expected valid YAML, got values nested too deep") from None
+        raise ConfigError(f"{where}: expected valid YAML, got values nested too deep") from None
     except (yaml.YAMLError, ValueError) as error:  # invalid UTF-8, date or number
-        raise ConfigError(f"{path}: expected valid YAML, got: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{where}: expected valid YAML, got: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected a mapping of sections, got {type(raw).__name__}")
+        raise ConfigError(f"{where}: expected a mapping of sections, got {type(raw).__name__}")
     return raw
 
 

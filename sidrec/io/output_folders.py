@@ -75,6 +75,7 @@ def output_folder(out: Path, inputs: Iterable[Path] = ()) -> Path:
     Raises ContractError if OUT is a file, lies below one or is a dangling link, and as `check_apart` does.
     """
     try:
+        _check_path(out, "a folder to write")
         if out.is_symlink() and not out.exists():
             raise ContractError(
                 out,
@@ -90,6 +91,20 @@ def output_folder(out: Path, inputs: Iterable[Path] = ()) -> Path:
         raise ContractError(out, "a folder to write", getattr(error, "strerror", None) or error) from None
     check_apart(real, inputs)
     return real
+
+
+def _check_path(path: Path, expected: str) -> None:
+    """Raises ContractError for a path that leads through a file, as FILE/../OUT does, or is no UTF-8.
+
+    The system cannot open the first kind; pyarrow cannot write the second one.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise ContractError(path, "a path in UTF-8", "other bytes; name another one") from None
+    for parent in path.parents:
+        if parent.is_file():
+            raise ContractError(path, expected, f"a path below the file {parent}; name another one")
 
 
 def check_apart(folder: Path, inputs: Iterable[Path]) -> None:
@@ -192,13 +207,21 @@ def output_file(path: Path, what: str, is_ours: Callable[[Path], bool]) -> Path:
     what: the kind of file, in messages. is_ours: whether a file is of that kind; may raise ContractError if not.
     """
     expected = f"no such file yet, or {what} to replace"
+    try:
+        _check_path(path, expected)
+        real = path.resolve()
+        there = next(folder for folder in real.parents if folder.exists())
+    except (OSError, RuntimeError, ValueError) as error:  # RuntimeError: a loop of links
+        raise ContractError(path, expected, getattr(error, "strerror", None) or error) from None
+    if not there.is_dir():
+        raise ContractError(path, expected, f"a path below the file {there}; name another file")
     if path.is_symlink() and not path.exists():
         raise ContractError(path, expected, f"a link to {path.readlink()}, which is not there")
-    if path.exists() and not path.is_file():
-        raise ContractError(path, expected, f"{'a folder' if path.is_dir() else 'a device'}; name another file")
-    if path.exists() and not _is(path, is_ours):
+    if real.exists() and not real.is_file():
+        raise ContractError(path, expected, f"{'a folder' if real.is_dir() else 'a device'}; name another file")
+    if real.exists() and not _is(real, is_ours):
         raise ContractError(path, expected, "another file; name another one")
-    return path.resolve()
+    return real
 
 
 def _is(path: Path, is_ours: Callable[[Path], bool]) -> bool:

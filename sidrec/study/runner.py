@@ -38,13 +38,10 @@ class RunError(RuntimeError):
 def run_study(study: Study, results: Path) -> list[Run]:
     """Trains the runs that are not finished. Returns those that failed.
 
-    A run is finished when a result of the same recipe is recorded under `results`. Raises ConfigError before the first
-    training when any recipe has a mistake.
+    A run is finished when a result of the same recipe is recorded under `results`. Raises as `check_recipes` before
+    the first training.
     """
-    runs = study_runs(study)
-    for run in runs:
-        run.checked()
-
+    runs = check_recipes(study)
     recorded = run_results(results, study)
 
     def is_finished(run: Run) -> bool:
@@ -57,6 +54,14 @@ def run_study(study: Study, results: Path) -> list[Run]:
         recorded.put(_train(study, run))
 
     return do_missing(study.name, runs, is_finished, train, (OSError, ValueError, RunError))
+
+
+def check_recipes(study: Study) -> list[Run]:
+    """The runs of the study. Raises ConfigError if any of their recipes has a mistake."""
+    runs = study_runs(study)
+    for run in runs:
+        run.checked()
+    return runs
 
 
 def _train(study: Study, run: Run) -> RunResult:

@@ -2,13 +2,15 @@
 
     python -m tests.soak faults --kills 100 --seed 0 --out OUT     half an hour on two quiet cores
     python -m tests.soak fuzz --cases 10000 --seed 0 --out OUT     eight minutes
-    python -m tests.soak fuzz --replay OUT/failures/case-17.json   one case that failed
+    python -m tests.soak commands --cases 20000 --seed 0 --out OUT half an hour
+    python -m tests.soak fuzz --replay OUT/failures/case-17.json   one case that failed, of fuzz or commands
     python -m tests.soak reshard --out OUT                         ten minutes
-    python -m tests.soak all --out OUT                             all three, into OUT/faults, OUT/fuzz, OUT/reshard
+    python -m tests.soak all --out OUT                             all four, into OUT/faults, OUT/fuzz, ...
 
 faults kills trainings at random moments and compares how they end with an uninterrupted run. fuzz breaks every kind of
 file that the product reads: each must be accepted, or refused by one message with nothing written; a traceback, hang,
-crash or gigabyte of memory is a failure. reshard saves with every optimizer, sharding type and number of ranks, loads
+crash or gigabyte of memory is a failure. commands calls every command with wrong arguments, on outputs in every state;
+what existed before must exist afterwards. reshard saves with every optimizer, sharding type and number of ranks, loads
 with every other, and compares losses.
 
 OUT gets a result as JSON, report.md, and what failed. Exit status 1 if anything failed.
@@ -23,11 +25,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.soak.faults.campaign import Settings, run_campaign
-from tests.soak.fuzz.campaign import Campaign, replay, write_report
+from tests.soak.fuzz.campaign import COMMANDS, FILES, Campaign, Target, replay, write_report
 from tests.soak.reshard.matrix import Outcome, run_matrix
 from tests.soak.subject import make_subject
 
-CAMPAIGNS = ("faults", "fuzz", "reshard")
+CAMPAIGNS = ("faults", "fuzz", "commands", "reshard")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -40,8 +42,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="other faults, cases and logs for another one")
     parser.add_argument("--minutes", type=float, default=60, help="end a campaign early, with what there is")
     parser.add_argument("--kills", type=int, default=100, help="faults: number of kills")
-    parser.add_argument("--cases", type=int, default=10_000, help="fuzz: number of cases")
-    parser.add_argument("--replay", type=Path, help="fuzz: run this case alone, and show what it prints")
+    parser.add_argument("--cases", type=int, default=10_000, help="fuzz, commands: number of cases")
+    parser.add_argument("--replay", type=Path, help="run this case of fuzz or commands alone")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
     if arguments.replay is not None:
@@ -56,8 +58,9 @@ def main(argv: Sequence[str]) -> int:
 def _run(campaign: str, out: Path, arguments: argparse.Namespace) -> int:
     if campaign == "faults":
         failed = _faults(out, Settings(arguments.kills, arguments.seed, arguments.minutes))
-    elif campaign == "fuzz":
-        failed = _fuzz(out, arguments.cases, arguments.seed, arguments.minutes)
+    elif campaign in ("fuzz", "commands"):
+        target = FILES if campaign == "fuzz" else COMMANDS
+        failed = _fuzz(out, target, arguments.cases, arguments.seed, arguments.minutes)
     else:
         failed = sum(found.outcome is Outcome.WRONG for found in run_matrix(out, arguments.seed))
     print(f"{campaign}: {failed} failed, {out / 'report.md'}")
@@ -71,9 +74,9 @@ def _faults(out: Path, settings: Settings) -> int:
     return sum(bool(outcome.complaints) for outcome in outcomes)
 
 
-def _fuzz(out: Path, cases: int, seed: int, minutes: float) -> int:
+def _fuzz(out: Path, target: Target, cases: int, seed: int, minutes: float) -> int:
     """Cases that failed."""
-    campaign = Campaign(cases, seed, out / "failures", minutes)
+    campaign = Campaign(cases, seed, out / "failures", minutes, target)
     campaign.run()
     write_report(campaign, out)
     return sum(not ran.outcome.fine for ran in campaign.ran)

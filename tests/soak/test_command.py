@@ -18,3 +18,9 @@ def test_no_folder_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["reshard"])
     assert "expected --out OUT, got none" in capsys.readouterr().err
+
+
+def test_a_few_wrong_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["commands", "--cases", "3", "--seed", "1", "--out", str(tmp_path)]) == 0
+    assert "wrong arguments" in (tmp_path / "report.md").read_text().lower()
+    assert capsys.readouterr().out.endswith(f"commands: 0 failed, {tmp_path / 'report.md'}\n")

@@ -41,8 +41,8 @@ def test_a_signal_to_all_processes_of_a_run_ends_it_with_a_checkpoint(tmp_path: 
     rest, _ = process.communicate(timeout=600)  # also waits for the workers, which hold the pipe
     assert process.returncode == 143, rest
     assert "Traceback" not in rest
-    (saved,) = recipe.run.glob("checkpoints/step-*")
-    step = saved.name.removeprefix("step-")
+    # One, unless the signal was sent an epoch late, as on a busy machine: an epoch takes a fraction of a second.
+    step = max(int(saved.name.removeprefix("step-")) for saved in recipe.run.glob("checkpoints/step-*"))
     sentence = f"sidrec: SIGTERM: stopped after step {step}/12500, which is saved; the same command goes on from there"
     assert rest.splitlines()[-1] == sentence
     assert not (recipe.run / "metrics.json").exists(), "it left without evaluating"

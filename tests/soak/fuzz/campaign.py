@@ -9,19 +9,62 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
-from sidrec.io.files import write_json, write_text
+from sidrec.io.files import read_json, write_json, write_text
 from sidrec.study.report import markdown_table
 from sidrec.study.results import conditions
-from tests.soak.fuzz.cases import Case, draw, load_case, write_sound_files
+from tests.soak.fuzz.arguments import OPTIONS, draw_command, load_command_case, write_options
+from tests.soak.fuzz.cases import draw, load_case, write_sound_files
+from tests.soak.fuzz.command_judge import run_commands
 from tests.soak.fuzz.judge import SOUND, Outcome, run_cases
+from tests.soak.fuzz.world import make_world
 
 CASES_PER_PROCESS = 300  # cases
 CASE_TIMEOUT = 20.0  # seconds that no case may take
 START_TIMEOUT = 300.0  # seconds that a process may take to import the product
 PROGRESS = 10.0  # seconds between lines
 
-Runner = Callable[[Sequence[int | Case], int, Path, Path, Connection, bool], None]
+Runner = Callable[[Sequence[Any], int, Path, Path, Connection, bool], None]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a campaign breaks.
+
+    title, done: of the report. make: fills a folder with what is sound. draw: (number, seed, that folder) -> a case,
+    with number, kind, mutation, and `save`. load: a saved case. run: what a process does with cases.
+    """
+
+    title: str
+    done: str
+    make: Callable[[Path], None]
+    draw: Callable[[int, int, Path], Any]
+    load: Callable[[Path], Any]
+    run: Runner
+
+
+def _make_world(sound: Path) -> None:
+    make_world(sound / "world")
+    write_options(sound / OPTIONS, sound / "world")
+
+
+FILES = Target(
+    "Broken files, and how they are answered",
+    "Accepted: the damage has no effect, or leaves a valid value (a flipped bit of a number).",
+    write_sound_files,
+    draw,
+    load_case,
+    run_cases,
+)
+COMMANDS = Target(
+    "Wrong arguments of commands, and how they are answered",
+    "All that was there before is there afterwards, byte for byte, except what sidrec made and was asked to replace.",
+    _make_world,
+    draw_command,
+    load_command_case,
+    run_commands,
+)
 
 
 @dataclass(frozen=True)
@@ -42,18 +85,20 @@ class Campaign:
     seed: int
     failures: Path | None = None
     minutes: float = float("inf")
+    target: Target = FILES
     ran: list[CaseResult] = field(default_factory=list)
     seconds: float = 0.0
 
     def run(self) -> None:
         """Runs until all cases are done or the time is up. Prints progress."""
         began = last = monotonic()
-        with sound_folders() as folder:
+        with sound_folders(self.target) as folder:
             for ran in self._all(folder):
                 self.ran.append(ran)
                 if not ran.outcome.fine and self.failures is not None:
                     self.failures.mkdir(parents=True, exist_ok=True)
-                    draw(ran.number, self.seed, folder / "sound").save(self.failures / f"case-{ran.number}.json")
+                    case = self.target.draw(ran.number, self.seed, folder / "sound")
+                    case.save(self.failures / f"case-{ran.number}.json")
                 self.seconds = monotonic() - began
                 if monotonic() - last > PROGRESS:
                     last = monotonic()
@@ -66,7 +111,7 @@ class Campaign:
             numbers = list(range(first, min(self.cases, first + CASES_PER_PROCESS)))
             while numbers:  # if a case ends the process, the next process continues
                 done = 0
-                for ran in run_in_process(numbers, self.seed, folder):
+                for ran in run_in_process(numbers, self.seed, folder, run=self.target.run):
                     done += 1
                     yield ran
                 numbers = numbers[done:]
@@ -82,23 +127,25 @@ class Campaign:
 
 def replay(path: Path) -> int:
     """Runs a kept case again, prints its outcome, and returns the exit status."""
-    case = load_case(path)
-    with sound_folders() as folder:
-        (ran,) = run_in_process([case], case.seed, folder, quiet=False)
+    target = COMMANDS if "words" in read_json(path, "a case") else FILES
+    case = target.load(path)
+    with sound_folders(target) as folder:
+        (ran,) = run_in_process([case], case.seed, folder, quiet=False, run=target.run)
     print(f"{case.kind}, {case.file}, {case.mutation}: {ran.outcome.verdict} {ran.outcome.said}")
     return int(not ran.outcome.fine)
 
 
 @contextmanager
-def sound_folders() -> Iterator[Path]:
-    """A scratch folder with `sound`, a folder for every kind."""
+def sound_folders(target: Target = FILES) -> Iterator[Path]:
+    """A scratch folder with `sound`, which the target fills."""
     with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch:
-        write_sound_files(Path(scratch) / "sound")
+        (Path(scratch) / "sound").mkdir()
+        target.make(Path(scratch) / "sound")
         yield Path(scratch)
 
 
 def run_in_process(
-    cases: list[int] | list[Case],
+    cases: Sequence[Any],
     seed: int,
     folder: Path,
     quiet: bool = True,
@@ -110,7 +157,7 @@ def run_in_process(
     run: what the process does. hangs: seconds after which a case is killed.
     """
     context = get_context("forkserver")
-    context.set_forkserver_preload([run_cases.__module__])
+    context.set_forkserver_preload([run_cases.__module__, run_commands.__module__])
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=run, args=(cases, seed, folder / "sound", folder, sender, quiet))
     process.start()
@@ -176,13 +223,13 @@ def _counted(rans: Iterable[CaseResult], of: Callable[[CaseResult], str]) -> dic
 def _text(campaign: Campaign, failed: list[CaseResult]) -> str:
     cases, refused = len(campaign.ran), sum(ran.outcome.verdict == "refused" for ran in campaign.ran)
     lines = [
-        "# Broken files, and how they are answered",
+        f"# {campaign.target.title}",
         "",
         f"{cases:,} cases of {campaign.cases:,}, seed {campaign.seed}, {campaign.seconds:.0f} s: {refused:,} refused "
         f"by a sentence of ours, nothing written; {cases - refused - len(failed):,} accepted; {len(failed)} failures.",
-        "Accepted: the damage has no effect, or leaves a valid value (a flipped bit of a number).",
+        campaign.target.done,
         "",
-        "## By kind of file",
+        "## By kind",
         "",
         _table("kind", _counted(campaign.ran, lambda ran: ran.kind)),
         "",

@@ -1,0 +1,107 @@
+"""A few hundred wrong command lines, and the verdicts on what a command must not do."""
+
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.soak.fuzz.arguments import OPTIONS, CommandCase, draw_command, load_command_case, write_options
+from tests.soak.fuzz.command_judge import World, judge_command
+from tests.soak.fuzz.world import NEEDS_MUTATION, OUTSIDE, SOUND, make_world
+
+CASES, SEED = 200, 11
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sound")
+    make_world(folder / "world")
+    write_options(folder / OPTIONS, folder / "world")
+    return folder
+
+
+@pytest.fixture
+def world(sound: Path, tmp_path: Path) -> World:
+    return World(sound / "world", tmp_path / "case")
+
+
+def test_wrong_arguments_are_refused_and_nothing_is_lost(sound: Path, world: World) -> None:
+    verdicts: Counter[str] = Counter()
+    failed = []
+    for number in range(CASES):
+        case = draw_command(number, SEED, sound)
+        outcome = judge_command(case, world)
+        verdicts[outcome.verdict] += 1
+        if not outcome.fine:
+            failed.append(f"case {number}, {case.kind} {case.file}: {outcome}")
+    assert not failed, "\n".join(failed)
+    assert verdicts["refused"] > CASES / 2
+    assert verdicts["accepted"] > CASES / 10
+
+
+@pytest.mark.parametrize("command", [name for name in SOUND if name not in (*NEEDS_MUTATION, "evaluate")])
+def test_sound_arguments_are_accepted(command: str, world: World) -> None:
+    outcome = judge_command(CommandCase(0, 0, command, SOUND[command], "none"), world)
+    assert outcome.verdict == "accepted", outcome
+
+
+def test_a_case_is_drawn_from_its_number_and_kept_as_a_file(sound: Path, tmp_path: Path) -> None:
+    cases = [draw_command(number, 5, sound) for number in range(50)]
+    assert cases == [draw_command(number, 5, sound) for number in range(50)]
+    for case in cases:
+        case.save(tmp_path / "case.json")
+        assert load_command_case(tmp_path / "case.json") == case
+
+
+def _deletes(folder: Path) -> int:
+    (folder / "notes.txt").unlink()
+    return 0
+
+
+def _replaces_equal(folder: Path) -> int:
+    text = (folder / "photos" / "2024" / "a.jpg").read_bytes()
+    (folder / "photos" / "2024" / "a.jpg").unlink()
+    (folder / "photos" / "2024" / "a.jpg").write_bytes(text + b"x")
+    return 0
+
+
+def _outside(folder: Path) -> int:
+    (folder.parent / OUTSIDE).write_text("other")
+    return 0
+
+
+def _leaves(folder: Path) -> int:
+    (folder / "new.partial").mkdir()
+    return 0
+
+
+def _makes(folder: Path) -> int:
+    (folder / "made").mkdir()
+    raise ValueError("expected no error of this kind")
+
+
+def _replaces_ours(folder: Path) -> int:
+    shutil.rmtree(folder / "catalog")
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("call", "verdict"),
+    [
+        (_deletes, "written"),
+        (_replaces_equal, "written"),
+        (_outside, "written"),
+        (_leaves, "written"),
+        (_makes, "traceback"),
+        (_replaces_ours, "written"),
+        (lambda folder: 3, "sentence"),
+        (lambda folder: 2, "sentence"),
+        (lambda folder: 0, "accepted"),
+    ],
+)
+def test_verdicts(call: Callable[[Path], int], verdict: str, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.soak.fuzz.command_judge.cli.main", lambda words: call(Path.cwd()))
+    assert judge_command(CommandCase(0, 0, "fit", ("recipe.yaml",), "none"), world).verdict == verdict
+    assert (world.path / "notes.txt").read_text() == "mine"
