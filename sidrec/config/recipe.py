@@ -153,6 +153,9 @@ class TrainConfig:
     """Passes over the train split."""
     log_every: PositiveInt = 20
     """Steps between lines of metrics.jsonl and TensorBoard."""
+    track: Annotated[tuple[Literal["mlflow", "wandb"], ...], AfterValidator(without_repeats)] = ()
+    """Trackers that get the curves of TensorBoard too: MLflow (MLFLOW_TRACKING_URI, else RUNS/mlflow), Weights & Biases
+    (WANDB_MODE). A tracker that is missing or fails is left out after a warning."""
     preflight: Literal["refuse", "warn"] = "refuse"
     """Action on a problem found before allocation: refuse to train, or print a warning and train."""
     row_ledger: bool = False

@@ -1,6 +1,6 @@
 """Evaluation: score splits, measure the scores, choose the best checkpoint, report what gate and attention do.
 
-Shapes: N rows of a split, U item bags, G granularities, D width.
+Shapes: N rows of a split, U item bags, G granularities, D width, H bins of a histogram.
 """
 
 import json
@@ -27,7 +27,7 @@ from sidrec.id_maps import map_path, source_ids
 from sidrec.io.files import write_json
 from sidrec.metrics.exact import SliceMetrics, SplitMetrics, measure, measure_slices
 from sidrec.metrics.predictions import SOURCES, PredictionCollector, Predictions, load_predictions
-from sidrec.metrics.slices import load_item_slices
+from sidrec.metrics.slices import ItemSlices, load_item_slices
 from sidrec.model.fusion_and_gate import GranularityFusion
 from sidrec.model.ranker import Ranker
 from sidrec.parallel.process_group import Ranks, run_on_all_ranks, total
@@ -36,6 +36,7 @@ from sidrec.train.assembly import open_loader
 from sidrec.train.progress import UNKNOWN, WARM_UP, lines_wanted, print_line, progress_bar
 from sidrec.train.run_directory import RunDirectory
 from sidrec.train.stopping import Stopping, synced_batches
+from sidrec.train.tracking import BINS, Evaluation, Tracking
 from sidrec.train.warnings_of_metrics import gate_warnings, protocol_warnings
 from sidrec.train.watchdog import Watchdog
 
@@ -132,11 +133,18 @@ class EvaluationProgress:
 
 
 def evaluate_splits(
-    recipe: Recipe, data: Dataset, model: DistributedModelParallel, run: RunDirectory, step: int, ranks: Ranks
+    recipe: Recipe,
+    data: Dataset,
+    model: DistributedModelParallel,
+    run: RunDirectory,
+    step: int,
+    ranks: Ranks,
+    tracking: Tracking | None = None,
 ) -> SplitMetrics:
     """Metrics of every split in the recipe. step: the model's number of steps, stored with each metric.
 
-    Rank 0 writes the fusion's attention weights and, if the recipe asks for them, the predictions.
+    tracking: also gets the metrics. Rank 0 writes the fusion's attention weights and, if the recipe asks for them, the
+    predictions.
     """
     config = recipe.evaluate
     items = recipe.data.path / ITEMS
@@ -152,6 +160,8 @@ def evaluate_splits(
             write_json(run.attention(split), attention)
         measured = measure_slices(predictions, slices)
         metrics[split] = {name: {**values, "step": step} for name, values in measured.items()}
+        if ranks.first and tracking:
+            tracking.evaluation(_evaluation(predictions, step, measured, attention))
         if saves:
             predictions.save(run.predictions(split), sources)
     return metrics
@@ -162,13 +172,21 @@ def _source_ids(recipe: Recipe, data: Dataset) -> dict[str, pa.ChunkedArray]:
     return {column: source_ids(recipe.data.path, column) for column in SOURCES if column in data.manifest.id_maps}
 
 
+def _evaluation(
+    predictions: Predictions, step: int, measured: SliceMetrics, attention: dict[str, Any] | None
+) -> Evaluation:
+    extra = predictions.extra
+    return Evaluation(predictions.split, step, measured, extra.get(GATE), extra.get(EXPOSURES), attention)
+
+
 # The best checkpoint, by a metric of a split that is evaluated during training.
 
 
 class BestCheckpoint:
     """Evaluates a split during training and remembers the best value; the same on every rank.
 
-    best: None before the first value. measured: the last step that was evaluated, or 0.
+    best: None before the first value. measured: the last step that was evaluated, or 0. latest: on rank 0, the last
+    evaluation, if it was not abandoned.
     """
 
     def __init__(
@@ -194,6 +212,8 @@ class BestCheckpoint:
         same = before is not None and (before.split, before.metric) == (config.split, config.metric)
         self.best = before if same else None
         self.measured = position.measured if same else 0
+        self.latest: Evaluation | None = None
+        self._slices: ItemSlices | None = None
 
     def is_due(self, step: int) -> bool:
         """Whether the split is evaluated after `step` steps of training."""
@@ -222,11 +242,16 @@ class BestCheckpoint:
         Measures nothing if a signal stops the ranks meanwhile; the resumed run then evaluates first.
         """
         split, metric = self._config.split, self._config.metric
+        self.latest = None
         try:
-            scored = self._score(self._recipe, self._data, self._model, split, self._ranks, stopping)
+            with AttentionMeter(self._model.module) as meter:
+                scored = self._score(self._recipe, self._data, self._model, split, self._ranks, stopping)
         except AbandonedError:
             return
+        attention = meter.result(self._ranks)
         value = self._measure(scored.label_N, scored.score_N, scored.user_N)[metric]
+        if self._ranks.first:
+            self.latest = _evaluation(scored, step, measure_slices(scored, self._item_slices()), attention)
         self.measured = step
         found = "undefined"
         if value is not None:
@@ -236,6 +261,12 @@ class BestCheckpoint:
                 found += ", the best so far"
         if self._ranks.first:
             print_line(f"step {step}  {split} {metric} {found}")
+
+    def _item_slices(self) -> ItemSlices:
+        if self._slices is None:
+            config = self._recipe.evaluate
+            self._slices = load_item_slices(self._recipe.data.path / ITEMS, config.head_share, config.tail_share)
+        return self._slices
 
 
 # The gate by popularity: mean g per exposure decile, as in figure 3 of the SID-Coord paper (arXiv 2604.10471).
@@ -350,6 +381,7 @@ class AttentionMeter:
         self.names = ranker.item.sids
         # the last two entries: summed entropy in nats, and the number of bags
         self.sums = torch.zeros(len(self.names) + 2, dtype=torch.float64)
+        self.counts_GH = torch.zeros(len(self.names), BINS, dtype=torch.float64)  # bags by weight, in H bins of [0, 1]
 
     def __enter__(self) -> "AttentionMeter":
         self._hook = self.fusion.register_forward_pre_hook(self._count) if self.fusion else None
@@ -367,10 +399,16 @@ class AttentionMeter:
         entropy = -torch.xlogy(weights_UG, weights_UG).sum()
         bags = torch.tensor([entropy.item(), len(weights_UG)], dtype=torch.float64)
         self.sums += torch.cat([weights_UG.sum(dim=0).cpu(), bags])
+        bin_UG = (weights_UG.cpu() * BINS).long().clamp_(max=BINS - 1) + BINS * torch.arange(len(self.names))
+        self.counts_GH += torch.bincount(bin_UG.flatten(), minlength=self.counts_GH.numel()).view(-1, BINS)
 
     def result(self, ranks: Ranks) -> dict[str, Any] | None:
-        """Mean weight per granularity and mean entropy over all ranks' bags; None without fusion. All ranks call it."""
+        """Mean weight and histogram per granularity and mean entropy over all ranks' bags; None without fusion.
+
+        All ranks call it.
+        """
         dist.all_reduce(self.sums, group=ranks.control)
+        dist.all_reduce(self.counts_GH, group=ranks.control)
         bags = float(self.sums[-1])
         if self.fusion is None or not bags:
             return None
@@ -381,6 +419,7 @@ class AttentionMeter:
             "entropy_nats": entropy,
             "largest_entropy_nats": largest,
             "collapsed": len(self.names) > 1 and entropy < COLLAPSED * largest,
+            "histogram": dict(zip(self.names, self.counts_GH.long().tolist(), strict=True)),
         }
 
 

@@ -1,4 +1,4 @@
-"""How a training is watched on rank 0: a bar on a terminal, lines elsewhere, metrics.jsonl, and the time left.
+"""How a training is watched on rank 0: a bar on a terminal, lines elsewhere, metrics.jsonl, the time left.
 
 A bar goes to stderr, lines go to stdout. Lines that a bar repeats are left out where both streams are one terminal.
 """
@@ -13,12 +13,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Never
 
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from sidrec.io.files import write_text
 from sidrec.train.run_directory import RunDirectory
 from sidrec.train.step import Skipped, places_text
+from sidrec.train.tracking import Evaluation, Tracking
 
 WARM_UP = 5
 """First steps of a process that no estimate counts: workers start, kernels are chosen, caches fill."""
@@ -99,10 +99,16 @@ class TimeLeft:
 
 
 class Progress:
-    """The log of a training: a bar or lines with loss, speed and ETA, metrics.jsonl and TensorBoard. On rank 0 only."""
+    """The log of a training: a bar or lines with loss, speed and ETA, metrics.jsonl and trackers. On rank 0 only."""
 
     def __init__(
-        self, run: RunDirectory, done: int, left: TimeLeft, steps: int, clock: Callable[[], float] = time.monotonic
+        self,
+        run: RunDirectory,
+        done: int,
+        left: TimeLeft,
+        steps: int,
+        tracking: Tracking,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """done: steps of the run so far; lines of later steps, from a process that was killed, are dropped."""
         self.steps = steps
@@ -111,12 +117,13 @@ class Progress:
         self.last = clock()
         self.last_pause = left.paused
         self.rows = 0.0
-        for log in (run.log, run.skipped):
+        for log in (run.log, run.skipped, run.evaluations):
             _drop_after(log, done)
         self.log = run.log.open("a", encoding="utf-8")
         self.skipped_log = run.skipped
         self.skipped = len(run.skipped.read_text(encoding="utf-8").splitlines()) if run.skipped.exists() else 0
-        self.tensorboard = SummaryWriter(str(run.tensorboard), purge_step=done)
+        self.evaluations = run.evaluations
+        self.tracking = tracking
         self.bar = progress_bar("train", done, steps)
         self._shown = ""
 
@@ -155,9 +162,16 @@ class Progress:
         }
         self.log.write(json.dumps(line) + "\n")
         self.log.flush()
-        for name in (*terms, "lr_factor", "samples_per_second"):
-            self.tensorboard.add_scalar(f"train/{name}", line[name], step)
+        self.tracking.scalars(
+            {f"train/{name}": line[name] for name in (*terms, "lr_factor", "samples_per_second")}, step
+        )
         self.last, self.last_pause, self.rows = now, paused, 0.0
+
+    def evaluated(self, found: Evaluation) -> None:
+        """Logs an evaluation during the training."""
+        with self.evaluations.open("a", encoding="utf-8") as log:
+            log.write(found.line() + "\n")
+        self.tracking.evaluation(found)
 
     def close(self) -> None:
         """Closes bar and logs; prints how many steps of the run were skipped, if any."""
@@ -165,7 +179,6 @@ class Progress:
         if self.skipped:
             print(f"{self.skipped} of {self.steps} steps were left out: {self.skipped_log}", flush=True)
         self.log.close()
-        self.tensorboard.close()
 
 
 def _drop_after(log: Path, step: int) -> None:

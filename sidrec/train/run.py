@@ -31,6 +31,7 @@ from sidrec.train.assembly import announce, build_training, inputs_of, open_data
 from sidrec.train.evaluation import BestCheckpoint, check_splits, evaluate_splits, split_report
 from sidrec.train.run_directory import RunDirectory
 from sidrec.train.stopping import exit_status
+from sidrec.train.tracking import Tracking
 from sidrec.train.trainer import Trainer
 from sidrec.train.warm_start import find_warm_start, saved_start_facts
 
@@ -56,15 +57,18 @@ def train(
     that is refused leaves no run directory behind.
     """
     run = RunDirectory(recipe.run)
+    tracking = Tracking()
     try:
-        return _train(recipe, run, ranks, trainer, best_checkpoint)
+        return _train(recipe, run, tracking, ranks, trainer, best_checkpoint)
     finally:
+        tracking.close()
         run.lock.release()
 
 
 def _train(
     recipe: Recipe,
     run: RunDirectory,
+    tracking: Tracking,
     ranks: Ranks,
     trainer: type[Trainer],
     best_checkpoint: Callable[..., BestCheckpoint],
@@ -95,9 +99,10 @@ def _train(
     try:
         if ranks.first:
             _print_summary(recipe, data, position, ranks)
+            tracking.open(recipe, run, position.step)
         config = recipe.checkpoint.best
         best = best_checkpoint(config, recipe, data, model, position, loader.steps, ranks) if config else None
-        loop = trainer(recipe, run, loader, model, optimizer, position, ranks, best)
+        loop = trainer(recipe, run, loader, model, optimizer, position, ranks, best, tracking)
         signal = loop.train()
     except Exception:
         if ranks.first:
@@ -109,7 +114,7 @@ def _train(
     step = best.best.step if best and best.best else loop.steps
     if step != loop.steps:
         load_model(chosen_checkpoint(run.checkpoints, f"step-{step}", ranks), model, None, ranks)
-    metrics = evaluate_splits(recipe, data, model, run, step, ranks)
+    metrics = evaluate_splits(recipe, data, model, run, step, ranks, tracking)
     if ranks.first:
         report(run, metrics)
     return 0

@@ -6,6 +6,7 @@ plan.json              which rank holds which table checkpoints/step-N/    model
 metrics.jsonl          training, a line per log     metrics.json           split -> slice -> metric
 ledger/                the rows of each step, with train.row_ledger
 skipped.jsonl          skipped steps, with train.non_finite=skip
+evaluations.jsonl      evaluations during training  tracking.json          ids of this run at trackers
 run.json               versions, device, parameters tensorboard/           the curves of metrics.jsonl
 """
 
@@ -25,7 +26,7 @@ EVALUATIONS = "evaluations"  # folder of a run directory: results on other data 
 EVALUATION = "evaluation.json"  # in each: which run, checkpoint, data and catalog
 
 _FILE = (
-    r"(config\.yaml|(run|plan|metrics|id_maps)\.json|(metrics|skipped)\.jsonl|catalog_fingerprint|hang-rank-\d+\.txt"
+    r"(config\.yaml|(run|plan|metrics|id_maps|tracking)\.json|(metrics|skipped|evaluations)\.jsonl|catalog_fingerprint|hang-rank-\d+\.txt"
     r"|predictions_[^/]+\.parquet|(attention|gate)_[^/]+\.json|gate_[^/]+\.png)"
 )
 
@@ -34,7 +35,7 @@ _PARTIAL = rf"(config|{_FILE})\.partial\d*"
 
 
 _FOLDERS = (
-    r"tensorboard/events\.out\.tfevents\.[^/]+|ledger/steps-[^/]+\.(parquet|partial)|checkpoints/best\.(json(\.partial)?|partial)"
+    r"wandb/.+|tensorboard/events\.out\.tfevents\.[^/]+|ledger/steps-[^/]+\.(parquet|partial)|checkpoints/best\.(json(\.partial)?|partial)"
     r"|checkpoints/step-\d+(\.partial|\.damaged(-\d+)?)?/"
     r"(rank-\d+\.safetensors|(index|position|plan)\.json|index\.json\.partial|config\.yaml)"
     rf"|{EVALUATIONS}/[^/]+/({EVALUATION}|{_FILE})"
@@ -42,7 +43,7 @@ _FOLDERS = (
 """Names of the files that training and evaluation write."""
 
 
-PRECAUTIONS = ("preflight", "non_finite", "skip_at_most", "hang_minutes")
+PRECAUTIONS = ("track", "preflight", "non_finite", "skip_at_most", "hang_minutes")
 """Keys of `train` that may change when a run is resumed."""
 
 
@@ -73,6 +74,7 @@ class RunDirectory:
         self.plan = path / "plan.json"
         self.log = path / "metrics.jsonl"
         self.skipped = path / "skipped.jsonl"
+        self.evaluations = path / "evaluations.jsonl"
         self.metrics = path / "metrics.json"
         self.facts = path / "run.json"
         self.fingerprint = path / "catalog_fingerprint"

@@ -25,6 +25,7 @@ from sidrec.train.progress import Progress, TimeLeft
 from sidrec.train.run_directory import RunDirectory
 from sidrec.train.step import StepResult, TrainingStep, check_state
 from sidrec.train.stopping import Stopping, synced_batches
+from sidrec.train.tracking import Tracking
 from sidrec.train.watchdog import Watchdog
 
 VERSIONS = {"sidrec": sidrec.__version__, "torch": torch.__version__, "torchrec": torchrec.__version__}
@@ -44,6 +45,7 @@ class Trainer:
         position: Position,
         ranks: Ranks,
         best: BestCheckpoint | None = None,
+        tracking: Tracking | None = None,
     ) -> None:
         self.recipe = recipe
         self.run = run
@@ -53,6 +55,7 @@ class Trainer:
         self.position = position
         self.ranks = ranks
         self.best = best
+        self.tracking = tracking or Tracking()
         self.steps = recipe.train.epochs * loader.steps
         self.meter = LossMeter(position, ranks)
         self.stopping = Stopping()
@@ -114,7 +117,7 @@ class Trainer:
         if self.ranks.first:
             rows = self.loader.rows / self.loader.steps
             left = TimeLeft(self.steps, rows, self._rows_to_evaluate)
-            self.progress = Progress(self.run, self.position.step, left, self.steps)
+            self.progress = Progress(self.run, self.position.step, left, self.steps, self.tracking)
 
     def _rows_to_evaluate(self, step: int) -> int:
         """Rows of all evaluations after `step` steps, those at the end included."""
@@ -159,6 +162,8 @@ class Trainer:
         self.training_step.pause()
         with self.progress.left.evaluating(self.best.rows) if self.progress else nullcontext():
             self.best.evaluate(step, self.stopping)
+        if self.progress and self.best.latest:
+            self.progress.evaluated(self.best.latest)
         self.model.train()
         return self.best.measured == step
 

@@ -10,6 +10,7 @@ import pytest
 from sidrec.train.evaluation import EvaluationProgress
 from sidrec.train.progress import WARM_UP, Progress, TimeLeft
 from sidrec.train.run_directory import RunDirectory
+from sidrec.train.tracking import Tracking
 
 ROWS = 10.0  # of a step
 
@@ -88,7 +89,7 @@ def trained(folder: Path, clock: Clock) -> list[dict[str, float]]:
     """A run of 8 steps of 2 s and one evaluation of 100 s, as a Progress writes it."""
     run = RunDirectory(folder)
     left = TimeLeft(8, ROWS, clock=clock)
-    progress = Progress(run, 0, left, 8, clock)
+    progress = Progress(run, 0, left, 8, Tracking(), clock)
     for step in range(1, 9):
         clock.now += 2.0
         progress.count(step, ROWS, None)
