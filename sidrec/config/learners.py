@@ -1,7 +1,7 @@
 """The section `tokenizer`: from item vectors to semantic ids.
 
-Every default cites its source; [I] marks one of our own. What learners share is the chapter `learner_parts`; losses are
-the chapter `sid_losses`.
+Every default cites its source; [I] marks one of our own. Losses, the training and what else learners share are the
+chapter `learner_parts`.
 """
 
 from collections.abc import Mapping
@@ -12,26 +12,24 @@ import tyro
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from sidrec.config.learner_parts import (
-    GradientLearner,
-    LearnerSection,
-    Router,
-    Training,
-    Values,
-    fill_preset,
-    unused_pairs,
-)
-from sidrec.config.section import changed_keys, section
-from sidrec.config.sid_losses import (
     AlignmentController,
     BehaviorAlignment,
     Collaborative,
     Contrast,
     Diversity,
+    GradientLearner,
     HammingRepulsion,
+    LearnerSection,
     OverlapRepulsion,
+    Router,
     SidLossConfig,
+    Training,
+    Values,
     WeightSchedule,
+    fill_preset,
+    unused_pairs,
 )
+from sidrec.config.section import changed_keys, section
 
 InRecipe = tyro.conf.Suppress  # a preset fills in keys of the recipe file; a flag would come too late
 Column = Literal["text", "visual", "behavior"]

@@ -6,8 +6,8 @@ from pathlib import Path
 import yaml
 from pydantic import TypeAdapter
 
+from sidrec.config.learner_parts import SidLossConfig
 from sidrec.config.learners import TokenizerConfig
-from sidrec.config.sid_losses import SidLossConfig
 from sidrec.sid.learners.registry import LEARNERS
 
 SECTION = (Path(__file__).parents[2] / "docs/semantic_ids.md").read_text()

@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from sidrec.config.learner_parts import Router, Training
+from sidrec.config.learner_parts import (
+    AlignmentController,
+    BehaviorAlignment,
+    Contrast,
+    Diversity,
+    HammingRepulsion,
+    OverlapRepulsion,
+    Router,
+    SidLossConfig,
+    Training,
+)
 from sidrec.config.learners import (
     AdaSidConfig,
     AdcSidConfig,
@@ -19,15 +29,6 @@ from sidrec.config.learners import (
     QuaSidConfig,
     RqVaeConfig,
     TokenizerConfig,
-)
-from sidrec.config.sid_losses import (
-    AlignmentController,
-    BehaviorAlignment,
-    Contrast,
-    Diversity,
-    HammingRepulsion,
-    OverlapRepulsion,
-    SidLossConfig,
 )
 from sidrec.errors import CollapseError
 from sidrec.schema import ContractError

@@ -4,6 +4,7 @@ from typing import get_args
 
 import pytest
 
+from sidrec.config.learner_parts import BehaviorAlignment, Contrast, Diversity, SidLossConfig
 from sidrec.config.learners import (
     AdaSidConfig,
     AdcSidConfig,
@@ -16,7 +17,6 @@ from sidrec.config.learners import (
     ResidualKMeansConfig,
     RqVaeConfig,
 )
-from sidrec.config.sid_losses import BehaviorAlignment, Contrast, Diversity, SidLossConfig
 from sidrec.sid.learners.registry import learner_inputs
 from sidrec.sid.networks.rqvae import RqVae
 from sidrec.sid.tokenizer import VECTORS_ALONE, LearnerInputs

@@ -9,8 +9,8 @@ from typing import get_args
 import numpy as np
 import pytest
 
+from sidrec.config.learner_parts import SidLossConfig
 from sidrec.config.learners import Learner, RandomCodesConfig, ResidualKMeansConfig, TokenizerConfig
-from sidrec.config.sid_losses import SidLossConfig
 from sidrec.schema import ContractError
 from sidrec.sid.learners import registry
 from sidrec.sid.learners.registry import fit_tokenizer, load_tokenizer, save_tokenizer

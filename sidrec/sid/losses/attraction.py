@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sidrec.config.sid_losses import AlignmentController, BehaviorAlignment, Collaborative, Contrast, Diversity
+from sidrec.config.learner_parts import AlignmentController, BehaviorAlignment, Collaborative, Contrast, Diversity
 from sidrec.schema import ContractError
 from sidrec.sid.losses.loss import LossInput, SidLoss, info_nce, known_width, mean_or_zero, own_cross_entropy, same_item
 from sidrec.sid.networks.network import Coded, ItemBatch, Network

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from sidrec.config.sid_losses import WeightSchedule
+from sidrec.config.learner_parts import WeightSchedule
 from sidrec.schema import ContractError
 from sidrec.sid.networks.network import Coded, ItemBatch, Network
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sidrec.config.sid_losses import HammingRepulsion, OverlapRepulsion, at_depth
+from sidrec.config.learner_parts import HammingRepulsion, OverlapRepulsion, at_depth
 from sidrec.sid.losses.loss import SidLoss, unit
 from sidrec.sid.networks.network import Coded, ItemBatch, Network
 

@@ -1,13 +1,12 @@
 """From a learner's section to the losses of its training: its own and those added, each with its schedule.
 
-To add a loss: its section in `sidrec.config.sid_losses`, its `SidLoss` in `sidrec.sid.losses`, and a line in LOSSES.
+To add a loss: its section in `sidrec.config.learner_parts`, its `SidLoss` in `sidrec.sid.losses`, and a line in LOSSES.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sidrec.config.learners import GradientLearnerConfig
-from sidrec.config.sid_losses import (
+from sidrec.config.learner_parts import (
     BehaviorAlignment,
     Collaborative,
     Contrast,
@@ -17,6 +16,7 @@ from sidrec.config.sid_losses import (
     SidLossConfig,
     WeightSchedule,
 )
+from sidrec.config.learners import GradientLearnerConfig
 from sidrec.schema import ContractError
 from sidrec.sid.losses.attraction import BehaviorAlignmentLoss, CollaborativeLoss, ContrastLoss, DiversityLoss
 from sidrec.sid.losses.loss import LossInput, SidLoss

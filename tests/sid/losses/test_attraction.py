@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sidrec.config.sid_losses import AlignmentController, BehaviorAlignment, Collaborative, Contrast, Diversity
+from sidrec.config.learner_parts import AlignmentController, BehaviorAlignment, Collaborative, Contrast, Diversity
 from sidrec.schema import ContractError
 from sidrec.sid.losses.attraction import (
     BehaviorAlignmentLoss,

@@ -7,15 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sidrec.config.learners import (
-    AdaSidConfig,
-    AdcSidConfig,
-    GradientLearnerConfig,
-    MmRqVaeConfig,
-    MultiVqConfig,
-    RqVaeConfig,
-)
-from sidrec.config.sid_losses import (
+from sidrec.config.learner_parts import (
     BehaviorAlignment,
     Collaborative,
     Contrast,
@@ -23,6 +15,14 @@ from sidrec.config.sid_losses import (
     OverlapRepulsion,
     SidLossConfig,
     WeightSchedule,
+)
+from sidrec.config.learners import (
+    AdaSidConfig,
+    AdcSidConfig,
+    GradientLearnerConfig,
+    MmRqVaeConfig,
+    MultiVqConfig,
+    RqVaeConfig,
 )
 from sidrec.schema import ContractError
 from sidrec.sid.learners.gradient import build_network

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sidrec.config.sid_losses import HammingRepulsion, OverlapRepulsion
+from sidrec.config.learner_parts import HammingRepulsion, OverlapRepulsion
 from sidrec.sid.losses.repulsion import (
     STEPS,
     HammingRepulsionLoss,

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sidrec.config.learner_parts import Router
+from sidrec.config.learner_parts import AlignmentController, Router
 from sidrec.config.learners import AdcSidConfig
-from sidrec.config.sid_losses import AlignmentController
 from sidrec.schema import ContractError
 from sidrec.sid.networks.adc_sid import AdcSid
 from sidrec.sid.networks.network import ItemBatch

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from sidrec.config.learner_parts import Router, Training
+from sidrec.config.learner_parts import Diversity, OverlapRepulsion, Router, Training
 from sidrec.config.learners import AdaSidConfig, GradientLearnerConfig, RqVaeConfig
-from sidrec.config.sid_losses import Diversity, OverlapRepulsion
 from sidrec.sid.learners.gradient import GradientTokenizer
 from sidrec.sid.tokenizer import SideInformation
 from sidrec.sid.training.trainer import CHECKPOINT, Checkpoint, identity_of

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sidrec.config.learner_parts import Router, Training
+from sidrec.config.learner_parts import Router, Training, WeightSchedule
 from sidrec.config.learners import MultiVqConfig, RqVaeConfig
-from sidrec.config.sid_losses import WeightSchedule
 from sidrec.errors import DivergedError
 from sidrec.sid.learners.gradient import build_network
 from sidrec.sid.losses.loss import LossInput, SidLoss
