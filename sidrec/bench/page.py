@@ -1,6 +1,6 @@
 """A bench as one HTML file without external resources: summary, conditions, charts, sortable table, predicted costs."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from sidrec.bench.page_charts import (
     rank_table,
     step_chart,
 )
-from sidrec.bench.page_elements import Axis, breakable, byte_unit, document, element, from_zero, on_scale
 from sidrec.bench.ranking import (
     MISSING,
     MODELS,
@@ -23,6 +22,7 @@ from sidrec.bench.ranking import (
     fastest_first,
     headline,
     milliseconds,
+    on_scale,
     rank_by_model,
     three_digits,
     unmeasured,
@@ -30,41 +30,30 @@ from sidrec.bench.ranking import (
 from sidrec.bench.result import BenchResult, PlanMeasurement
 from sidrec.io.files import replaced_file
 from sidrec.io.output_folders import output_file
+from sidrec.page.cards import card
+from sidrec.page.elements import Axis, breakable, byte_unit, element, from_zero, is_titled, page
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-"""Content security policy: the page loads nothing."""
 TITLE = "Sharding plans, measured: "
 
 
 def is_page(path: Path) -> bool:
     """Whether a file is the page of a bench."""
-    with path.open("rb") as file:
-        return f"<title>{TITLE}".encode() in file.read(2048)
+    return is_titled(path, TITLE)
 
 
 def write_page(result: BenchResult, path: Path) -> None:
     """Writes the page, or replaces an older one. Raises ContractError if another kind of file is there."""
     path = output_file(path, "the page of a bench", is_page)
-    content = document(_page(result))
+    content = _page(result)
     with replaced_file(path) as partial:
         partial.write_bytes(content)
 
 
-def _page(result: BenchResult) -> Element:
-    title = f"{TITLE}{result.workload.get('name', 'unnamed workload')}"
-    assets = files("sidrec.bench")
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("title", title),
-        element("style", (assets / "page.css").read_text(encoding="utf-8")),
-    )
+def _page(result: BenchResult) -> bytes:
     ranked = fastest_first(result)
-    main = element("main", element("h1", title), *_summary(result, ranked), conditions(result), *_body(result, ranked))
-    script = element("script", (assets / "page.js").read_text(encoding="utf-8"))
-    return element("html", head, element("body", main, script), lang="en")
+    main = [*_summary(result, ranked), conditions(result), *_body(result, ranked)]
+    script = (files("sidrec.bench") / "page.js").read_text(encoding="utf-8")
+    return page(f"{TITLE}{result.workload.get('name', 'unnamed workload')}", main, script=script)
 
 
 def _summary(result: BenchResult, ranked: Sequence[PlanMeasurement]) -> Iterator[Element]:
@@ -151,10 +140,6 @@ def _section(title: str, note: str, content: Element) -> Element:
 
 # Conditions: hardware, workload and conditions of the result, in readable units.
 
-LONG = 400  # letters from which a condition is folded
-LINE = 80  # letters of a folded condition that stay visible
-DEPTH = 2  # levels of nested mappings that are laid out; deeper ones become one line
-
 
 def conditions(result: BenchResult) -> Element:
     """One card each for hardware, workload and conditions."""
@@ -165,7 +150,7 @@ def conditions(result: BenchResult) -> Element:
         "Workload": result.workload,
         "Conditions": {**rounds, **result.conditions},
     }
-    return element("div", *(_card(title, values) for title, values in parts.items()), class_="cards")
+    return element("div", *(card(title, values) for title, values in parts.items()), class_="cards")
 
 
 def _in_units(hardware: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,45 +176,6 @@ UNITS: dict[str, Callable[[float], str]] = {
     "ddr": _bytes,
     **dict.fromkeys(("hbm_bandwidth", "ddr_bandwidth", "host_link", "intra_bandwidth", "inter_bandwidth"), _rate),
 }
-
-
-def _card(title: str, values: Mapping[str, Any]) -> Element:
-    return element("section", element("h2", title), _pairs(values.items(), DEPTH), class_="card")
-
-
-def _pairs(values: Iterable[tuple[str, Any]], depth: int) -> Element:
-    lines = [
-        part for key, value in values for part in (element("dt", _words(key)), element("dd", _value(value, depth)))
-    ]
-    return element("dl", *lines)
-
-
-def _value(value: Any, depth: int) -> Element | str:
-    text = _text(value)
-    if isinstance(value, Mapping) and depth > 1:
-        inner = _pairs(value.items(), depth - 1)
-        return inner if len(text) <= LONG else _folded(f"{len(value)} entries", inner)
-    return text if len(text) <= LONG else _folded(f"{text[:LINE]}…", text)
-
-
-def _folded(title: str, content: Element | str) -> Element:
-    return element("details", element("summary", title), content)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{_words(key)} {_text(each)}" for key, each in value.items()) or "none"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_text, value)) or "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return MISSING if value is None else f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _words(key: str) -> str:
-    return key.replace("_", " ")
 
 
 # The predicted cost of each table under one plan, which the reader selects.

@@ -9,20 +9,6 @@ from dataclasses import dataclass
 from itertools import groupby
 from xml.etree.ElementTree import Element
 
-from sidrec.bench.page_elements import (
-    Axis,
-    around,
-    beyond,
-    breakable,
-    byte_unit,
-    element,
-    from_zero,
-    logarithmic,
-    on_scale,
-    row,
-    scale,
-    track,
-)
 from sidrec.bench.ranking import (
     MISSING,
     MODELS,
@@ -32,6 +18,7 @@ from sidrec.bench.ranking import (
     PairedSlowdown,
     imbalance,
     milliseconds,
+    on_scale,
     paired_slowdown,
     rank_by_model,
     same_plan,
@@ -40,6 +27,19 @@ from sidrec.bench.ranking import (
     tied_with_first,
 )
 from sidrec.bench.result import PHASES, PlanMeasurement, Timing
+from sidrec.page.elements import (
+    Axis,
+    around,
+    beyond,
+    breakable,
+    byte_unit,
+    element,
+    from_zero,
+    logarithmic,
+    row,
+    scale,
+    track,
+)
 
 PARTS = [phase for phase in PHASES if phase != "step"]
 

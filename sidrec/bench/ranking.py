@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import median_low
 from textwrap import wrap
 
 import numpy as np
@@ -287,3 +288,14 @@ def milliseconds(value: float | None) -> str:
 def percent(share: float) -> str:
     """12% for 0.12; one decimal below 10%."""
     return f"{100 * share:.1f}%" if abs(share) < 0.0995 else f"{100 * share:,.0f}%"
+
+
+# Axes of charts.
+
+OFF_SCALE = 3.0  # times the median plan's step from which a plan does not stretch the axes
+
+
+def on_scale(ranked: Sequence[PlanMeasurement]) -> list[PlanMeasurement]:
+    """The plans that axes are fitted to: those within OFF_SCALE times the median plan's step."""
+    limit = OFF_SCALE * median_low([step(plan) for plan in ranked])
+    return [plan for plan in ranked if step(plan) <= limit]

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from sidrec.bench.page_elements import Axis, around, byte_unit, from_zero, logarithmic, on_scale
-from sidrec.bench.ranking import MISSING, percent, three_digits
+from sidrec.bench.ranking import MISSING, on_scale, percent, three_digits
+from sidrec.page.elements import Axis, around, byte_unit, from_zero, logarithmic
 from tests.bench.bench_results import plan
 
 

@@ -1,20 +1,18 @@
-"""HTML and SVG elements of the page: escaped text, axes, and chart rows that share an axis.
+"""HTML and SVG elements of pages: the document, escaped text, axes, and chart rows that share an axis.
 
-What comes from a result is text and is never parsed as markup. Tracks of charts are SVG in per cent of their width, so
+What comes from files is text and is never parsed as markup. Tracks of charts are SVG in per cent of their width, so
 that their texts keep their size on any screen.
 """
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
 from re import split
-from statistics import median_low
 from xml.etree.ElementTree import Element, tostring
 
 from matplotlib.ticker import MaxNLocator
-
-from sidrec.bench.ranking import step
-from sidrec.bench.result import PlanMeasurement
 
 Content = Element | str
 
@@ -30,6 +28,32 @@ def element(tag: str, *content: Content | None, **attributes: str | float | None
         elif part is not None:
             made.text = (made.text or "") + part
     return made
+
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+"""Content security policy: a page loads nothing."""
+
+
+def page(title: str, main: Iterable[Element], *, style: str = "", script: str | None = None) -> bytes:
+    """A whole page without external resources, as the content of a file. style: CSS in addition to page.css."""
+    css = (files("sidrec.page") / "page.css").read_text(encoding="utf-8") + style
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("title", title),
+        element("style", css),
+    )
+    end = None if script is None else element("script", script)
+    body = element("body", element("main", element("h1", title), *main), end)
+    return document(element("html", head, body, lang="en"))
+
+
+def is_titled(path: Path, title: str) -> bool:
+    """Whether a file is a page whose title begins with `title`."""
+    with path.open("rb") as file:
+        return f"<title>{title}".encode() in file.read(2048)
 
 
 def document(root: Element) -> bytes:
@@ -68,7 +92,6 @@ def byte_unit(largest: float) -> tuple[float, str]:
 LOG_FROM = 25  # ratio of the largest to the smallest value from which an axis is logarithmic
 MARGIN = 0.03  # of an axis that does not begin at zero, on either side
 EDGE = 6.0  # per cent of a track: ticks nearer to its ends are labelled inwards
-OFF_SCALE = 3.0  # times the median plan's step from which a plan does not stretch the axes
 
 
 @dataclass(frozen=True)
@@ -132,12 +155,6 @@ def logarithmic(values: Sequence[float]) -> Axis:
     low, high = min(values), max(values)
     margin = max((high / low) ** MARGIN, 1 + MARGIN)
     return Axis(low / margin, high * margin, log=True)
-
-
-def on_scale(ranked: Sequence[PlanMeasurement]) -> list[PlanMeasurement]:
-    """The plans that axes are fitted to: those within OFF_SCALE times the median plan's step."""
-    limit = OFF_SCALE * median_low([step(plan) for plan in ranked])
-    return [plan for plan in ranked if step(plan) <= limit]
 
 
 # Chart rows: a name, a track as wide as possible, a figure.

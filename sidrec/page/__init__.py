@@ -1,0 +1,1 @@
+"""Pages without external resources: HTML and SVG elements, axes, cards."""
