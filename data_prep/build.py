@@ -26,7 +26,7 @@ from sidrec.text import text_table
 
 from .command import WorkFolder, file_facts, load_snapshot, restore_snapshot, rows_bar, save_snapshot
 from .dense_numbers import fit_transforms
-from .event_order import NEVER, ORDER_VERSION, SPLITS, DayWindow, OrderedLog, make_split, order_events
+from .event_order import NEVER, ORDER_VERSION, DayWindow, OrderedLog, order_events
 from .events import IdMap, Items, Source, check_matches
 from .item_vectors import NONE, TEXT_SOURCES, add_vectors, check_vector_source
 from .lasting_ids import EarlierIds
@@ -34,6 +34,7 @@ from .log_files import LogWriter, rows_on_items, write_items
 from .log_pass import ROW_DENSE, STATS, Lists, LogPass, PassState, train_events
 from .log_settings import LogSettings as LogSettings
 from .negatives import ATTEMPTS, Launches, Sampler, Taken
+from .splits import SPLITS, make_split
 
 
 def prepare(
@@ -126,7 +127,9 @@ def _fill(work: WorkFolder, source: Source, settings: LogSettings, implicit: boo
     check_matches(items.listed, log.item_rows, log.items.source_ids(), ", ".join(map(str, source.files[:2])))
     categories, item_maps = category_ids(items, earlier)
     item_lists, list_maps = list_ids(items, earlier)
-    split = settings.stated_split or make_split(settings.split, log, *settings.shares)
+    split = settings.stated_split or make_split(
+        settings.split, log, *settings.shares, settings.seed, source.event_columns.timed
+    )
     sources = {**source.event_columns.numbers, **{name: column for name, (_, column) in items.numbers.items()}}
     by_item = {name: np.concatenate([[np.nan], values]) for name, (values, _) in items.numbers.items()}
     numbers = fit_transforms(train_events(log, split), sources, by_item, earlier.dense_numbers)
@@ -153,6 +156,7 @@ def _fill(work: WorkFolder, source: Source, settings: LogSettings, implicit: boo
         sampler,
         source.event_columns.lists,
         item_lists,
+        source.event_columns.timed,
     )
     extra = [pa.field(name, pa.float32()) for name in source.event_columns.extra]
     writer = LogWriter(work.data / schema.LOG, pa.schema([*schema.log_schema(manifest), *extra]))
@@ -288,7 +292,9 @@ def protocol(
         "split": log_pass.split.protocol(),
         "cold_share_of_test_rows": _rate(cold_rows, counts["test rows"]),
         "as_of": "history and stat_* columns count rows with a strictly smaller timestamp; *_recent count the "
-        f"{settings.recent_days} whole UTC days before the row's own day. Rows of every split count.",
+        f"{settings.recent_days} whole UTC days before the row's own day. Rows of every split count."
+        if source.event_columns.timed
+        else "the log has no times: no row has a history or counts",
         "novelty": {
             "words": "if the label could be told from what an item has not had yet, these rates would be far "
             "from the overall one",

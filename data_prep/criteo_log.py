@@ -30,10 +30,10 @@ from sidrec.schema import LogFile, Manifest
 from .command import WorkFolder, file_facts, load_snapshot, refuse_flags, rows_bar, run, save_snapshot
 from .criteo_layout import CriteoLayout, RowRange
 from .criteo_rows import CATEGORICAL, DENSE, FIRST, UNKNOWN, ValueCounts
-from .event_order import SPLITS
 from .item_vectors import vector_column
 from .log_files import ROW_GROUP
 from .log_pass import Runs, Totals
+from .splits import SPLITS
 
 if TYPE_CHECKING:  # scipy is slow to import, so the help must not
     from scipy import sparse

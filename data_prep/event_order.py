@@ -1,4 +1,4 @@
-"""Time order: sorting a log by time, windows of preceding days, splits by time.
+"""Time order: sorting a log by time, and windows of preceding days.
 
 `order_events` sorts in bounded memory. It maps ids to dense ids, writes the events to one file in the source's order,
 then distributes them over buckets. A bucket holds consecutive whole days and at most `partition_rows` events, or one
@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +19,7 @@ import pyarrow.parquet as pq
 from sidrec.errors import ContractError, print_warning
 from sidrec.id_maps import map_path
 from sidrec.io.files import read_json, write_json
-from sidrec.schema import ITEM_ID, STATED, USER_ID
+from sidrec.schema import ITEM_ID, USER_ID
 
 from .command import rows_bar
 from .events import ITEM, LABEL, TIMESTAMP, USER, IdMap, Source
@@ -90,7 +89,7 @@ def order_events(source: Source, folder: Path, partition_rows: int, earlier: Ear
     if (folder / ORDERED).exists():
         return _load(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    spool = _Spool(source, folder / "spool.parquet", earlier)
+    spool = _Spool(source, folder / "spool.parquet", earlier, partition_rows)
     spool.fill()
     bucket_of_day, bucket_rows = _cut_days(spool.day_rows, partition_rows)
     _deal(folder, spool.path, bucket_of_day, len(bucket_rows))
@@ -118,8 +117,9 @@ def _load(folder: Path) -> OrderedLog:
 class _Spool:
     """Writes events with dense ids to one parquet file, in the source's order, and counts them."""
 
-    def __init__(self, source: Source, path: Path, earlier: EarlierIds) -> None:
+    def __init__(self, source: Source, path: Path, earlier: EarlierIds, partition_rows: int) -> None:
         self.path = path
+        self._partition_rows = partition_rows
         self.users, self.items = earlier.grown(USER_ID), earlier.grown(ITEM_ID, source.catalog())
         own = source.event_columns
         self.categories = {column: earlier.grown(column) for column in (*own.categorical, *own.lists)}
@@ -154,7 +154,7 @@ class _Spool:
     def _warn_of_times(self) -> None:
         """Warns of times whose unit is probably another one."""
         first, last = min(self.day_rows), max(self.day_rows)
-        if last < FIRST_PLAUSIBLE_DAY:
+        if last < FIRST_PLAUSIBLE_DAY and self._source.event_columns.timed:
             found = f"all times are from {np.datetime64(first, 'D')} to {np.datetime64(last, 'D')}"
             print_warning(f"{self._source.name}: {found}: check their unit, unless they count from another start")
 
@@ -170,6 +170,9 @@ class _Spool:
     def _dense(self, events: pa.Table) -> pa.Table:
         user, item = self.users.add(events[USER]), self.items.add(events[ITEM])
         timestamp, label = events[TIMESTAMP].to_numpy(), events[LABEL].to_numpy()
+        if not self._source.event_columns.timed:  # each partition is given a day, so that a bucket holds one
+            row_N = self._rows + np.arange(len(timestamp))
+            timestamp = row_N // self._partition_rows * SECONDS_PER_DAY
         self._count(user, item, timestamp, label)
         columns: dict[str, object] = {
             ROW: np.arange(self._rows - len(user), self._rows),
@@ -301,118 +304,3 @@ def day_slices(timestamp_N: np.ndarray) -> list[tuple[int, int, int]]:
     begins = np.flatnonzero(np.concatenate([[True], day_N[1:] != day_N[:-1]])) if len(day_N) else np.zeros(0, int)
     ends = np.append(begins[1:], len(day_N))
     return [(int(day_N[begin]), int(begin), int(end)) for begin, end in zip(begins, ends, strict=True)]
-
-
-# Splits: one cut in time for all users, or one per user.
-
-
-SPLITS = ("train", "validation", "test")
-BEFORE = -1  # in place of an index in SPLITS: events before the first split, which are not written
-SplitKind = Literal["global", "per-user-last"]
-
-
-@dataclass(frozen=True)
-class GlobalSplit:
-    """One cut for all users: validation starts at `validation_from`, test at `test_from`, in seconds since 1970."""
-
-    validation_from: int
-    test_from: int
-
-    @classmethod
-    def of(cls, log: OrderedLog, validation_share: float, test_share: float) -> "GlobalSplit":
-        """The last `test_share` of the events is test, `validation_share` before it validation.
-
-        Events with the timestamp of a cut belong to the later split. Raises ContractError if no train row is left.
-        """
-        test_row = int(log.rows * (1 - test_share))
-        validation_row = int(log.rows * (1 - test_share - validation_share))
-        if not 0 < validation_row <= test_row < log.rows:
-            raise ContractError("the log", "enough events for a train and a test split", f"{log.rows} events")
-        test_from = log.timestamp_of_row(test_row)
-        validation_from = min(log.timestamp_of_row(validation_row), test_from)
-        if log.timestamp_of_row(0) >= validation_from:
-            raise ContractError(
-                "the log",
-                "events at enough different times to cut off a train split",
-                f"all up to {validation_from} alike",
-            )
-        return cls(validation_from, test_from)
-
-    def assign(self, user_N: np.ndarray, timestamp_N: np.ndarray, earlier_N: np.ndarray) -> np.ndarray:
-        """int8 [N]: index of each event's split in SPLITS."""
-        is_test = timestamp_N >= self.test_from
-        return np.where(is_test, 2, timestamp_N >= self.validation_from).astype(np.int8)
-
-    def protocol(self) -> dict[str, object]:
-        return {
-            "kind": "global",
-            "words": "one cut in time for everybody; events at the cut's own timestamp belong to the later split",
-            "validation_from": self.validation_from,
-            "test_from": self.test_from,
-        }
-
-
-@dataclass(frozen=True)
-class PerUserSplit:
-    """The last `test_share` of each user's events (rounded down) is test, `validation_share` before it validation."""
-
-    user_rows: np.ndarray
-    validation_share: float
-    test_share: float
-
-    def assign(self, user_N: np.ndarray, timestamp_N: np.ndarray, earlier_N: np.ndarray) -> np.ndarray:
-        """int8 [N]: index in SPLITS, by the number of the user's strictly earlier events. Equal times stay together."""
-        rows_N = self.user_rows[user_N]
-        test_from = rows_N - np.floor(rows_N * self.test_share).astype(np.int64)
-        validation_from = test_from - np.floor(rows_N * self.validation_share).astype(np.int64)
-        return np.where(earlier_N >= test_from, 2, earlier_N >= validation_from).astype(np.int8)
-
-    def protocol(self) -> dict[str, object]:
-        return {
-            "kind": "per-user-last",
-            "words": "each user's last events are test; the splits overlap in time, so training sees other users' "
-            "events that are later than a test row. Statistics and histories are strictly as-of all the same: they "
-            "count earlier rows of all splits",
-        }
-
-
-@dataclass(frozen=True)
-class StatedSplit:
-    """Cuts at stated times for all users: each split begins at its time, in seconds since 1970, and ends at the next.
-
-    train_from: None: at the first event; earlier events are in no split. validation_from, test_from: None: there is no
-    such split.
-    """
-
-    train_from: int | None = None
-    validation_from: int | None = None
-    test_from: int | None = None
-
-    @property
-    def begins(self) -> tuple[int, int, int]:
-        """First second of train, validation and test."""
-        test = NEVER if self.test_from is None else self.test_from
-        validation = test if self.validation_from is None else self.validation_from
-        return -NEVER if self.train_from is None else self.train_from, validation, test
-
-    def assign(self, user_N: np.ndarray, timestamp_N: np.ndarray, earlier_N: np.ndarray) -> np.ndarray:
-        """int8 [N]: index of each event's split in SPLITS, or BEFORE."""
-        return (np.asarray(self.begins) <= timestamp_N[:, None]).sum(axis=1).astype(np.int8) + np.int8(BEFORE)
-
-    def protocol(self) -> dict[str, object]:
-        stated = {f"{split}_from": getattr(self, f"{split}_from") for split in SPLITS}
-        return {
-            "kind": STATED,
-            "words": "cuts at stated times for everybody; events at the cut's own timestamp belong to the later split. "
-            "Events before train_from are not written: they count in histories, statistics and train_impressions",
-            **{name: time for name, time in stated.items() if time is not None},
-        }
-
-
-Split = GlobalSplit | PerUserSplit | StatedSplit
-
-
-def make_split(kind: SplitKind, log: OrderedLog, validation_share: float, test_share: float) -> Split:
-    if kind == "global":
-        return GlobalSplit.of(log, validation_share, test_share)
-    return PerUserSplit(log.user_rows, validation_share, test_share)

@@ -55,7 +55,7 @@ class EventColumns:
     dense: int_*, float32, as the log holds them. numbers: int_*, float64, NaN where missing, which preparation
     transforms (`data_prep.dense_numbers`) -> the source's column. categorical: cat_*, text. lists: cat_*, lists of
     different texts, none of them empty; no list is missing. labels: label_*, float32,
-    0 or 1. extra: float32, beyond the contract.
+    0 or 1. extra: float32, beyond the contract. timed: whether events have times; without, every timestamp is 0.
     """
 
     dense: tuple[str, ...] = ()
@@ -64,6 +64,7 @@ class EventColumns:
     lists: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     extra: tuple[str, ...] = ()
+    timed: bool = True
 
 
 class IdMap:

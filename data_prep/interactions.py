@@ -15,6 +15,8 @@ import tyro
 from sidrec import schema
 from sidrec.command_line import metavar
 from sidrec.errors import ContractError, print_warning
+from sidrec.schema import RANDOM
+from sidrec.text import did_you_mean
 
 from .build import LogSettings, prepare
 from .command import run
@@ -35,7 +37,7 @@ from .events import (
 from .item_vectors import NONE
 from .log_pass import ROW_DENSE
 from .source_columns import Lines, amounts, first_values, numbers, seconds, texts
-from .source_files import Block, blocks, files_of, whole
+from .source_files import Block, blocks, column_names, files_of, whole
 
 DENSE = schema.DENSE_PREFIX
 
@@ -150,6 +152,7 @@ class Interactions:
 
     log: Path
     columns: Columns
+    timed: bool = True
 
     @property
     def name(self) -> str:
@@ -163,6 +166,7 @@ class Interactions:
     @property
     def event_columns(self) -> EventColumns:
         return EventColumns(
+            timed=self.timed,
             numbers={DENSE + column: column for column in self.columns.dense_columns},
             categorical=tuple(schema.CATEGORICAL_PREFIX + column for column in self.columns.cat_columns),
             lists=tuple(schema.CATEGORICAL_PREFIX + column for column in self.columns.cat_list_columns),
@@ -201,18 +205,17 @@ class Interactions:
 
     def events(self) -> Iterator[pa.Table]:
         columns = self.columns
-        own = (columns.user_column, columns.item_column, columns.timestamp_column)
+        times = (columns.timestamp_column,) if self.timed else ()
         target = [column for column in (columns.label_column, columns.rating_column) if column]
-        wanted = tuple(dict.fromkeys((*own, *target, *columns.own)))
+        wanted = tuple(dict.fromkeys((columns.user_column, columns.item_column, *times, *target, *columns.own)))
         lists = dict.fromkeys(columns.cat_list_columns, columns.list_separator)
         cut: Counter[str] = Counter()
         for lines, table in blocks(self.log, wanted, separator=columns.separator, list_columns=lists):
-            user, item, timestamp = (table[column] for column in own)
             events = pa.table(
                 {
-                    USER: texts(user),
-                    ITEM: texts(item),
-                    TIMESTAMP: seconds(timestamp, PER_SECOND[columns.timestamp_unit], columns.timestamp_column, lines),
+                    USER: texts(table[columns.user_column]),
+                    ITEM: texts(table[columns.item_column]),
+                    TIMESTAMP: self._times(table, lines),
                     LABEL: self._label(table, lines),
                 }
             )
@@ -227,6 +230,12 @@ class Interactions:
                 events = events.append_column(name, amounts(table[column], column, lines))
             yield check_events(events, lines)
         _warn_of_cuts(self.log, cut, columns.list_length)
+
+    def _times(self, table: pa.Table, lines: Lines) -> pa.ChunkedArray:
+        name = self.columns.timestamp_column
+        if not self.timed:
+            return pa.chunked_array([np.zeros(table.num_rows, np.int64)])
+        return seconds(table[name], PER_SECOND[self.columns.timestamp_unit], name, lines)
 
     def _label(self, table: pa.Table, lines: Lines) -> pa.ChunkedArray:
         columns = self.columns
@@ -311,8 +320,27 @@ class InteractionsCommand:
 
     def run(self) -> None:
         self.columns.check()
+        timed = self._has_times()
         vectors = self.vectors or ("wordllama" if self.columns.text_columns else NONE)
-        prepare(Interactions(self.src, self.columns), self.out, self.log, self.columns.implicit, vectors)
+        prepare(Interactions(self.src, self.columns, timed), self.out, self.log, self.columns.implicit, vectors)
+
+    def _has_times(self) -> bool:
+        """Raises ContractError for a log without times, unless a random split is asked for."""
+        name, names = self.columns.timestamp_column, column_names(self.src, self.columns.separator)
+        if name in names or not any(names):  # of an empty file, the reader says more
+            return True
+        near = f"columns {names}{did_you_mean(name, names)}"
+        if self.log.split != RANDOM:
+            wanted = f"a column {name!r} (or another --timestamp-column); for a log without times, --split {RANDOM}"
+            raise ContractError(self.src, wanted, near)
+        if name != Columns.timestamp_column:
+            raise ContractError(self.src, f"a column {name!r}, as --timestamp-column says", near)
+        if self.columns.implicit:
+            expected = "--label-column or --rating-column: without times, no negatives can be sampled"
+            raise ContractError(f"--split {RANDOM}", expected, "neither")
+        said = "rows are split at random, and no row has a history or statistics"
+        print_warning(f"{self.src}: no column {name!r}: {said}")
+        return False
 
 
 if __name__ == "__main__":

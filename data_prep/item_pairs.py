@@ -8,7 +8,7 @@ of an item, C other items at a time.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -102,13 +102,16 @@ def read_sequences(data: Path, earliest_share: float = 1.0) -> Sequences:
     """Reads the positives of DATA/log's train split. Files of other splits are not opened.
 
     earliest_share: share of the events to keep, the earliest ones; events of the same time stay together. Rows of an
-    unknown user or item (id 0) are left out. Raises ContractError for a missing or damaged log, one without a positive,
-    and for a share outside (0, 1].
+    unknown user or item (id 0) are left out. Raises ContractError for a missing or damaged log, one without times or
+    without a positive, and for a share outside (0, 1].
     """
     if not 0 < earliest_share <= 1:
         raise ContractError("earliest share", "a share above 0 and at most 1", earliest_share)
     manifest = schema.load_manifest(data / schema.LOG)
     log = data / schema.LOG
+    split = manifest.protocol.get("split")
+    if isinstance(split, Mapping) and split.get("timed") is False:
+        raise ContractError(log, "a log with times, which put each user's items in order", "one without")
     with rows_bar("reading positives", manifest.rows(TRAIN)) as bar:
         parts = list(positives(log, manifest, TRAIN, bar))
     if not sum(len(user) for user, _, _ in parts):

@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 from sidrec import schema
 from sidrec.io.files import replaced_file
 
-from .event_order import BEFORE, SPLITS
 from .events import Items
 from .item_vectors import vector_column
 from .log_pass import Lists, PartitionRows
 from .source_files import open_stream
+from .splits import BEFORE, SPLITS
 
 ROW_GROUP = 16_384
 ITEM_ROW_GROUP = 16_384

@@ -9,7 +9,7 @@ U users; H history length; M selected rows.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +17,10 @@ import pyarrow as pa
 from sidrec import schema
 
 from .dense_numbers import DenseNumbers
-from .event_order import SECONDS_PER_DAY, DayWindow, OrderedLog, Split
+from .event_order import SECONDS_PER_DAY, DayWindow, OrderedLog
 from .events import ITEM, LABEL, TIMESTAMP, USER
 from .negatives import Sampler
+from .splits import Split
 
 ROW_DENSE = ("int_user_events", "int_user_click_rate", "int_days_since_last")
 STATS = ("stat_exposures", "stat_clicks", "stat_exposures_recent", "stat_clicks_recent")
@@ -31,8 +32,8 @@ class LogPass:
 
     item_categories: cat_* column -> int64 id per item id, 0 included. numbers: dense columns that are made of the
     source's numbers. lists: cat_* columns of lists of the events. item_lists: those of the items, by item id. sampler:
-    draws negatives; None for a log that has rows with label 0. events_seen: events of
-    the partitions so far. given_up: negatives without an item.
+    draws negatives; None for a log that has rows with label 0. timed: False for a log without times, where no event is
+    before another. events_seen: events of the partitions so far. given_up: negatives without an item.
     """
 
     state: "PassState"
@@ -42,14 +43,17 @@ class LogPass:
     sampler: Sampler | None
     lists: tuple[str, ...] = ()
     item_lists: Mapping[str, "Lists"] = field(default_factory=dict)
+    timed: bool = True
     events_seen: int = 0
     given_up: int = 0
 
     def rows_of(self, partition: int, events: pa.Table) -> "PartitionRows":
         """Rows of the next partition, sorted by time. Updates the state with them."""
         own = {name: events[name].to_numpy() for name in events.column_names if name not in self.lists}
-        user_events = self.state.user_events
-        split_E = split_events(self.split, user_events, own[USER], own[TIMESTAMP])
+        if not self.timed:
+            own[TIMESTAMP] = np.zeros_like(own[TIMESTAMP])
+        event_E = self.events_seen + np.arange(events.num_rows)
+        split_E = split_events(self.split, self.state.user_events, own[USER], own[TIMESTAMP], event_E)
         place_N, item_N, label_N = self._with_negatives(partition, own)
         self.events_seen += events.num_rows
         user_N, timestamp_N = own[USER][place_N], own[TIMESTAMP][place_N]
@@ -73,6 +77,8 @@ class LogPass:
         split_N = split_E[place_N]
         keys = len(self.state.train_impressions)
         self.state.train_impressions += np.bincount(item_N[split_N <= 0], minlength=keys)  # 0: train; less: BEFORE
+        if not self.timed:
+            self.state = self.state.without_past()
         return PartitionRows(columns, lists, split_N)
 
     def _with_negatives(self, partition: int, own: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -118,19 +124,25 @@ class LogPass:
 def train_events(log: OrderedLog, split: Split) -> Iterator[tuple[pa.Table, np.ndarray]]:
     """Buckets of the ordered log, and whether each event is of the train split: bool [E]."""
     user_events = np.zeros(len(log.users) + 1, dtype=np.int64)
-    for number in range(len(log.bucket_rows)):
-        events = log.bucket(number)
-        yield events, split_events(split, user_events, events[USER].to_numpy(), events[TIMESTAMP].to_numpy()) == 0
+    before = 0
+    for number, rows in enumerate(log.bucket_rows):
+        events, event_E = log.bucket(number), before + np.arange(rows)
+        user_E, timestamp_E = events[USER].to_numpy(), events[TIMESTAMP].to_numpy()
+        yield events, split_events(split, user_events, user_E, timestamp_E, event_E) == 0
+        before += rows
 
 
-def split_events(split: Split, user_events: np.ndarray, user_E: np.ndarray, timestamp_E: np.ndarray) -> np.ndarray:
+def split_events(
+    split: Split, user_events: np.ndarray, user_E: np.ndarray, timestamp_E: np.ndarray, event_E: np.ndarray
+) -> np.ndarray:
     """int8 [E]: index in SPLITS of the next partition's events, sorted by time.
 
-    user_events: int64 [U], events of each user before the partition; the partition's are added.
+    user_events: int64 [U], events of each user before the partition; the partition's are added. event_E: numbers of the
+    events in the log.
     """
     earlier_E = user_events[user_E] + Runs.of(user_E, timestamp_E).earlier_rows()
     user_events += np.bincount(user_E, minlength=len(user_events))
-    return split.assign(user_E, timestamp_E, earlier_E)
+    return split.assign(user_E, timestamp_E, earlier_E, event_E)
 
 
 @dataclass(frozen=True)
@@ -169,6 +181,12 @@ class PassState:
             DayWindow.empty(items, recent_days),
             np.zeros(items, dtype=np.int64),
         )
+
+    def without_past(self) -> "PassState":
+        """The state before the first partition, but for `train_impressions`."""
+        users, items = len(self.user_events), len(self.train_impressions)
+        empty = PassState.empty(users, items, self.histories.length, self.exposures.days)
+        return replace(empty, train_impressions=self.train_impressions)
 
 
 @dataclass

@@ -11,8 +11,9 @@ from sidrec.command_line import metavar
 from sidrec.errors import ContractError
 
 from .command import refuse_flags
-from .event_order import NEVER, SPLITS, SplitKind, StatedSplit
+from .event_order import NEVER
 from .events import LATEST
+from .splits import SPLITS, SplitKind, StatedSplit
 
 SHARE = 0.1  # of the events, in test and in validation
 
@@ -26,7 +27,8 @@ class LogSettings:
     recent_days: int = 30
     """Days that the stat_*_recent columns look back (whole UTC days before the row's own day)."""
     split: SplitKind = "global"
-    """global: one cut in time for all users. per-user-last: the last events of each user are test."""
+    """global: one cut in time for all users. per-user-last: the last events of each user are test. random: each event
+    is drawn alone; for logs without times, and for comparisons with published numbers."""
     test_share: Annotated[float | None, metavar("SHARE", f"{SHARE}")] = None
     """Share of the events in the split `test`."""
     validation_share: Annotated[float | None, metavar("SHARE", f"{SHARE}")] = None

@@ -197,6 +197,12 @@ def _header(path: Path, separator: str) -> tuple[list[str], str]:
     return [re.sub(r":(token|float)(_seq)?$", "", name.strip()) for name in splits[mark]], mark
 
 
+def column_names(path: Path, separator: str) -> list[str]:
+    """Columns of the first file that `path` names, and of its folders. Raises ContractError for no file."""
+    file = files_of(path)[0]
+    return [*_names(file, separator), *_partitions(file)]
+
+
 def _names(file: Path, separator: str) -> list[str]:
     if _kind(file) == "parquet":
         return list(_open_parquet(file).schema_arrow.names)

@@ -50,6 +50,7 @@ VECTOR_COLUMNS = ("text", "visual", BEHAVIOR)  # fixed-size float32 lists; any m
 
 MANIFEST = "manifest.json"
 STATED = "stated"  # kind of split in a manifest's protocol: cuts at times that the user stated
+RANDOM = "random"  # kind of split in a manifest's protocol: each row drawn alone
 ITEMS = "items.parquet"
 PAIRS = "pairs.parquet"  # items that belong together in the train split: item_id, other_id; beside items.parquet
 OTHER_ID = "other_id"  # int64, the partner's item id

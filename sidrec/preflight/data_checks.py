@@ -18,7 +18,7 @@ from sidrec.data.rows import RowGroup, decode
 from sidrec.io.files import readable
 from sidrec.preflight import Finding
 from sidrec.preflight.resource_estimate import PlannedRun
-from sidrec.schema import HISTORY, ITEM_ID, LABEL, LOG, ContractError, LogFile, Manifest, log_schema
+from sidrec.schema import HISTORY, ITEM_ID, LABEL, LOG, RANDOM, ContractError, LogFile, Manifest, log_schema
 
 LARGE = 1e6
 """Larger dense values dominate a linear layer's input."""
@@ -214,6 +214,8 @@ def _times(manifest: Manifest) -> Finding:
     """Whether the splits follow each other in time; `per-user-last` splits overlap by design."""
     protocol = manifest.protocol.get("split")
     kind = protocol.get("kind") if isinstance(protocol, Mapping) else None
+    if kind == RANDOM:
+        return Finding("splits in time", "note", "drawn row by row, as the manifest's protocol says")
     overlaps = list(_overlaps(manifest))
     if not overlaps:
         return Finding("splits in time", "ok", "one after the other")

@@ -70,7 +70,7 @@ def _evaluate(recipe: Recipe, data: Dataset, saved: Path, step: int, to: RunDire
     load_model(saved, sharded.model, None, ranks)
     metrics = evaluate_splits(recipe, data, sharded.model, to, step, ranks)
     if ranks.first:
-        report(to, metrics)
+        report(to, metrics, data.manifest)
 
 
 # Another data folder.

@@ -27,6 +27,7 @@ from sidrec.model.ranker import parameter_budget
 from sidrec.parallel.process_group import Ranks, joined_ranks, run_on_all_ranks
 from sidrec.plans.plan_file import PlanFile, write_plan
 from sidrec.preflight.run_checks import check_same_on_all_ranks, code_facts, data_facts, recipe_facts
+from sidrec.schema import Manifest
 from sidrec.train.assembly import announce, build_training, inputs_of, open_dataset, open_loader
 from sidrec.train.evaluation import BestCheckpoint, check_splits, evaluate_splits, split_report
 from sidrec.train.run_directory import RunDirectory
@@ -34,6 +35,7 @@ from sidrec.train.stopping import exit_status
 from sidrec.train.tracking import Tracking
 from sidrec.train.trainer import Trainer
 from sidrec.train.warm_start import find_warm_start, saved_start_facts
+from sidrec.train.warnings_of_metrics import split_warnings
 
 ABOUT = "Trains RECIPE from its newest checkpoint, or from the start, and evaluates it."
 
@@ -116,7 +118,7 @@ def _train(
         load_model(chosen_checkpoint(run.checkpoints, f"step-{step}", ranks), model, None, ranks)
     metrics = evaluate_splits(recipe, data, model, run, step, ranks, tracking)
     if ranks.first:
-        report(run, metrics)
+        report(run, metrics, data.manifest)
     return 0
 
 
@@ -180,15 +182,18 @@ def _print_summary(recipe: Recipe, data: Dataset, position: Position, ranks: Ran
     )
 
 
-def report(run: RunDirectory, metrics: SplitMetrics) -> None:
+def report(run: RunDirectory, metrics: SplitMetrics, log: Manifest) -> None:
     """Writes metrics.json and the gate's picture; prints the metrics and a line each about attention and gate.
 
+    log: the manifest of the log that was scored.
     Splits in an existing metrics.json that are not among `metrics` are kept.
     """
     before = load_metrics(run.metrics) if run.metrics.exists() else {}
     save_metrics({**before, **metrics}, run.metrics)
     print(metrics_table(metrics))
     for line in undefined(metrics):
+        print(line)
+    for line in split_warnings(log):
         print(line)
     for split in metrics:
         for line in split_report(run, split, metrics[split]):

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sidrec.metrics.exact import SliceMetrics
+from sidrec.schema import RANDOM, Manifest
 
 LEAST_ROWS = 100  # of a part of the rows, for a warning about it
 ODDS = 3.0
@@ -50,6 +51,15 @@ def protocol_warnings(
             rates = f"{positives / rows:.1%} of {rows:,} rows {what} are positive, {overall:.1%} of all"
             lines.append(f"warning: split {split}: {rates}; metrics reward a model for knowing which rows these are")
     return lines
+
+
+def split_warnings(log: Manifest) -> list[str]:
+    """A line about a log whose splits were drawn at random."""
+    split = log.protocol.get("split")
+    if not isinstance(split, Mapping) or split.get("kind") != RANDOM:
+        return []
+    timed = "; the log has no times, so no row has a history or statistics" if split.get("timed") is False else ""
+    return [f"warning: rows were split at random: metrics tell nothing of later days{timed}"]
 
 
 def _log_odds(positives: float, rows: int) -> float:
