@@ -31,7 +31,15 @@ from sidrec.errors import ContractError
 from sidrec.io.files import read_json, write_json
 
 from .command import WorkFolder, file_facts, refuse_flags, rows_bar, run
-from .criteo_layout import VOCABULARY, day_file, fingerprint, growing_npy, parts_of, vocabulary_file
+from .criteo_layout import (
+    VOCABULARY,
+    EarlierVocabulary,
+    day_file,
+    fingerprint,
+    growing_npy,
+    parts_of,
+    vocabulary_file,
+)
 from .criteo_rows import (
     CATEGORICAL,
     DENSE,
@@ -66,6 +74,8 @@ class CriteoCommand:
     """Values of categorical columns that occur less often than this share the id 1."""
     hash_rows: Annotated[int | None, metavar("ROWS", "ids by a vocabulary")] = None
     """Hash ids into tables of this many rows, in one pass, instead of making a vocabulary."""
+    vocabulary: Annotated[Path | None, metavar("FOLDER", "a new one")] = None
+    """Folder of an earlier preparation, whose values keep their ids; new values follow."""
     block_kib: int = 16_384
     """Text in memory at a time, in KiB."""
     overwrite: bool = False
@@ -84,6 +94,7 @@ class CriteoCommand:
             "SRC... OUT": (len(folders) >= 2, "at least one raw file, and the folder to write", folders),
             "--threshold": (self.threshold >= 1, "at least 1", self.threshold),
             "--hash-rows": (fits, f"from 2 to {LARGEST_TABLE}", self.hash_rows),
+            "--vocabulary, --hash-rows": (self.vocabulary is None or self.hash_rows is None, "one of them", "both"),
             "--block-kib": (1 <= self.block_kib <= 1 << 20, f"from 1 to {1 << 20}", self.block_kib),
         }
         refuse_flags(rules)
@@ -94,12 +105,14 @@ def prepare(days: "tuple[Day, ...]", out: Path, command: CriteoCommand) -> None:
 
     Raises ContractError for invalid input. Days that were read before it are kept for the next run.
     """
+    earlier = None if command.vocabulary is None else EarlierVocabulary.open(command.vocabulary)
     for day in days:  # checks the start of every file, so that a wrong one is refused now and not after hours
         read_rows(next(blocks(day.source, FIRST_LOOK)))
     configuration = {
         "format": FORMAT,
         "days": [(day.number, str(day.source.resolve())) for day in days],
-        "categorical": ids_in_words(command.threshold, command.hash_rows),
+        "categorical": ids_in_words(command.threshold, command.hash_rows, earlier is not None),
+        **({} if earlier is None else {"vocabulary": file_facts(earlier.files)}),
     }
     work, steps = _open(days, out, configuration, command)
     try:
@@ -109,8 +122,8 @@ def prepare(days: "tuple[Day, ...]", out: Path, command: CriteoCommand) -> None:
             work.discard()
         raise
     if command.hash_rows is None:
-        _encode(days, steps)
-    write_json(work.data / schema.MANIFEST, manifest(days, steps))
+        _encode(days, steps, earlier)
+    write_json(work.data / schema.MANIFEST, manifest(days, steps, earlier is not None))
     work.publish()
 
 
@@ -162,7 +175,7 @@ def _open(
     days: tuple[Day, ...], out: Path, configuration: dict[str, object], command: CriteoCommand
 ) -> tuple[WorkFolder, "Steps"]:
     """The work folder, without the records of files that have changed since."""
-    inputs = [day.source for day in days]
+    inputs = [day.source for day in days] + ([] if command.vocabulary is None else [command.vocabulary])
     work = WorkFolder.open(out, configuration, command.overwrite, inputs)
     steps = Steps(work, command.threshold, command.hash_rows, command.block_kib << 10)
     outdated = [day for day in days if steps.outdated(day)]
@@ -185,9 +198,9 @@ def _read(days: tuple[Day, ...], steps: "Steps") -> None:
                 steps.read_day(day, bar.update)
 
 
-def _encode(days: tuple[Day, ...], steps: "Steps") -> None:
+def _encode(days: tuple[Day, ...], steps: "Steps", earlier: EarlierVocabulary | None) -> None:
     if not steps.record(VOCABULARY):
-        steps.number_values(days)
+        steps.number_values(days, earlier)
     rows = {day: steps.rows(day) for day in days}
     encoders = steps.encoders()
     with rows_bar("encoding", sum(rows.values())) as bar:
@@ -267,8 +280,11 @@ class Steps:
         files = {path.name: fingerprint(path) for path in ((dense, sparse, labels) if hashed else (dense, labels))}
         self._finish(day.reading, facts | {"files": files})
 
-    def number_values(self, days: tuple[Day, ...]) -> None:
-        """Writes vocabulary/C*.npy over all days: the value of id i is at index i - FIRST. One column at a time."""
+    def number_values(self, days: tuple[Day, ...], earlier: EarlierVocabulary | None) -> None:
+        """Writes vocabulary/C*.npy over all days: the value of id i is at index i - FIRST. One column at a time.
+
+        earlier: its values come first, and then the new ones.
+        """
         (self.work.data / VOCABULARY).mkdir(exist_ok=True)
         distinct, rows = [], []
         for column in CATEGORICAL:
@@ -277,7 +293,9 @@ class Steps:
                 with np.load(path) as stored:
                     total.add(stored[f"{column}_values"], stored[f"{column}_counts"])
             values, counts = total.total()
-            vocabulary_V = vocabulary(values, counts, self.threshold)
+            known_V = np.zeros(0, np.uint32) if earlier is None else earlier.values(column)
+            new = ~np.isin(values, known_V)
+            vocabulary_V = np.concatenate([known_V, vocabulary(values[new], counts[new], self.threshold)])
             np.save(self.work.data / vocabulary_file(column), vocabulary_V)
             distinct.append(len(values))
             rows.append(FIRST + len(vocabulary_V))
@@ -347,15 +365,17 @@ def _facts(day: Day) -> list[object]:
 # negative raw values by column; files: size and sha256 of each.
 
 
-def ids_in_words(threshold: int, hash_rows: int | None) -> dict[str, object]:
+def ids_in_words(threshold: int, hash_rows: int | None, goes_on: bool = False) -> dict[str, object]:
     if hash_rows is not None:
         return {"kind": "hashing", "ids": f"0 missing, else 1 + value mod {hash_rows - 1}"}
     words = "0 missing; 1 in all files less often than the threshold; from 2 on the most frequent first, then by value"
+    if goes_on:
+        words = f"{words}; those of an earlier vocabulary before new ones"
     return {"kind": VOCABULARY, "threshold": threshold, "ids": words}
 
 
-def manifest(days: tuple[Day, ...], steps: Steps) -> dict[str, object]:
-    """The manifest, when all steps of the days are done."""
+def manifest(days: tuple[Day, ...], steps: Steps, goes_on: bool) -> dict[str, object]:
+    """The manifest, when all steps of the days are done. goes_on: ids go on from an earlier vocabulary."""
     described: list[dict[str, object]] = []
     files: dict[str, object] = {}
     numbers: dict[str, object] = {"table_rows": [steps.hash_rows] * len(CATEGORICAL)}
@@ -373,7 +393,7 @@ def manifest(days: tuple[Day, ...], steps: Steps) -> dict[str, object]:
         "format": FORMAT,
         "rows": sum(map(steps.rows, days)),
         "dense": DENSE_TRANSFORM,
-        "categorical": ids_in_words(steps.threshold, steps.hash_rows) | numbers,
+        "categorical": ids_in_words(steps.threshold, steps.hash_rows, goes_on) | numbers,
         "days": described,
         "files": files,
     }

@@ -97,6 +97,34 @@ class CriteoLayout:
         return np.load(path) if path.is_file() else None
 
 
+@dataclass(frozen=True)
+class EarlierVocabulary:
+    """The vocabulary of a folder that an earlier preparation wrote."""
+
+    folder: Path
+
+    @classmethod
+    def open(cls, folder: Path) -> "EarlierVocabulary":
+        """Raises ContractError for a folder without a vocabulary, and for one whose files have changed."""
+        layout = CriteoLayout.open(folder)
+        stated = read_json(folder / schema.MANIFEST, "the manifest of prepared Criteo files")["files"]
+        for name in map(vocabulary_file, CATEGORICAL):
+            if name not in stated:
+                expected = "a folder whose ids are by a vocabulary"
+                raise ContractError(f"--vocabulary {folder}", expected, f"ids {layout.ids_in_words}")
+            if fingerprint(folder / name) != stated[name]:
+                raise ContractError(folder / name, f"the file that {schema.MANIFEST} states", "another SHA-256")
+        return cls(folder)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.folder / schema.MANIFEST, *(self.folder / vocabulary_file(column) for column in CATEGORICAL))
+
+    def values(self, column: str) -> np.ndarray:
+        """uint32 values of a column in order of their ids."""
+        return np.asarray(np.load(self.folder / vocabulary_file(column)))
+
+
 def _check_sizes(folder: Path, files: dict[str, Any]) -> None:
     for name, facts in files.items():
         path = folder / name

@@ -24,6 +24,7 @@ import tyro
 from sidrec import schema
 from sidrec.command_line import metavar
 from sidrec.errors import ContractError
+from sidrec.id_maps import save_source_ids
 from sidrec.io.files import replaced_file
 from sidrec.schema import LogFile, Manifest
 
@@ -121,7 +122,8 @@ def write_log(command: CriteoLogCommand, sizes: WorkSizes = WorkSizes()) -> Mani
     items = LogItems.of(layout, item, bounds["train"].stop)
     with work.discarded_on_bad_input():
         _write_items(work, layout, command, items, sizes)
-    manifest = _manifest(layout, command, items, bounds)
+    maps = _id_maps(work, layout, command)
+    manifest = replace(_manifest(layout, command, items, bounds), id_maps=maps)
     files = CriteoLogFiles(layout, manifest, item, sizes.file)
     splits = {split: tuple(files.write(work.data / schema.LOG, split, rows)) for split, rows in bounds.items()}
     manifest = replace(manifest, splits=splits)
@@ -160,6 +162,27 @@ def _write_items(
     }
     with replaced_file(path, one_writer=True) as partial:
         pq.write_table(pa.table(columns), partial, row_group_size=ROW_GROUP)
+
+
+def _id_maps(work: WorkFolder, layout: CriteoLayout, command: CriteoLogCommand) -> dict[str, schema.MapDigest]:
+    """Writes the id maps of a vocabulary; hashed ids have none. The id 1 stands for many values: its text is empty."""
+    maps = {}
+    for column, name in enumerate(CATEGORICAL):
+        values_V = layout.values(column)
+        if values_V is not None:
+            target = schema.ITEM_ID if name == command.item else schema.CATEGORICAL_PREFIX + name
+            maps[target] = save_source_ids(work.data, target, pa.chunked_array([[""], hexadecimal(values_V)]))
+    return maps
+
+
+def hexadecimal(values_V: np.ndarray) -> pa.StringArray:
+    """uint32 values as text of 8 hexadecimal digits, as the raw log has them."""
+    byte_VB = values_V.astype(">u4").view(np.uint8).reshape(-1, 4)
+    digits = np.frombuffer(b"0123456789abcdef", np.uint8)
+    text_VD = np.stack([digits[byte_VB >> 4], digits[byte_VB & 15]], axis=2)
+    offsets = np.arange(len(values_V) + 1, dtype=np.int64) * 8
+    text = pa.LargeStringArray.from_buffers(len(values_V), pa.py_buffer(offsets), pa.py_buffer(text_VD.tobytes()))
+    return text.cast(pa.string())
 
 
 def _manifest(layout: CriteoLayout, command: CriteoLogCommand, items: LogItems, bounds: dict[str, range]) -> Manifest:
