@@ -82,15 +82,21 @@ class AdaSidConfig(RqVaeConfig):
 
 
 @section
+class AdcSidTraining(Training):
+    """How ADC-SID learns."""
+
+    batch_size: PositiveInt = 2048
+    """Items per step over all processes [I]."""
+
+
+@section
 class AdcSidConfig(LearnerSection):
     """ADC-SID (arXiv 2510.25622v3): experts per modality with parallel codebooks, alignment by behaviour norm, router.
 
     Needs `behavior` among the vector columns, not normalised; every other column is content.
     """
 
-    presets: ClassVar[Mapping[str, Values]] = {
-        "paper": {"unit_latents": False, "training": {"batch_size": 2048, "revive_every": 0}}
-    }
+    presets: ClassVar[Mapping[str, Values]] = {"paper": {"unit_latents": False, "training": {"revive_every": 0}}}
     kind: Literal["adc_sid"] = "adc_sid"
     preset: Annotated[Literal["paper"] | None, InRecipe] = None
     """paper: latents and codewords as equations 10 and 11 have them, and no revival of dead codes. What the paper does
@@ -138,7 +144,7 @@ class AdcSidConfig(LearnerSection):
     """The learner's own losses."""
     further_losses: tuple[SidLossConfig, ...] = ()
     """Losses added to its own."""
-    training: Training = Training(batch_size=2048)
+    training: AdcSidTraining = AdcSidTraining()
     """Length and optimizer of the training."""
 
     def unordered_levels(self, vectors: tuple[str, ...]) -> int:

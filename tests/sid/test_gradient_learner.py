@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pydantic import TypeAdapter
 
 from sidrec.config.learner_parts import (
     AlignmentController,
@@ -21,8 +23,10 @@ from sidrec.config.learner_parts import (
 from sidrec.config.learners import (
     AdaSidConfig,
     AdcSidConfig,
+    AdcSidTraining,
     DasLiteConfig,
     GradientLearnerConfig,
+    Learner,
     LetterConfig,
     MmRqVaeConfig,
     MultiVqConfig,
@@ -45,7 +49,9 @@ VECTORS = np.concatenate([TEXT, BEHAVIOR], axis=1)
 PAIRS = np.random.default_rng(0).integers(0, 200, (150, 2))
 SIDE = SideInformation((("text", 8), ("behavior", 6)), pairs_P2=PAIRS, behavior_NE=BEHAVIOR)
 SHORT = Training(epochs=2, batch_size=64, least_utilisation=0)
+ADC_SHORT = AdcSidTraining(epochs=2, batch_size=64, least_utilisation=0)
 SMALL = {"codebook_size": 8, "width": 4, "training": SHORT}
+SMALL_PRESET = {**SMALL, "training": {"epochs": 2, "batch_size": 64, "least_utilisation": 0}}
 PLAIN = RqVaeConfig(hidden=(16,), **SMALL)  # type: ignore[arg-type]
 LEARNERS: list[GradientLearnerConfig] = [
     PLAIN,
@@ -56,7 +62,15 @@ LEARNERS: list[GradientLearnerConfig] = [
     QuaSidConfig(hidden=(16,), **SMALL),  # type: ignore[arg-type]
     AdaSidConfig(hidden=(16,), **SMALL),  # type: ignore[arg-type]
     MmRqVaeConfig(hidden=(16,), **SMALL),  # type: ignore[arg-type]
-    AdcSidConfig(hidden=16, **SMALL),  # type: ignore[arg-type]
+    AdcSidConfig(hidden=16, **SMALL | {"training": ADC_SHORT}),  # type: ignore[arg-type]
+    *(
+        TypeAdapter[Any](Learner).validate_python({"kind": kind, "preset": preset, "hidden": hidden, **SMALL_PRESET})
+        for kind, preset, hidden in (
+            ("adasid", "paper", [16]),
+            ("mm_rqvae", "released", [16]),
+            ("adc_sid", "paper", 16),
+        )
+    ),
 ]
 
 
@@ -66,7 +80,9 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "learner", LEARNERS, ids=lambda learner: learner.kind + "-router" * (learner.router is not None)
+    "learner",
+    LEARNERS,
+    ids=lambda learner: f"{learner.kind}-{getattr(learner, 'preset', None)}" + "-router" * (learner.router is not None),
 )
 def test_every_learner_saves_and_loads_to_identical_codes(learner: GradientLearnerConfig, tmp_path: Path) -> None:
     config = TokenizerConfig(vectors=("text", "behavior"), normalize=False, learner=learner, seed=5)

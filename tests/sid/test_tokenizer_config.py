@@ -109,6 +109,13 @@ def test_presets_fill_in_what_the_recipe_leaves_out(kind: str, preset: str, expe
     assert saved.learner == own, "a saved section has every key, and is read as it is"
 
 
+def test_a_training_given_in_part_keeps_the_learners_defaults() -> None:
+    given: list[dict[str, Any]] = [{}, {"epochs": 3}, {"pairs": {}}]
+    for training in given:
+        found = read(vectors=["text", "behavior"], learner={"kind": "adc_sid", "training": training}).learner
+        assert found.training.batch_size == 2048  # type: ignore[union-attr]
+
+
 def test_every_preset_is_tested_and_learners_without_one_refuse_the_key() -> None:
     known = {(kind.kind, name) for kind in get_args(GradientLearnerConfig) for name in kind.presets}
     assert known == {(kind, name) for kind, name, _ in PRESETS}
