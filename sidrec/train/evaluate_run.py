@@ -106,8 +106,8 @@ def evaluate_other_data(
         saved = chosen_checkpoint(run.checkpoints, checkpoint, ranks)
         whole = open_dataset(recipe, ranks, moments=False)
         check_splits(recipe, whole, ranks)
-        data = run_on_all_ranks(ranks, lambda: _as_trained(saved, recipe, whole))
         run_on_all_ranks(ranks, lambda: _check_ids(saved, other.path, own.data.path) if ranks.first else None)
+        data = run_on_all_ranks(ranks, lambda: _as_trained(saved, recipe, whole))
         facts = _facts(run, recipe, saved, whole, data)
         run_on_all_ranks(ranks, lambda: _begin(out, facts) if ranks.first else None)
         if ranks.first:
