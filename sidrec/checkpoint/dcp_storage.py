@@ -163,7 +163,8 @@ class ShardWriter(StorageWriter):
 class CheckpointReader(StorageReader):
     """Lets plain `torch.distributed.checkpoint.load` read a checkpoint of sidrec, without the model that wrote it.
 
-    Tensors have the keys of `tensor_shard`: "model/NAME" for weights, "optimizer/NAME/STATE" for optimizer states.
+    Tensors have the keys of `tensor_shard`: "model/NAME" for weights, "optimizer/NAME/STATE" for optimizer states,
+    "updates/NAME" for the updates that each row of the HID table received.
     Tables are whole, [rows, width], whatever the sharding plan and the number of ranks were. With torch's default
     planner, `path` being a folder step-N:
 

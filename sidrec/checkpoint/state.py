@@ -3,11 +3,10 @@
 Shapes: N ids met in an interval.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed import DistributedModelParallel
@@ -15,13 +14,19 @@ from torchrec.optim.fused import FusedOptimizer
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizer
 
 from sidrec.checkpoint.dcp_storage import load_shards
+from sidrec.checkpoint.row_state import (
+    managed_collision_shards,
+    managed_collision_shards_to_fill,
+    restore_managed_collision,
+    stored_counts,
+    update_shards,
+)
 from sidrec.checkpoint.rowwise_adagrad_reshard import RowwiseAdagradReshard
 from sidrec.checkpoint.stored_tables import StoredCheckpoint
 from sidrec.checkpoint.tensor_shard import (
     DTYPE_NAMES,
     MODEL,
     OPTIMIZER,
-    RANKS,
     ROW_SUM,
     SUM,
     CheckpointIndex,
@@ -37,7 +42,6 @@ from sidrec.checkpoint.tensor_shard import (
     whole_tensor,
 )
 from sidrec.errors import CheckpointError
-from sidrec.model.tables import ManagedCollisionRows
 from sidrec.parallel.process_group import Ranks, run_on_all_ranks
 from sidrec.parallel.sharding import lookups_of
 
@@ -45,13 +49,14 @@ from sidrec.parallel.sharding import lookups_of
 def state_shards(model: DistributedModelParallel, optimizer: KeyedOptimizer | None, ranks: Ranks) -> list[TensorShard]:
     """This rank's shards of a checkpoint: views into model and optimizer.
 
-    optimizer: None to leave out optimizer states and the intervals of managed-collision tables. States that the
-    optimizer has not created yet are left out.
+    optimizer: None to leave out optimizer states, update counts and the intervals of managed-collision tables. States
+    that the optimizer has not created yet are left out.
     """
     weights = model.state_dict()
     shards = _of_weights(weights, ranks)
     if optimizer is not None:
-        shards += [*optimizer_shards(optimizer, weights, ranks.first), *managed_collision_shards(model, ranks)]
+        shards += [*optimizer_shards(optimizer, weights, ranks.first), *update_shards(model, weights, ranks.first)]
+        shards += managed_collision_shards(model, ranks)
     return shards
 
 
@@ -72,9 +77,10 @@ def _of_weight(key: str, value: Weight, owned: bool) -> Iterable[TensorShard]:
 def load_model(path: Path, model: DistributedModelParallel, optimizer: KeyedOptimizer | None, ranks: Ranks) -> None:
     """Reads a checkpoint into the model and, if given, its optimizer, whatever plan and ranks wrote it.
 
-    Converts row-wise Adagrad's state if a table's columns are cut differently now (`rowwise_adagrad_reshard`), and logs
-    a warning. Raises CheckpointError, on all ranks: before anything is loaded, if tables, layers or optimizers differ
-    from the model's, or if another number of ranks wrote managed-collision tables, whose rows belong to ranks (one rank
+    Update counts that an older version did not save begin at 0, after a warning. Converts row-wise Adagrad's state
+    if a table's columns are cut differently now (`rowwise_adagrad_reshard`), and logs a warning. Raises
+    CheckpointError, on all ranks: before anything is loaded, if tables, layers or optimizers differ from the
+    model's, or if another number of ranks wrote managed-collision tables, whose rows belong to ranks (one rank
     alone can evaluate them); and if the checkpoint cannot be read.
     """
     index = run_on_all_ranks(ranks, lambda: read_index(path))
@@ -88,6 +94,7 @@ def load_model(path: Path, model: DistributedModelParallel, optimizer: KeyedOpti
     if optimizer is not None:
         init_optimizer_states(optimizer, index.tensors)
         states = optimizer_shards(optimizer, weights, ranks.first)
+        shards += stored_counts(path, index, update_shards(model, weights, ranks.first), weights, ranks)
         trained = [name for name in optimizer.params if has_local_rows(weights[name])]
         run_on_all_ranks(ranks, lambda: check_optimizer(path, index, trained, states))
         reshard = run_on_all_ranks(ranks, lambda: RowwiseAdagradReshard(path, index, weights, states))
@@ -116,17 +123,19 @@ def load_partially(
 ) -> None:
     """Reads a checkpoint into a new model, and into its optimizer if given. Tables may have more rows than when saved.
 
-    Rows beyond the checkpoint's keep their initial values and have no optimizer state. without: tables that are not
-    loaded. Call `check_compatible` first. All ranks call it. Raises CheckpointError, on all ranks, if the checkpoint
-    cannot be read.
+    Rows beyond the checkpoint's keep their initial values, and have no optimizer state and no updates. without: tables
+    that are not loaded. Call `check_compatible` first. All ranks call it. Raises CheckpointError, on all ranks, if the
+    checkpoint cannot be read.
     """
-    index = found.index
+    index, whole = found.index, model.state_dict()
     shards = _stored_parts(state_shards(model, None, ranks), index, without)
+    weights = {name: value for name, value in whole.items() if not belongs_to(name, without)}
+    counts = _stored_parts(update_shards(model, whole, ranks.first), index, without)
+    shards += stored_counts(found.path, index, counts, weights, ranks)
     reshard = None
     if optimizer is not None:
         init_optimizer_states(optimizer, index.tensors)
-        weights = {name: value for name, value in model.state_dict().items() if not belongs_to(name, without)}
-        states = _stored_parts(optimizer_shards(optimizer, model.state_dict(), ranks.first), index, without)
+        states = _stored_parts(optimizer_shards(optimizer, whole, ranks.first), index, without)
         reshard = run_on_all_ranks(ranks, lambda: RowwiseAdagradReshard(found.path, index, weights, states))
         shards += reshard.shards
         if ranks.first:
@@ -244,62 +253,6 @@ def _fused(key: str, weight: ShardedTensor, state: ShardedTensor) -> Iterator[Te
         row, column = shards[laid_out.index(where)].shard_offsets
         offset = (row, columns.index(column))
         yield TensorShard(f"{key}/{ROW_SUM}", (size[0], len(columns)), offset, local.tensor.view(-1, 1))
-
-
-# Managed-collision tables: besides their tensors, each rank saves the ids that it met in the current interval.
-
-
-INTERVAL = "slots"  # part of a key
-
-
-def managed_collision_shards(model: nn.Module, ranks: Ranks) -> list[TensorShard]:
-    """This rank's interval: shards ranks/RANK/slots/TABLE/NAME, int64 [N]."""
-    return [
-        whole_tensor(f"{RANKS}/{ranks.rank}/{INTERVAL}/{table}/{name}", values_N)
-        for table, rows in _managed(model).items()
-        for name, values_N in rows.interval().items()
-    ]
-
-
-def managed_collision_shards_to_fill(
-    path: Path, index: CheckpointIndex, model: nn.Module, training: bool, ranks: Ranks
-) -> list[TensorShard]:
-    """Empty shards to load a checkpoint's `managed_collision_shards` into; none if not `training`.
-
-    Raises CheckpointError if another number of ranks wrote the checkpoint; one rank alone can evaluate it.
-    """
-    if not _managed(model):
-        return []
-    owners = len({key.split("/")[1] for key in index.tensors if f"/{INTERVAL}/" in key})
-    if owners != ranks.world and (training or ranks.world > 1):
-        raise CheckpointError(
-            f"{path}: expected the {owners} rank(s) that own the slots of its managed tables, got {ranks.world}; "
-            "one rank can evaluate it too"
-        )
-    shards = managed_collision_shards(model, ranks) if training else []
-    missing = [shard.key for shard in shards if shard.key not in index.tensors]
-    if missing:
-        raise CheckpointError(f"{path}: expected a tensor {missing[0]}, got none of that name")
-    return [whole_tensor(shard.key, torch.empty(index.tensors[shard.key].shape, dtype=torch.int64)) for shard in shards]
-
-
-def restore_managed_collision(model: nn.Module, shards: Sequence[TensorShard]) -> None:
-    """Makes loaded managed-collision tables usable and restores their intervals.
-
-    shards: as `managed_collision_shards_to_fill` returned them, loaded.
-    """
-    intervals: dict[str, dict[str, Tensor]] = {}
-    for shard in shards:
-        table, name = shard.key.split("/")[-2:]
-        intervals.setdefault(table, {})[name] = shard.values
-    for table, rows in _managed(model).items():
-        rows.validate_state()  # sorts by id: loaded rows are in rank order
-        if table in intervals:
-            rows.resume(intervals[table])
-
-
-def _managed(model: nn.Module) -> dict[str, ManagedCollisionRows]:
-    return {str(module._name): module for module in model.modules() if isinstance(module, ManagedCollisionRows)}
 
 
 # Compatibility of a checkpoint with model and optimizer, checked before anything is loaded.

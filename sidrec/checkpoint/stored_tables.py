@@ -18,6 +18,7 @@ from sidrec.checkpoint.tensor_shard import (
     INDEX,
     MODEL,
     OPTIMIZER,
+    UPDATES,
     CheckpointIndex,
     FileTensor,
     StoredShard,
@@ -97,7 +98,9 @@ def checkpoint_tables(path: Path, index: CheckpointIndex) -> "dict[str, Checkpoi
                 for other in index.tensors
                 if other.startswith(states)
             }
-            found[name] = CheckpointTable(name, StoredTable(path, key, index), state)
+            counts = f"{UPDATES}/{key.removeprefix(f'{MODEL}/')}"
+            updates = StoredTable(path, counts, index) if counts in index.tensors else None
+            found[name] = CheckpointTable(name, StoredTable(path, key, index), state, updates)
     return found
 
 
@@ -111,11 +114,13 @@ def table_name(key: str) -> str | None:
 
 @dataclass(frozen=True)
 class CheckpointTable:
-    """An embedding table of a checkpoint: its weights [R, D], and optimizer states by name."""
+    """An embedding table of a checkpoint: its weights [R, D], optimizer states by name, and, of the HID table, the
+    updates that each row received, [R, 1]."""
 
     name: str
     weight: "StoredTable"
     state: Mapping[str, "StoredTable"]
+    updates: "StoredTable | None" = None
 
 
 class StoredTable:

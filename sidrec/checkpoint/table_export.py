@@ -26,7 +26,7 @@ from sidrec.checkpoint.stored_tables import (
     sharding_text,
 )
 from sidrec.checkpoint.table_files import EMBEDDING, ROW
-from sidrec.checkpoint.tensor_shard import safetensors_header
+from sidrec.checkpoint.tensor_shard import UPDATES, safetensors_header
 from sidrec.config import ConfigError, Recipe
 from sidrec.config.section import granularity_levels
 from sidrec.data.item_tables import HID
@@ -79,7 +79,15 @@ def _line(table: CheckpointTable) -> tuple[str, ...]:
 
 
 def export_table(
-    source: Path, name: str, file: Path, *, optimizer: bool, ids: bool, overwrite: bool, check: bool
+    source: Path,
+    name: str,
+    file: Path,
+    *,
+    optimizer: bool = False,
+    updates: bool = False,
+    ids: bool = False,
+    overwrite: bool = False,
+    check: bool = True,
 ) -> None:
     """Writes the table `name` of a checkpoint to a file, a range of rows at a time.
 
@@ -87,6 +95,7 @@ def export_table(
         source: run directory, whose newest checkpoint is read, or a checkpoint.
         file: FILE.safetensors or FILE.parquet.
         optimizer: also write the optimizer's state.
+        updates: also write how many training steps updated each row.
         ids: also write the ids of the rows; parquet only.
         overwrite: replace `file` if it is an exported table.
         check: first verify the checksums of the checkpoint's files.
@@ -96,7 +105,7 @@ def export_table(
     checkpoint = open_checkpoint(source)
     table = _table(checkpoint, name)
     to_parquet = _is_parquet(file, ids)
-    tensors = _tensors(table, optimizer, to_parquet)
+    tensors = _tensors(table, optimizer, updates, to_parquet)
     target = _target(file, overwrite, checkpoint)
     rows = table.weight.shape[0]
     ids_of = row_ids(checkpoint.recipe, table.name, rows, checkpoint.position.catalog) if ids else no_ids
@@ -144,11 +153,16 @@ def _target(file: Path, overwrite: bool, checkpoint: StoredCheckpoint) -> Path:
     return target
 
 
-def _tensors(table: CheckpointTable, optimizer: bool, to_parquet: bool) -> dict[str, StoredTable]:
+def _tensors(table: CheckpointTable, optimizer: bool, updates: bool, to_parquet: bool) -> dict[str, StoredTable]:
     """Tensors or columns by their names in the file."""
-    state = table.state if optimizer else {}
+    state = dict(table.state) if optimizer else {}
     if optimizer and not state:
         raise ConfigError(f"--optimizer: expected a checkpoint with optimizer state of {table.name}, got none")
+    if updates:
+        if table.updates is None:
+            expected = f"a checkpoint of 0.2.0 or later and the table {HID}, whose rows' updates are counted"
+            raise ConfigError(f"--updates: expected {expected}, got {table.name} without counts")
+        state[UPDATES] = table.updates
     if to_parquet:
         return {EMBEDDING: table.weight, **state}
     return {table.name: table.weight} | {f"{table.name}/{name}": found for name, found in state.items()}
@@ -194,7 +208,8 @@ def write_safetensors(path: Path, tensors: Mapping[str, StoredTable], progress: 
 def write_parquet(
     path: Path, tensors: Mapping[str, StoredTable], progress: Callable[[int], object], ids: RowIds = no_ids
 ) -> None:
-    """Writes a parquet row per table row: its number, its ids, and each tensor [R, D] as a list of D float32.
+    """Writes a parquet row per table row: its number, its ids, and each tensor [R, D] as a list of D float32, or as an
+    int64 if it holds counts [R, 1].
 
     tensors: column -> table, with equally many rows. progress: called with the number of bytes read.
     """
@@ -205,19 +220,20 @@ def write_parquet(
             last = min(first + step, count)
             rows = {name: table.rows(first, last) for name, table in tensors.items()}
             columns = {ROW: pa.array(np.arange(first, last)), **ids(first, last)}
-            columns |= {name: _lists(rows_ND) for name, rows_ND in rows.items()}
+            columns |= {name: _column(rows_ND) for name, rows_ND in rows.items()}
             file.write_table(pa.table(columns))
             progress(sum(rows_ND.nbytes for rows_ND in rows.values()))
 
 
 def _schema(tensors: Mapping[str, StoredTable], ids: RowIds) -> pa.Schema:
     id_fields = [(name, array.type) for name, array in ids(0, 0).items()]
-    widths = {name: table.shape[1] for name, table in tensors.items()}
-    lists = [(name, pa.list_(pa.float32(), width)) for name, width in widths.items()]
-    return pa.schema([(ROW, pa.int64()), *id_fields, *lists])
+    columns = [(name, _column(table.rows(0, 0)).type) for name, table in tensors.items()]
+    return pa.schema([(ROW, pa.int64()), *id_fields, *columns])
 
 
-def _lists(rows_ND: Tensor) -> pa.Array:
+def _column(rows_ND: Tensor) -> pa.Array:
+    if not rows_ND.is_floating_point():
+        return pa.array(rows_ND.squeeze(1).numpy(), pa.int64())
     values = pa.array(rows_ND.to(torch.float32).reshape(-1).numpy())
     return pa.FixedSizeListArray.from_arrays(values, rows_ND.shape[1])
 

@@ -70,10 +70,11 @@ def whole_tensor(key: str, values: Tensor, owned: bool = True) -> TensorShard:
 # optimizer/NAME/sum      element-wise Adagrad of a table, [rows, width]
 # optimizer/NAME/row_sum  row-wise Adagrad of a table, [rows, S] for S shards of its columns
 # optimizer/NAME/STATE    state of torch's optimizer for a dense layer
+# updates/NAME            updates received by each row of the HID table, [rows, 1]
 # ranks/RANK/...          state of one rank
 
 
-MODEL, OPTIMIZER, RANKS = "model", "optimizer", "ranks"
+MODEL, OPTIMIZER, UPDATES, RANKS = "model", "optimizer", "updates", "ranks"
 SUM, ROW_SUM = "sum", "row_sum"
 
 

@@ -218,6 +218,9 @@ class TableExportOptions:
     fixed size."""
     optimizer: bool = False
     """Also write the optimizer's state: tensors named TABLE/STATE, or columns named STATE."""
+    updates: bool = False
+    """Of the table hid, also write how many training steps updated each row: a tensor TABLE/updates, or a column
+    updates."""
     ids: bool = False
     """Parquet only: also write the ids of the rows, as a column item_id or another id, or sid_1, sid_2... for a SID
     table."""
@@ -246,6 +249,7 @@ def table(argv: Sequence[str]) -> None:
             export.table,
             export.file,
             optimizer=export.optimizer,
+            updates=export.updates,
             ids=export.ids,
             overwrite=export.overwrite,
             check=export.check,

@@ -39,6 +39,7 @@ from sidrec.config.recipe import (
 from sidrec.data.item_tables import HID
 from sidrec.model.tables import ManagedCollisionRows
 from sidrec.parallel.process_group import Ranks
+from sidrec.parallel.update_counts import RowUpdates, count_updates, updates_of
 from sidrec.plans.workload import tables_of
 
 
@@ -57,6 +58,7 @@ def shard(
         ranker, device=ranks.device, plan=plan, sharders=sharders, data_parallel_wrapper=layers
     )
     set_empty_shards_apart(model)
+    count_updates(lookups_of(model), ranks.device)
     fill_tables(model, configs, seed)
     return model
 
@@ -138,6 +140,8 @@ class ShardedManagedTable(ShardedManagedCollisionEmbeddingBagCollection):
                 for states in kernels.split_optimizer_states()[index : index + 1]:
                     for state in states:
                         state[rows] = 0
+            for updates in row_updates(self):
+                updates.restart(rows)
 
     def _new_rows(self, name: str, count: int) -> Tensor:
         """First values of `count` evicted rows, [count, D]: the initial values of rows beyond the table's end.
@@ -240,6 +244,11 @@ def set_empty_shards_apart(sharded: nn.Module) -> None:
             tables.hash_size_cumsum.copy_(torch.tensor(counted))
             if not any(rows):
                 tables.weights_host.data = tables.weights_host.new_zeros(tables.max_D)
+
+
+def row_updates(sharded: nn.Module) -> list[RowUpdates]:
+    """The update counts of this rank's rows of the HID table."""
+    return [updates for lookup in lookups_of(sharded) for updates in updates_of(lookup)]
 
 
 def lookups_of(sharded: nn.Module) -> Iterator[GroupedPooledEmbeddingsLookup]:

@@ -16,11 +16,12 @@ from torchrec.modules.mc_modules import ManagedCollisionModule
 from sidrec.config import Recipe
 from sidrec.config.recipe import DataConfig, DenseOptimizer
 from sidrec.data.dataset import Sizes
-from sidrec.data.item_tables import ItemTables
+from sidrec.data.item_tables import HID, ItemTables
 from sidrec.data.loader import columns_of
 from sidrec.data.rows import Columns
 from sidrec.data.worker import PER_BAG
 from sidrec.parallel.sharding import ROWS_AT_A_TIME
+from sidrec.parallel.update_counts import COUNT
 from sidrec.plans.cost import REPLICATED
 from sidrec.plans.hardware import Hardware
 from sidrec.plans.options import STATE_BYTES, in_host_memory, options_of, table_bytes
@@ -135,7 +136,8 @@ def estimate_ranks(run: PlannedRun, largest_group: int, starting: int = 0) -> li
     dense = ResourceEstimate("dense layers", _dense(run), "model, optimizer.dense")
     found = []
     for rank, tables in enumerate(rank_tables(run.plan, run.workload, run.hardware, run.sharders)):
-        saved = tables.saved + (_dense(run, saved=True) if rank == 0 else 0)
+        saved = tables.saved + tables.counts_saved + (_dense(run, saved=True) if rank == 0 else 0)
+        counts = ResourceEstimate("updates received by each HID row", tables.counts, "")
         host = [
             ResourceEstimate("a process with its libraries", starting, ""),
             _tables(tables.host),
@@ -146,9 +148,9 @@ def estimate_ranks(run: PlannedRun, largest_group: int, starting: int = 0) -> li
         ]
         device: list[ResourceEstimate] = []
         if run.hardware.device == "cpu":
-            host += [dense, step]
+            host += [counts, dense, step]
         else:
-            device = [_tables(tables.device), dense, step]
+            device = [_tables(tables.device), counts, dense, step]
         found.append(RankEstimate(_largest_first(host), _largest_first(device), shared.bytes, saved))
     return found
 
@@ -232,12 +234,15 @@ class RankTables:
     """Bytes of the tables on one rank.
 
     host, device: weights and optimizer state, and gradients of replicated tables, by the memory that holds them.
-    saved: bytes that the rank writes into a checkpoint; rank 0 alone writes replicated tables.
+    saved: bytes that the rank writes into a checkpoint; rank 0 alone writes replicated tables. counts, counts_saved:
+    of the update counts of HID rows, which are on the device that trains.
     """
 
     host: int = 0
     device: int = 0
     saved: int = 0
+    counts: int = 0
+    counts_saved: int = 0
 
 
 def rank_tables(
@@ -255,6 +260,9 @@ def rank_tables(
                 rank.host += size.weights + size.state
             else:
                 rank.device += size.weights + size.state
+            if option.name == HID and (replicated or shard.offset[1] == 0):
+                rank.counts += shard.size[0] * COUNT.itemsize
+                rank.counts_saved += shard.size[0] * COUNT.itemsize if shard.rank == 0 or not replicated else 0
             if not replicated:
                 rank.saved += size.weights + size.state
             elif shard.rank == 0:

@@ -1,0 +1,106 @@
+"""Counts how many training steps have updated each row of the HID table.
+
+Gates, shrinkage and serving need these counts: they say how much a row has learned. A step updates the rows that its
+batch looks up, on any rank, once each; a step that is skipped updates none. Counts lie where the rows lie, on the rank
+and device of the table's shard, and their rows are numbered as the shard's.
+
+Shapes: N rows of a shard, P ids of a lookup.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torchrec.distributed.embedding_lookup import GroupedPooledEmbeddingsLookup
+from torchrec.distributed.embedding_types import EmbeddingComputeKernel, ShardedEmbeddingTable
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from sidrec.data.item_tables import HID
+
+COUNT = torch.int32
+
+
+class RowUpdates:
+    """The counts of a shard of a table; of shards of columns, only the first counts.
+
+    table: its name. first_row: of the shard. rows: of the whole table. replicated: whether all ranks hold it whole.
+    counts_N1: int32, updates received by each row.
+    """
+
+    def __init__(self, table: ShardedEmbeddingTable, feature: int, features: int, device: torch.device) -> None:
+        """feature: place of the table's only feature among the `features` of its lookup."""
+        self.table, self.rows = table.name, table.num_embeddings
+        self.first_row = table.local_metadata.shard_offsets[0] if table.local_metadata else 0
+        self.replicated = table.compute_kernel == EmbeddingComputeKernel.DENSE
+        self._feature, self._features = feature, features
+        # The last element takes the ids of the lookup's other features, so that no size is read from the device.
+        self._counts = torch.zeros(table.local_rows + 1, dtype=COUNT, device=device)
+        self.counts_N1 = self._counts[:-1].unsqueeze(1)
+        self._rows_P: Tensor | None = None
+
+    def record(self, ids: KeyedJaggedTensor) -> None:
+        """Notes the rows that a forward pass looks up. ids: of the lookup, rows of its shards."""
+        if torch.is_grad_enabled():
+            self._rows_P = ids.values() if self._features == 1 else self._rows_of(ids)
+
+    def _rows_of(self, ids: KeyedJaggedTensor) -> Tensor:
+        first, last = (ids.offsets()[feature * ids.stride()] for feature in (self._feature, self._feature + 1))
+        if ids.device().type == "cpu":
+            return ids.values()[first:last]
+        return ids_between(ids.values(), first, last, elsewhere=len(self._counts) - 1)
+
+    def end_step(self, *, applied: bool) -> None:
+        """Counts the rows of the last forward pass, if its step was applied. All ranks call it."""
+        rows_P, self._rows_P = self._rows_P, None
+        if rows_P is None or not applied:
+            return
+        if self.replicated and dist.get_world_size() > 1:
+            updated = torch.zeros(len(self._counts), dtype=torch.uint8, device=rows_P.device)
+            updated[rows_P] = 1
+            dist.all_reduce(updated, dist.ReduceOp.MAX)
+            self._counts += updated
+        else:  # an id that occurs twice reads the same count twice, and writes the same
+            self._counts[rows_P] = self._counts.index_select(0, rows_P) + 1
+
+    def restart(self, rows: Tensor) -> None:
+        """Sets counts to 0, for rows that begin anew."""
+        self.counts_N1[rows] = 0
+
+
+def ids_between(ids_P: Tensor, first: Tensor, last: Tensor, elsewhere: int) -> Tensor:
+    """ids_P, with `elsewhere` outside the positions [first, last); reads nothing from the device."""
+    position_P = torch.arange(len(ids_P), device=ids_P.device)
+    return torch.where((position_P >= first) & (position_P < last), ids_P, elsewhere)
+
+
+def count_updates(lookups: Iterator[GroupedPooledEmbeddingsLookup], device: torch.device) -> None:
+    """Lets the lookups of a sharded model count the updates of the HID table's rows, from 0."""
+    for lookup in lookups:
+        found = list(_countable(lookup, device))
+        lookup.row_updates = found
+        if found:
+            lookup.register_forward_pre_hook(_record)
+
+
+def _countable(lookup: GroupedPooledEmbeddingsLookup, device: torch.device) -> Iterator[RowUpdates]:
+    tables = [table for config in lookup.grouped_configs for table in config.embedding_tables]
+    features = sum(table.num_features() for table in tables)
+    first = 0
+    for table in tables:
+        column = table.local_metadata.shard_offsets[1] if table.local_metadata else 0
+        if table.name == HID and column == 0 and table.local_rows:
+            yield RowUpdates(table, first, features, device)
+        first += table.num_features()
+
+
+def _record(lookup: nn.Module, inputs: tuple[Any, ...]) -> None:
+    for updates in updates_of(lookup):
+        updates.record(inputs[0])
+
+
+def updates_of(lookup: nn.Module) -> list[RowUpdates]:
+    """The counts of a lookup's shards."""
+    found: list[RowUpdates] = getattr(lookup, "row_updates", [])
+    return found
