@@ -117,7 +117,7 @@ def accuracy_of(benches: Mapping[str, BenchResult]) -> dict[str, object]:
 def _slowdowns(bench: BenchResult) -> dict[str, object]:
     """The step of `auto` over that of the fastest other plan, and of `torchrec` over `auto`, in the same rounds."""
     ranked = fastest_first(bench)
-    plans = {plan.name: plan for plan in ranked}
+    plans = {name: plan for plan in ranked for name in (plan.name, *plan.aliases)}
     auto = plans["auto"]
     fastest = next(plan for plan in ranked if plan is not auto)
     pairs = {"auto": (auto, fastest), "torchrec": (plans["torchrec"], auto)}

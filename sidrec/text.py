@@ -124,8 +124,8 @@ def screen_width() -> int:
 
 
 def wrapped(text: str, width: int | None = None) -> str:
-    """Lines broken between words. width: None for the screen's."""
-    return "\n".join(wrap(text, width or screen_width(), break_long_words=False, break_on_hyphens=False))
+    """Lines broken between words; longer paths and names lose their middle. width: None for the screen's."""
+    return "\n".join(_broken(text, width or screen_width()))
 
 
 def text_table(rows: Sequence[Sequence[str]], left: int = 1, gap: int = 2, width: int | None = None) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from sidrec.bench.page_charts import (
+    all_steps_chart,
     lookup_chart,
     memory_chart,
     part_chart,
@@ -81,9 +82,9 @@ def _body(result: BenchResult, ranked: Sequence[PlanMeasurement]) -> Iterator[El
     if ranked:
         yield _section(
             "Step",
-            "Dot: median of all timed steps of the slowest rank; line: p10 to p90; pale dots: median of each round."
-            + _off_scale(ranked),
-            step_chart(ranked),
+            "Dot: median of all timed steps of the slowest rank; line: p10 to p90; pale dots: median of each round. "
+            f"tie: not shown to be slower than the first plan.{_off_scale(ranked)}",
+            element("div", step_chart(ranked), all_steps_chart(ranked)),
         )
         yield _section(
             "All figures",
@@ -95,7 +96,7 @@ def _body(result: BenchResult, ranked: Sequence[PlanMeasurement]) -> Iterator[El
         )
     others = unmeasured(result)
     if others:
-        lines = [part for plan, why in others for part in (element("dt", plan.name), element("dd", why))]
+        lines = [part for plan, why in others for part in (element("dt", plan.title), element("dd", why))]
         yield element("section", element("h2", "Not measured"), element("dl", *lines, class_="failed"))
     if ranked:
         yield from _charts(result, ranked)
@@ -188,7 +189,7 @@ def cost_tables(plans: Sequence[PlanMeasurement]) -> Element | None:
     rated = [plan for plan in plans if plan.default is not None or plan.calibrated is not None]
     if not rated:
         return None
-    options = [element("option", plan.name, value=index) for index, plan in enumerate(rated)]
+    options = [element("option", plan.title, value=index) for index, plan in enumerate(rated)]
     choice = element("label", "Plan ", element("select", *options, id="plan-of-costs"), class_="choice")
     return element("div", choice, *(_cost_section(index, plan) for index, plan in enumerate(rated)))
 
@@ -210,8 +211,8 @@ def _cost_section(index: int, plan: PlanMeasurement) -> Element:
     foot = element("tfoot", _line("all", "slowest rank's step", steps))
     heads = element("tr", *(element("th", title, scope="col") for title in ("table", *predictions)))
     figures = element("table", element("thead", heads), element("tbody", *lines), foot, class_="costs")
-    region = element("div", figures, class_="wide", role="region", aria_label=f"Tables of {plan.name}", tabindex=0)
-    return element("section", element("h3", plan.name), region, class_="of-plan", data_index=index)
+    region = element("div", figures, class_="wide", role="region", aria_label=f"Tables of {plan.title}", tabindex=0)
+    return element("section", element("h3", plan.title), region, class_="of-plan", data_index=index)
 
 
 def _line(title: str, layout: str, cells: Sequence[Sequence[Element | str]]) -> Element:

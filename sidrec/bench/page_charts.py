@@ -47,20 +47,40 @@ PARTS = [phase for phase in PHASES if phase != "step"]
 def step_chart(ranked: Sequence[PlanMeasurement]) -> Element:
     """For each plan the median step, p10 to p90, and the median of each round."""
     times = [(plan.timings["step"].p10, plan.timings["step"].p90, *plan.rounds) for plan in on_scale(ranked)]
-    axis = around([time for plan in times for time in plan])
+    return _step_rows(ranked, around([time for plan in times for time in plan]))
+
+
+def all_steps_chart(ranked: Sequence[PlanMeasurement]) -> Element | None:
+    """The same on a logarithmic axis that reaches all plans; None if `step_chart` shows all of them."""
+    if len(on_scale(ranked)) == len(ranked):
+        return None
+    axis = logarithmic([time for plan in ranked for time in (plan.timings["step"].p10, plan.timings["step"].p90)])
+    return element(
+        "div", element("h3", "All plans, on a logarithmic axis"), _step_rows(ranked, axis), class_="all-plans"
+    )
+
+
+def _step_rows(ranked: Sequence[PlanMeasurement], axis: Axis) -> Element:
+    tied = tied_with_first(ranked)
     rows = [
-        row(number, plan.name, track(axis, *_steps(axis, plan, ranked[0])), milliseconds(step(plan)))
+        row(number, plan.title, track(axis, *_steps(axis, plan, ranked[0])), *_step_figure(plan, tied))
         for number, plan in enumerate(ranked, 1)
     ]
     return element("div", *rows, scale(axis, "ms"), class_="chart")
 
 
+def _step_figure(plan: PlanMeasurement, tied: Sequence[PlanMeasurement]) -> list[Element | str]:
+    """The median step; below it, whether the plan ties with the first or was dropped."""
+    remark = "tie" if len(tied) > 1 and plan in tied else "1 round, dropped" if plan.dropped is not None else None
+    return [milliseconds(step(plan)), *([element("br"), element("small", remark)] if remark else [])]
+
+
 def _steps(axis: Axis, plan: PlanMeasurement, fastest: PlanMeasurement) -> list[Element]:
     timing = plan.timings["step"]
     slowdown = paired_slowdown(plan.rounds, fastest.rounds)
-    hint = f"{plan.name}: median {milliseconds(timing.p50)}, {_spread(timing)}"
+    hint = f"{plan.title}: median {milliseconds(timing.p50)}, {_spread(timing)}"
     if plan is not fastest and slowdown is not None:
-        hint += f"; slower than {fastest.name} in {slowdown.slower} of {slowdown.rounds} rounds"
+        hint += f"; slower than {fastest.title} in {slowdown.slower} of {slowdown.rounds} rounds"
     if timing.p50 > axis.high:
         return [beyond(hint)]
     low, high = (axis.percent(axis.within(value)) for value in (timing.p10, timing.p90))
@@ -89,7 +109,7 @@ def part_chart(ranked: Sequence[PlanMeasurement]) -> Element | None:
         return None
     axis = from_zero([max(sum(parts[plan.name].values()), step(plan)) for plan in on_scale(ranked)])
     rows = [
-        row(number, plan.name, track(axis, *_stack(axis, plan, parts[plan.name])), _sum(parts[plan.name]))
+        row(number, plan.title, track(axis, *_stack(axis, plan, parts[plan.name])), _sum(parts[plan.name]))
         for number, plan in enumerate(ranked, 1)
     ]
     keys = [element("span", element("i", class_=f"key part{index}"), _words(part)) for index, part in enumerate(PARTS)]
@@ -110,7 +130,7 @@ def _stack(axis: Axis, plan: PlanMeasurement, parts: Mapping[str, float]) -> lis
     for index, part in enumerate(PARTS):
         if part not in parts:
             continue
-        hint = f"{plan.name}, {_words(part)}: median {milliseconds(parts[part])}, {_spread(plan.timings[part])}"
+        hint = f"{plan.title}, {_words(part)}: median {milliseconds(parts[part])}, {_spread(plan.timings[part])}"
         left, right = axis.within(start), axis.within(start + parts[part])
         bars.append(
             element(
@@ -124,7 +144,7 @@ def _stack(axis: Axis, plan: PlanMeasurement, parts: Mapping[str, float]) -> lis
             )
         )
         start += parts[part]
-    hint = f"{plan.name}, whole step: {milliseconds(step(plan))}"
+    hint = f"{plan.title}, whole step: {milliseconds(step(plan))}"
     if max(start, step(plan)) > axis.high:
         return [*bars, beyond(hint)]
     whole = axis.percent(step(plan))
@@ -160,7 +180,7 @@ def rank_table(ranked: Sequence[PlanMeasurement]) -> Element:
             ("ids a step", plan.lookups),
         ):
             cells = [element("td", three_digits(value)) for value in values]
-            name = element("th", *breakable(plan.name), scope="row")
+            name = element("th", *breakable(plan.title), scope="row")
             lines.append(element("tr", name, element("td", kind), *cells))
     head = element("thead", element("tr", *(element("th", text, scope="col") for text in heads)))
     region = _wide(element("table", head, element("tbody", *lines)), "Ranks' figures")
@@ -180,7 +200,7 @@ def _rank_chart(ranked: Sequence[PlanMeasurement], values: Sequence[Sequence[flo
     """values: for each plan, one per rank; all bars share a scale."""
     longest = max((max(each, default=0.0) for each in values), default=0.0) or 1.0
     rows = [
-        row(number, plan.name, _bars(plan.name, each, longest, unit), _rank_figure(each, unit))
+        row(number, plan.title, _bars(plan.title, each, longest, unit), _rank_figure(each, unit))
         for number, (plan, each) in enumerate(zip(ranked, values, strict=True), 1)
     ]
     return element("div", *rows, class_="chart ranks")
@@ -286,7 +306,7 @@ def _diagonal(across: Axis, up: Axis) -> Iterator[Element]:
 
 def _dot(number: int, plan: PlanMeasurement, predicted: float, x: float, y: float, up: Axis) -> Element:
     """Hollow at the upper edge for a plan that is slower than the axis reaches."""
-    hint = f"{number}. {plan.name}: predicted {milliseconds(predicted)}, measured {milliseconds(step(plan))}"
+    hint = f"{number}. {plan.title}: predicted {milliseconds(predicted)}, measured {milliseconds(step(plan))}"
     kind = "dot" if step(plan) <= up.high else "dot hollow"
     return element("circle", element("title", hint), cx=x, cy=y, r=DOT, class_=kind, data_plan=number)
 
@@ -354,8 +374,10 @@ def plan_table(ranked: Sequence[PlanMeasurement]) -> Element:
 
 
 def _notes(plan: PlanMeasurement, ranked: Sequence[PlanMeasurement], tied: Sequence[str]) -> str:
-    same = next((other.name for other in ranked if other is not plan and same_plan(plan, other)), None)
+    same = next((other.title for other in ranked if other is not plan and same_plan(plan, other)), None)
     notes = [f"same plan as {same}"] if same else []
+    if plan.dropped is not None:
+        notes.append("1 round, dropped")
     return ", ".join([*notes, "tie with the first"] if plan.name in tied else notes)
 
 
@@ -403,5 +425,5 @@ def _line(number: int, plan: PlanMeasurement, columns: Sequence[Column], notes: 
         text = MISSING if value is None else three_digits(value)
         figures.append(element("td", text, data_value=value))
     first = element("td", f"{number}", data_value=number)
-    name = element("th", *breakable(plan.name), scope="row", data_value=plan.name, data_note=notes or None)
+    name = element("th", *breakable(plan.title), scope="row", data_value=plan.name, data_note=notes or None)
     return element("tr", first, name, *figures, data_plan=number)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import median_low
-from textwrap import wrap
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from sidrec.bench.calibrate import Accuracy, accuracy
 from sidrec.bench.result import PHASES, BenchResult, PlanMeasurement, Prediction, measured_plans
 from sidrec.plans.hardware import GIB
-from sidrec.text import text_table
+from sidrec.text import screen_width, text_table, wrapped
 
 
 def step(plan: PlanMeasurement) -> float:
@@ -38,7 +37,10 @@ def unmeasured(result: BenchResult) -> list[tuple[PlanMeasurement, str]]:
 
 
 def tied_with_first(ranked: Sequence[PlanMeasurement]) -> list[PlanMeasurement]:
-    """The first plan, identical plans, and plans that are not shown to be slower round by round.
+    """The first plan, identical plans, and plans that are not shown to be slower.
+
+    Slower: the interval of the ratio by rounds lies above 1. One round gives no interval: then the plan's fast steps
+    (p10) must take longer than the first's slow ones (p90).
 
     Another bench may put another one of them first. ranked: fastest first, not empty.
     """
@@ -47,7 +49,13 @@ def tied_with_first(ranked: Sequence[PlanMeasurement]) -> list[PlanMeasurement]:
 
 def _ties(plan: PlanMeasurement, first: PlanMeasurement) -> bool:
     slowdown = paired_slowdown(plan.rounds, first.rounds)
-    return same_plan(plan, first) or (slowdown is not None and slowdown.low <= 1)
+    if same_plan(plan, first):
+        return True
+    if plan.dropped is not None:
+        return False
+    if slowdown is None or slowdown.rounds == 1:
+        return plan.timings["step"].p10 <= first.timings["step"].p90
+    return slowdown.low <= 1
 
 
 def same_plan(one: PlanMeasurement, other: PlanMeasurement) -> bool:
@@ -68,28 +76,61 @@ def identical_plans(ranked: Sequence[PlanMeasurement]) -> list[list[PlanMeasurem
 
 
 def headline(ranked: Sequence[PlanMeasurement]) -> list[str]:
-    """Sentences: the fastest plan or the tie, the next plan, and identical plans. ranked: fastest first, not empty."""
-    first, timing = ranked[0], ranked[0].timings["step"]
+    """Sentences: the fastest plan or the tie, and the next plan; identical and dropped plans; a doubt.
+
+    ranked: fastest first, not empty.
+    """
     tied = tied_with_first(ranked)
+    slower = next((plan for plan in ranked if plan not in tied), None)
+    return [
+        f"{_lead(ranked[0], tied)}{_next(slower, ranked[0])}",
+        *(_identical(group) for group in identical_plans(ranked)),
+        *_dropped(ranked),
+        *_few_rounds(ranked),
+    ]
+
+
+def _lead(first: PlanMeasurement, tied: Sequence[PlanMeasurement]) -> str:
+    timing = first.timings["step"]
     spread = f"p10 {three_digits(timing.p10)}, p90 {three_digits(timing.p90)}"
     if len(tied) == 1:
-        lead = f"Fastest: {first.name}, {milliseconds(step(first))} a step ({spread})."
-    else:
-        others = ", ".join(f"{plan.name} ({three_digits(step(plan))})" for plan in tied[1:])
-        lead = (
-            f"Tie of {len(tied)} plans: {first.name}, {milliseconds(step(first))} a step ({spread}), and {others}; "
-            "round by round none is shown to be slower than the first."
-        )
-    slower = next((plan for plan in ranked if plan not in tied), None)
-    if slower is not None:
-        found = paired_slowdown(slower.rounds, first.rounds)
-        often = "" if found is None else f", slower in {found.slower} of {found.rounds} rounds"
-        lead += f" Next: {slower.name}, {percent(step(slower) / step(first) - 1)} longer{often}."
-    return [lead, *(_identical(group) for group in identical_plans(ranked))]
+        return f"Fastest: {first.title}, {milliseconds(step(first))} a step ({spread})."
+    others = ", ".join(f"{plan.title} ({three_digits(step(plan))})" for plan in tied[1:])
+    return (
+        f"Tie of {len(tied)} plans: {first.title}, {milliseconds(step(first))} a step ({spread}), and {others}; "
+        "round by round none is shown to be slower than the first."
+    )
+
+
+def _next(slower: PlanMeasurement | None, first: PlanMeasurement) -> str:
+    if slower is None:
+        return ""
+    found = paired_slowdown(slower.rounds, first.rounds)
+    often = "" if found is None else f", slower in {found.slower} of {found.rounds} rounds"
+    return f" Next: {slower.title}, {percent(step(slower) / step(first) - 1)} longer{often}."
+
+
+def _dropped(ranked: Sequence[PlanMeasurement]) -> list[str]:
+    found = ", ".join(f"{plan.title} ({milliseconds(step(plan))})" for plan in ranked if plan.dropped is not None)
+    return [f"Dropped after 1 round: {found}."] if found else []
+
+
+ENOUGH_ROUNDS = 5
+"""Rounds from which two equally fast plans are seldom (in 1 of 16 benches) in the same order in all of them."""
+
+
+def _few_rounds(ranked: Sequence[PlanMeasurement]) -> list[str]:
+    rounds, others = len(ranked[0].rounds), [plan for plan in ranked[1:] if plan.dropped is None]
+    if not others or not 0 < rounds < ENOUGH_ROUNDS:
+        return []
+    return [
+        f"Only {rounds} round(s): of two equally fast plans one is slower in all of them by chance, in "
+        f"{percent(0.5 ** (rounds - 1))} of benches. --rounds {ENOUGH_ROUNDS} or more tells plans apart."
+    ]
 
 
 def _identical(group: Sequence[PlanMeasurement]) -> str:
-    names = " = ".join(plan.name for plan in group)
+    names = " = ".join(plan.title for plan in group)
     difference = percent(step(group[-1]) / step(group[0]) - 1)
     return f"Same plan under several names: {names}; their steps differ by {difference}, which is noise of this bench."
 
@@ -174,13 +215,13 @@ class ModelRanking:
         """Rank correlation, error, and what choosing by this model costs."""
         error = f"median error {percent(self.accuracy.error)}"
         if len(self.points) == 1:
-            return f"{error}; it rated {self.choice.name} only."
+            return f"{error}; it rated {self.choice.title} only."
         found = self.accuracy.spearman
         order = "Spearman not defined" if found is None else f"Spearman {found:.2f}"
-        choice = f"it chooses the fastest plan, {self.choice.name}"
+        choice = f"it chooses the fastest plan, {self.choice.title}"
         if self.choice is not self.fastest:
             more = percent(self.accuracy.regret)
-            choice = f"it chooses {self.choice.name}, which took {more} longer than {self.fastest.name}"
+            choice = f"it chooses {self.choice.title}, which took {more} longer than {self.fastest.title}"
             if self.choice in tied_with_first([self.fastest, self.choice]):
                 choice += " (a tie by rounds)"
         return f"{order} over {len(self.points)} plans; {error}; {choice}."
@@ -203,56 +244,60 @@ def rank_by_model(ranked: Sequence[PlanMeasurement], model: Model) -> ModelRanki
     )
 
 
-# The ranking for a terminal of 120 columns.
+# The ranking for a terminal.
 
-COLUMNS = 120
-NAME = 32
-"""Letters of a plan's name that are shown."""
-LEGEND = """\
-Milliseconds of the slowest rank. step: median, with p10 and p90. by rounds: over the first plan's step in the same
-round, median and 95% bootstrap interval; an interval that contains 1 is a tie. CPU: CPU time of a step on the rank with
-the most; other load on the machine affects it less. GiB: tables and optimizer state on the fullest rank. uneven: ids
-looked up on the busiest rank over the mean. default, calibrated: step predicted by TorchRec's and the calibrated cost
-model. Parts: medians of separate steps in which all ranks wait for each other after each part."""
+LEGEND = (
+    "Milliseconds of the slowest rank. step: median, with p10 and p90. by rounds: over the first plan's step in the "
+    "same round, median and 95% bootstrap interval; an interval that contains 1 is a tie. CPU: CPU time of a step on "
+    "the rank with the most; other load on the machine affects it less. GiB: tables and optimizer state on the fullest "
+    "rank. uneven: ids looked up on the busiest rank over the mean. Parts: medians of separate steps in which all "
+    "ranks wait for each other after each part. default, calibrated: step predicted by TorchRec's and the calibrated "
+    "cost model."
+)
 
 
 def bench_table(result: BenchResult) -> str:
-    """The ranking, the parts of a step, failed plans with reasons, a summary, and a legend."""
-    ranked = fastest_first(result)
-    heads = ("plan", "step", "p10", "p90", "by rounds", "CPU", "GiB", "uneven", "default", "calibrated")
-    steps = text_table([heads, *(_step_row(plan, ranked[0]) for plan in ranked)])
-    parts = text_table([("plan", "input", "lookup", "output", "dense", "backward"), *map(_part_row, ranked)])
-    failed = [f"{plan.name} failed: {plan.failed}" for plan in result.plans if plan.failed is not None]
-    sentences = [line for sentence in (headline(ranked) if ranked else []) for line in wrap(sentence, COLUMNS)]
-    return "\n".join([steps, "", parts, *failed, "", *sentences, "", LEGEND])
+    """The ranking, the parts of a step, dropped and failed plans with reasons, a summary, and a legend."""
+    ranked, width = fastest_first(result), screen_width()
+    heads = ("plan", "step", "p10", "p90", "by rounds", "CPU", "GiB", "uneven")
+    steps = text_table([heads, *(_step_row(plan, ranked[0]) for plan in ranked)], width=width)
+    heads = ("plan", "input", "lookup", "output", "dense", "backward", "default", "calibrated")
+    parts = text_table([heads, *map(_part_row, ranked)], width=width)
+    dropped = [f"{plan.title} dropped {plan.dropped}" for plan in ranked if plan.dropped is not None]
+    failed = [f"{plan.title} failed: {plan.failed}" for plan in result.plans if plan.failed is not None]
+    sentences = headline(ranked) if ranked else []
+    parts_of_text = [[*dropped, *failed], sentences, [LEGEND]]
+    return "\n\n".join([steps, parts, *("\n".join(map(wrapped, each)) for each in parts_of_text if each)])
 
 
 def _step_row(plan: PlanMeasurement, fastest: PlanMeasurement) -> list[str]:
     timing = plan.timings["step"]
-    predictions = (plan.default, plan.calibrated)
     return [
-        _cut(plan.name),
+        plan.title,
         *(f"{value:.2f}" for value in (timing.p50, timing.p10, timing.p90)),
         _by_rounds(plan, fastest),
         f"{max(plan.cpu):.2f}",
         f"{max(plan.memory) / GIB:.3f}",
         f"{imbalance(plan.lookups):.2f}",
-        *(f"{prediction.step:.2f}" if prediction else "-" for prediction in predictions),
     ]
 
 
 def _part_row(plan: PlanMeasurement) -> list[str]:
-    return [_cut(plan.name), *(f"{plan.timings[phase].p50:.2f}" for phase in PHASES[1:])]
+    predictions = (plan.default, plan.calibrated)
+    return [
+        plan.title,
+        *(f"{plan.timings[phase].p50:.2f}" for phase in PHASES[1:]),
+        *(f"{prediction.step:.2f}" if prediction else "-" for prediction in predictions),
+    ]
 
 
 def _by_rounds(plan: PlanMeasurement, fastest: PlanMeasurement) -> str:
     found = paired_slowdown(plan.rounds, fastest.rounds)
-    return "-" if found is None or plan is fastest else f"{found.ratio:.2f} [{found.low:.2f}, {found.high:.2f}]"
-
-
-def _cut(name: str) -> str:
-    """The end of a long name: plan files differ there."""
-    return name if len(name) <= NAME else f"…{name[-NAME + 1 :]}"
+    if found is None or plan is fastest:
+        return "-"
+    if plan.dropped is not None:
+        return f"{found.ratio:.2f}, dropped"
+    return f"{found.ratio:.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 
 def imbalance(amounts: Sequence[float]) -> float:

@@ -47,6 +47,8 @@ class PlanMeasurement:
     cpu: [world] median CPU milliseconds of a step: without waiting, and little affected by other load on the machine.
     default, calibrated: predictions of TorchRec's cost model and of the calibrated one.
     work: kind of work (`sidrec.plans.cost`) -> [world] amount; calibrations are regressed on it.
+    aliases: other names under which the same plan was asked for; it is measured once.
+    dropped: why it was measured in the first round only, else None.
     """
 
     name: str
@@ -60,6 +62,13 @@ class PlanMeasurement:
     calibrated: Prediction | None
     cpu: Numbers = field(default_factory=list)
     work: dict[str, Numbers] = field(default_factory=dict)
+    aliases: list[str] = field(default_factory=list)
+    dropped: str | None = None
+
+    @property
+    def title(self) -> str:
+        """All its names: `auto = torchrec`."""
+        return " = ".join([self.name, *self.aliases])
 
 
 @dataclass(frozen=True)

@@ -212,6 +212,9 @@ class BenchOptions:
     """Rows of a step over all ranks, for a tables file."""
     rows_divisor: PositiveInt = 1
     """Divides the rows of a tables file's tables, for machines that are too small for the whole tables."""
+    keep_all: bool = False
+    """Measure all plans in all rounds. Otherwise those whose every step takes more than five times the fastest plan's
+    median are dropped after the first round."""
     calibration: Annotated[Path | None, metavar("FILE", "none")] = None
     """Measured costs of this machine, as `sidrec bench calibrate` writes them: rates every plan, and auto is searched
     by it."""
@@ -303,7 +306,9 @@ def _measure_plans(read: Callable[[], tuple[BenchOptions, list[str]]]) -> None:
                 flush=True,
             )
         steps = StepCounts(options.warm_up, options.steps)
-        result = bench_plans(subject, names, steps, options.rounds, out, ranks, options.calibration)
+        result = bench_plans(
+            subject, names, steps, options.rounds, out, ranks, options.calibration, keep_all=options.keep_all
+        )
         if ranks.first:
             write_page(result, page)
             print(f"\n{bench_table(result)}\n{out / RESULT}\n{page}", flush=True)

@@ -39,7 +39,7 @@ def test_a_bench_alone_writes_result_page_and_table(tables: Path, capsys: pytest
         "plans",
         str(tables),
         "--plans",
-        "auto,row_wise",
+        "auto,torchrec,row_wise",
         "--rounds",
         "2",
         "--steps",
@@ -57,6 +57,9 @@ def test_a_bench_alone_writes_result_page_and_table(tables: Path, capsys: pytest
     assert "row_wise" in page
     said = capsys.readouterr().out
     assert "round 2/2  row_wise  step " in said
+    assert [plan.title for plan in result.plans] == ["auto = torchrec", "row_wise"]
+    assert said.count("auto = torchrec") >= 2
+    assert result.conditions["slow_plans"].startswith("dropped after the first round")
     assert said.index("\nplan ") < said.index(f"\n{out / 'bench.json'}\n")
 
     assert (
