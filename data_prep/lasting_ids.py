@@ -49,7 +49,7 @@ class EarlierIds:
             return cls()
         where = f"--ids {folder}"
         if not (folder / schema.LOG / schema.MANIFEST).is_file():
-            near = near_folder(folder, f"{schema.LOG}/{schema.MANIFEST}").replace(f"/{schema.LOG}", "")
+            near = near_folder(folder, schema.ITEMS)
             raise ContractError(where, "a data folder that data_prep wrote", f"no {schema.LOG}/{schema.MANIFEST}{near}")
         manifest = schema.load_manifest(folder / schema.LOG)
         missing = [column for column in (USER_ID, ITEM_ID) if column not in manifest.id_maps]
@@ -117,41 +117,26 @@ class EarlierIds:
         rows, earlier = items.table.num_rows, len(self.maps[ITEM_ID])
         listed_I = np.zeros(rows, dtype=bool) if items.listed is None else items.listed
         carried_I = ~listed_I & (np.arange(rows) < earlier)
-        columns = {name: items.table[name] for name in items.table.column_names}
-        known = self._known([*columns, *items.categories, *items.numbers, *items.lists])
-        mask = pa.array(carried_I)
-
-        def filled(name: str, today: pa.ChunkedArray, before: pa.ChunkedArray) -> pa.ChunkedArray:
-            if name == SOURCE_ID or before.type != today.type:
-                return today
-            padded = pa.chunked_array([*before.chunks, pa.nulls(rows - earlier, before.type)])
-            return pc.if_else(mask, padded, today)
-
-        columns |= {name: filled(name, columns[name], known[name]) for name in columns if name in known}
-        categories = {
-            name: filled(name, today, self._category_text(name, known[name])) if name in known else today
-            for name, today in items.categories.items()
-        }
-        numbers = {
-            name: (_filled_numbers(today, carried_I, known.get(name)), column)
-            for name, (today, column) in items.numbers.items()
-        }
-        lists = {
-            name: _filled_lists(today, carried_I, self._list_texts(name, known[name])) if name in known else today
-            for name, today in items.lists.items()
-        }
+        columns = {name: items.table[name] for name in items.table.column_names if name != SOURCE_ID}
+        known = self._known([*columns, *items.categories, *items.lists, *items.numbers])
+        texts = {name: self._category_text(name, known[name]) for name in items.categories if name in known}
+        lists = {name: self._category_lists(name, known[name]) for name in items.lists if name in known}
+        columns = {name: _filled(today, known.get(name), carried_I) for name, today in columns.items()}
+        table = pa.table({SOURCE_ID: items.table[SOURCE_ID], **columns}).select(items.table.column_names)
         notes = dict(items.notes) | {"carried_over": int(carried_I.sum())}
         if WITHOUT_TEXT in notes:
-            notes[WITHOUT_TEXT] = pc.sum(pc.equal(columns[CATALOG_TEXT], "")).as_py()
-        listed = None if items.listed is None else listed_I | carried_I
+            notes[WITHOUT_TEXT] = pc.sum(pc.equal(table[CATALOG_TEXT], "")).as_py()
         return replace(
             items,
-            table=pa.table(columns),
-            categories=categories,
-            numbers=numbers,
-            lists=lists,
+            table=table,
+            categories={name: _filled(today, texts.get(name), carried_I) for name, today in items.categories.items()},
+            lists={name: _filled(today, lists.get(name), carried_I) for name, today in items.lists.items()},
+            numbers={
+                name: (_filled_numbers(today, carried_I, known.get(name)), column)
+                for name, (today, column) in items.numbers.items()
+            },
             notes=notes,
-            listed=listed,
+            listed=None if items.listed is None else listed_I | carried_I,
         )
 
     def _known(self, names: list[str]) -> dict[str, pa.ChunkedArray]:
@@ -166,16 +151,21 @@ class EarlierIds:
         assert self.folder is not None, "there is no earlier folder"
         return self.folder
 
-    def _category_text(self, column: str, ids: pa.ChunkedArray) -> pa.ChunkedArray:
-        """Text of the earlier folder's category ids; empty for id 0."""
-        texts = pa.chunked_array([["", *(self.maps[column].source_ids() if column in self.maps else [])]], pa.string())
-        return pc.fill_null(texts.take(ids), "")
+    def _category_text(self, column: str, ids: pa.ChunkedArray) -> pa.Array | None:
+        """Text of the earlier folder's category ids, empty for id 0. None if they were lists there."""
+        if column not in self.maps or not pa.types.is_integer(ids.type):
+            return None
+        with readable(self.folder_or_fail / schema.ITEMS, f"ids of {map_path(self.folder_or_fail, column)}"):
+            return pa.array(["", *self.maps[column].source_ids()], pa.string()).take(ids.combine_chunks().fill_null(0))
 
-    def _list_texts(self, column: str, ids: pa.ChunkedArray) -> pa.ListArray:
-        lists = pa.concat_arrays(ids.chunks)
-        texts = self._category_text(column, pa.chunked_array([pc.list_flatten(lists)]))
+    def _category_lists(self, column: str, ids: pa.ChunkedArray) -> pa.Array | None:
+        """As `_category_text`, of lists of ids. None if they were single ids there."""
+        if not pa.types.is_list(ids.type):
+            return None
+        lists = pa.concat_arrays(ids.chunks).fill_null([])
+        texts = self._category_text(column, pa.chunked_array([lists.flatten()]))
         offsets = np.concatenate([[0], np.cumsum(pc.list_value_length(lists).to_numpy())]).astype(np.int32)
-        return pa.ListArray.from_arrays(offsets, pa.concat_arrays(texts.chunks))
+        return None if texts is None else pa.ListArray.from_arrays(offsets, texts)
 
     def carry_vectors(self, items: Path) -> None:
         """Adds the earlier folder's vector columns that `items` lacks: new items get zeros."""
@@ -209,7 +199,8 @@ def _id_map(folder: Path, column: str) -> IdMap:
 def _check_items(path: Path, items: IdMap) -> None:
     """Raises ContractError unless row k of items.parquet has the id k + 1 and its source id."""
     with readable(path, "the items of the folder that --ids names"):
-        column_type(pq.read_schema(path), SOURCE_ID, path)
+        for column in (ITEM_ID, SOURCE_ID, schema.TRAIN_IMPRESSIONS):
+            column_type(pq.read_schema(path), column, path)
         table = pq.read_table(path, columns=[ITEM_ID, SOURCE_ID])
     in_order = table[ITEM_ID].to_pylist() == list(range(1, len(items) + 1))
     if not in_order or table[SOURCE_ID].to_pylist() != items.source_ids():
@@ -220,6 +211,18 @@ def _check_items(path: Path, items: IdMap) -> None:
 def _filled_lists(today: pa.ListArray, carried_I: np.ndarray, before: pa.ListArray) -> pa.ListArray:
     row_I = np.arange(len(today))
     return pa.concat_arrays([today, before]).take(np.where(carried_I, row_I + len(today), row_I))
+
+
+def _filled(
+    today: pa.ChunkedArray | pa.Array, before: pa.ChunkedArray | pa.Array | None, carried_I: np.ndarray
+) -> pa.Array:
+    """Rows of `before` where `carried`, else those of `today`; all of today's if `before` is of another kind."""
+    whole = [*today.chunks] if isinstance(today, pa.ChunkedArray) else [today]
+    if before is None or before.type != today.type:
+        return pa.concat_arrays(whole)
+    whole += [*before.chunks] if isinstance(before, pa.ChunkedArray) else [before]
+    place_I = np.arange(len(carried_I))
+    return pa.concat_arrays(whole).take(pa.array(np.where(carried_I, place_I + len(carried_I), place_I)))
 
 
 def _filled_numbers(today_I: np.ndarray, carried_I: np.ndarray, before: pa.ChunkedArray | None) -> np.ndarray:

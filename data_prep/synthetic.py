@@ -208,8 +208,16 @@ class SyntheticLog:
         world = World(self.world, self.history, self.seed)
         names = [f"item {source_id}" for source_id in ids.source_ids()]
         columns: dict[str, object] = {"source_id": ids.source_ids(), CATALOG_TITLE: names, CATALOG_TEXT: names}
-        columns |= {f"cluster_{level + 1}": world.clusters_IL[:, level] for level in range(LEVELS)}
-        return Items(pa.table(columns), {}, {"text": world.vectors()}, {"items": len(ids)})
+        row_I = ids.ids_of(pa.chunked_array([self.catalog()])) - 1
+        listed = np.zeros(len(ids), dtype=bool)
+        listed[row_I] = True
+        vectors = np.zeros((len(ids), self.world.width), np.float32)
+        vectors[row_I] = world.vectors()
+        for level in range(LEVELS):
+            clusters = np.zeros(len(ids), np.int64)
+            clusters[row_I] = world.clusters_IL[:, level]
+            columns[f"cluster_{level + 1}"] = clusters
+        return Items(pa.table(columns), {}, {"text": vectors}, {"items": len(ids)}, listed)
 
 
 def _noise_category(random: np.random.Generator, rows: int) -> pa.Array:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from data_prep.build import LogSettings
 from data_prep.interactions import Columns, InteractionsCommand
 from data_prep.movielens import MovieLensCommand
+from data_prep.synthetic import SyntheticCommand, WorldSettings
 from sidrec import schema
 from sidrec.errors import ContractError
 from sidrec.id_maps import IdMaps, check_grown, digest, map_path, source_ids
@@ -171,6 +172,31 @@ def brands(data: Path) -> dict[object, str]:
     return {row["source_id"]: texts[row["cat_brand"]] for row in items_of(data)}
 
 
+LINES = st.tuples(NAMES, st.sampled_from(["", "Bread", "Käse"]), st.sampled_from(["", "Farm", "Kiln", "é"]))
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(st.lists(LINES, max_size=8, unique_by=lambda line: line[0].strip()), min_size=2, max_size=4))
+def test_the_latest_listing_of_an_item_counts(listings: list[list[tuple[str, str, str]]]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        days, before = Days(Path(folder)), None
+        known: dict[str, tuple[str, str]] = {}
+        order: list[str] = []
+        for number, listing in enumerate(listings):
+            lines = [(source_id.strip(), name, brand) for source_id, name, brand in listing if source_id != "a"]
+            lines.append(("a", "Apples", "Farm"))
+            events = rows("u a tv", "v b tv", "u 東京 tv", "u 7 tv", day=number)
+            data = days.prepare(f"day{number}", events, [",".join(line) for line in lines], ids=before)
+            known |= {source_id: (name, brand) for source_id, name, brand in lines}
+            order += [item for item in (*(line[0] for line in lines), "a", "b", "東京", "7") if item not in order]
+            found, brand_of = items_of(data), brands(data)
+            assert [row["source_id"] for row in found] == list(dict.fromkeys(order))
+            for row in found:
+                item = row["source_id"]
+                assert (row["title"], brand_of[item]) == known.get(item, ("", ""))
+            before = data
+
+
 def test_items_that_today_does_not_list_keep_what_is_known_of_them(days: Days) -> None:
     one = days.prepare("one", DAY_ONE, LISTED)
     two = days.prepare("two", DAY_TWO, ["d,Dates,Oasis", "a,Red apples,Orchard"], ids=one)
@@ -226,6 +252,36 @@ def test_vectors_made_today_replace_those_of_the_day_before(days: Days, tmp_path
         InteractionsCommand(tmp_path / f"{day}.csv", tmp_path / day, columns, flags, str(tmp_path / f"{day}.npy")).run()
     found = pq.read_table(tmp_path / "two" / schema.ITEMS)
     assert found["text"].to_pylist() == [[6.0, 6.0]] * 6
+
+
+def test_lists_of_items_are_carried_over_and_their_values_numbered_on(tmp_path: Path) -> None:
+    columns = Columns(items_id_column="sku", item_cat_list_columns=("tags",), list_separator="|")
+    logs = {"one": ["u,a,1", "v,b,2", "u,c,3", "v,a,4"], "two": ["u,a,5", "v,d,6", "w,e,7", "u,b,8"]}
+    lists = {"one": ["a,red|new", "b,blue", "c,", "q,new|old"], "two": ["d,green|red", "a,blue"]}
+    for day, log in logs.items():
+        (tmp_path / f"{day}.csv").write_text("\n".join(["user_id,item_id,timestamp", *log]) + "\n")
+        (tmp_path / f"{day}-items.csv").write_text("\n".join(["sku,tags", *lists[day]]) + "\n")
+        here = replace(columns, items_file=tmp_path / f"{day}-items.csv")
+        flags = replace(SETTINGS, ids=None if day == "one" else tmp_path / "one")
+        InteractionsCommand(tmp_path / f"{day}.csv", tmp_path / day, here, flags, "none").run()
+    assert maps(tmp_path / "one")["cat_tags"] == ["blue", "new", "old", "red"]
+    assert maps(tmp_path / "two")["cat_tags"] == ["blue", "new", "old", "red", "green"]
+    texts = ["", *maps(tmp_path / "two")["cat_tags"]]
+    found = {row["source_id"]: [texts[tag] for tag in row["cat_tags"]] for row in items_of(tmp_path / "two")}
+    wanted = {"a": ["blue"], "b": ["blue"], "c": [], "q": ["new", "old"], "d": ["green", "red"], "e": []}
+    assert found == wanted
+
+
+def test_a_larger_synthetic_world_goes_on_from_a_smaller_one(tmp_path: Path) -> None:
+    for items, day, ids in ((40, "one", None), (60, "two", tmp_path / "one"), (50, "three", tmp_path / "two")):
+        world = WorldSettings(rows=1_000, users=60, items=items, branching=4, width=12)
+        SyntheticCommand(tmp_path / day, world, LogSettings(history=5, ids=ids)).run()
+    assert maps(tmp_path / "two")["item_id"] == [str(item + 1) for item in range(60)]
+    one, two, three = (pq.read_table(tmp_path / day / schema.ITEMS) for day in ("one", "two", "three"))
+    assert two["cluster_3"].to_pylist() != one["cluster_3"].to_pylist()
+    assert len(three) == 60
+    assert three["cluster_3"][50:].to_pylist() == two["cluster_3"][50:].to_pylist()
+    assert not np.any(three["text"][50:].to_pylist())
 
 
 def test_numbers_of_items_and_the_constants_of_their_transform_are_kept(tmp_path: Path) -> None:
@@ -306,6 +362,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda data: _items(data, lambda table: table.set_column(2, "source_id", pa.array(["x", "y", "z"]))),
         r"items\.parquet",
     ),
+    "no impressions": (
+        lambda data: _items(data, lambda table: table.drop_columns(["train_impressions"])),
+        r"items\.parquet.*train_impressions",
+    ),
+    "no ids of items": (
+        lambda data: _items(data, lambda table: table.drop_columns(["item_id"])),
+        r"items\.parquet.*item_id",
+    ),
     "no items": (lambda data: (data / schema.ITEMS).unlink(), r"items\.parquet"),
 }
 
@@ -320,6 +384,20 @@ def test_a_folder_that_cannot_be_used_is_refused_by_name(days: Days, kind: str) 
     assert str(one) in str(raised.value)
     assert not (days.folder / "two").exists()
     assert not (days.folder / "two.partial").exists()
+
+
+@pytest.mark.parametrize("ids", [[99] * 4, [-7] * 4])
+def test_ids_of_categories_that_the_map_lacks_are_refused(days: Days, ids: list[int]) -> None:
+    one = days.prepare("one", DAY_ONE, LISTED)
+    _items(one, lambda table: table.set_column(table.column_names.index("cat_brand"), "cat_brand", pa.array(ids)))
+    with pytest.raises(ContractError, match=r"items\.parquet: expected ids of .*ids/cat_brand\.parquet"):
+        days.prepare("two", DAY_TWO, LISTED[:1], ids=one)
+
+
+def test_a_folder_that_is_not_there_is_answered_with_those_that_are(days: Days) -> None:
+    days.prepare("logs", DAY_ONE)
+    with pytest.raises(ContractError, match=f"there are {days.folder / 'logs'}; did you mean"):
+        days.prepare("two", DAY_TWO, ids=days.folder / "log")
 
 
 def test_a_folder_of_another_log_is_refused_with_examples(days: Days) -> None:
