@@ -180,7 +180,7 @@ class DasLiteConfig(RqVaeConfig):
     presets: ClassVar[Mapping[str, Values]] = {}
     kind: Literal["das_lite"] = "das_lite"  # type: ignore[assignment]
     preset: Annotated[None, InRecipe] = None
-    """None: this is a part of DAS."""
+    """Null alone: this learner is a part of DAS, and no preset makes it the whole."""
     losses: tuple[SidLossConfig, ...] = (
         BehaviorAlignment(weight=0.5, on="quantized"),
         Contrast(weight=0.5, on="quantized"),
