@@ -1,10 +1,11 @@
-"""MovieLens: `python -m data_prep.movielens SRC OUT`, for latest-small, 20M, 25M, 32M (CSV) and 1M (`::` files)."""
+"""MovieLens: `python -m data_prep.movielens SRC OUT`, for latest-small, 20M, 25M, 32M (CSV), 1M (`::` files), 100K."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated
+from zipfile import is_zipfile
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,7 @@ import pyarrow.compute as pc
 import tyro
 
 from sidrec.command_line import metavar
+from sidrec.errors import ContractError
 
 from .build import LogSettings, prepare
 from .command import run
@@ -29,7 +31,7 @@ from .events import (
     check_events,
 )
 from .source_columns import numbers, seconds, texts
-from .source_files import blocks, dat_blocks, whole
+from .source_files import DAT_SEPARATOR, blocks, dat_blocks, whole
 
 MOVIE, TITLE, GENRES = "movieId", "title", "genres"
 RATING_COLUMNS = ("userId", MOVIE, "rating", "timestamp")
@@ -38,7 +40,7 @@ NO_GENRE = "(no genres listed)"
 
 @dataclass(frozen=True)
 class MovieLensCommand:
-    """Writes log/ and items.parquet from MovieLens (latest-small, 1M, 20M, 25M or 32M)."""
+    """Writes log/ and items.parquet from MovieLens (latest-small, 100K, 1M, 20M, 25M or 32M)."""
 
     src: tyro.conf.Positional[Annotated[Path, metavar("SRC")]]
     """Folder with ratings and movies, as published (unzipped)."""
@@ -51,8 +53,62 @@ class MovieLensCommand:
     """Item vectors from wordllama, sentence-transformers, none, or FILE.npy (row = item_id - 1)."""
 
     def run(self) -> None:
+        check_folder(self.src)
         source = MovieLens(self.src, self.threshold)
         prepare(source, self.out, self.log, implicit=False, vectors=self.vectors, inputs=(self.src,))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names of the two files, and how to read them. separator: between values; empty for CSV with a header."""
+
+    ratings: str
+    movies: str
+    movie_columns: tuple[str, ...] = (MOVIE, TITLE, GENRES)
+    separators: tuple[bytes, bytes] = (b"", b"")
+
+
+FLAGS = (
+    *(
+        "unknown",
+        "Action",
+        "Adventure",
+        "Animation",
+        "Children's",
+        "Comedy",
+        "Crime",
+        "Documentary",
+        "Drama",
+        "Fantasy",
+    ),
+    *("Film-Noir", "Horror", "Musical", "Mystery", "Romance", "Sci-Fi", "Thriller", "War", "Western"),
+)
+"""Genres of 100K, in the order of its columns of 0 and 1."""
+LAYOUTS = (
+    Layout("ratings.csv", "movies.csv"),
+    Layout("ratings.dat", "movies.dat", separators=(DAT_SEPARATOR, DAT_SEPARATOR)),
+    Layout("u.data", "u.item", (MOVIE, TITLE, "released", "video", "url", *FLAGS), (b"\t", b"|")),
+)
+
+
+def layout_of(folder: Path) -> Layout | None:
+    """The layout whose ratings are in the folder; `::` files before CSV, if both are."""
+    return next((layout for layout in reversed(LAYOUTS) if (folder / layout.ratings).is_file()), None)
+
+
+def check_folder(folder: Path) -> None:
+    """Raises ContractError for an archive or another file, and for a folder that is there and holds no ratings."""
+    expected = f"a folder with {', '.join(layout.ratings for layout in LAYOUTS[:-1])} or {LAYOUTS[-1].ratings}"
+    if folder.is_file():
+        got = "an archive; unzip it and name the folder" if is_zipfile(folder) else "a file; name the folder it is in"
+        raise ContractError(folder, expected, got)
+    if not folder.is_dir() or layout_of(folder) is not None:
+        return
+    inside = sorted(path for path in folder.iterdir() if layout_of(path) or path.suffix.lower() == ".zip")
+    got = "none in it"
+    if inside:
+        got += f"; name {inside[0]}" if inside[0].is_dir() else f"; unzip {inside[0]} and name its folder"
+    raise ContractError(folder, expected, got)
 
 
 @dataclass(frozen=True)
@@ -67,13 +123,12 @@ class MovieLens:
         return f"movielens {self.folder.resolve().name}"
 
     @property
-    def _is_dat(self) -> bool:
-        return (self.folder / "ratings.dat").is_file()
+    def _layout(self) -> Layout:
+        return layout_of(self.folder) or LAYOUTS[0]
 
     @property
     def files(self) -> tuple[Path, ...]:
-        suffix = "dat" if self._is_dat else "csv"
-        return (self.folder / f"ratings.{suffix}", self.folder / f"movies.{suffix}")
+        return (self.folder / self._layout.ratings, self.folder / self._layout.movies)
 
     event_columns: EventColumns = field(default=EventColumns(), init=False)
 
@@ -83,18 +138,19 @@ class MovieLens:
 
     @cached_property
     def _movies(self) -> pa.Table:
-        columns = (MOVIE, TITLE, GENRES)
-        path = self.files[1]
-        found = dat_blocks(path, columns) if self._is_dat else blocks(path, columns, free_text=(TITLE, GENRES))
-        return whole(found, path, MOVIE)
+        path, columns, separator = self.files[1], self._layout.movie_columns, self._layout.separators[1]
+        if not separator:
+            return whole(blocks(path, columns, free_text=(TITLE, GENRES)), path, MOVIE)
+        movies = whole(dat_blocks(path, columns, separator), path, MOVIE)
+        return movies if GENRES in columns else movies.append_column(GENRES, _named_genres(movies))
 
     def catalog(self) -> list[str]:
         return list(self._movies[MOVIE].to_pylist())
 
     def events(self) -> Iterator[pa.Table]:
-        path = self.files[0]
-        read = dat_blocks if self._is_dat else blocks
-        for lines, table in read(path, RATING_COLUMNS):
+        path, separator = self.files[0], self._layout.separators[0]
+        found = dat_blocks(path, RATING_COLUMNS, separator) if separator else blocks(path, RATING_COLUMNS)
+        for lines, table in found:
             rating = numbers(table["rating"], pa.float64(), "rating", lines)
             events = pa.table(
                 {
@@ -131,6 +187,13 @@ class MovieLens:
         categories = {"cat_genre": padded(first_genre), "cat_decade": padded(decade)}
         notes = {"items": len(ids), "rated_but_not_in_movies_file": len(ids) - movies.num_rows}
         return Items(table, categories, {}, notes, listed=np.isin(np.arange(1, len(ids) + 1), item_M))
+
+
+def _named_genres(movies: pa.Table) -> pa.Array:
+    """The flags of 100K as the other layouts write them: `Action|Comedy`."""
+    flags = zip(*(movies[name].to_pylist() for name in FLAGS[1:]), strict=True)
+    named = ["|".join(name for name, flag in zip(FLAGS[1:], row, strict=True) if flag == "1") for row in flags]
+    return pa.array(named, pa.string())
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import zlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO, NamedTuple, cast
@@ -233,13 +234,15 @@ def _text_blocks(path: Path, columns: Sequence[str], separator: str) -> Iterator
     with readable(path) as file:
         row = 0
         for batch in pa_csv.open_csv(file, read, parse, convert):
-            yield Block(Lines(path, row, _line_of), pa.Table.from_batches([batch]))
+            yield Block(Lines(path, row, partial(_line_of, mark=mark)), pa.Table.from_batches([batch]))
             row += batch.num_rows
 
 
-def _line_of(path: Path, row: int) -> int:
-    """The line on which a row of a text file begins, counted from 1; rows count from 0, after the header."""
-    _, mark = _header(path, "")
+def _line_of(path: Path, row: int, mark: str) -> int:
+    """The line on which a row of a text file begins, counted from 1; rows count from 0, after the header.
+
+    mark: between the values.
+    """
     with readable(path, watched=False) as file:
         reader = csv.reader(io.TextIOWrapper(file, "utf-8", "replace", newline=""), delimiter=mark)
         next(reader, None)
@@ -282,18 +285,18 @@ def _parquet_blocks(path: Path, columns: Sequence[str]) -> Iterator[Block]:
         raise ContractError(path, "a readable Parquet file", error) from None
 
 
-# `::`-separated files of MovieLens.
+# Files of MovieLens without a header.
 
 DAT_SEPARATOR = b"::"
 UNIT_SEPARATOR = b"\x1f"  # one byte that no title contains
 
 
-def dat_blocks(path: Path, columns: Sequence[str]) -> Iterator[Block]:
-    """As `blocks`, for MovieLens 1M: `::` between values, no header, UTF-8 or Latin-1. columns: all of the file."""
+def dat_blocks(path: Path, columns: Sequence[str], separator: bytes = DAT_SEPARATOR) -> Iterator[Block]:
+    """As `blocks`, for MovieLens 1M and 100K: no header, no quotes, UTF-8 or Latin-1. columns: all of the file."""
     with readable(path) as file:
         line = 1
         while lines := file.readlines(BLOCK_BYTES):
-            table = _parse_dat(_recoded(b"".join(lines).replace(DAT_SEPARATOR, UNIT_SEPARATOR)), columns)
+            table = _parse_dat(_recoded(b"".join(lines).replace(separator, UNIT_SEPARATOR)), columns)
             yield Block(Lines(path, line), table)
             line += table.num_rows
     if line == 1:

@@ -83,7 +83,7 @@ def _preparation(recipe: Traversable) -> list[str]:
 
 
 SOURCES = {
-    "movielens": "MovieLens (latest-small, 1M, 20M, 25M, 32M) to log/ and items.parquet",
+    "movielens": "MovieLens (latest-small, 100K, 1M, 20M, 25M, 32M) to log/ and items.parquet",
     "amazon": "Amazon reviews (2014, 2018, 2023 and CSV) to log/ and items.parquet",
     "interactions": "any CSV or Parquet log to log/ and items.parquet",
     "synthetic": "a synthetic world whose best AUC is known",

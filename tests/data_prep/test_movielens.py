@@ -2,13 +2,14 @@
 
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import pyarrow.parquet as pq
 import pytest
 
 from data_prep.build import LogSettings
-from data_prep.movielens import MovieLensCommand
-from sidrec import schema
+from data_prep.movielens import FLAGS, MovieLensCommand
+from sidrec import cli, schema
 from tests.data_prep.event_lists import read_rows
 
 MOVIES = [
@@ -67,6 +68,48 @@ def test_dat_layout_gives_the_same_log(tmp_path: Path) -> None:
     assert prepared(dat_folder(tmp_path / "dat"), tmp_path / "a") == prepared(
         csv_folder(tmp_path / "csv"), tmp_path / "b"
     )
+
+
+def hundred_k_folder(folder: Path) -> Path:
+    """As MovieLens 100K: tabs, `|` and flags; genres in the order of its columns."""
+    folder.mkdir()
+    items = ""
+    for movie, title, genres in MOVIES:
+        flags = "|".join("1" if name in genres.split("|") else "0" for name in FLAGS)
+        items += f"{movie}|{title}|01-Jan-1995||http://x/{movie}|{flags}\n"
+    (folder / "u.item").write_bytes(items.replace("Untitled", "Untitl\u00e9d").encode("latin-1"))
+    ratings = [(user, movie, rating[0], time) for user, movie, rating, time in RATINGS]
+    (folder / "u.data").write_text("".join("\t".join(map(str, row)) + "\n" for row in ratings))
+    return folder
+
+
+def test_100k_layout_gives_the_same_log(tmp_path: Path) -> None:
+    rows = prepared(csv_folder(tmp_path / "csv"), tmp_path / "b")
+    assert prepared(hundred_k_folder(tmp_path / "100k"), tmp_path / "a") == rows
+    items = pq.read_table(tmp_path / "a" / "items.parquet")
+    assert items["content"].to_pylist()[::2] == ["Toy Story (1995) Adventure Animation", "Untitl\u00e9d"]
+
+
+def test_archives_and_folders_around_are_refused_with_what_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archives, outer, photos = tmp_path / "archives", tmp_path / "outer", tmp_path / "photos"
+    for folder in (archives, outer, photos):
+        folder.mkdir()
+    with ZipFile(archives / "ml-latest-small.zip", "w") as archive:
+        archive.writestr("ml-latest-small/ratings.csv", "")
+    hundred_k_folder(outer / "ml-100k")
+    (photos / "a.jpg").write_text("")
+    expected = "expected a folder with ratings.csv, ratings.dat or u.data, got"
+    for source, got in (
+        (archives / "ml-latest-small.zip", "an archive; unzip it and name the folder"),
+        (outer / "ml-100k" / "u.data", "a file; name the folder it is in"),
+        (archives, f"none in it; unzip {archives / 'ml-latest-small.zip'} and name its folder"),
+        (outer, f"none in it; name {outer / 'ml-100k'}"),
+        (photos, "none in it"),
+    ):
+        assert cli.main(["prep", "movielens", str(source), str(tmp_path / "out")]) == 2
+        assert capsys.readouterr().err == f"sidrec: error: {source}: {expected} {got}\n"
 
 
 def test_items(tmp_path: Path) -> None:

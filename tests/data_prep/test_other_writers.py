@@ -272,6 +272,23 @@ def test_the_line_is_the_one_that_an_editor_shows(text: str, line: int, tmp_path
         whole(blocks(tmp_path / "items.csv", ("id", "x")), tmp_path / "items.csv", "id")
 
 
+@pytest.mark.parametrize(
+    ("text", "separator", "line"),
+    [
+        ('"id,a,b,c";x\na;"1\n2"\na;2\n', ";", 4),  # the header has more commas than semicolons
+        ('id;x,y,z\n"a";"1,""2\n3\n"\n"a";2\n', ";", 5),
+        ("id|x\ty\tz\na|'\na|2\n", "|", 3),
+    ],
+)
+def test_the_line_is_that_of_the_separator_which_was_given(
+    text: str, separator: str, line: int, tmp_path: Path
+) -> None:
+    (tmp_path / "items.csv").write_text(text)
+    name = "id,a,b,c" if "a,b" in text else "id"
+    with pytest.raises(ContractError, match=rf"items.csv, column {name}, line {line}: expected an id of its own"):
+        whole(blocks(tmp_path / "items.csv", (name,), separator=separator), tmp_path / "items.csv", name)
+
+
 # Logs and files of items that do not fit each other.
 
 

@@ -29,7 +29,7 @@ x None null true [] {} a,b user_id item_id label rating title {a:1} -- -h = , é
 """
 PATHS = (*_NAMES.split(), "", " ", "n\new", "\u202enew", "\udce9new", "x" * 300, "x/" * 3000 + "y")
 WORDS = (*_TEXTS.split(), "", "\udcff", "x" * 5000)
-NUMBERS = ("0", "1", "2", "-1", "3", "1.5", "nan", "inf", "-inf", "1e9", "1e-300", "0x10", "१", "1_000", "", "9" * 30)
+NUMBERS = ("0", "1", "2", "-1", "3", "1.5", "nan", "inf", "-inf", "1e9", "1e-300", "0x10", "१", "1_0", "", "9" * 30)
 
 
 @dataclass(frozen=True)
