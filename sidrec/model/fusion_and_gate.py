@@ -28,6 +28,8 @@ from sidrec.config.item_parts import (
     SumGate,
 )
 
+CONSTANT = 1e-6  # a standard deviation below it is rounding
+
 # Fusion: e_sid of the G embeddings of an item's SID.
 
 
@@ -242,7 +244,8 @@ def build_statistics(config: Stats, mean_S: Tensor, std_S: Tensor) -> "Standardi
 class StandardizeStats(nn.Module):
     """log1p of each count, minus the mean, over the standard deviation, both of the train split.
 
-    mean_S, std_S: moments of log1p(count) over training rows; buffers, so that checkpoints hold them.
+    mean_S, std_S: moments of log1p(count) over training rows; buffers, so that checkpoints hold them. A count that is
+    the same in all training rows is not scaled: a later log, in which it is not, would get inputs in the hundreds.
     """
 
     mean_S: Tensor
@@ -251,7 +254,8 @@ class StandardizeStats(nn.Module):
     def __init__(self, mean_S: Tensor, std_S: Tensor) -> None:
         super().__init__()
         self.register_buffer("mean_S", mean_S.float())
-        self.register_buffer("std_S", std_S.float().clamp_min(1e-3))
+        std_S = std_S.float()
+        self.register_buffer("std_S", torch.where(std_S < CONSTANT, 1.0, std_S.clamp_min(1e-3)))
         self.width = len(mean_S)
 
     def forward(self, stats_BS: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from sidrec.config.item_parts import (
     MeanFusion,
     QueryFusion,
     RawStatsAlignment,
+    StandardizedStats,
     StatsGate,
     SumGate,
 )
@@ -125,6 +126,13 @@ def test_bucketized_counts_double_from_bucket_to_bucket() -> None:
     counts = torch.tensor([[0.0, 0], [1, 1], [2, 3], [4, 7], [8, 1e9]])
     # first statistic: buckets 0..4; the second has embeddings of its own, and its last bucket is open
     assert statistics(counts).tolist() == [[0, 5], [1, 6], [2, 7], [3, 8], [4, 9]]
+
+
+def test_counts_that_are_constant_in_training_are_not_scaled() -> None:
+    """The *_recent counts of a log of one day are 0 in all rows; those of the next day are not."""
+    statistics = build_statistics(StandardizedStats(), torch.tensor([0.0, 2.0, 1.0]), torch.tensor([0.0, 1e-4, 0.5]))
+    found = statistics(torch.expm1(torch.tensor([[0.0, 2.0, 1.0], [3.0, 2.1, 2.0]])))
+    torch.testing.assert_close(found, torch.tensor([[0.0, 0.0, 0.0], [3.0, 100.0, 2.0]]), rtol=1e-3, atol=1e-3)
 
 
 def test_similarities_are_cosines_and_zero_at_padding() -> None:
