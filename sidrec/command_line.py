@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar, overload
 
 import tyro
 
-from sidrec.errors import ConfigError, ContractError, SidrecError, print_error
+from sidrec.errors import ConfigError, ContractError, SidrecError, print_error, printed_warnings
 from sidrec.text import did_you_mean, text_table
 
 T = TypeVar("T")
@@ -34,6 +34,7 @@ def run(command: Callable[[], int | None]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    printed_warnings.clear()
     try:
         return command() or 0
     except BrokenPipeError:  # as in `sidrec train --help | head`

@@ -95,8 +95,13 @@ class RankError(ReportedElsewhereError, SidrecError):
     """Another rank failed; the message carries that rank's message."""
 
 
+printed_warnings: list[str] = []
+"""Warnings of this command so far, for the record of a run."""
+
+
 def print_warning(message: str) -> None:
     """Prints a message on stderr about something that is used although it is probably not what is meant."""
+    printed_warnings.append(message)
     print(f"sidrec: warning: {message}", file=sys.stderr)
 
 

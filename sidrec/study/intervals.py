@@ -140,16 +140,19 @@ def bootstrap_differences(
 
     predictions: variant -> one per seed, all of the same rows. Raises ContractError naming a variant with other rows.
     """
-    _check_same_rows(predictions)
-    variants = _resample(predictions, slices, resamples)
+    check_same_rows(predictions)
+    variants = resample(predictions, slices, resamples)
     return {
-        reference: {name: _differences(variants[name], variants[reference]) for name in variants if name != reference}
+        reference: {
+            name: resampled_differences(variants[name], variants[reference]) for name in variants if name != reference
+        }
         for reference in references
         if reference in variants
     }
 
 
-def _check_same_rows(predictions: Mapping[str, Sequence[Predictions]]) -> None:
+def check_same_rows(predictions: Mapping[str, Sequence[Predictions]]) -> None:
+    """Raises ContractError naming a variant whose rows are not those of the first."""
     first = next(iter(predictions.values()))[0]
     for name, seeds in predictions.items():
         for found in seeds:
@@ -161,15 +164,25 @@ def _check_same_rows(predictions: Mapping[str, Sequence[Predictions]]) -> None:
                     )
 
 
-def _resample(
-    predictions: Mapping[str, Sequence[Predictions]], slices: ItemSlices, resamples: int
+def resample(
+    predictions: Mapping[str, Sequence[Predictions]],
+    slices: ItemSlices,
+    resamples: int,
+    names: Sequence[str] = SLICES,
+    probabilities: bool = False,
 ) -> dict[str, Resampled]:
+    """Every variant's metrics on the same draws of users.
+
+    predictions: variant -> one per seed, all of the same rows. names: of the slices. probabilities: also log loss and
+    normalised entropy.
+    """
     first = next(iter(predictions.values()))[0]
     users, user_N = np.unique(first.user_N, return_inverse=True)
     user_N = user_N.astype(np.int64)
-    masks = {name: mask_N for name, mask_N in slices.masks(first.item_N) if name in SLICES}
+    masks = {name: mask_N for name, mask_N in slices.masks(first.item_N) if name in names}
     statistics = {
-        name: [_statistics(run, user_N, len(users), masks) for run in seeds] for name, seeds in predictions.items()
+        name: [_statistics(run, user_N, len(users), masks, probabilities) for run in seeds]
+        for name, seeds in predictions.items()
     }
     actual_1V = np.ones((1, len(users)), dtype=np.int64)
     actual = {name: _mean_over_seeds(seeds, actual_1V) for name, seeds in statistics.items()}
@@ -186,7 +199,9 @@ def _resample(
     }
 
 
-def _statistics(run: Predictions, user_N: Ints, users: int, masks: Mapping[str, NDArray[np.bool_]]) -> "Statistics":
+def _statistics(
+    run: Predictions, user_N: Ints, users: int, masks: Mapping[str, NDArray[np.bool_]], probabilities: bool
+) -> "Statistics":
     statistics: Statistics = {}
     for name, mask_N in masks.items():
         rows = run.label_N[mask_N], run.score_N[mask_N], user_N[mask_N]
@@ -194,6 +209,9 @@ def _statistics(run: Predictions, user_N: Ints, users: int, masks: Mapping[str, 
         gauc = MeanAuc.gauc(*rows, users)
         statistics[(name, "gauc")] = gauc
         statistics[(name, "uauc")] = gauc.uauc()
+        if probabilities:
+            statistics[(name, "log_loss")] = LogLoss.of(*rows, users, normalised=False)
+            statistics[(name, "ne")] = LogLoss.of(*rows, users, normalised=True)
     return statistics
 
 
@@ -204,7 +222,8 @@ def _mean_over_seeds(seeds: Sequence["Statistics"], multiplicity_RV: Ints) -> di
     }
 
 
-def _differences(variant: Resampled, reference: Resampled) -> dict[str, dict[str, Difference | None]]:
+def resampled_differences(variant: Resampled, reference: Resampled) -> dict[str, dict[str, Difference | None]]:
+    """Slice -> metric -> difference with its interval."""
     differences: dict[str, dict[str, Difference | None]] = {}
     for key, actual in variant.actual.items():
         moved_R = variant.resampled_R[key] - reference.resampled_R[key]
@@ -326,9 +345,41 @@ class MeanAuc:
         return _ratio(multiplicity_RV @ (self.weight_V * self.auc_V), multiplicity_RV @ self.weight_V)
 
 
+@dataclass(frozen=True)
+class LogLoss:
+    """Mean log loss in nats, or that over the entropy of the rows' base rate. Sums by user."""
+
+    loss_V: Floats
+    positives_V: Floats
+    rows_V: Floats
+    normalised: bool
+
+    @classmethod
+    def of(cls, label_N: Reals, score_N: Reals, user_N: Ints, users: int, normalised: bool) -> "LogLoss":
+        """user_N: int64 in [0, users)."""
+        score = score_N.astype(np.float64)
+        loss_N = np.logaddexp(0.0, np.where(label_N > 0, -score, score))
+        positive_N, rows_N = (label_N > 0).astype(np.float64), np.ones(len(loss_N))
+        loss_V, positives_V, rows_V = (
+            np.bincount(user_N, weights, minlength=users).astype(np.float64) for weights in (loss_N, positive_N, rows_N)
+        )
+        return cls(loss_V, positives_V, rows_V, normalised)
+
+    def resampled(self, multiplicity_RV: Ints) -> Floats:
+        """float64 [R]; NaN without rows and, if normalised, where a resample lacks a class."""
+        rows_R = multiplicity_RV @ self.rows_V
+        loss_R = _ratio(multiplicity_RV @ self.loss_V, rows_R)
+        if not self.normalised:
+            return loss_R
+        base_R = _ratio(multiplicity_RV @ self.positives_V, rows_R)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            entropy_R = -(base_R * np.log(base_R) + (1 - base_R) * np.log1p(-base_R))
+        return _ratio(loss_R, np.nan_to_num(entropy_R))
+
+
 def _ratio(numerator_R: Floats | Ints, denominator_R: Floats | Ints) -> Floats:
     undefined_R = np.full(len(numerator_R), np.nan)
     return np.divide(numerator_R, denominator_R, out=undefined_R, where=denominator_R > 0)
 
 
-Statistics = dict[Scored, PooledAuc | MeanAuc]
+Statistics = dict[Scored, PooledAuc | MeanAuc | LogLoss]

@@ -19,7 +19,7 @@ from sidrec.checkpoint.train_state import (
 from sidrec.config import Recipe, load
 from sidrec.data.dataset import Dataset, independent_levels
 from sidrec.data.loader import SplitLoader
-from sidrec.errors import CheckpointError, print_warning
+from sidrec.errors import CheckpointError, print_warning, printed_warnings
 from sidrec.id_maps import IdMaps
 from sidrec.io.files import write_json, write_text
 from sidrec.metrics.exact import SplitMetrics, load_metrics, metrics_table, save_metrics, undefined
@@ -193,9 +193,20 @@ def report(run: RunDirectory, metrics: SplitMetrics, log: Manifest) -> None:
     print(metrics_table(metrics))
     for line in undefined(metrics):
         print(line)
-    for line in split_warnings(log):
+    lines = split_warnings(log)
+    lines += [line for split in metrics for line in split_report(run, split, metrics[split])]
+    for line in lines:
         print(line)
-    for split in metrics:
-        for line in split_report(run, split, metrics[split]):
-            print(line)
+    _record_warnings(run, [*printed_warnings, *(line for line in lines if line.startswith(WARNING))])
     print(f"run directory: {run.path}", flush=True)
+
+
+WARNING = "warning: "
+
+
+def _record_warnings(run: RunDirectory, found: Sequence[str]) -> None:
+    """Adds lines to warnings.txt, each once, over all processes of the run."""
+    before = run.warnings.read_text(encoding="utf-8").splitlines() if run.warnings.exists() else []
+    lines = dict.fromkeys([*before, *(" ".join(line.removeprefix(WARNING).split()) for line in found)])
+    if lines:
+        write_text(run.warnings, "".join(f"{line}\n" for line in lines))

@@ -7,6 +7,7 @@ metrics.jsonl          training, a line per log     metrics.json           split
 ledger/                the rows of each step, with train.row_ledger
 skipped.jsonl          skipped steps, with train.non_finite=skip
 evaluations.jsonl      evaluations during training  tracking.json          ids of this run at trackers
+warnings.txt           warnings that were printed   predictions_SPLIT.parquet, attention_, gate_SPLIT.json
 run.json               versions, device, parameters tensorboard/           the curves of metrics.jsonl
 """
 
@@ -26,8 +27,8 @@ EVALUATIONS = "evaluations"  # folder of a run directory: results on other data 
 EVALUATION = "evaluation.json"  # in each: which run, checkpoint, data and catalog
 
 _FILE = (
-    r"(config\.yaml|(run|plan|metrics|id_maps|tracking)\.json|(metrics|skipped|evaluations)\.jsonl|catalog_fingerprint|hang-rank-\d+\.txt"
-    r"|predictions_[^/]+\.parquet|(attention|gate)_[^/]+\.json|gate_[^/]+\.png)"
+    r"(config\.yaml|(run|plan|metrics|id_maps|tracking)\.json|(metrics|skipped|evaluations)\.jsonl|catalog_fingerprint|warnings\.txt|hang-rank-\d+\.txt"
+    r"|predictions_[^/]+\.parquet|report\.html|(attention|gate)_[^/]+\.json|gate_[^/]+\.png)"
 )
 
 
@@ -74,6 +75,7 @@ class RunDirectory:
         self.plan = path / "plan.json"
         self.log = path / "metrics.jsonl"
         self.skipped = path / "skipped.jsonl"
+        self.warnings = path / "warnings.txt"
         self.evaluations = path / "evaluations.jsonl"
         self.metrics = path / "metrics.json"
         self.facts = path / "run.json"
