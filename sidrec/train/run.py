@@ -198,7 +198,7 @@ def report(run: RunDirectory, metrics: SplitMetrics, log: Manifest) -> None:
     for line in lines:
         print(line)
     _record_warnings(run, [*printed_warnings, *(line for line in lines if line.startswith(WARNING))])
-    print(f"run directory: {run.path}", flush=True)
+    print(f"{'run directory' if run.config.exists() else 'results'}: {run.path}", flush=True)
 
 
 WARNING = "warning: "

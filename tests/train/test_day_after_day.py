@@ -136,7 +136,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sidrec("train", recipe("hid", "day1", model={"item": {"kind": "hid"}}))
         shown = files.write(1)
         (folder / "shown.json").write_text(json.dumps(shown))
-        prepare("day2", "--ids", "day1", "--test-from", DAYS[1])
+        prepare("day2", "--ids", "day1", "--train-from", DAYS[1], "--test-from", DAYS[1])
         sidrec("fit", recipe("two", "day2"), "--extend", "day1-sids")
         sidrec("evaluate", "runs/one/seed0", "--data", "day2", "--catalog", "day2-sids")
         sidrec("evaluate", "runs/hid/seed0", "--data", "day2")
@@ -178,7 +178,8 @@ def test_yesterdays_run_scores_the_next_day_by_source_ids(shop: Path) -> None:
 
 
 def test_the_scored_days_are_ranked_well(shop: Path) -> None:
-    """Bounds are far below what was found with five seeds of the shop."""
+    """With five seeds of the shop: AUC .74 to .78 on the next day, and .73 to .80 on its cold items, where HIDs alone have
+    .51 to .60; on the third day .75 to .77, from scratch .47 to .53."""
     next_day = shop / "runs/one/seed0/evaluations/day2/metrics.json"
     assert auc(next_day) > 0.65
     assert auc(next_day, "cold") > 0.6, "new items are known by their titles"
