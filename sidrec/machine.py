@@ -10,13 +10,13 @@ from pathlib import Path
 import psutil
 
 CGROUP = Path("/sys/fs/cgroup")
+OWN = Path("/proc/self/cgroup")
 
 
-def cores(cgroup: Path = CGROUP) -> float:
-    """Cores that this process may use: the smaller of its CPU affinity and the container's CPU quota."""
-    allowed = float(len(os.sched_getaffinity(0)))
-    quota = _quota(cgroup)
-    return min(allowed, quota) if quota else allowed
+def cores(cgroup: Path = CGROUP, own: Path = OWN) -> float:
+    """Cores that this process may use: the smaller of its CPU affinity and the CPU quotas of its control groups."""
+    quotas = [quota for group in _groups(cgroup, own, "cpu") if (quota := _quota(group))]
+    return min([float(len(os.sched_getaffinity(0))), *quotas])
 
 
 def threads_per_rank() -> int:
@@ -34,14 +34,19 @@ def threads_per_rank() -> int:
     return max(1, int(cores() / ranks) if threads is None else int(threads))
 
 
-def memory(cgroup: Path = CGROUP) -> tuple[int, int]:
-    """Free memory and total memory, in bytes: of the container, or of the machine if the container has no limit."""
+def memory(cgroup: Path = CGROUP, own: Path = OWN) -> tuple[int, int]:
+    """Free memory and total memory, in bytes: the least of the machine's and of the limits of its control groups.
+
+    A container, a systemd slice and a Slurm job each are a group; a group is limited by all groups around it.
+    """
     machine = psutil.virtual_memory()
-    limit = _number(cgroup / "memory.max") or _number(cgroup / "memory" / "memory.limit_in_bytes")
-    used = _number(cgroup / "memory.current") or _number(cgroup / "memory" / "memory.usage_in_bytes")
-    if limit is None or used is None or limit >= machine.total:
-        return machine.available, machine.total
-    return min(machine.available, limit - used), limit
+    free, total = machine.available, machine.total
+    for group in _groups(cgroup, own, "memory"):
+        limit = _number(group / "memory.max") or _number(group / "memory.limit_in_bytes")
+        used = _number(group / "memory.current") or _number(group / "memory.usage_in_bytes")
+        if limit is not None and used is not None and limit < machine.total:
+            free, total = min(free, max(0, limit - used)), min(total, limit)
+    return free, total
 
 
 def unwritable(folder: Path) -> str | None:
@@ -57,14 +62,31 @@ def unwritable(folder: Path) -> str | None:
     return None
 
 
-def _quota(cgroup: Path) -> float | None:
-    """The CPU quota in cores; None without one.
+def _groups(cgroup: Path, own: Path, controller: str) -> list[Path]:
+    """Folders of this process's control group and of all groups around it, for one controller.
+
+    own: lines NUMBER:CONTROLLERS:PATH; version 2 has one hierarchy, whose line names no controllers, version 1 has one
+    for each controller, in a folder of its own. In a container, PATH may be one of the host's, which is not there.
+    """
+    roots = {"": cgroup, controller: cgroup / controller}
+    paths = dict.fromkeys(roots, "/")
+    for line in _text(own).splitlines():
+        fields = line.split(":", 2)
+        if len(fields) == 3:
+            paths |= dict.fromkeys({*fields[1].split(",")} & set(roots), fields[2])
+    found = []
+    for name, root in roots.items():
+        inner = root / paths[name].strip("/")
+        found += [folder for folder in (inner, *inner.parents) if folder == root or root in folder.parents]
+    return [folder for folder in found if folder.is_dir()]
+
+
+def _quota(group: Path) -> float | None:
+    """A group's CPU quota in cores; None without one.
 
     cgroup v2 writes "QUOTA PERIOD" or "max PERIOD"; v1 writes two files, with quota -1 for no limit.
     """
-    words = _text(cgroup / "cpu.max").split()
-    if not words:
-        words = [_text(cgroup / "cpu" / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
+    words = _text(group / "cpu.max").split() or [_text(group / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
     quota, period = words
     return int(quota) / int(period) if quota.isdigit() and period.isdigit() else None
 

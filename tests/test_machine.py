@@ -55,6 +55,57 @@ def test_version_1_without_limits(tmp_path: Path) -> None:
     assert machine.cores(tmp_path) == 8
 
 
+TOTAL = psutil.virtual_memory().total
+MIB = 2**20
+
+
+@pytest.mark.parametrize(
+    ("own", "limits", "free_and_total"),
+    [
+        ("0::/job\n", {"job": (512, 100)}, (412, 512)),
+        ("0::/job/step\n", {"job": (512, 100), "job/step": (256, 50)}, (206, 256)),
+        ("0::/job/step\n", {"job": (128, 100), "job/step": (256, 50)}, (28, 128)),
+        ("0::/job/step\n", {"job": (512, 500), "job/step": (256, 50)}, (12, 256)),  # others filled the job's memory
+        ("0::/job/step\n", {"job": (256, 100)}, (156, 256)),  # the step's folder is not there: a container's own view
+        ("0::/other\n", {"job": (256, 100)}, None),
+        ("0::/\n", {".": (300, 10)}, (290, 300)),
+        ("", {".": (300, 10)}, (290, 300)),
+        ("0::/job\nnonsense\n", {"job": (64, 70)}, (0, 64)),
+        ("4:memory:/slurm/job_7\n3:cpu,cpuacct:/\n0::/\n", {"memory/slurm/job_7": (512, 100)}, (412, 512)),
+        ("4:memory,hugetlb:/slurm\n", {"memory/slurm": (512, 100), "memory": (500, 450)}, (50, 500)),
+        ("4:cpu:/slurm\n", {"memory/slurm": (512, 100)}, None),
+        ("0::/../../etc\n", {"job": (256, 100)}, None),
+    ],
+)
+def test_the_least_limit_of_all_groups_around_a_process_counts(
+    own: str, limits: dict[str, tuple[int, int]], free_and_total: tuple[int, int] | None, tmp_path: Path
+) -> None:
+    root = tmp_path / "cgroup"
+    for group, (limit, used) in limits.items():
+        (root / group).mkdir(parents=True, exist_ok=True)
+        names = ("limit_in_bytes", "usage_in_bytes") if "memory" in group else ("max", "current")
+        for name, value in zip(names, (limit, used), strict=True):
+            (root / group / f"memory.{name}").write_text(f"{value * MIB}\n")
+    (tmp_path / "own").write_text(own)
+    found = machine.memory(root, tmp_path / "own")
+    if free_and_total is None:
+        assert found[1] == TOTAL
+    else:
+        assert found == tuple(each * MIB for each in free_and_total)
+
+
+def test_the_least_quota_of_all_groups_around_a_process_counts(tmp_path: Path) -> None:
+    (tmp_path / "cgroup" / "job" / "step").mkdir(parents=True)
+    (tmp_path / "own").write_text("0::/job/step\n")
+    for group, text, cores in (
+        ("job", "150000 100000", 1.5),
+        ("job/step", "max 100000", 1.5),
+        ("job/step", "50000 100000", 0.5),
+    ):
+        (tmp_path / "cgroup" / group / "cpu.max").write_text(f"{text}\n")
+        assert machine.cores(tmp_path / "cgroup", tmp_path / "own") == cores
+
+
 @pytest.mark.parametrize(
     ("environment", "threads"),
     [

@@ -71,7 +71,7 @@ def _step_rows(ranked: Sequence[PlanMeasurement], axis: Axis) -> Element:
 
 def _step_figure(plan: PlanMeasurement, tied: Sequence[PlanMeasurement]) -> list[Element | str]:
     """The median step; below it, whether the plan ties with the first or was dropped."""
-    remark = "tie" if len(tied) > 1 and plan in tied else "1 round, dropped" if plan.dropped is not None else None
+    remark = "tie" if len(tied) > 1 and plan in tied else "dropped" if plan.dropped is not None else None
     return [milliseconds(step(plan)), *([element("br"), element("small", remark)] if remark else [])]
 
 

@@ -102,17 +102,23 @@ def _lead(first: PlanMeasurement, tied: Sequence[PlanMeasurement]) -> str:
     )
 
 
+FAR = 3.0
+"""Ratio of two steps from which it is printed as such, not as a percentage."""
+
+
 def _next(slower: PlanMeasurement | None, first: PlanMeasurement) -> str:
-    if slower is None:
+    if slower is None or slower.dropped is not None:
         return ""
     found = paired_slowdown(slower.rounds, first.rounds)
     often = "" if found is None else f", slower in {found.slower} of {found.rounds} rounds"
-    return f" Next: {slower.title}, {percent(step(slower) / step(first) - 1)} longer{often}."
+    ratio = step(slower) / step(first)
+    longer = f"{percent(ratio - 1)} longer" if ratio < FAR else f"{ratio:.1f} times as long"
+    return f" Next: {slower.title}, {longer}{often}."
 
 
 def _dropped(ranked: Sequence[PlanMeasurement]) -> list[str]:
     found = ", ".join(f"{plan.title} ({milliseconds(step(plan))})" for plan in ranked if plan.dropped is not None)
-    return [f"Dropped after 1 round: {found}."] if found else []
+    return [f"Dropped after 1 round, since far slower than the fastest: {found}."] if found else []
 
 
 ENOUGH_ROUNDS = 5
@@ -257,16 +263,15 @@ LEGEND = (
 
 
 def bench_table(result: BenchResult) -> str:
-    """The ranking, the parts of a step, dropped and failed plans with reasons, a summary, and a legend."""
+    """The ranking, the parts of a step, failed plans with reasons, a summary, and a legend."""
     ranked, width = fastest_first(result), screen_width()
     heads = ("plan", "step", "p10", "p90", "by rounds", "CPU", "GiB", "uneven")
     steps = text_table([heads, *(_step_row(plan, ranked[0]) for plan in ranked)], width=width)
     heads = ("plan", "input", "lookup", "output", "dense", "backward", "default", "calibrated")
     parts = text_table([heads, *map(_part_row, ranked)], width=width)
-    dropped = [f"{plan.title} dropped {plan.dropped}" for plan in ranked if plan.dropped is not None]
     failed = [f"{plan.title} failed: {plan.failed}" for plan in result.plans if plan.failed is not None]
     sentences = headline(ranked) if ranked else []
-    parts_of_text = [[*dropped, *failed], sentences, [LEGEND]]
+    parts_of_text = [failed, sentences, [LEGEND]]
     return "\n\n".join([steps, parts, *("\n".join(map(wrapped, each)) for each in parts_of_text if each)])
 
 

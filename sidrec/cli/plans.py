@@ -20,7 +20,7 @@ from sidrec.command_line import Subcommands, describe, metavar, parse
 from sidrec.config import Recipe, load, load_file
 from sidrec.config.recipe import OptimizerConfig, ShardingKind
 from sidrec.config.section import section
-from sidrec.errors import ConfigError
+from sidrec.errors import ConfigError, NoPlanError
 from sidrec.io.output_folders import output_file
 from sidrec.io.output_lock import OutputLock, locked
 from sidrec.machine import unwritable
@@ -60,7 +60,7 @@ class PlanOptions:
     """Ranks of one machine."""
     hbm: Annotated[str | None, metavar("SIZE", "of the hardware")] = None
     """Memory of a GPU, as 80GB."""
-    ddr: Annotated[str | None, metavar("SIZE", "of the hardware")] = None
+    ddr: Annotated[str | None, metavar("SIZE", "of the hardware; on CPU this machine's, shared by its ranks")] = None
     """Host memory of one rank, as 64GB."""
     batch_size: Annotated[PositiveInt | None, metavar("ROWS", "of the recipe or tables file")] = None
     """Rows of a step over all ranks."""
@@ -106,7 +106,11 @@ def _search_and_export(options: PlanOptions, hardware: "Hardware", export: Path 
         cost = CalibratedCost(load_calibration(options.calibration, hardware.device))
     workload, sharders, facts = _workload(options, hardware)
     started, cpu_started = time.monotonic(), time.process_time()
-    found = search(workload, hardware, sharders, cost, options.forced, search_progress(started))
+    try:
+        found = search(workload, hardware, sharders, cost, options.forced, search_progress(started))
+    except NoPlanError as error:
+        hint = "; for a machine with more memory than this one, give --ddr" if _has_memory_of_this(options) else ""
+        raise NoPlanError(f"{error}{hint}") from None
     explained = explain(found, workload, hardware, sharders, cost)
     explained = replace(explained, remarks=[*facts, *explained.remarks])
     took = f"{time.monotonic() - started:.1f} s, {time.process_time() - cpu_started:.1f} s of them CPU time"
@@ -117,6 +121,12 @@ def _search_and_export(options: PlanOptions, hardware: "Hardware", export: Path 
         export.parent.mkdir(parents=True, exist_ok=True)
         write_plan(export, layout)
         print(f"plan: {options.export}", file=sys.stderr)
+
+
+def _has_memory_of_this(options: PlanOptions) -> bool:
+    """Whether ranks were taken to share this machine's memory."""
+    on_cpu = options.device == "cpu" or (options.device is None and "cpu" in (options.hardware or "cpu"))
+    return on_cpu and options.ddr is None
 
 
 def _hardware(options: PlanOptions) -> "Hardware":

@@ -70,8 +70,14 @@ def _value(value: str | float) -> str:
     return value if isinstance(value, str) else f"{value:.6g}"
 
 
+LONGEST_NAME = 20  # letters of one of several names, from which it may be broken
+
+
 def breakable(name: str) -> Iterator[Content]:
-    """A name that lines may break after `_`, `/`, `.` and `-` only."""
+    """A name that lines may break after `_`, `/`, `.` and `-` only; several names of a plan, between them."""
+    if " = " in name and max(map(len, name.split())) <= LONGEST_NAME:
+        yield name
+        return
     for index, part in enumerate(split(r"(?<=[_/.\-])", name)):
         if index:
             yield element("wbr")

@@ -91,8 +91,9 @@ def _torchrec_plan(
     constraints: dict[str, ParameterConstraints],
     hardware: Hardware,
 ) -> ShardingPlan:
+    on_cpu = {"ddr_cap": hardware.ddr} if hardware.device == "cpu" else {}  # TorchRec takes 128 GiB for each rank
     topology = Topology(
-        world_size=hardware.world, local_world_size=hardware.local_world, compute_device=hardware.device
+        world_size=hardware.world, local_world_size=hardware.local_world, compute_device=hardware.device, **on_cpu
     )
     planner = EmbeddingShardingPlanner(
         topology=topology,

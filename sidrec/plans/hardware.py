@@ -11,6 +11,7 @@ from typing import Literal
 from torchrec.distributed.planner import Topology
 
 from sidrec.config import ConfigError
+from sidrec.machine import memory
 from sidrec.text import did_you_mean
 
 GIB = 2**30
@@ -76,8 +77,8 @@ class Hardware:
 # * H100 80GB SXM (NVIDIA H100 datasheet, DGX H100 datasheet): 80 GB HBM3 at 3,350 GB/s; NVLink 900 GB/s both ways; a
 #   DGX H100 has eight 400 Gb/s InfiniBand ports, PCIe 5.0 x16, 2 TB of DDR5-4800 on 2 x 8 channels.
 # * H200 141GB SXM (NVIDIA H200 datasheet): 141 GB HBM3e at 4,800 GB/s, otherwise as H100.
-# * cpu: not published figures but a guess: TorchRec's own for DDR (51 GiB/s), and 1 GB/s for gloo between processes.
-#   A calibration replaces it.
+# * cpu: the memory of this machine, which its ranks share. Bandwidths are no published figures but a guess: TorchRec's
+#   own for DDR (51 GiB/s), and 1 GB/s for gloo between processes. A calibration replaces it.
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,6 @@ GPUS = {
 
 
 HOST_MEMORY_PER_GPU = 256 * GB  # 2 TB for 8
-CPU_MEMORY = 128 * GIB  # TorchRec's own default for a rank
 NAME = re.compile(r"(?:(?P<machines>\d+)x)?(?P<gpus>\d+)x?(?P<kind>[a-z]\w*)")
 EXAMPLES = "cpu, 2xcpu, 8xa100, 8xh100, 16x8h100"
 
@@ -139,7 +139,7 @@ def _cpus(name: str, world: int, local_world: int) -> Hardware:
         world=world,
         local_world=local_world,
         hbm=0,
-        ddr=CPU_MEMORY,
+        ddr=_memory_of_a_rank(local_world),
         hbm_bandwidth=51 * GIB,
         ddr_bandwidth=51 * GIB,
         host_link=51 * GIB,
@@ -148,16 +148,22 @@ def _cpus(name: str, world: int, local_world: int) -> Hardware:
     )
 
 
+def _memory_of_a_rank(local_world: int) -> int:
+    """Bytes: this machine's memory, within the limits of its container or job, for each of its ranks."""
+    return memory()[1] // max(1, local_world)
+
+
 def with_ranks(hardware: Hardware, world: int | None, local_world: int | None) -> Hardware:
     """The same kind of machines with other numbers of ranks; None keeps a number.
 
     If only `world` is given, a machine keeps its ranks or has the whole of a smaller world; CPU processes all stay on
-    one machine. Raises ConfigError if local_world does not divide world.
+    one machine and share its memory. Raises ConfigError if local_world does not divide world.
     """
     ranks = world or hardware.world
     one_machine = hardware.device == "cpu" and hardware.machines == 1
     per_machine = local_world or (ranks if one_machine else min(hardware.local_world, ranks))
-    return replace(hardware, world=ranks, local_world=per_machine)
+    ddr = _memory_of_a_rank(per_machine) if hardware.device == "cpu" else hardware.ddr
+    return replace(hardware, world=ranks, local_world=per_machine, ddr=ddr)
 
 
 def bytes_of(text: str) -> int:

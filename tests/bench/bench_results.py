@@ -107,5 +107,15 @@ CASES = {
     "64 ranks": made_up([*TYPES, LONG], world=64, tables=60),
     "before the first round": result_of(plan("auto", 1.0, timings={}, rounds=[], memory=[], lookups=[])),
     "step alone": result_of(plan("auto", 9.0, timings={"step": Timing(8, 9, 10)}), plan("row_wise", 900.0)),
+    "several names, one dropped": dataclasses.replace(
+        made_up([*TYPES, "slow"]),
+        plans=[
+            dataclasses.replace(made_up(TYPES).plans[0], aliases=["auto", "torchrec", "table_column_wise_by_hand"]),
+            *made_up(TYPES).plans[1:],
+            dataclasses.replace(
+                plan("slow", 4000.0), dropped="after 1 round", memory=[1] * 4, lookups=[1.0] * 4, cpu=[1.0] * 4
+            ),
+        ],
+    ),
     "all alike": result_of(*(plan(name, 5.0, default=prediction(5.0)) for name in ("a", "b", "c", "d"))),
 }

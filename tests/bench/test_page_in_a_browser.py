@@ -24,7 +24,7 @@ def test_in_a_browser(tmp_path: Path) -> None:
         pytest.skip("no browser here")
     looks = _looks(browser, tmp_path)
     for index, (name, result) in enumerate(CASES.items()):
-        measured = sorted(plan.name for plan in result.plans if plan.failed is None and plan.timings)
+        measured = sorted(plan.title for plan in result.plans if plan.failed is None and plan.timings)
         rated = [plan for plan in result.plans if plan.default is not None]
         for found in looks[2 * index : 2 * index + 2]:
             assert found["wide"] <= found["width"], name

@@ -136,14 +136,23 @@ def test_dropped_and_identical_plans_are_shown(tmp_path: Path) -> None:
     result = dataclasses.replace(result, hardware={**result.hardware, "world": 2})
     lead, *others = headline(fastest_first(result))
     assert lead.startswith("Fastest: auto = torchrec = table_wise, 10.0 ms")
-    assert others == ["Dropped after 1 round: data_parallel (900 ms)."]
+    assert "Next" not in lead
+    assert others == ["Dropped after 1 round, since far slower than the fastest: data_parallel (900 ms)."]
     text = bench_table(result)
     assert re.search(r"\nauto = torchrec = table_wise +10.00 ", text)
     assert "90.00, dropped" in text
-    assert f"data_parallel dropped {message}" in text
     file = tmp_path / "bench.json"
     file.write_text(json.dumps(result.as_json()))
     assert load_bench(file) == result
+
+
+@pytest.mark.parametrize(
+    ("step", "longer"),
+    [(11.0, "10% longer"), (29.0, "190% longer"), (30.0, "3.0 times as long"), (1250.0, "125.0 times")],
+)
+def test_the_next_plan_is_compared_in_readable_figures(step: float, longer: str) -> None:
+    ranked = _plans({"a": [10.0] * 5, "b": [step] * 5})
+    assert f" Next: b, {longer}" in headline(ranked)[0]
 
 
 def test_a_bench_of_an_earlier_version_is_read(tmp_path: Path) -> None:

@@ -35,11 +35,13 @@ CASES = {
     "train_on_two_ranks": Case("train two.yaml --name new", ranks=2),
     "evaluate": Case("evaluate runs/one/seed0"),
     "evaluate_a_checkpoint": Case("evaluate runs/one/seed0 validation test --checkpoint step-12"),
-    "plan": Case("plan one.yaml --world 2 --export new/plan.json"),
-    "plan_json": Case("plan one.yaml --world 2 --json", stdout="json"),
+    "plan": Case("plan one.yaml --world 2 --ddr 128GiB --export new/plan.json"),
+    "plan_json": Case("plan one.yaml --world 2 --ddr 128GiB --json", stdout="json"),
     "plan_tables": Case("plan tables.yaml --hardware 2xa100 --export new/plan.json --json", stdout="json"),
-    "plan_forced": Case("plan tables.yaml --world 4 --forced row_wise --json", stdout="json"),
-    "plan_calibrated": Case("plan tables.yaml --world 2 --calibration calibration.json --json", stdout="json"),
+    "plan_forced": Case("plan tables.yaml --world 4 --ddr 128GiB --forced row_wise --json", stdout="json"),
+    "plan_calibrated": Case(
+        "plan tables.yaml --world 2 --ddr 128GiB --calibration calibration.json --json", stdout="json"
+    ),
     "table_list": Case("table list runs/two/seed0"),
     "table_list_json": Case("table list runs/one/seed0 --json", stdout="json"),
     "table_export_parquet": Case("table export runs/one/seed0 hid hid.parquet --ids --optimizer"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sidrec.cli.plans import plan as main
-from sidrec.errors import SidrecError
+from sidrec.errors import NoPlanError, SidrecError
 from sidrec.plans.calibration import VERSION, CalibratedCost, Calibration, UnitCosts
 from sidrec.plans.cost import KINDS, TorchRecCost
 from sidrec.plans.explain import explain, remarks, row_shares
@@ -122,6 +122,25 @@ def test_the_command_prints_narrow_text_and_json_and_exports_a_plan_that_fits(
 def test_what_the_command_refuses(three: Path, flags: list[str], sentence: str) -> None:
     with pytest.raises(SidrecError, match=sentence):
         main([str(three), *flags])
+
+
+@pytest.mark.parametrize(
+    ("flags", "hinted"),
+    [
+        *(([], True), (["--world", "2"], True), (["--device", "cpu"], True), (["--hardware", "4x2xcpu"], True)),
+        *((["--ddr", "1TB"], False), (["--hardware", "2xcpu", "--ddr", "64GB"], False)),
+        *(
+            (["--hardware", "8xa100"], False),
+            (["--device", "cuda"], False),
+            (["--device", "cuda", "--ddr", "1TB"], False),
+        ),
+    ],
+)
+def test_a_plan_that_this_machines_memory_prevents_names_the_flag(three: Path, flags: list[str], hinted: bool) -> None:
+    three.write_text(TABLES.replace("50000", str(10**12)))
+    with pytest.raises(NoPlanError) as refused:
+        main([str(three), *flags])
+    assert ("give --ddr" in str(refused.value)) == hinted
 
 
 def test_nothing_is_planned_where_the_export_could_not_be_written(three: Path) -> None:

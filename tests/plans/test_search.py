@@ -9,8 +9,10 @@ import pytest
 from torchrec.distributed.planner.types import ShardingOption
 
 from sidrec.config import ConfigError
-from sidrec.config.recipe import RowwiseAdagradTables, TableOptimizer
-from sidrec.errors import NoPlanError
+from sidrec.config.recipe import ParallelConfig, RowwiseAdagradTables, TableOptimizer
+from sidrec.errors import NoPlanError, PlanError
+from sidrec.machine import memory
+from sidrec.parallel.planning import plan_for
 from sidrec.plans.cost import TorchRecCost
 from sidrec.plans.hardware import GB, Hardware, bytes_of, named_hardware, with_ranks
 from sidrec.plans.options import enumerate_options, on_ranks, table_memory
@@ -174,6 +176,30 @@ def test_hardware_by_name(name: str, world: int, local_world: int, device: str) 
     assert (there.world, there.local_world, there.device) == (world, local_world, device)
 
 
+@pytest.mark.parametrize(
+    ("name", "world", "local_world", "ranks_of_a_machine"),
+    [
+        *(("cpu", None, None, 1), ("cpu", 2, None, 2), ("cpu", 3, None, 3), ("cpu", 8, 4, 4), ("2xcpu", None, None, 2)),
+        *(("2xcpu", 6, None, 6), ("4x2xcpu", None, None, 2), ("4x2xcpu", 16, None, 2), ("4x2xcpu", 16, 8, 8)),
+        *(("4x2xcpu", 1, None, 1), ("16xcpu", 1, 1, 1)),
+    ],
+)
+def test_cpu_ranks_share_this_machines_memory(
+    name: str, world: int | None, local_world: int | None, ranks_of_a_machine: int
+) -> None:
+    there = with_ranks(named_hardware(name), world, local_world)
+    assert there.local_world == ranks_of_a_machine
+    assert there.ddr == memory()[1] // ranks_of_a_machine
+    gpu = with_ranks(named_hardware("8xa100"), world, local_world)
+    assert gpu.ddr == named_hardware("8xa100").ddr
+
+
+@pytest.mark.parametrize("name", ["0xcpu", "0x2xcpu", "2x0xcpu"])
+def test_hardware_without_ranks_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="multiple of local_world, got 0"):
+        named_hardware(name)
+
+
 def test_ranks_of_named_hardware_can_be_more_or_fewer() -> None:
     def shape(name: str, world: int, local_world: int | None = None) -> tuple[int, int]:
         there = with_ranks(named_hardware(name), world, local_world)
@@ -184,3 +210,17 @@ def test_ranks_of_named_hardware_can_be_more_or_fewer() -> None:
     assert shape("cpu", 4) == (4, 4)
     assert shape("cpu", 4, 2) == (4, 2)
     assert (bytes_of("80GB"), bytes_of("1.5KiB"), bytes_of("12")) == (80 * GB, 1536, 12)
+
+
+@pytest.mark.parametrize(
+    ("ddr", "fits"), [(100 * GB, True), (GB, True), (20_000_000, True), (3_000_000, False), (1000, False)]
+)
+def test_torchrecs_planner_has_the_memory_of_the_ranks_on_cpu(ddr: int, fits: bool) -> None:
+    """A table of 6.4 MB and its state, over two ranks; TorchRec itself would take 128 GiB for each."""
+    load, there = workload({"a": (100_000, 16)}), replace(hardware(2), ddr=ddr)
+    large = plan_for(load.model, sharders(), ParallelConfig(), lambda: load, hardware(2))
+    if fits:
+        assert plan_for(load.model, sharders(), ParallelConfig(), lambda: load, there).plan == large.plan
+    else:
+        with pytest.raises(PlanError, match=r"no sharding plan for parallel\.sharding=auto"):
+            plan_for(load.model, sharders(), ParallelConfig(), lambda: load, there)
