@@ -27,6 +27,8 @@ METRICS = ("auc", "gauc", "uauc", "ne", "log_loss")
 LOWER_IS_BETTER = ("ne", "log_loss")
 NOT_COMPARED = ("name",)
 TITLE = "Comparison: "
+WORDS = ("Runs", "Recipe keys that differ")
+"""Tables of text, which is aligned to the left."""
 ONE_SEED = (
     "Each run is one seed: the intervals cover users, not seeds, and small differences often change sign with the "
     "seed. sidrec study compares variants over seeds."
@@ -202,7 +204,7 @@ def counts(found: Comparison) -> list[str]:
 
 def as_text(found: Comparison) -> str:
     """The comparison for a terminal."""
-    left = {"Runs": 2, "Recipe keys that differ": len(found.letters) + 1}
+    left = dict.fromkeys(WORDS, len(found.letters) + 1)
     parts = [f"{title}\n\n{text_table(rows, left=left.get(title, 2))}" for title, rows in tables(found)]
     return "\n\n".join([*parts, "\n".join(counts(found)), ONE_SEED])
 
@@ -218,7 +220,8 @@ def write_page(found: Comparison, path: Path) -> Path:
         body = [
             element("tr", element("th", first, scope="row"), *(_cell(text) for text in rest)) for first, *rest in lines
         ]
-        table = element("table", heads, element("tbody", *body), class_="report")
+        kind = "report words" if title in WORDS else "report"
+        table = element("table", heads, element("tbody", *body), class_=kind)
         region = element("div", table, class_="wide", role="region", aria_label=title, tabindex=0)
         main.append(element("section", element("h2", title), region))
     style = (files("sidrec.report") / "report.css").read_text(encoding="utf-8")

@@ -301,7 +301,7 @@ def _codes(run: RunFiles) -> Iterator[Element]:
         "mean group": quality.get("mean_group_size"),
         "unexplained variance": quality.get("unexplained_variance"),
     }
-    yield element("div", card("Whole SIDs", whole), class_="cards")
+    yield element("div", card("Whole SIDs", whole), class_="cards two")
     columns = ("utilisation", "dead_codes", "perplexity", "top1_load", "unique_prefixes")
     heads = ("level", "codes in use", "dead codes", "perplexity", "share of the top code", "unique prefixes")
     lines = []
