@@ -54,6 +54,7 @@ def describe(path: Path) -> Any:
         ".safetensors": lambda path: _tensors(load_file(path)),
         ".html": lambda path: "page" if path.name == "bench.html" else _cells(path.read_text()),
         ".png": lambda path: "picture",
+        ".txt": lambda path: "text",
     }
     if path.name.startswith("events.out"):
         return "TensorBoard"
