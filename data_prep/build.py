@@ -24,6 +24,7 @@ from sidrec.id_maps import save_source_ids
 from sidrec.schema import Manifest
 from sidrec.text import text_table
 
+from .column_checks import check_item_columns
 from .command import WorkFolder, file_facts, load_snapshot, restore_snapshot, rows_bar, save_snapshot
 from .dense_numbers import fit_transforms
 from .event_order import NEVER, ORDER_VERSION, DayWindow, OrderedLog, order_events
@@ -121,9 +122,11 @@ def build(
 
 
 def _fill(work: WorkFolder, source: Source, settings: LogSettings, implicit: bool, earlier: EarlierIds) -> None:
-    log = order_events(source, work.scratch / "order", settings.partition_rows, earlier)
+    log = order_events(source, work.scratch / "order", settings.partition_rows, earlier, implicit=implicit)
     earlier.check_shared(log.user_rows, log.item_rows)
-    items = earlier.with_earlier_items(source.items(log.items))
+    items = source.items(log.items)
+    check_item_columns(items, ", ".join(map(str, source.files[1:2])) or source.name)
+    items = earlier.with_earlier_items(items)
     check_matches(items.listed, log.item_rows, log.items.source_ids(), ", ".join(map(str, source.files[:2])))
     categories, item_maps = category_ids(items, earlier)
     item_lists, list_maps = list_ids(items, earlier)

@@ -16,11 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sidrec.errors import ContractError, print_warning
+from sidrec.errors import ContractError
 from sidrec.id_maps import map_path
 from sidrec.io.files import read_json, write_json
 from sidrec.schema import ITEM_ID, USER_ID
 
+from .column_checks import ColumnChecks
 from .command import rows_bar
 from .events import ITEM, LABEL, TIMESTAMP, USER, IdMap, Source
 from .lasting_ids import NO_EARLIER, EarlierIds
@@ -31,7 +32,6 @@ OPEN_BUCKETS = 200  # files written at the same time
 NEVER = np.iinfo(np.int64).max
 ORDERED = "ordered.json"
 ORDER_VERSION = 3  # of the files below the folder of an order: unfinished work of another version starts again
-FIRST_PLAUSIBLE_DAY = 7305  # 1990-01-01: earlier times are probably of a smaller unit than named, or relative
 
 
 @dataclass(frozen=True)
@@ -80,16 +80,18 @@ class OrderedLog:
         return int(np.partition(times, row - int(ends[number]))[row - int(ends[number])])
 
 
-def order_events(source: Source, folder: Path, partition_rows: int, earlier: EarlierIds = NO_EARLIER) -> OrderedLog:
+def order_events(
+    source: Source, folder: Path, partition_rows: int, earlier: EarlierIds = NO_EARLIER, *, implicit: bool = False
+) -> OrderedLog:
     """Reads the source once and writes its events to buckets under `folder`. Returns a finished order found there.
 
-    earlier: ids that stay; new ones follow. Raises ContractError for invalid events, an empty log, and one without a
-    positive.
+    earlier: ids that stay; new ones follow. implicit: the log holds positives only. Raises ContractError for invalid
+    events, an empty log, one without a positive, and columns that cannot be meant.
     """
     if (folder / ORDERED).exists():
         return _load(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    spool = _Spool(source, folder / "spool.parquet", earlier, partition_rows)
+    spool = _Spool(source, folder / "spool.parquet", earlier, partition_rows, implicit)
     spool.fill()
     bucket_of_day, bucket_rows = _cut_days(spool.day_rows, partition_rows)
     _deal(folder, spool.path, bucket_of_day, len(bucket_rows))
@@ -117,8 +119,9 @@ def _load(folder: Path) -> OrderedLog:
 class _Spool:
     """Writes events with dense ids to one parquet file, in the source's order, and counts them."""
 
-    def __init__(self, source: Source, path: Path, earlier: EarlierIds, partition_rows: int) -> None:
+    def __init__(self, source: Source, path: Path, earlier: EarlierIds, partition_rows: int, implicit: bool) -> None:
         self.path = path
+        self._checks, self._implicit = ColumnChecks(source.name, source.event_columns), implicit
         self._partition_rows = partition_rows
         self.users, self.items = earlier.grown(USER_ID), earlier.grown(ITEM_ID, source.catalog())
         own = source.event_columns
@@ -140,6 +143,7 @@ class _Spool:
                 if not events.num_rows:
                     continue
                 dense = self._dense(events)
+                self._checks.add(events, dense)
                 writer = writer or pq.ParquetWriter(self.path, dense.schema)
                 writer.write_table(dense)
         finally:
@@ -149,14 +153,7 @@ class _Spool:
             raise ContractError(self._source.files[0] if self._source.files else self._source.name, "events", "none")
         if (self._first_click == NEVER).all():
             raise ContractError(self._source.name, "at least one positive event", f"{self._rows} events, all negative")
-        self._warn_of_times()
-
-    def _warn_of_times(self) -> None:
-        """Warns of times whose unit is probably another one."""
-        first, last = min(self.day_rows), max(self.day_rows)
-        if last < FIRST_PLAUSIBLE_DAY and self._source.event_columns.timed:
-            found = f"all times are from {np.datetime64(first, 'D')} to {np.datetime64(last, 'D')}"
-            print_warning(f"{self._source.name}: {found}: check their unit, unless they count from another start")
+        self._checks.judge(self._implicit)
 
     def user_rows(self) -> np.ndarray:
         return _grown(self._user_rows, len(self.users) + 1, 0)
