@@ -22,6 +22,7 @@ from .events import ITEM, LABEL, TIMESTAMP, USER, EventColumns, Items
 
 LEAST_ROWS = 20  # fewer events say nothing about a column
 ROWS_PER_VALUE = 20  # a category with fewer events per value may foretell labels by chance
+LEAST_OF_A_LABEL = 5  # rows of 20: 2 in 15,504 random columns would tell the labels of all
 MOSTLY = 0.9  # share of the rows
 NEAR_LABEL = 0.9  # correlation with the label that a column known beforehand rarely has
 DAY = 86_400
@@ -113,12 +114,15 @@ class ColumnChecks:
             elif found > MOSTLY * rows:
                 self._warn(name, f"{found:,} different values in {rows:,} rows: for most, {cost}")
 
+    @property
+    def _both_labels(self) -> bool:
+        return min(self._positives, self._rows - self._positives) >= LEAST_OF_A_LABEL
+
     def _judge_category(self, name: str, values: "_Values") -> None:
         rows, known = self._rows, values.rows[1:]
         found = int((known > 0).sum())
-        both = 0 < self._positives < rows
         mixed = (values.positives > 0) & (values.positives < values.rows)
-        if both and not mixed.any() and rows >= ROWS_PER_VALUE * max(1, found):
+        if self._both_labels and not mixed.any() and rows >= ROWS_PER_VALUE * max(1, found):
             got = f"a column whose {found:,} values tell the label of all {rows:,} rows; leave it out"
             self._refuse(name, "what is known before the label", got)
         for other in (USER, ITEM):
@@ -133,7 +137,7 @@ class ColumnChecks:
 
     def _judge_number(self, name: str, numbers: "_Numbers") -> None:
         rows, found = self._rows, f"leave it out; {self._positives:,} of {self._rows:,} rows are positive"
-        if 0 < self._positives < rows:
+        if self._both_labels:
             if numbers.separates_labels:
                 got = f"a column that tells the label of every row, {numbers.ranges}; {found}"
                 self._refuse(name, "what is known before the label", got)

@@ -129,6 +129,11 @@ def test_refusals(tmp_path: Path, changed: dict[str, Any], words: str) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_few_positives_prove_no_leak(tmp_path: Path) -> None:
+    label = (NUMBER < 4).astype(int)
+    prepare(tmp_path, label=label, price=label * 5.0 + RANDOM.random(ROWS), brand=np.where(label, "x", "y"))
+
+
 @pytest.mark.parametrize(
     ("unit", "factor", "other"),
     [("ms", 1000, 1), ("us", 10**6, 1), ("us", 10**6, 1000), ("ns", 10**9, 1000), ("ns", 10**9, 10**6)],
