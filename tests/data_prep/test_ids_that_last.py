@@ -92,7 +92,7 @@ EVENTS = st.tuples(NAMES, NAMES, st.sampled_from(["", "tv", "web", "größer", "
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.lists(st.lists(EVENTS, min_size=5, max_size=25), min_size=2, max_size=4))
+@given(st.lists(st.lists(EVENTS, min_size=5, max_size=18), min_size=2, max_size=4))
 def test_maps_of_each_day_begin_with_those_of_the_day_before(log: list[list[tuple[str, str, str]]]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         days, before = Days(Path(folder)), None
