@@ -119,7 +119,7 @@ class AdcSidConfig(LearnerSection):
     fuse: Literal["sum", "concat"] = "sum"
     """Sum the experts before the decoder, as in the equations, or concatenate them."""
     codebook_learning: Literal["gradient", "ema"] = "gradient"
-    """gradient: codebook and commitment loss on unit vectors [I]. ema: moving averages. In the paper's equations,
+    """gradient: codebook and commitment loss [I]. ema: moving averages. In the paper's equations,
     codewords get no gradient."""
     commitment: NonNegativeFloat = 0.25
     """Weight of the commitment, relative to the codebook loss [I]."""
