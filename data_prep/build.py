@@ -89,8 +89,7 @@ def _days_before(manifest: Manifest) -> list[str]:
             for column, found in manifest.id_maps.items()
         ]
         lines.append(f"  ids go on from {facts['ids_from']['folder']}: {', '.join(new)}")
-        if "rows_before_train" not in facts:
-            lines.append("  histories and statistics begin with this log: with the earlier log in LOG too, they go on")
+        lines += [f"  {facts['ids_from']['histories']}"] if "histories" in facts["ids_from"] else []
     return lines
 
 
@@ -148,6 +147,7 @@ def _fill(work: WorkFolder, source: Source, settings: LogSettings, implicit: boo
         transforms=numbers.transforms,
         labels=source.event_columns.labels,
         id_maps={column: save_source_ids(work.data, column, ids.column()) for column, ids in maps.items()},
+        protocol=earlier.protocol(log.times()[0]),
         lists=dict.fromkeys((*source.event_columns.lists, *item_lists), schema.ListColumn(0, 0.0)),
     )
     sampler = _sampler(log, settings, work.scratch) if implicit else None
@@ -228,7 +228,7 @@ def _finish(
         taken = {"train_impressions": f"those of {settings.ids}: this log has no rows of train or before it"}
     splits = {split: tuple(files) for split, files in writer.files.items() if files}
     cold = rows_on_items(writer.log, splits.get("test", ()), np.asarray(impressions == 0))
-    facts = protocol(source, settings, items, log_pass, writer.counts, cold) | earlier.protocol() | taken
+    facts = protocol(source, settings, items, log_pass, writer.counts, cold) | dict(manifest.protocol) | taken
     manifest = replace(manifest, splits=splits, lists=writer.list_columns(), protocol=facts)
     write_items(work.data / schema.ITEMS, items, impressions, log_pass.item_categories, log_pass.item_lists)
     earlier.carry_vectors(work.data / schema.ITEMS)

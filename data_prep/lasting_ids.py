@@ -27,6 +27,7 @@ from .dense_numbers import MISSING, DenseNumbers
 from .events import CATALOG_TEXT, IdMap, Items
 
 ROWS = 16_384  # of items.parquet, at a time
+APART = "histories and statistics begin with this log: with the earlier log in LOG too, they would go on"
 WITHOUT_TEXT = "without_text"  # in the notes of a source
 
 
@@ -34,13 +35,14 @@ WITHOUT_TEXT = "without_text"  # in the notes of a source
 class EarlierIds:
     """The maps of an earlier data folder. Without a folder there are none, and every method does nothing.
 
-    maps: id column -> source ids. id_maps: their counts and digests.
+    maps: id column -> source ids. id_maps: their counts and digests. last_timestamp: of the latest row.
     """
 
     folder: Path | None = None
     maps: Mapping[str, IdMap] = field(default_factory=dict)
     id_maps: IdMaps = IdMaps()
     dense_numbers: DenseNumbers | None = None
+    last_timestamp: int = 0
 
     @classmethod
     def read(cls, folder: Path | None) -> "EarlierIds":
@@ -61,7 +63,9 @@ class EarlierIds:
         maps = {column: _id_map(folder, column) for column in manifest.id_maps}
         _check_items(folder / schema.ITEMS, maps[ITEM_ID])
         flagged = (name for name in manifest.transforms if name + MISSING in manifest.dense)
-        return cls(folder, maps, IdMaps(manifest.id_maps), DenseNumbers(manifest.transforms, frozenset(flagged)))
+        latest = max((file.last_timestamp for files in manifest.splits.values() for file in files), default=0)
+        dense_numbers = DenseNumbers(manifest.transforms, frozenset(flagged))
+        return cls(folder, maps, IdMaps(manifest.id_maps), dense_numbers, latest)
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -96,12 +100,15 @@ class EarlierIds:
     def _examples(self, column: str) -> str:
         return "such as " + ", ".join(map(repr, self.maps[column].source_ids()[:2]))
 
-    def protocol(self) -> dict[str, object]:
-        """What the new manifest says of the earlier folder."""
+    def protocol(self, first: int) -> dict[str, object]:
+        """What the new manifest says of the earlier folder. first: time of the log's first event."""
         if self.folder is None:
             return {}
-        ids = {column: len(ids) for column, ids in self.maps.items()}
-        return {"ids_from": {"folder": str(self.folder), "fingerprint": self.id_maps.fingerprint, "ids": ids}}
+        found: dict[str, object] = {"folder": str(self.folder), "fingerprint": self.id_maps.fingerprint}
+        found["ids"] = {column: len(ids) for column, ids in self.maps.items()}
+        if first > self.last_timestamp:
+            found["histories"] = APART
+        return {"ids_from": found}
 
     # Items.
 
@@ -199,8 +206,9 @@ def _id_map(folder: Path, column: str) -> IdMap:
 def _check_items(path: Path, items: IdMap) -> None:
     """Raises ContractError unless row k of items.parquet has the id k + 1 and its source id."""
     with readable(path, "the items of the folder that --ids names"):
-        for column in (ITEM_ID, SOURCE_ID, schema.TRAIN_IMPRESSIONS):
-            column_type(pq.read_schema(path), column, path)
+        arrow = pq.read_schema(path)
+        for column in (ITEM_ID, SOURCE_ID, schema.TRAIN_IMPRESSIONS, *arrow.names):
+            column_type(arrow, column, path)
         table = pq.read_table(path, columns=[ITEM_ID, SOURCE_ID])
     in_order = table[ITEM_ID].to_pylist() == list(range(1, len(items) + 1))
     if not in_order or table[SOURCE_ID].to_pylist() != items.source_ids():
@@ -226,7 +234,7 @@ def _filled(
 
 
 def _filled_numbers(today_I: np.ndarray, carried_I: np.ndarray, before: pa.ChunkedArray | None) -> np.ndarray:
-    if before is None:
+    if before is None or not (pa.types.is_floating(before.type) or pa.types.is_integer(before.type)):
         return today_I
     earlier_I = np.full(len(today_I), np.nan)
     earlier_I[: len(before)] = before.cast(pa.float64()).to_numpy()

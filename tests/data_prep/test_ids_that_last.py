@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_prep.amazon import AmazonCommand
 from data_prep.build import LogSettings
 from data_prep.interactions import Columns, InteractionsCommand
 from data_prep.movielens import MovieLensCommand
@@ -24,6 +25,7 @@ from sidrec.errors import ContractError
 from sidrec.id_maps import IdMaps, check_grown, digest, map_path, source_ids
 from tests.data_prep.event_lists import DAY, read_rows
 from tests.digests import digest as folder_digest
+from tests.golden import raw
 from tests.killed import killed_when
 
 SETTINGS = LogSettings(history=5, validation_share=0.0, test_share=0.3)
@@ -158,6 +160,9 @@ def test_summary_counts_new_ids(days: Days, capsys: pytest.CaptureFixture[str]) 
     days.prepare("two", rows("ann a tv", "cid c web", "dan a tv", "ann b tv"), ids=one)
     found = capsys.readouterr().out
     assert f"ids go on from {one}: user_id 2 new of 4, item_id 1 new of 3, cat_device 1 new of 2" in found
+    assert "histories and statistics begin with this log" not in found
+    days.prepare("three", rows("ann a tv", "cid c web", "dan a tv", "ann b tv", day=1), ids=one)
+    assert "histories and statistics begin with this log" in capsys.readouterr().out
 
 
 # Items.
@@ -308,9 +313,9 @@ def test_numbers_of_items_and_the_constants_of_their_transform_are_kept(tmp_path
 
 def _without_maps(data: Path) -> None:
     path = data / "log" / schema.MANIFEST
-    raw = json.loads(path.read_text())
-    del raw["id_maps"]
-    path.write_text(json.dumps(raw))
+    stated = json.loads(path.read_text())
+    del stated["id_maps"]
+    path.write_text(json.dumps(stated))
 
 
 def _rewrite(data: Path, column: str, change: object) -> None:
@@ -320,9 +325,9 @@ def _rewrite(data: Path, column: str, change: object) -> None:
     table = pa.table({"source_id": pa.array(changed, pa.string())})
     pq.write_table(table, map_path(data, column))
     path = data / "log" / schema.MANIFEST
-    raw = json.loads(path.read_text())
-    raw["id_maps"][column] = {"ids": len(changed), "digest": digest(table["source_id"], len(changed))}
-    path.write_text(json.dumps(raw))
+    stated = json.loads(path.read_text())
+    stated["id_maps"][column] = {"ids": len(changed), "digest": digest(table["source_id"], len(changed))}
+    path.write_text(json.dumps(stated))
 
 
 def _cut(path: Path) -> None:
@@ -363,6 +368,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no impressions": (
         lambda data: _items(data, lambda table: table.drop_columns(["train_impressions"])),
         r"items\.parquet.*train_impressions",
+    ),
+    "two columns of a name": (
+        lambda data: _items(data, lambda table: table.append_column("title", table["title"])),
+        r"items\.parquet.*one column title",
     ),
     "no ids of items": (
         lambda data: _items(data, lambda table: table.drop_columns(["item_id"])),
@@ -424,6 +433,16 @@ def test_a_movielens_folder_does_not_number_another_log(days: Days, tmp_path: Pa
     assert items_of(tmp_path / "first") == items_of(tmp_path / "second")
     with pytest.raises(ContractError, match="the folder of an earlier log"):
         days.prepare("two", DAY_TWO, ids=tmp_path / "first")
+
+
+def test_amazon_reviews_with_their_own_ids_give_the_same_folder(tmp_path: Path) -> None:
+    raw.write_raw(tmp_path / "raw")
+    for day, ids in (("one", None), ("two", tmp_path / "one")):
+        AmazonCommand(tmp_path / "raw" / "amazon", tmp_path / day, replace(SETTINGS, ids=ids), "none").run()
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert maps(one) == maps(two)
+    assert items_of(one) == items_of(two)
+    assert read_rows(one) == read_rows(two)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
