@@ -3,8 +3,10 @@
 import reprlib
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from itertools import groupby, takewhile
 from operator import gt
 from pathlib import Path
+from re import split
 from shutil import get_terminal_size
 from textwrap import wrap
 
@@ -133,13 +135,14 @@ def text_table(rows: Sequence[Sequence[str]], left: int = 1, gap: int = 2, width
 
     width: columns of the screen that a wider table is fitted to; None: not fitted. Cells flush left are broken between
     words, then paths and names in them are shortened in the middle, to SHORTEST letters. If that is not enough, the
-    columns flush right are laid out in blocks below each other, each with the first column. Numbers are never cut.
+    columns flush right are laid out in blocks below each other, each with the columns that tell rows apart; cells
+    wider than the screen are broken there too. Numbers are never cut, and different names stay different.
     """
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     if width is None or _total(widths, gap) <= width:
         return _lines(rows, widths, left, gap)
     limits = _fitted(rows, widths, left, gap, width)
-    kept = min(left, 1)  # columns that later blocks repeat
+    kept = _identifying(rows, limits, gap, width)
     column, blocks = left, list[str]()
     while column < len(widths) or not blocks:
         repeated = range(kept if blocks else left)
@@ -148,9 +151,30 @@ def text_table(rows: Sequence[Sequence[str]], left: int = 1, gap: int = 2, width
         while end < len(widths) and _total([*shown, *widths[column : end + 1]], gap) <= width:
             end += 1
         of_block = [[*(row[each] for each in repeated), *row[column:end]] for row in rows]
-        blocks.append(_wrapped_lines(of_block, shown, widths[column:end], gap))
+        room = max(width - sum(shown) - gap * len(shown), SHORTEST)
+        blocks.append(
+            _wrapped_lines(of_block, [*shown, *(min(each, room) for each in widths[column:end])], len(shown), gap)
+        )
         column = end
     return "\n\n".join(blocks)
+
+
+CELL = r"(?<!\\)\|"  # between the cells of a line of Markdown
+
+
+def markdown_on_screen(text: str, width: int | None = None) -> str:
+    """Markdown for a terminal: tables as `text_table` fits them, other lines broken between words."""
+    columns = width or screen_width()
+    blocks = []
+    for is_table, lines in groupby(text.splitlines(), key=lambda line: line.startswith("|")):
+        if is_table:
+            rows = [[cell.strip() for cell in split(CELL, line.strip()[1:-1])] for line in lines]
+            body = [row for row in rows if not set("".join(row)) <= set("-: ")]
+            texts = takewhile(lambda cells: not any(map(_is_number, cells[1:])), zip(*body, strict=True))
+            blocks.append(text_table(body, left=max(1, len(list(texts))), width=columns))
+        else:
+            blocks += [wrapped(line, columns) for line in lines]
+    return "\n".join(blocks)
 
 
 def _total(widths: Sequence[int], gap: int) -> int:
@@ -168,6 +192,13 @@ def _lines(rows: Sequence[Sequence[str]], widths: Sequence[int], left: int, gap:
     return "\n".join(lines)
 
 
+def _identifying(rows: Sequence[Sequence[str]], limits: Sequence[int], gap: int, width: int) -> int:
+    """Number of first columns that tell rows apart; the first alone if they would take most of the screen."""
+    enough = (each for each in range(1, len(limits) + 1) if len({tuple(row[:each]) for row in rows}) == len(rows))
+    found = next(enough, 1)
+    return min(len(limits), found if _total(limits[:found], gap) <= width * 3 // 4 else 1)
+
+
 FLOORS = ((32, 1000), (32, 24), (16, 24), (SHORTEST, SHORTEST))
 """Stages of narrowing a column: letters that lines keep, and letters that a path or name keeps."""
 
@@ -176,15 +207,16 @@ def _fitted(rows: Sequence[Sequence[str]], widths: Sequence[int], left: int, gap
     """Widths of the columns flush left, the widest narrowed first: beside all others, or else to a third of `width`."""
     words = [[word for row in rows for word in row[each].split()] for each in range(left)]
     longest = [max(map(len, found), default=0) for found in words]
-    number = [max((len(word) for word in found if _is_number(word)), default=0) for found in words]
+    needed = [max([_distinct(found), *(len(word) for word in found if _is_number(word))]) for found in words]
     others = widths[left:]
     beside_all = width - sum(others) - gap * len(others)
-    beside_some = min(width - max(others, default=0) - gap, max(width // 3, SHORTEST))
+    widest = max((each for each in others if each < width * 2 // 3), default=0)
+    beside_some = min(width - widest - gap, max(width // 3, SHORTEST))
     for target in (beside_all, beside_some):
         fitted = list(widths[:left])
         for line, name in FLOORS:
             floors = [
-                max(min(natural, line), min(longest[each], name), number[each])
+                max(min(natural, line), min(longest[each], name), needed[each])
                 for each, natural in enumerate(widths[:left])
             ]
             while _total(fitted, gap) > target and any(map(gt, fitted, floors)):
@@ -199,15 +231,24 @@ def _widest(widths: Sequence[int], floors: Sequence[int]) -> int:
     return max(range(len(widths)), key=lambda each: (widths[each] > floors[each], widths[each]))
 
 
-def _wrapped_lines(rows: Sequence[Sequence[str]], limits: Sequence[int], widths: Sequence[int], gap: int) -> str:
-    """limits: of the columns flush left, whose cells become as many lines as they take."""
-    lines, left = [], len(limits)
+def _distinct(words: Sequence[str]) -> int:
+    """Letters that shortened names need to stay different; 0 if SHORTEST are enough, or if no number is."""
+    names = {word for word in words if not _is_number(word)}
+    limits = range(SHORTEST, max(map(len, names), default=0))
+    enough = next((each for each in limits if len({shortened(name, each) for name in names}) == len(names)), SHORTEST)
+    return 0 if enough == SHORTEST else enough
+
+
+def _wrapped_lines(rows: Sequence[Sequence[str]], limits: Sequence[int], left: int, gap: int) -> str:
+    """limits: letters of a column's lines; longer cells are broken."""
+    lines = []
     for row in rows:
-        cells = [_broken(cell, limit) for cell, limit in zip(row[:left], limits, strict=True)]
-        for depth in range(max(map(len, cells), default=1)):
-            head = [cell[depth] if depth < len(cell) else "" for cell in cells]
-            lines.append([*head, *(row[left:] if depth == 0 else [""] * len(widths))])
-    return _lines(lines, [*limits, *widths], left, gap)
+        cells = [
+            _broken(cell, limit) if column < left or len(cell) > limit else [cell]
+            for column, (cell, limit) in enumerate(zip(row, limits, strict=True))
+        ]
+        lines += [[cell[depth] if depth < len(cell) else "" for cell in cells] for depth in range(max(map(len, cells)))]
+    return _lines(lines, limits, left, gap)
 
 
 def _broken(cell: str, limit: int) -> list[str]:

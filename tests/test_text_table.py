@@ -1,10 +1,12 @@
 """Tables of text fitted to a screen: lines within its width, words and numbers whole, every cell still there."""
 
 import re
+from pathlib import Path
 
 import pytest
 
-from sidrec.text import SHORTEST, screen_width, shortened, text_table, wrapped
+from benchmarks import RESULTS
+from sidrec.text import SHORTEST, markdown_on_screen, screen_width, shortened, text_table, wrapped
 
 PATH = "runs/bench/criteo_kaggle_on_two_ranks/second_attempt_with_replicas/bench.json"
 NAME = "plans_beauty_sid_coord_calibrated_second_attempt_with_hot_items_replicated.json"
@@ -49,6 +51,33 @@ def test_a_table_fits_and_loses_nothing(kind: str, rows: list[tuple[str, ...]], 
                 else:
                     cut = [f"{each[0]}(.*){each[1]}" for each in (part.split("…") for part in words if "…" in part)]
                     assert word in words or any(re.fullmatch(pattern, word) for pattern in cut), (word, text)
+
+
+def test_different_names_stay_different_and_blocks_tell_rows_apart() -> None:
+    names = [f"learning_rate_{rate}_of_the_tables_{end}" for rate in ("0.1", "0.2") for end in ("one", "two")]
+    rows = [("variant", "trial", "a" * 20, "b" * 20), *(("hid_only", name, "1" * 20, "2" * 20) for name in names)]
+    text = text_table(rows, left=2, width=60)
+    shown = [line.split()[:2] for line in text.splitlines() if line.startswith("hid_only")]
+    assert len(shown) == 8
+    assert len({tuple(words) for words in shown}) == 4
+
+
+@pytest.mark.parametrize("width", [100, 80, 60])
+@pytest.mark.parametrize("report", sorted(RESULTS.glob("*/report.md")), ids=lambda path: path.parent.name)
+def test_the_widest_real_tables_fit(report: Path, width: int) -> None:
+    """Every committed report: studies, learners, faults; 250 to 416 columns in their files."""
+    text = report.read_text(encoding="utf-8")
+    shown = markdown_on_screen(text, width)
+    assert all(len(line) <= width for line in shown.splitlines())
+    for figure in (r"(?<![\w.])[-+]?\d+\.\d{4}\b", "±", r"\[[-+]\d"):
+        assert sorted(re.findall(figure, shown)) == sorted(re.findall(figure, text))
+
+
+def test_markdown_by_hand() -> None:
+    text = "# title\n\n| a | b |\n| --- | --- |\n| one \\| two | 3.5 |\n| x | |\n\nmany words in a line of text"
+    assert markdown_on_screen(text, 20).splitlines() == [
+        *("# title", "", "a             b", "one \\| two  3.5", "x", "", "many words in a line", "of text")
+    ]
 
 
 def test_a_table_that_fits_is_left_as_it_is() -> None:

@@ -18,7 +18,7 @@ from sidrec.config.section import section
 from sidrec.errors import ConfigError
 from sidrec.io.output_folders import output_folder
 from sidrec.io.output_lock import locked
-from sidrec.text import near_folder, quoted
+from sidrec.text import markdown_on_screen, near_folder, quoted
 
 if TYPE_CHECKING:
     from sidrec.study.definition import Study
@@ -167,7 +167,7 @@ def _study(study: "Study", results: Path, train: bool) -> int:
         failed = run_study(study, results)
         if not study.trials:
             update_bootstraps(study, results)
-    print((tuning_report if study.trials else report)(study, results))
+    print(markdown_on_screen((tuning_report if study.trials else report)(study, results)))
     return 1 if failed else 0
 
 
