@@ -32,6 +32,7 @@ def attach(
     statistics: Statistics | None = None,
     config: Item = PUBLISHED,
     warm_start: bool = False,
+    first_id: int = 1,
 ) -> M:
     """Replaces the model's `sparse_arch` by one with SID-Coord in it, and returns the model.
 
@@ -42,19 +43,22 @@ def attach(
     complete.
 
     model: DLRM, DLRM_DCN, DLRM_Projection, SimpleDeepFMNN, or a wrapper of one of them, such as DLRMTrain.
-    catalog: item id -> SID, or its folder. Its item ids are row numbers of the item table.
+    catalog: item id -> SID, or its folder. Its item ids are row numbers of the item table, unless `first_id` is not 1.
     item: the target's feature, one id per row. history: the feature of the items that the user liked, read from a table
         with the same number of rows; without one there are no alignment features.
     statistics: the target's exposure counts, the input of the gate.
     config: the variant of SID-Coord. HidItem() leaves the model unchanged.
     warm_start: the gate starts at the HID alone, so that the model first predicts as it did without SID-Coord. See
         `load_without_sids`.
+    first_id: the row of the item table that belongs to the catalog's item 1; 0 for a table that starts at 0.
 
     Raises ContractError, and leaves the model unchanged, for a model without a known sparse_arch, features that its
     tables do not read, names or widths that clash, and what `SidCoord` refuses.
     """
     if isinstance(model, DistributedModelParallel):
         raise ContractError("attach", "a model before DistributedModelParallel", "one that is sharded")
+    if isinstance(model, EmbeddingBagCollection | EmbeddingCollection):
+        raise ContractError("attach", f"a model with a sparse_arch ({ELSE})", f"an {type(model).__name__} alone")
     if isinstance(config, HidItem):
         return model
     if not isinstance(config, SidCoordItem):
@@ -74,11 +78,15 @@ def attach(
         warm_start=warm_start,
         device=collection.embedding_bags[table.name].weight.device,
         data_type=table.data_type,
+        first_id=first_id,
     )
     plugged = SidCoordKeyedArch if isinstance(arch, DeepFmSparseArch) else SidCoordSparseArch
     owner.sparse_arch = plugged(collection, sid_coord)
     return model
 
+
+ELSE = "in another model, sidrec.plug.SidCoord goes behind its embedding collections"
+"""What to do with a model that `attach` does not know."""
 
 TABLES = (EmbeddingBagCollection, EmbeddingCollection, ShardedEmbeddingBagCollection, ShardedEmbeddingCollection)
 
@@ -130,15 +138,16 @@ def sparse_arch_of(model: nn.Module) -> tuple[nn.Module, nn.Module, EmbeddingBag
     where = type(model).__name__
     owners = [module for module in model.modules() if isinstance(getattr(module, "sparse_arch", None), nn.Module)]
     if len(owners) != 1:
-        expected = "one module with a sparse_arch, as the models of torchrec.models have (for another model, call "
-        raise ContractError(where, f"{expected}sidrec.plug.SidCoord behind its embedding collection)", len(owners))
+        expected = f"one module with a sparse_arch, as the models of torchrec.models have ({ELSE})"
+        raise ContractError(where, expected, f"{len(owners)}")
     arch = owners[0].sparse_arch
     assert isinstance(arch, nn.Module), "selected above"
     children = dict(arch.named_children())
     collection = children.pop("embedding_bag_collection", None)
     if not isinstance(collection, EmbeddingBagCollection) or children:
         got = ", ".join(f"{name}: {type(child).__name__}" for name, child in arch.named_children()) or "nothing"
-        raise ContractError(f"{where}, sparse_arch", "an embedding_bag_collection of tables and nothing else", got)
+        expected = f"an embedding_bag_collection of tables and nothing else ({ELSE})"
+        raise ContractError(f"{where}, sparse_arch", expected, got)
     return owners[0], arch, collection
 
 
@@ -148,7 +157,7 @@ def table_of(collection: EmbeddingBagCollection, feature: str) -> EmbeddingBagCo
     if len(tables) != 1:
         names = sorted({name for table in collection.embedding_bag_configs() for name in table.feature_names})
         got = f"{len(tables)} of them" if tables else f"features {names}{did_you_mean(feature, names)}"
-        raise ContractError(f"embedding_bag_collection, feature {feature}", "one table that reads it", got)
+        raise ContractError(f"embedding_bag_collection, feature {feature}", f"one table that reads it ({ELSE})", got)
     return tables[0]
 
 
@@ -164,10 +173,10 @@ def check_features(
     table = table_of(collection, item)
     for other in tables:
         if other.embedding_dim != table.embedding_dim:
-            expected = f"the width of the item's table {table.name}, {table.embedding_dim}"
+            expected = f"the width of the item's table {table.name}, {table.embedding_dim} ({ELSE})"
             raise ContractError(f"embedding_bag_collection, table {other.name}", expected, other.embedding_dim)
     if history is not None and table_of(collection, history).num_embeddings != table.num_embeddings:
-        expected = f"a table of {table.num_embeddings} rows as {item} has, for the same ids"
+        expected = f"a table of {table.num_embeddings} rows as {item} has, for the same ids ({ELSE})"
         got = f"{table_of(collection, history).num_embeddings} rows"
         raise ContractError(f"embedding_bag_collection, feature {history}", expected, got)
     taken = {table.name for table in tables} | {name for table in tables for name in table.feature_names}

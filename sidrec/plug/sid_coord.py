@@ -1,18 +1,21 @@
-"""`SidCoord`: SID-Coord as a module from KeyedTensor to KeyedTensor, and TorchRec's sparse architectures with it.
+"""`SidCoord`: SID-Coord as a module behind embedding collections, and TorchRec's sparse architectures with it.
 
-Shapes: B rows, U bags, F features, A alignment features, D width.
+Shapes: B rows, U bags, F features, A alignment features, D width; P ids of a sequence in one line, Q those of all
+sequences, X either of B and Q.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
+from torchrec.distributed.types import LazyAwaitable
 from torchrec.modules.embedding_configs import DataType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
 from sidrec.config.item import SidCoordItem
 from sidrec.config.item_parts import ExactIndex, GranularityTokens, NoAlignment, StatsGate
@@ -24,17 +27,22 @@ from sidrec.plug.sid_join import JoinedSids, SidJoin, catalog_rows
 from sidrec.plug.statistics import Statistics
 from sidrec.schema import ContractError
 from sidrec.sid.catalog import Catalog, load_catalog
+from sidrec.text import did_you_mean
 
 PUBLISHED = SidCoordItem()
 """SID-Coord as published."""
 
 
 class SidCoord(nn.Module):
-    """Replaces the embedding of the target item by SID-Coord's (arXiv 2604.10471): a gated mix of HID and SID.
+    """Replaces the embeddings of items by SID-Coord's (arXiv 2604.10471): a gated mix of HID and SID.
+
+    `forward` replaces the target's in the result of an EmbeddingBagCollection, `sequences` those of the target and of
+    histories in the result of an EmbeddingCollection, before anything attends to them, and `forward` with a third
+    argument both. In the paper only the target is mixed; in sequences the same gate sees each item's own counts [I].
 
     The model's item table is the HID table. A collection `sid_tables` has one table per granularity, with its name
-    (`s1`, `s12`); TorchRec plans, shards and trains them like the model's own. Item ids are rows of the item table; 0
-    and ids that the catalog lacks have no SID. In a model of your own::
+    (`s1`, `s12`); TorchRec plans, shards and trains them like the model's own. Item ids are rows of the item table;
+    ids that the catalog lacks have no SID, and their embedding is the HID alone. In a model of your own::
 
         import torch
         from torch import nn
@@ -75,6 +83,9 @@ class SidCoord(nn.Module):
     item: the target's feature, at most one id per row, and the key of its embedding. history: the feature of the items
         that the user liked, for the alignment; without one there is no alignment.
     statistics: the target's exposure counts, the input of the gate; required unless the gate takes none.
+    sequences: features of items whose ids an EmbeddingCollection looks up in item tables, to be mixed too: usually the
+        target and the history.
+    first_id: the id, a row of the item table, of the catalog's item 1. With 0, id i is the catalog's item i + 1.
     alignment_key: key of the alignment features [B, A] in the result; None adds a projection of them to the item's
         embedding. A is `alignment_dim`.
     device: of all parameters; `meta`, for models that TorchRec shards, applies to the SID tables alone.
@@ -100,15 +111,19 @@ class SidCoord(nn.Module):
         device: torch.device | None = None,
         data_type: DataType = DataType.FP32,
         warm_start: bool = False,
+        sequences: Sequence[str] = (),
+        first_id: int = 1,
     ) -> None:
         super().__init__()
         _check(config, statistics)
         if warm_start:
             config = _starting_at_hid(config)
-        rows = catalog_rows(catalog if isinstance(catalog, Catalog) else load_catalog(Path(catalog)), config, items)
+        known = catalog if isinstance(catalog, Catalog) else load_catalog(Path(catalog))
+        rows = catalog_rows(known, config, items, first_id)
         self.item, self.alignment_key, self.fingerprint = item, alignment_key, rows.fingerprint
         with torch.device("cpu"):  # never on `meta`: sharding does not initialise these layers
-            self.join = SidJoin(rows, item, history, statistics)
+            self.join = SidJoin(rows, item, history, statistics, sequences)
+            self.sequence_features = self.join.sequences  # a pipeline puts another object in the place of `join`
             moments = statistics.moments() if statistics else (torch.zeros(0), torch.zeros(0))
             self.coordination = Coordination(config, dim, *moments, history is not None, alignment_key is None)
             self.register_buffer("catalog_fingerprint", _as_bytes(rows.fingerprint))
@@ -123,22 +138,64 @@ class SidCoord(nn.Module):
         """A, the number of alignment features."""
         return self.coordination.width
 
-    def forward(self, embedded: KeyedTensor, features: KeyedJaggedTensor) -> KeyedTensor:
+    @overload
+    def forward(self, embedded: KeyedTensor, features: KeyedJaggedTensor) -> KeyedTensor: ...
+
+    @overload
+    def forward(
+        self, embedded: KeyedTensor, features: KeyedJaggedTensor, sequences: Mapping[str, JaggedTensor]
+    ) -> tuple[KeyedTensor, dict[str, JaggedTensor]]: ...
+
+    def forward(
+        self, embedded: KeyedTensor, features: KeyedJaggedTensor, sequences: Mapping[str, JaggedTensor] | None = None
+    ) -> KeyedTensor | tuple[KeyedTensor, dict[str, JaggedTensor]]:
         """Returns the same keys in the same order (and `alignment_key` last); only the item's embedding changes, to e.
 
         embedded: the model's embeddings of `features`, which also hold the history and the statistics.
-        Raises ContractError for a batch without these features; and at the first batch if the dense layers have an
-        optimizer in backward, or a checkpoint of another catalog was loaded.
+        sequences: the EmbeddingCollection's result, if its sequences are to be mixed too; then both are returned.
+        Raises ContractError for a batch without these features, or a result without the sequences; and at the first
+        batch if the dense layers have an optimizer in backward, or a checkpoint of another catalog was loaded.
         """
         looked_up = embedded.to_dict()
-        target_BD, aligned_BA = self.target(looked_up[self.item], features)
-        return _with_target(looked_up, self.item, target_BD, self.alignment_key, aligned_BA)
+        if sequences is None:
+            target_BD, aligned_BA = self.target(looked_up[self.item], features)
+            return _with_target(looked_up, self.item, target_BD, self.alignment_key, aligned_BA)
+        found = _resolved(sequences)
+        hid_QD = _vectors(found, self._wanted_sequences(), features)
+        joined, granules = self._looked_up(features)
+        mixed_BD, mixed_QD, aligned_BA = self.coordination(looked_up[self.item], hid_QD, granules, joined)
+        mixed = _with_target(looked_up, self.item, mixed_BD, self.alignment_key, aligned_BA)
+        return mixed, _with_vectors(found, self.sequence_features, mixed_QD, None, aligned_BA)
+
+    def sequences(self, sequences: Mapping[str, JaggedTensor], features: KeyedJaggedTensor) -> dict[str, JaggedTensor]:
+        """Returns the EmbeddingCollection's result with the mixed embeddings of the constructor's `sequences`.
+
+        With `alignment_key`, that key holds the alignment features, one vector a row. For a model whose target is in
+        `sequences` and in no KeyedTensor. Raises as `forward` does.
+        """
+        found = _resolved(sequences)
+        hid_QD = _vectors(found, self._wanted_sequences(), features)
+        joined, granules = self._looked_up(features)
+        _, mixed_QD, aligned_BA = self.coordination(None, hid_QD, granules, joined)
+        return _with_vectors(found, self.sequence_features, mixed_QD, self.alignment_key, aligned_BA)
 
     def target(self, hid_BD: Tensor, features: KeyedJaggedTensor) -> tuple[Tensor, Tensor]:
         """e [B, D] and the alignment features [B, A]. hid_BD: the target's HID embedding. Raises as `forward` does."""
+        joined, granules = self._looked_up(features)
+        target_BD, _, aligned_BA = self.coordination(hid_BD, None, granules, joined)
+        return target_BD, aligned_BA
+
+    def _looked_up(self, features: KeyedJaggedTensor) -> tuple[JoinedSids, KeyedTensor]:
+        """The joined SIDs of a batch, and the SID embeddings of its bags."""
         self._check_once()
         joined = self.join(features, not isinstance(self.sid_tables, EmbeddingBagCollection))
-        return self.coordination(hid_BD, self.sid_tables(joined.granules), joined)
+        return joined, self.sid_tables(joined.granules)
+
+    def _wanted_sequences(self) -> tuple[str, ...]:
+        if not self.sequence_features:
+            expected = "the sequences of SidCoord(sequences=(...)), such as the target and the history"
+            raise ContractError("SID-Coord, sequences", expected, "none")
+        return self.sequence_features
 
     def _check_once(self) -> None:
         if self._checked:
@@ -165,6 +222,44 @@ def _with_target(
 ) -> KeyedTensor:
     embedded = {**looked_up, item: target_BD} | ({alignment_key: aligned_BA} if alignment_key else {})
     return KeyedTensor.from_tensor_list(list(embedded), list(embedded.values()))
+
+
+@fx.wrap
+def _resolved(sequences: Any) -> Mapping[str, JaggedTensor]:
+    """An EmbeddingCollection's result. sequences: it, or TorchRec's awaitable of it, perhaps of one that was used."""
+    return LazyAwaitable._wait_async(sequences) if isinstance(sequences, LazyAwaitable) else sequences
+
+
+@fx.wrap
+def _vectors(sequences: Mapping[str, JaggedTensor], names: tuple[str, ...], features: KeyedJaggedTensor) -> Tensor:
+    """The embeddings of all ids of the sequences, end to end [Q, D]."""
+    for name in names:
+        if name not in sequences:
+            expected = f"a key {name}{did_you_mean(name, sequences)}"
+            raise ContractError("SID-Coord, sequences", expected, f"{sorted(sequences)}")
+        ids, vectors = len(features[name].values()), len(sequences[name].values())
+        if ids != vectors:
+            raise ContractError(f"SID-Coord, sequences, {name}", f"a vector for each of its {ids} ids", vectors)
+    return torch.cat([sequences[name].values() for name in names])
+
+
+@fx.wrap
+def _with_vectors(
+    sequences: Mapping[str, JaggedTensor],
+    names: tuple[str, ...],
+    mixed_QD: Tensor,
+    alignment_key: str | None,
+    aligned_BA: Tensor,
+) -> dict[str, JaggedTensor]:
+    found = dict(sequences)
+    parts = mixed_QD.split([len(found[name].values()) for name in names])
+    for name, mixed_PD in zip(names, parts, strict=True):
+        before = found[name]
+        found[name] = JaggedTensor(mixed_PD, weights=before.weights_or_none(), lengths=before.lengths())
+    if alignment_key is not None:
+        ones_B = torch.ones(len(aligned_BA), dtype=torch.int64, device=aligned_BA.device)
+        found[alignment_key] = JaggedTensor(aligned_BA, lengths=ones_B)
+    return found
 
 
 def _check(config: SidCoordItem, statistics: Statistics | None) -> None:
@@ -217,19 +312,37 @@ class Coordination(nn.Module):
             nn.init.zeros_(self.project.weight)
         self.register_buffer("like", torch.zeros(()), persistent=False)
 
-    def forward(self, hid_BD: Tensor, granules: KeyedTensor, joined: JoinedSids) -> tuple[Tensor, Tensor]:
-        """Returns e [B, D] and f [B, A]. granules: the SID embeddings of the bags, [U, D] per granularity."""
+    def forward(
+        self, hid_BD: Tensor | None, hid_QD: Tensor | None, granules: KeyedTensor, joined: JoinedSids
+    ) -> tuple[Any, Any, Tensor]:
+        """e of the target [B, D] and of the sequences' items [Q, D], None where no HIDs are given; and f [B, A].
+
+        granules: the SID embeddings of the bags, [U, D] per granularity.
+        """
         own = self.like.dtype
         granules_UD = {name: granule_UD.to(own) for name, granule_UD in granules.to_dict().items()}
         items = ItemLookup(granules_UD, joined.token_weights_UW.to(own), joined.rows_UG)
         with torch.autocast(self.like.device.type, enabled=False):
             sid_UD = self.semantic.embed(items)
-            sid_BD, has_sid_B = functional.embedding(joined.target_B, sid_UD), items.has_sid(joined.target_B)
-            target_BD = self.gate(hid_BD.to(own), sid_BD, joined.stats_BS.to(own), has_sid_B)
+            target_BD = self._mixed(hid_BD, sid_UD, items, joined.target_B, joined.stats_BS)
+            mixed_QD = self._mixed(hid_QD, sid_UD, items, joined.bag_Q, joined.stats_QS)
             aligned_BA = self.semantic.dense(sid_UD, items, joined.target_B, index_history(joined.history_BT)).to(own)
-            if self.project is not None:
-                target_BD = torch.addmm(target_BD, aligned_BA, self.project.weight.t())
-        return target_BD.to(hid_BD.dtype), aligned_BA
+            if hid_BD is not None:
+                target_BD = self._with_alignment(target_BD, aligned_BA).to(hid_BD.dtype)
+            if hid_QD is not None:
+                of_target, others = mixed_QD.tensor_split([len(joined.row_P)])
+                of_target = self._with_alignment(of_target, aligned_BA.index_select(0, joined.row_P))
+                mixed_QD = torch.cat([of_target, others]).to(hid_QD.dtype)
+        return target_BD, mixed_QD, aligned_BA
+
+    def _mixed(self, hid_XD: Tensor | None, sid_UD: Tensor, items: ItemLookup, bag_X: Tensor, stats_XS: Tensor) -> Any:
+        if hid_XD is None:
+            return None
+        own = self.like.dtype
+        return self.gate(hid_XD.to(own), functional.embedding(bag_X, sid_UD), stats_XS.to(own), items.has_sid(bag_X))
+
+    def _with_alignment(self, mixed_XD: Tensor, aligned_XA: Tensor) -> Tensor:
+        return mixed_XD if self.project is None else torch.addmm(mixed_XD, aligned_XA, self.project.weight.t())
 
 
 # TorchRec's sparse architectures with SID-Coord, with the same results for the rest of the model. Both keep the

@@ -2,8 +2,8 @@
 
 A module without parameters, so that TorchRec's pipelines can run it ahead of time, with `pipeline_postproc=True`.
 
-Shapes: B rows, U bags, T history positions, P ids of all histories in one line, M = B + P, I item ids, G granularities,
-S statistics, W weighted granularities.
+Shapes: B rows, U bags, T history positions, P ids of a feature in one line, Q ids of all sequences and M ids
+of all features in one line, I item ids, G granularities, S statistics, W weighted granularities.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec.config.item import SidCoordItem
 from sidrec.data.item_tables import granularity_weights
@@ -31,6 +31,8 @@ class JoinedSids(NamedTuple):
     rows_UG: the same ids as a tensor, 0 for none. token_weights_UW: W = 0 if they are not used.
     target_B, history_BT: int64 bags; bag 0 is empty and marks padding; T = 0 without a history. stats_BS: raw
         counts.
+    bag_Q, stats_QS: bags and raw counts of the sequences' ids, end to end. row_P: rows of the target's ids, which come
+        first among them; Q = P = 0 without sequences.
     """
 
     granules: KeyedJaggedTensor
@@ -39,25 +41,37 @@ class JoinedSids(NamedTuple):
     target_B: Tensor
     history_BT: Tensor
     stats_BS: Tensor
+    bag_Q: Tensor
+    stats_QS: Tensor
+    row_P: Tensor
 
 
 class SidJoin(nn.Module):
     """Maps the targets and histories of a batch to bags: one bag per distinct item with a SID.
 
-    rows: the catalog's. item, history: features. statistics: the gate's input, or None.
+    rows: the catalog's. item, history: features. statistics: the gate's input, or None. sequences: features of items
+    for which bags and counts of every id are wanted; the target's comes first.
     """
 
     rows_IG: Tensor
     weights_IW: Tensor
     counts_IS: Tensor
 
-    def __init__(self, rows: "CatalogRows", item: str, history: str | None, statistics: Statistics | None) -> None:
+    def __init__(
+        self,
+        rows: "CatalogRows",
+        item: str,
+        history: str | None,
+        statistics: Statistics | None,
+        sequences: Sequence[str] = (),
+    ) -> None:
         super().__init__()
-        self.granularities = rows.granularities
+        self.granularities, self.first_id = rows.granularities, rows.first_id
         self.item, self.history = item, history
+        self.sequences = tuple(sorted(dict.fromkeys(sequences), key=lambda name: name != item))
         self.stat_features = statistics.features if statistics else ()
-        items = len(rows.rows_IG)
-        counts_IS = statistics.rows(items) if statistics else torch.zeros(items, 0)
+        self.sequence_stats = tuple(statistics.of(name, item) for name in self.sequences) if statistics else ()
+        counts_IS = _from_first_id(statistics, rows) if statistics else torch.zeros(len(rows.rows_IG), 0)
         for name, value in (("rows_IG", rows.rows_IG), ("weights_IW", rows.weights_IW), ("counts_IS", counts_IS)):
             self.register_buffer(name, value, persistent=False)  # they come from the catalog, not from checkpoints
 
@@ -69,23 +83,33 @@ class SidJoin(nn.Module):
         that vary by feature.
         """
         self._check(features)
-        target_B = self._known(_one_per_row(features[self.item], self.item))
-        stats_BS = self._statistics(features, target_B)
-        if self.history is None:
-            history_P, lengths_B = target_B[:0], torch.zeros_like(target_B)
-        else:
-            history_P, lengths_B = self._known(features[self.history].values()), features[self.history].lengths()
-        distinct_U, number_M = torch.unique(torch.cat([target_B, history_P]).int(), return_inverse=True)
+        names = dict.fromkeys([self.item, *([self.history] if self.history else []), *self.sequences])
+        ids = {name: self._known(features[name].values()) for name in names}
+        distinct_U, number_M = torch.unique(torch.cat(list(ids.values())).int(), return_inverse=True)
         has_sid_U = self.rows_IG.index_select(0, distinct_U)[:, 0] > 0
         bag_M = (has_sid_U.cumsum(0) * has_sid_U).index_select(0, number_M)
-        bag_B, bag_P = bag_M[: len(target_B)], bag_M[len(target_B) :]
+        bags = dict(zip(ids, bag_M.split([len(ids_P) for ids_P in ids.values()]), strict=True))
         ids_U = torch.cat([distinct_U.new_zeros(1), distinct_U[has_sid_U]])
         if same_on_ranks:
             ids_U = torch.nn.functional.pad(ids_U, (0, _most_on_any_rank(len(ids_U), ids_U.device) - len(ids_U)))
-        return JoinedSids(*self._bags(ids_U), bag_B, _padded(bag_P, lengths_B), stats_BS)
+        lengths_B = features[self.item].lengths()
+        target_B = _one_per_row(bags[self.item], lengths_B, self.item)
+        history_BT = target_B.new_zeros(len(target_B), 0)
+        if self.history is not None:
+            history_BT = _padded(bags[self.history], features[self.history].lengths())
+        stats_BS = self._statistics(features, _one_per_row(ids[self.item], lengths_B, self.item))
+        bag_Q = torch.cat([bags[name] for name in self.sequences]) if self.sequences else target_B[:0]
+        stats_QS = self._sequence_statistics(features, ids) if self.sequences else stats_BS[:0]
+        row_P = target_B[:0]
+        if self.item in self.sequences:
+            row_P = torch.arange(len(lengths_B), device=lengths_B.device).repeat_interleave(
+                lengths_B, output_size=len(ids[self.item])
+            )
+        return JoinedSids(*self._bags(ids_U), target_B, history_BT, stats_BS, bag_Q, stats_QS, row_P)
 
     def _check(self, features: KeyedJaggedTensor) -> None:
-        needed = [self.item, *([self.history] if self.history else []), *self.stat_features]
+        needed = [self.item, *([self.history] if self.history else []), *self.sequences, *self.stat_features]
+        needed = list(dict.fromkeys([*needed, *(name for names in self.sequence_stats for name in names)]))
         there = set(features.keys())
         missing = [name for name in needed if name not in there]
         if missing:
@@ -94,13 +118,29 @@ class SidJoin(nn.Module):
             raise ContractError("batch, KeyedJaggedTensor", "as many rows in every feature", "strides that vary")
 
     def _known(self, ids: Tensor) -> Tensor:
-        """Replaces ids outside the item table by 0, which has no SID."""
+        """Numbers ids as the catalog does, from 1 on; ids outside the item table become 0, which has no SID."""
+        ids = ids if self.first_id == 1 else ids + (1 - self.first_id)
         return torch.where((ids >= 0) & (ids < len(self.rows_IG)), ids, 0)
 
     def _statistics(self, features: KeyedJaggedTensor, target_B: Tensor) -> Tensor:
         if not self.stat_features:
             return self.counts_IS.index_select(0, target_B)
-        return torch.stack([_one_per_row(features[name], name) for name in self.stat_features], dim=1).float()
+        found = [(name, features[name]) for name in self.stat_features]
+        counts = [_one_per_row(jagged.values(), jagged.lengths(), name) for name, jagged in found]
+        return torch.stack(counts, dim=1).float()
+
+    def _sequence_statistics(self, features: KeyedJaggedTensor, ids: dict[str, Tensor]) -> Tensor:
+        if not self.stat_features:
+            return self.counts_IS.index_select(0, torch.cat([ids[name] for name in self.sequences]))
+        found = []
+        for name, stats in zip(self.sequences, self.sequence_stats, strict=True):
+            counts = [features[stat].values() for stat in stats]
+            for stat, counts_P in zip(stats, counts, strict=True):
+                if len(counts_P) != len(ids[name]):
+                    expected = f"a count for each of the {len(ids[name])} ids of {name}"
+                    raise ContractError(f"batch, feature {stat}", expected, len(counts_P))
+            found.append(torch.stack(counts, dim=1).float())
+        return torch.cat(found)
 
     def _bags(self, ids_U: Tensor) -> tuple[KeyedJaggedTensor, Tensor, Tensor]:
         """One bag per id: its granules as KeyedJaggedTensor and tensor, and its token weights."""
@@ -116,18 +156,17 @@ class SidJoin(nn.Module):
         return granules, rows_UG, self.weights_IW.index_select(0, ids_U)
 
 
-def _one_per_row(jagged: JaggedTensor, name: str) -> Tensor:
-    """The id of every row [B], 0 for a row without one."""
-    lengths_B, values = jagged.lengths(), jagged.values()
+def _one_per_row(values_P: Tensor, lengths_B: Tensor, name: str) -> Tensor:
+    """The value of every row [B], 0 for a row without one."""
     if bool((lengths_B > 1).any()):
         row = int((lengths_B > 1).nonzero()[0])
         raise ContractError(f"batch, feature {name}, row {row}", "at most one value", int(lengths_B[row]))
-    return values.new_zeros(len(lengths_B)).masked_scatter(lengths_B > 0, values)
+    return values_P.new_zeros(len(lengths_B)).masked_scatter(lengths_B > 0, values_P)
 
 
 def _padded(bag_P: Tensor, lengths_B: Tensor) -> Tensor:
-    """[B, T], T = the longest history, 0 at padding."""
-    longest = int(lengths_B.max()) if len(lengths_B) else 0
+    """[B, T], T = the longest history but at least 1, 0 at padding."""
+    longest = max(1, int(lengths_B.max())) if len(lengths_B) else 1
     there_BT = torch.arange(longest, device=lengths_B.device) < lengths_B.unsqueeze(1)
     return bag_P.new_zeros(there_BT.shape).masked_scatter(there_BT, bag_P)
 
@@ -146,7 +185,7 @@ class CatalogRows:
 
     granularities: names of the G tables. table_rows: rows of each table.
     rows_IG: int32; row 0 means "no SID" and is never looked up. weights_IW: float32 token weights, W = 0 if
-    unused. fingerprint: the catalog's.
+    unused. fingerprint: the catalog's. first_id: the id of the catalog's item 1 in features and item table.
     """
 
     granularities: tuple[str, ...]
@@ -154,16 +193,21 @@ class CatalogRows:
     rows_IG: Tensor
     weights_IW: Tensor
     fingerprint: str
+    first_id: int = 1
 
 
-def catalog_rows(catalog: Catalog, config: SidCoordItem, items: int) -> CatalogRows:
-    """The catalog's rows for the ids in [0, items), the rows of the item table.
+def catalog_rows(catalog: Catalog, config: SidCoordItem, items: int, first_id: int = 1) -> CatalogRows:
+    """The catalog's rows for the ids in [0, items), the rows of the item table. first_id: that of the catalog's item 1.
 
     Raises ContractError if the catalog has larger ids, or lacks levels of a granularity or token weights that the
     config uses.
     """
+    if first_id < 0:
+        raise ContractError("SID-Coord, first_id", "the row of the catalog's item 1, at least 0", first_id)
+    items += 1 - first_id
     if len(catalog) and catalog.item_ids_N[-1] >= items:
-        expected = f"ids below {items}, the rows of the item table"
+        numbered = "" if first_id == 1 else f", with item 1 in row {first_id}"
+        expected = f"ids below {items}, the rows of the item table{numbered}"
         raise ContractError("catalog, item ids", expected, int(catalog.item_ids_N[-1]))
     codes_IL = catalog.codes_by_id(items)
     extension_I = catalog.extension_by_id(items)
@@ -177,7 +221,16 @@ def catalog_rows(catalog: Catalog, config: SidCoordItem, items: int) -> CatalogR
         rows_IG=torch.from_numpy(_stacked([rows_I for rows_I, _ in columns])),
         weights_IW=torch.from_numpy(weights_IW),
         fingerprint=catalog.fingerprint,
+        first_id=first_id,
     )
+
+
+def _from_first_id(statistics: Statistics, rows: CatalogRows) -> Tensor:
+    """Counts per item as the catalog numbers items, [I, S]: row 0 is of unknown items."""
+    items, first = len(rows.rows_IG), rows.first_id
+    counts_IS = statistics.rows(items + first - 1)
+    unknown_1S = counts_IS[:1] if first else torch.zeros_like(counts_IS[:1])
+    return torch.cat([unknown_1S, counts_IS[first:]])
 
 
 def _stacked(columns_I: Sequence[np.ndarray]) -> np.ndarray:

@@ -3,7 +3,8 @@
 Shapes: I item ids, N samples, S statistics.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,13 +19,15 @@ class StatFeatures:
     names: S features. A row's value is the target's count as of that row, stored as an integer id; no value means 0.
     mean_S, std_S: moments of log1p(count) over rows of the training log, to standardise with; without them log1p is not
         standardised.
+    sequences: feature of a sequence of items -> its S features, a count for each of its ids; for `SidCoord.sequences`.
 
-    Raises ContractError for moments that are not one per name.
+    Raises ContractError for moments or features that are not one per name.
     """
 
     names: tuple[str, ...]
     mean_S: tuple[float, ...] = ()
     std_S: tuple[float, ...] = ()
+    sequences: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.names:
@@ -32,6 +35,22 @@ class StatFeatures:
         for name, moments in (("mean_S", self.mean_S), ("std_S", self.std_S)):
             if moments and len(moments) != len(self.names):
                 raise ContractError(f"StatFeatures, {name}", f"one value for each of {self.names}", len(moments))
+        for feature, names in self.sequences.items():
+            if len(names) != len(self.names):
+                expected = f"one feature for each of {self.names}"
+                raise ContractError(f"StatFeatures, sequences, {feature}", expected, names)
+
+    def of(self, feature: str, target: str) -> tuple[str, ...]:
+        """Features with a count for each id of `feature`; the target's are its own.
+
+        Raises ContractError if there are none.
+        """
+        if feature not in self.sequences and feature != target:
+            expected = (
+                f"counts of the items in {feature}: StatFeatures(sequences={{{feature!r}: (...)}}), or ItemCounts"
+            )
+            raise ContractError("SID-Coord, statistics", expected, f"StatFeatures of {target} alone")
+        return self.sequences.get(feature, self.names)
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -76,6 +95,10 @@ class ItemCounts:
     @property
     def features(self) -> tuple[str, ...]:
         """Features of the batch that hold statistics: none."""
+        return ()
+
+    def of(self, feature: str, target: str) -> tuple[str, ...]:
+        """Features with a count for each id of `feature`: none."""
         return ()
 
     def rows(self, items: int) -> Tensor:

@@ -8,13 +8,14 @@ import torch
 from torch import nn
 from torchrec.models.dlrm import DLRMTrain
 from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec.config.item import HidItem
 from sidrec.plug import ItemCounts, SidCoord, embedding_parameters
 from sidrec.plug.sid_coord import SidCoordKeyedArch, SidCoordSparseArch
 from sidrec.schema import ContractError
 from sidrec.sid.catalog import Catalog
-from tests.plug.hosts import DIM, MODELS, batch, dlrm, plugged, train_dlrm
+from tests.plug.hosts import DIM, KNOWN, MODELS, batch, dlrm, plugged, train_dlrm
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -98,3 +99,17 @@ def test_counts_weigh_items_by_their_exposures() -> None:
     log = float(np.log(4))
     assert mean_S.tolist() == pytest.approx([0.8 * log])
     assert std_S.tolist() == pytest.approx([0.4 * log])
+
+
+def test_a_table_may_start_at_0() -> None:
+    """Row 0 is then the catalog's item 1, and the last row of the catalog is one row earlier."""
+    rows = KeyedJaggedTensor(
+        keys=["cat", "item_id", "history"],
+        values=torch.tensor([0, 0, 0, KNOWN - 1, 0, KNOWN]),
+        lengths=torch.tensor([1, 1, 1, 1, 1, 1]),
+    )
+    for first_id, with_sid in ((0, [True, True]), (1, [False, True])):
+        join = plugged(dlrm(), first_id=first_id).get_submodule("sparse_arch.sid_coord.join")
+        joined = join(rows, False)
+        assert (joined.target_B > 0).tolist() == with_sid
+        assert (joined.history_BT[:, 0] > 0).tolist() == ([True, False] if first_id == 0 else [False, True])

@@ -12,8 +12,10 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from sidrec.config.item import SidCoordItem, SidItem
 from sidrec.config.item_parts import ModuloIndex, SpmTokens, SumGate
 from sidrec.plug import ItemCounts, StatFeatures
+from sidrec.plug.attach import ELSE
 from sidrec.schema import ContractError
-from tests.plug.hosts import DIM, ITEMS, dlrm, plugged
+from tests.plug.hosts import DIM, ITEMS, dlrm, plugged, tables
+from tests.plug.test_sequences import collection
 
 
 def with_tables(*configs: tuple[str, int, int, list[str]]) -> nn.Module:
@@ -39,25 +41,35 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "no sparse_arch": (
         lambda: nn.Linear(1, 1),
         {},
-        "Linear: expected one module with a sparse_arch, as the models of torchrec.models have (for another "
-        "model, call sidrec.plug.SidCoord behind its embedding collection), got 0",
+        f"Linear: expected one module with a sparse_arch, as the models of torchrec.models have ({ELSE}), got 0",
+    ),
+    "a collection alone": (tables, {}, f"a model with a sparse_arch ({ELSE}), got an EmbeddingBagCollection alone"),
+    "a model with an EmbeddingCollection": (
+        lambda: nn.ModuleDict({"sequences": collection()}),
+        {},
+        f"ModuleDict: expected one module with a sparse_arch, as the models of torchrec.models have ({ELSE}), got 0",
+    ),
+    "a first id beyond the table": (
+        dlrm,
+        {"first_id": 20},
+        "catalog, item ids: expected ids below 31, the rows of the item table, with item 1 in row 20, got 40",
     ),
     "two of them": (lambda: nn.ModuleList([dlrm(), dlrm()]), {}, "expected one module with a sparse_arch"),
     "another kind of sparse_arch": (
         with_another_child,
         {},
-        "DLRM, sparse_arch: expected an embedding_bag_collection of tables and nothing else, got "
+        f"DLRM, sparse_arch: expected an embedding_bag_collection of tables and nothing else ({ELSE}), got "
         "embedding_bag_collection: EmbeddingBagCollection, more: Linear",
     ),
     "a second time": (
         lambda: plugged(dlrm()),
         {},
-        "nothing else, got embedding_bag_collection: EmbeddingBagCollection, s",
+        f"nothing else ({ELSE}), got embedding_bag_collection: EmbeddingBagCollection, s",
     ),
     "item not there": (
         dlrm,
         {"item": "product"},
-        "feature product: expected one table that reads it, got features ['cat', 'history', 'item_id']",
+        f"feature product: expected one table that reads it ({ELSE}), got features ['cat', 'history', 'item_id']",
     ),
     "item misspelt": (
         dlrm,
@@ -67,22 +79,22 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
     "history not there": (
         dlrm,
         {"history": "clicks"},
-        "feature clicks: expected one table that reads it, got features",
+        f"feature clicks: expected one table that reads it ({ELSE}), got features",
     ),
     "item in two tables": (
         lambda: with_tables(ITEM, ("t_cat", 9, DIM, ["item_id"])),
         {},
-        "feature item_id: expected one table that reads it, got 2 of them",
+        f"feature item_id: expected one table that reads it ({ELSE}), got 2 of them",
     ),
     "widths that differ": (
         lambda: with_tables(ITEM, ("t_cat", 9, 2 * DIM, ["cat"])),
         {},
-        f"table t_cat: expected the width of the item's table t_item, {DIM}, got {2 * DIM}",
+        f"table t_cat: expected the width of the item's table t_item, {DIM} ({ELSE}), got {2 * DIM}",
     ),
     "history of other ids": (
         lambda: with_tables(("t_item", ITEMS, DIM, ["item_id"]), ("t_history", 7, DIM, ["history"])),
         {},
-        f"feature history: expected a table of {ITEMS} rows as item_id has, for the same ids, got 7 rows",
+        f"feature history: expected a table of {ITEMS} rows as item_id has, for the same ids ({ELSE}), got 7 rows",
     ),
     "a table called s1": (
         lambda: with_tables(ITEM, ("s1", 9, DIM, ["cat"])),
