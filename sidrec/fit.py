@@ -19,11 +19,12 @@ import numpy as np
 from sidrec.config import Recipe
 from sidrec.config.learners import TokenizerConfig
 from sidrec.errors import TrainingError, print_warning
+from sidrec.id_maps import IdMaps, check_grown
 from sidrec.io.output_folders import output_folder, replaceable_folder, replaced_folder
 from sidrec.io.output_lock import OutputLock, locked
 from sidrec.machine import unwritable
 from sidrec.parallel.process_group import Ranks, largest, of_machine, raise_on_all_ranks, run_on_all_ranks
-from sidrec.schema import ITEMS, ContractError
+from sidrec.schema import ITEM_ID, ITEMS, LOG, MANIFEST, ContractError, MapDigest, load_manifest
 from sidrec.sid.catalog import CARD, CATALOG, JOURNAL, PICTURES, REPORT, TOKENIZER, Catalog, load_catalog, write_catalog
 from sidrec.sid.collisions import resolve
 from sidrec.sid.item_vectors import ItemVectors, map_item_vectors, read_item_vectors
@@ -175,7 +176,8 @@ def _encode_and_write(items: ItemVectors, fitted: _Fitted, recipe: Recipe, overw
         codes_NL, moved, unresolved = resolve(items.vectors_NV, codes_NL, tokenizer)
         collisions = {"moved_items": moved, "unresolved_items": unresolved}
         facts |= clock.spent("resolve")
-    catalog = Catalog(items.item_ids_N, codes_NL, tokenizer.codebook_sizes, encoded.weights_NL)
+    item_map = _item_map(recipe.data.path)
+    catalog = Catalog(items.item_ids_N, codes_NL, tokenizer.codebook_sizes, encoded.weights_NL, item_map=item_map)
     error = reconstruction_error(items.vectors_NV, codes_NL, tokenizer, encoded.weights_NL)
     codes, equal = code_quality(codes_NL, tokenizer.codebook_sizes), equal_vectors(items.vectors_NV)
     check_collapse(codes, equal)
@@ -193,6 +195,11 @@ def _encode_and_write(items: ItemVectors, fitted: _Fitted, recipe: Recipe, overw
     print(quality_table(quality))
     print(quality_verdict(codes, tokenizer.codebook_sizes, equal))
     print(f"pictures: {target / PICTURES}")
+
+
+def _item_map(data: Path) -> MapDigest | None:
+    """The id map of the data folder's items; None if it has no log or no maps."""
+    return load_manifest(data / LOG).id_maps.get(ITEM_ID) if (data / LOG / MANIFEST).is_file() else None
 
 
 def _may_write(catalog: Catalog, target: Path, overwrite: bool) -> bool:
@@ -276,6 +283,9 @@ def _extend(recipe: Recipe, source: Path, overwrite: bool) -> None:
     _check_target(target, [path, source], overwrite)
     catalog = load_catalog(source)
     tokenizer, config = load_tokenizer(source / TOKENIZER)
+    item_map = _item_map(recipe.data.path)
+    if catalog.item_map is not None and item_map is not None:
+        check_grown(IdMaps({ITEM_ID: catalog.item_map}), source, recipe.data.path)
     if config != recipe.tokenizer:
         print_warning(f"the recipe's section tokenizer is not that of {source}, whose frozen tokenizer is used")
     with tempfile.TemporaryDirectory(prefix="sidrec-fit-") as scratch:
@@ -285,6 +295,7 @@ def _extend(recipe: Recipe, source: Path, overwrite: bool) -> None:
         new_N = ~np.isin(items.item_ids_N, catalog.item_ids_N)
         _check_codes(catalog, items, ~new_N, tokenizer, config, path)
         larger = catalog.extend(items.item_ids_N[new_N], items.vectors_NV[new_N], tokenizer, config.resolve_collisions)
+        larger = replace(larger, item_map=item_map or catalog.item_map)
     codes = code_quality(larger.codes_NL, larger.codebook_sizes)
     if _may_write(larger, target, overwrite):
         extended = {"catalog": str(source), "fingerprint": catalog.fingerprint, "new_items": int(new_N.sum())}

@@ -16,6 +16,8 @@ from sidrec.config.section import granularity_levels
 from sidrec.data.item_tables import HID, ContentVectors, ItemTable, ItemTables, impressions_by_id, item_tables
 from sidrec.data.loader import columns_of
 from sidrec.data.rows import RowGroup, split_index
+from sidrec.errors import print_warning
+from sidrec.id_maps import IdMaps, check_grown
 from sidrec.schema import ITEM_ID, ITEMS, LOG, MANIFEST, ContractError, Manifest, load_manifest
 from sidrec.sid.catalog import Catalog, fitted_config, load_catalog
 from sidrec.sid.granularity import Subwords, fit_subwords
@@ -77,6 +79,22 @@ def read_contracts(recipe: Recipe) -> tuple[Manifest, Catalog | None]:
     return manifest, load_catalog(recipe.data.catalog) if recipe.model.item.sids else None
 
 
+def check_item_ids(recipe: Recipe, manifest: Manifest, catalog: Catalog | None) -> None:
+    """Checks that the log numbers items as the catalog does, where both have an id map.
+
+    Warns if the log has fewer items than the catalog's data had: then nothing tells. Raises ContractError as
+    `check_grown` does.
+    """
+    known, found = catalog.item_map if catalog else None, manifest.id_maps.get(ITEM_ID)
+    if known is None or found is None:
+        return
+    if found.ids < known.ids:
+        got = f"{recipe.data.path} has {found.ids:,} items, fewer than the {known.ids:,} of {recipe.data.catalog}"
+        print_warning(f"{got}: whether both number them alike is not checked")
+    else:
+        check_grown(IdMaps({ITEM_ID: known}), recipe.data.catalog, recipe.data.path)
+
+
 def independent_levels(recipe: Recipe) -> str | None:
     """A warning if the model joins levels of the catalog that do not refine each other, None otherwise."""
     item, config = recipe.model.item.sids, fitted_config(recipe.data.catalog)
@@ -98,6 +116,7 @@ def read_dataset(recipe: Recipe) -> Dataset:
     Raises ConfigError or ContractError.
     """
     manifest, catalog = read_contracts(recipe)
+    check_item_ids(recipe, manifest, catalog)
     return assemble_dataset(recipe, manifest, catalog, fit_item_subwords(recipe, manifest, catalog))
 
 

@@ -4,7 +4,7 @@ A catalog folder holds::
 
     codes.parquet    item_id, sid_1 .. sid_L; weight_1 .. weight_L where the tokenizer gives weights; `extension` of
                      each item if the catalog was extended
-    catalog.json     codebook sizes, number of items, fingerprint
+    catalog.json     codebook sizes, number of items, fingerprint; number and digest of the item ids, if they have a map
     tokenizer/       the tokenizer's artifact, which encodes new items   (`sidrec fit` adds this and the rest)
     report.json      code quality
     training.jsonl   one line per epoch, for learners that have epochs
@@ -18,7 +18,7 @@ Shapes: N items, L levels, E extensions.
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from pydantic import TypeAdapter, ValidationError
 from sidrec.config.learners import TokenizerConfig
 from sidrec.io.files import readable
 from sidrec.io.output_folders import FolderKind, Written, replaced_folder
-from sidrec.schema import ITEM_ID, UNKNOWN_ID, ContractError, read_json
+from sidrec.schema import ITEM_ID, UNKNOWN_ID, ContractError, MapDigest, map_digests, read_json
 from sidrec.sid.collisions import resolve
 from sidrec.sid.tokenizer import Tokenizer
 from sidrec.text import near_folder
@@ -42,6 +42,7 @@ REPORT = "report.json"
 PICTURES = "pictures"
 JOURNAL = "training.jsonl"
 EXTENSION = "extension"  # int32 column of codes.parquet
+ITEM_MAP = "item_ids"  # key of catalog.json
 CATALOG_VERSION = 1
 _CONFIG: TypeAdapter[TokenizerConfig] = TypeAdapter(TokenizerConfig)
 NAMED = 5  # numbers in a message
@@ -72,6 +73,7 @@ class Catalog:
     codes_NL: int64, level l in [0, codebook_sizes[l]).
     weights_NL: float32 per token, finite, or None.
     extension_N: int64, the extension that added each item: 0 for items of the fit, then 1, 2... Left out: all 0.
+    item_map: the id map of the items, if their data folder has one. No part of the fingerprint.
 
     Raises ContractError naming the first item that breaks this.
     """
@@ -81,6 +83,7 @@ class Catalog:
     codebook_sizes: tuple[int, ...]
     weights_NL: np.ndarray | None = None
     extension_N: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    item_map: MapDigest | None = None
 
     def __post_init__(self) -> None:
         order = np.argsort(self.item_ids_N, kind="stable")
@@ -184,6 +187,7 @@ class Catalog:
             self.codebook_sizes,
             weights,
             np.concatenate([self.extension_N, np.full(len(new_item_ids), len(self.fingerprints))]),
+            self.item_map,
         )
 
     def save(self, path: Path) -> None:
@@ -198,7 +202,7 @@ class Catalog:
 def load_catalog(path: Path | str) -> Catalog:
     """Reads a catalog folder. Raises ContractError when it is no catalog, or its codes changed since it was saved."""
     path = Path(path)
-    codebook_sizes, fingerprint = _read_card(path / CARD)
+    codebook_sizes, fingerprint, item_map = _read_card(path / CARD)
     table = _read_codes(path / CODES, len(codebook_sizes))
     levels = range(1, len(codebook_sizes) + 1)
     codes = np.stack([table[f"sid_{level}"].to_numpy() for level in levels], axis=1)
@@ -206,7 +210,7 @@ def load_catalog(path: Path | str) -> Catalog:
     if "weight_1" in table.column_names:
         weights = np.stack([table[f"weight_{level}"].to_numpy() for level in levels], axis=1)
     extension = {"extension_N": table[EXTENSION].to_numpy()} if EXTENSION in table.column_names else {}
-    catalog = Catalog(table[ITEM_ID].to_numpy(), codes, codebook_sizes, weights, **extension)
+    catalog = Catalog(table[ITEM_ID].to_numpy(), codes, codebook_sizes, weights, **extension, item_map=item_map)
     if catalog.fingerprint != fingerprint:
         raise ContractError(f"{path}, fingerprint", f"{fingerprint} as {CARD} says", catalog.fingerprint)
     return catalog
@@ -229,16 +233,18 @@ def write_catalog(catalog: Catalog, folder: Path) -> None:
     if catalog.extension_N.any():
         columns[EXTENSION] = catalog.extension_N.astype(np.int32)
     pq.write_table(pa.table(columns), folder / CODES)
-    card = {
+    card: dict[str, object] = {
         "version": CATALOG_VERSION,
         "items": len(catalog),
         "codebook_sizes": list(catalog.codebook_sizes),
         "fingerprint": catalog.fingerprint,
     }
+    if catalog.item_map is not None:
+        card[ITEM_MAP] = asdict(catalog.item_map)
     (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
 
 
-def _read_card(path: Path) -> tuple[tuple[int, ...], str]:
+def _read_card(path: Path) -> tuple[tuple[int, ...], str, MapDigest | None]:
     if not path.exists():
         got = f"no such file{near_folder(path.parent, CARD)}"
         raise ContractError(path, "a catalog, as `sidrec fit` makes it", got)
@@ -251,7 +257,8 @@ def _read_card(path: Path) -> tuple[tuple[int, ...], str]:
         raise ContractError(path, "JSON with version, codebook_sizes and fingerprint", repr(error)) from None
     if version != CATALOG_VERSION:
         raise ContractError(f"{path}, version", str(CATALOG_VERSION), version)
-    return codebook_sizes, fingerprint
+    item_map = map_digests({ITEM_ID: card[ITEM_MAP]}, str(path))[ITEM_ID] if ITEM_MAP in card else None
+    return codebook_sizes, fingerprint, item_map
 
 
 def _read_codes(path: Path, levels: int) -> pa.Table:

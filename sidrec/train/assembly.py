@@ -12,7 +12,7 @@ from torchrec.distributed.types import ShardingPlan
 
 from sidrec.checkpoint.train_state import Inputs
 from sidrec.config import Recipe
-from sidrec.data.dataset import Dataset, assemble_dataset, fit_item_subwords, read_contracts
+from sidrec.data.dataset import Dataset, assemble_dataset, check_item_ids, fit_item_subwords, read_contracts
 from sidrec.data.loader import SplitLoader, columns_of, open_split
 from sidrec.model.ranker import Ranker
 from sidrec.parallel.planning import hardware_of, local_world, make_plan
@@ -33,6 +33,7 @@ def open_dataset(recipe: Recipe, ranks: Ranks, *, moments: bool = True) -> Datas
     differently. Raises ConfigError or ContractError, before anything is allocated.
     """
     manifest, catalog = run_on_all_ranks(ranks, lambda: read_contracts(recipe))
+    run_on_all_ranks(ranks, lambda: check_item_ids(recipe, manifest, catalog) if ranks.first else None)
     fitted = run_on_all_ranks(ranks, lambda: fit_item_subwords(recipe, manifest, catalog) if ranks.first else None)
     subwords = broadcast_object(ranks, fitted)
     return run_on_all_ranks(ranks, lambda: assemble_dataset(recipe, manifest, catalog, subwords, moments=moments))

@@ -10,7 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from sidrec import cli
-from sidrec.schema import ContractError
+from sidrec.config.load import load_file
+from sidrec.data.dataset import check_item_ids
+from sidrec.id_maps import save_source_ids
+from sidrec.schema import ContractError, Manifest, load_manifest, save_manifest
 from sidrec.sid.catalog import Catalog, load_catalog
 from sidrec.sid.granularity import granularity_rows, rows_by_extension
 from sidrec.sid.learners.kmeans import ResidualKMeans
@@ -148,3 +151,38 @@ def test_fit_extend_refuses_what_would_be_wrong(yesterday: Path, capsys: pytest.
         assert error.count("\n") == 1, error
         assert re.search(expected, error), error
         assert not (yesterday / "more").exists()
+
+
+def with_item_map(folder: Path, *names: str) -> None:
+    """A manifest for the data folder, and the map of its items."""
+    data = folder / "data"
+    ids = {"user_id": 2, "item_id": len(names) + 1}
+    save_manifest(Manifest("test", 0, ids, (), (), 0, {}), data / "log")
+    items = save_source_ids(data, "item_id", pa.chunked_array([list(names)]))
+    save_manifest(Manifest("test", 0, ids, (), (), 0, {}, id_maps={"item_id": items}), data / "log")
+
+
+def test_a_catalog_knows_whose_items_it_has(yesterday: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is extended on the same ids and more alone, and a log that numbers items otherwise does not use it."""
+    names = [f"sku-{number}" for number in range(80)]
+    (yesterday / "data" / "log").mkdir()
+    with_item_map(yesterday, *names[:75])
+    assert cli.main(["fit", f"{yesterday}/sids.yaml", "--overwrite"]) == 0
+    catalog = load_catalog(yesterday / "sids")
+    assert catalog.item_map is not None
+    assert catalog.item_map.ids == 75
+    moved = ["other", *names[1:80]]
+    with_item_map(yesterday, *moved)
+    capsys.readouterr()
+    assert cli.main(["fit", f"{yesterday}/more.yaml", "--extend", f"{yesterday}/sids"]) == 2
+    assert "ids of item_id: expected the 75 ids of" in capsys.readouterr().err
+    recipe = load_file(yesterday / "sids.yaml")
+    with pytest.raises(ContractError, match=r"ids of item_id: expected the 75 ids of .*/sids"):
+        check_item_ids(recipe, load_manifest(yesterday / "data" / "log"), catalog)
+    for count, warned in ((75, False), (80, False), (60, True)):
+        with_item_map(yesterday, *names[:count])
+        check_item_ids(recipe, load_manifest(yesterday / "data" / "log"), catalog)
+        assert ("is not checked" in capsys.readouterr().err) == warned
+    with_item_map(yesterday, *names)
+    assert cli.main(["fit", f"{yesterday}/more.yaml", "--extend", f"{yesterday}/sids"]) == 0
+    assert load_catalog(yesterday / "more").item_map == load_manifest(yesterday / "data" / "log").id_maps["item_id"]
