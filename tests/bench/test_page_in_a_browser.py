@@ -22,7 +22,11 @@ def test_in_a_browser(tmp_path: Path) -> None:
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         pytest.skip("no browser here")
-    looks = _looks(browser, tmp_path)
+    pages = []
+    for result in CASES.values():
+        write_page(result, tmp_path / "bench.html")
+        pages.append((tmp_path / "bench.html").read_text(encoding="utf-8"))
+    looks = looks_of(browser, pages, tmp_path)
     for index, (name, result) in enumerate(CASES.items()):
         measured = sorted(plan.title for plan in result.plans if plan.failed is None and plan.timings)
         rated = [plan for plan in result.plans if plan.default is not None]
@@ -41,12 +45,8 @@ def test_in_a_browser(tmp_path: Path) -> None:
                 assert found["numbers"] == sum(len(each) for each in (rated, [one for one in rated if one.calibrated]))
 
 
-def _looks(browser: str, folder: Path) -> list[dict[str, Any]]:
-    """What the probe found of each case, on a wide and on a narrow screen."""
-    pages = []
-    for result in CASES.values():
-        write_page(result, folder / "bench.html")
-        pages.append((folder / "bench.html").read_text(encoding="utf-8"))
+def looks_of(browser: str, pages: list[str], folder: Path) -> list[dict[str, Any]]:
+    """What the probe found of each page, on a wide and on a narrow screen."""
     probe = folder / "probe.html"
     probe.write_text(PROBE.read_text().replace("PAGES", json.dumps(pages).replace("</", "<\\/")))
     flags = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={folder / 'profile'}"]
