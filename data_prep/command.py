@@ -14,10 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from inspect import getdoc
 from pathlib import Path
-from typing import IO, Any, Never, Protocol, TypeVar, cast
+from typing import IO, Any, Protocol, TypeVar, cast
 
 import numpy as np
-from tqdm import tqdm
 
 from sidrec import command_line, schema
 from sidrec.errors import ContractError
@@ -33,6 +32,7 @@ from sidrec.io.output_folders import (
     restore,
 )
 from sidrec.io.output_lock import OutputLock
+from sidrec.io.progress import Bar
 
 
 class Command(Protocol):
@@ -75,9 +75,9 @@ def refuse_flags(rules: Mapping[str, tuple[bool, str, object]]) -> None:
             raise ContractError(flag, expected, got)
 
 
-def rows_bar(what: str, rows: int) -> "tqdm[Never]":
-    """A progress bar over rows; silent where stderr is no terminal."""
-    return tqdm(total=rows, desc=what, unit="row", unit_scale=True, disable=None)
+def rows_bar(what: str, rows: int) -> Bar:
+    """A progress bar over rows; lines where stderr is no terminal."""
+    return Bar(total=rows, desc=what, unit="row", unit_scale=True, disable=None)
 
 
 @contextmanager
@@ -85,7 +85,7 @@ def reading(path: Path) -> Iterator[IO[bytes]]:
     """Opens a file for reading, with a progress bar over its (compressed) bytes."""
     with (
         path.open("rb") as file,
-        tqdm.wrapattr(file, "read", total=path.stat().st_size, desc=path.name, disable=None) as watched,
+        Bar.wrapattr(file, "read", total=path.stat().st_size, desc=path.name, disable=None) as watched,
     ):
         yield cast(IO[bytes], watched)
 

@@ -23,12 +23,12 @@ from typing import Annotated, Any, cast
 
 import numpy as np
 import tyro
-from tqdm import tqdm
 
 from sidrec import schema
 from sidrec.command_line import metavar
 from sidrec.errors import ContractError
 from sidrec.io.files import read_json, write_json
+from sidrec.io.progress import Bar
 
 from .command import WorkFolder, file_facts, refuse_flags, rows_bar, run
 from .criteo_layout import (
@@ -190,7 +190,7 @@ def _open(
 
 def _read(days: tuple[Day, ...], steps: "Steps") -> None:
     sizes = {day: day.source.stat().st_size for day in days}
-    with tqdm(total=sum(sizes.values()), desc="reading", unit="B", unit_scale=True, disable=None) as bar:
+    with Bar(total=sum(sizes.values()), desc="reading", unit="B", unit_scale=True, disable=None) as bar:
         for day in days:
             if steps.record(day.reading):
                 bar.update(sizes[day])

@@ -16,10 +16,10 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from sidrec import schema
 from sidrec.errors import ContractError
+from sidrec.io.progress import Bar
 from sidrec.schema import ITEM_ID, OTHER_ID, Manifest
 
 from .command import refuse_flags, rows_bar
@@ -124,7 +124,7 @@ def read_sequences(data: Path, earliest_share: float = 1.0) -> Sequences:
 
 
 def positives(
-    log: Path, manifest: Manifest, split: str, bar: tqdm
+    log: Path, manifest: Manifest, split: str, bar: Bar
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Users, items and timestamps of a split's rows with label 1, in the log's order.
 

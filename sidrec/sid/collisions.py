@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
+from sidrec.io.progress import Bar
 from sidrec.schema import ContractError
 from sidrec.sid.tokenizer import Tokenizer
 
@@ -50,7 +50,7 @@ def resolve(
     shared = np.flatnonzero(counts[sid_index_N[: len(sid_N)]] > 1)
     shared = shared[np.argsort(sid_N[shared], kind="stable")]
     resolved_NL, moved, unresolved = codes_NL.copy(), 0, 0
-    with tqdm(total=len(shared), desc="resolve collisions", unit=" items", disable=None) as bar:
+    with Bar(total=len(shared), desc="resolve collisions", unit=" items", disable=None) as bar:
         for block in _blocks(shared, sid_N // size, max(1, most_costs // size)):
             costs_RK = _costs(_rows(vectors_NV, block), codes_NL[block], tokenizer)
             leaving = np.flatnonzero(~_stay(sid_N[block], costs_RK, size, taken))

@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import DTypeLike
-from tqdm import tqdm
 
 from sidrec.io.files import column_type, readable
+from sidrec.io.progress import Bar
 from sidrec.schema import (
     BEHAVIOR,
     ITEM_ID,
@@ -212,7 +212,7 @@ def _vector_width(schema: pa.Schema, column: str, path: Path) -> int:
 
 def _batches(file: pq.ParquetFile, columns: list[str], path: Path, rows: int) -> Iterator[tuple[int, pa.RecordBatch]]:
     start = 0
-    with tqdm(total=file.metadata.num_rows, desc="read item vectors", unit=" items", disable=None) as bar:
+    with Bar(total=file.metadata.num_rows, desc="read item vectors", unit=" items", disable=None) as bar:
         try:
             for batch in file.iter_batches(batch_size=rows, columns=columns):
                 yield start, batch

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm import trange
 
+from sidrec.io.progress import Bar
 from sidrec.schema import ContractError
 from sidrec.sid.tokenizer import Tokenizer
 
@@ -120,7 +120,7 @@ def reconstruction_error(
     """
     squared = deviation = 0.0
     mean_V = vectors_NV.mean(axis=0, dtype=np.float64).astype(np.float32)
-    for start in trange(0, len(vectors_NV), rows, desc="reconstruct", unit_scale=rows, unit=" items", disable=None):
+    for start in Bar(range(0, len(vectors_NV), rows), desc="reconstruct", unit_scale=rows, unit=" items", disable=None):
         part = vectors_NV[start : start + rows]
         weights = None if weights_NL is None else weights_NL[start : start + rows]
         decoded = tokenizer.decode(codes_NL[start : start + rows], weights)

@@ -84,6 +84,7 @@ def test_a_training_refused_a_place_need_not_be_done_again(
 
 def test_two_ranks_of_torchx_fit_one_catalog(tmp_path: Path) -> None:
     recipe = write_world(tmp_path)
+    pytest.importorskip("torchx", reason="torchx is not installed; the extra launch brings it")
     torchx = str(Path(sys.executable).with_name("torchx"))
     command = [torchx, "run", "-s", "local_cwd", "-cfg", f"log_dir={tmp_path / 'logs'}", "launch/components.py:fit"]
     command += ["--recipe", str(recipe), "--ranks", "2", "--", "--tokenizer.learner.training.epochs", "3"]

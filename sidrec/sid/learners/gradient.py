@@ -13,7 +13,6 @@ from typing import Self
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sidrec.config.learners import (
     AdaSidConfig,
@@ -26,6 +25,7 @@ from sidrec.config.learners import (
     QuaSidConfig,
     RqVaeConfig,
 )
+from sidrec.io.progress import Bar
 from sidrec.schema import BEHAVIOR, ContractError
 from sidrec.sid.networks.adc_sid import AdcSid
 from sidrec.sid.networks.mm_rqvae import MmRqVae
@@ -255,7 +255,7 @@ def _chunks(
     encode: Callable[[Tensor], tuple[Tensor, Tensor | None]], vectors_NV: np.ndarray
 ) -> Iterator[tuple[slice, tuple[Tensor, Tensor | None]]]:
     """Rows, their codes and weights, chunk by chunk; zeros fill the last chunk up to the shape of the others."""
-    with tqdm(total=len(vectors_NV), desc="encode", unit=" items", unit_scale=True, disable=None) as progress:
+    with Bar(total=len(vectors_NV), desc="encode", unit=" items", unit_scale=True, disable=None) as progress:
         for start in range(0, len(vectors_NV), CHUNK):
             rows = vectors_NV[start : start + CHUNK]
             padded_CV = np.zeros((CHUNK, rows.shape[1]), dtype=np.float32)

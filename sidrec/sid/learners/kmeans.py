@@ -13,9 +13,9 @@ from typing import Self
 
 import faiss
 import numpy as np
-from tqdm import tqdm, trange
 
 from sidrec.config.learners import ResidualKMeansConfig
+from sidrec.io.progress import Bar
 from sidrec.schema import ContractError
 from sidrec.sid.tokenizer import Encoded, SideInformation, Tokenizer, check_width
 
@@ -62,7 +62,7 @@ class ResidualKMeans(Tokenizer):
         threads = faiss.omp_get_max_threads()
         faiss.omp_set_num_threads(config.threads)
         try:
-            for level in tqdm(range(config.levels), desc="fit levels", unit=" level", disable=None):
+            for level in Bar(range(config.levels), desc="fit levels", unit=" level", disable=None):
                 centroids_KV = _cluster(residual, config, seed, level)
                 codebooks.append(centroids_KV)
                 residual -= centroids_KV[faiss.knn(residual, centroids_KV, 1)[1][:, 0]]
@@ -86,7 +86,7 @@ class ResidualKMeans(Tokenizer):
         codes_NL = np.empty((len(vectors_NV), levels), dtype=np.int64)
         rows = max(1, distances // (self._beam * size))
         search = _greedy if self._beam == 1 else partial(_beam_search, beam=self._beam)
-        for start in trange(0, len(vectors_NV), rows, desc="encode", unit_scale=rows, unit=" items", disable=None):
+        for start in Bar(range(0, len(vectors_NV), rows), desc="encode", unit_scale=rows, unit=" items", disable=None):
             part = slice(start, start + rows)
             codes_NL[part] = search(np.asarray(vectors_NV[part], np.float32), self._codebooks_LKV)
         return Encoded(codes_NL)

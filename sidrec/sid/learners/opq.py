@@ -8,9 +8,9 @@ from typing import Self
 
 import faiss
 import numpy as np
-from tqdm import tqdm, trange
 
 from sidrec.config.learners import OpqConfig
+from sidrec.io.progress import Bar
 from sidrec.schema import ContractError
 from sidrec.sid.learners.kmeans import plain_kmeans, squared_distances, training_sample
 from sidrec.sid.tokenizer import Encoded, SideInformation, Tokenizer, check_width
@@ -56,7 +56,7 @@ class Opq(Tokenizer):
             axes_CV = _rotation(sample_NV @ axes_CV.T, config, seed) @ axes_CV
             parts = np.split(sample_NV @ axes_CV.T, config.levels, axis=1)
             codebooks = []
-            for level, part_NS in enumerate(tqdm(parts, desc="fit levels", unit=" level", disable=None)):
+            for level, part_NS in enumerate(Bar(parts, desc="fit levels", unit=" level", disable=None)):
                 start = int(np.random.SeedSequence([seed, level]).generate_state(1)[0]) >> 1  # a C int
                 points_NS = np.ascontiguousarray(part_NS)
                 codebooks.append(plain_kmeans(points_NS, config.codebook_size, config.iterations, start))
@@ -77,7 +77,7 @@ class Opq(Tokenizer):
         check_width(vectors_NV, self.width)
         codes_NL = np.empty((len(vectors_NV), len(self._codebooks_LKS)), dtype=np.int64)
         rows_RV = np.zeros((ROWS, self.width), dtype=np.float32)
-        for start in trange(0, len(vectors_NV), ROWS, desc="encode", unit_scale=ROWS, unit=" items", disable=None):
+        for start in Bar(range(0, len(vectors_NV), ROWS), desc="encode", unit_scale=ROWS, unit=" items", disable=None):
             part = vectors_NV[start : start + ROWS]
             rows_RV[: len(part)] = part
             parts_RC = (rows_RV - self._mean_V) @ self._axes_CV.T

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from sidrec.config.learner_parts import Training
 from sidrec.config.learners import GradientLearnerConfig
 from sidrec.errors import CollapseError, DivergedError
 from sidrec.io.files import replaced_file
+from sidrec.io.progress import Bar
 from sidrec.sid.losses.loss import schedule_factor
 from sidrec.sid.networks.codebook import Codebook
 from sidrec.sid.networks.network import Coded, ItemBatch, Network
@@ -73,7 +73,7 @@ class Trainer:
         if not self._resume():
             self._place_codebooks()
         steps, done = self._batches.steps, len(self.journal)
-        progress = tqdm(
+        progress = Bar(
             total=self._config.epochs * steps,
             initial=done * steps,
             desc="train",
@@ -95,7 +95,7 @@ class Trainer:
             self.network.place_codebooks(self._batches.sample(PLACEMENT_POINTS * max(self.network.codebook_sizes)))
         self._replicas.broadcast([*self._modules.parameters(), *self._modules.buffers()])
 
-    def _epoch(self, epoch: int, progress: tqdm) -> dict[str, Any]:
+    def _epoch(self, epoch: int, progress: Bar) -> dict[str, Any]:
         torch.manual_seed(self._epoch_seed(epoch))
         for scheduled in self._losses:
             scheduled.loss.begin_epoch(self.network)
