@@ -13,7 +13,7 @@ from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import ModuleSharder, ShardingPlan, ShardingType
 
 from sidrec.config.recipe import ParallelConfig
-from sidrec.errors import PlanError
+from sidrec.errors import PlanError, print_warning
 from sidrec.machine import memory
 from sidrec.parallel.process_group import Ranks, broadcast_object, gather_objects, run_on_all_ranks
 from sidrec.parallel.sharding import MANAGED, managed_tables
@@ -80,7 +80,10 @@ def _searched_plan(
 ) -> ShardingPlan:
     cost = CalibratedCost(load_calibration(calibration, hardware.device))
     forced = None if config.sharding == "auto" else config.sharding
-    return sharding_plan(search(workload, hardware, sharders, cost, forced)[0].options, hardware)
+    options = search(workload, hardware, sharders, cost, forced)[0].options
+    for warning in cost.warnings(options, workload, hardware):
+        print_warning(f"{calibration}: {warning}")
+    return sharding_plan(options, hardware)
 
 
 def _torchrec_plan(

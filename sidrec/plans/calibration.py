@@ -147,12 +147,17 @@ class CalibratedCost:
     def remarks(self, options: Sequence[ShardingOption], workload: Workload, hardware: Hardware) -> list[str]:
         """What the calibration does not know about this plan, and its error on plans that were left out."""
         costs = self._calibration.costs_for(hardware.world)
-        work_K = plan_work(placed_tables(options), workload, hardware.world).max(axis=0)
-        found = [*_other_world(self._calibration, hardware.world), *_without_cost(costs, work_K)]
+        found = [*_other_world(self._calibration, hardware.world), *self.warnings(options, workload, hardware)]
         if costs.identifiability is None:
             return [*found, f"{OLD_FILE}: {costs.samples} plan(s) for {len(PLAN_KINDS)} kinds of work"]
+        return [*found, *_doubts(costs.identifiability)]
+
+    def warnings(self, options: Sequence[ShardingOption], workload: Workload, hardware: Hardware) -> list[str]:
+        """Those of the remarks that say why this plan's predicted step may be far off."""
+        costs = self._calibration.costs_for(hardware.world)
+        work_K = plan_work(placed_tables(options), workload, hardware.world).max(axis=0)
         known = costs.identifiability
-        return [*found, *outside_ranges(known, work_by_kind(work_K)), *_doubts(known)]
+        return [*_without_cost(costs, work_K), *(outside_ranges(known, work_by_kind(work_K)) if known else [])]
 
 
 def _parts(work_WK: np.ndarray, cost_K: np.ndarray) -> dict[str, float]:

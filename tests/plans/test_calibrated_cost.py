@@ -1,10 +1,21 @@
 """What a calibration does not know: costs that are missing, plans outside of the measured range, doubts."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from sidrec.plans.calibration import VERSION, CalibratedCost, Calibration, Identifiability, UnitCosts
+from sidrec.config.recipe import ParallelConfig
+from sidrec.parallel.planning import plan_for
+from sidrec.plans.calibration import (
+    VERSION,
+    CalibratedCost,
+    Calibration,
+    Identifiability,
+    UnitCosts,
+    load_calibration,
+    save_calibration,
+)
 from sidrec.plans.cost import KINDS, TorchRecCost
 from sidrec.plans.options import enumerate_options, on_ranks
 from tests.plans.tables_workload import hardware, sharders, workload
@@ -106,3 +117,25 @@ def test_doubts_about_a_calibration_are_said(known: Identifiability | None, worl
     assert all(part in found for part in said)
     assert ("nearest" in found, "rests on" in found) == (world == 2, known is None or known.plans == 12)
     assert TorchRecCost().remarks([option], load, there) == []
+
+
+@pytest.mark.parametrize(
+    ("ranges", "said"),
+    [
+        ({"looked_up_ids": (1.0, 1e9)}, ""),
+        ({"looked_up_ids": (1e7, 1e9)}, "outside the calibrated range, so that the prediction extrapolates"),
+        ({"sent_ids": (1.0, 2.0)}, "sent_ids 384 (measured: 1 to 2)"),
+    ],
+)
+def test_a_training_outside_of_the_measured_range_is_warned(
+    ranges: dict[str, tuple[float, float]], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = replace(KNOWN, ranges=ranges)
+    costs = UnitCosts(dict.fromkeys(KINDS, 1.0), 40, ["m"], 0.0, identifiability=known)
+    file, load, there = tmp_path / "calibration.json", workload({"a": (5000, 16)}), hardware()
+    save_calibration(file, Calibration(VERSION, "cpu", {4: costs}))
+    assert load_calibration(file, "cpu").worlds[4].identifiability == known
+    plan_for(load.model, sharders(), ParallelConfig(calibration=file, sharding="table_wise"), lambda: load, there)
+    warned = capsys.readouterr().err
+    assert warned.startswith(f"sidrec: warning: {file}: outside") if said else not warned
+    assert said in warned
