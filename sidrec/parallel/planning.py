@@ -94,9 +94,12 @@ def _torchrec_plan(
     constraints: dict[str, ParameterConstraints],
     hardware: Hardware,
 ) -> ShardingPlan:
-    on_cpu = {"ddr_cap": hardware.ddr} if hardware.device == "cpu" else {}  # TorchRec takes 128 GiB for each rank
-    topology = Topology(
-        world_size=hardware.world, local_world_size=hardware.local_world, compute_device=hardware.device, **on_cpu
+    topology = Topology(  # without caps TorchRec takes 32 GiB for a GPU and 128 GiB of host memory for each rank
+        world_size=hardware.world,
+        local_world_size=hardware.local_world,
+        compute_device=hardware.device,
+        hbm_cap=hardware.hbm,
+        ddr_cap=hardware.ddr,
     )
     planner = EmbeddingShardingPlanner(
         topology=topology,

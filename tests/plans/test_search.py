@@ -224,3 +224,20 @@ def test_torchrecs_planner_has_the_memory_of_the_ranks_on_cpu(ddr: int, fits: bo
     else:
         with pytest.raises(PlanError, match=r"no sharding plan for parallel\.sharding=auto"):
             plan_for(load.model, sharders(), ParallelConfig(), lambda: load, there)
+
+
+@pytest.mark.parametrize(
+    ("rows", "hbm", "kernels"),
+    [
+        (100_000, 80 * GB, {"fused"}),
+        (100_000_000, 80 * GB, {"fused"}),  # 25.6 GB and as much state, over two GPUs
+        (200_000_000, 80 * GB, {"fused"}),
+        (200_000_000, 141 * GB, {"fused"}),
+        (200_000_000, 16 * GB, {"fused_uvm", "fused_uvm_caching"}),
+    ],
+)
+def test_torchrecs_planner_has_the_memory_of_the_gpus(rows: int, hbm: int, kernels: set[str]) -> None:
+    load = workload({"a": (rows, 64)})
+    there = replace(hardware(2, device="cuda", hbm=hbm), ddr=400 * GB)
+    (plan,) = plan_for(load.model, sharders(), ParallelConfig(), lambda: load, there).plan.values()
+    assert plan["a"].compute_kernel in kernels
