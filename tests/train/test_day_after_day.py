@@ -178,8 +178,8 @@ def test_yesterdays_run_scores_the_next_day_by_source_ids(shop: Path) -> None:
 
 
 def test_the_scored_days_are_ranked_well(shop: Path) -> None:
-    """With five seeds of the shop: AUC .74 to .78 on the next day, and .73 to .80 on its cold items, where HIDs alone have
-    .51 to .60; on the third day .75 to .77, from scratch .47 to .53."""
+    """With five seeds of the shop: AUC .74 to .78 on the next day, and .73 to .80 on its cold items, where HIDs alone
+    have .51 to .60; on the third day .75 to .77, from scratch .47 to .53."""
     next_day = shop / "runs/one/seed0/evaluations/day2/metrics.json"
     assert auc(next_day) > 0.65
     assert auc(next_day, "cold") > 0.6, "new items are known by their titles"

@@ -339,3 +339,38 @@ def test_warm_starts(
         assert not (tmp_path / "runs").exists()
     else:
         assert (status, capsys.readouterr().err) == (0, "")
+
+
+KINDS: dict[str, dict[str, object]] = {
+    "hid": {"kind": "hid"},
+    "managed": {"kind": "hid", "hid_index": {"kind": "managed_collision", "rows": 32, "eviction_interval": 2}},
+    "hashed": {
+        "kind": "hid_and_sid",
+        "hid_index": {"kind": "modulo", "rows": 30},
+        "index": {"kind": "modulo", "rows": 40},
+    },
+    "gate_sid": {"kind": "gate_sid"},
+    "subwords": {"kind": "sid", "tokens": {"kind": "spm", "vocabulary": 30}},
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_table_reads_a_larger_log(
+    name: str, trained: Path, today: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hashed and managed tables have as many rows as before; all kinds score old ids alike. Subwords cannot grow."""
+    for part in ("data", "catalog"):
+        shutil.copytree(trained / part, tmp_path / part)
+    model = {"embedding_dim": 8, "context": CONTEXT, "item": KINDS[name]}
+    assert start(recipe_of(tmp_path, train={"epochs": 1, "runs": str(tmp_path / "runs")}, model=model)) == 0
+    before = pq.read_table(run_of(tmp_path) / "predictions_test.parquet")
+    assert evaluate(tmp_path, today).equals(before)
+    capsys.readouterr()
+    sids = ("--catalog", str(tmp_path / "today-sids"))
+    if name == "subwords":
+        argv = ["evaluate", str(run_of(tmp_path)), "--data", str(today), "--out", str(tmp_path / "other"), *sids]
+        assert "whose codes are other rows" in refusal(capsys, cli.main(argv))
+    elif name in ("hashed", "gate_sid"):
+        evaluate(tmp_path, today, *sids)
+    change_log(today, {}, item_id=np.full(200, 69))
+    assert np.isfinite(evaluate(tmp_path, today)["score"].to_numpy()).all()
