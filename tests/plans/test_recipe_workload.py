@@ -1,5 +1,7 @@
 """A recipe's workload, estimated without reading batches, against what its loader reads."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from sidrec.data.batch import Batch
 from sidrec.data.dataset import read_dataset
 from sidrec.data.loader import open_split
 from sidrec.plans.workload import RowFrequencies, mean_history, recipe_workload, seen_at_least_once
+from tests.parallel.test_list_columns import recipe_of, write_log_with_tags
 from tests.small_log import small_recipe, write_small_log
 
 WORLD = 2
@@ -70,3 +73,19 @@ def test_frequencies_are_those_of_unique_items(recipe: Recipe) -> None:
 def test_the_mean_history_is_that_of_the_used_part(recipe: Recipe) -> None:
     data = read_dataset(recipe)
     assert 0 < mean_history(recipe.data, data.manifest) <= recipe.data.history_length
+
+
+def test_bags_of_lists_are_those_of_the_loader(tmp_path: Path) -> None:
+    small = recipe_of(write_log_with_tags(tmp_path, 300), "label")
+    data = read_dataset(small)
+    loads = recipe_workload(small, data, WORLD).workload.loads
+    assert (loads["cat_tags"].ids_per_bag, loads["cat_a"].ids_per_bag) == ((1.5,), (1.0,))
+    loader = open_split(
+        small.data, small.model, "train", rank=0, world=WORLD, seed=0, shuffle=True,
+        tables=data.tables, manifest=data.manifest,
+    )  # fmt: skip
+    ids, bags = 0, 0
+    for batch in list(loader.batches(0))[:-1]:
+        lengths = batch.context["cat_tags"].lengths()
+        ids, bags = ids + int(lengths.sum()), bags + len(lengths)
+    assert ids / bags == pytest.approx(1.5, abs=0.2)
