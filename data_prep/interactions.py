@@ -93,6 +93,10 @@ class Columns:
         """Raises ContractError that names flags which contradict each other."""
         if self.label_column and self.rating_column:
             raise ContractError("--label-column, --rating-column", "at most one of them", "both")
+        roles = [self.user_column, self.item_column, self.timestamp_column, self.label_column or self.rating_column]
+        if repeated := [name for name in roles if name is not None and roles.count(name) > 1]:
+            flags = "--user-column, --item-column, --timestamp-column, --label-column, --rating-column"
+            raise ContractError(flags, "different columns", f"{repeated[0]!r} twice")
         if self.items_file is None and (self.text_columns or self.of_items):
             flags = "--text-columns, --item-cat-columns, --item-cat-list-columns, --item-dense-columns"
             raise ContractError(flags, "an --items-file that has them", "none")

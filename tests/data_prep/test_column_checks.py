@@ -129,6 +129,22 @@ def test_refusals(tmp_path: Path, changed: dict[str, Any], words: str) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "columns",
+    [
+        Columns(user_column="item_id"),
+        Columns(item_column="user_id"),
+        Columns(user_column="timestamp"),
+        Columns(label_column="user_id"),
+        Columns(rating_column="timestamp"),
+    ],
+    ids=str,
+)
+def test_one_column_in_two_roles(columns: Columns) -> None:
+    with pytest.raises(ContractError, match=r"different columns, got '\w+' twice"):
+        columns.check()
+
+
 def test_few_positives_prove_no_leak(tmp_path: Path) -> None:
     label = (NUMBER < 4).astype(int)
     prepare(tmp_path, label=label, price=label * 5.0 + RANDOM.random(ROWS), brand=np.where(label, "x", "y"))
