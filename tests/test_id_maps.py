@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,6 +12,8 @@ import pytest
 from sidrec import schema
 from sidrec.errors import ContractError
 from sidrec.id_maps import IdMaps, check_grown, digest, map_path, save_source_ids, source_ids
+from sidrec.preflight.data_sample import id_map_findings
+from sidrec.schema import load_manifest
 
 TEXTS = ["a", "bc", "", "Käse", "東京", "x" * 300, "a", "7", "007", " 7"]
 
@@ -125,6 +128,18 @@ def test_folders_without_maps_are_not_checked(tmp_path: Path) -> None:
     with_maps, without = data_folder(tmp_path / "one", BEFORE), data_folder(tmp_path / "two", {})
     assert f"{without} has no id maps" in check_grown(IdMaps.of(with_maps), "runs/demo", without)
     assert "runs/demo has no id maps" in check_grown(IdMaps.of(without), "runs/demo", with_maps)
+
+
+def test_the_doctor_compares_maps_with_the_manifest(tmp_path: Path) -> None:
+    data = data_folder(tmp_path, BEFORE)
+    manifest = load_manifest(data / schema.LOG)
+    (found,) = id_map_findings(data, manifest)
+    assert (found.state, found.found) == ("ok", f"3 are what was written (fingerprint {IdMaps.of(data).fingerprint})")
+    write(map_path(data, "cat_brand"), ["y"])
+    (found,) = id_map_findings(data, manifest)
+    assert found.state == "problem"
+    assert "ids/cat_brand.parquet" in found.found
+    assert id_map_findings(data, replace(manifest, id_maps={})) == []
 
 
 def test_fingerprints_differ_with_any_column(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from sidrec.plans.workload import recipe_workload
 from sidrec.preflight import Finding, problems
 from sidrec.preflight.capacity_check import available_resources
 from sidrec.preflight.data_checks import FILES
-from sidrec.preflight.data_sample import checksum_finding, read_sample, sample_findings
+from sidrec.preflight.data_sample import checksum_finding, id_map_findings, read_sample, sample_findings
 from sidrec.preflight.resource_estimate import PlannedRun
 from sidrec.preflight.run_checks import read_split_footers, run_findings
 from sidrec.schema import LOG
@@ -100,7 +100,8 @@ def _data(run: PlannedRun, splits: Sequence[str], all_files: bool) -> list[Findi
     log: Path = run.recipe.data.path / LOG
     manifest = run.columns.log
     samples = {split: read_sample(log, manifest, split, whole=all_files, label=run.columns.label) for split in splits}
-    return [*sample_findings(samples), checksum_finding(log, manifest, splits, whole=all_files)]
+    checksums = checksum_finding(log, manifest, splits, whole=all_files)
+    return [*sample_findings(samples), checksums, *id_map_findings(run.recipe.data.path, manifest)]
 
 
 def _duration(run: PlannedRun, measured: bool) -> list[Finding]:

@@ -1,4 +1,4 @@
-"""Checks of the data by a sample of rows and of file checksums. Only the doctor runs them.
+"""Checks of the data by a sample of rows, file checksums and digests of id maps. Only the doctor runs them.
 
 Shapes: N rows of a sampled row group.
 """
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sidrec.data.rows import broken_rows, check_time_order
+from sidrec.id_maps import IdMaps, source_ids
 from sidrec.io.files import readable
 from sidrec.preflight import Finding
 from sidrec.preflight.data_checks import evenly
@@ -141,6 +142,19 @@ def checksum_finding(log: Path, manifest: Manifest, splits: Sequence[str], *, wh
             "checksums", "problem", f"{log / first.path}: {found}; {len(changed)} of {len(recorded)} files differ"
         )
     return Finding("checksums", "ok", f"{len(recorded)} of {len(every)} files are what was written")
+
+
+def id_map_findings(data: Path, manifest: Manifest) -> list[Finding]:
+    """Compares the digests of all id maps with the manifest; empty where the folder has no maps."""
+    if not manifest.id_maps:
+        return []
+    try:
+        for column in manifest.id_maps:
+            source_ids(data, column)
+    except ContractError as error:
+        return [Finding("id maps", "problem", f"{error}", "prepare the log again")]
+    fingerprint = IdMaps(manifest.id_maps).fingerprint
+    return [Finding("id maps", "ok", f"{len(manifest.id_maps)} are what was written (fingerprint {fingerprint})")]
 
 
 def _crc32(path: Path) -> int:
