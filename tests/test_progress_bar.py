@@ -1,14 +1,18 @@
 """Bars of long work on a terminal; lines now and then elsewhere; nothing on other ranks."""
 
+import fcntl
 import io
+import pty
+import struct
 import sys
+import termios
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from sidrec.io import progress
-from sidrec.io.progress import Bar
+from sidrec.io.progress import Bar, is_terminal
 
 
 class Terminal(io.StringIO):
@@ -98,3 +102,20 @@ def test_bytes_of_a_file_count(
         watched.read(50)
         watched.read(50)
     assert capsys.readouterr().err.splitlines()[-1].startswith("log.csv: 100%  ETA 0:00:00")
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "expected"), [(24, 80, True), (24, 1, True), (0, 0, False), (24, 0, False)]
+)
+def test_terminals_without_columns_are_none(rows: int, columns: int, expected: bool) -> None:
+    main, worker = pty.openpty()
+    with open(main, "rb", closefd=True), open(worker, "w", encoding="utf-8") as stream:  # noqa: PTH123  # descriptors
+        fcntl.ioctl(stream, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        assert is_terminal(stream) == expected
+
+
+def test_files_are_no_terminals(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w", encoding="utf-8") as stream:
+        assert not is_terminal(stream)
+    assert not is_terminal(io.StringIO())
+    assert is_terminal(Terminal())

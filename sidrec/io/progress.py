@@ -1,14 +1,25 @@
 """Progress of long work: a bar on stderr if that is a terminal, else a line now and then."""
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
 SECONDS_BETWEEN_LINES = 30.0
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Whether a bar can be shown: on a terminal that has columns, which those of some containers have not."""
+    if not stream.isatty():
+        return False
+    try:
+        return os.get_terminal_size(stream.fileno()).columns > 0
+    except (OSError, ValueError):
+        return True
 
 
 class Bar(tqdm):
@@ -20,8 +31,8 @@ class Bar(tqdm):
     def __init__(
         self, iterable: Iterable[Any] | None = None, *, desc: str, disable: bool | None = None, **settings: Any
     ) -> None:
-        super().__init__(iterable, desc=desc, disable=disable, **settings)
-        self._lines = disable is None and self.disable
+        self._lines = disable is None and not is_terminal(sys.stderr)
+        super().__init__(iterable, desc=desc, disable=bool(disable) or self._lines, **settings)
         self._what = desc
         self._began = self._last = time.monotonic()
         self._first = self._done = float(settings.get("initial", 0))

@@ -16,6 +16,7 @@ from typing import Never
 from tqdm import tqdm
 
 from sidrec.io.files import write_text
+from sidrec.io.progress import is_terminal
 from sidrec.train.run_directory import RunDirectory
 from sidrec.train.step import Skipped, places_text
 from sidrec.train.tracking import Evaluation, Tracking
@@ -33,13 +34,14 @@ def print_line(line: str) -> None:
 
 def lines_wanted() -> bool:
     """Whether lines about progress are printed: not where stdout and stderr both are terminals, and bars show it."""
-    return not (sys.stdout.isatty() and sys.stderr.isatty())
+    return not (is_terminal(sys.stdout) and is_terminal(sys.stderr))
 
 
 def progress_bar(what: str, done: int, steps: int, *, leave: bool = True) -> "tqdm[Never]":
     """A bar on stderr, if that is a terminal. Its text after the numbers is set with `set_postfix_str`."""
     form = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
-    return tqdm(desc=what, initial=done, total=steps, bar_format=form, leave=leave, disable=None, dynamic_ncols=True)
+    hidden = not is_terminal(sys.stderr)
+    return tqdm(desc=what, initial=done, total=steps, bar_format=form, leave=leave, disable=hidden, dynamic_ncols=True)
 
 
 class TimeLeft:
