@@ -18,7 +18,7 @@ from matplotlib import pyplot as plt
 from benchmarks import RESULTS
 from sidrec.io.files import write_json
 from sidrec.study.definition import load_study
-from sidrec.train.evaluation import rank_correlation, rank_text
+from sidrec.train.gate_report import rank_correlation, rank_text
 
 
 def main(argv: Sequence[str]) -> int:

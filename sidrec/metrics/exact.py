@@ -99,9 +99,12 @@ QUALITY = (*RANKING, *PROBABILITY)
 
 
 def measure_slices(predictions: Predictions, slices: ItemSlices) -> SliceMetrics:
-    """All metrics on all rows and on the rows of head, torso, tail and cold items."""
+    """All metrics on all rows and on the rows of head, torso, tail and cold items; `items`: how many they are."""
     return {
-        name: measure(predictions.label_N[mask_N], predictions.score_N[mask_N], predictions.user_N[mask_N])
+        name: {
+            **measure(predictions.label_N[mask_N], predictions.score_N[mask_N], predictions.user_N[mask_N]),
+            "items": len(np.unique(predictions.item_N[mask_N])),
+        }
         for name, mask_N in slices.masks(predictions.item_N)
     }
 
@@ -117,6 +120,35 @@ def undefined(metrics: SplitMetrics) -> list[str]:
         f"split {split}, {', '.join(names)} items: {which} undefined, {reason}"
         for (split, which, reason), names in by_reason.items()
     ]
+
+
+FEW_USERS = 30  # below these, an average over users is close to chance
+
+
+def few_users(metrics: SplitMetrics) -> list[str]:
+    """A line for each slice whose GAUC and UAUC rest on few users."""
+    return [
+        f"warning: split {split}, {name} items: gauc and uauc rest on {values['covered_users']} users, those with both "
+        f"classes, of {values['users']:,}"
+        for split, slices in metrics.items()
+        for name, values in slices.items()
+        if 0 < (values.get("covered_users") or 0) < FEW_USERS
+    ]
+
+
+def coverage_table(metrics: SplitMetrics) -> str:
+    """What the metrics rest on: a line per split and slice. "-" where an earlier version did not count it.
+
+    gauc, uauc: the users and rows that count, those with both classes; the other metrics take all rows.
+    """
+    columns = {"rows": "rows", "positives": "positives", "users": "users", "items": "items"}
+    columns |= {"covered_users": "users in gauc, uauc", "covered_rows": "rows in gauc, uauc"}
+    lines = {
+        (split, name): {shown: values.get(key) for key, shown in columns.items()}
+        for split, slices in metrics.items()
+        for name, values in slices.items()
+    }
+    return _aligned(lines, ("split", "items"))
 
 
 def save_metrics(metrics: SplitMetrics, path: Path) -> None:

@@ -5,7 +5,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import yaml
@@ -13,7 +13,7 @@ import yaml
 from sidrec.io.files import replaced_file, write_json, write_text
 from sidrec.study.definition import TRIAL, Column, Overrides, Study, study_runs
 from sidrec.study.intervals import LEVEL, Bootstrap, Difference, load_bootstrap
-from sidrec.study.results import RunResult, finished
+from sidrec.study.results import GATES, RunResult, finished
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,6 +81,8 @@ def _section(
         for reference in study.references
         if _compared(summary, reference)
     ]
+    if gates := gate_table(study.split, variants):
+        parts.append(gates)
     if any(_compared(summary, reference) for reference in study.references):
         parts.append(f"![Differences on {dataset}]({dataset}.png)")
     return "\n\n".join(parts)
@@ -99,6 +101,36 @@ def _metrics_table(columns: Sequence[Column], summary: Mapping[str, VariantSumma
         for name, of in summary.items()
     ]
     return markdown_table(["variant", "seeds", *columns, *(["item parameters"] if counted else []), "CPU s"], rows)
+
+
+def gate_table(split: str, variants: Mapping[str, Sequence[RunResult]]) -> str:
+    """Whether the gates of a variant's seeds agree in how they follow exposure; empty without variants with gates.
+
+    Runs that were recorded by earlier versions have no such fact.
+    """
+    rows = []
+    for name, runs in variants.items():
+        by_split: list[Any] = [run["run"].get(GATES, {}) for run in runs]
+        ranks = [found[split] for found in by_split if split in found]
+        if ranks:
+            rows.append([name, ", ".join("-" if rank is None else f"{rank:+.2f}" for rank in ranks), _agreement(ranks)])
+    if not rows:
+        return ""
+    return (
+        "Gate by exposure: Spearman correlation of its mean with the exposure decile, by seed (+1: trusts HIDs more "
+        f"the more their items were shown):\n\n{markdown_table(['variant', 'by seed', 'seeds agree'], rows)}"
+    )
+
+
+def _agreement(ranks: Sequence[float | None]) -> str:
+    directions = {0 if rank is None else int(np.sign(rank)) for rank in ranks}
+    if len(ranks) < 2:
+        return "one seed"
+    if directions >= {-1, 1}:
+        return "no: UNSTABLE, its direction differs by seed"
+    if 0 in directions:
+        return "no: constant for some seeds" if len(directions) > 1 else "yes: constant"
+    return "yes: rises" if directions == {1} else "yes: falls"
 
 
 def _compared(summary: Mapping[str, VariantSummary], reference: str) -> bool:

@@ -28,6 +28,8 @@ from sidrec.study.definition import Overrides, Run, Study
 T = TypeVar("T")
 
 RUNS_FILE = "runs.parquet"
+GATES = "gate_by_exposure"
+"""Key of `RunResult.run`: split -> Spearman correlation of the mean gate over exposure deciles; None: constant."""
 PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "numpy", "faiss-cpu")
 COLUMN_TYPES: Mapping[type, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64()}
 

@@ -17,11 +17,11 @@ from typing import TypeVar
 
 import yaml
 
-from sidrec.io.files import write_text
+from sidrec.io.files import read_json, write_text
 from sidrec.io.output_folders import check_replaceable
 from sidrec.metrics.exact import METRICS_FILE, load_metrics
 from sidrec.study.definition import Run, Study, study_runs
-from sidrec.study.results import RunResult, conditions, run_results
+from sidrec.study.results import GATES, RunResult, conditions, run_results
 from sidrec.train.run_directory import RUN, RunDirectory
 
 Job = TypeVar("Job")
@@ -124,13 +124,17 @@ def _prepare(run: Run, recipe: Path) -> None:
 
 
 def _trainer_facts(run: Run) -> dict[str, object]:
-    """Facts that the trainer recorded in run.json, and the catalog's fingerprint."""
+    """Facts that the trainer recorded in run.json, the catalog's fingerprint, and the gate's direction by split."""
     directory = RunDirectory(run.directory)
     facts = json.loads(directory.facts.read_text(encoding="utf-8")) if directory.facts.exists() else {}
     catalog = (
         {"catalog": directory.fingerprint.read_text(encoding="utf-8").strip()} if directory.fingerprint.exists() else {}
     )
-    return {**facts, **catalog}
+    gates = {
+        path.stem.removeprefix("gate_"): read_json(path, "a gate by exposure")["spearman_of_deciles"]
+        for path in sorted(run.directory.glob("gate_*.json"))
+    }
+    return {**facts, **catalog, **({GATES: gates} if gates else {})}
 
 
 def _environment() -> dict[str, str]:

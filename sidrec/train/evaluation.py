@@ -6,15 +6,13 @@ Shapes: N rows of a split, U item bags, G granularities, D width, H bins of a hi
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch import distributed as dist
 from torchrec.distributed import DistributedModelParallel
@@ -33,11 +31,12 @@ from sidrec.model.ranker import Ranker
 from sidrec.parallel.process_group import Ranks, run_on_all_ranks, total
 from sidrec.schema import ITEMS, ContractError
 from sidrec.train.assembly import open_loader
+from sidrec.train.gate_report import EXPOSURES, GATE, gate_report
 from sidrec.train.progress import UNKNOWN, WARM_UP, lines_wanted, print_line, progress_bar
 from sidrec.train.run_directory import RunDirectory
 from sidrec.train.stopping import Stopping, synced_batches
 from sidrec.train.tracking import BINS, Evaluation, Tracking
-from sidrec.train.warnings_of_metrics import gate_warnings, protocol_warnings
+from sidrec.train.warnings_of_metrics import protocol_warnings
 from sidrec.train.watchdog import Watchdog
 
 SECONDS_BETWEEN_LINES = 5.0
@@ -269,99 +268,18 @@ class BestCheckpoint:
         return self._slices
 
 
-# The gate by popularity: mean g per exposure decile, as in figure 3 of the SID-Coord paper (arXiv 2604.10471).
-
-
-EXPOSURES = "stat_exposures"
-GATE = "gate"
-DECILES = 10
-
-
-def gate_by_decile(exposures_N: NDArray[np.float32], gate_N: NDArray[np.float32]) -> dict[str, list[float]]:
-    """Mean gate per decile of the rows' exposure counts, lowest first.
-
-    Equal counts stay together, so fewer than ten groups can come out. Each list has one entry per group:
-    exposures (median), gate (mean), half_interval (95% of the mean), lowest_tenth and highest_tenth (10% and 90%
-    quantiles of the rows' gates), rows.
-    """
-    edges = np.unique(np.quantile(exposures_N, np.linspace(0, 1, DECILES + 1)[1:-1]))
-    group_N = np.searchsorted(edges, exposures_N, side="right")
-    groups = [np.flatnonzero(group_N == group) for group in np.unique(group_N)]
-    return {
-        "exposures": [float(np.median(exposures_N[rows])) for rows in groups],
-        "gate": [float(gate_N[rows].mean()) for rows in groups],
-        "half_interval": [float(1.96 * gate_N[rows].std() / np.sqrt(len(rows))) for rows in groups],
-        "lowest_tenth": [float(np.quantile(gate_N[rows], 0.1)) for rows in groups],
-        "highest_tenth": [float(np.quantile(gate_N[rows], 0.9)) for rows in groups],
-        "rows": [float(len(rows)) for rows in groups],
-    }
+# Lines about a split that was evaluated.
 
 
 def split_report(run: RunDirectory, split: str, measured: SliceMetrics) -> list[str]:
-    """Lines for the log about an evaluated split: attention, gate, and warnings. Writes what `_gate_report` does."""
+    """Lines for the log about an evaluated split: attention, gate, and warnings. Writes what `gate_report` does."""
     lines = [attention] if (attention := attention_report(run, split)) else []
     path = run.predictions(split)
     if not path.exists():
         return lines
     predictions = load_predictions(path, split)
     lines += protocol_warnings(split, measured, predictions.label_N, predictions.extra)
-    return lines + _gate_report(run, split, predictions)
-
-
-def _gate_report(run: RunDirectory, split: str, predictions: Predictions) -> list[str]:
-    """Writes gate_<split>.json and .png. Returns lines for the log; none without a gate or exposures."""
-    extra = predictions.extra
-    if GATE not in extra or EXPOSURES not in extra or not len(extra[GATE]):
-        return []
-    deciles = gate_by_decile(extra[EXPOSURES], extra[GATE])
-    rank = rank_correlation(deciles["gate"])
-    write_json(run.path / f"gate_{split}.json", {"spearman_of_deciles": rank, **deciles})
-    picture = run.path / f"gate_{split}.png"
-    _draw(deciles, rank, f"{run.path}, split {split}", str(picture))
-    least, most = deciles["gate"][0], deciles["gate"][-1]
-    by_exposure = (
-        f"gate by exposure decile on {split}: Spearman {rank_text(rank)}, "
-        f"from {least:.3f} (least exposed) to {most:.3f} (most); {picture}"
-    )
-    never_N = extra[EXPOSURES] == 0
-    lines = [by_exposure]
-    if never_N.any():
-        mean = extra[GATE][never_N].mean()
-        lines.append(f"gate on {split} items never shown before: {mean:.3f}, {never_N.sum():,} rows")
-    return lines + gate_warnings(split, deciles["gate"], rank, float(extra[GATE].mean()))
-
-
-def rank_correlation(gate: Sequence[float]) -> float | None:
-    """Spearman correlation of the gate with the decile's number; None for a constant gate, which has no order."""
-    if len(set(gate)) < 2:
-        return None
-    from scipy.stats import spearmanr  # slow to import
-
-    return float(spearmanr(np.arange(len(gate)), gate).statistic)
-
-
-def rank_text(rank: float | None) -> str:
-    """The correlation as text."""
-    return "undefined (constant gate)" if rank is None else f"{rank:.2f}"
-
-
-def _draw(deciles: dict[str, list[float]], rank: float | None, title: str, path: str) -> None:
-    from matplotlib.figure import Figure  # slow to import
-
-    figure = Figure(figsize=(6.4, 4), layout="constrained")
-    axes = figure.subplots()
-    positions = np.arange(len(deciles["gate"]))
-    gate = np.asarray(deciles["gate"])
-    axes.fill_between(positions, deciles["lowest_tenth"], deciles["highest_tenth"], color="#0072b2", alpha=0.15, lw=0)
-    axes.errorbar(positions, gate, yerr=deciles["half_interval"], fmt="o-", color="#0072b2", capsize=3, clip_on=False)
-    axes.set_xticks(positions, [f"{value:,.0f}" for value in deciles["exposures"]])
-    axes.set_xlabel("median exposures of the target so far, by decile of rows")
-    axes.set_ylabel("mean gate g (1: HID, 0: SID)")
-    axes.set_ylim(0, 1)
-    axes.grid(axis="y", alpha=0.3)
-    words = "bars: 95% of the mean; band: 10% to 90% of the rows"
-    axes.set_title(f"{title}\nSpearman over deciles {rank_text(rank)}; {words}", fontsize=9)
-    figure.savefig(path, dpi=120)
+    return lines + gate_report(run.path, split, predictions)
 
 
 # Attention over granularities, averaged over the item bags of an evaluation.

@@ -22,7 +22,15 @@ from sidrec.data.loader import SplitLoader
 from sidrec.errors import CheckpointError, print_warning, printed_warnings
 from sidrec.id_maps import IdMaps
 from sidrec.io.files import write_json, write_text
-from sidrec.metrics.exact import SplitMetrics, load_metrics, metrics_table, save_metrics, undefined
+from sidrec.metrics.exact import (
+    SplitMetrics,
+    coverage_table,
+    few_users,
+    load_metrics,
+    metrics_table,
+    save_metrics,
+    undefined,
+)
 from sidrec.model.ranker import parameter_budget
 from sidrec.parallel.process_group import Ranks, joined_ranks, run_on_all_ranks
 from sidrec.plans.plan_file import PlanFile, write_plan
@@ -191,7 +199,8 @@ def report(run: RunDirectory, metrics: SplitMetrics, log: Manifest) -> None:
     before = load_metrics(run.metrics) if run.metrics.exists() else {}
     save_metrics({**before, **metrics}, run.metrics)
     print(metrics_table(metrics))
-    for line in undefined(metrics):
+    print(coverage_table(metrics))
+    for line in [*undefined(metrics), *few_users(metrics)]:
         print(line)
     lines = split_warnings(log)
     lines += [line for split in metrics for line in split_report(run, split, metrics[split])]

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pyarrow as pa
@@ -19,8 +19,8 @@ import yaml
 from sidrec.cli import main as sidrec
 from sidrec.config import ConfigError
 from sidrec.study.definition import load_study, merge, study_runs
-from sidrec.study.report import difference_text, spread, spread_text
-from sidrec.study.results import run_results
+from sidrec.study.report import difference_text, gate_table, spread, spread_text
+from sidrec.study.results import GATES, run_results
 from tests import fake_trainer
 
 ROOT = Path(__file__).parents[2]
@@ -278,3 +278,27 @@ def test_a_spread_over_one_seed_has_no_deviation_and_undefined_stays_undefined()
     assert spread_text(spread([0.5])) == "0.5000"
     assert spread_text(spread([0.5, 0.7])) == "0.6000 ± 0.1414"  # sqrt(.1^2 + .1^2)
     assert spread_text(spread([0.5, None])) == "-"
+
+
+@pytest.mark.parametrize(
+    ("ranks", "says"),
+    [
+        ([0.9, 0.8], "yes: rises"),
+        ([-0.9, -0.2], "yes: falls"),
+        ([0.9, -0.8, 0.7], "no: UNSTABLE, its direction differs by seed"),
+        ([0.1, -0.1, None], "no: UNSTABLE, its direction differs by seed"),
+        ([None, None], "yes: constant"),
+        ([0.9, None], "no: constant for some seeds"),
+        ([0.0, 0.5], "no: constant for some seeds"),
+        ([0.9], "one seed"),
+        ([], None),
+    ],
+)
+def test_a_gate_whose_direction_differs_by_seed_is_called_unstable(ranks: list[float | None], says: str | None) -> None:
+    runs: list[Any] = [{"run": {GATES: {"test": rank}}} for rank in ranks]
+    table = gate_table("test", {"hid": [cast(Any, {"run": {}})], "sid_coord": [*runs, cast(Any, {"run": {}})]})
+    if says is None:
+        assert table == ""
+    else:
+        assert table.splitlines()[-1].endswith(f"| {says} |")
+        assert table.splitlines()[-1].startswith("| sid_coord | ")

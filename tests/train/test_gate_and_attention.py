@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from sidrec.io.files import write_json
-from sidrec.train.evaluation import AttentionMeter, attention_report, gate_by_decile, rank_correlation, rank_text
+from sidrec.io.files import read_json, write_json
+from sidrec.metrics.predictions import Predictions
+from sidrec.train.evaluation import AttentionMeter, attention_report
+from sidrec.train.gate_report import gate_by_decile, gate_report, rank_correlation, rank_text
 from sidrec.train.run_directory import RunDirectory
 from tests.model.test_ranker import batch_for, ranker_for
 from tests.ranks import joined, run_on_ranks
@@ -62,6 +64,33 @@ def test_a_gate_that_rises_with_exposure() -> None:
     assert deciles["exposures"] == pytest.approx([0.5 + 2 * decile for decile in range(10)])
     assert rank_correlation(deciles["gate"]) == pytest.approx(1)
     assert rank_correlation(deciles["gate"][::-1]) == pytest.approx(-1)
+
+
+@pytest.mark.parametrize("shape", ["rises", "falls", "constant", "all shown", "never shown"])
+def test_the_report_has_the_gate_on_items_never_shown(shape: str, tmp_path: Path) -> None:
+    exposures_N = np.repeat(np.arange(10, dtype=np.float32), 20) + (shape == "all shown")
+    if shape == "never shown":
+        exposures_N[:] = 0
+    gate_N = {"falls": 0.9 - exposures_N / 20, "constant": np.full(200, 0.5)}.get(shape, 0.3 + exposures_N / 20)
+    rows = np.arange(200)
+    extra = {"stat_exposures": exposures_N, "gate": gate_N.astype(np.float32)}
+    label_N, score_N = np.ones(200, np.float32), np.zeros(200, np.float32)
+    lines = gate_report(tmp_path, "test", Predictions("test", rows, rows, rows, label_N, score_N, extra))
+    found = read_json(tmp_path / "gate_test.json", "a gate")
+    assert (tmp_path / "gate_test.png").stat().st_size > 0
+    if shape == "all shown":
+        assert found["never_shown"] is None
+        assert not any("never shown" in line for line in lines)
+    else:
+        assert found["never_shown"]["rows"] == (200 if shape == "never shown" else 20)
+        assert found["never_shown"]["gate"] == pytest.approx(gate_N[:20].mean())
+        assert any(
+            f"never shown before: {gate_N[0]:.3f}, {found['never_shown']['rows']} rows" in line for line in lines
+        )
+    warned = {"falls": "falls", "constant": "constant", "never shown": "constant"}.get(shape)
+    warnings = [line for line in lines if "warning" in line]
+    assert len(warnings) == (warned is not None)
+    assert all(warned in line for line in warnings if warned)
 
 
 def test_equal_exposures_stay_together() -> None:

@@ -8,6 +8,8 @@ import pytest
 from sidrec.metrics.exact import (
     SplitMetrics,
     comparison_table,
+    coverage_table,
+    few_users,
     load_metrics,
     measure_slices,
     metrics_table,
@@ -82,6 +84,24 @@ def test_one_run_is_printed_slice_by_slice() -> None:
     assert lines[2].split()[:6] == ["test", "head", "2", "1.0000", "1.0000", "1.0000"]
     assert lines[5].split() == ["test", "cold", "0", "-", "-", "-", "-", "-", "-"]
     assert len({len(line) for line in lines}) == 1
+
+
+def test_what_the_metrics_rest_on_is_printed() -> None:
+    lines = [line.split() for line in coverage_table(_metrics()).splitlines()]
+    assert lines[0][:6] == ["split", "items", "rows", "positives", "users", "items"]
+    # user 1 has rows on items 1, 1, 2 and user 2 on 3, 3, 2; both have both classes
+    assert lines[1] == ["test", "all", "6", "4", "2", "3", "2", "6"]
+    assert lines[3] == ["test", "torso", "2", "2", "2", "1", "0", "0"]
+    assert lines[5] == ["test", "cold", "0", "0", "0", "0", "0", "0"]
+    old: SplitMetrics = {"test": {"all": {"rows": 6, "auc": 0.5}}}
+    assert coverage_table(old).splitlines()[1].split() == ["test", "all", "6", *["-"] * 5]
+
+
+@pytest.mark.parametrize(("users", "covered", "warned"), [(40, 30, 0), (40, 29, 1), (40, 1, 1), (9, 0, 0)])
+def test_a_gauc_of_few_users_is_said(users: int, covered: int, warned: int) -> None:
+    lines = few_users({"test": {"cold": {"users": users, "covered_users": covered}}})
+    rest = f"gauc and uauc rest on {covered} users, those with both classes, of {users}"
+    assert lines == [f"warning: split test, cold items: {rest}"] * warned
 
 
 def test_runs_are_compared_side_by_side() -> None:
