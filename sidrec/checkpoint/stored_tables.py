@@ -30,7 +30,7 @@ from sidrec.checkpoint.tensor_shard import (
 from sidrec.checkpoint.train_state import Position, read_best, read_position
 from sidrec.config import Recipe, load_saved
 from sidrec.errors import CheckpointError
-from sidrec.text import near_folder
+from sidrec.text import near_folder, quoted
 
 PART = 1 << 22
 """Bytes of a table in memory at a time while it is read as a whole."""
@@ -82,7 +82,8 @@ def open_checkpoint(path: Path) -> StoredCheckpoint:
         there = [checkpoint_path(folder, read_best(folder / BEST).step)]
     if not there:
         near = near_folder(path, "config.yaml")
-        raise CheckpointError(f"{path}: expected a run directory with checkpoints, or one of these, got neither{near}")
+        expected = "expected a run directory with checkpoints, or one of these"
+        raise CheckpointError(f"{quoted(path)}: {expected}, got neither{near}")
     return StoredCheckpoint(there[0], read_index(there[0]))
 
 

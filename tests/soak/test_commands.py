@@ -102,6 +102,6 @@ def _replaces_ours(folder: Path) -> int:
     ],
 )
 def test_verdicts(call: Callable[[Path], int], verdict: str, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.soak.fuzz.command_judge.cli.main", lambda words: call(Path.cwd()))
+    monkeypatch.setattr("tests.soak.fuzz.command_judge.cli.main", lambda words, check_stack: call(Path.cwd()))
     assert judge_command(CommandCase(0, 0, "fit", ("recipe.yaml",), "none"), world).verdict == verdict
     assert (world.path / "notes.txt").read_text() == "mine"

@@ -33,7 +33,8 @@ class Target:
     """What a campaign breaks.
 
     title, done: of the report. make: fills a folder with what is sound. draw: (number, seed, that folder) -> a case,
-    with number, kind, mutation, and `save`. load: a saved case. run: what a process does with cases.
+    with number, kind, mutation, and `save`. load: a saved case. run: what a process does with cases. hangs: seconds
+    that no case may take.
     """
 
     title: str
@@ -42,6 +43,7 @@ class Target:
     draw: Callable[[int, int, Path], Any]
     load: Callable[[Path], Any]
     run: Runner
+    hangs: float = CASE_TIMEOUT
 
 
 def _make_world(sound: Path) -> None:
@@ -64,6 +66,7 @@ COMMANDS = Target(
     draw_command,
     load_command_case,
     run_commands,
+    hangs=6 * CASE_TIMEOUT,
 )
 
 
@@ -111,7 +114,7 @@ class Campaign:
             numbers = list(range(first, min(self.cases, first + CASES_PER_PROCESS)))
             while numbers:  # if a case ends the process, the next process continues
                 done = 0
-                for ran in run_in_process(numbers, self.seed, folder, run=self.target.run):
+                for ran in run_in_process(numbers, self.seed, folder, run=self.target.run, hangs=self.target.hangs):
                     done += 1
                     yield ran
                 numbers = numbers[done:]

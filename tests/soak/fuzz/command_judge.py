@@ -27,7 +27,7 @@ from tests.soak.fuzz.judge import ADDRESS_SPACE, LINES, LONGEST, SEVERAL, Outcom
 from tests.soak.fuzz.world import INPLACE, OUTSIDE, REPLACES
 
 ERROR = "sidrec: error: "
-SECONDS = 60  # that no case may take
+SECONDS = 100  # that no case may take, on a busy machine
 WORDS = ("expected", "invalid", "Input should", "ould not ")
 """A sentence of ours, or of the parser and pydantic about a value, has one of these."""
 LEFT = re.compile(r"(\.partial\d*|\.partial-\d+|\.former-\d+|\.lock|\.tmp)(/|$)")
@@ -82,13 +82,20 @@ def judge_command(case: CommandCase, world: World) -> Outcome:
         world.renew()
     if isinstance(status, str):
         return Outcome("hang" if status.startswith("hang") else "traceback", status)
-    if leftovers := sorted(filter(LEFT.search, new)):
+    if leftovers := sorted(name for name in new if LEFT.search(name) and _unfinished(name, new)):
         return Outcome("written", f"left {leftovers[:3]}; exit status {status}: {said[-LONGEST:]}")
     if wrongly := sorted(name for name in old if not _may_replace(case, name, status)):
         return Outcome("written", f"changed {wrongly[:3]}; exit status {status}: {said[-LONGEST:]}")
     if status == 2 and new:
         return Outcome("written", f"made {sorted(new)[:3]}; exit status {status}: {said[-LONGEST:]}")
     return _judged(status, said)
+
+
+def _unfinished(name: str, new: set[str]) -> bool:
+    """Whether the part of the path that is called like unfinished work is new."""
+    parts = name.split("/")
+    paths = ("/".join(parts[: depth + 1]) for depth in range(len(parts)))
+    return any(path in new for path in paths if LEFT.search(path.rpartition("/")[2]))
 
 
 def _may_replace(case: CommandCase, name: str, status: int) -> bool:
@@ -123,7 +130,7 @@ def _call(words: list[str], folder: Path) -> tuple[int | str, str]:
     os.chdir(folder)
     try:
         with _limited(SECONDS), redirect_stdout(shown), redirect_stderr(errors):
-            status = cli.main(words)
+            status = cli.main(words, check_stack=lambda: None)  # the installation takes longer to read than most
     except TimeoutReachedError as error:
         status = f"hang at {_place(error)}"
     except SystemExit as end:
