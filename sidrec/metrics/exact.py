@@ -126,14 +126,14 @@ FEW_USERS = 30  # below these, an average over users is close to chance
 
 
 def few_users(metrics: SplitMetrics) -> list[str]:
-    """A line for each slice whose GAUC and UAUC rest on few users."""
-    return [
-        f"warning: split {split}, {name} items: gauc and uauc rest on {values['covered_users']} users, those with both "
-        f"classes, of {values['users']:,}"
-        for split, slices in metrics.items()
-        for name, values in slices.items()
-        if 0 < (values.get("covered_users") or 0) < FEW_USERS
-    ]
+    """A line for each split with slices whose GAUC and UAUC rest on few users."""
+    lines = []
+    for split, slices in metrics.items():
+        counts = {name: int(values.get("covered_users") or 0) for name, values in slices.items()}
+        few = [f"{name} {count}" for name, count in counts.items() if 0 < count < FEW_USERS]
+        if few:
+            lines.append(f"warning: split {split}: gauc and uauc rest on few users with both classes: {', '.join(few)}")
+    return lines
 
 
 def coverage_table(metrics: SplitMetrics) -> str:

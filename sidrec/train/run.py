@@ -200,9 +200,9 @@ def report(run: RunDirectory, metrics: SplitMetrics, log: Manifest) -> None:
     save_metrics({**before, **metrics}, run.metrics)
     print(metrics_table(metrics))
     print(coverage_table(metrics))
-    for line in [*undefined(metrics), *few_users(metrics)]:
+    for line in undefined(metrics):
         print(line)
-    lines = split_warnings(log)
+    lines = [*few_users(metrics), *split_warnings(log)]
     lines += [line for split in metrics for line in split_report(run, split, metrics[split])]
     for line in lines:
         print(line)

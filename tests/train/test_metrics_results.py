@@ -99,9 +99,10 @@ def test_what_the_metrics_rest_on_is_printed() -> None:
 
 @pytest.mark.parametrize(("users", "covered", "warned"), [(40, 30, 0), (40, 29, 1), (40, 1, 1), (9, 0, 0)])
 def test_a_gauc_of_few_users_is_said(users: int, covered: int, warned: int) -> None:
-    lines = few_users({"test": {"cold": {"users": users, "covered_users": covered}}})
-    rest = f"gauc and uauc rest on {covered} users, those with both classes, of {users}"
-    assert lines == [f"warning: split test, cold items: {rest}"] * warned
+    found = {"users": users, "covered_users": covered}
+    rest = "gauc and uauc rest on few users with both classes"
+    lines = few_users({"test": {"all": {"users": 99, "covered_users": 99}, "cold": found}})
+    assert lines == [f"warning: split test: {rest}: cold {covered}"] * warned
 
 
 def test_runs_are_compared_side_by_side() -> None:
