@@ -166,7 +166,8 @@ def numbers(column: pa.ChunkedArray, kind: pa.DataType, name: str, lines: Lines)
         column = column.cast(pa.string())
     try:
         try:
-            values = column.cast(wide)
+            exact = not (pa.types.is_integer(column.type) and pa.types.is_floating(wide))  # beyond 2^53, round
+            values = column.cast(wide, safe=exact)
         except pa.ArrowInvalid:
             column = _flags_as_digits(column)
             values = column.cast(wide)

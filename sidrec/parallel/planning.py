@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torchrec.distributed.comm import get_local_size
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology, constants
 from torchrec.distributed.planner.types import PlannerError
 from torchrec.distributed.types import ModuleSharder, ShardingPlan, ShardingType
+from torchrec.modules.embedding_configs import PoolingType
 
 from sidrec.config.recipe import ParallelConfig
 from sidrec.errors import PlanError, print_warning
@@ -68,7 +70,7 @@ def plan_for(
         return sharding_plan_of(plan_file, ranker, *world, sharders, str(config.plan))
     if config.calibration is not None:
         return _searched_plan(workload(), sharders, config, config.calibration, hardware)
-    return _torchrec_plan(ranker, sharders, config, workload().rows_per_rank, constraints, hardware)
+    return _torchrec_plan(ranker, sharders, config, workload(), constraints, hardware)
 
 
 def _searched_plan(
@@ -90,10 +92,12 @@ def _torchrec_plan(
     ranker: nn.Module,
     sharders: Sequence[ModuleSharder[nn.Module]],
     config: ParallelConfig,
-    rows_per_rank: int,
+    workload: Workload,
     constraints: dict[str, ParameterConstraints],
     hardware: Hardware,
 ) -> ShardingPlan:
+    rows_per_rank = workload.rows_per_rank
+    constraints = constraints | _pooling_factors(workload, constraints)
     topology = Topology(  # without caps TorchRec takes 32 GiB for a GPU and 128 GiB of host memory for each rank
         world_size=hardware.world,
         local_world_size=hardware.local_world,
@@ -152,6 +156,17 @@ def _constraints(ranker: nn.Module, config: ParallelConfig, hardware: Hardware) 
         allowed = [kind.value for kind in ShardingType if kind.value not in unwanted]
     every = {name: ParameterConstraints(sharding_types=allowed) for name in tables_of(ranker)}
     return every | _managed_constraints(ranker, config, hardware.world)
+
+
+def _pooling_factors(
+    workload: Workload, constraints: dict[str, ParameterConstraints]
+) -> dict[str, ParameterConstraints]:
+    """Constraints of the tables of lists, with their mean ids in a bag; TorchRec takes 1 for the others."""
+    return {
+        name: replace(constraints[name], pooling_factors=list(workload.loads[name].ids_per_bag))
+        for name, table in workload.tables.items()
+        if table.pooling == PoolingType.MEAN
+    }
 
 
 def _managed_constraints(ranker: nn.Module, config: ParallelConfig, world: int) -> dict[str, ParameterConstraints]:

@@ -102,7 +102,9 @@ def test_flags_that_cannot_be_meant(columns: Columns, words: str) -> None:
         columns.check()
 
 
-@pytest.mark.parametrize("value", [2, -1, 0.5, None, float("nan"), "yes", "", "01.5", float("inf"), "maybe"], ids=str)
+@pytest.mark.parametrize(
+    "value", [2, 2**60 + 1, -1, 0.5, None, float("nan"), "yes", "", "01.5", float("inf"), "maybe"], ids=str
+)
 def test_other_labels_must_be_0_or_1(tmp_path: Path, value: object) -> None:
     text = isinstance(value, str)
     likes = ["1" if text else 1] * ROWS

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torchrec.distributed.planner import ParameterConstraints
 
 from sidrec.config import Recipe
 from sidrec.data.batch import Batch
 from sidrec.data.dataset import read_dataset
 from sidrec.data.loader import open_split
-from sidrec.plans.workload import RowFrequencies, mean_history, recipe_workload, seen_at_least_once
+from sidrec.parallel.planning import _pooling_factors
+from sidrec.plans.workload import RowFrequencies, Workload, mean_history, recipe_workload, seen_at_least_once
 from tests.parallel.test_list_columns import recipe_of, write_log_with_tags
 from tests.small_log import small_recipe, write_small_log
 
@@ -89,3 +91,10 @@ def test_bags_of_lists_are_those_of_the_loader(tmp_path: Path) -> None:
         lengths = batch.context["cat_tags"].lengths()
         ids, bags = ids + int(lengths.sum()), bags + len(lengths)
     assert ids / bags == pytest.approx(1.5, abs=0.2)
+    workload = recipe_workload(small, data, WORLD).workload
+    factors = {name: found.pooling_factors for name, found in _pooling_factors(workload, defaults(workload)).items()}
+    assert factors == {"cat_tags": [1.5]}
+
+
+def defaults(workload: Workload) -> dict[str, ParameterConstraints]:
+    return {name: ParameterConstraints() for name in workload.tables}
