@@ -13,6 +13,7 @@ from typing import Any
 from sidrec.errors import ConfigError
 from sidrec.io.files import replaced_file
 from sidrec.io.output_folders import output_file
+from sidrec.metrics.exact import SliceMetrics
 from sidrec.metrics.predictions import Predictions
 from sidrec.metrics.slices import SLICES, ItemSlices
 from sidrec.page.cards import MISSING
@@ -25,6 +26,8 @@ from sidrec.train.tracking import flat
 
 METRICS = ("auc", "gauc", "uauc", "ne", "log_loss")
 LOWER_IS_BETTER = ("ne", "log_loss")
+LEAST_USERS = 20
+"""Bootstrap intervals over fewer users are too narrow to tell anything."""
 NOT_COMPARED = ("name",)
 TITLE = "Comparison: "
 WORDS = ("Runs", "Recipe keys that differ")
@@ -37,10 +40,14 @@ ONE_SEED = (
 
 @dataclass(frozen=True)
 class Line:
-    """A metric of a slice: the reference's value, and another run's. verdict: won, lost, tied or "-"."""
+    """A metric of a slice: the reference's value, and another run's. users: whom the metric covers.
+
+    verdict: won, lost, tied, "few users" or "-".
+    """
 
     slice: str
     metric: str
+    users: int
     reference: float
     run: str
     value: float
@@ -83,7 +90,7 @@ def compare(paths: Sequence[Path], split: str) -> Comparison:
         users=len(set(first.user_N.tolist())),
         resamples=resamples,
         letters={name: _letter(number) for number, name in enumerate(names)},
-        lines=_lines(predictions, slices, resamples),
+        lines=_lines(predictions, slices, resamples, runs[names[0]].metrics[split]),
         recipes=_recipe_differences(list(runs.values())),
         facts=_facts(list(runs.values()), split),
     )
@@ -105,7 +112,9 @@ def _letter(number: int) -> str:
     return chr(ord("A") + number) if number < 26 else f"R{number + 1}"
 
 
-def _lines(predictions: Mapping[str, Sequence[Predictions]], slices: ItemSlices, resamples: int) -> list[Line]:
+def _lines(
+    predictions: Mapping[str, Sequence[Predictions]], slices: ItemSlices, resamples: int, measured: SliceMetrics
+) -> list[Line]:
     found = resample(predictions, slices, resamples, SLICES, probabilities=True)
     reference, *others = predictions
     differences = {name: resampled_differences(found[name], found[reference]) for name in others}
@@ -117,14 +126,22 @@ def _lines(predictions: Mapping[str, Sequence[Predictions]], slices: ItemSlices,
             for other in others:
                 moved = differences[other][name][metric]
                 values = found[reference].actual[(name, metric)], found[other].actual[(name, metric)]
-                lines.append(Line(name, metric, values[0], other, values[1], moved, verdict(metric, moved)))
+                users = int(measured.get(name, {}).get(COVERED.get(metric, "users")) or 0)
+                of_run = verdict(metric, moved, users)
+                lines.append(Line(name, metric, users, values[0], other, values[1], moved, of_run))
     return lines
 
 
-def verdict(metric: str, moved: Difference | None) -> str:
+COVERED = {"gauc": "covered_users", "uauc": "covered_users"}
+"""Metrics of users with both classes -> their count in metrics.json; others cover all users."""
+
+
+def verdict(metric: str, moved: Difference | None, users: int) -> str:
     """Of a run against the reference: won or lost if the interval leaves out 0, else tied; "-" without a value."""
     if moved is None:
         return "-"
+    if users < LEAST_USERS:
+        return "few users"
     if moved["low"] <= 0 <= moved["high"]:
         return "tied"
     return "won" if (moved["difference"] > 0) != (metric in LOWER_IS_BETTER) else "lost"
@@ -169,12 +186,12 @@ def tables(found: Comparison) -> list[tuple[str, list[list[str]]]]:
     """Titles and rows of cells; the first row of a table is its head."""
     letters = list(found.letters.values())
     runs = [[letter, name] for name, letter in found.letters.items()]
-    metrics = [["items", "metric", letters[0], "run", "value", "difference", "low", "high", ""]]
+    metrics = [["items", "metric", "users", letters[0], "run", "value", "difference", "low", "high", ""]]
     for line in found.lines:
         moved = line.difference
         ends = ["-", "-", "-"] if moved is None else [f"{moved[key]:+.4f}" for key in ("difference", "low", "high")]
         values = [found.letters[line.run], _value(line.value), *ends, line.verdict]
-        metrics.append([line.slice, line.metric, _value(line.reference), *values])
+        metrics.append([line.slice, line.metric, f"{line.users:,}", _value(line.reference), *values])
     interval = f"difference to {letters[0]} with a {LEVEL:.0%} bootstrap interval over users"
     basis = f"{found.rows:,} rows, {found.users:,} users, {found.resamples:,} resamples"
     recipes = [["key", *letters], *([key, *values] for key, values in found.recipes.items())]
@@ -198,8 +215,10 @@ def counts(found: Comparison) -> list[str]:
         verdicts = [line.verdict for line in found.lines if line.run == name]
         won, lost, tied = (verdicts.count(word) for word in ("won", "lost", "tied"))
         lines.append(f"{letter} against {next(iter(found.letters.values()))}: {won} won, {lost} lost, {tied} tied")
-    by_chance = len(found.lines) * (1 - LEVEL)
-    return [*lines, f"Of {len(found.lines)} intervals at {LEVEL:.0%}, about {by_chance:.0f} leave out 0 by chance."]
+    judged = sum(line.verdict in ("won", "lost", "tied") for line in found.lines)
+    chance = f"Of {judged} intervals at {LEVEL:.0%}, about {judged * (1 - LEVEL):.1f} leave out 0 by chance alone"
+    few = f"; metrics of fewer than {LEAST_USERS} users are not judged" if judged < len(found.lines) else ""
+    return [*lines, f"{chance}{few}."]
 
 
 def as_text(found: Comparison) -> str:

@@ -4,7 +4,7 @@ Shapes: N rows of a split, I items.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from sidrec.schema import ITEMS
 from sidrec.sid.catalog import REPORT
 from sidrec.study.intervals import LEVEL, RESAMPLES, Scored, interval, resample
 from sidrec.text import near_folder
-from sidrec.train.run_directory import RunDirectory
+from sidrec.train.run_directory import EVALUATION, RunDirectory
 
 ROWS_RESAMPLED = 40_000_000  # rows times resamples of a bootstrap, at most; it takes about a minute
 LEAST_RESAMPLES = 100
@@ -30,18 +30,26 @@ BINS = 20
 
 
 class RunFiles:
-    """The files of one run. Raises ConfigError if there is no run."""
+    """The files of one run, or of a run's evaluation on another data folder. Raises ConfigError if there is neither.
+
+    run: the folder with the results. trained: the run directory; the same, but for other data. recipe: with the data
+    that was scored.
+    """
 
     def __init__(self, path: Path) -> None:
         self.run = RunDirectory(path)
-        if not self.run.config.is_file():
+        other = self._json(path / EVALUATION, "the facts of an evaluation")
+        self.trained = self.run if other is None else RunDirectory(Path(other["run"]))
+        if other is None and not self.run.config.is_file():
             near = near_folder(path, self.run.config.name)
             raise ConfigError(f"{path}: expected a run directory with config.yaml, got none{near}")
-        self.recipe: Recipe = self.run.recipe()
-        self.facts: dict[str, Any] = self._json(self.run.facts, "the facts of a run") or {}
-        self.log = _lines(self.run.log)
-        self.skipped = _lines(self.run.skipped)
-        self.evaluations = _lines(self.run.evaluations)
+        self.recipe: Recipe = self.trained.recipe()
+        if other is not None:
+            self.recipe = replace(self.recipe, data=replace(self.recipe.data, path=Path(other["data"])))
+        self.facts: dict[str, Any] = self._json(self.trained.facts, "the facts of a run") or {}
+        self.log = _lines(self.trained.log)
+        self.skipped = _lines(self.trained.skipped)
+        self.evaluations = _lines(self.trained.evaluations)
         self.metrics: SplitMetrics = load_metrics(self.run.metrics) if self.run.metrics.exists() else {}
         warned = self.run.warnings
         self.warnings = warned.read_text(encoding="utf-8").splitlines() if warned.exists() else []

@@ -96,8 +96,9 @@ def _facts(run: RunFiles) -> Element:
     """Cards: what ran where, and its parameters."""
     last = run.log[-1] if run.log else {}
     of_run = {
-        "run directory": str(run.run.path),
+        "run directory": str(run.trained.path),
         "data": str(run.recipe.data.path),
+        **({} if run.run is run.trained else {"evaluation": str(run.run.path)}),
         "steps logged": last.get("step"),
         "epochs": last["epoch"] + 1 if "epoch" in last else None,
         **{key: value for key, value in run.facts.items() if key not in ("parameters", "start")},

@@ -26,6 +26,9 @@ BINS = 20
 """Equal bins of [0, 1] of every histogram: of gate values and attention weights."""
 
 
+PARAMS = 100  # of a request to MLflow, at most
+
+
 class Tracker(Protocol):
     """One place that values go to. Methods may raise anything."""
 
@@ -89,8 +92,9 @@ class Mlflow:
         experiment = self._client.get_experiment_by_name(recipe.name)
         number = experiment.experiment_id if experiment else self._client.create_experiment(recipe.name)
         name: str = self._client.create_run(number, run_name=f"seed{recipe.seed}").info.run_id
-        for key, value in flat(asdict(recipe)).items():
-            self._client.log_param(name, key, value)
+        params = [self._entities.Param(key, value) for key, value in flat(asdict(recipe)).items()]
+        for start in range(0, len(params), PARAMS):
+            self._client.log_batch(name, params=params[start : start + PARAMS])
         return name
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:

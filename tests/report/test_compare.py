@@ -1,14 +1,19 @@
 """Comparisons of runs: verdicts, recipes, and runs that cannot be compared."""
 
+import contextlib
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from sidrec import cli
+from sidrec.io.files import write_json
 from sidrec.metrics.exact import measure
 from sidrec.report.compare import as_text, compare, verdict, write_page
+from sidrec.report.run_page import write_report
 from sidrec.study.intervals import Difference, LogLoss
+from sidrec.train.run_directory import EVALUATION
 from tests.bench.test_page import OUTSIDE, Page
 from tests.report.made_up_run import made_up_run, predictions
 from tests.small_log import write_small_log
@@ -35,7 +40,8 @@ def test_a_better_run_wins_a_twin_ties(runs: dict[str, Path]) -> None:
     assert {verdicts[(str(runs["strong"]), metric)] for metric in ("auc", "gauc", "uauc", "ne", "log_loss")} == {"won"}
     twins = [line for line in found.lines if line.run == str(runs["twin"]) and line.difference]
     assert twins
-    assert {line.verdict for line in twins} == {"tied"}
+    assert {line.verdict for line in twins} <= {"tied", "few users"}
+    assert {line.verdict for line in twins if line.slice == "all"} == {"tied"}
     assert all(line.difference and line.difference["difference"] == 0 for line in twins)
     turned = compare([runs["strong"], runs["weak"]], "test")
     assert {line.verdict for line in turned.lines if line.slice == "all"} == {"lost"}
@@ -62,20 +68,22 @@ def test_page(runs: dict[str, Path], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("metric", "ends", "expected"),
+    ("metric", "ends", "users", "expected"),
     [
-        ("auc", (0.1, 0.05, 0.2), "won"),
-        ("auc", (-0.1, -0.2, -0.05), "lost"),
-        ("auc", (0.1, -0.1, 0.2), "tied"),
-        ("ne", (0.1, 0.05, 0.2), "lost"),
-        ("ne", (-0.1, -0.2, -0.05), "won"),
-        ("log_loss", (-0.1, -0.2, 0.0), "tied"),
-        ("gauc", None, "-"),
+        ("auc", (0.1, 0.05, 0.2), 20, "won"),
+        ("auc", (-0.1, -0.2, -0.05), 20, "lost"),
+        ("auc", (0.1, -0.1, 0.2), 20, "tied"),
+        ("ne", (0.1, 0.05, 0.2), 20, "lost"),
+        ("ne", (-0.1, -0.2, -0.05), 20, "won"),
+        ("log_loss", (-0.1, -0.2, 0.0), 20, "tied"),
+        ("gauc", (0.1, 0.05, 0.2), 19, "few users"),
+        ("gauc", None, 20, "-"),
+        ("gauc", None, 0, "-"),
     ],
 )
-def test_verdicts(metric: str, ends: tuple[float, float, float] | None, expected: str) -> None:
+def test_verdicts(metric: str, ends: tuple[float, float, float] | None, users: int, expected: str) -> None:
     moved = None if ends is None else Difference(difference=ends[0], low=ends[1], high=ends[2], resamples=9)
-    assert verdict(metric, moved) == expected
+    assert verdict(metric, moved, users) == expected
 
 
 def test_runs_that_cannot_be_compared(runs: dict[str, Path], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,3 +123,31 @@ def test_log_loss_on_resamples_is_that_of_repeated_rows(seed: int) -> None:
     for metric, normalised in (("log_loss", False), ("ne", True)):
         found = LogLoss.of(label, score, user, 9, normalised).resampled(multiplicity)
         assert found[0] == pytest.approx(expected[metric])
+
+
+def test_runs_and_evaluations_of_an_earlier_version(tmp_path: Path) -> None:
+    """Runs without evaluations.jsonl, warnings.txt and histograms; paths are relative to the folder of training."""
+    shutil.copytree(Path(__file__).parents[1] / "golden/v0.1.0/artifacts", tmp_path / "old")
+    with contextlib.chdir(tmp_path / "old"):
+        for run in ("one", "two"):
+            assert cli.main(["report", f"runs/{run}/seed0"]) == 0
+        found = compare([Path("runs/one/seed0"), Path("runs/two/seed0")], "test")
+    assert found.recipes["optimizer.tables.kind"] == ["adagrad", "rowwise_adagrad"]
+    assert {line.verdict for line in found.lines if line.slice == "torso" and line.metric == "gauc"} == {"few users"}
+
+
+def test_evaluations_on_other_data(runs: dict[str, Path], folder: Path, tmp_path: Path) -> None:
+    """Folders that `sidrec evaluate --data` writes are reported and compared as runs are."""
+    others = []
+    for name in ("weak", "strong"):
+        out = tmp_path / name
+        out.mkdir()
+        write_json(out / EVALUATION, {"run": str(runs[name]), "data": str(folder / "data")})
+        for file in ("metrics.json", "predictions_test.parquet"):
+            shutil.copy(runs[name] / file, out / file)
+        others.append(out)
+    found = compare(others, "test")
+    assert {line.verdict for line in found.lines if line.slice == "all"} == {"won"}
+    text = Page(write_report(others[1], tmp_path / "report.html")).text
+    assert str(others[1]) in text
+    assert str(runs["strong"]) in text

@@ -64,7 +64,9 @@ class Fake:
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
-        self.entities = SimpleNamespace(Metric=lambda name, value, timestamp, step: (name, value, step))
+        self.entities = SimpleNamespace(
+            Metric=lambda name, value, timestamp, step: (name, value, step), Param=lambda key, value: (key, value)
+        )
 
     def MlflowClient(self, tracking_uri: str) -> "Fake":  # noqa: N802
         self.calls.append(("client", tracking_uri))
@@ -80,11 +82,9 @@ class Fake:
         self.calls.append(("run", experiment, run_name))
         return SimpleNamespace(info=SimpleNamespace(run_id="abc"))
 
-    def log_param(self, run: str, key: str, value: str) -> None:
-        self.calls.append(("param", key, value))
-
-    def log_batch(self, run: str, metrics: Sequence[Any]) -> None:
-        self.calls.append(("batch", run, *metrics))
+    def log_batch(self, run: str, metrics: Sequence[Any] = (), params: Sequence[Any] = ()) -> None:
+        assert len(params) <= 100
+        self.calls += [("param", *param) for param in params] or [("batch", run, *metrics)]
 
     def set_terminated(self, run: str) -> None:
         self.calls.append(("end", run))
