@@ -165,7 +165,7 @@ def test_a_mistake_in_the_recipe(fault: str, sound: Path, tmp_path: Path, capsys
 @pytest.mark.parametrize(
     ("target", "end"),
     [
-        ("a file/catalog", "expected a folder to write, got a path below the file {file}; name another folder"),
+        ("a file/catalog", "expected a folder to write, got a path below the file {file}; name another one"),
         ("a file", "{file}: expected nothing there yet, or a catalog, got something without catalog.json"),
     ],
 )
