@@ -11,7 +11,7 @@ from sidrec.io.files import write_json
 from sidrec.metrics.exact import measure_slices, save_metrics
 from sidrec.metrics.predictions import Predictions
 from sidrec.metrics.slices import load_item_slices
-from sidrec.train.evaluation import gate_by_decile
+from sidrec.train.gate_report import gate_by_decile
 from sidrec.train.run_directory import RunDirectory
 from sidrec.train.tracking import BINS, Evaluation
 from tests.small_log import ITEMS_COUNT, USERS, small_recipe
