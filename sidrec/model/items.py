@@ -61,7 +61,9 @@ class ItemLookup:
 
     def has_sid(self, bags: Tensor) -> Tensor:
         """Whether the item of each bag has a SID; False at padding."""
-        return bags > 0 if self.has_sid_U is None else self.has_sid_U[bags]
+        if self.has_sid_U is None:
+            return bags > 0
+        return self.has_sid_U.index_select(0, bags.flatten()).view_as(bags)  # a third of the time of indexing
 
     def with_sids(self, history: HistoryIndex) -> HistoryIndex:
         """The history without its items that have no SID."""
