@@ -8,7 +8,7 @@ import random
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import numpy as np
 import torch
@@ -17,11 +17,13 @@ from torch import Tensor
 
 from sidrec.checkpoint.dcp_storage import load_shards
 from sidrec.checkpoint.tensor_shard import RANKS, TensorShard, read_index, whole_tensor
-from sidrec.data.dataset import Dataset
 from sidrec.errors import CheckpointError
 from sidrec.id_maps import IdMaps
 from sidrec.parallel.process_group import Ranks, run_on_all_ranks
 from sidrec.schema import Manifest, MapDigest, Transform
+
+if TYPE_CHECKING:  # reading a checkpoint must not import TorchRec
+    from sidrec.data.dataset import Dataset
 
 POSITION = "position.json"
 VERSION = 1
@@ -128,7 +130,7 @@ def check_catalog(path: Path, position: Position, catalog: str | None) -> None:
         raise CheckpointError(f"{path}: expected the catalog {position.catalog} it was trained with, got {catalog}")
 
 
-def check_own_data(path: Path, position: Position, data: Dataset, inputs: Inputs) -> None:
+def check_own_data(path: Path, position: Position, data: "Dataset", inputs: Inputs) -> None:
     """Raises CheckpointError unless the data is that which the checkpoint `path` was trained on: same ids and columns.
 
     Id maps are compared only where both have them.
@@ -168,7 +170,7 @@ def check_inputs(path: Path, position: Position, inputs: Inputs) -> None:
 
 
 def trained_sid_rows(
-    path: Path, position: Position, data: Dataset, without: Collection[str] = (), remedy: str = ""
+    path: Path, position: Position, data: "Dataset", without: Collection[str] = (), remedy: str = ""
 ) -> Mapping[str, int]:
     """SID table -> its rows when the checkpoint was trained; the first rows of this data's tables.
 
