@@ -62,7 +62,7 @@ class EvaluateOptions:
     run: tyro.conf.Positional[Annotated[Path, metavar("RUN")]]
     """Run directory, as `sidrec train` makes it: RUNS/NAME/seedN."""
     splits: tyro.conf.Positional[Annotated[tuple[str, ...], metavar("[SPLIT ...]", "those of the run's recipe")]] = ()
-    """Splits of the log."""
+    """Splits of the log. With --data: by default those of the recipe that FOLDER has."""
     checkpoint: Annotated[str | None, metavar("{newest,best,step-N}", "best if the run keeps one, else newest")] = None
     """Checkpoint to evaluate."""
     data: Annotated[Path | None, metavar("FOLDER", "the run's own")] = None

@@ -31,7 +31,7 @@ from sidrec.io.files import read_json, write_json
 from sidrec.io.output_folders import output_folder
 from sidrec.io.output_lock import OutputLock
 from sidrec.parallel.process_group import Ranks, run_on_all_ranks
-from sidrec.schema import ITEM_ID
+from sidrec.schema import ITEM_ID, LOG, load_manifest
 from sidrec.train.assembly import build_training, inputs_of, open_dataset
 from sidrec.train.evaluation import check_splits, evaluate_splits
 from sidrec.train.run import report
@@ -94,12 +94,13 @@ def evaluate_other_data(
 ) -> None:
     """Scores another data folder by a checkpoint of the run `path`; the run directory's own results stay.
 
+    splits: of the folder's log; empty for those of the recipe that the log has.
     Raises SidrecError on all ranks together: if the folder's ids are neither the run's nor these and more, if its
     catalog is neither the run's nor extended from it, and if its columns of numbers are others or of another scale.
     """
     run = RunDirectory(path)
     own = _recipe(run, splits, ranks)
-    recipe = run_on_all_ranks(ranks, lambda: _with_data(own, other))
+    recipe = run_on_all_ranks(ranks, lambda: _with_data(own, other, splits))
     out = run_on_all_ranks(ranks, lambda: _out(run, recipe, other))
     with _locked_on_first_rank(out, ranks):
         run_on_all_ranks(ranks, lambda: _check_out(out, run, recipe) if ranks.first else None)
@@ -115,11 +116,16 @@ def evaluate_other_data(
         _evaluate(recipe, data, saved, read_position(saved).step, RunDirectory(out), ranks)
 
 
-def _with_data(recipe: Recipe, other: OtherData) -> Recipe:
+def _with_data(recipe: Recipe, other: OtherData, splits: tuple[str, ...]) -> Recipe:
     if other.catalog is not None and recipe.model.item.sids is None:
         raise ConfigError(f"--catalog: expected none, as items of kind {recipe.model.item.kind} have no SIDs")
     catalog = recipe.data.catalog if other.catalog is None else other.catalog
-    return replace(recipe, data=replace(recipe.data, path=other.path, catalog=catalog))
+    recipe = replace(recipe, data=replace(recipe.data, path=other.path, catalog=catalog))
+    if splits:
+        return recipe
+    there = load_manifest(other.path / LOG).splits  # a day to be scored may have but one of the recipe's splits
+    found = tuple(split for split in recipe.evaluate.splits if split in there)
+    return replace(recipe, evaluate=replace(recipe.evaluate, splits=found)) if found else recipe
 
 
 def _as_trained(saved: Path, recipe: Recipe, whole: Dataset) -> Dataset:

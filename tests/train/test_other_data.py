@@ -268,6 +268,15 @@ def test_evaluations_of_two_folders_are_kept_apart(
     shutil.rmtree(kept.parent)
 
 
+def test_splits_that_a_folder_lacks_are_left_out(trained: Path, today: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_of(trained), run_of(tmp_path))
+    config = run_of(tmp_path) / "config.yaml"
+    config.write_text(config.read_text().replace("splits:\n  - test", "splits: [train, test]"))
+    assert "[train, test]" in config.read_text()
+    evaluate(tmp_path, today)
+    assert list(json.loads((today.parent / "out" / "metrics.json").read_text())) == ["test"]
+
+
 def test_folders_without_maps_are_scored_with_a_warning(
     trained: Path, today: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
