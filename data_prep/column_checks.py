@@ -43,7 +43,8 @@ class ColumnChecks:
         self._times = _Times()
         texts = (*columns.categorical, *columns.numbers)
         self._same = {(name, other): True for name in texts for other in (USER, ITEM)}
-        self._same |= {(name, TIMESTAMP): columns.timed for name in columns.numbers}
+        self._same |= {(name, TIMESTAMP): columns.timed for name in (USER, ITEM, *columns.numbers)}
+        self._same |= {(USER, LABEL): True, (ITEM, LABEL): True}
         names = list(columns.numbers)
         self._same |= {(name, other): True for place, name in enumerate(names) for other in names[:place]}
 
@@ -73,7 +74,7 @@ class ColumnChecks:
             return
         self._judge_ids()
         if not implicit and self._positives == self._rows:
-            got = f"{self._rows:,} events, all positive; a log of positives alone needs no label column"
+            got = f"{self._rows:,} events, all positive; a log of positives alone needs no label or rating column"
             raise ContractError(self._source, "labels 0 and 1", got)
         for name, values in self._values.items():
             if name.startswith(CATEGORICAL_PREFIX):
@@ -93,7 +94,7 @@ class ColumnChecks:
         raise ContractError(f"{self._source}, {_named(name)}", expected, got)
 
     def _judge_ids(self) -> None:
-        rows, users, items = self._rows, self._values[USER], self._values[ITEM]
+        rows, items = self._rows, self._values[ITEM]
         if self._user_is_item == rows:
             self._refuse(ITEM, "other values than the user column has", f"the same in all {rows:,} rows")
         if self._user_is_item > MOSTLY * rows:
@@ -102,27 +103,39 @@ class ColumnChecks:
             first = items.row_number
             got = f"{first}, {first + 1}, {first + 2}, … in {rows:,} rows: the number of the row"
             self._refuse(ITEM, "items, which several rows can share", got)
-        for name, values, cost in (
-            (USER, users, "no row has a history"),
-            (ITEM, items, "nothing that is learned of an item is of use to another row"),
-        ):
-            found = int((values.rows > 0).sum())
-            if found == rows:
-                self._warn(name, f"{rows:,} rows have {found:,} different values: {cost}")
-            elif found == 1:
-                self._warn(name, f"all {rows:,} rows have one value")
-            elif found > MOSTLY * rows:
-                self._warn(name, f"{found:,} different values in {rows:,} rows: for most, {cost}")
+        self._judge_id(USER, "no row has a history")
+        self._judge_id(ITEM, "nothing that is learned of an item is of use to another row")
+
+    def _judge_id(self, name: str, cost: str) -> None:
+        """cost: of an id for each row."""
+        rows, values = self._rows, self._values[name]
+        found = int((values.rows > 0).sum())
+        if self._same[name, LABEL]:
+            self._refuse(name, "ids", f"the label in all {rows:,} rows")
+        if self._same[name, TIMESTAMP]:
+            self._warn(name, f"all {rows:,} rows have the same value as in {_named(TIMESTAMP)}")
+        elif self._tells_label(values, found):
+            self._warn(name, f"its {found:,} values tell the label of all {rows:,} rows")
+        if found == rows:
+            self._warn(name, f"{rows:,} rows have {found:,} different values: {cost}")
+        elif found == 1:
+            self._warn(name, f"all {rows:,} rows have one value")
+        elif found > MOSTLY * rows:
+            self._warn(name, f"{found:,} different values in {rows:,} rows: for most, {cost}")
 
     @property
     def _both_labels(self) -> bool:
         return min(self._positives, self._rows - self._positives) >= LEAST_OF_A_LABEL
 
+    def _tells_label(self, values: "_Values", found: int) -> bool:
+        """Whether all rows of each of the `found` values have one label, and this is no chance."""
+        mixed = (values.positives > 0) & (values.positives < values.rows)
+        return self._both_labels and not mixed.any() and self._rows >= ROWS_PER_VALUE * max(1, found)
+
     def _judge_category(self, name: str, values: "_Values") -> None:
         rows, known = self._rows, values.rows[1:]
         found = int((known > 0).sum())
-        mixed = (values.positives > 0) & (values.positives < values.rows)
-        if self._both_labels and not mixed.any() and rows >= ROWS_PER_VALUE * max(1, found):
+        if self._tells_label(values, found):
             got = f"a column whose {found:,} values tell the label of all {rows:,} rows; leave it out"
             self._refuse(name, "what is known before the label", got)
         for other in (USER, ITEM):

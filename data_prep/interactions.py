@@ -343,7 +343,7 @@ class InteractionsCommand:
             expected = "--label-column or --rating-column: without times, no negatives can be sampled"
             raise ContractError(f"--split {RANDOM}", expected, "neither")
         said = "rows are split at random, and no row has a history or statistics"
-        print_warning(f"{self.src}: no column {name!r}: {said}")
+        print_warning(f"{self.src}: no column {name!r}: {said}{did_you_mean(name, names)}")
         return False
 
 

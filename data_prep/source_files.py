@@ -102,14 +102,11 @@ def blocks(
         for lines, table in read:
             found = {}
             for column in columns:
-                if column not in own:
-                    named = pa.scalar(partitions[column], pa.string())
-                    found[column] = pa.chunked_array([pa.repeat(named, len(table))])
-                    continue
+                raw = table[column] if column in own else _repeated(partitions[column], len(table))
                 if column in list_columns:
-                    found[column] = lists(table[column], list_columns[column], column, lines)
+                    found[column] = lists(raw, list_columns[column], column, lines)
                     continue
-                values = plain(table[column], column, lines, column in free_text)
+                values = plain(raw, column, lines, column in free_text)
                 found[column], blanks = without_blanks(values)
                 trimmed[column] += blanks * (column not in free_text)
             yield Block(lines, pa.table(found))
@@ -136,6 +133,10 @@ def whole(found: Iterable[Block], path: Path, id_column: str) -> pa.Table:
     if not seen:
         raise ContractError(path, "at least one row", "none")
     return pa.concat_tables(tables)
+
+
+def _repeated(value: str | None, rows: int) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.repeat(pa.scalar(value, pa.string()), rows)])
 
 
 def _partitions(file: Path) -> dict[str, str | None]:

@@ -67,6 +67,8 @@ def sparse(values: Any, missing: np.ndarray) -> pa.Array:
             {"item_id": np.r_[SOUND["user_id"][:118], [99, 98]]},
             "118 of 120 rows have the same value as in the user column",
         ),
+        ({"user_id": TIME}, "the user column: all 120 rows have the same value as in the column of times"),
+        ({"user_id": LABEL * 2 + NUMBER % 2}, "the user column: its 4 values tell the label of all 120 rows"),
         ({"brand": ["a"] * ROWS}, "column brand: all 120 rows have one value"),
         ({"brand": pa.array([None] * ROWS, pa.string())}, "column brand: all 120 values are missing"),
         ({"brand": [f"b{n}" for n in NUMBER]}, "column brand: 120 different values in 120 rows: an id of the row"),
@@ -93,7 +95,7 @@ def sparse(values: Any, missing: np.ndarray) -> pa.Array:
         ({"timestamp": TIME + 60 * 365 * DAY}, "120 of 120 times are later than now; all are from 2083"),
         ({"timestamp": np.where(NUMBER > 100, TIME + 60 * 365 * DAY, TIME)}, "19 of 120 times are later than now"),
     ],
-    ids=range(26),
+    ids=range(28),
 )
 def test_warnings(tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: dict[str, Any], words: str) -> None:
     prepare(tmp_path, **changed)
@@ -108,6 +110,7 @@ def test_warnings(tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: d
         ({"item_id": SOUND["user_id"]}, "other values than the user column has, got the same in all 120 rows"),
         ({"item_id": NUMBER}, "the item column: expected items, .* got 0, 1, 2, … in 120 rows: the number of the row"),
         ({"item_id": [str(n + 1) for n in NUMBER]}, "got 1, 2, 3, …"),
+        ({"item_id": LABEL}, "the item column: expected ids, got the label in all 120 rows"),
         ({"label": [1] * ROWS}, "labels 0 and 1, got 120 events, all positive"),
         ({"label": [0] * ROWS}, "at least one positive event"),
         ({"price": LABEL}, "tells the label of every row, 0 to 0 where it is 0; 1 to 1 where it is 1"),
@@ -121,7 +124,7 @@ def test_warnings(tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: d
         ({"brand": [f"{label}{n % 2}" for n, label in enumerate(LABEL)]}, "whose 4 values tell the label"),
         ({"timestamp": np.where(NUMBER % 10, TIME * 1000, TIME)}, "before the year 2100"),
     ],
-    ids=range(15),
+    ids=range(16),
 )
 def test_refusals(tmp_path: Path, changed: dict[str, Any], words: str) -> None:
     with pytest.raises(ContractError, match=words):

@@ -126,6 +126,17 @@ def test_values_that_are_no_lists(tmp_path: Path, tags: Any, words: str) -> None
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_names_the_list(tmp_path: Path) -> None:
+    """Hive and Spark write a column into the names of folders."""
+    (tmp_path / "tags=sea%7Csun").mkdir()
+    path = write_log(tmp_path, TAGS)
+    table = pq.read_table(path).drop_columns(["tags"])
+    pq.write_table(table, tmp_path / "tags=sea%7Csun" / "log.parquet")
+    path.unlink()
+    InteractionsCommand(tmp_path / "tags=sea%7Csun", tmp_path / "out", COLUMNS, SETTINGS, vectors="none").run()
+    assert {tuple(row["cat_tags"]) for row in read_rows(tmp_path / "out")} == {(1, 2)}
+
+
 def test_long_lists_are_cut_with_a_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = prepare(write_log(tmp_path, [["a", "b", "c", "d"]] * ROWS), replace(COLUMNS, list_length=3))
     assert {tuple(row["cat_tags"]) for row in rows} == {(1, 2, 3)}
