@@ -59,6 +59,11 @@ def test_what_is_no_json(text: str, tmp_path: Path) -> None:
     assert str(refused.value).startswith(f"{tmp_path / 'a.json'}: {JSON[text]}")
 
 
+def test_a_device_that_never_ends_is_not_read() -> None:
+    with pytest.raises(ContractError, match="/dev/zero: expected an a, got a device"):
+        read_json(Path("/dev/zero"), "an a")
+
+
 @pytest.mark.parametrize("name", ["missing", "folder", "loop"])
 def test_no_file_to_read(name: str, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()

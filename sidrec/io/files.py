@@ -92,6 +92,8 @@ def read_json(path: Path, what: str) -> Any:
             raise ContractError(path, "every key once", f"{next(n for n in names if names.count(n) > 1)} twice")
         return found
 
+    if path.is_char_device():  # such as /dev/zero, which never ends
+        raise ContractError(path, what, "a device")
     try:
         value = json.loads(path.read_bytes(), parse_constant=_refuse, object_pairs_hook=without_repeats)
         json.dumps(value, ensure_ascii=False).encode()  # refuses lone surrogates such as "\ud800"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sidrec.metrics.exact import (
+    Metrics,
     SplitMetrics,
     comparison_table,
     coverage_table,
@@ -99,7 +100,7 @@ def test_what_the_metrics_rest_on_is_printed() -> None:
 
 @pytest.mark.parametrize(("users", "covered", "warned"), [(40, 30, 0), (40, 29, 1), (40, 1, 1), (9, 0, 0)])
 def test_a_gauc_of_few_users_is_said(users: int, covered: int, warned: int) -> None:
-    found = {"users": users, "covered_users": covered}
+    found: Metrics = {"users": users, "covered_users": covered}
     rest = "gauc and uauc rest on few users with both classes"
     lines = few_users({"test": {"all": {"users": 99, "covered_users": 99}, "cold": found}})
     assert lines == [f"warning: split test: {rest}: cold {covered}"] * warned
