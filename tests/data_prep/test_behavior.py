@@ -74,6 +74,7 @@ def test_written_files(world: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in world.iterdir()) == [
         "behavior.json",
         "behavior.png",
+        "ids",
         "items.parquet",
         "log",
         "pairs.parquet",

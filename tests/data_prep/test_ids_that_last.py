@@ -290,7 +290,7 @@ def test_killed_and_continued_equals_uninterrupted_unless_the_folder_changed(tmp
         ]
         (tmp_path / f"{day}.csv").write_text("\n".join(["user_id,item_id,timestamp", *lines]) + "\n")
     one, log = tmp_path / "one", tmp_path / "1.csv"
-    InteractionsCommand(tmp_path / "0.csv", one, Columns(), LogSettings(partition_rows=40)).run()
+    InteractionsCommand(tmp_path / "0.csv", one, Columns(), LogSettings()).run()
     flags = LogSettings(partition_rows=40, ids=one)
     InteractionsCommand(log, tmp_path / "straight", Columns(), flags).run()
     _killed(log, tmp_path / "out", one)
@@ -304,6 +304,6 @@ def test_killed_and_continued_equals_uninterrupted_unless_the_folder_changed(tmp
     shutil.rmtree(tmp_path / "out")
     shutil.move(tmp_path / "other.partial", tmp_path / "out.partial")
     shutil.rmtree(one)
-    InteractionsCommand(tmp_path / "0.csv", one, Columns(), LogSettings(partition_rows=40)).run()  # other file times
+    InteractionsCommand(tmp_path / "0.csv", one, Columns(), LogSettings()).run()  # other file times
     InteractionsCommand(log, tmp_path / "out", Columns(), flags).run()
     assert (tmp_path / "out" / part).stat().st_mtime_ns != written
