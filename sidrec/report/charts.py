@@ -6,6 +6,7 @@ Lengths are pixels of a picture that is `WIDTH` wide; the page scales it to its 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 from xml.etree.ElementTree import Element
 
 from sidrec.page.elements import MARGIN, Axis, element
@@ -134,11 +135,21 @@ def line_chart(
     return figure(title, plot.picture(f"{title} over steps"), names)
 
 
-def gate_chart(deciles: dict[str, list[float]]) -> Element:
-    """Mean gate of each decile of exposure, with the interval of the mean and a band of 80% of the rows."""
-    gate = deciles["gate"]
+def gate_chart(deciles: dict[str, Any]) -> Element:
+    """Mean gate of each decile of exposure, with the interval of the mean and a band of 80% of the rows.
+
+    Items that were never shown, if there are any, stand apart on the left, with 80% of their rows.
+    """
+    gate, never = deciles["gate"], deciles.get("never_shown")
     places = [float(place) for place in range(len(gate))]
-    plot = Plot(Axis(-0.4, max(places) + 0.4), Axis(0.0, 1.0), ("median exposures of the decile's rows", "mean gate g"))
+    first = -1.9 if never else -0.4
+    plot = Plot(
+        Axis(first, max(places) + 0.4), Axis(0.0, 1.0), ("median exposures of the decile's rows", "mean gate g")
+    )
+    if never:
+        x, ends = plot.x(-1.5), {"y1": plot.y(never["lowest_tenth"]), "y2": plot.y(never["highest_tenth"])}
+        plot.marks.append(element("line", x1=x, x2=x, **ends, class_="interval"))
+        plot.dot(-1.5, never["gate"], 1, f"never shown: {never['gate']:.4f}, {never['rows']:,.0f} rows")
     low, high = deciles.get("lowest_tenth"), deciles.get("highest_tenth")
     if low and high:
         edge = [*zip(places, high, strict=True), *reversed(list(zip(places, low, strict=True)))]
@@ -150,6 +161,7 @@ def gate_chart(deciles: dict[str, list[float]]) -> Element:
         plot.marks.append(element("line", x1=x, x2=x, **ends, class_="interval"))
     plot.line(list(zip(places, gate, strict=True)), 0)
     ticks = [(place, f"{exposures:,.0f}") for place, exposures in zip(places, deciles["exposures"], strict=True)]
+    ticks += [(-1.5, "never")] if never else []
     return plot.picture("Mean gate by exposure", ticks)
 
 

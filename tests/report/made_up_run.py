@@ -17,6 +17,7 @@ from sidrec.train.tracking import BINS, Evaluation
 from tests.small_log import ITEMS_COUNT, USERS, small_recipe
 
 ROWS = 300
+NEVER = {"gate": 0.1, "lowest_tenth": 0.05, "highest_tenth": 0.2, "rows": 12}
 
 
 def predictions(skill: float, *, seed: int = 0, rows: int = ROWS) -> Predictions:
@@ -74,7 +75,10 @@ def _gate_and_attention(run: RunDirectory, measured: Any) -> None:
     exposures = np.arange(ROWS, dtype=np.float32)
     gate = (exposures / ROWS).astype(np.float32)
     if run.predictions("test").exists():
-        write_json(run.path / "gate_test.json", {"spearman_of_deciles": 1.0, **gate_by_decile(exposures, gate)})
+        write_json(
+            run.path / "gate_test.json",
+            {"spearman_of_deciles": 1.0, **gate_by_decile(exposures, gate), "never_shown": NEVER},
+        )
     attention = {
         "weights": {"s1": 0.75, "s2": 0.25},
         "entropy_nats": 0.56,
