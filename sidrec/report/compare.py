@@ -13,7 +13,7 @@ from typing import Any
 from sidrec.errors import ConfigError
 from sidrec.io.files import replaced_file
 from sidrec.io.output_folders import output_file
-from sidrec.metrics.exact import SliceMetrics
+from sidrec.metrics.exact import FEW_USERS, SliceMetrics
 from sidrec.metrics.predictions import Predictions
 from sidrec.metrics.slices import SLICES, ItemSlices
 from sidrec.page.cards import MISSING
@@ -26,8 +26,6 @@ from sidrec.train.tracking import flat
 
 METRICS = ("auc", "gauc", "uauc", "ne", "log_loss")
 LOWER_IS_BETTER = ("ne", "log_loss")
-LEAST_USERS = 20
-"""Bootstrap intervals over fewer users are too narrow to tell anything."""
 NOT_COMPARED = ("name",)
 TITLE = "Comparison: "
 WORDS = ("Runs", "Recipe keys that differ")
@@ -140,7 +138,7 @@ def verdict(metric: str, moved: Difference | None, users: int) -> str:
     """Of a run against the reference: won or lost if the interval leaves out 0, else tied; "-" without a value."""
     if moved is None:
         return "-"
-    if users < LEAST_USERS:
+    if users < FEW_USERS:
         return "few users"
     if moved["low"] <= 0 <= moved["high"]:
         return "tied"
@@ -217,7 +215,7 @@ def counts(found: Comparison) -> list[str]:
         lines.append(f"{letter} against {next(iter(found.letters.values()))}: {won} won, {lost} lost, {tied} tied")
     judged = sum(line.verdict in ("won", "lost", "tied") for line in found.lines)
     chance = f"Of {judged} intervals at {LEVEL:.0%}, about {judged * (1 - LEVEL):.1f} leave out 0 by chance alone"
-    few = f"; metrics of fewer than {LEAST_USERS} users are not judged" if judged < len(found.lines) else ""
+    few = f"; metrics of fewer than {FEW_USERS} users are not judged" if judged < len(found.lines) else ""
     return [*lines, f"{chance}{few}."]
 
 

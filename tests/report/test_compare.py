@@ -70,14 +70,14 @@ def test_page(runs: dict[str, Path], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("metric", "ends", "users", "expected"),
     [
-        ("auc", (0.1, 0.05, 0.2), 20, "won"),
-        ("auc", (-0.1, -0.2, -0.05), 20, "lost"),
-        ("auc", (0.1, -0.1, 0.2), 20, "tied"),
-        ("ne", (0.1, 0.05, 0.2), 20, "lost"),
-        ("ne", (-0.1, -0.2, -0.05), 20, "won"),
-        ("log_loss", (-0.1, -0.2, 0.0), 20, "tied"),
-        ("gauc", (0.1, 0.05, 0.2), 19, "few users"),
-        ("gauc", None, 20, "-"),
+        ("auc", (0.1, 0.05, 0.2), 30, "won"),
+        ("auc", (-0.1, -0.2, -0.05), 30, "lost"),
+        ("auc", (0.1, -0.1, 0.2), 30, "tied"),
+        ("ne", (0.1, 0.05, 0.2), 30, "lost"),
+        ("ne", (-0.1, -0.2, -0.05), 30, "won"),
+        ("log_loss", (-0.1, -0.2, 0.0), 30, "tied"),
+        ("gauc", (0.1, 0.05, 0.2), 29, "few users"),
+        ("gauc", None, 30, "-"),
         ("gauc", None, 0, "-"),
     ],
 )
