@@ -208,6 +208,11 @@ def determined(of: Sequence[Sample], known: Identifiability) -> list[str]:
     ):
         if found:
             lines.append(f"{title}: {', '.join(found)}")
+    if known.rank < known.coefficients:
+        lines.append(
+            "warning: kinds of work that rise and fall together in all measured plans have no costs of their own: "
+            "predictions hold for the measured workloads only. Bench other tables files too."
+        )
     if known.plans < MARGIN * known.coefficients:
         lines.append(
             f"warning: fewer than {MARGIN} distinct plans for each unknown cost: the costs are poorly determined. "

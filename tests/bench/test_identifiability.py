@@ -136,6 +136,8 @@ def test_fewer_distinct_plans_than_coefficients_are_refused(
         (_bench(5, change=_none), True),
         (_bench(4) + _bench(4, "b", seed=1), True),
         (_bench(6) + _bench(6, "b", seed=1), False),
+        (_bench(90, change=_proportional), True),  # singular
+        (_bench(90, change=_proportional) + _bench(90, "b", seed=1), False),
     ],
 )
 def test_few_plans_are_warned_of_and_many_are_not(samples: list[Sample], doubted: bool) -> None:
