@@ -160,23 +160,27 @@ def _accuracy_text(world: int, of: Sequence[Sample], costs: UnitCosts, benches: 
     known = costs.identifiability
     assert known is not None, "_checked_costs says what the plans can say"
     head = f"{world} rank(s), {len(of)} plans of {len(costs.workloads)} workload(s); median error: {left_out(known)}"
-    table = text_table(_accuracy_rows(world, of, costs, benches), left=3, width=screen_width())
-    return "\n".join(["", wrapped(head), table, wrapped(LEGEND), *map(wrapped, determined(of, known))])
-
-
-def _accuracy_rows(world: int, of: Sequence[Sample], costs: UnitCosts, benches: Benches) -> list[tuple[str, ...]]:
-    others = held_out(of)
     other_plans = predicted_left_out(of)
+    rows = _accuracy_rows(world, of, costs, benches, other_plans)
+    table = text_table(rows, left=3, width=screen_width())
+    sentences = [*determined(of, known), *order_warning(of, other_plans)]
+    return "\n".join(["", wrapped(head), table, wrapped(LEGEND), *map(wrapped, sentences)])
+
+
+def _accuracy_rows(
+    world: int, of: Sequence[Sample], costs: UnitCosts, benches: Benches, other_plans: Sequence[float] | None
+) -> list[tuple[str, ...]]:
+    """other_plans: each plan's step, predicted by costs from the other plans."""
+    others, by_plans = held_out(of), _by_bench(of, other_plans)
     rows: list[tuple[str, ...]] = [("workload", "bench", "costs from", "plans", "Spearman", "error", "regret")]
     for path, result in sorted(benches.items(), key=lambda bench: (str(bench[1].workload["name"]), bench[0])):
         if result.hardware["world"] != world:
             continue
-        index = [n for n, sample in enumerate(of) if sample.bench == str(path)]
-        own = [of[n] for n in index]
+        own = [sample for sample in of if sample.bench == str(path)]
         models = {
             "TorchRec's constants": default_accuracy(result),
             "other workloads": others.get(str(path)),
-            "other plans": other_plans and accuracy([other_plans[n] for n in index], [sample.step for sample in own]),
+            "other plans": by_plans.get(str(path)),
             "all plans": calibrated_accuracy(own, costs),
         }
         rows += [
@@ -185,6 +189,30 @@ def _accuracy_rows(world: int, of: Sequence[Sample], costs: UnitCosts, benches: 
             if found
         ]
     return rows
+
+
+def _by_bench(of: Sequence[Sample], predicted: Sequence[float] | None) -> dict[str, Accuracy]:
+    """Bench -> accuracy of the predicted steps; empty without predictions."""
+    pairs: dict[str, list[tuple[float, float]]] = {}
+    for sample, step in zip(of, predicted or [], strict=predicted is not None):
+        pairs.setdefault(sample.bench, []).append((step, sample.step))
+    return {bench: accuracy(*map(list, zip(*each, strict=True))) for bench, each in pairs.items()}
+
+
+ORDERED = 0.5
+"""Spearman correlation on plans left out, median over benches, below which costs are no guide to plans."""
+
+
+def order_warning(of: Sequence[Sample], other_plans: Sequence[float] | None) -> list[str]:
+    """A sentence if costs from the other plans do not order the plans of a bench."""
+    found = [each.spearman for each in _by_bench(of, other_plans).values() if each.spearman is not None]
+    if not found or np.median(found) >= ORDERED:
+        return []
+    return [
+        f"warning: these costs do not order plans: Spearman on plans left out is {np.median(found):.2f} in the median "
+        f"bench, below {ORDERED}. Do not search plans by them; measure more rounds and steps, on a machine without "
+        "other load."
+    ]
 
 
 def _figures(found: Accuracy) -> tuple[str, str, str, str]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sidrec.bench.calibrate import determined
+from sidrec.bench.calibrate import determined, order_warning
 from sidrec.bench.identifiability import check_identified, distinct_plans, identifiability, predicted_left_out
 from sidrec.bench.regression import Sample, calibrate_costs
 from sidrec.config import ConfigError
@@ -186,6 +186,25 @@ def test_a_plan_is_left_out_with_its_repetitions() -> None:
     predicted = predicted_left_out([*samples[1:], *slow])
     assert predicted is not None
     assert predicted[-2:] == pytest.approx([samples[0].step] * 2, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("samples", "warned"),
+    [
+        (_bench(30), False),
+        (_bench(30, noise=0.05), False),
+        (_bench(30, noise=0.05) + _bench(30, "b", noise=0.05, seed=1), False),
+        (_bench(30, noise=5.0), True),
+        (_bench(30, noise=5.0, seed=7), True),
+        (_bench(30, noise=5.0) + _bench(30, "b", noise=5.0, seed=1), True),
+        ([replace(each, step=float(10 + n * 7 % 30)) for n, each in enumerate(_bench(30))], True),  # times of no plan
+        ([replace(each, step=10.0) for each in _bench(30)], False),  # nothing to order
+        (_bench(1), False),
+        (_bench(1) * 9, False),
+    ],
+)
+def test_costs_that_do_not_order_plans_are_warned_of(samples: list[Sample], warned: bool) -> None:
+    assert bool(order_warning(samples, predicted_left_out(samples))) == warned
 
 
 def test_nothing_can_be_left_out_of_one_plan() -> None:
