@@ -150,6 +150,7 @@ def _fill(work: WorkFolder, source: Source, settings: LogSettings, implicit: boo
         protocol=earlier.protocol(log.times()[0]),
         lists=dict.fromkeys((*source.event_columns.lists, *item_lists), schema.ListColumn(0, 0.0)),
     )
+    earlier.warn_of_dropped(manifest)
     sampler = _sampler(log, settings, work.scratch) if implicit else None
     log_pass = LogPass(
         PassState.empty(len(log.users) + 1, len(log.items) + 1, settings.history, settings.recent_days),

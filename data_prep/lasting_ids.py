@@ -20,7 +20,7 @@ from sidrec import schema
 from sidrec.errors import ContractError, print_warning
 from sidrec.id_maps import IdMaps, map_path, source_ids
 from sidrec.io.files import column_type, readable, replaced_file
-from sidrec.schema import ITEM_ID, SOURCE_ID, USER_ID
+from sidrec.schema import ITEM_ID, SOURCE_ID, USER_ID, Manifest
 from sidrec.text import near_folder
 
 from .dense_numbers import MISSING, DenseNumbers
@@ -96,6 +96,14 @@ class EarlierIds:
             got = f"{got} and none of its {users:,} users ({self._examples(USER_ID)}) in the log"
             raise ContractError(f"--ids {self.folder}", expected, got)
         print_warning(f"--ids {self.folder}: the log has {got}")
+
+    def warn_of_dropped(self, manifest: Manifest) -> None:
+        """Warns of the earlier folder's columns that the new one lacks: probably forgotten flags."""
+        constants = () if self.dense_numbers is None else self.dense_numbers.transforms
+        dropped = [name for name in (*self.maps, *constants) if name not in {*manifest.ids, *manifest.dense}]
+        if dropped:
+            found = f"its columns {', '.join(dropped)} are not in this preparation (forgotten flags?)"
+            print_warning(f"--ids {self.folder}: {found}: runs that use them cannot read OUT, and their ids end here")
 
     def _examples(self, column: str) -> str:
         return "such as " + ", ".join(map(repr, self.maps[column].source_ids()[:2]))

@@ -187,9 +187,11 @@ def test_a_folder_without_todays_categories_gives_unknown(days: Days) -> None:
     assert brands(two) == {"a": "", "b": "", "c": "", "d": "Oasis", "e": ""}
 
 
-def test_a_day_without_a_file_of_items_keeps_all_text(days: Days) -> None:
+def test_a_day_without_a_file_of_items_keeps_all_text(days: Days, capsys: pytest.CaptureFixture[str]) -> None:
     one = days.prepare("one", DAY_ONE, LISTED)
+    assert "forgotten flags" not in capsys.readouterr().err
     two = days.prepare("two", DAY_TWO, ids=one)
+    assert f"--ids {one}: its columns cat_brand are not in this preparation" in capsys.readouterr().err
     assert [row["title"] for row in items_of(two)] == ["Bread", "Apples", "Quince", "", "", ""]
     assert "cat_brand" not in maps(two)
 
