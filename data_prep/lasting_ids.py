@@ -81,21 +81,24 @@ class EarlierIds:
         return IdMap((*earlier, *new))
 
     def check_shared(self, user_rows: np.ndarray, item_rows: np.ndarray) -> None:
-        """Checks that the log has users or items of the earlier folder; `*_rows`: events by id, 0 included.
+        """Checks that the log has users and items of the earlier folder; `*_rows`: events by id, 0 included.
 
-        Warns if it has no earlier item. Raises ContractError if it has no earlier user either.
+        Warns if it has no earlier user or no earlier item. Raises ContractError if it has neither.
         """
         if self.folder is None:
             return
-        users, items = len(self.maps[USER_ID]), len(self.maps[ITEM_ID])
-        if item_rows[1 : items + 1].any():
-            return
-        got = f"none of its {items:,} items ({self._examples(ITEM_ID)})"
-        if not user_rows[1 : users + 1].any():
-            expected = "the folder of an earlier log with the same users or items"
-            got = f"{got} and none of its {users:,} users ({self._examples(USER_ID)}) in the log"
-            raise ContractError(f"--ids {self.folder}", expected, got)
-        print_warning(f"--ids {self.folder}: the log has {got}")
+        missing = []
+        for column, noun, rows in ((USER_ID, "users", user_rows), (ITEM_ID, "items", item_rows)):
+            ids = self.maps[column]
+            if not rows[1 : len(ids) + 1].any():
+                missing.append(
+                    f"none of its {len(ids):,} {noun} (such as {', '.join(map(repr, ids.source_ids()[:2]))})"
+                )
+        where, found = f"--ids {self.folder}", f"{' and '.join(missing)} in the log"
+        if len(missing) == 2:
+            raise ContractError(where, "the folder of an earlier log with the same users or items", found)
+        if missing:
+            print_warning(f"{where}: {found}; are they written in the same way?")
 
     def warn_of_dropped(self, manifest: Manifest) -> None:
         """Warns of the earlier folder's columns that the new one lacks: probably forgotten flags."""
@@ -104,9 +107,6 @@ class EarlierIds:
         if dropped:
             found = f"its columns {', '.join(dropped)} are not in this preparation (forgotten flags?)"
             print_warning(f"--ids {self.folder}: {found}: runs that use them cannot read OUT, and their ids end here")
-
-    def _examples(self, column: str) -> str:
-        return "such as " + ", ".join(map(repr, self.maps[column].source_ids()[:2]))
 
     def protocol(self, first: int) -> dict[str, object]:
         """What the new manifest says of the earlier folder. first: time of the log's first event."""

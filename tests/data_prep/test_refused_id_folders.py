@@ -133,7 +133,7 @@ def test_a_folder_that_is_not_there_is_answered_with_those_that_are(days: Days) 
 
 def test_a_folder_of_another_log_is_refused_with_examples(days: Days) -> None:
     one = days.prepare("one", DAY_ONE)
-    with pytest.raises(ContractError, match=r"none of its 3 items \(such as 'a', 'b'\) and none of its 2 users"):
+    with pytest.raises(ContractError, match=r"none of its 2 users \(such as 'ann', 'bob'\) and none of its 3 items"):
         days.prepare("two", rows("zoe x tv", "yan y tv", "zoe z tv", "yan x tv"), ids=one)
     assert not (days.folder / "two.partial").exists()
 
@@ -141,8 +141,16 @@ def test_a_folder_of_another_log_is_refused_with_examples(days: Days) -> None:
 def test_a_day_of_new_items_alone_gets_a_warning(days: Days, capsys: pytest.CaptureFixture[str]) -> None:
     one = days.prepare("one", DAY_ONE)
     two = days.prepare("two", rows("ann x tv", "yan y tv", "zoe z tv", "yan x tv"), ids=one)
-    assert "the log has none of its 3 items" in capsys.readouterr().err
+    assert "none of its 3 items (such as 'a', 'b') in the log" in capsys.readouterr().err
     assert maps(two)["item_id"] == ["a", "b", "c", "x", "y", "z"]
+
+
+def test_a_day_of_new_users_alone_gets_a_warning(days: Days, capsys: pytest.CaptureFixture[str]) -> None:
+    one = days.prepare("one", DAY_ONE)
+    days.prepare("two", rows("0ann a tv", "0bob b tv", "0ann c tv", "0bob a tv"), ids=one)
+    assert "none of its 2 users (such as 'ann', 'bob') in the log" in capsys.readouterr().err
+    days.prepare("three", rows("ann a tv", "0bob b tv", "0ann c tv", "0bob a tv"), ids=one)
+    assert "in the log" not in capsys.readouterr().err
 
 
 def test_a_movielens_folder_does_not_number_another_log(days: Days, tmp_path: Path) -> None:
