@@ -5,6 +5,7 @@ Shapes: B rows, P ids of a sequence in one line, D width.
 
 import re
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backwa
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
 from sidrec.parallel.sharding import EveryTypeSharder
-from sidrec.plug import ItemCounts, SidCoord, StatFeatures, dense_parameters, embedding_parameters
+from sidrec.plug import ItemCounts, SidCoord, StatFeatures, dense_parameters, embedding_parameters, load_without_sids
 from sidrec.schema import ContractError
 from tests.plug.hosts import DIM, ITEMS, KNOWN, T, batch, catalog, counts
 from tests.plug.test_sid_coord import gate_of, slow_sid, unknown
@@ -44,7 +45,7 @@ def sid_coord(**options: Any) -> SidCoord:
     torch.manual_seed(0)
     options = {"catalog": catalog(), "history": "history", "statistics": counts(), "sequences": SEQUENCES, **options}
     module = SidCoord(items=ITEMS, dim=DIM, **options)
-    if module.coordination.project is not None:
+    if module.coordination.project is not None and not options.get("warm_start"):
         nn.init.normal_(module.coordination.project.weight)
     return module
 
@@ -174,6 +175,34 @@ def test_bags_and_sequences_in_one_call(pooling: PoolingType) -> None:
         torch.testing.assert_close(jagged.values(), sequences[name].values())
 
 
+def test_a_history_in_a_sequence_and_the_target_in_a_bag() -> None:
+    """With and without alignment features; the collection of sequences does not read the target."""
+    table = EmbeddingBagConfig(name="t", embedding_dim=DIM, num_embeddings=ITEMS, feature_names=["item_id"])
+    features, bags = kjt(INPUTS["items beyond the catalog"]), EmbeddingBagCollection(tables=[table])
+    hids = collection("history")(features)
+    ids = INPUTS["items beyond the catalog"]["history"]
+    for history in ("history", None):
+        module = sid_coord(history=history, sequences=("history",))
+        embedded, found = module(bags(features), features, hids)
+        assert list(found) == ["history"]
+        for vector_D, hid_D, item in zip(found["history"].values(), hids["history"].values(), chain(*ids), strict=True):
+            torch.testing.assert_close(vector_D, slow_vector(module, hid_D, item))
+        assert not torch.equal(embedded["item_id"][1], bags(features)["item_id"][1])
+
+
+def test_a_warm_start_begins_at_the_old_model() -> None:
+    """A state dict of the same model without SID-Coord fits, and sequences are the HIDs, bit by bit."""
+    torch.manual_seed(0)
+    model, features = AttentionRanker(warm_start=True), batch(8).sparse_features
+    old = {name: torch.randn(value.shape) for name, value in model.state_dict().items() if "sid_coord" not in name}
+    load_without_sids(model, old)
+    hids = model.items(features)
+    found = model.sid_coord.sequences(hids, features)
+    for name in SEQUENCES:
+        assert torch.equal(found[name].values(), hids[name].values())
+    assert torch.equal(model.items.embeddings["t_item"].weight, old["items.embeddings.t_item.weight"])
+
+
 def test_tables_that_start_at_0() -> None:
     """Id i is the catalog's item i + 1: all as in a table that is shifted by one row."""
     shown = torch.arange(ITEMS + 1).float()
@@ -249,10 +278,10 @@ def test_refusals() -> None:
 class AttentionRanker(nn.Module):
     """Logits [B]: a bag of a category, the target, and what the target attends to in the history."""
 
-    def __init__(self) -> None:
+    def __init__(self, **options: Any) -> None:
         super().__init__()
         table = EmbeddingBagConfig(name="t_cat", embedding_dim=DIM, num_embeddings=11, feature_names=["cat"])
-        self.sid_coord = sid_coord()
+        self.sid_coord = sid_coord(**options)
         self.bags, self.items = EmbeddingBagCollection(tables=[table]), collection()
         self.out = nn.Linear(3 * DIM, 1)
 
