@@ -101,6 +101,12 @@ class Ranker(nn.Module):
         """The learned gate between HID and SID; None for item kinds and gates without one."""
         return self.item.learned_gate
 
+    def gate_values(self, batch: Batch) -> Tensor:
+        """g of every row [B], the mean over its dimensions; NaN for a target without a SID, which no gate mixes."""
+        assert self.gate is not None, "a model with a gate"
+        has_sid_B = _looked_up(batch.items, self.item.sids[0])[batch.target_B]
+        return self.gate.value(batch.stats_BS).mean(dim=1).masked_fill(~has_sid_B, torch.nan)
+
 
 @fx.wrap  # TorchRec's pipelines trace the ranker, and fx cannot trace a search among keys
 def _looked_up(items: KeyedJaggedTensor, feature: str) -> Tensor:

@@ -31,7 +31,7 @@ from sidrec.model.ranker import Ranker
 from sidrec.parallel.process_group import Ranks, run_on_all_ranks, total
 from sidrec.schema import ITEMS, ContractError
 from sidrec.train.assembly import open_loader
-from sidrec.train.gate_report import EXPOSURES, GATE, gate_report
+from sidrec.train.gate_report import EXPOSURES, GATE, gate_report, gated_rows
 from sidrec.train.progress import UNKNOWN, WARM_UP, lines_wanted, print_line, progress_bar
 from sidrec.train.run_directory import RunDirectory
 from sidrec.train.stopping import Stopping, synced_batches
@@ -76,7 +76,7 @@ def score_split(
 ) -> Predictions:
     """Scores every row of a split once; all ranks get all predictions.
 
-    Extra columns: the statistics as of the row's time and, if the model has a gate, its mean value.
+    Extra columns: the statistics as of the row's time and, if the model has a gate, its value.
     Raises AbandonedError, on all ranks, if a signal reached any of them (`stopping`).
     """
     loader = open_loader(recipe, data, split, shuffle=False, ranks=ranks)
@@ -95,7 +95,7 @@ def score_split(
             _, (_, logits_B) = model(on_device)
             values = dict(zip(data.manifest.stats, on_device.stats_BS.unbind(1), strict=True))
             if ranker.gate:
-                values[GATE] = ranker.gate.value(on_device.stats_BS).mean(dim=1)
+                values[GATE] = ranker.gate_values(on_device)
             collector.append(on_device, logits_B, **values)
             if watch:
                 watch.count(step)
@@ -174,7 +174,7 @@ def _source_ids(recipe: Recipe, data: Dataset) -> dict[str, pa.ChunkedArray]:
 def _evaluation(
     predictions: Predictions, step: int, measured: SliceMetrics, attention: dict[str, Any] | None
 ) -> Evaluation:
-    extra = predictions.extra
+    extra = gated_rows(predictions.extra)
     return Evaluation(predictions.split, step, measured, extra.get(GATE), extra.get(EXPOSURES), attention)
 
 

@@ -3,7 +3,7 @@
 The mean by exposure decile is figure 3 of the SID-Coord paper (arXiv 2604.10471). Shapes: N rows of a split.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,10 +43,14 @@ def gate_report(folder: Path, split: str, predictions: Predictions) -> list[str]
     extra = predictions.extra
     if GATE not in extra or EXPOSURES not in extra or not len(extra[GATE]):
         return []
-    deciles = gate_by_decile(extra[EXPOSURES], extra[GATE])
+    gated = gated_rows(extra)
+    exposures_N, gate_N = gated[EXPOSURES], gated[GATE]
+    if not len(gate_N):
+        return [f"gate on {split}: none of its rows' items has a SID"]
+    deciles = gate_by_decile(exposures_N, gate_N)
     rank = rank_correlation(deciles["gate"])
-    never = _never_shown(extra[EXPOSURES], extra[GATE])
-    warnings = gate_warnings(split, deciles["gate"], rank, float(extra[GATE].mean()))
+    never = _never_shown(exposures_N, gate_N)
+    warnings = gate_warnings(split, deciles["gate"], rank, float(gate_N.mean()))
     write_json(folder / f"gate_{split}.json", {"spearman_of_deciles": rank, **deciles, "never_shown": never})
     picture = folder / f"gate_{split}.png"
     _draw(deciles, never, [f"{folder}, split {split}", _title(rank), *map(_short, warnings)], str(picture))
@@ -56,9 +60,19 @@ def gate_report(folder: Path, split: str, predictions: Predictions) -> list[str]
         f"from {least:.3f} (least exposed) to {most:.3f} (most); {picture}"
     )
     lines = [by_exposure]
+    if without := len(extra[GATE]) - len(gate_N):
+        lines.append(f"gate on {split}: {without:,} rows are left out, as their items have no SID to mix")
     if never:
         lines.append(f"gate on {split} items never shown before: {never['gate']:.3f}, {never['rows']:,} rows")
     return lines + warnings
+
+
+def gated_rows(extra: Mapping[str, NDArray[np.float32]]) -> Mapping[str, NDArray[np.float32]]:
+    """The extra columns of the rows whose item has a SID: the gate of others is NaN. All rows without a gate."""
+    if GATE not in extra:
+        return extra
+    with_sid_N = ~np.isnan(extra[GATE])
+    return {name: values_N[with_sid_N] for name, values_N in extra.items()}
 
 
 def _never_shown(exposures_N: NDArray[np.float32], gate_N: NDArray[np.float32]) -> dict[str, float] | None:

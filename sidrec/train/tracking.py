@@ -209,7 +209,7 @@ class Tracking:
 class Evaluation:
     """A split scored by the model after `step` steps.
 
-    gate_N, exposures_N: gate value and exposures of each row; None without. attention: as `AttentionMeter.result`.
+    gate_N, exposures_N: of each row whose item has a SID; None without. attention: as `AttentionMeter.result`.
     """
 
     split: str

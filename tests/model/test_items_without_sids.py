@@ -120,6 +120,15 @@ def test_the_target_is_its_hid_alone(lengths: str, form: str) -> None:
     assert torch.equal(hid_BD, ranker.gate.scaled(hid_BD)) == (lengths == "as_is")
 
 
+def test_the_gate_of_such_targets_is_not_a_number() -> None:
+    ranker = ranker_for(item={"kind": "sid_coord"})
+    batch = batch_without_sids(ranker)
+    assert ranker.gate is not None
+    found_B = ranker.gate_values(batch)
+    assert found_B.isnan().tolist() == [True, False, True, False, False, False]
+    torch.testing.assert_close(found_B[3:], ranker.gate.value(batch.stats_BS)[3:, 0])
+
+
 def test_the_contrast_of_gate_sid_leaves_them_out() -> None:
     """Neither a loss of their own, nor a negative of other rows."""
     ranker = ranker_for(**ALTERNATIVES["GateSID"])

@@ -66,6 +66,25 @@ def test_a_gate_that_rises_with_exposure() -> None:
     assert rank_correlation(deciles["gate"][::-1]) == pytest.approx(-1)
 
 
+def test_the_report_leaves_out_items_without_a_sid(tmp_path: Path) -> None:
+    """Their gate is NaN: nothing is mixed. Figures are those of the other rows."""
+    exposures_N = np.repeat(np.arange(10, dtype=np.float32), 20)
+    gate_N = (0.3 + exposures_N / 20).astype(np.float32)
+    rows, label_N, score_N = np.arange(200), np.ones(200, np.float32), np.zeros(200, np.float32)
+    found = []
+    for without in (rows < 0, rows % 20 < 3, rows >= 0):
+        gate_of_all_N = gate_N.copy()
+        gate_of_all_N[without] = np.nan
+        extra = {"stat_exposures": exposures_N, "gate": gate_of_all_N}
+        lines = gate_report(tmp_path, "test", Predictions("test", rows, rows, rows, label_N, score_N, extra))
+        found.append((lines, read_json(tmp_path / "gate_test.json", "a gate")))
+    (_, whole), (lines, part), (none, _) = found
+    assert "gate on test: 30 rows are left out, as their items have no SID to mix" in lines
+    assert sum(part["rows"]) == sum(whole["rows"]) - 30 == 170
+    assert part["gate"] == pytest.approx(whole["gate"])
+    assert none == ["gate on test: none of its rows' items has a SID"]
+
+
 @pytest.mark.parametrize("shape", ["rises", "falls", "constant", "all shown", "never shown"])
 def test_the_report_has_the_gate_on_items_never_shown(shape: str, tmp_path: Path) -> None:
     exposures_N = np.repeat(np.arange(10, dtype=np.float32), 20) + (shape == "all shown")
