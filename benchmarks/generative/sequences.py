@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from data_prep.item_pairs import positives
 from sidrec import schema
+from sidrec.io.progress import Bar
 from sidrec.schema import BEHAVIOR, ContractError, Manifest
 from sidrec.sid.catalog import TOKENIZER
 from sidrec.sid.learners.registry import learner_inputs, load_tokenizer
@@ -58,9 +58,7 @@ def read_sequences(data: Path) -> Sequences:
         manifest.files(split)
     splits = sorted(manifest.splits, key=lambda split: (split == TEST, split != TRAIN))
     parts, origin = [], []
-    with tqdm(
-        total=sum(map(manifest.rows, splits)), desc="read log", unit=" rows", unit_scale=True, disable=None
-    ) as bar:
+    with Bar(total=sum(map(manifest.rows, splits)), desc="read log", unit=" rows", unit_scale=True) as bar:
         for split in splits:
             for user, item, time in positives(log, manifest, split, bar):
                 parts.append((user, item, time))

@@ -295,7 +295,7 @@ def test_what_comes_to_out_meanwhile_is_refused_at_the_end_and_the_work_is_kept(
 
 
 def _and_then(action: Callable[[], object]) -> Callable[..., None]:
-    from data_prep.build import write_items
+    from data_prep.log_files import write_items
 
     def both(*arguments: object) -> None:
         write_items(*arguments)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ LOCKS = Path(__file__).parents[2] / "requirements"
 
 def pins(lock: str) -> dict[str, str]:
     lines = (LOCKS / f"{lock}.txt").read_text(encoding="utf-8").splitlines()
-    return dict(line.split("==") for line in lines if "==" in line)  # type: ignore[misc]
+    return {name: version for name, _, version in (line.partition("==") for line in lines) if version}
 
 
 @pytest.mark.parametrize("lock", ["cpu", "cuda", "dev"])
