@@ -199,7 +199,7 @@ def _dense(manifest: Manifest, footers: Footers, known: str) -> Finding:
     """Constant and very large dense columns of the train split."""
     columns = footers["train"].columns
     ranges = {name: columns[name] for name in manifest.dense if name in columns and columns[name].known}
-    constant = [f"{name} is always {found.low:g}" for name, found in ranges.items() if found.low == found.high]
+    constant = [f"{name} is always {found.low + 0.0:g}" for name, found in ranges.items() if found.low == found.high]
     large = [
         f"{name} reaches {max(-found.low, found.high):.3g}"
         for name, found in ranges.items()
