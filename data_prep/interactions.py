@@ -111,6 +111,16 @@ class Columns:
             raise ContractError("--list-separator, --list-length", "a separator, and a length of at least 1", got)
         self._check_labels()
         self._check_dense()
+        self._check_lists()
+
+    def _check_lists(self) -> None:
+        others = {self.user_column, self.item_column, self.timestamp_column}
+        others |= {*self.dense_columns, *self.other_label_columns}
+        of_items = {self.items_id_column, *self.item_dense_columns}
+        twice = [*others.intersection(self.cat_list_columns), *of_items.intersection(self.item_cat_list_columns)]
+        if twice:
+            flags = "--cat-list-columns, --item-cat-list-columns"
+            raise ContractError(flags, "columns that no other flag names", repr(twice[0]))
 
     def _check_labels(self) -> None:
         others = self.other_label_columns

@@ -16,6 +16,14 @@ import pyarrow.compute as pc
 
 from sidrec.errors import ContractError
 
+LIST_TYPES = (
+    pa.types.is_list,
+    pa.types.is_large_list,
+    pa.types.is_fixed_size_list,
+    pa.types.is_list_view,
+    pa.types.is_large_list_view,
+)
+
 
 @dataclass(frozen=True)
 class Lines:
@@ -56,7 +64,8 @@ def plain(column: pa.ChunkedArray, name: str, lines: Lines, free_text: bool) -> 
     if pa.types.is_null(kind):
         return column.cast(pa.string())
     if not any(test(kind) for test in tests) or pa.types.is_duration(kind):
-        raise ContractError(f"{lines.path}, column {name}", "text, numbers, dates or times", f"the type {kind}")
+        hint = "; lists are for --cat-list-columns" if any(test(kind) for test in LIST_TYPES) else ""
+        raise ContractError(f"{lines.path}, column {name}", "text, numbers, dates or times", f"the type {kind}{hint}")
     return column.cast(pa.float64()) if kind == pa.float16() else column
 
 
@@ -94,15 +103,6 @@ def _broken(value: bytes) -> bool:
 def _each(column: pa.ChunkedArray, text_of: Callable[[Any], str]) -> pa.ChunkedArray:
     values = [None if value is None else text_of(value) for value in column.to_pylist()]
     return pa.chunked_array([pa.array(values, pa.string())])
-
-
-LIST_TYPES = (
-    pa.types.is_list,
-    pa.types.is_large_list,
-    pa.types.is_fixed_size_list,
-    pa.types.is_list_view,
-    pa.types.is_large_list_view,
-)
 
 
 def lists(column: pa.ChunkedArray, separator: str, name: str, lines: Lines) -> pa.ListArray:
