@@ -169,7 +169,9 @@ def markdown_on_screen(text: str, width: int | None = None) -> str:
     for is_table, lines in groupby(text.splitlines(), key=lambda line: line.startswith("|")):
         if is_table:
             rows = [[cell.strip() for cell in split(CELL, line.strip()[1:-1])] for line in lines]
-            body = [row for row in rows if not set("".join(row)) <= set("-: ")]
+            body = [
+                row for index, row in enumerate(rows) if index != 1 or not all(set(cell) <= set("-:") for cell in row)
+            ]
             texts = takewhile(lambda cells: not any(map(_is_number, cells[1:])), zip(*body, strict=True))
             blocks.append(text_table(body, left=max(1, len(list(texts))), width=columns))
         else:
@@ -253,11 +255,11 @@ def _wrapped_lines(rows: Sequence[Sequence[str]], limits: Sequence[int], left: i
 
 def _broken(cell: str, limit: int) -> list[str]:
     text = " ".join(word if _is_number(word) else shortened(word, limit) for word in cell.split())
-    return wrap(text, limit, break_long_words=False, break_on_hyphens=False) or [""]
+    return wrap(text, max(1, limit), break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def _is_number(word: str) -> bool:
-    return word.lstrip("([<>=+-~").replace("x", "0")[:1].isdigit()
+    return word.lstrip("([<>=+-~")[:1].isdigit()
 
 
 def shortened(word: str, limit: int) -> str:

@@ -33,6 +33,9 @@ KINDS = [
     ("numbers alone", [("rank", "ms", "used", "available"), ("0", "6543.210", "20.5 GB", "137 GB")], 0),
     ("many numbers", [("rank", *map(str, range(40))), ("memory, MiB", *(f"{n * 1234.5:.1f}" for n in range(40)))], 1),
     ("text alone", [("name", "summary"), ("amazon_beauty", "items of a shop " * 12)], 2),
+    ("a column without text", [("", "name", "ms"), ("", "x" * 130, "7")], 2),
+    ("names like hexadecimal numbers", [("plan", "ms"), ("x" * 70, "1"), ("xlarge/" * 20, "2")], 1),
+    ("one row", [("a" * 70, "b" * 70, "3.5")], 2),
     ("empty cells", [("a", "b", "c"), ("", "", ""), ("two words " * 20, "", "7")], 1),
 ]
 
