@@ -10,7 +10,7 @@ import numpy as np
 from sidrec.bench.regression import Sample, busiest_work, calibrate_costs, design
 from sidrec.config import ConfigError
 from sidrec.plans.calibration import Identifiability, UnitCosts
-from sidrec.plans.cost import KINDS
+from sidrec.plans.cost import KINDS, NO_PLANS
 
 SINGULAR = 1e-6
 """Singular values, as a share of the largest, that count as 0."""
@@ -38,7 +38,7 @@ def identifiability(samples: Sequence[Sample], costs: UnitCosts) -> Identifiabil
         rank=int((singular > SINGULAR * singular[0]).sum()),
         condition=float(singular[0] / singular[-1]) if full else None,
         absent=[kind for kind in KINDS if kind not in ranges],
-        zero=[kind for kind in of_plans.kinds if costs.milliseconds[kind] == 0],
+        zero=[kind for kind in ranges if kind not in NO_PLANS and costs.milliseconds[kind] == 0],
         inseparable=[kind for p, kind in enumerate(of_plans.kinds) if _unexplained(column_NP, p) < EXPLAINED],
         ranges=ranges,
         left_out_plan=_median_error(samples, predicted_left_out(samples)),

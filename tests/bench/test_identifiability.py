@@ -156,6 +156,19 @@ def test_a_kind_that_makes_plans_faster_is_regressed_to_zero_and_named() -> None
     assert any(line == "unknown, since regressed to 0: sent_ids" for line in determined(cheaper, _known(cheaper)))
 
 
+def test_a_kind_that_no_busiest_rank_has_is_named() -> None:
+    """The rank with all lookups is always slower than the one with all bags, so that bags seem to cost nothing."""
+    samples = []
+    for each in _bench(12):
+        work_WK = np.vstack([each.work_WK[0], 0 * each.work_WK[0]])
+        work_WK[:, BAGS] = [0.0, 1e-3]
+        samples.append(replace(each, work_WK=work_WK, step=float((work_WK @ COST_K).max() + BASE)))
+    known = _known(samples)
+    assert "pooled_bags" in known.zero
+    assert "pooled_bags" in known.ranges
+    assert known.coefficients == 5
+
+
 def test_ranges_are_of_the_busiest_rank_over_plans_with_such_work() -> None:
     work_WK = np.zeros((2, len(KINDS)))
     work_WK[:, IDS] = [3.0, 7.0]
