@@ -47,7 +47,7 @@ def init(argv: Sequence[str]) -> None:
         known = f"expected one of the recipes {', '.join(recipes)}, got {options.name!r}"
         raise ConfigError(f"sidrec init: {known}{did_you_mean(options.name, recipes)}")
     target = options.file or Path(f"{options.name}.yaml")
-    if os.path.lexists(target.resolve()) or target.is_symlink():
+    if os.path.lexists(os.path.normpath(target)) or target.is_symlink():  # normpath: of NEW/.., too
         raise ConfigError(f"{quoted(target)}: expected no such file yet, got one; name another FILE")
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("x", encoding="utf-8") as file:

@@ -105,3 +105,30 @@ def test_verdicts(call: Callable[[Path], int], verdict: str, world: World, monke
     monkeypatch.setattr("tests.soak.fuzz.command_judge.cli.main", lambda words, check_stack: call(Path.cwd()))
     assert judge_command(CommandCase(0, 0, "fit", ("recipe.yaml",), "none"), world).verdict == verdict
     assert (world.path / "notes.txt").read_text() == "mine"
+
+
+FOUND: list[tuple[str, tuple[str, ...], str]] = [
+    ("bench calibrate", ("bench.json", "--out", "bench.json/.."), "a path below the file bench.json"),
+    ("bench page", ("bench.json", "bench.json/new"), "a path below the file bench.json"),
+    ("table list", ("x" * 300,), "File name too long"),
+    ("table list", ("n\new",), "expected a run directory with checkpoints"),
+    ("table export", ("run", "hid", "x/" * 3000 + "y"), "expected"),
+    ("init", ("demo", "demo/.."), "expected no such file yet"),
+    ("init", ("demo", "loop"), "expected no such file yet"),
+    ("study run", ("study.yaml", "--results", "calibration.json"), "calibration.json"),
+    ("study run", ("study.yaml", "--results", "/proc/new"), "/proc/new"),
+    ("prep interactions", ("log.csv", "log.csv/../new", "--rating-column", "rating"), "a path below the file log.csv"),
+    ("prep criteo", ("train.txt", "train.txt/../new"), "a path below the file train.txt"),
+    ("prep criteo-log", ("npy", "\udce9new", "--item", "C10"), "expected a path in UTF-8"),
+    ("prep amazon", ("amazon", "new", "--floor-weight=inf"), "--floor-weight: expected at least 0, finite, got inf"),
+    ("prep synthetic", ("new", "--cat-noise", "9" * 30), "--cat-noise: expected 0 to 1,000 columns"),
+    ("plan", ("tables.yaml", ""), "expected known options, got an empty argument"),
+    ("bench calibrate", ("/dev/full", "--out", "new.json"), "got a device"),
+]
+
+
+@pytest.mark.parametrize(("command", "words", "said"), FOUND)
+def test_what_a_campaign_found_is_refused(command: str, words: tuple[str, ...], said: str, world: World) -> None:
+    outcome = judge_command(CommandCase(0, 0, command, words, "found"), world)
+    assert outcome.verdict == "refused", outcome
+    assert said in outcome.said
