@@ -139,6 +139,7 @@ class SyntheticCommand:
     log: Annotated[LogSettings, tyro.conf.arg(name="")] = field(default_factory=lambda: LogSettings(history=20))
 
     def run(self) -> None:
+        self.world.check()
         source = SyntheticLog(self.world, self.log.history, self.log.seed)
         work = build(source, self.out, self.log, implicit=False)
         log = work.data / schema.LOG
