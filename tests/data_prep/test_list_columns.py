@@ -102,7 +102,7 @@ def test_delimited_text(tmp_path: Path) -> None:
         (pa.array([None] * ROWS, pa.list_(pa.string())), [[], []]),
         (pa.array([None] * ROWS, pa.string()), [[], []]),
     ],
-    ids=str,
+    ids=range(8),
 )
 def test_lists_of_numbers_flags_and_nothing(tmp_path: Path, tags: pa.Array, first: list[list[int]]) -> None:
     assert [row["cat_tags"] for row in prepare(write_log(tmp_path, tags))[:2]] == first

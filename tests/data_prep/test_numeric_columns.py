@@ -84,7 +84,7 @@ def test_constants_come_from_train_rows_alone(tmp_path: Path, split: str) -> Non
         (pa.array([Decimal("1.10"), Decimal(2), Decimal(3), None] * 10), 10, 0),
         (pa.array([None] * ROWS, pa.float64()), ROWS, 0),
     ],
-    ids=str,
+    ids=range(12),
 )
 def test_types_missing_and_negative_numbers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], price: pa.Array, missing: int, negative: int
