@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import types
@@ -14,6 +15,7 @@ import pytest
 
 from sidrec import __version__
 from sidrec.cli import dispatch as cli
+from sidrec.cli import prepare
 from sidrec.cli.arguments import read_before_ranks
 from sidrec.command_line import Subcommands
 from sidrec.config import ConfigError, load_file
@@ -152,6 +154,20 @@ def test_init_lists_recipes_writes_one_and_replaces_none(tmp_path: Path, capsys:
     assert mine.read_bytes() == before
     assert cli.main(["init", "demmo", str(mine)]) == 2
     assert "did you mean demo?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", prepare.SOURCES)
+def test_the_help_of_prep_describes_every_flag(source: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["prep", source, "--help"]) == 0
+    flags: list[str] = []
+    for row in capsys.readouterr().out.split("positional arguments", 1)[1].splitlines():
+        if re.match(r"\W --", row):
+            flags.append("")
+        if flags:
+            flags[-1] += " " + row.strip("│| ")
+    assert flags
+    bare = [flag for flag in flags if re.fullmatch(r" --[a-z-]+ (\S+ |\[.*\]\] )?\(default: [^()]*\).*", flag)]
+    assert not bare, bare
 
 
 def test_prep_refuses_as_other_commands_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

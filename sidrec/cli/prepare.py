@@ -6,7 +6,9 @@ import sys
 from collections.abc import Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated
 
 import tyro
@@ -102,13 +104,23 @@ def prep(argv: Sequence[str]) -> int:
     source, words = PREP.choose(argv)
     module = f"{data_prep()}.{source.replace('-', '_')}"
     before, sys.argv = sys.argv, [f"sidrec prep {source}", *words]
+    main, sys.modules["__main__"] = sys.modules["__main__"], _as_main(module)
     try:
         runpy.run_module(module, run_name="__main__")
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 0
     finally:
-        sys.argv = before
+        sys.argv, sys.modules["__main__"] = before, main
     return 0
+
+
+def _as_main(module: str) -> ModuleType:
+    """An empty `__main__` that names the module's file, where tyro looks for the descriptions of its flags."""
+    spec = find_spec(module)
+    assert spec is not None, "every source has a module"
+    main = ModuleType("__main__")
+    main.__spec__, main.__file__ = spec, spec.origin
+    return main
 
 
 def data_prep() -> str:
