@@ -27,8 +27,7 @@ class LogSettings:
     recent_days: int = 30
     """Days that the stat_*_recent columns look back (whole UTC days before the row's own day)."""
     split: SplitKind = "global"
-    """global: one cut in time for all users. per-user-last: the last events of each user are test. random: each event
-    is drawn alone; for logs without times, and for comparisons with published numbers."""
+    """global: one cut in time. per-user-last: each user's last events. random: each event alone, also without times."""
     test_share: Annotated[float | None, metavar("SHARE", f"{SHARE}")] = None
     """Share of the events in the split `test`."""
     validation_share: Annotated[float | None, metavar("SHARE", f"{SHARE}")] = None
