@@ -70,9 +70,10 @@ def _step_rows(ranked: Sequence[PlanMeasurement], axis: Axis) -> Element:
 
 
 def _step_figure(plan: PlanMeasurement, tied: Sequence[PlanMeasurement]) -> list[Element | str]:
-    """The median step; below it, whether the plan ties with the first or was dropped."""
+    """The median step; before it, whether the plan ties with the first or was dropped."""
     remark = "tie" if len(tied) > 1 and plan in tied else "dropped" if plan.dropped is not None else None
-    return [milliseconds(step(plan)), *([element("br"), element("small", remark)] if remark else [])]
+    figure = milliseconds(step(plan)).replace(" ", "\N{NO-BREAK SPACE}")
+    return [element("small", remark), " ", figure] if remark else [figure]
 
 
 def _steps(axis: Axis, plan: PlanMeasurement, fastest: PlanMeasurement) -> list[Element]:
