@@ -1,6 +1,6 @@
 """The training loop: a step (`sidrec.train.step`), the log, an evaluation if due, a checkpoint if due."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from itertools import islice
 
@@ -116,14 +116,17 @@ class Trainer:
             )
         if self.ranks.first:
             rows = self.loader.rows / self.loader.steps
-            left = TimeLeft(self.steps, rows, self._rows_to_evaluate)
+            left = TimeLeft(self.steps, rows, self._rows_to_evaluate())
             self.progress = Progress(self.run, self.position.step, left, self.steps, self.tracking)
 
-    def _rows_to_evaluate(self, step: int) -> int:
-        """Rows of all evaluations after `step` steps, those at the end included."""
-        log = self.loader.reader.columns.log
+    def _rows_to_evaluate(self) -> Callable[[int], int]:
+        """Rows of all evaluations after a number of steps, those at the end included.
+
+        The function holds no reference to the trainer: a cycle would keep the loader's workers running.
+        """
+        log, best, steps = self.loader.reader.columns.log, self.best, self.steps
         last = sum(log.rows(split) for split in self.recipe.evaluate.splits)
-        return last + (self.best.rows_to_come(step, self.steps) if self.best else 0)
+        return lambda step: last + (best.rows_to_come(step, steps) if best else 0)
 
     def _batches(self) -> Iterator[Batch]:
         first = self.position.epoch_step

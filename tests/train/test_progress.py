@@ -1,16 +1,22 @@
 """Progress of training and evaluation: time left by a made-up clock, lines without a terminal, bars with one."""
 
+import gc
 import io
 import json
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
 
+from sidrec.parallel.process_group import joined_ranks
+from sidrec.train import run
 from sidrec.train.evaluation import EvaluationProgress
 from sidrec.train.progress import WARM_UP, Progress, TimeLeft
 from sidrec.train.run_directory import RunDirectory
 from sidrec.train.tracking import Tracking
+from sidrec.train.trainer import Trainer
+from tests.small_log import small_recipe, write_small_log
 
 ROWS = 10.0  # of a step
 
@@ -87,9 +93,9 @@ def test_an_evaluation_in_the_warm_up_does_not_slow_steps() -> None:
 
 def trained(folder: Path, clock: Clock) -> list[dict[str, float]]:
     """A run of 8 steps of 2 s and one evaluation of 100 s, as a Progress writes it."""
-    run = RunDirectory(folder)
+    directory = RunDirectory(folder)
     left = TimeLeft(8, ROWS, clock=clock)
-    progress = Progress(run, 0, left, 8, Tracking(), clock)
+    progress = Progress(directory, 0, left, 8, Tracking(), clock)
     for step in range(1, 9):
         clock.now += 2.0
         progress.count(step, ROWS, None)
@@ -99,7 +105,7 @@ def trained(folder: Path, clock: Clock) -> list[dict[str, float]]:
         if step in (4, 8):
             progress.report(step, 0, {"loss": 0.5}, 1.0)
     progress.close()
-    return [json.loads(line) for line in run.log.read_text().splitlines()]
+    return [json.loads(line) for line in directory.log.read_text().splitlines()]
 
 
 def test_lines_without_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,3 +150,23 @@ def test_an_evaluation_prints_every_five_seconds(capsys: pytest.CaptureFixture[s
     assert lines[0] == "evaluating test: step 1/20  ETA ?"
     assert "evaluating test: step 8/20  ETA 24 s" in lines
     assert len(lines) == WARM_UP + 5
+
+
+def test_a_trainer_ends_with_its_last_reference(tmp_path: Path) -> None:
+    """A cycle would keep the loader's workers, for which a process that ends waits."""
+    write_small_log(tmp_path, rows=128)
+    trainers: list[weakref.ref[Trainer]] = []
+
+    class Watched(Trainer):
+        def train(self) -> int:
+            trainers.append(weakref.ref(self))
+            return super().train()
+
+    gc.collect()
+    gc.disable()
+    try:
+        with joined_ranks() as ranks:
+            assert run.train(small_recipe(tmp_path, name="freed", train={"epochs": 1}), ranks, trainer=Watched) == 0
+        assert trainers[0]() is None
+    finally:
+        gc.enable()
