@@ -11,7 +11,7 @@ from tests.soak.fuzz.arguments import OPTIONS, CommandCase, draw_command, load_c
 from tests.soak.fuzz.command_judge import World, judge_command
 from tests.soak.fuzz.world import NEEDS_MUTATION, OUTSIDE, SOUND, make_world
 
-CASES, SEED = 200, 11
+CASES, SEED = 150, 11
 
 
 @pytest.fixture(scope="module")
