@@ -106,6 +106,7 @@ class Trainer:
             self._save_if_due(done, factor)
         self.stopping.agree(self.ranks, done, self.steps)
         self.training_step.close()
+        self.loader.close()
         if self.progress:
             self.progress.close()
 

@@ -4,7 +4,7 @@ import gc
 import io
 import json
 import sys
-import weakref
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,6 @@ from sidrec.train.evaluation import EvaluationProgress
 from sidrec.train.progress import WARM_UP, Progress, TimeLeft
 from sidrec.train.run_directory import RunDirectory
 from sidrec.train.tracking import Tracking
-from sidrec.train.trainer import Trainer
 from tests.small_log import small_recipe, write_small_log
 
 ROWS = 10.0  # of a step
@@ -152,21 +151,16 @@ def test_an_evaluation_prints_every_five_seconds(capsys: pytest.CaptureFixture[s
     assert len(lines) == WARM_UP + 5
 
 
-def test_a_trainer_ends_with_its_last_reference(tmp_path: Path) -> None:
-    """A cycle would keep the loader's workers, for which a process that ends waits."""
+def test_a_training_that_ends_stops_its_workers(tmp_path: Path) -> None:
+    """Without the garbage collector: a process that multiprocessing started waits for its workers when it ends."""
     write_small_log(tmp_path, rows=128)
-    trainers: list[weakref.ref[Trainer]] = []
-
-    class Watched(Trainer):
-        def train(self) -> int:
-            trainers.append(weakref.ref(self))
-            return super().train()
-
+    recipe = small_recipe(tmp_path, name="freed", train={"epochs": 2}, data={"workers": 1})
+    before = set(active_children())
     gc.collect()
     gc.disable()
     try:
         with joined_ranks() as ranks:
-            assert run.train(small_recipe(tmp_path, name="freed", train={"epochs": 1}), ranks, trainer=Watched) == 0
-        assert trainers[0]() is None
+            assert run.train(recipe, ranks) == 0
+        assert set(active_children()) <= before
     finally:
         gc.enable()
