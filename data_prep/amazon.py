@@ -10,6 +10,7 @@ Every review is a positive.
 
 import ast
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -92,7 +93,7 @@ class AmazonCsv:
 
     @property
     def name(self) -> str:
-        return f"amazon {self.folder.resolve().name}"
+        return f"amazon {Path(os.path.realpath(self.folder)).name}"
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -11,6 +11,7 @@ writes the same bytes.
 Shapes: I item ids, M items that occur, J values of other columns, D width, N rows of a range or file.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -116,7 +117,7 @@ def write_log(command: CriteoLogCommand, sizes: WorkSizes = WorkSizes()) -> Mani
     configuration = {
         "schema": schema.SCHEMA_VERSION,
         "files": file_facts(layout.files),
-        **asdict(replace(command, out=command.out.resolve(), overwrite=False)),
+        **asdict(replace(command, out=Path(os.path.realpath(command.out)), overwrite=False)),
     }
     work = WorkFolder.open(command.out, configuration, command.overwrite, (command.npy,))
     items = LogItems.of(layout, item, bounds["train"].stop)

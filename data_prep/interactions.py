@@ -91,6 +91,9 @@ class Columns:
 
     def check(self) -> None:
         """Raises ContractError that names flags which contradict each other."""
+        for name, value in vars(self).items():
+            if name.endswith(("_column", "_columns")) and ("" in value if isinstance(value, tuple) else value == ""):
+                raise ContractError(f"--{name.replace('_', '-')}", "names of columns", "an empty one")
         if self.label_column and self.rating_column:
             raise ContractError("--label-column, --rating-column", "at most one of them", "both")
         roles = [self.user_column, self.item_column, self.timestamp_column, self.label_column or self.rating_column]

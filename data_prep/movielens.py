@@ -1,5 +1,6 @@
 """MovieLens: `python -m data_prep.movielens SRC OUT`, for latest-small, 20M, 25M, 32M (CSV), 1M (`::` files), 100K."""
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -120,7 +121,7 @@ class MovieLens:
 
     @property
     def name(self) -> str:
-        return f"movielens {self.folder.resolve().name}"
+        return f"movielens {Path(os.path.realpath(self.folder)).name}"
 
     @property
     def _layout(self) -> Layout:

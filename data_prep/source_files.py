@@ -147,8 +147,11 @@ def _partitions(file: Path) -> dict[str, str | None]:
 
 def _kind(file: Path) -> str:
     """ "parquet", "text", or how the text is packed. Raises ContractError for files of other kinds."""
-    with file.open("rb") as opened:
-        start = opened.read(16)
+    try:
+        with file.open("rb") as opened:
+            start = opened.read(16)
+    except OSError as error:
+        raise ContractError(file, "a file that can be read", error.strerror or error) from None
     for magic, what in FOREIGN.items():
         if start.startswith(magic):
             raise ContractError(file, "a Parquet file, or UTF-8 text with columns", what)
@@ -183,6 +186,8 @@ def readable(path: Path, watched: bool = True) -> Iterator[IO[bytes]]:
                 yield file
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ContractError(path, f"a complete {_kind(path)} file", error) from None
+    except OSError as error:
+        raise ContractError(path, "a file that can be read", error.strerror or error) from None
     except (pa.ArrowException, KeyError) as error:
         raise ContractError(path, "a well-formed table with the columns that are needed", error) from None
     except UnicodeDecodeError as error:

@@ -38,7 +38,7 @@ from sidrec.machine import unwritable
 from sidrec.schema import ITEM_ID, LOG, ContractError, load_manifest
 from sidrec.sid.catalog import load_catalog
 from sidrec.sid.granularity import granularity_rows
-from sidrec.text import did_you_mean, text_table
+from sidrec.text import did_you_mean, quoted, text_table
 
 RowIds = Callable[[int, int], Mapping[str, pa.Array]]
 """Rows [first, last) -> id columns for these rows."""
@@ -126,17 +126,19 @@ def _table(checkpoint: StoredCheckpoint, name: str) -> CheckpointTable:
     if name not in checkpoint.tables:
         known = ", ".join(checkpoint.tables) or "none"
         near = did_you_mean(name, checkpoint.tables)
-        raise ConfigError(f"{checkpoint.path}: expected one of the tables {known}, got {name}{near}")
+        raise ConfigError(f"{checkpoint.path}: expected one of the tables {known}, got {quoted(name)}{near}")
     return checkpoint.tables[name]
 
 
 def _is_parquet(file: Path, ids: bool) -> bool:
     if file.suffix not in FORMATS:
-        raise ConfigError(f"{file}: expected a file name that ends in {' or '.join(FORMATS)}, got {file.suffix!r}")
+        raise ConfigError(
+            f"{quoted(file)}: expected a file name that ends in {' or '.join(FORMATS)}, got {file.suffix!r}"
+        )
     if ids and file.suffix != ".parquet":
         raise ConfigError(f"--ids: expected a file name that ends in .parquet, got {file}")
     if obstacle := unwritable(file.parent):
-        raise ConfigError(f"{file}: expected a folder that can be written, got {obstacle}")
+        raise ConfigError(f"{quoted(file)}: expected a folder that can be written, got {obstacle}")
     return file.suffix == ".parquet"
 
 

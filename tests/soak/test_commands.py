@@ -7,11 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from sidrec.cli import dispatch as cli
+from sidrec.cli.plans import BENCH
+from sidrec.cli.prepare import SOURCES
+from sidrec.cli.runs import STUDY, TABLE
 from tests.soak.fuzz.arguments import OPTIONS, CommandCase, draw_command, load_command_case, write_options
 from tests.soak.fuzz.command_judge import World, judge_command
 from tests.soak.fuzz.world import NEEDS_MUTATION, OUTSIDE, SOUND, make_world
 
 CASES, SEED = 150, 11
+WITHOUT_FILES = ("evaluate", "report", "compare")  # the world's run was not trained
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +46,15 @@ def test_wrong_arguments_are_refused_and_nothing_is_lost(sound: Path, world: Wor
     assert verdicts["accepted"] > CASES / 10
 
 
-@pytest.mark.parametrize("command", [name for name in SOUND if name not in (*NEEDS_MUTATION, "evaluate")])
+def test_every_command_is_tried() -> None:
+    commands = set(cli.COMMANDS) - {"prep", "study", "table", "bench", "recipe"}
+    commands |= {f"prep {source}" for source in SOURCES}
+    for group in (STUDY, TABLE, BENCH):
+        commands |= {f"{group.program.removeprefix('sidrec ')} {name}" for name in group.commands}
+    assert commands <= set(SOUND)
+
+
+@pytest.mark.parametrize("command", [name for name in SOUND if name not in (*NEEDS_MUTATION, *WITHOUT_FILES)])
 def test_sound_arguments_are_accepted(command: str, world: World) -> None:
     outcome = judge_command(CommandCase(0, 0, command, SOUND[command], "none"), world)
     assert outcome.verdict == "accepted", outcome
@@ -124,6 +137,14 @@ FOUND: list[tuple[str, tuple[str, ...], str]] = [
     ("prep synthetic", ("new", "--cat-noise", "9" * 30), "--cat-noise: expected 0 to 1,000 columns"),
     ("plan", ("tables.yaml", ""), "expected known options, got an empty argument"),
     ("bench calibrate", ("/dev/full", "--out", "new.json"), "got a device"),
+    ("table export", ("run", "hid", "n\new"), "expected a file name that ends in"),
+    ("table export", ("run", "n\new", "new.parquet"), "expected one of the tables hid"),
+    ("prep interactions", ("log.csv", "new", "--items-file", "/proc/self/mem"), "/proc/self/mem: expected"),
+    ("prep movielens", ("loop", "new", "--vectors", "none"), "loop"),
+    ("prep amazon", ("loop", "new", "--vectors", "none"), "loop"),
+    ("prep criteo-log", ("npy", "loop", "--item", "C10"), "loop"),
+    ("prep interactions", ("log.csv", "new", "--rating-column", ""), "--rating-column: expected names of columns"),
+    ("prep interactions", ("log.csv", "new", "--cat-columns", ""), "--cat-columns: expected names of columns"),
 ]
 
 

@@ -35,6 +35,8 @@ SOUND: Mapping[str, tuple[str, ...]] = {
     "evaluate": ("run", "test"),
     "study run": ("study.yaml",),
     "study report": ("study.yaml",),
+    "report": ("run", "--out", "new.html"),
+    "compare": ("run", "run_and_notes", "--html", "new.html"),
     "table list": ("run",),
     "table export": ("run", "hid", "new.parquet"),
     "plan": ("tables.yaml", "--export", "new.json"),
@@ -51,8 +53,8 @@ NEEDS_MUTATION = ("prep behavior", "fit", "train", "study run", "bench plans", "
 """Commands whose sound arguments take seconds of work: they always get wrong ones."""
 REPLACES: Mapping[str, tuple[str, ...]] = {
     **{command: ("data", "npy") for command in SOUND if command.startswith("prep ")},
-    "prep item-vectors": ("data/items.parquet", "data_and_notes/items.parquet"),
-    "prep behavior": ("data/", "data_and_notes/items.parquet"),
+    "prep item-vectors": ("data/items.parquet", "data_and_notes/items.parquet", "items.parquet"),
+    "prep behavior": ("data", "data_and_notes/items.parquet"),
     "fit": ("catalog",),
     "table export": ("table.parquet",),
     "plan": ("plan.json",),
@@ -60,6 +62,7 @@ REPLACES: Mapping[str, tuple[str, ...]] = {
     "bench calibrate": ("calibration.json",),
     "bench page": ("bench.html",),
     "study report": ("results",),
+    "report": ("run/report.html", "run_and_notes/report.html"),
     "study run": ("results", "runs"),
     "evaluate": ("run",),
     "train": ("run",),
