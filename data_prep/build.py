@@ -165,6 +165,7 @@ def _fill(work: WorkFolder, source: Source, settings: LogSettings, implicit: boo
     extra = [pa.field(name, pa.float32()) for name in source.event_columns.extra]
     writer = LogWriter(work.data / schema.LOG, pa.schema([*schema.log_schema(manifest), *extra]))
     _pass_over(log, log_pass, writer, work.scratch)
+    log_pass.check_negatives(source.name)
     settings.check_splits({split for split, files in writer.files.items() if files}, *log.times())
     _finish(work, source, settings, manifest, items, log_pass, writer, earlier)
 

@@ -39,7 +39,7 @@ class ColumnChecks:
         self._values = {name: _Values() for name in (USER, ITEM, *columns.categorical)}
         self._numbers = {name: _Numbers() for name in columns.numbers}
         self._labels = {name: np.zeros((2, 2), np.int64) for name in columns.labels}
-        self._lists = dict.fromkeys(columns.lists, 0)
+        self._lists = {name: _Lists() for name in columns.lists}
         self._times = _Times()
         texts = (*columns.categorical, *columns.numbers)
         self._same = {(name, other): True for name in texts for other in (USER, ITEM)}
@@ -57,8 +57,8 @@ class ColumnChecks:
             numbers.add(events[name].to_numpy(), label_E)
         for name, counts in self._labels.items():
             np.add.at(counts, (label_E.astype(np.int64), (events[name].to_numpy() > 0).astype(np.int64)), 1)
-        for name in self._lists:
-            self._lists[name] += len(pc.list_flatten(events[name]))
+        for name, lists in self._lists.items():
+            lists.add(events[name])
         for pair in [pair for pair, same in self._same.items() if same]:
             self._same[pair] = _same_values(*(events[name] for name in pair))
         self._times.add(events[TIMESTAMP].to_numpy())
@@ -83,9 +83,8 @@ class ColumnChecks:
             self._judge_number(name, numbers)
         for name, counts in self._labels.items():
             self._judge_label(name, counts)
-        for name, ids in self._lists.items():
-            if not ids:
-                self._warn(name, f"all {self._rows:,} lists are empty")
+        for name, lists in self._lists.items():
+            self._judge_lists(name, lists)
 
     def _warn(self, name: str, what: str) -> None:
         print_warning(f"{self._source}, {_named(name)}: {what}")
@@ -170,6 +169,13 @@ class ColumnChecks:
         elif not same and numbers.integral and numbers.distinct > 0.98 * numbers.known and numbers.known > LEAST_ROWS:
             found = f"about {numbers.distinct:,.0f} different whole numbers in {numbers.known:,} rows"
             self._warn(name, f"{found}: an id, not an amount?")
+
+    def _judge_lists(self, name: str, lists: "_Lists") -> None:
+        if not lists.values:
+            self._warn(name, f"all {self._rows:,} lists are empty")
+        elif not lists.several and lists.marked > lists.values / 2:
+            found = f"no row has several values, and {lists.marked:,} of {lists.values:,} values hold one of , ; |"
+            self._warn(name, f"{found}, such as {lists.example!r}: is that the --list-separator?")
 
     def _judge_label(self, name: str, counts: np.ndarray) -> None:
         if not counts[:, 0].any() or not counts[:, 1].any():
@@ -296,6 +302,24 @@ class _Numbers:
         count = max(1, self.known)
         spread = np.sqrt(max(0.0, squares * count - x * x)) * np.sqrt(max(0.0, y * count - y * y))
         return float((products * count - x * y) / spread) if spread > 1e-9 * count else 0.0
+
+
+@dataclass
+class _Lists:
+    """Counts of a column of lists. several: rows with more than one value. marked: values that hold a separator."""
+
+    values: int = 0
+    several: int = 0
+    marked: int = 0
+    example: str = ""
+
+    def add(self, column: pa.ChunkedArray) -> None:
+        values = pc.list_flatten(column)
+        marked = values.filter(pc.match_substring_regex(values, "[^,;|][,;|][^,;|]"))
+        self.values += len(values)
+        self.several += pc.sum(pc.greater(pc.list_value_length(column), 1)).as_py() or 0
+        self.marked += len(marked)
+        self.example = self.example or (marked[0].as_py() if len(marked) else "")
 
 
 @dataclass

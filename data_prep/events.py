@@ -10,6 +10,7 @@ its files.
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -158,8 +159,11 @@ class Source(Protocol):
         """Metadata of the items in `ids`. With --ids, ids may be in any order and lack metadata."""
 
 
-def check_events(events: pa.Table, lines: Lines) -> pa.Table:
-    """Checks that ids are present, times in [1970, 2100), labels 0/1. Raises ContractError with the first bad line."""
+def check_events(events: pa.Table, lines: Lines, names: Mapping[str, str] = MappingProxyType({})) -> pa.Table:
+    """Checks that ids are present, times in [1970, 2100), labels 0/1. Raises ContractError with the first bad line.
+
+    names: column of the table -> column of the source, for the message.
+    """
     rules = {
         USER: ("a user id", pc.equal(pc.utf8_length(pc.fill_null(events[USER], "")), 0)),
         ITEM: ("an item id", pc.equal(pc.utf8_length(pc.fill_null(events[ITEM], "")), 0)),
@@ -175,7 +179,8 @@ def check_events(events: pa.Table, lines: Lines) -> pa.Table:
         row = pc.index(pc.fill_null(bad, True), True).as_py()
         if row >= 0:
             got = repr(events[column][row].as_py())
-            raise ContractError(f"{lines.path}, line {lines.at(row)}, column {column}", expected, got)
+            where = f"{lines.path}, line {lines.at(row)}, column {names.get(column, column)}"
+            raise ContractError(where, expected, got)
     return events
 
 

@@ -34,7 +34,7 @@ from .events import (
     by_item,
     check_events,
 )
-from .item_vectors import NONE
+from .item_vectors import NONE, TEXT_SOURCES
 from .log_pass import ROW_DENSE
 from .source_columns import Lines, amounts, first_values, numbers, seconds, texts
 from .source_files import Block, blocks, column_names, files_of, whole
@@ -109,9 +109,11 @@ class Columns:
         if len(set(names)) < len(names):
             flags = "--cat-columns, --cat-list-columns, --item-cat-columns, --item-cat-list-columns"
             raise ContractError(flags, "different names", list(names))
-        if not self.list_separator or self.list_length < 1:
+        longest = np.iinfo(np.int32).max
+        if not self.list_separator or not 1 <= self.list_length <= longest:
+            expected = f"a separator, and a length of at least 1 and at most {longest:,}"
             got = f"{self.list_separator!r}, {self.list_length}"
-            raise ContractError("--list-separator, --list-length", "a separator, and a length of at least 1", got)
+            raise ContractError("--list-separator, --list-length", expected, got)
         self._check_labels()
         self._check_dense()
         self._check_lists()
@@ -147,6 +149,14 @@ class Columns:
         if target:
             flags = f"--cat-columns, --cat-list-columns, {flags}"
             raise ContractError(flags, "columns that do not give the label away", f"the label's own, {target.pop()!r}")
+
+    @property
+    def names_of_events(self) -> dict[str, str]:
+        """Column of an event table -> column of the interactions."""
+        target = self.label_column or self.rating_column or LABEL
+        others = {schema.LABEL_PREFIX + name: name for name in self.other_label_columns}
+        names = {USER: self.user_column, ITEM: self.item_column, TIMESTAMP: self.timestamp_column, LABEL: target}
+        return {**names, **others}
 
     @property
     def own(self) -> tuple[str, ...]:
@@ -245,7 +255,7 @@ class Interactions:
                 events = events.append_column(name, numbers(table[column], pa.float32(), column, lines))
             for name, column in self.event_columns.numbers.items():
                 events = events.append_column(name, amounts(table[column], column, lines))
-            yield check_events(events, lines)
+            yield check_events(events, lines, columns.names_of_events)
         _warn_of_cuts(self.log, cut, columns.list_length)
 
     def _times(self, table: pa.Table, lines: Lines) -> pa.ChunkedArray:
@@ -337,6 +347,8 @@ class InteractionsCommand:
 
     def run(self) -> None:
         self.columns.check()
+        if self.vectors in TEXT_SOURCES and not self.columns.text_columns:
+            raise ContractError(f"--vectors {self.vectors}", "--text-columns, whose text it embeds", "none")
         timed = self._has_times()
         vectors = self.vectors or ("wordllama" if self.columns.text_columns else NONE)
         prepare(Interactions(self.src, self.columns, timed), self.out, self.log, self.columns.implicit, vectors)

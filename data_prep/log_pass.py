@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from sidrec import schema
+from sidrec.errors import ContractError, print_warning
 
 from .dense_numbers import DenseNumbers
 from .event_order import SECONDS_PER_DAY, DayWindow, OrderedLog
@@ -80,6 +81,17 @@ class LogPass:
         if not self.timed:
             self.state = self.state.without_past()
         return PartitionRows(columns, lists, split_N)
+
+    def check_negatives(self, where: object) -> None:
+        """After the last partition: warns if most negatives were given up, raises ContractError if all were."""
+        if self.sampler is None:
+            return
+        wanted = self.events_seen * self.sampler.per_positive
+        found = f"{self.given_up:,} of {wanted:,} negatives found no item that their user had not taken"
+        if self.given_up == wanted:
+            raise ContractError(where, "items that users have not taken, as negatives", found)
+        if self.given_up > wanted / 2:
+            print_warning(f"{where}: {found}")
 
     def _with_negatives(self, partition: int, own: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Position of each row's event in the partition, the row's item and its label; all [N], sorted by time."""

@@ -1,5 +1,6 @@
 """The flags that every command for public logs takes: how events become rows, and how rows are split."""
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from .event_order import NEVER
 from .events import LATEST
 from .splits import SPLITS, SplitKind, StatedSplit
 
+MOST_WEIGHT = 1e9  # of an item, where one positive weighs 1
 SHARE = 0.1  # of the events, in test and in validation
 
 
@@ -63,8 +65,8 @@ class LogSettings:
             "--recent-days": (self.recent_days >= 1, "at least 1 day", self.recent_days),
             "--window-days": (self.window_days >= 1, "at least 1 day", self.window_days),
             "--negatives": (self.negatives >= 1, "at least 1", self.negatives),
-            "--floor-weight": (self.floor_weight >= 0, "at least 0", self.floor_weight),
-            "--launch-draws": (self.launch_draws >= 0, "at least 0", self.launch_draws),
+            "--floor-weight": _weight(self.floor_weight),
+            "--launch-draws": _weight(self.launch_draws),
             "--seed": (self.seed >= 0, "at least 0", self.seed),
             "--partition-rows": (self.partition_rows >= 1, "at least 1", self.partition_rows),
             "--test-share": (0 < test < 1, "a share between 0 and 1", test),
@@ -131,15 +133,23 @@ class LogSettings:
                 raise ContractError("the log", f"rows in the split {split}{where}", got)
 
 
+def _weight(value: float) -> tuple[bool, str, float]:
+    """Whether the value can be used, what is expected, the value. Sums over millions of items stay exact enough."""
+    if MOST_WEIGHT < value < math.inf:
+        return False, f"at most {MOST_WEIGHT:,.0f}", value
+    return value >= 0, "at least 0", value
+
+
 def instant(text: str, flag: str) -> int:
     """Seconds since 1970 of ISO 8601 text (UTC where no zone is given) or of a number of seconds, rounded down.
 
-    Raises ContractError for other text, and for 20240502, which could be either.
+    Raises ContractError for other text, and for 2024, 202405 and 20240502, which could be either.
     """
     expected = "a time: ISO 8601 such as 2024-05-02 or 2024-05-02T18:00:00Z, or seconds since 1970"
     text = text.strip()
-    if re.fullmatch(r"(19|20)[0-9]{2}[01][0-9][0-3][0-9]", text):
-        raise ContractError(flag, expected, f"{text}: write a date as {text[:4]}-{text[4:6]}-{text[6:]}")
+    if re.fullmatch(r"(19|20)[0-9]{2}([01][0-9]([0-3][0-9])?)?", text):
+        date = f"{text[:4]}-{text[4:6] or '01'}-{text[6:] or '01'}"
+        raise ContractError(flag, expected, f"{text}: write a date as {date}")
     if re.fullmatch(r"[0-9]+(\.[0-9]*)?", text):
         found = int(float(text)) if len(text) < 30 else LATEST
     else:
