@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sidrec.config import Recipe
-from sidrec.errors import ConfigError, SidrecError
+from sidrec.errors import ConfigError, ContractError, SidrecError
 from sidrec.io.files import read_json
 from sidrec.metrics.exact import SliceMetrics, SplitMetrics, load_metrics
 from sidrec.metrics.predictions import Predictions, load_predictions
@@ -52,10 +52,15 @@ class RunFiles:
         self.evaluations = _lines(self.trained.evaluations)
         self.metrics: SplitMetrics = load_metrics(self.run.metrics) if self.run.metrics.exists() else {}
         warned = self.run.warnings
-        self.warnings = warned.read_text(encoding="utf-8").splitlines() if warned.exists() else []
+        self.warnings = warned.read_text(encoding="utf-8", errors="replace").splitlines() if warned.exists() else []
 
     def _json(self, path: Path, what: str) -> dict[str, Any] | None:
-        return read_json(path, what) if path.exists() else None
+        if not path.exists():
+            return None
+        found = read_json(path, what)
+        if not isinstance(found, dict):
+            raise ContractError(path, f"{what}, by name", f"a {type(found).__name__}")
+        return found
 
     def attention(self, split: str) -> dict[str, Any] | None:
         """Weights by granularity; None without a fusion."""
@@ -92,14 +97,14 @@ class RunFiles:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log; a line that is being written is left out."""
+    """The lines of a log; a line that is being written, or is damaged, is left out."""
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
             found.append(json.loads(line))
         except json.JSONDecodeError:
             continue
-    return found
+    return [line for line in found if isinstance(line, dict)]
 
 
 @dataclass(frozen=True)

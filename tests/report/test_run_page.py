@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from sidrec import cli
+from sidrec.errors import ContractError
 from sidrec.metrics.predictions import Predictions
 from sidrec.report.charts import MOST_POINTS, Series, line_chart, spanning, thinned
 from sidrec.report.run_files import RunFiles, reliability, resamples_for, scored_split, wilson
@@ -121,3 +122,15 @@ def test_axes_hold_their_values(values: list[float]) -> None:
     axis = spanning(values)
     assert axis.low < min(values) <= max(values) < axis.high
     assert 0 <= axis.at(values[0]) <= 1
+
+
+@pytest.mark.parametrize("content", [b"[]", b"3", b"\xff\xfe\x00", b'{"step": 1}\n[1]\n{"st', b'"a"\n'])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "warnings.txt", "gate_test.json"])
+def test_damaged_files_of_a_run(folder: Path, tmp_path: Path, name: str, content: bytes) -> None:
+    run = made_up_run(folder, tmp_path.name)
+    (run / name).write_bytes(content)
+    if name == "gate_test.json":
+        with pytest.raises(ContractError, match=f"{name}: expected"):
+            write_report(run, tmp_path / "report.html")
+    else:
+        write_report(run, tmp_path / "report.html")
