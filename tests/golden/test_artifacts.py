@@ -21,12 +21,21 @@ def log_of(run: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key != "samples_per_second"} for line in lines]
 
 
+def without_items(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The metrics without the number of items of each slice, which 0.1.0 did not write."""
+    slices = {split: found.items() for split, found in metrics.items()}
+    return {
+        split: {name: {key: value for key, value in entry.items() if key != "items"} for name, entry in found}
+        for split, found in slices.items()
+    }
+
+
 def same_run(name: str, found: Path, other: Tolerance = LOSSES) -> None:
     """Checks losses and metrics of a run directory against the committed run of that name."""
     golden = ARTIFACTS / "runs" / name / "seed0"
     assert differences(log_of(golden), log_of(found), other) == []
     before, now = (json.loads((run / "metrics.json").read_text()) for run in (golden, found))
-    assert differences(before, now, METRICS if other != EXACT else EXACT) == []
+    assert differences(before, without_items(now), METRICS if other != EXACT else EXACT) == []
 
 
 def interrupted(folder: Path, name: str) -> Path:
@@ -57,7 +66,7 @@ def test_a_run_is_evaluated_to_its_metrics(folder: Path) -> None:
     with product.inside(folder):
         losses.run(product.command(["evaluate", "runs/one/seed0"]))
     found = json.loads((run / "metrics.json").read_text())
-    assert differences(golden, found, golden_set.allowed(METRICS)) == []
+    assert differences(golden, without_items(found), golden_set.allowed(METRICS)) == []
 
 
 def test_a_run_is_resumed(folder: Path) -> None:

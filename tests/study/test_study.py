@@ -153,7 +153,7 @@ def test_a_stopped_study_stops_its_training() -> None:
     finally:
         study.kill()
     _wait_until(lambda: not psutil.pid_exists(int(pid.read_text())))
-    assert not Path("results").exists()
+    assert [path for path in Path("results").rglob("*") if path.is_file()] == []
 
 
 def _wait_until(condition: Callable[[], bool]) -> None:
