@@ -26,6 +26,13 @@ CLAIMS = (  # study, data set, variant, reference
     ("rivals_movielens", "ppnet", "sid_coord_residual", "hid_only"),
     ("rivals_movielens", "ppnet", "sid_coord_residual", "sid_only"),
     ("learners_beauty", "beauty", "adasid", "rq_kmeans"),
+    ("learners_levels_beauty", "beauty", "opq", "opq_pairs"),
+    ("learners_levels_beauty", "beauty", "multi_vq", "multi_vq_pairs"),
+    ("learners_levels_beauty", "beauty", "adc_sid", "adc_sid_pairs"),
+    ("learners_levels_beauty", "beauty", "adc_sid_weights", "adc_sid_weights_pairs"),
+    ("learners_levels_beauty", "beauty", "opq", "rq_kmeans"),
+    ("learners_levels_beauty", "beauty", "mm_rqvae_released", "mm_rqvae"),
+    ("learners_levels_beauty", "beauty", "mm_rqvae_released", "random"),
 )
 ONE_FIT = "every seed of the study trained on the same fit of each catalog"
 NO_BOOTSTRAP = "the recorded bootstrap has neither variant as its reference, and predictions of users are not recorded"
