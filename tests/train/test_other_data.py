@@ -104,7 +104,7 @@ def test_the_same_rows_get_the_same_scores_in_a_larger_log(trained: Path, today:
     before = pq.read_table(run_of(trained) / "predictions_test.parquet")
     metrics = (run_of(trained) / "metrics.json").read_bytes()
     plain = evaluate(trained, today)
-    assert plain.select(before.column_names).equals(before)
+    assert plain.select(before.column_names).to_pandas().equals(before.to_pandas())  # NaN: no SID, so no gate
     with_sids = evaluate(trained, today, "--catalog", str(today.parent / "today-sids"))
     log = pq.read_table(today / TEST)
     first_sid = np.array(
