@@ -61,9 +61,9 @@ LAUNCH := import tomllib; file = open('pyproject.toml', 'rb'); \
 lock:
 	$(PYTHON) -m venv build/uv
 	build/uv/bin/python -m pip install -q uv
-	UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(COMPILE) pyproject.toml --extra cpu --extra data --no-emit-package fbgemm-gpu \
-	  -o requirements/cpu.txt
-	$(COMPILE) pyproject.toml --extra cuda --extra data -o requirements/cuda.txt
+	UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(COMPILE) pyproject.toml --extra cpu --extra data --extra study \
+	  --no-emit-package fbgemm-gpu -o requirements/cpu.txt
+	$(COMPILE) pyproject.toml --extra cuda --extra data --extra study -o requirements/cuda.txt
 	UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(COMPILE) --group dev -c requirements/cpu.txt --no-emit-package torch \
 	  -o requirements/dev.txt
 	grep -v ^urllib3 requirements/cpu.txt > build/uv/pins.txt
