@@ -14,13 +14,23 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
-from sidrec.config.model import ModelConfig
+from sidrec.config.item import ContentItem, GateSidItem, HidAndSidItem, HidItem, Item, SidCoordItem, SidItem
+from sidrec.config.model import ModelConfig, Pooling
 from sidrec.data.batch import Batch
 from sidrec.data.dataset import Sizes
 from sidrec.data.item_tables import HID
 from sidrec.model.backbones import build_backbone
 from sidrec.model.fusion_and_gate import GranularityFusion, StandardizeStats, TargetAwareGate
-from sidrec.model.items import ItemLookup, build_item
+from sidrec.model.gate_sid import GateSidRepresentation
+from sidrec.model.items import (
+    ContentRepresentation,
+    HidAndSidRepresentation,
+    HidRepresentation,
+    ItemLookup,
+    ItemRepresentation,
+    SidCoordRepresentation,
+    SidRepresentation,
+)
 from sidrec.model.tables import embedding_tables, managed_table, one_feature_each, with_managed
 
 
@@ -113,6 +123,23 @@ def _looked_up(items: KeyedJaggedTensor, feature: str) -> Tensor:
     """Whether each bag has an id of the feature, bool [U]. An item has rows of all its SID features, or of none."""
     lengths_FU = items.lengths().view(len(items.keys()), items.stride())
     return lengths_FU[items.keys().index(feature)] > 0
+
+
+def build_item(config: Item, pooling: Pooling, dim: int, sizes: Sizes) -> ItemRepresentation:
+    """The module of the recipe's sections `model.item` and `model.history_pooling`."""
+    match config:
+        case HidItem():
+            return HidRepresentation(pooling, dim)
+        case SidItem():
+            return SidRepresentation(config, pooling, dim, sizes.sid_features)
+        case HidAndSidItem():
+            return HidAndSidRepresentation(config, pooling, dim, sizes.sid_features)
+        case SidCoordItem():
+            return SidCoordRepresentation(config, pooling, dim, sizes)
+        case GateSidItem():
+            return GateSidRepresentation(config, dim, sizes)
+        case ContentItem():
+            return ContentRepresentation(config, pooling, dim, sizes.content)
 
 
 class GradientBoundary(nn.Module):

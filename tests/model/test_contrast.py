@@ -9,7 +9,7 @@ from torch import Tensor
 from sidrec.config.item import GateSidItem
 from sidrec.config.item_parts import GateContrast
 from sidrec.data.dataset import Sizes
-from sidrec.model.items import GateSidRepresentation, contrast_within_lanes
+from sidrec.model.gate_sid import GateSidRepresentation, contrast_within_lanes
 from tests.model.test_ranker import batch_for, ranker_for, tables_for
 from tests.model.test_rivals import D, S, lookup_of
 

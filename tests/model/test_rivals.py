@@ -12,8 +12,9 @@ from sidrec.config.model import MeanPooling
 from sidrec.data.dataset import Sizes
 from sidrec.model.alignment import MatchStatistics, build_alignment
 from sidrec.model.fusion_and_gate import ConcatProject, build_fusion, build_gate
+from sidrec.model.gate_sid import GateSidRepresentation
 from sidrec.model.history import index_history
-from sidrec.model.items import ContentRepresentation, GateSidRepresentation, HidAndSidRepresentation, ItemLookup
+from sidrec.model.items import ContentRepresentation, HidAndSidRepresentation, ItemLookup
 from tests.model.test_ranker import ranker_for, tables_for
 
 B, U, T, D, V, S = 5, 7, 4, 8, 3, 2
