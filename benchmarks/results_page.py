@@ -1,0 +1,235 @@
+"""docs/results.md and the table of README.md, made from recorded results.
+
+    python -m benchmarks.results_page [--check]
+
+The text is in `benchmarks/results_page.md`. There, `{{FUNCTION PLACE, COLUMN}}` is a figure, and a block `table` is a
+table of figures; the table with the name `readme` is written between README.md's markers instead. --check writes
+nothing, and fails if a page is not what would be written. Functions:
+
+    mean, spread STUDY/DATASET/VARIANT, COLUMN...         over runs; several columns are joined by " / "
+    lead, gap, p STUDY/DATASET/VARIANT REFERENCE, COLUMN  paired over runs: with its 95% t interval, alone, its p value
+    count STUDY/DATASET, SLICE KEY                        of the rows that were scored: rows, users, covered_users
+    json FILE KEY/KEY FORMAT                              a value of benchmarks/results/FILE, or all values of a list
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from textwrap import fill
+
+import numpy as np
+import yaml
+
+from benchmarks import RESULTS
+from sidrec.errors import ConfigError
+from sidrec.io.files import read_json, write_text
+from sidrec.study.intervals import PairedInterval, paired_interval
+from sidrec.study.results import RUNS_FILE, ResultTable, RunResult
+
+ROOT = Path(__file__).parents[1]
+TEXT = Path(__file__).with_suffix(".md")
+PAGE, README = ROOT / "docs/results.md", ROOT / "README.md"
+FIGURE = re.compile(r"\{\{(.+?)\}\}", re.DOTALL)
+TABLE = re.compile(r"^```table\n(.*?)^```\n", re.DOTALL | re.MULTILINE)
+OF_README = re.compile(r"(<!-- by python -m benchmarks\.results_page -->\n).*?(<!-- end -->)", re.DOTALL)
+SPLIT = "test"
+WIDTH = 120
+
+
+def page(text: str) -> str:
+    """The text with its tables and figures filled in. Raises ConfigError naming a figure that is not recorded."""
+    shown = TABLE.sub(lambda found: "" if is_for_readme(found[1]) else table(found[1]), text)
+    parts = [
+        _wrapped(FIGURE.sub(lambda found: figure(found[1]), part)) if "{{" in part else part
+        for part in shown.split("\n\n")
+    ]
+    return "\n\n".join(parts)
+
+
+def _wrapped(paragraph: str) -> str:
+    """A paragraph or a list in lines of WIDTH letters, as figures are shorter than their names."""
+    items = re.split(r"\n(?=\* )", paragraph.rstrip("\n"))
+    lines = [
+        fill(" ".join(item.split()), WIDTH, subsequent_indent="  " * item.startswith("* "), break_on_hyphens=False)
+        for item in items
+    ]
+    return "\n".join(lines) + paragraph[len(paragraph.rstrip("\n")) :]
+
+
+def readme(text: str, before: str) -> str:
+    """README.md with the table named `readme` of the text."""
+    (block,) = (found[1] for found in TABLE.finditer(text) if is_for_readme(found[1]))
+    return OF_README.sub(lambda found: f"{found[1]}\n{table(block)}\n{found[2]}", before)
+
+
+def is_for_readme(block: str) -> bool:
+    """Whether a table is that of README.md."""
+    return bool(yaml.safe_load(block).get("name") == "readme")
+
+
+def table(block: str) -> str:
+    """A table in Markdown.
+
+    columns: titles, or title -> cell. cell: a figure in which {row} and {column} are filled in. rows: each has a label
+    and one of: `of`, what {row} is; `cell`, in place of the table's; `cells`, one for each column.
+    """
+    keys = yaml.safe_load(block)
+    titles = keys["columns"]
+    columns: Mapping[str, str] = titles if isinstance(titles, dict) else dict.fromkeys(titles, keys.get("cell", ""))
+    lines = [[keys.get("head", ""), *columns], ["---"] * (len(columns) + 1)]
+    for row in keys["rows"]:
+        cells = row.get("cells") or [row.get("cell", cell) for cell in columns.values()]
+        filled = [
+            cell.replace("{row}", str(row.get("of", ""))).replace("{column}", title)
+            for cell, title in zip(cells, columns, strict=True)
+        ]
+        lines.append([row["label"], *(figure(cell) if cell else "" for cell in filled)])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def figure(call: str) -> str:
+    """The text of a figure. Raises ConfigError if nothing is recorded under that name."""
+    head, *columns = (part.strip() for part in " ".join(call.split()).split(","))
+    name, *words = head.split()
+    try:
+        return str(FUNCTIONS[name](words, columns))
+    except (KeyError, ValueError, TypeError, OSError) as error:
+        raise ConfigError(f"{TEXT.name}: expected a recorded figure, got {call!r}: {error!r}") from None
+
+
+def _mean(words: Sequence[str], columns: Sequence[str]) -> str:
+    return " / ".join(short(float(np.mean(_values(words[0], column)))) for column in columns)
+
+
+def _spread(words: Sequence[str], columns: Sequence[str]) -> str:
+    found = [_values(words[0], column) for column in columns]
+    return " / ".join(f"{short(float(np.mean(each)))} ± {short(float(np.std(each, ddof=1)))}" for each in found)
+
+
+def _lead(words: Sequence[str], columns: Sequence[str]) -> str:
+    found = _paired(*words, *columns)
+    return f"{signed(found['difference'])} [{signed(found['low'])}, {signed(found['high'])}]"
+
+
+def _gap(words: Sequence[str], columns: Sequence[str]) -> str:
+    return signed(_paired(*words, *columns)["difference"])
+
+
+def _p(words: Sequence[str], columns: Sequence[str]) -> str:
+    p = _paired(*words, *columns)["p"]
+    if p is None:
+        raise ValueError("one pair has no p value")
+    return short(p, 3 if p < 0.0095 else 2)
+
+
+def _count(words: Sequence[str], columns: Sequence[str]) -> str:
+    study, dataset = words[0].split("/")
+    run = next(run for run in recorded_runs(study) if run["dataset"] == dataset)
+    items, key = columns[0].split()
+    return f"{run['metrics'][SPLIT][items][key]:,}"
+
+
+def _json(words: Sequence[str], columns: Sequence[str]) -> str:
+    file, keys, form = words if len(words) == 3 else (*words, "")
+    found = read_json(RESULTS / file, "recorded results")
+    for key in keys.split("/"):
+        found = found[key]
+    values = found if isinstance(found, list) else [found]
+    texts = [
+        value if isinstance(value, str) else _bare(format(value, form or ("," if isinstance(value, int) else "g")))
+        for value in values
+    ]
+    return (", " if columns == ["list"] else " ").join(texts)
+
+
+FUNCTIONS = {
+    "mean": _mean,
+    "spread": _spread,
+    "lead": _lead,
+    "gap": _gap,
+    "p": _p,
+    "count": _count,
+    "json": _json,
+}
+
+
+def short(value: float, digits: int = 4) -> str:
+    """.7234 for 0.7234."""
+    return _bare(f"{value:.{digits}f}")
+
+
+def signed(value: float | None) -> str:
+    """+.0123 for 0.0123; negative values with a minus sign, not a hyphen."""
+    if value is None:
+        raise ValueError("one pair has no interval")
+    return _bare(f"{value:+.4f}")
+
+
+def _bare(text: str) -> str:
+    return re.sub(r"^([+-]?)0\.", r"\1.", text).replace("-", "\N{MINUS SIGN}")
+
+
+def _paired(variant: str, reference: str, column: str) -> PairedInterval:
+    study, dataset, _ = variant.split("/")
+    found = [_by_run(place, column) for place in (variant, f"{study}/{dataset}/{reference}")]
+    both = sorted(found[0].keys() & found[1].keys())
+    return paired_interval(*([of[number] for number in both] for of in found))
+
+
+def _values(place: str, column: str) -> list[float]:
+    return list(_by_run(place, column).values())
+
+
+def _by_run(place: str, column: str) -> dict[int, float]:
+    """Run -> the metric. place: STUDY/DATASET/VARIANT."""
+    study, *names = place.split("/")
+    *items, metric = column.lower().split()
+    found = {
+        run["seed"]: run["metrics"][SPLIT][items[0].replace("-", "_") if items else "all"][metric]
+        for run in recorded_runs(study)
+        if [run["dataset"], run["variant"]] == names
+    }
+    if not found:
+        raise KeyError(place)
+    return {number: float(value) for number, value in found.items() if value is not None}
+
+
+@cache
+def recorded_runs(study: str) -> tuple[RunResult, ...]:
+    """The recorded runs of a study."""
+    path = RESULTS / study / RUNS_FILE
+    if not path.exists():
+        raise FileNotFoundError(path)
+    return tuple(ResultTable(path, ("dataset", "variant", "seed"), RunResult).read().values())
+
+
+def written() -> Iterator[tuple[Path, str]]:
+    """The pages with the content that they should have."""
+    text = TEXT.read_text(encoding="utf-8")
+    yield PAGE, page(text)
+    yield README, readme(text, README.read_text(encoding="utf-8"))
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit status: 1 if --check finds another page."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.results_page",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--check", action="store_true", help="compare with the pages instead of writing them")
+    check = parser.parse_args(argv).check
+    others = [(path, content) for path, content in written() if path.read_text(encoding="utf-8") != content]
+    for path, content in others:
+        if check:
+            print(f"{path}: expected another page; run python -m benchmarks.results_page", file=sys.stderr)
+        else:
+            write_text(path, content)
+    return 1 if check and others else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
