@@ -240,7 +240,8 @@ def interval(found: float, moved_R: Floats) -> Difference:
 
 
 class PairedInterval(TypedDict):
-    """difference: mean over pairs of A - B. low, high, p: of a paired t-test, None for a single pair.
+    """difference: mean over pairs of A - B. low, high, p: of a paired t-test, None for a single pair; p also if all are
+    equal.
 
     positive: pairs with a difference above 0.
     """
@@ -255,7 +256,7 @@ class PairedInterval(TypedDict):
 
 def paired_interval(variant: Sequence[float], reference: Sequence[float]) -> PairedInterval:
     """The difference of two variants over repetitions that are paired, such as seeds, with its t interval."""
-    from scipy import stats
+    from scipy.special import stdtr, stdtrit
 
     moved = np.asarray(variant) - np.asarray(reference)
     found = PairedInterval(
@@ -263,10 +264,47 @@ def paired_interval(variant: Sequence[float], reference: Sequence[float]) -> Pai
     )
     if len(moved) > 1:
         error = float(moved.std(ddof=1)) / np.sqrt(len(moved))
-        half = float(stats.t.ppf((1 + LEVEL) / 2, len(moved) - 1)) * error
+        half = float(stdtrit(len(moved) - 1, (1 + LEVEL) / 2)) * error
         found["low"], found["high"] = found["difference"] - half, found["difference"] + half
-        found["p"] = float(stats.ttest_1samp(moved, 0).pvalue)
+        found["p"] = float(2 * stdtr(len(moved) - 1, -abs(found["difference"]) / error)) if error else None
     return found
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Both ends."""
+
+    low: float
+    high: float
+
+    @property
+    def half_width(self) -> float:
+        return (self.high - self.low) / 2
+
+
+def t_interval(found_n: Floats) -> Interval | None:
+    """Of the mean over independent runs; None for a single run."""
+    pairs = paired_interval(found_n.tolist(), [0.0] * len(found_n))
+    return (
+        None if pairs["low"] is None or pairs["high"] is None else Interval(float(pairs["low"]), float(pairs["high"]))
+    )
+
+
+REPLICATES = 4096
+
+
+def hierarchical_interval(drawn_nR: Floats, replicates: int = REPLICATES, seed: int = SEED) -> Interval:
+    """Percentile interval of the mean over runs, with runs and users both drawn with replacement.
+
+    drawn_nR: each run's value on the same R draws of users, all defined. Each replicate draws n runs and takes one of
+    the draws of users; each of these is taken equally often. Of a single run, the interval is over users alone.
+    """
+    runs, draws = drawn_nR.shape
+    rounds = max(1, replicates // draws)
+    times_Bn = np.random.default_rng(seed).multinomial(runs, np.full(runs, 1 / runs), size=rounds * draws)
+    mean_B = np.einsum("bn,nb->b", times_Bn, np.tile(drawn_nR, rounds)) / runs
+    low, high = np.quantile(mean_B, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(low), float(high))
 
 
 def user_multiplicities(users: int, resamples: int, seed: int) -> Iterator[Ints]:
