@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from benchmarks import RESULTS
 from sidrec.io.files import read_json, write_json
 from sidrec.study.intervals import BOOTSTRAP_FILE, Difference, Differences, paired_interval
-from sidrec.study.results import RUNS_FILE, ResultTable, RunResult
+from sidrec.study.results import RUNS_FILE, run_table
 
 CLAIMS = (  # study, data set, variant, reference
     ("sid_coord_beauty", "beauty", "sid_coord", "hid_only"),
@@ -51,10 +51,10 @@ def claims() -> list[dict[str, object]]:
 
 def _claim(study: str, dataset: str, variant: str, reference: str) -> dict[str, object]:
     folder = RESULTS / study
-    runs = ResultTable(folder / RUNS_FILE, ("dataset", "variant", "seed"), RunResult).read().values()
+    runs = run_table(folder / RUNS_FILE).read().values()
     by_seed = {
         name: {
-            run["seed"]: run["metrics"]["test"] for run in runs if (run["dataset"], run["variant"]) == (dataset, name)
+            run["run"]: run["metrics"]["test"] for run in runs if (run["dataset"], run["variant"]) == (dataset, name)
         }
         for name in (variant, reference)
     }

@@ -28,8 +28,8 @@ def main(argv: Sequence[str]) -> int:
         return 2
     study = load_study(Path(argv[0]))
     dataset, variant = argv[1:]
-    runs = study.runs / study.name / dataset / variant
-    found = [json.loads((runs / f"seed{seed}" / f"gate_{study.split}.json").read_text()) for seed in study.seeds]
+    runs = study.work / study.name / dataset / variant
+    found = [json.loads((runs / f"seed{seed}" / f"gate_{study.split}.json").read_text()) for seed in study.runs]
     gates = np.array([run["gate"] for run in found])
     ranks = [run["spearman_of_deciles"] for run in found]
     mean_rank = rank_correlation(gates.mean(axis=0).tolist())

@@ -27,7 +27,7 @@ from benchmarks import RESULTS
 from sidrec.errors import ConfigError
 from sidrec.io.files import read_json, write_text
 from sidrec.study.intervals import PairedInterval, paired_interval
-from sidrec.study.results import RUNS_FILE, ResultTable, RunResult
+from sidrec.study.results import RUNS_FILE, RunResult, run_table
 
 ROOT = Path(__file__).parents[1]
 TEXT = Path(__file__).with_suffix(".md")
@@ -188,7 +188,7 @@ def _by_run(place: str, column: str) -> dict[int, float]:
     study, *names = place.split("/")
     *items, metric = column.lower().split()
     found = {
-        run["seed"]: run["metrics"][SPLIT][items[0].replace("-", "_") if items else "all"][metric]
+        run["run"]: run["metrics"][SPLIT][items[0].replace("-", "_") if items else "all"][metric]
         for run in recorded_runs(study)
         if [run["dataset"], run["variant"]] == names
     }
@@ -203,7 +203,7 @@ def recorded_runs(study: str) -> tuple[RunResult, ...]:
     path = RESULTS / study / RUNS_FILE
     if not path.exists():
         raise FileNotFoundError(path)
-    return tuple(ResultTable(path, ("dataset", "variant", "seed"), RunResult).read().values())
+    return tuple(run_table(path).read().values())
 
 
 def written() -> Iterator[tuple[Path, str]]:

@@ -18,7 +18,8 @@ from sidrec.metrics.exact import measure
 from sidrec.metrics.predictions import load_predictions
 from sidrec.metrics.slices import load_item_slices
 from sidrec.schema import ITEMS
-from sidrec.study.definition import Run, load_study, study_runs
+from sidrec.study.definition import load_study
+from sidrec.study.jobs import Run, study_runs
 from sidrec.study.report import markdown_table, spread
 from sidrec.train.run_directory import RunDirectory
 

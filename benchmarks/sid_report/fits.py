@@ -42,7 +42,8 @@ from sidrec.sid.item_vectors import ItemVectors, read_item_vectors
 from sidrec.sid.learners.registry import fit_tokenizer, learner_inputs, save_tokenizer
 from sidrec.sid.quality import code_quality
 from sidrec.sid.tokenizer import Encoded, Tokenizer
-from sidrec.study.definition import Overrides, checked, merge
+from sidrec.study.definition import Overrides, checked
+from sidrec.study.jobs import merge
 from sidrec.study.results import Conditions, ResultTable, conditions
 from sidrec.study.runner import do_missing
 

@@ -118,7 +118,7 @@ STUDY = Subcommands(
 STUDY_RUN = describe(
     "Trains the runs of a study that are not finished, computes intervals, and writes RESULTS/STUDY: runs.parquet, "
     "DATASET/bootstrap.json, summary.json, report.md and DATASET.png, or best.yaml for a tuning study. Run "
-    "directories, logs and predictions go to the study's `runs`. Exit status 1 if a run failed.",
+    "directories, logs and predictions go to the study's `work`. Exit status 1 if a run failed.",
     "sidrec study run benchmarks/studies/sid_coord_beauty.yaml",
 )
 STUDY_REPORT = describe(
@@ -146,7 +146,7 @@ def study(argv: Sequence[str]) -> int:
 
     study = load_study(options.study)
     results = study.results if options.results is None else options.results
-    for folder in (study.runs, results):
+    for folder in (study.work, results):
         output_folder(folder / study.name)
     with locked(results / study.name):
         return _study(study, results, command == "run")
@@ -161,7 +161,7 @@ def _study(study: "Study", results: Path, train: bool) -> int:
     if train:
         check_recipes(study)
         (results / study.name).mkdir(parents=True, exist_ok=True)  # before any training, lest its result be lost
-        _log_to(study.runs / study.name)
+        _log_to(study.work / study.name)
         # SystemExit instead of an immediate end, so that the training in progress is stopped too.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         failed = run_study(study, results)

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from sidrec.errors import ConfigError
@@ -22,6 +21,7 @@ from sidrec.report.run_files import RunFiles, resamples_for
 from sidrec.schema import ContractError
 from sidrec.study.intervals import LEVEL, Difference, check_same_rows, resample, resampled_differences
 from sidrec.text import did_you_mean, text_table
+from sidrec.train.progress import median_step_seconds
 from sidrec.train.tracking import flat
 
 METRICS = ("auc", "gauc", "uauc", "ne", "log_loss")
@@ -167,10 +167,8 @@ def _facts(runs: Sequence[RunFiles], split: str) -> dict[str, list[str]]:
 
 
 def _step_time(run: RunFiles) -> str:
-    """From samples/s of the log; its first line holds the warm-up."""
-    speeds = [line["samples_per_second"] for line in run.log if line.get("samples_per_second")]
-    speeds = speeds[1:] or speeds
-    return f"{1000 * run.recipe.data.batch_size / median(speeds):,.1f}" if speeds else MISSING
+    seconds = median_step_seconds(run.log, run.recipe.data.batch_size)
+    return MISSING if seconds is None else f"{1000 * seconds:,.1f}"
 
 
 def _text(value: Any) -> str:

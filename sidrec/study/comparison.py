@@ -13,8 +13,9 @@ import numpy as np
 
 from sidrec.metrics.exact import FEW_USERS
 from sidrec.metrics.pairs import Floats
-from sidrec.study.definition import Study, study_runs
+from sidrec.study.definition import Study
 from sidrec.study.intervals import Interval, hierarchical_interval, paired_interval, t_interval
+from sidrec.study.jobs import study_runs
 from sidrec.study.results import GATES, RunResult, finished
 from sidrec.study.verdicts import MARGINS, Power, Verdict, verdict
 
@@ -169,10 +170,10 @@ def _variant(
 ) -> VariantResult:
     own = runs[name]
     values = {column: _values(own, study.split, column) for column in study.columns}
-    catalogs = {run["run"]["catalog"] for run in own if "catalog" in run["run"]}
-    gates = [run["run"][GATES] for run in own if isinstance(run["run"].get(GATES), dict)]
+    catalogs = {run["facts"]["catalog"] for run in own if "catalog" in run["facts"]}
+    gates = [run["facts"][GATES] for run in own if isinstance(run["facts"].get(GATES), dict)]
     return VariantResult(
-        runs=tuple(run["seed"] for run in own),
+        runs=tuple(run["run"] for run in own),
         catalogs=len(catalogs),
         metrics={column: Spread.of(list(of.values())) for column, of in values.items()},
         cost=_cost(own),
@@ -191,14 +192,15 @@ def _variant(
 def _values(runs: Sequence[RunResult], split: str, column: str) -> dict[int, float | None]:
     """Run number -> the column's value."""
     items, metric = place(column)
-    return {run["seed"]: run["metrics"][split].get(items, {}).get(metric) for run in runs}
+    return {run["run"]: run["metrics"][split].get(items, {}).get(metric) for run in runs}
 
 
 def _cost(runs: Sequence[RunResult]) -> Cost:
-    parameters = runs[0]["run"].get("parameters")
+    parameters = runs[0]["facts"].get("parameters")
     count = {key: int(value) for key, value in parameters.items()} if isinstance(parameters, dict) else {}
+    steps = [run["step_seconds"] for run in runs]
     return Cost(
-        None,
+        None if None in steps else Spread.of(steps),
         Spread.of([run["cpu_seconds"] for run in runs]),
         count.get("item_parameters"),
         count.get("context_parameters"),

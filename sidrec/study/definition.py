@@ -1,28 +1,25 @@
-"""A study's YAML file, and the runs that it asks for.
+"""A study's YAML file.
 
 datasets: {beauty: launch/recipes/amazon-beauty.yaml}
-seeds: [0, 1, 2, 3, 4]
+runs: 10
 references: [hid_only]
 variants:
   hid_only: {model: {item: {kind: hid}}}
-  sid_coord: {}
+  sid_coord: {model: {item: {kind: sid_coord}}}
 
-Every data set's recipe is trained once for each variant and seed. Run: one of these trainings.
+Every data set's recipe is trained once for each variant and run number; `sidrec.study.jobs` lists these runs.
 """
 
-import hashlib
-import json
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-from itertools import chain
+from collections.abc import Collection
+from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, PositiveInt, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
-from sidrec.config import ConfigError, Recipe, load_mapping
-from sidrec.config.load import parse
+from sidrec.config import ConfigError, load_mapping
 from sidrec.config.section import section
+from sidrec.study.tuning import Tuning
 
 T = TypeVar("T")
 
@@ -30,6 +27,22 @@ Column = Literal["AUC", "GAUC", "UAUC", "tail AUC", "tail GAUC", "tail UAUC", "c
 
 Overrides = dict[str, Any]
 """A nested mapping with the keys of a recipe."""
+
+
+def _run_numbers(value: object) -> object:
+    """A number of runs as the run numbers 0, 1, ..; a list stays. Raises ValueError for anything else."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        if value < 1:
+            raise ValueError("expected at least one run")
+        return tuple(range(value))
+    if isinstance(value, list | tuple):
+        if len(set(map(repr, value))) < len(value):
+            raise ValueError("expected every run number once")
+        return value
+    raise ValueError("expected a number of runs or a list of run numbers (the folder of run directories is `work`)")
+
+
+RunNumbers = Annotated[tuple[NonNegativeInt, ...], Field(min_length=1), BeforeValidator(_run_numbers)]
 
 
 @section
@@ -40,13 +53,21 @@ class Study:
     datasets: Annotated[dict[str, Path], Field(min_length=1)]
     """Name of a data set -> its recipe."""
     variants: Annotated[dict[str, Overrides], Field(min_length=1)]
-    """Name of a variant -> what it changes in each recipe."""
+    """Name of a variant -> what it changes in each recipe. A variant's `model.item` replaces the recipe's whole."""
     references: tuple[str, ...] = ()
     """Variants that all others are compared with."""
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2, 3, 4)
-    """One run for each data set, variant and seed."""
-    seeds_of: dict[str, Annotated[tuple[int, ...], Field(min_length=1)]] = field(default_factory=dict)
-    """Variant -> its own seeds, instead of `seeds`: for more seeds of variants that are close."""
+    runs: RunNumbers = tuple(range(10))
+    """Runs of each data set and variant: how many, or a list of run numbers. Run r trains with seed r and the catalog
+    of fit r, so runs of two variants are paired by their number."""
+    runs_of: dict[str, RunNumbers] = field(default_factory=dict)
+    """Variant -> its own runs, instead of `runs`: for more runs of variants that are close."""
+    fits: NonNegativeInt | None = None
+    """Fits of each catalog; run r uses fit r % fits. Left out, each run has a fit of its own. Catalogs are fitted for
+    recipes with a section `tokenizer`; 0: never, every run reads the recipe's `data.catalog`."""
+    jobs: PositiveInt = 1
+    """Runs at a time."""
+    tuning: Tuning | None = None
+    """Search for each variant's best values of the same keys, on the same budget; left out, none."""
     tuned: dict[str, dict[str, Overrides]] = field(default_factory=dict)
     """Data set -> variant -> overrides that a tuning study found; merged last."""
     trials: dict[str, dict[str, Overrides]] = field(default_factory=dict)
@@ -57,24 +78,40 @@ class Study:
     """Metrics that the report shows."""
     split: str = "test"
     """The split that is evaluated; tuning must not look at `test`."""
-    ranks: PositiveInt = 2
+    ranks: PositiveInt = 1
     """Processes per run."""
-    command: tuple[str, ...] = (
-        *("torchrun", "--standalone", "--nproc-per-node", "{ranks}"),
-        *("-m", "sidrec.train", "{recipe}"),
-    )
-    """Trains one recipe; {recipe} and {ranks} are filled in."""
-    runs: Path = Path("runs/studies")
-    """Folder of run directories: RUNS/STUDY/DATASET/VARIANT/seedN."""
+    command: tuple[str, ...] | None = None
+    """Trains one recipe; {recipe} and {ranks} are filled in. Left out, `sidrec train`, under torchrun for more than one
+    rank."""
+    work: Path = Path("runs/studies")
+    """Folder of run directories and catalogs: WORK/STUDY/DATASET/VARIANT/seedN, WORK/catalogs/DATASET."""
     results: Path = Path("results/studies")
     """Folder of recorded results, tables and pictures: RESULTS/STUDY."""
+
+    def numbers(self, variant: str) -> tuple[int, ...]:
+        """The run numbers of a variant."""
+        return self.runs_of.get(variant, self.runs)
+
+    def fit_of(self, number: int) -> int | None:
+        """The catalog fit of a run; None if the study fits no catalogs."""
+        if self.fits is None:
+            return number
+        return number % self.fits if self.fits else None
+
+
+FORMER_KEYS = {"seeds": "runs", "seeds_of": "runs_of"}
+"""Former names of keys, which older files have."""
 
 
 def load_study(path: Path) -> Study:
     """Reads and checks a study. Raises ConfigError that lists every mistake."""
     raw = load_mapping(path, "YAML file")
-    study = checked(Study, {"name": path.stem, **raw}, str(path), "the study")
-    mistakes = _wrong_names(study)
+    twice = [f"  {former} is the former name of {now}: expected one of them" for former, now in FORMER_KEYS.items()]
+    mistakes = [line for line, keys in zip(twice, FORMER_KEYS.items(), strict=True) if set(keys) <= set(raw)]
+    if not mistakes:
+        renamed = {FORMER_KEYS.get(key, key): value for key, value in raw.items()}
+        study = checked(Study, {"name": path.stem, **renamed}, str(path), "the study")
+        mistakes = _wrong_names(study)
     if mistakes:
         raise ConfigError("\n".join([f"{path}: {len(mistakes)} mistake(s) in the study", *mistakes]))
     return study
@@ -96,7 +133,7 @@ def checked(kind: type[T], raw: Overrides, where: str, what: str) -> T:
 def _wrong_names(study: Study) -> list[str]:
     used: list[tuple[str, str, Collection[str]]]
     used = [("references", name, study.variants) for name in study.references]
-    used += [("seeds_of", name, study.variants) for name in study.seeds_of]
+    used += [("runs_of", name, study.variants) for name in study.runs_of]
     used += [("tuned", name, study.datasets) for name in study.tuned]
     used += [(f"tuned.{name}", variant, study.variants) for name, tuned in study.tuned.items() for variant in tuned]
     used += [("trials", name, study.variants) for name in study.trials]
@@ -113,87 +150,3 @@ def _wrong_names(study: Study) -> list[str]:
         got = {name: len(study.trials.get(name, {})) for name in study.variants}
         mistakes.append(f"  trials: expected equally many for each variant, got {got}")
     return mistakes
-
-
-TRIAL = "@"  # separates variant and trial in the name of a run
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training. recipe: the merged YAML mapping. recipe_hash: of the recipe without the place of the runs."""
-
-    study: str
-    dataset: str
-    variant: str
-    seed: int
-    recipe: Overrides
-
-    def __str__(self) -> str:
-        return f"{self.dataset}/{self.variant}/seed{self.seed}"
-
-    def checked(self) -> Recipe:
-        """The recipe as the trainer reads it. Raises ConfigError that lists every mistake."""
-        return parse(self.recipe, f"recipe of {self}")
-
-    @property
-    def key(self) -> tuple[object, ...]:
-        """The run among recorded results of its study."""
-        return self.dataset, self.variant, self.seed
-
-    @property
-    def directory(self) -> Path:
-        """The run directory, RUNS/VARIANT/seedN."""
-        return Path(self.recipe["train"]["runs"]) / self.variant / f"seed{self.seed}"
-
-    @property
-    def recipe_hash(self) -> str:
-        train = {key: value for key, value in self.recipe["train"].items() if key != "runs"}
-        canonical = json.dumps({**self.recipe, "train": train}, sort_keys=True, default=str)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-
-def study_runs(study: Study) -> list[Run]:
-    """All runs, seed by seed, so that an unfinished study still compares every variant.
-
-    Raises ConfigError for a recipe file that cannot be read.
-    """
-    variants = _variants(study)
-    runs = []
-    for seed in sorted({*study.seeds, *chain.from_iterable(study.seeds_of.values())}):
-        for dataset, path in study.datasets.items():
-            recipe = load_mapping(path, "YAML file")
-            for name, (variant, overrides) in variants.items():
-                if seed not in study.seeds_of.get(variant, study.seeds):
-                    continue
-                merged = merge(merge(recipe, overrides), study.tuned.get(dataset, {}).get(variant, {}))
-                runs.append(Run(study.name, dataset, name, seed, _placed(merged, study, dataset, name, seed)))
-    return runs
-
-
-def _variants(study: Study) -> dict[str, tuple[str, Overrides]]:
-    """Variant of a run -> the study's variant and the overrides; a trial is a variant VARIANT@TRIAL."""
-    if not study.trials:
-        return {name: (name, overrides) for name, overrides in study.variants.items()}
-    return {
-        f"{name}{TRIAL}{trial}": (name, merge(overrides, trial_overrides))
-        for name, overrides in study.variants.items()
-        for trial, trial_overrides in study.trials[name].items()
-    }
-
-
-def _placed(recipe: Overrides, study: Study, dataset: str, name: str, seed: int) -> Overrides:
-    runs = str(study.runs / study.name / dataset)
-    evaluate = {"splits": [study.split], "save_predictions": True}
-    return merge(recipe, {"name": name, "seed": seed, "train": {"runs": runs}, "evaluate": evaluate})
-
-
-def merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> Overrides:
-    """`base` changed by `overrides`. A section whose override has another `kind` is replaced, not merged."""
-    merged = dict(base)
-    for key, value in overrides.items():
-        before = base.get(key)
-        if isinstance(before, dict) and isinstance(value, dict) and value.get("kind") in (None, before.get("kind")):
-            merged[key] = merge(before, value)
-        else:
-            merged[key] = value
-    return merged

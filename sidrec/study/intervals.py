@@ -22,7 +22,8 @@ from sidrec.metrics.pairs import Floats, Ints, Reals, pair_counts
 from sidrec.metrics.predictions import Predictions, load_predictions
 from sidrec.metrics.slices import ItemSlices, load_item_slices
 from sidrec.schema import ITEMS, ContractError
-from sidrec.study.definition import Run, Study, study_runs
+from sidrec.study.definition import Study
+from sidrec.study.jobs import Run, study_runs
 from sidrec.study.results import RunResult, finished
 from sidrec.train.run_directory import RunDirectory
 
@@ -89,8 +90,8 @@ def update_bootstraps(study: Study, results: Path) -> None:
         folder = results / study.name / dataset
         if load_bootstrap(study, folder, variants) is not None:
             continue
-        seeds = {name: {result["seed"] for result in of_variant} for name, of_variant in variants.items()}
-        trained = [run for run in runs if run.dataset == dataset and run.seed in seeds.get(run.variant, ())]
+        numbers = {name: {result["run"] for result in of_variant} for name, of_variant in variants.items()}
+        trained = [run for run in runs if run.dataset == dataset and run.number in numbers.get(run.variant, ())]
         missing = [str(run) for run in trained if not _predictions_path(study, run).exists()]
         if missing:
             log.warning("%s: no intervals, predictions are missing for %s", dataset, ", ".join(missing))

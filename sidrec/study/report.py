@@ -11,8 +11,9 @@ import numpy as np
 import yaml
 
 from sidrec.io.files import replaced_file, write_json, write_text
-from sidrec.study.definition import TRIAL, Column, Overrides, Study, study_runs
+from sidrec.study.definition import Column, Overrides, Study
 from sidrec.study.intervals import LEVEL, Bootstrap, Difference, load_bootstrap
+from sidrec.study.jobs import TRIAL, study_runs
 from sidrec.study.results import GATES, RunResult, finished
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def gate_table(split: str, variants: Mapping[str, Sequence[RunResult]]) -> str:
     """
     rows = []
     for name, runs in variants.items():
-        by_split: list[Any] = [run["run"].get(GATES, {}) for run in runs]
+        by_split: list[Any] = [run["facts"].get(GATES, {}) for run in runs]
         ranks = [found[split] for found in by_split if split in found]
         if ranks:
             rows.append([name, ", ".join("-" if rank is None else f"{rank:+.2f}" for rank in ranks), _agreement(ranks)])
@@ -194,7 +195,7 @@ def tuning_report(study: Study, results: Path) -> str:
     best: dict[str, dict[str, Overrides]] = {}
     sections = [
         f"# {study.name}",
-        f"{len(next(iter(study.trials.values())))} trials for each variant, seeds {list(study.seeds)}; "
+        f"{len(next(iter(study.trials.values())))} trials for each variant, seeds {list(study.runs)}; "
         f"best by {study.select.upper()} on all items of split {study.split}, marked ★.",
     ]
     for dataset, runs in found.items():
@@ -215,7 +216,7 @@ def _best_trial(study: Study, variant: str, runs: Mapping[str, Sequence[RunResul
     for trial in study.trials[variant]:
         of_trial = runs.get(f"{variant}{TRIAL}{trial}", ())
         found = spread([run["metrics"][study.split]["all"][study.select] for run in of_trial]) if of_trial else None
-        if found is None or len(of_trial) < len(study.seeds):
+        if found is None or len(of_trial) < len(study.runs):
             return None
         scores[trial] = found["mean"]
     return max(scores, key=lambda trial: scores[trial])
@@ -259,7 +260,7 @@ def summarize(
     differences = bootstrap["differences"] if bootstrap else {}
     places = {column: slice_and_metric(column) for column in columns}
     return VariantSummary(
-        seeds=[run["seed"] for run in runs],
+        seeds=[run["run"] for run in runs],
         item_parameters=_item_parameters(runs),
         cpu_seconds=round(float(np.mean([run["cpu_seconds"] for run in runs])), 1),
         metrics={
@@ -275,7 +276,7 @@ def summarize(
 
 
 def _item_parameters(runs: Sequence[RunResult]) -> int | None:
-    parameters = runs[0]["run"].get("parameters")
+    parameters = runs[0]["facts"].get("parameters")
     return int(parameters["item_parameters"]) if isinstance(parameters, dict) else None
 
 

@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,42 +23,70 @@ import pyarrow.parquet as pq
 from sidrec.io.files import readable, replaced_file
 from sidrec.metrics.exact import SplitMetrics
 from sidrec.schema import ContractError
-from sidrec.study.definition import Overrides, Run, Study
+from sidrec.study.definition import Overrides, Study
+from sidrec.study.jobs import Run
 
 T = TypeVar("T")
 
 RUNS_FILE = "runs.parquet"
 GATES = "gate_by_exposure"
-"""Key of `RunResult.run`: split -> Spearman correlation of the mean gate over exposure deciles; None: constant."""
+"""Key of `RunResult.facts`: split -> Spearman correlation of the mean gate over exposure deciles; None: constant."""
 PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "numpy", "faiss-cpu")
-COLUMN_TYPES: Mapping[type, pa.DataType] = {str: pa.string(), int: pa.int64(), float: pa.float64()}
+COLUMN_TYPES: Mapping[object, pa.DataType] = {
+    **{str: pa.string(), int: pa.int64(), float: pa.float64()},
+    **{int | None: pa.int64(), float | None: pa.float64()},
+}
 
 Conditions = dict[str, str | int | float | dict[str, str]]
 
 
 class RunResult(TypedDict):
-    """One finished run. finished: UTC. run: facts that the trainer recorded in run.json.
+    """One finished run.
 
-    wall_seconds, cpu_seconds: of the command and its processes.
+    run, fit: the numbers of the run and of the catalog fit; fit is None where the study fitted no catalog for it.
+    finished: UTC. facts: what the trainer recorded in run.json. wall_seconds, cpu_seconds: of the whole training.
+    step_seconds: median wall time of a training step. table_parameters: of all embedding tables, dense_parameters: of
+    all other trained parameters. These three are None in results of earlier versions.
     """
 
     study: str
     dataset: str
     variant: str
-    seed: int
+    run: int
+    fit: int | None
     recipe_hash: str
     finished: str
     recipe: Overrides
     conditions: Conditions
-    run: dict[str, object]
+    facts: dict[str, object]
     wall_seconds: float
     cpu_seconds: float
+    step_seconds: float | None
+    table_parameters: int | None
+    dense_parameters: int | None
     metrics: SplitMetrics
 
 
 def run_results(results: Path, study: Study) -> "ResultTable[RunResult]":
-    """The recorded runs of a study, by data set, variant and seed."""
-    return ResultTable(results / study.name / RUNS_FILE, ("dataset", "variant", "seed"), RunResult)
+    """The recorded runs of a study, by data set, variant and run number."""
+    return run_table(results / study.name / RUNS_FILE)
+
+
+def run_table(path: Path) -> "ResultTable[RunResult]":
+    """Recorded runs, by data set, variant and run number."""
+    return ResultTable(path, ("dataset", "variant", "run"), RunResult, _with_run_numbers)
+
+
+def _with_run_numbers(table: pa.Table) -> pa.Table:
+    """Results of earlier versions, whose column `run` had the trainer's facts, in today's columns."""
+    if "seed" not in table.column_names or "facts" in table.column_names:
+        return table
+    former = {"run": "facts", "seed": "run"}
+    table = table.rename_columns([former.get(name, name) for name in table.column_names])
+    added = ("fit", "step_seconds", "table_parameters", "dense_parameters")
+    for name in added:
+        table = table.append_column(name, pa.nulls(len(table)))
+    return table
 
 
 def finished(results: Path, study: Study, runs: Sequence[Run]) -> dict[str, dict[str, list[RunResult]]]:
@@ -75,12 +103,20 @@ def finished(results: Path, study: Study, runs: Sequence[Run]) -> dict[str, dict
 class ResultTable(Generic[T]):
     """A Parquet file of results, one row for each value of its key columns.
 
-    kind: the TypedDict that a row holds. keys: the fields that identify a row.
+    kind: the TypedDict that a row holds. keys: the fields that identify a row. upgrade: gives the columns of an earlier
+    version's file today's names.
     """
 
-    def __init__(self, path: Path, keys: tuple[str, ...], kind: type[T]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        keys: tuple[str, ...],
+        kind: type[T],
+        upgrade: Callable[[pa.Table], pa.Table] = lambda table: table,
+    ) -> None:
         self.path = path
         self.keys = keys
+        self._upgrade = upgrade
         self.types: dict[str, pa.DataType | None] = {
             name: COLUMN_TYPES.get(annotation) for name, annotation in get_type_hints(kind).items()
         }
@@ -90,7 +126,7 @@ class ResultTable(Generic[T]):
         if not self.path.exists():
             return {}
         with readable(self.path):
-            table = pq.read_table(self.path)
+            table = self._upgrade(pq.read_table(self.path))
         missing = sorted(set(self.types) - set(table.column_names))
         if missing:
             raise ContractError(self.path, f"the columns {sorted(self.types)}", f"missing {missing}")

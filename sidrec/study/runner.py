@@ -9,19 +9,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
 import yaml
 
 from sidrec.io.files import read_json, write_text
 from sidrec.io.output_folders import check_replaceable
 from sidrec.metrics.exact import METRICS_FILE, load_metrics
-from sidrec.study.definition import Run, Study, study_runs
+from sidrec.study.definition import Study
+from sidrec.study.jobs import Run, study_runs
 from sidrec.study.results import GATES, RunResult, conditions, run_results
+from sidrec.train.progress import median_step_seconds
 from sidrec.train.run_directory import RUN, RunDirectory
 
 Job = TypeVar("Job")
@@ -68,27 +70,55 @@ def _train(study: Study, run: Run) -> RunResult:
     recipe, output = run.directory.with_suffix(".yaml"), run.directory.with_suffix(".log")
     _prepare(run, recipe)
     facts = conditions()  # before training: the commit may move on meanwhile
-    command = [word.replace("{recipe}", str(recipe)).replace("{ranks}", str(study.ranks)) for word in study.command]
+    template = command_of(study)
+    command = [word.replace("{recipe}", str(recipe)).replace("{ranks}", str(study.ranks)) for word in template]
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     status = _call(command, output)
     wall, after = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     if status or not (run.directory / METRICS_FILE).exists():
         tail = "\n".join(output.read_text(errors="replace").splitlines()[-25:])
         raise RunError(f"exit status {status}, output in {output}, which ends\n{tail}")
+    found = _trainer_facts(run)
     return RunResult(
         study=study.name,
         dataset=run.dataset,
         variant=run.variant,
-        seed=run.seed,
+        run=run.number,
+        fit=run.fit,
         recipe_hash=run.recipe_hash,
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         recipe=run.recipe,
-        conditions=facts | {"ranks": study.ranks, "command": " ".join(study.command)},
-        run=_trainer_facts(run),
+        conditions=facts | {"ranks": study.ranks, "command": " ".join(template)},
+        facts=found,
         wall_seconds=round(wall, 2),
         cpu_seconds=round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 2),
         metrics=load_metrics(run.directory / METRICS_FILE),
+        **_cost(run, found),
     )
+
+
+def command_of(study: Study) -> tuple[str, ...]:
+    """The command that trains one recipe, with {recipe} and {ranks} to fill in."""
+    if study.command is not None:
+        return study.command
+    launcher = ("torchrun", "--standalone", "--nproc-per-node", "{ranks}", "-m", "sidrec.train")
+    return (*(launcher if study.ranks > 1 else ("sidrec", "train")), "{recipe}")
+
+
+class _Cost(TypedDict):
+    step_seconds: float | None
+    table_parameters: int | None
+    dense_parameters: int | None
+
+
+def _cost(run: Run, facts: Mapping[str, object]) -> _Cost:
+    """Time of a step, and parameters, as far as the trainer recorded them."""
+    log, parameters = RunDirectory(run.directory).log, facts.get("parameters")
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
+    counts: Mapping[str, int] = parameters if isinstance(parameters, dict) else {}
+    tables = counts["item_parameters"] + counts["context_parameters"] if counts else None
+    step = median_step_seconds(lines, run.checked().data.batch_size)
+    return _Cost(step_seconds=step, table_parameters=tables, dense_parameters=counts.get("dense_parameters"))
 
 
 def _call(command: list[str], output: Path) -> int:

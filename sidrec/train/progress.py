@@ -7,11 +7,12 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Never
+from statistics import median
+from typing import Any, Never
 
 from tqdm import tqdm
 
@@ -181,6 +182,16 @@ class Progress:
         if self.skipped:
             print(f"{self.skipped} of {self.steps} steps were left out: {self.skipped_log}", flush=True)
         self.log.close()
+
+
+def median_step_seconds(lines: Sequence[Mapping[str, Any]], batch_size: int) -> float | None:
+    """Median wall time of a training step, from the lines of metrics.jsonl; None if they have no speed.
+
+    The first line includes the warm-up and is left out if there are others.
+    """
+    speeds = [line["samples_per_second"] for line in lines if line.get("samples_per_second")]
+    speeds = speeds[1:] or speeds
+    return batch_size / median(speeds) if speeds else None
 
 
 def _drop_after(log: Path, step: int) -> None:

@@ -18,14 +18,15 @@ import yaml
 
 from sidrec.cli import main as sidrec
 from sidrec.config import ConfigError
-from sidrec.study.definition import load_study, merge, study_runs
+from sidrec.study.definition import load_study
+from sidrec.study.jobs import merge, study_runs
 from sidrec.study.report import difference_text, gate_table, spread, spread_text
 from sidrec.study.results import GATES, run_results
 from tests import fake_trainer
 
 ROOT = Path(__file__).parents[2]
 SMALL: dict[str, Any] = {
-    "seeds": [0],
+    "runs": [0],
     "command": [sys.executable, fake_trainer.__file__, "{recipe}", "{ranks}"],
     "variants": {"weak": {}, "strong": {"optimizer": {"tables": {"lr": 2.0}}}},
 }
@@ -83,17 +84,17 @@ def test_merging_goes_section_by_section_and_replaces_another_kind_whole() -> No
 
 
 def test_every_run_leaves_one_row_with_its_conditions() -> None:
-    assert _study("run", seeds=[0, 1]) == 0
+    assert _study("run", runs=[0, 1]) == 0
     assert _trained() == ["world/weak/seed0", "world/strong/seed0", "world/weak/seed1", "world/strong/seed1"]
     results = run_results(Path("results"), load_study(Path("small.yaml")))
     assert list(results.read()) == [("world", name, seed) for seed in (0, 1) for name in ("weak", "strong")]
     result = results.get("world", "strong", 1)
     assert result is not None
     assert result["metrics"]["test"]["all"]["gauc"] == 0.5 + 2.0 / 20
-    assert result["run"] == {"ranks": 2}
+    assert result["facts"] == {"ranks": 1}
     assert result["recipe"]["optimizer"]["tables"] == {"kind": "adagrad", "lr": 2.0}
     assert result["recipe"]["name"] == "strong"
-    assert result["conditions"]["ranks"] == 2
+    assert result["conditions"]["ranks"] == 1
     assert {"commit", "cpu", "cores", "memory_gib", "packages"} <= set(result["conditions"])
     assert result["cpu_seconds"] > 0
     assert result["wall_seconds"] > 0
@@ -106,39 +107,39 @@ def test_finished_runs_are_skipped_unless_their_recipe_changed() -> None:
     assert _trained() == []
     assert _study("run", variants={"weak": {}, "strong": {"optimizer": {"tables": {"lr": 1.0}}}}) == 0
     assert _trained() == ["world/strong/seed0"]
-    assert "world/strong/seed0: the recipe has changed since it was trained" in _log()
+    assert "world/strong/run0: the recipe has changed since it was trained" in _log()
 
 
 def test_a_new_seed_trains_only_that_seed() -> None:
     _study("run")
     _trained()
-    _study("run", seeds=[0, 1])
+    _study("run", runs=[0, 1])
     assert _trained() == ["world/weak/seed1", "world/strong/seed1"]
 
 
 def test_a_variant_may_have_more_seeds_than_the_others() -> None:
-    assert _study("run", seeds_of={"strong": [0, 1]}) == 0
+    assert _study("run", runs_of={"strong": 2}) == 0
     assert _trained() == ["world/weak/seed0", "world/strong/seed0", "world/strong/seed1"]
-    with pytest.raises(ConfigError, match=r"seeds_of: expected one of \['weak', 'strong'\], got 'other'"):
-        load_study(Path(_write_study(seeds_of={"other": [0]})))
+    with pytest.raises(ConfigError, match=r"runs_of: expected one of \['weak', 'strong'\], got 'other'"):
+        load_study(Path(_write_study(runs_of={"other": [0]})))
 
 
 def test_a_failed_run_is_logged_and_does_not_stop_the_others() -> None:
     broken = {"broken": {"optimizer": {"schedule": {"warmup_steps": 13}}}, "weak": {}}
-    assert _study("run", variants=broken, seeds=[0]) == 1
+    assert _study("run", variants=broken, runs=[0]) == 1
     assert _trained() == ["world/broken/seed0", "world/weak/seed0"]
-    assert "world/broken/seed0 failed: exit status 1" in _log()
+    assert "world/broken/run0 failed: exit status 1" in _log()
     assert "unlucky warm-up" in _log()
     assert run_results(Path("results"), load_study(Path("small.yaml"))).get("world", "broken", 0) is None
-    assert _study("run", variants=broken, seeds=[0]) == 1  # tries again, from where it was
+    assert _study("run", variants=broken, runs=[0]) == 1  # tries again, from where it was
     assert _trained() == ["world/broken/seed0 resumed"]
 
 
 def test_a_run_directory_of_another_recipe_is_not_resumed() -> None:
     broken = {"weak": {"optimizer": {"schedule": {"warmup_steps": 13}}}}
-    _study("run", variants=broken, seeds=[0])
+    _study("run", variants=broken, runs=[0])
     _trained()
-    assert _study("run", variants={"weak": {}}, seeds=[0]) == 0
+    assert _study("run", variants={"weak": {}}, runs=[0]) == 0
     assert _trained() == ["world/weak/seed0"]
 
 
@@ -167,7 +168,7 @@ def test_a_mistake_in_any_recipe_is_found_before_training(capsys: pytest.Capture
     assert _study("run", variants={"weak": {}, "typo": {"optimizer": {"tables": {"rate": 1}}}}) == 2
     assert _trained() == []
     message = capsys.readouterr().err
-    assert "recipe of world/typo/seed0: 1 mistake(s)" in message
+    assert "recipe of world/typo/run0: 1 mistake(s)" in message
     assert "optimizer.tables.adagrad.rate" in message
 
 
@@ -175,7 +176,11 @@ def test_a_mistake_in_any_recipe_is_found_before_training(capsys: pytest.Capture
     ("changes", "message"),
     [
         ({"sedes": [1]}, "sedes: Unexpected keyword argument"),
-        ({"seeds": []}, "seeds: Tuple should have at least 1 item"),
+        ({"runs": []}, "runs: Tuple should have at least 1 item"),
+        ({"runs": 0}, "runs: .*expected at least one run, got 0"),
+        ({"runs": [0, 0]}, "runs: .*expected every run number once"),
+        ({"runs": "folder"}, "runs: .*a number of runs or a list of run numbers .* `work`"),
+        ({"seeds": [0]}, "seeds is the former name of runs: expected one of them"),
         ({"references": ["week"]}, r"references: expected one of \['weak', 'strong'\], got 'week'"),
         ({"tuned": {"world": {"week": {}}}}, "tuned.world: expected one of"),
         ({"variants": {"weak": {}, "a/b": {}}}, "variants: expected letters, digits"),
@@ -206,24 +211,24 @@ def test_tuned_values_are_merged_last() -> None:
 def test_shipped_studies_lead_to_recipes_without_mistakes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     for run in study_runs(load_study(path)):
-        assert run.checked().seed == run.seed
+        assert run.checked().seed == run.number
 
 
 def test_where_runs_are_put_does_not_change_the_recipe_hash() -> None:
-    here, there = (study_runs(load_study(Path(_write_study(runs=runs)))) for runs in ("a", "b"))
+    here, there = (study_runs(load_study(Path(_write_study(work=work)))) for work in ("a", "b"))
     assert [run.recipe_hash for run in here] == [run.recipe_hash for run in there]
     assert len({run.recipe_hash for run in here}) == 2
 
 
 def test_tables_and_pictures_are_rebuilt_from_recorded_results_alone() -> None:
-    _study("run", seeds=[0, 1], **COMPARED)
+    _study("run", runs=[0, 1], **COMPARED)
     report = Path("results/small/report.md")
     before, picture = report.read_text(), Path("results/small/world.png")
     assert picture.read_bytes().startswith(b"\x89PNG")
     shutil.rmtree("runs")
     report.unlink()
     picture.unlink()
-    assert _study("report", seeds=[0, 1], **COMPARED) == 0
+    assert _study("report", runs=[0, 1], **COMPARED) == 0
     assert report.read_text() == before
     assert picture.read_bytes().startswith(b"\x89PNG")
     # AUC by the fake trainer: .5 + lr / 10 + seed / 100; sd of (0, .01) is .01 / sqrt(2)
@@ -237,8 +242,8 @@ def test_tables_and_pictures_are_rebuilt_from_recorded_results_alone() -> None:
 def test_intervals_of_other_runs_are_not_shown() -> None:
     _study("run", **COMPARED)
     shutil.rmtree("runs")
-    _study("run", seeds=[0, 1], **COMPARED)  # seed 1 has predictions, seed 0 no longer does
-    assert "no intervals, predictions are missing for world/weak/seed0" in _log()
+    _study("run", runs=[0, 1], **COMPARED)  # seed 1 has predictions, seed 0 no longer does
+    assert "no intervals, predictions are missing for world/weak/run0" in _log()
     assert "No bootstrap of these runs yet" in Path("results/small/report.md").read_text()
 
 
@@ -252,7 +257,7 @@ def test_tuning_takes_each_variants_best_trial() -> None:
         name: {trial: {"optimizer": {"tables": {"lr": lr}}} for trial, lr in (("low", low), ("high", high))}
         for name, low, high in (("weak", 0.2, 0.1), ("strong", 1.0, 2.0))
     }
-    assert _study("run", trials=trials, seeds=[0], split="validation") == 0
+    assert _study("run", trials=trials, runs=[0], split="validation") == 0
     assert sorted(_trained()) == [
         f"world/{name}@{trial}/seed0" for name in ("strong", "weak") for trial in ("high", "low")
     ]
@@ -269,7 +274,7 @@ def test_an_unfinished_variant_has_no_best_trial() -> None:
         "weak": {"a": {}, "b": {"optimizer": {"schedule": {"warmup_steps": 13}}}},
         "strong": {"a": {}, "b": {"optimizer": {"tables": {"lr": 3.0}}}},
     }
-    assert _study("run", trials=trials, seeds=[0]) == 1
+    assert _study("run", trials=trials, runs=[0]) == 1
     best = yaml.safe_load(Path("results/small/best.yaml").read_text())
     assert list(best["tuned"]["world"]) == ["strong"]
 
@@ -295,8 +300,8 @@ def test_a_spread_over_one_seed_has_no_deviation_and_undefined_stays_undefined()
     ],
 )
 def test_a_gate_whose_direction_differs_by_seed_is_called_unstable(ranks: list[float | None], says: str | None) -> None:
-    runs: list[Any] = [{"run": {GATES: {"test": rank}}} for rank in ranks]
-    table = gate_table("test", {"hid": [cast(Any, {"run": {}})], "sid_coord": [*runs, cast(Any, {"run": {}})]})
+    runs: list[Any] = [{"facts": {GATES: {"test": rank}}} for rank in ranks]
+    table = gate_table("test", {"hid": [cast(Any, {"facts": {}})], "sid_coord": [*runs, cast(Any, {"facts": {}})]})
     if says is None:
         assert table == ""
     else:
