@@ -29,7 +29,8 @@ class LogSettings:
     recent_days: int = 30
     """Days that the stat_*_recent columns look back (whole UTC days before the row's own day)."""
     split: SplitKind = "global"
-    """global: one cut in time. per-user-last: each user's last events. random: each event alone, also without times."""
+    """global: one cut in time. per-user-last: a share of each user's events, the last. last: each user's last event is
+    test, the one before it validation. random: each event alone, also without times."""
     test_share: Annotated[float | None, metavar("SHARE", f"{SHARE}")] = None
     """Share of the events in the split `test`."""
     validation_share: Annotated[float | None, metavar("SHARE", f"{SHARE}")] = None
@@ -78,6 +79,8 @@ class LogSettings:
         }
         refuse_flags(rules)
         self._check_stated()
+        if self.split == "last" and (self.test_share is not None or self.validation_share is not None):
+            raise ContractError("--split last", "no --test-share or --validation-share: each is one event", "a share")
 
     def _check_stated(self) -> None:
         stated = self.stated_split

@@ -1,4 +1,4 @@
-"""Splits: one cut in time for all users, one per user, cuts at stated times, or a random draw.
+"""Splits: one cut in time for all users, a share or one event of each user, cuts at stated times, or a random draw.
 
 A split's `assign` takes a partition of events in time order: the users, times, numbers of the user's strictly earlier
 events, and numbers of the events in the log.
@@ -20,7 +20,7 @@ from .negatives import uniforms
 SPLIT_KEY = 0x5B117  # tells these random numbers from others of the same seed and event
 SPLITS = ("train", "validation", "test")
 BEFORE = -1  # in place of an index in SPLITS: events before the first split, which are not written
-SplitKind = Literal["global", "per-user-last", "random"]
+SplitKind = Literal["global", "per-user-last", "last", "random"]
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,40 @@ class PerUserSplit:
             "words": "each user's last events are test; the splits overlap in time, so training sees other users' "
             "events that are later than a test row. Statistics and histories are strictly as-of all the same: they "
             "count earlier rows of all splits",
+        }
+
+
+@dataclass(frozen=True)
+class LastEventSplit:
+    """The last event of each user is test, the one before it validation; users with fewer than 3 events stay in train.
+
+    Events of a user at the same time keep the source's order.
+    """
+
+    user_rows: np.ndarray
+
+    def assign(
+        self, user_N: np.ndarray, timestamp_N: np.ndarray, earlier_N: np.ndarray, event_N: np.ndarray
+    ) -> np.ndarray:
+        """int8 [N]: index in SPLITS. Equal times of a user must not be divided between partitions."""
+        order_N = np.lexsort((event_N, timestamp_N, user_N))
+        user, timestamp = user_N[order_N], timestamp_N[order_N]
+        starts = np.ones(len(order_N), dtype=bool)
+        starts[1:] = (user[1:] != user[:-1]) | (timestamp[1:] != timestamp[:-1])
+        place = np.arange(len(order_N))
+        position_N = np.empty(len(order_N), dtype=np.int64)  # number of the user's events before this one, ties divided
+        position_N[order_N] = earlier_N[order_N] + place - np.maximum.accumulate(np.where(starts, place, 0))
+        rows_N = self.user_rows[user_N]
+        split_N = np.maximum(position_N - rows_N + len(SPLITS), 0)
+        return np.where(rows_N < len(SPLITS), 0, split_N).astype(np.int8)
+
+    def protocol(self) -> dict[str, object]:
+        return {
+            "kind": "last",
+            "words": "each user's last event is test, the one before it validation; users with fewer than 3 events are "
+            "in train, events of a user at the same time keep the source's order. The splits overlap in time, so "
+            "training sees other users' events that are later than a test row. Statistics and histories are strictly "
+            "as-of all the same: they count earlier rows of all splits",
         }
 
 
@@ -162,7 +196,7 @@ class RandomSplit:
         return {"kind": RANDOM, "words": words, "seed": self.seed, "timed": self.timed}
 
 
-Split = GlobalSplit | PerUserSplit | StatedSplit | RandomSplit
+Split = GlobalSplit | PerUserSplit | LastEventSplit | StatedSplit | RandomSplit
 
 
 def make_split(
@@ -173,4 +207,6 @@ def make_split(
         return RandomSplit(seed, validation_share, test_share, timed)
     if kind == "global":
         return GlobalSplit.of(log, validation_share, test_share)
+    if kind == "last":
+        return LastEventSplit(log.user_rows)
     return PerUserSplit(log.user_rows, validation_share, test_share)

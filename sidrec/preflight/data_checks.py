@@ -211,7 +211,7 @@ def _dense(manifest: Manifest, footers: Footers, known: str) -> Finding:
 
 
 def _times(manifest: Manifest) -> Finding:
-    """Whether the splits follow each other in time; `per-user-last` splits overlap by design."""
+    """Whether the splits follow each other in time; splits by user overlap by design."""
     protocol = manifest.protocol.get("split")
     kind = protocol.get("kind") if isinstance(protocol, Mapping) else None
     if kind == RANDOM:
@@ -219,7 +219,7 @@ def _times(manifest: Manifest) -> Finding:
     overlaps = list(_overlaps(manifest))
     if not overlaps:
         return Finding("splits in time", "ok", "one after the other")
-    if kind == "per-user-last":
+    if kind in ("per-user-last", "last"):
         return Finding("splits in time", "ok", "overlap, as the manifest's protocol says: each user's last events")
     if kind is None:
         return Finding("splits in time", "note", f"{'; '.join(overlaps)}: training sees what is later than a test row")

@@ -78,6 +78,35 @@ def test_per_user_split_takes_each_users_last_share(tmp_path: Path) -> None:
     assert of == {"validation": [(1, 7)], "test": [(1, 8), (1, 9), (2, 104)]}
 
 
+def test_last_event_split_takes_one_event_of_each_user_for_test_and_one_for_validation(tmp_path: Path) -> None:
+    """User 1 has four events, the last three at one time, in the source's order; user 2 three; user 3 only two."""
+    log = [Event(1, 1, 0, 1), Event(1, 2, 9, 1), Event(1, 3, 9, 0), Event(1, 1, 9, 1)]
+    log += [
+        Event(2, 1, 5 * DAY, 1),
+        Event(2, 3, 2 * DAY, 1),
+        Event(2, 2, 3 * DAY, 1),
+        Event(3, 1, 0, 1),
+        Event(3, 2, 8, 1),
+    ]
+    rows = make_log(log, tmp_path / "out", split="last", partition_rows=2)
+    of = {
+        split: [(r["user_id"], r["item_id"]) for r in rows if r["split"] == split]
+        for split in ("train", "validation", "test")
+    }
+    assert of == {
+        "train": [(1, 1), (3, 1), (3, 2), (1, 2), (2, 3)],
+        "validation": [(1, 3), (2, 2)],
+        "test": [(1, 1), (2, 1)],
+    }
+    test = next(row for row in rows if row["split"] == "test")
+    assert test["history"] == [1], "events at the row's own time are not before it"
+
+
+def test_last_event_split_has_no_shares(tmp_path: Path) -> None:
+    with pytest.raises(ContractError, match="--split last: expected no --test-share"):
+        make_log(busy_log(50, days=5), tmp_path / "out", split="last", test_share=0.2)
+
+
 def test_train_impressions_count_train_rows_only(tmp_path: Path) -> None:
     log = [Event(1, 1, second, 1) for second in range(8)] + [Event(1, 2, 8, 0), Event(1, 1, 9, 0)]
     make_log(log, tmp_path / "out", test_share=0.2, validation_share=0)

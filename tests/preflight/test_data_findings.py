@@ -109,7 +109,12 @@ def test_dense_columns_that_say_nothing_or_drown_the_others(folder: Path) -> Non
 
 @pytest.mark.parametrize(
     ("protocol", "state"),
-    [({}, "note"), ({"split": {"kind": "global"}}, "problem"), ({"split": {"kind": "per-user-last"}}, "ok")],
+    [
+        ({}, "note"),
+        ({"split": {"kind": "global"}}, "problem"),
+        ({"split": {"kind": "per-user-last"}}, "ok"),
+        ({"split": {"kind": "last"}}, "ok"),
+    ],
 )
 def test_splits_that_overlap_in_time(protocol: dict, state: str, folder: Path) -> None:
     log = folder / "data" / LOG
