@@ -29,6 +29,7 @@ from sidrec.config.item_parts import (
 from sidrec.config.section import Granularities, changed_keys, section, without_repeats
 
 TokenWeights = Literal["off", "multiply", "append", "both"]
+View = Literal["mixed", "hid", "sid"]
 Histories = Annotated[tuple[Literal["hid", "sid"], ...], AfterValidator(without_repeats)]
 
 
@@ -80,8 +81,28 @@ class HashedItem(ItemKind):
         return self.hid_index
 
 
+Rate = Annotated[float, Field(ge=0, lt=1)]
+
+
 @section
-class HidItem(HashedItem):
+class DroppedHids(HashedItem):
+    """Keys of item kinds that can drop HIDs in training [I].
+
+    A row whose HID is dropped sees zero where the e_hid of its target would be: as a feature of its own, in the
+    mixture, as the query of an attention over HIDs; a gate that counts updates sees none. So rows of a known item look
+    like those of a new one, and the other features learn to do without its HID. Nothing is scaled, and evaluation
+    drops nothing. Rows are drawn anew in every epoch, the same ones at any number of ranks.
+    """
+
+    hid_dropout: Rate = 0.0
+    """Share of the training rows whose target's HID is dropped."""
+    hid_dropout_history: Rate = 0.0
+    """Share of the training rows whose history has no HIDs: its pooled HIDs are zero. Up to hid_dropout these are rows
+    whose target's HID is dropped too. 0 by default: the history of a new item consists of known ones."""
+
+
+@section
+class HidItem(DroppedHids):
     """Items are hashed ids (HIDs) only: the baseline that SID-Coord is compared with."""
 
     kind: Literal["hid"] = "hid"
@@ -143,13 +164,30 @@ class SidItem(SemanticItem):
 
 
 @section
-class HidAndSidItem(SemanticItem, HashedItem):
-    """HID and SID as separate features, as most published uses of SIDs have them."""
+class DroppedHidsAndSids(SemanticItem, DroppedHids):
+    """Keys of item kinds with HIDs and SIDs that can drop either in training [I]; see DroppedHids."""
 
-    kind: Literal["hid_and_sid"] = "hid_and_sid"
-    alignment: Alignment = NoAlignment()
-    history: Histories = ("hid", "sid")
+    history: Histories = ()
     """Which embeddings of the history are pooled into features of the backbone."""
+    sid_dropout: Rate = 0.0
+    """Share of the training rows whose target's SID is dropped: the target is as an item without a SID, whose mixture
+    is the HID alone and which takes no part in the alignment. The history keeps its SIDs. No row loses both:
+    hid_dropout and sid_dropout add up to at most 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sid_dropout + max(self.hid_dropout, self.hid_dropout_history) > 1:
+            rates = f"{self.hid_dropout}, {self.hid_dropout_history} and {self.sid_dropout}"
+            raise ValueError(
+                "expected hid_dropout + sid_dropout, and hid_dropout_history + sid_dropout, of at most 1, as no row "
+                f"loses both, got {rates}"
+            )
+
+    def unused_keys(self) -> dict[str, str]:
+        unused = super().unused_keys()
+        if "hid" not in self.history:
+            unused |= changed_keys(self, ["hid_dropout_history"], "where history pools no hid")
+        return unused
 
     @property
     def pools_histories(self) -> bool:
@@ -157,18 +195,43 @@ class HidAndSidItem(SemanticItem, HashedItem):
 
 
 @section
-class SidCoordItem(SemanticItem, HashedItem):
+class HidAndSidItem(DroppedHidsAndSids):
+    """HID and SID as separate features, as most published uses of SIDs have them."""
+
+    kind: Literal["hid_and_sid"] = "hid_and_sid"
+    alignment: Alignment = NoAlignment()
+    history: Histories = ("hid", "sid")
+    """Which embeddings of the history are pooled into features of the backbone."""
+
+
+def _check_some(views: tuple[View, ...]) -> tuple[View, ...]:
+    if not views:
+        raise ValueError("expected at least one view, got none")
+    return views
+
+
+Views = Annotated[tuple[View, ...], AfterValidator(_check_some), AfterValidator(without_repeats)]
+
+
+@section
+class SidCoordItem(DroppedHidsAndSids):
     """HID and SID, coordinated (SID-Coord, arXiv 2604.10471)."""
 
     kind: Literal["sid_coord"] = "sid_coord"
     history: Histories = ("hid",)
     """Which embeddings of the history are pooled into features of the backbone; the kind hid pools "hid"."""
+    views: Views = ("mixed",)
+    """The target's features of the backbone, in this order: mixed is the gate's e, as published; hid and sid are its
+    parts e_hid and e_sid, as features of their own [I]. With F features DLRM has F (F + 1) / 2 products of pairs, the
+    dense vector included: against a rival with as many features no view has products that the other lacks."""
     gate: Gate = StatsGate()
-    """How HID and SID of the target become one embedding."""
+    """How HID and SID of the target become one embedding, the view mixed."""
 
-    @property
-    def pools_histories(self) -> bool:
-        return bool(self.history)
+    def unused_keys(self) -> dict[str, str]:
+        unused = super().unused_keys()
+        if "mixed" not in self.views:
+            unused |= changed_keys(self, ["gate"], "without the view mixed")
+        return unused
 
 
 @section
@@ -206,7 +269,7 @@ def _check_not_empty(columns: tuple[str, ...]) -> tuple[str, ...]:
 
 
 @section
-class ContentItem(HashedItem):
+class ContentItem(DroppedHids):
     """HID, and a learned projection of the item's frozen content vector as a further feature."""
 
     kind: Literal["content"] = "content"

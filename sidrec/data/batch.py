@@ -36,6 +36,7 @@ class Batch(Pipelineable):
     label_B: float32, 0 or 1. weight_B: float32, 0 for padding and quarantined rows, which count nowhere.
     row_B, user_B, item_B: int64 row number within the split, -1 for padding, and the row's ids; for metrics.
     rows_per_rank: float32 scalar, the loss's denominator: rows of weight 1 over all ranks, divided by the ranks.
+    chance_B: float32 in [0, 1), a random number for every row and epoch, which decides what training drops.
     """
 
     items: KeyedJaggedTensor
@@ -53,6 +54,7 @@ class Batch(Pipelineable):
     user_B: Tensor
     item_B: Tensor
     rows_per_rank: Tensor
+    chance_B: Tensor
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Batch":
         return Batch(*(getattr(self, f.name).to(device=device, non_blocking=non_blocking) for f in fields(self)))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sidrec.config.item import Item, SemanticItem
 from sidrec.config.item_parts import ExactIndex, HidIndex, ManagedCollisionIndex, ModuloIndex
 from sidrec.config.section import granularity_levels
-from sidrec.data.worker import PER_BAG, PerItem
+from sidrec.data.worker import PER_BAG, PerItem, splitmix64
 from sidrec.io.files import column_type, readable
 from sidrec.schema import ITEM_ID, TRAIN_IMPRESSIONS, UNKNOWN_ID, ContractError, Manifest
 from sidrec.sid.catalog import Catalog
@@ -191,16 +191,8 @@ def hashed_rows(ids_I: np.ndarray, feature: str, rows: int) -> np.ndarray:
     keep their last code alone.
     """
     offset = np.uint64(int.from_bytes(hashlib.blake2b(feature.encode(), digest_size=8).digest(), "little"))
-    mixed_I = _splitmix64(ids_I.astype(np.uint64) + offset)
+    mixed_I = splitmix64(ids_I.astype(np.uint64) + offset)
     return np.where(ids_I < 0, 0, 1 + (mixed_I % np.uint64(rows - 1)).astype(np.int64))
-
-
-def _splitmix64(numbers: np.ndarray) -> np.ndarray:
-    """The output function of the splitmix64 generator, a bijection of 64-bit numbers (Steele et al., OOPSLA 2014)."""
-    mixed = numbers + np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
 
 
 # Properties of items from items.parquet: content vectors and train impressions.

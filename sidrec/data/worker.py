@@ -8,6 +8,7 @@ Shapes: B rows, T history positions, U item bags (bag 0 is empty), M = B (1 + T)
 features, I item ids, C context columns.
 """
 
+import hashlib
 import multiprocessing
 import os
 import threading
@@ -76,9 +77,11 @@ class StepDataset(IterableDataset[WorkerResult]):
         columns = self._reader.columns
         lists = {name: columns.log.lists[name].longest for name in columns.context if name in columns.log.lists}
         arrays = BatchArrays(self._features, self._rows_IF, self._per_item, columns.context, lists)
+        key = epoch_key(self._reader.shuffling.seed, epoch)
         try:
             for step in self._reader.steps(epoch, steps):
-                yield WorkerResult(pack(arrays(step.rows, step.rows_of_all_ranks / self._world)), step.row_errors)
+                found = arrays(step.rows, step.rows_of_all_ranks / self._world, key)
+                yield WorkerResult(pack(found), step.row_errors)
         except ContractError as error:
             yield WorkerResult(error)
 
@@ -102,6 +105,33 @@ def exit_with_training(_: int) -> None:
 def as_is(item: T) -> T:
     """DataLoader's `collate_fn`: returns its argument unchanged. Defined here because workers import this module."""
     return item
+
+
+# A random number for every row and epoch, for dropout. It depends on seed, epoch and row number alone: the same at any
+# number of ranks and workers, and after a resume.
+
+
+def splitmix64(numbers: np.ndarray) -> np.ndarray:
+    """The output function of the splitmix64 generator, a bijection of 64-bit numbers (Steele et al., OOPSLA 2014)."""
+    mixed = numbers + np.uint64(0x9E3779B97F4A7C15)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def epoch_key(seed: int, epoch: int) -> np.uint64:
+    """The key of an epoch of a run, for `row_chances`."""
+    digest = hashlib.blake2b(f"{seed}/{epoch}".encode(), digest_size=8).digest()
+    return np.uint64(int.from_bytes(digest, "little"))
+
+
+FIRST_KEY = epoch_key(0, 0)
+
+
+def row_chances(rows_N: np.ndarray, key: np.uint64) -> np.ndarray:
+    """Uniform numbers in [0, 1), float32 [N], each a function of its row number and the key."""
+    mixed_N = splitmix64(splitmix64(rows_N.astype(np.uint64)) ^ key)
+    return (mixed_N >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)  # the 24 bits that float32 holds
 
 
 # The arrays of a batch: finds the unique items of a step's rows and looks up their properties.
@@ -136,8 +166,11 @@ class BatchArrays:
         self._features, self._rows_IF, self._per_item, self._context = features, rows_IF, per_item, context
         self._bag_I = np.zeros(len(rows_IF), np.int64)
 
-    def __call__(self, rows: Rows, rows_per_rank: float) -> dict[str, np.ndarray | Jagged]:
-        """Batch field -> its array. Items get bags 1..U-1 by increasing id; item id 0 and padding get bag 0."""
+    def __call__(self, rows: Rows, rows_per_rank: float, key: np.uint64 = FIRST_KEY) -> dict[str, np.ndarray | Jagged]:
+        """Batch field -> its array. Items get bags 1..U-1 by increasing id; item id 0 and padding get bag 0.
+
+        key: of the epoch, for `row_chances`.
+        """
         known_U, bag_M = self._assign_bags(np.concatenate([rows.item_N, rows.history_NT.ravel()]))
         size = len(rows)
         return {
@@ -154,6 +187,7 @@ class BatchArrays:
             "user_B": rows.user_N,
             "item_B": rows.item_N,
             "rows_per_rank": np.array(rows_per_rank, np.float32),
+            "chance_B": row_chances(rows.row_N, key),
         }
 
     def _context_lookups(self, context_NC: np.ndarray) -> Jagged:

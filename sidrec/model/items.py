@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sidrec.config.item import ContentItem, HidAndSidItem, SemanticItem, SidCoordItem, SidItem
+from sidrec.config.item import ContentItem, HidAndSidItem, HidItem, SemanticItem, SidCoordItem, SidItem
 from sidrec.config.model import Pooling
 from sidrec.data.dataset import Sizes
 from sidrec.data.item_tables import HID
@@ -28,7 +28,7 @@ class ItemLookup:
 
     embedded: item feature -> [U, D]. All features are split from the KeyedTensor in one call: a slice of it would have
     a gradient as wide as the whole tensor. token_weights_UW, granules_UG, content_UV: as in Batch. has_sid_U: bool;
-    None if all bags but bag 0 have a SID.
+    None if all bags but bag 0 have a SID. chance_B: as in Batch, for dropout; None outside training.
     """
 
     embedded: dict[str, Tensor]
@@ -36,6 +36,7 @@ class ItemLookup:
     granules_UG: Tensor | None = None
     content_UV: Tensor | None = None
     has_sid_U: Tensor | None = None
+    chance_B: Tensor | None = None
 
     # An item without a SID has an e_sid of zero. Wherever SIDs are mixed in or compared, it is left out:
 
@@ -88,6 +89,24 @@ class ItemRepresentation(nn.Module):
         return None
 
 
+# Dropout of HIDs and SIDs in training, row by row (`sidrec.config.item.DroppedHids`).
+
+
+def hids_dropped(items: ItemLookup, rate: float) -> Tensor | None:
+    """Rows that drop HIDs, bool [B]; None if none does. Of two rates, the rows of the lower are among the higher's."""
+    return None if items.chance_B is None or not rate else items.chance_B < rate
+
+
+def sids_dropped(items: ItemLookup, rate: float) -> Tensor | None:
+    """Rows whose target drops its SID, bool [B]; None if none does. They drop no HIDs if both rates add up to 1."""
+    return None if items.chance_B is None or not rate else items.chance_B >= 1 - rate
+
+
+def zero_where(dropped_B: Tensor | None, embedded_BD: Tensor) -> Tensor:
+    """The embeddings, with zeros in the rows that drop them."""
+    return embedded_BD if dropped_B is None else embedded_BD.masked_fill(dropped_B.unsqueeze(1), 0.0)
+
+
 # SID-Coord, and the part that all kinds with SIDs share.
 
 
@@ -115,19 +134,28 @@ class SemanticPart(nn.Module):
             granules_UGD = granules_UGD * items.token_weights_UW.unsqueeze(2)
         return self.fusion(granules_UGD)
 
-    def dense(self, sid_UD: Tensor, items: ItemLookup, target_B: Tensor, history: HistoryIndex) -> Tensor:
+    def dense(
+        self,
+        sid_UD: Tensor,
+        items: ItemLookup,
+        target_B: Tensor,
+        history: HistoryIndex,
+        without_sid_B: Tensor | None = None,
+    ) -> Tensor:
         """Alignment features and the target's token weights, where the recipe has them: [B, width].
 
-        history: that of `items.with_sids`.
+        history: that of `items.with_sids`. without_sid_B: rows whose target is to be as an item without a SID.
         """
         features = []
         if self.alignment is not None:
             compared = items.granules_UG if self.alignment.compares_granules else sid_UD
             assert compared is not None, "batches have granules where the alignment needs them"
-            comparable = history.where(history.valid_BT & items.has_sid(target_B).unsqueeze(1))
+            with_sid_B = items.has_sid(target_B)
+            with_sid_B = with_sid_B if without_sid_B is None else with_sid_B & ~without_sid_B
+            comparable = history.where(history.valid_BT & with_sid_B.unsqueeze(1))
             features.append(self.alignment(compared, target_B, comparable))
         if self.append:
-            features.append(functional.embedding(target_B, items.token_weights_UW))
+            features.append(zero_where(without_sid_B, functional.embedding(target_B, items.token_weights_UW)))
         return torch.cat(features, dim=1) if features else target_B.to(sid_UD.dtype).unsqueeze(1)[:, :0]
 
 
@@ -145,35 +173,71 @@ class SemanticRepresentation(ItemRepresentation):
         return self.semantic.fusion if isinstance(self.semantic.fusion, GranularityFusion) else None
 
 
-class SidCoordRepresentation(SemanticRepresentation):
-    """SID-Coord (arXiv 2604.10471).
+class HidsAndSids(SemanticRepresentation):
+    """Base class of kinds with both: e_hid and e_sid of the target, dropout, pooled histories, dense features."""
 
-    e_sid = fusion of the SID features (module I), e = gate(e_hid, e_sid, statistics) for the target (module II), the
-    history pooled as configured, and alignment features as dense features (module III).
-    """
+    pooling: PooledHistories
 
-    def __init__(self, config: SidCoordItem, pooling: Pooling, dim: int, sizes: Sizes) -> None:
+    def __init__(self, config: SidCoordItem | HidAndSidItem, dim: int, sids: tuple[str, ...]) -> None:
         super().__init__()
-        self.features = ("item", *(f"history_{name}" for name in config.history))
-        self.semantic = SemanticPart(config, dim, sizes.sid_features)
-        self.gate = build_gate(config.gate, dim, torch.tensor(sizes.stats_mean), torch.tensor(sizes.stats_std))
-        self.pooling = PooledHistories(config.history, pooling, dim)
+        self.semantic = SemanticPart(config, dim, sids)
         self.width = self.semantic.width
-
-    @property
-    def learned_gate(self) -> TargetAwareGate | None:
-        return self.gate if isinstance(self.gate, TargetAwareGate) else None
+        self.hid_rates, self.sid_rate = (config.hid_dropout, config.hid_dropout_history), config.sid_dropout
 
     def forward(
         self, items: ItemLookup, target_B: Tensor, history_BT: Tensor, stats_BS: Tensor
     ) -> tuple[Tensor, Tensor]:
         hid_UD, sid_UD = items.embedded[HID], self.semantic.embed(items)
-        hid_BD, sid_BD = functional.embedding(target_B, hid_UD), functional.embedding(target_B, sid_UD)
-        target_BD = self.gate(hid_BD, sid_BD, stats_BS, items.has_sid(target_B))
+        no_hid_B, no_hids_B = (hids_dropped(items, rate) for rate in self.hid_rates)
+        no_sid_B = sids_dropped(items, self.sid_rate)
+        hid_BD = zero_where(no_hid_B, functional.embedding(target_B, hid_UD))
+        sid_BD = zero_where(no_sid_B, functional.embedding(target_B, sid_UD))
         history = index_history(history_BT)
         with_sids = items.with_sids(history)
         pooled = self.pooling({"hid": (hid_UD, hid_BD, history), "sid": (sid_UD, sid_BD, with_sids)})
-        return torch.stack([target_BD, *pooled], dim=1), self.semantic.dense(sid_UD, items, target_B, with_sids)
+        if "hid" in self.pooling:
+            place = list(self.pooling).index("hid")
+            pooled[place] = zero_where(no_hids_B, pooled[place])
+        has_sid_B = items.has_sid(target_B)
+        has_sid_B = has_sid_B if no_sid_B is None else has_sid_B & ~no_sid_B
+        target = self.target(hid_BD, sid_BD, has_sid_B, stats_BS)
+        dense_BE = self.semantic.dense(sid_UD, items, target_B, with_sids, no_sid_B)
+        return torch.stack([*target, *pooled], dim=1), dense_BE
+
+    def target(self, hid_BD: Tensor, sid_BD: Tensor, has_sid_B: Tensor, stats_BS: Tensor) -> list[Tensor]:
+        """The target's features, [B, D] each."""
+        raise NotImplementedError
+
+
+VIEWS = {"mixed": "item", "hid": "item_hid", "sid": "item_sid"}
+"""View of the recipe -> name of the feature."""
+
+
+class SidCoordRepresentation(HidsAndSids):
+    """SID-Coord (arXiv 2604.10471).
+
+    e_sid = fusion of the SID features (module I), e = gate(e_hid, e_sid, statistics) for the target (module II), the
+    history pooled as configured, and alignment features as dense features (module III). `views` names the target's
+    features: e, e_hid, e_sid.
+    """
+
+    def __init__(self, config: SidCoordItem, pooling: Pooling, dim: int, sizes: Sizes) -> None:
+        super().__init__(config, dim, sizes.sid_features)
+        self.views = config.views
+        self.features = (*(VIEWS[name] for name in config.views), *(f"history_{name}" for name in config.history))
+        mean_S, std_S = torch.tensor(sizes.stats_mean), torch.tensor(sizes.stats_std)
+        self.gate = build_gate(config.gate, dim, mean_S, std_S) if "mixed" in config.views else None
+        self.pooling = PooledHistories(config.history, pooling, dim)
+
+    @property
+    def learned_gate(self) -> TargetAwareGate | None:
+        return self.gate if isinstance(self.gate, TargetAwareGate) else None
+
+    def target(self, hid_BD: Tensor, sid_BD: Tensor, has_sid_B: Tensor, stats_BS: Tensor) -> list[Tensor]:
+        parts = {"hid": hid_BD, "sid": sid_BD}
+        if self.gate is not None:
+            parts["mixed"] = self.gate(hid_BD, sid_BD, stats_BS, has_sid_B)
+        return [parts[name] for name in self.views]
 
 
 # HIDs alone, SIDs alone, both side by side, and dense content.
@@ -185,16 +249,18 @@ class HidRepresentation(ItemRepresentation):
     features = ("item", "history_hid")
     width = 0
 
-    def __init__(self, pooling: Pooling, dim: int) -> None:
+    def __init__(self, config: HidItem, pooling: Pooling, dim: int) -> None:
         super().__init__()
         self.pooling = build_pooling(pooling, dim)
+        self.rate, self.history_rate = config.hid_dropout, config.hid_dropout_history
 
     def forward(
         self, items: ItemLookup, target_B: Tensor, history_BT: Tensor, stats_BS: Tensor
     ) -> tuple[Tensor, Tensor]:
         hid_UD = items.embedded[HID]
-        target_BD = functional.embedding(target_B, hid_UD)
+        target_BD = zero_where(hids_dropped(items, self.rate), functional.embedding(target_B, hid_UD))
         pooled_BD = self.pooling(hid_UD, target_BD, index_history(history_BT))
+        pooled_BD = zero_where(hids_dropped(items, self.history_rate), pooled_BD)
         return torch.stack([target_BD, pooled_BD], dim=1), stats_BS[:, :0]
 
 
@@ -218,25 +284,16 @@ class SidRepresentation(SemanticRepresentation):
         return embedded, self.semantic.dense(sid_UD, items, target_B, history)
 
 
-class HidAndSidRepresentation(SemanticRepresentation):
+class HidAndSidRepresentation(HidsAndSids):
     """e_hid and e_sid of the target as two features, the history pooled in each, and the alignment features."""
 
     def __init__(self, config: HidAndSidItem, pooling: Pooling, dim: int, sids: tuple[str, ...]) -> None:
-        super().__init__()
+        super().__init__(config, dim, sids)
         self.features = ("item", "item_sid", *(f"history_{name}" for name in config.history))
-        self.semantic = SemanticPart(config, dim, sids)
         self.pooling = PooledHistories(config.history, pooling, dim)
-        self.width = self.semantic.width
 
-    def forward(
-        self, items: ItemLookup, target_B: Tensor, history_BT: Tensor, stats_BS: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        hid_UD, sid_UD = items.embedded[HID], self.semantic.embed(items)
-        hid_BD, sid_BD = functional.embedding(target_B, hid_UD), functional.embedding(target_B, sid_UD)
-        history = index_history(history_BT)
-        with_sids = items.with_sids(history)
-        pooled = self.pooling({"hid": (hid_UD, hid_BD, history), "sid": (sid_UD, sid_BD, with_sids)})
-        return torch.stack([hid_BD, sid_BD, *pooled], dim=1), self.semantic.dense(sid_UD, items, target_B, with_sids)
+    def target(self, hid_BD: Tensor, sid_BD: Tensor, has_sid_B: Tensor, stats_BS: Tensor) -> list[Tensor]:
+        return [hid_BD, sid_BD]
 
 
 class ContentRepresentation(ItemRepresentation):
@@ -250,6 +307,7 @@ class ContentRepresentation(ItemRepresentation):
         super().__init__()
         self.project = nn.Sequential(nn.Linear(content, config.hidden), nn.ReLU(), nn.Linear(config.hidden, dim))
         self.hid_pooling, self.content_pooling = build_pooling(pooling, dim), build_pooling(pooling, dim)
+        self.rate, self.history_rate = config.hid_dropout, config.hid_dropout_history
 
     def forward(
         self, items: ItemLookup, target_B: Tensor, history_BT: Tensor, stats_BS: Tensor
@@ -258,7 +316,9 @@ class ContentRepresentation(ItemRepresentation):
         hid_UD = items.embedded[HID]
         known_U1 = items.content_UV.any(dim=1, keepdim=True)  # padding and items without content stay zero
         content_UD = self.project(items.content_UV) * known_U1
-        hid_BD, content_BD = functional.embedding(target_B, hid_UD), functional.embedding(target_B, content_UD)
+        hid_BD = zero_where(hids_dropped(items, self.rate), functional.embedding(target_B, hid_UD))
+        content_BD = functional.embedding(target_B, content_UD)
         history = index_history(history_BT)
-        pooled = [self.hid_pooling(hid_UD, hid_BD, history), self.content_pooling(content_UD, content_BD, history)]
-        return torch.stack([hid_BD, content_BD, *pooled], dim=1), stats_BS[:, :0]
+        hids_BD = zero_where(hids_dropped(items, self.history_rate), self.hid_pooling(hid_UD, hid_BD, history))
+        contents_BD = self.content_pooling(content_UD, content_BD, history)
+        return torch.stack([hid_BD, content_BD, hids_BD, contents_BD], dim=1), stats_BS[:, :0]

@@ -72,7 +72,8 @@ class Ranker(nn.Module):
         if self.managed_hids is not None:
             embedded = with_managed(embedded, self.managed_boundary(self.managed_hids(batch.items)[0]))
         has_sid_U = _looked_up(batch.items, self.item.sids[0]) if self.item.sids else None
-        return ItemLookup(embedded, batch.token_weights_UW, batch.granules_UG, batch.content_UV, has_sid_U)
+        chance_B = batch.chance_B if self.training else None
+        return ItemLookup(embedded, batch.token_weights_UW, batch.granules_UG, batch.content_UV, has_sid_U, chance_B)
 
     def _score(self, batch: Batch, looked_up: ItemLookup) -> Tensor:
         embedded_BFD, aligned_BE = self.item(looked_up, batch.target_B, batch.history_BT, batch.stats_BS)
@@ -129,7 +130,7 @@ def build_item(config: Item, pooling: Pooling, dim: int, sizes: Sizes) -> ItemRe
     """The module of the recipe's sections `model.item` and `model.history_pooling`."""
     match config:
         case HidItem():
-            return HidRepresentation(pooling, dim)
+            return HidRepresentation(config, pooling, dim)
         case SidItem():
             return SidRepresentation(config, pooling, dim, sizes.sid_features)
         case HidAndSidItem():

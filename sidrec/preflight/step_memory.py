@@ -141,4 +141,5 @@ def _batch(shape: BatchShape) -> Batch:
         user_B=ids(rows),
         item_B=ids(rows),
         rows_per_rank=torch.empty(()),
+        chance_B=torch.empty(rows),
     )

@@ -240,7 +240,9 @@ def test_a_lane_of_one_row_has_no_negatives(recipe: Path) -> None:
 def test_a_key_of_another_variant(recipe: Path) -> None:
     """The HID-only twin has no gate: a gate left in its recipe would silently do nothing."""
     (mistake,) = _mistakes(recipe, SMALLEST + "model: {item: {kind: hid, gate: {kind: stats}}}\n")
-    assert mistake == "model.item.hid.gate: Unexpected keyword argument; expected one of hid_index"
+    assert mistake == (
+        "model.item.hid.gate: Unexpected keyword argument; expected one of hid_index, hid_dropout, hid_dropout_history"
+    )
 
 
 @pytest.mark.parametrize(

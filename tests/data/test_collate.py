@@ -156,7 +156,7 @@ def test_all_of_a_batch_lies_in_one_aligned_block() -> None:
     batch = Builder(HID_ONLY, ("user_id",))(rows_of([7, 4, 9], [[9, 4], [7], []], [[5], [6], [7]]), 2)
     tensors = [batch.items.values(), batch.items.lengths(), batch.context.values(), batch.context.lengths()]
     tensors += [value for value in vars(batch).values() if isinstance(value, Tensor)]
-    assert len(tensors) == 17
+    assert len(tensors) == 18
     assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1
     assert {tensor.storage_offset() * tensor.element_size() % 64 for tensor in tensors} == {0}
 

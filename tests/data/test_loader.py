@@ -30,6 +30,7 @@ def contents(batches: list[Batch]) -> list[tuple[object, ...]]:
             batch.dense_BX.tolist(),
             batch.weight_B.tolist(),
             float(batch.rows_per_rank),
+            batch.chance_B.tolist(),
         )
         for batch in batches
     ]
@@ -42,6 +43,23 @@ def test_batches_do_not_depend_on_the_number_of_workers(tmp_path: Path, workers:
     for epoch, first_step in ((0, 0), (1, 0), (1, 5), (0, 9)):
         expected = contents(list(alone.batches(epoch, first_step)))
         assert contents(list(helped.batches(epoch, first_step))) == expected
+
+
+def test_chances_follow_the_row_at_any_number_of_ranks_and_change_with_epoch_and_seed(tmp_path: Path) -> None:
+    log = log_of(tmp_path, 129)
+
+    def chances(epoch: int, world: int = 1, seed: int = 0) -> dict[int, float]:
+        batches = [
+            batch for rank in range(world) for batch in log.loader(rank=rank, world=world, seed=seed).batches(epoch)
+        ]
+        rows, found = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("row_B", "chance_B"))
+        return {row: chance for row, chance in zip(rows.tolist(), found.tolist(), strict=True) if row >= 0}
+
+    first = chances(0)
+    assert len(set(first.values())) == len(first) == 129
+    assert chances(0, world=2) == first
+    for other in (chances(1), chances(0, seed=1)):
+        assert not set(other.values()) & set(first.values())
 
 
 def test_an_epoch_that_was_left_early_does_not_show_in_the_next(tmp_path: Path) -> None:

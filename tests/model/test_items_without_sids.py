@@ -208,6 +208,7 @@ def ranked(module: SidCoord, config: SidCoordItem, hid: torch.nn.Embedding, stat
     items = ItemLookup(embedded, torch.zeros(found.stride, 0), granules_UG, None, has_sid_U)
     representation = SidCoordRepresentation(config, MeanPooling(), DIM, Sizes(tables.tables, {}, 0, (3.0,), (2.0,)))
     representation.semantic.load_state_dict(module.coordination.semantic.state_dict())
+    assert representation.gate is not None
     representation.gate.load_state_dict(module.coordination.gate.state_dict())
     bags = torch.from_numpy(bag_M)
     embedded_BFD, aligned_BE = representation(items, bags[: len(TARGETS)], bags[len(TARGETS) :].view(-1, 5), stats_BS)

@@ -89,6 +89,7 @@ def batch_for(ranker: Ranker, weight_B: torch.Tensor | None = None) -> Batch:
         user_B=ids(ROWS, B),
         item_B=ids(ROWS, B),
         rows_per_rank=weights.sum(),
+        chance_B=torch.arange(B) / B,
     )
 
 
@@ -110,6 +111,23 @@ ALTERNATIVES: dict[str, dict[str, Any]] = {
     "histogram": {"item": {"kind": "sid_coord", "alignment": {"kind": "histogram"}}},
     "raw statistics": {"item": {"kind": "sid_coord", "alignment": {"kind": "raw_stats"}}},
     "both histories": {"item": _BOTH_HISTORIES},
+    "three views": {"item": {"kind": "sid_coord", "views": ["mixed", "hid", "sid"]}},
+    "three views, PPNet": {
+        "item": {"kind": "sid_coord", "views": ["sid", "hid", "mixed"]},
+        "backbone": {"kind": "ppnet"},
+    },
+    "two views without a mixture": {"item": {"kind": "sid_coord", "views": ["hid", "sid"]}},
+    "three views with dropout": {
+        "item": {
+            **_BOTH_HISTORIES,
+            "views": ["mixed", "hid", "sid"],
+            "hid_dropout": 0.4,
+            "hid_dropout_history": 0.2,
+            "sid_dropout": 0.2,
+        }
+    },
+    "dropout of HIDs alone": {"item": {"kind": "hid", "hid_dropout": 0.5, "hid_dropout_history": 0.2}},
+    "dropout beside content": {"item": {"kind": "content", "hid_dropout": 0.5, "hid_dropout_history": 0.2}},
     "token weights multiply": {"item": {"kind": "sid_coord", "token_weights": "multiply"}},
     "token weights appended": {"item": {"kind": "sid", "token_weights": "append"}},
     "token weights both ways": {"item": {"kind": "sid_coord", "token_weights": "both"}},

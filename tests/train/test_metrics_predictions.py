@@ -39,6 +39,7 @@ def _batch(row: list[int], weight: list[float] | None = None) -> Batch:
         user_B=row_B * 7919 % 101 + 2**40,  # beyond what a float can hold exactly
         item_B=row_B % 50 + 1,
         rows_per_rank=torch.tensor(float(len(row))),
+        chance_B=torch.zeros(len(row)),
     )
 
 
