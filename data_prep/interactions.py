@@ -41,6 +41,7 @@ from .source_files import Block, blocks, column_names, files_of, whole
 
 DENSE = schema.DENSE_PREFIX
 
+LONGEST_NAME = 200  # bytes of a column's name: it becomes a file's, with a prefix and a suffix, and those have 255
 PER_SECOND = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 
 
@@ -92,8 +93,8 @@ class Columns:
     def check(self) -> None:
         """Raises ContractError that names flags which contradict each other."""
         for name, value in vars(self).items():
-            if name.endswith(("_column", "_columns")) and ("" in value if isinstance(value, tuple) else value == ""):
-                raise ContractError(f"--{name.replace('_', '-')}", "names of columns", "an empty one")
+            if value is not None and name.endswith(("_column", "_columns")):
+                _check_names(f"--{name.replace('_', '-')}", value if isinstance(value, tuple) else (value,))
         if self.label_column and self.rating_column:
             raise ContractError("--label-column, --rating-column", "at most one of them", "both")
         roles = [self.user_column, self.item_column, self.timestamp_column, self.label_column or self.rating_column]
@@ -325,6 +326,16 @@ class Interactions:
         values_I = np.full(items, np.nan)
         values_I[item_M - 1] = pc.cast(self._items[column], pa.float64()).to_numpy()
         return values_I
+
+
+def _check_names(flag: str, columns: tuple[str, ...]) -> None:
+    """Raises ContractError that names a column whose name no file could have."""
+    for column in columns:
+        if not column:
+            raise ContractError(flag, "names of columns", "an empty one")
+        size = len(column.encode(errors="surrogateescape"))
+        if size > LONGEST_NAME:
+            raise ContractError(flag, f"names of at most {LONGEST_NAME} bytes", f"one of {size} bytes")
 
 
 def _warn_of_cuts(path: Path | None, cut: Counter[str], most: int) -> None:

@@ -8,6 +8,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 logging.getLogger().setLevel(logging.WARNING)  # FBGEMM tells of every library that it loads
 
 from docstrings import docstring_to_rst, short_signature  # noqa: E402
+from pygments.lexers.special import TextLexer  # noqa: E402
 from recipe_pages import write_recipe_reference  # noqa: E402
 from sphinx.application import Sphinx  # noqa: E402
 
@@ -20,6 +21,7 @@ def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("autodoc-process-docstring", docstring_to_rst)
     app.connect("autodoc-process-signature", short_signature)
+    app.add_lexer("csv", TextLexer)  # blocks of csv are files that the tests write; Pygments does not know the name
 
 
 project = "sidrec"

@@ -42,17 +42,22 @@ class Best:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The columns of the log that the model reads as numbers, in order, and how dense ones were made of raw numbers."""
+    """The columns of the log that the model reads as numbers, in order, and how dense ones were made of raw numbers.
+
+    lists: those of its categories that have several values in a row.
+    """
 
     dense: tuple[str, ...]
     stats: tuple[str, ...]
     transforms: Mapping[str, Transform] = field(default_factory=dict)
+    lists: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, manifest: Manifest, dense: tuple[str, ...]) -> "Inputs":
-        """Of a log of which the model reads these dense columns."""
+    def of(cls, manifest: Manifest, dense: tuple[str, ...], categories: Collection[str]) -> "Inputs":
+        """Of a log of which the model reads these dense columns and categories."""
         transforms = {column: manifest.transforms[column] for column in dense if column in manifest.transforms}
-        return cls(dense, manifest.stats, transforms)
+        lists = tuple(column for column in manifest.lists if column in categories)
+        return cls(dense, manifest.stats, transforms, lists)
 
 
 @dataclass(frozen=True)
@@ -152,7 +157,11 @@ def check_inputs(path: Path, position: Position, inputs: Inputs) -> None:
     trained = position.inputs
     if trained is None:
         return
-    for kind, before, now in (("dense", trained.dense, inputs.dense), ("statistics", trained.stats, inputs.stats)):
+    for kind, before, now in (
+        ("dense", trained.dense, inputs.dense),
+        ("statistics", trained.stats, inputs.stats),
+        ("list", trained.lists, inputs.lists),
+    ):
         if before != now:
             raise CheckpointError(
                 f"{path}: expected the {kind} columns it was trained with, {', '.join(before) or 'none'}, got "

@@ -59,8 +59,9 @@ def open_loader(recipe: Recipe, data: Dataset, split: str, shuffle: bool, ranks:
 
 
 def inputs_of(recipe: Recipe, data: Dataset) -> Inputs:
-    """The columns of numbers that the recipe's model reads from this log."""
-    return Inputs.of(data.manifest, columns_of(recipe.data, recipe.model, data.manifest).log.dense)
+    """The columns of numbers and lists that the recipe's model reads from this log."""
+    dense = columns_of(recipe.data, recipe.model, data.manifest).log.dense
+    return Inputs.of(data.manifest, dense, recipe.model.context)
 
 
 @dataclass(frozen=True)

@@ -145,6 +145,8 @@ FOUND: list[tuple[str, tuple[str, ...], str]] = [
     ("prep criteo-log", ("npy", "loop", "--item", "C10"), "loop"),
     ("prep interactions", ("log.csv", "new", "--rating-column", ""), "--rating-column: expected names of columns"),
     ("prep interactions", ("log.csv", "new", "--cat-columns", ""), "--cat-columns: expected names of columns"),
+    ("prep interactions", ("log.csv", "new", "--cat-columns", "c" * 300), "at most 200 bytes, got one of 300 bytes"),
+    ("prep interactions", ("log.csv", "new", "--dense-columns", "ü" * 150), "at most 200 bytes, got one of 300 bytes"),
 ]
 
 

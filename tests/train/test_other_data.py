@@ -13,7 +13,7 @@ import pytest
 
 from sidrec import cli
 from sidrec.id_maps import save_source_ids
-from sidrec.schema import ITEM_ID, LOG, USER_ID, Transform, load_manifest, save_manifest
+from sidrec.schema import ITEM_ID, LOG, USER_ID, ListColumn, Transform, load_manifest, save_manifest
 from sidrec.sid.catalog import Catalog, load_catalog
 from sidrec.train.run_directory import RunDirectory
 from tests.small_log import write_small_log
@@ -201,6 +201,15 @@ def fewer_ids(data: Path) -> None:
     write_maps(data)
 
 
+def listed(data: Path) -> None:
+    """cat_a with one value in a row becomes a column of lists."""
+    table = pq.read_table(data / TEST)
+    place = table.schema.get_field_index("cat_a")
+    lists = pa.array([[value] for value in table["cat_a"].to_pylist()], pa.list_(pa.int64()))
+    pq.write_table(table.set_column(place, "cat_a", lists), data / TEST, row_group_size=50)
+    rewrite(data, lists={"cat_a": ListColumn(longest=1, mean=1.0)})
+
+
 def without_map_file(data: Path) -> None:
     (data / "ids" / "user_id.parquet").unlink()
 
@@ -219,6 +228,7 @@ REFUSALS: list[tuple[Callable[[Path], None], tuple[str, ...], str]] = [
     (lambda data: scaled(data, deviation=1.5), (), "got mean 1 and deviation 1.5; prepare the data with --ids"),
     (lambda data: rewrite(data, transforms={}), (), "it was trained with, got none"),
     (lambda data: rewrite(data, stats=("stat_clicks", "stat_exposures")), (), "expected the statistics columns"),
+    (listed, (), "expected the list columns it was trained with, none, got cat_a"),
     (without_map_file, (), "ids/user_id.parquet: expected the id map that"),
     (lambda data: None, ("train",), "manifest.json: expected one of the splits ['test'], got 'train'"),
     (lambda data: None, ("--out", "today/scores"), "expected an output folder apart from the input"),
