@@ -3,6 +3,7 @@
 The first run is the reference. Each run is one seed: the intervals cover users, not seeds.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -71,7 +72,7 @@ def compare(paths: Sequence[Path], split: str) -> Comparison:
     """Compares runs on a split. Raises ConfigError for fewer than two runs, a repeated run, or a run without the split;
     ContractError for one without predictions, or whose rows differ from the first run's."""
     names = [str(path) for path in paths]
-    if len(paths) < 2 or len({path.resolve() for path in paths}) < len(paths):
+    if len(paths) < 2 or len(set(map(os.path.realpath, paths))) < len(paths):
         raise ConfigError(f"sidrec compare: expected at least two different runs, got {', '.join(names) or 'none'}")
     runs = {name: RunFiles(path) for name, path in zip(names, paths, strict=True)}
     predictions = {name: [_predictions(run, split)] for name, run in runs.items()}

@@ -83,7 +83,7 @@ class Mlflow:
         address = os.environ.get("MLFLOW_TRACKING_URI")
         if address is None:
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # MLflow 3.7 and later prefer a database
-            address = (recipe.train.runs.resolve() / "mlflow").as_uri()
+            address = Path(os.path.realpath(recipe.train.runs), "mlflow").as_uri()
         self._entities = importlib.import_module("mlflow.entities") if module is None else module.entities
         self._client = mlflow.MlflowClient(tracking_uri=address)
         self._run = known_id(run, "mlflow", lambda: self._new_run(recipe))

@@ -147,6 +147,7 @@ FOUND: list[tuple[str, tuple[str, ...], str]] = [
     ("prep interactions", ("log.csv", "new", "--cat-columns", ""), "--cat-columns: expected names of columns"),
     ("prep interactions", ("log.csv", "new", "--cat-columns", "c" * 300), "at most 200 bytes, got one of 300 bytes"),
     ("prep interactions", ("log.csv", "new", "--dense-columns", "ü" * 150), "at most 200 bytes, got one of 300 bytes"),
+    ("compare", ("run", "loop"), "loop: expected a run directory"),
 ]
 
 
