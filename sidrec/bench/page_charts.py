@@ -40,6 +40,7 @@ from sidrec.page.elements import (
     scale,
     track,
 )
+from sidrec.page.labels import DOT, numbers
 
 PARTS = [phase for phase in PHASES if phase != "step"]
 
@@ -232,11 +233,6 @@ def _bars(name: str, values: Sequence[float], longest: float, unit: str) -> Elem
 
 WIDTH, HEIGHT = 400.0, 330.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 12.0, 10.0, 40.0
-DOT = 4.5
-LETTER, LINE = 6.6, 12.0  # a digit's width and a label's height
-REACHES = (11.0, 19.0, 29.0, 41.0, 55.0)  # distances between a dot and its number that are tried
-WAYS = ((1, 0), (-1, 0), (0, -1), (0, 1), (0.7, -0.7), (-0.7, 0.7), (0.7, 0.7), (-0.7, -0.7))
-Box = tuple[float, float, float, float]
 
 
 def prediction_charts(ranked: Sequence[PlanMeasurement]) -> Element | None:
@@ -264,7 +260,7 @@ def _scatter(title: str, found: ModelRanking, ranked: Sequence[PlanMeasurement])
         *_frame(across, up),
         *_diagonal(across, up),
         *(_dot(number, ranked[number - 1], predicted, *dots[number], up) for number, predicted, _ in found.points),
-        *_numbers(dots),
+        *numbers(dots, (LEFT, 0, WIDTH, HEIGHT - BOTTOM)),
         viewBox=f"0 0 {WIDTH:.0f} {HEIGHT:.0f}",
         class_="scatter",
         role="img",
@@ -310,38 +306,6 @@ def _dot(number: int, plan: PlanMeasurement, predicted: float, x: float, y: floa
     hint = f"{number}. {plan.title}: predicted {milliseconds(predicted)}, measured {milliseconds(step(plan))}"
     kind = "dot" if step(plan) <= up.high else "dot hollow"
     return element("circle", element("title", hint), cx=x, cy=y, r=DOT, class_=kind, data_plan=number)
-
-
-def _numbers(dots: Mapping[int, tuple[float, float]]) -> Iterator[Element]:
-    """Each dot's number, where it covers no dot or other number; left out if there is no such position."""
-    taken = [(x - DOT, y - DOT, x + DOT, y + DOT) for x, y in dots.values()]
-    for number, (x, y) in dots.items():
-        half = LETTER * len(str(number)) / 2
-        for reach, right, down in _positions(half):
-            box = (right + x - half, down + y - LINE / 2, right + x + half, down + y + LINE / 2)
-            if _inside(box) and not any(_overlap(box, other) for other in taken):
-                taken.append(box)
-                if reach > REACHES[0]:
-                    yield element("line", x1=x, y1=y, x2=x + right * 0.7, y2=y + down * 0.7, class_="leader")
-                label = element("text", f"{number}", x=x + right, y=y + down + 4, text_anchor="middle", class_="number")
-                label.set("data-plan", f"{number}")
-                yield label
-                break
-
-
-def _positions(half: float) -> Iterator[tuple[float, float, float]]:
-    """Distance from the dot, and offset of the number's middle, nearest first."""
-    for reach in REACHES:
-        for right, down in WAYS:
-            yield reach, right * (reach + half - LETTER / 2), down * reach
-
-
-def _inside(box: Box) -> bool:
-    return box[0] >= LEFT and box[1] >= 0 and box[2] <= WIDTH and box[3] <= HEIGHT - BOTTOM
-
-
-def _overlap(one: Box, other: Box) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 # All figures, in a table that sorts by any column.

@@ -1,4 +1,4 @@
-"""Reports and comparisons as people see them, on a wide and on a narrow screen; skipped where there is no browser."""
+"""Reports as people see them, on a wide and on a narrow screen; skipped where there is no browser."""
 
 import shutil
 from pathlib import Path
@@ -7,8 +7,10 @@ import pytest
 
 from sidrec.report.compare import compare, write_page
 from sidrec.report.run_page import write_report
+from sidrec.report.study_page import write_study_page
 from tests.bench.test_page_in_a_browser import BROWSERS, looks_of
 from tests.report.made_up_run import made_up_run, predictions
+from tests.report.made_up_study import LEADS, made_up_searches, made_up_study
 from tests.small_log import write_small_log
 
 
@@ -27,6 +29,9 @@ def test_in_a_browser(tmp_path: Path) -> None:
     }
     pages = {name: write_report(run, tmp_path / f"{name}.html") for name, run in runs.items()}
     pages["comparison"] = write_page(compare([runs["whole"], runs["hid"]], "test"), tmp_path / "comparison.html")
+    pages["study"] = write_study_page(made_up_study(), made_up_searches(), tmp_path / "study.html")
+    many = made_up_study(("beauty",), {**LEADS, **{f"a_variant_of_many_{n}": 0.03 + n / 2000 for n in range(18)}})
+    pages["study of many"] = write_study_page(many, {}, tmp_path / "many.html")
     looks = looks_of(browser, [page.read_text(encoding="utf-8") for page in pages.values()], tmp_path)
     for index, name in enumerate(pages):
         for found in looks[2 * index : 2 * index + 2]:
