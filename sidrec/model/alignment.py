@@ -50,7 +50,7 @@ def build_alignment(config: sections.Alignment, granularities: int) -> Alignment
     """The module of the recipe's section; None for kind none."""
     match config:
         case AutoDisAlignment():
-            features = AutoDis(config.buckets, config.width, config.skip, config.temperature)
+            features = AutoDis(config.buckets, config.width, config.skip, config.temperature, config.grid)
             return InterestAlignment(features, config.stop_gradient)
         case HistogramAlignment():
             return InterestAlignment(Histogram(config.bins), config.stop_gradient)
@@ -117,21 +117,29 @@ class AutoDis(SimilarityFeatures):
     h = LeakyReLU(w x), u = W h + skip * h, p = softmax(u / temperature), a = p ME; H soft buckets, ME [H, A].
     As x is a scalar, LeakyReLU(w x) = |x| LeakyReLU(sign(x) w): u is |x| times one of two vectors, so the H x H product
     is computed twice per batch instead of once per position.
+
+    grid: a is computed at that many intervals' ends on [-1, 1], and interpolated between them; None: at each x.
     """
 
-    def __init__(self, buckets: int, width: int, skip: float, temperature: float) -> None:
+    def __init__(self, buckets: int, width: int, skip: float, temperature: float, grid: int | None = None) -> None:
         super().__init__()
         self.weight_H = nn.Parameter(torch.empty(buckets).uniform_(-1, 1))
         self.mix = nn.Linear(buckets, buckets, bias=False)
         self.meta_HA = nn.Parameter(torch.randn(buckets, width) * 0.1)
         self.skip = skip
         self.temperature = temperature
+        self.grid = grid
         self.width = 2 * width
 
     def forward(self, similarity_BT: Tensor, valid_BT: Tensor) -> Tensor:
         h_2H = functional.leaky_relu(torch.stack([self.weight_H, -self.weight_H]))
         slope_2H = (self.mix(h_2H) + self.skip * h_2H) / self.temperature
-        return autodis_max_and_mean(similarity_BT, valid_BT, slope_2H, self.meta_HA)
+        if self.grid is None:
+            return autodis_max_and_mean(similarity_BT, valid_BT, slope_2H, self.meta_HA)
+        x_M = torch.linspace(-1, 1, self.grid + 1, dtype=slope_2H.dtype, device=slope_2H.device)
+        magnitude_M2 = torch.stack([x_M.clamp_min(0), x_M.neg().clamp_min(0)], dim=1)
+        values_MA = torch.softmax(magnitude_M2 @ slope_2H, dim=1) @ self.meta_HA
+        return interpolated_max_and_mean(similarity_BT, valid_BT, values_MA)
 
 
 class Histogram(SimilarityFeatures):
@@ -287,3 +295,81 @@ def _embed(x_TR: Tensor, slope_2H: Tensor, meta_HA: Tensor) -> _Chunk:
     sums_AP = torch.mm(with_total_HA.t(), share_HP)
     embedded_AP, total_P = sums_AP[:-1], sums_AP[-1]
     return _Chunk(magnitude_2P, share_HP, total_P, embedded_AP.div_(total_P).view(-1, *x_TR.shape))
+
+
+# AutoDis by interpolation: x picks two neighbours of M equally spaced points, where the values are known. What is left
+# per position is a lookup, and sums over positions are sparse. About a third of the time of the chunks above.
+
+
+def interpolated_max_and_mean(x_BT: Tensor, valid_BT: Tensor, values_MA: Tensor, rows: int = ROWS) -> Tensor:
+    """[max_t; mean_t] of f(x_t) over the valid positions, [B, 2A]; zeros where none is valid.
+
+    f: interpolates linearly between values_MA, its values at M points from -1 to 1. The gradient is that of the
+    interpolation; the first of equal maxima has all of theirs. rows: R.
+    """
+    return _interpolated(x_BT, valid_BT, values_MA, rows)
+
+
+@fx.wrap
+def _interpolated(x_BT: Tensor, valid_BT: Tensor, values_MA: Tensor, rows: int) -> Tensor:
+    pooled_B2A: Tensor = _Interpolated.apply(x_BT, valid_BT, values_MA, rows)  # type: ignore[no-untyped-call]
+    return pooled_B2A
+
+
+class _Interpolated(torch.autograd.Function):
+    """Tables have a row per interval, and a last row for padding."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BT: Tensor, valid_BT: Tensor, values_MA: Tensor, rows: int) -> Tensor:
+        intervals, padding_1A = len(values_MA) - 1, torch.zeros_like(values_MA[:1])
+        place_BT = ((x_BT + 1) * (intervals / 2)).clamp_(0, intervals)
+        first_BT = place_BT.floor().clamp_max_(intervals - 1)
+        share_BT = (place_BT - first_BT).mul_(valid_BT)
+        row_BT = first_BT.long().masked_fill_(~valid_BT, intervals)
+        value_MA, step_MA = torch.cat([values_MA[:-1], padding_1A]), torch.cat([values_MA.diff(dim=0), padding_1A])
+        comparable_MA = torch.cat([values_MA[:-1], padding_1A - torch.inf])
+        found = [
+            _highest(*chunk, comparable_MA, step_MA)
+            for chunk in zip(row_BT.split(rows), share_BT.split(rows), strict=True)
+        ]
+        highest_BA, position_BA = (torch.cat(parts) for parts in zip(*found, strict=True))
+        count_B1 = valid_BT.sum(dim=1, keepdim=True)
+        sum_BA = functional.embedding_bag(row_BT, value_MA, mode="sum")
+        sum_BA += functional.embedding_bag(row_BT, step_MA, mode="sum", per_sample_weights=share_BT)
+        ctx.save_for_backward(row_BT, share_BT, step_MA, position_BA, count_B1)
+        return torch.cat([highest_BA.masked_fill_(count_B1 == 0, 0), sum_BA / count_B1.clamp_min(1)], dim=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_B2A: Tensor) -> tuple[Tensor, None, Tensor, None]:
+        row_BT, share_BT, step_MA, position_BA, count_B1 = ctx.saved_tensors
+        of_max_BA, of_mean_BA = grad_B2A.chunk(2, dim=1)
+        of_max_BA = of_max_BA.masked_fill(count_B1 == 0, 0)
+        of_mean_BA = of_mean_BA / count_B1.clamp_min(1)
+        (rows, width), length = step_MA.shape, row_BT.shape[1]
+        # the entry of a table that each maximum read
+        entry_BA = row_BT.gather(1, position_BA) * width + torch.arange(width, device=row_BT.device)
+        x_grad_BT = torch.bmm(functional.embedding(row_BT, step_MA), of_mean_BA.unsqueeze(2)).squeeze(2)
+        x_grad_BT.scatter_add_(1, position_BA, of_max_BA * step_MA.take(entry_BA))
+        # S0: sum of the gradients of an interval's positions; S1: the same, times the share of the interval's end
+        sorted_P, order_P = row_BT.flatten().int().sort()
+        first_M = torch.searchsorted(sorted_P, torch.arange(rows, dtype=torch.int32, device=row_BT.device))
+        line_P = order_P.div(length, rounding_mode="floor")
+        share_P = share_BT.flatten().index_select(0, order_P)
+        s0_MA = functional.embedding_bag(line_P, of_mean_BA, first_M, mode="sum")
+        s1_MA = functional.embedding_bag(line_P, of_mean_BA, first_M, mode="sum", per_sample_weights=share_P)
+        entry_N, share_BA = entry_BA.flatten(), share_BT.gather(1, position_BA)
+        s0_MA.view(-1).scatter_add_(0, entry_N, of_max_BA.flatten())
+        s1_MA.view(-1).scatter_add_(0, entry_N, (of_max_BA * share_BA).flatten())
+        values_grad_MA = s0_MA - s1_MA
+        values_grad_MA[-1] = 0  # of padding: becomes the last point
+        values_grad_MA[1:] += s1_MA[:-1]
+        return x_grad_BT * ((rows - 1) / 2), None, values_grad_MA, None
+
+
+def _highest(row_RT: Tensor, share_RT: Tensor, value_MA: Tensor, step_MA: Tensor) -> tuple[Tensor, Tensor]:
+    """max_t of the interpolated values, and its t: [R, A] each."""
+    value_RTA = functional.embedding(row_RT, value_MA)
+    value_RTA.addcmul_(functional.embedding(row_RT, step_MA), share_RT.unsqueeze(2))
+    highest_RA, position_RA = value_RTA.max(dim=1)
+    return highest_RA, position_RA

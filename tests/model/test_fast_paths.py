@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sidrec.model.alignment import AutoDis, autodis_max_and_mean
+from sidrec.model.alignment import AutoDis, autodis_max_and_mean, interpolated_max_and_mean, masked_max_and_mean
 from sidrec.model.history import index_history, mean_of_history, products_with_history
 
 B, U, T, D, H, A = 7, 9, 5, 4, 6, 3
@@ -127,3 +127,52 @@ def test_autodis_equals_its_formula() -> None:
         h = functional.leaky_relu(module.weight_H * x)
         embedded = torch.softmax((module.mix.weight @ h + 0.8 * h) / 0.3, dim=0) @ module.meta_HA
         torch.testing.assert_close(pooled, torch.cat([embedded, embedded]))
+
+
+# AutoDis by interpolation.
+
+
+def slow_interpolation(x_BT: Tensor, valid_BT: Tensor, values_MA: Tensor) -> Tensor:
+    """Weights max(0, 1 - distance to a point in steps) of all points: what linear interpolation is."""
+    step = 2 / (len(values_MA) - 1)
+    points_M = torch.linspace(-1, 1, len(values_MA), dtype=x_BT.dtype)
+    weight_BTM = (1 - (x_BT.unsqueeze(2) - points_M).abs() / step).clamp_min(0)
+    return masked_max_and_mean(weight_BTM @ values_MA, valid_BT)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 100])
+def test_interpolation_equals_weights_of_all_points(rows: int) -> None:
+    generator = torch.Generator().manual_seed(4)
+    x_BT = 1.9 * torch.rand(B, T, dtype=torch.double, generator=generator) - 0.95
+    x_BT[4, 0], x_BT[5, 1] = 0.999, -0.999  # in the last and the first interval
+    values_MA = torch.randn(9, A, dtype=torch.double, generator=generator)
+    valid_BT = histories() > 0
+    assert_same(
+        lambda x_BT, values_MA: interpolated_max_and_mean(x_BT, valid_BT, values_MA, rows),
+        lambda x_BT, values_MA: slow_interpolation(x_BT, valid_BT, values_MA),
+        [x_BT, values_MA],
+    )
+
+
+def test_interpolated_autodis_is_near_the_exact_one() -> None:
+    torch.manual_seed(0)
+    exact, near = AutoDis(7, 3, 0.8, 0.1).double(), AutoDis(7, 3, 0.8, 0.1, grid=512).double()
+    near.load_state_dict(exact.state_dict())
+    valid_BT = histories() > 0
+    x_BT = 2 * torch.rand(B, T, dtype=torch.double) - 1
+    outcomes = []
+    for module in (exact, near):
+        leaf_BT = x_BT.clone().requires_grad_()
+        pooled = module(leaf_BT, valid_BT)
+        pooled.square().sum().backward()
+        outcomes.append((pooled, leaf_BT.grad, *(parameter.grad for parameter in module.parameters())))
+    torch.testing.assert_close(outcomes[0][0], outcomes[1][0], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(outcomes[0][1:], outcomes[1][1:], rtol=0.05, atol=2e-3)
+    assert not torch.equal(outcomes[0][0], outcomes[1][0])
+
+
+def test_cosines_that_rounding_takes_beyond_one_are_at_the_end() -> None:
+    values_MA = torch.tensor([[1.0], [5.0], [2.0]])
+    x_BT = torch.tensor([[1.0000001, 9.0], [-1.0000001, 9.0], [9.0, 9.0]])
+    pooled = interpolated_max_and_mean(x_BT, torch.tensor([[True, False], [True, False], [False, False]]), values_MA)
+    assert pooled.tolist() == [[2, 2], [1, 1], [0, 0]]
