@@ -95,15 +95,28 @@ Backbone = Annotated[
 # Pooling of histories.
 
 
+class PoolingKind:
+    """What the rest of sidrec asks a pooling."""
+
+    @property
+    def searches_sids(self) -> bool:
+        """Whether the loader compares the SIDs of target and history."""
+        return False
+
+    def kept(self, history_length: int) -> int:
+        """Most items of a history that a batch holds for a row. history_length: items read from the log."""
+        return history_length
+
+
 @section
-class MeanPooling:
+class MeanPooling(PoolingKind):
     """The mean over the history, independent of the target."""
 
     kind: Literal["mean"] = "mean"
 
 
 @section
-class TargetAttentionPooling:
+class TargetAttentionPooling(PoolingKind):
     """DIN's local activation (arXiv 1706.06978): sum_t a_t h_t, a_t = MLP([h_t; e; h_t - e; h_t * e]) with target e.
 
     PReLU and no softmax as in the paper; the inputs are those of the authors' code.
@@ -116,7 +129,52 @@ class TargetAttentionPooling:
     """Normalise the weights of a history to sum 1. The paper does not: the sum is the strength of the interest."""
 
 
-Pooling = Annotated[MeanPooling | TargetAttentionPooling, Field(discriminator="kind")]
+@section
+class PmaPooling(PoolingKind):
+    """Pooling by multi-head attention of learned queries (PMA; Set Transformer, arXiv 1810.00825), as Meta pools
+    histories of SIDs (arXiv 2504.02137, appendix A). Independent of the target. Padding is masked [I]."""
+
+    kind: Literal["pma"] = "pma"
+    seeds: PositiveInt = 32
+    """Learned queries; the result is the mean over them [I]. 32 in the paper."""
+    heads: PositiveInt = 1
+    """Attention heads; must divide model.embedding_dim."""
+    hidden: PositiveInt | None = None
+    """Width of the MLP's hidden layer; left out, four times the embeddings' [I]."""
+    positions: bool = True
+    """Add sinusoidal positions, counted back from the latest item. Without them the order does not matter."""
+    norm: bool = True
+    """Layer norms before attention and MLP, as in the paper."""
+
+
+Route = Literal["recent", "prefix", "random"]
+
+
+@section
+class RoutesPooling(PoolingKind):
+    """Several routes through a long history, attention within and among them, after R2LED (arXiv 2602.06622). Of that
+    paper only the abstract is public: the routes and the attention are ours [I].
+
+    Each route selects up to `keep` of the last data.history_length items, in the loader, so that tables are read for
+    the selected items alone. A later route selects among those that earlier routes left.
+    """
+
+    kind: Literal["routes"] = "routes"
+    routes: Annotated[tuple[Route, ...], Field(min_length=1), AfterValidator(without_repeats)] = ("recent", "prefix")
+    """recent: the latest items. prefix: items that share leading codes of the target's SID, those with most first,
+    later ones first among equals. random: a draw, as a control."""
+    keep: PositiveInt = 20
+    """Most items of a route."""
+
+    @property
+    def searches_sids(self) -> bool:
+        return "prefix" in self.routes
+
+    def kept(self, history_length: int) -> int:
+        return len(self.routes) * self.keep
+
+
+Pooling = Annotated[MeanPooling | TargetAttentionPooling | PmaPooling | RoutesPooling, Field(discriminator="kind")]
 
 
 @section
@@ -149,6 +207,13 @@ class ModelConfig:
             strange = [name for name in self.backbone.priors if name not in known]
             if strange:
                 raise ValueError(f"expected backbone.priors among {', '.join(known)}, got {strange[0]!r}")
+        pooling = self.history_pooling
+        if isinstance(pooling, PmaPooling) and self.embedding_dim % pooling.heads:
+            expected = f"a divisor of embedding_dim {self.embedding_dim}"
+            raise ValueError(f"expected {expected} in history_pooling.heads, got {pooling.heads}")
+        if pooling.searches_sids and self.item.sids is None and self.item.pools_histories:
+            expected = f"history_pooling.routes without prefix with item kind {self.item.kind}, which has no SIDs"
+            raise ValueError(f"expected {expected}")
 
     def unused_keys(self) -> dict[str, str]:
         """Keys with values that the item kind does not use -> what is expected instead."""

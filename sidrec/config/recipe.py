@@ -286,6 +286,10 @@ class Recipe:
                 "whose negatives are a lane's"
             )
             raise ValueError(f"data.batch_size: expected {bound}, got {data.batch_size}")
+        kept = self.model.history_pooling.kept(data.history_length)
+        if kept > data.history_length:
+            expected = f"at least the {kept} items that the routes of model.history_pooling keep"
+            raise ValueError(f"data.history_length: expected {expected}, got {data.history_length}")
 
     def unused_keys(self) -> dict[str, str]:
         """Dotted keys that have no effect because of another section -> what is expected instead.

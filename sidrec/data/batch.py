@@ -7,8 +7,9 @@ Items are looked up once: `items` has one bag for each *unique* item among the t
     target 7, history 9 4   0: (empty)  1: 4  2: 7  3: 9           [2,        [[3, 1],
     target 4, history 7                                             1]         [2, 0]]
 
-Shapes: B rows, U bags, T history positions (latest items, oldest first, padded at the end), X dense and S statistics
-columns, W weighted and G matched granularities, V width of an item's content vector.
+Shapes: B rows, U bags, T history positions (latest items, oldest first, padded at the end; or the items that routes
+select, `sidrec.data.history_routes`), X dense and S statistics columns, W weighted and G matched granularities, V width
+of an item's content vector.
 """
 
 from dataclasses import dataclass, fields, replace

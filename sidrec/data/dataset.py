@@ -146,6 +146,8 @@ def assemble_dataset(
         content = ContentVectors(recipe.data.path / ITEMS, item.content_columns, manifest.ids[ITEM_ID])
     try:
         tables = item_tables(item, manifest, catalog, subwords, content)
+        if catalog is not None and recipe.model.history_pooling.searches_sids:
+            tables = replace(tables, codes_IL=catalog.codes_by_id(manifest.ids[ITEM_ID]).astype(np.int32))
     except MemoryError as error:
         where = f"{recipe.data.path / LOG / MANIFEST}, ids.{ITEM_ID}"
         got = f"{manifest.ids[ITEM_ID]} ({error})"

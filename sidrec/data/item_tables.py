@@ -7,7 +7,7 @@ items of items.parquet, V width of a content vector.
 import hashlib
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -53,11 +53,13 @@ class ItemTables:
     rows_IF: int64 table row of every item id, features in the order of the tables; for a managed table, the id. Row 0
         means "unknown" in every table: such items are not looked up in it.
     per_item: field of PER_BAG -> its values for every item id, of width 0 if the model does not use it.
+    codes_IL: int32 SID of every item id, -1 without one, if the loader searches histories by SID; else of width 0.
     """
 
     tables: Mapping[str, ItemTable]
     rows_IF: np.ndarray
     per_item: Mapping[str, PerItem]
+    codes_IL: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int32))
 
     @property
     def features(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from sidrec.config.model import ModelConfig
 from sidrec.config.recipe import DataConfig
 from sidrec.data import worker
 from sidrec.data.batch import Batch, collate
+from sidrec.data.history_routes import HistoryRoutes, history_routes
 from sidrec.data.item_tables import ItemTables
 from sidrec.data.reader import Lanes, LogReader, Shuffling
 from sidrec.data.rows import Columns, split_index
@@ -55,7 +56,8 @@ def open_split(
     groups = split_index(data.path / LOG, split, manifest)
     shuffling = Shuffling(data.shuffle_rows, seed, data.order if shuffle else "file", data.lanes)
     reader = LogReader(groups, columns, lanes, shuffling, own_lanes, refuse=data.bad_rows == "refuse")
-    return SplitLoader(reader, tables, world, data.workers, pin_memory=pin_memory)
+    routes = history_routes(model.history_pooling, tables)
+    return SplitLoader(reader, tables, world, data.workers, routes, pin_memory=pin_memory)
 
 
 def columns_of(
@@ -92,13 +94,22 @@ class SplitLoader:
     reader: the source of rows.
     """
 
-    def __init__(self, reader: LogReader, tables: ItemTables, world: int, workers: int, *, pin_memory: bool) -> None:
+    def __init__(
+        self,
+        reader: LogReader,
+        tables: ItemTables,
+        world: int,
+        workers: int,
+        routes: HistoryRoutes | None,
+        *,
+        pin_memory: bool,
+    ) -> None:
         self.steps = reader.lanes.steps
         self.rows = reader.lanes.rows
         self.quarantined = 0
         self.reader = reader
         self._logged: set[str] = set()
-        self._dataset = StepDataset(reader, tables.features, tables.rows_IF, tables.per_item, world)
+        self._dataset = StepDataset(reader, tables.features, tables.rows_IF, tables.per_item, world, routes)
         self._workers, self._pin_memory = workers, pin_memory
         self._context = _worker_context() if workers else None
         self._loader: DataLoader[WorkerResult] | None = None

@@ -12,7 +12,7 @@ import hashlib
 import multiprocessing
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -37,6 +37,9 @@ class PerItem(Protocol):
     def __getitem__(self, ids_U: np.ndarray, /) -> np.ndarray: ...
 
 
+SelectHistory = Callable[[Rows], np.ndarray]
+
+
 class WorkerResult(NamedTuple):
     """A batch, or the error that ends the epoch; and the errors of newly quarantined rows."""
 
@@ -47,7 +50,8 @@ class WorkerResult(NamedTuple):
 class StepDataset(IterableDataset[WorkerResult]):
     """The batches of an epoch. Worker k of K builds steps first + k, first + k + K, ...
 
-    DataLoader asks its workers in turn, so the steps arrive in order. features, rows_IF, per_item: see BatchArrays.
+    DataLoader asks its workers in turn, so the steps arrive in order. features, rows_IF, per_item, select: see
+    BatchArrays.
     """
 
     def __init__(
@@ -57,9 +61,10 @@ class StepDataset(IterableDataset[WorkerResult]):
         rows_IF: np.ndarray,
         per_item: Mapping[str, PerItem],
         world: int,
+        select: SelectHistory | None = None,
     ) -> None:
         self._reader, self._features, self._rows_IF, self._world = reader, features, rows_IF, world
-        self._per_item = per_item
+        self._per_item, self._select = per_item, select
         self._position = torch.zeros(2, dtype=torch.int64)
         self._position.share_memory_()  # workers outlive an epoch
 
@@ -76,7 +81,7 @@ class StepDataset(IterableDataset[WorkerResult]):
     def _build(self, epoch: int, steps: range) -> Iterator[WorkerResult]:
         columns = self._reader.columns
         lists = {name: columns.log.lists[name].longest for name in columns.context if name in columns.log.lists}
-        arrays = BatchArrays(self._features, self._rows_IF, self._per_item, columns.context, lists)
+        arrays = BatchArrays(self._features, self._rows_IF, self._per_item, columns.context, lists, self._select)
         key = epoch_key(self._reader.shuffling.seed, epoch)
         try:
             for step in self._reader.steps(epoch, steps):
@@ -152,6 +157,7 @@ class BatchArrays:
     features: names of the F item features. rows_IF: int64 table row of every item id, 0 for none.
     per_item: field of PER_BAG -> its values for every item id. (All three as in ItemTables.)
     context: names of the context columns, in the order of `Rows.context_NC`. lists: those of lists -> their places.
+    select: rows -> item ids of their histories, int64 [N, T]; None for all that was read.
     """
 
     def __init__(
@@ -161,8 +167,9 @@ class BatchArrays:
         per_item: Mapping[str, PerItem],
         context: tuple[str, ...],
         lists: Mapping[str, int] = MappingProxyType({}),
+        select: SelectHistory | None = None,
     ) -> None:
-        self._lists = lists
+        self._lists, self._select = lists, select
         self._features, self._rows_IF, self._per_item, self._context = features, rows_IF, per_item, context
         self._bag_I = np.zeros(len(rows_IF), np.int64)
 
@@ -171,14 +178,15 @@ class BatchArrays:
 
         key: of the epoch, for `row_chances`.
         """
-        known_U, bag_M = self._assign_bags(np.concatenate([rows.item_N, rows.history_NT.ravel()]))
+        history_NT = rows.history_NT if self._select is None else self._select(rows)
+        known_U, bag_M = self._assign_bags(np.concatenate([rows.item_N, history_NT.ravel()]))
         size = len(rows)
         return {
             "items": self._item_lookups(known_U),
             "context": self._context_lookups(rows.context_NC),
             **{field: _with_bag_0(self._per_item[field][known_U]) for field in PER_BAG},
             "target_B": bag_M[:size],
-            "history_BT": bag_M[size:].reshape(rows.history_NT.shape),
+            "history_BT": bag_M[size:].reshape(history_NT.shape),
             "dense_BX": rows.dense_NX,
             "stats_BS": rows.stats_NS,
             "label_B": rows.label_N,

@@ -1,127 +1,15 @@
-"""Pooling of a history into one vector for the backbone, and the sums and products with histories that it uses.
+"""Histories of a batch as a sparse matrix over item bags: sums of their embeddings, and products with them.
 
-Shapes: B rows, U item bags (bag 0 is empty), T history positions, P = B T positions in one line, D width, H hidden
-width, R rows of a chunk.
+Shapes: B rows, U item bags (bag 0 is empty), T history positions, P = B T positions in one line, D width.
 """
 
-from collections.abc import Mapping, Sequence
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
-
-from sidrec.config.model import MeanPooling, Pooling, TargetAttentionPooling
-
-
-class PooledHistories(nn.ModuleDict):
-    """The poolings of one history in several embedding spaces (hid, sid), each with its own parameters.
-
-    names: the spaces, in the order of the pooled embeddings.
-    """
-
-    def __init__(self, names: Sequence[str], config: Pooling, dim: int) -> None:
-        super().__init__({name: build_pooling(config, dim) for name in names})
-
-    def forward(self, spaces: Mapping[str, tuple[Tensor, Tensor, "HistoryIndex"]]) -> list[Tensor]:
-        """One pooled embedding [B, D] per name. spaces: name -> (items_UD, target_BD, history) of HistoryPooling."""
-        return [pooling(*spaces[name]) for name, pooling in self.items()]
-
-
-def build_pooling(config: Pooling, dim: int) -> "HistoryPooling":
-    """The module that `config` names, for embeddings of width `dim`."""
-    match config:
-        case MeanPooling():
-            return MeanOfHistory()
-        case TargetAttentionPooling():
-            return TargetAttention(dim, config.hidden, config.softmax)
-
-
-class HistoryPooling(nn.Module):
-    """Pools the embeddings of each row's history. Base class."""
-
-    def forward(self, items_UD: Tensor, target_BD: Tensor, history: "HistoryIndex") -> Tensor:
-        """Returns [B, D]; zeros for an empty history.
-
-        items_UD: embeddings of the item bags; zero for bags that are not valid, such as bag 0, where padding points.
-        target_BD: the target's embedding in the same space.
-        """
-        raise NotImplementedError
-
-
-class MeanOfHistory(HistoryPooling):
-    """The mean over the valid positions."""
-
-    def forward(self, items_UD: Tensor, target_BD: Tensor, history: "HistoryIndex") -> Tensor:
-        return mean_of_history(items_UD, history)
-
-
-ROWS = 512  # R, rows of which attention scores are computed at a time
-
-
-class TargetAttention(HistoryPooling):
-    """DIN's local activation unit (arXiv 1706.06978, equation 3).
-
-    sum_t a_t h_t with a_t = MLP([h_t; e; h_t - e; h_t * e]), history item h_t and target e. PReLU between layers;
-    with `softmax`, a softmax over the valid positions.
-    """
-
-    def __init__(self, dim: int, hidden: Sequence[int], softmax: bool, rows: int = ROWS) -> None:
-        """rows: of which scores are computed at a time."""
-        super().__init__()
-        widths = [4 * dim, *hidden]
-        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
-        self.layers.append(nn.Linear(widths[-1], 1, bias=not softmax))  # a softmax cancels a bias
-        self.slopes = nn.ParameterList(torch.full((1,), 0.25) for _ in hidden)
-        self.softmax, self.rows = softmax, rows
-
-    def weights(self, items_UD: Tensor, target_BD: Tensor, history: "HistoryIndex") -> Tensor:
-        """a_t, [B, T]; 0 at padding."""
-        layers = [list(layer.parameters()) for layer in self.layers]
-        score_BT = _scores(items_UD, target_BD, history, layers, list(self.slopes), self.rows)
-        if self.softmax:
-            return softmax_over_history(score_BT, history)
-        return score_BT.masked_fill(~history.valid_BT, 0.0)
-
-    def forward(self, items_UD: Tensor, target_BD: Tensor, history: "HistoryIndex") -> Tensor:
-        return weighted_sum_of_history(items_UD, self.weights(items_UD, target_BD, history), history)
-
-
-Layers = Sequence[Sequence[Tensor]]  # weight and, if there is one, bias of each layer
-
-
-@fx.wrap  # fx cannot trace a loop over chunks
-def _scores(
-    items_UD: Tensor, target_BD: Tensor, history: "HistoryIndex", layers: Layers, slopes: Sequence[Tensor], rows: int
-) -> Tensor:
-    """Scores [B, T], R = `rows` at a time. Backward recomputes a chunk instead of keeping its [R, T, H] tensors."""
-    chunks = [
-        checkpoint(_score, items_UD, target_RD, bag_RT, layers, slopes, use_reentrant=False, preserve_rng_state=False)
-        for target_RD, bag_RT in zip(torch.split(target_BD, rows), torch.split(history.bag_BT, rows), strict=True)
-    ]
-    return torch.cat(chunks)
-
-
-def _score(items_UD: Tensor, target_RD: Tensor, bag_RT: Tensor, layers: Layers, slopes: Sequence[Tensor]) -> Tensor:
-    """Scores [R, T], without the MLP's input [R, T, 4D].
-
-    W [h; e; h - e; h * e] = (W1 + W3 + W4 diag(e)) h + (W2 - W3) e.
-    """
-    (first_HX, bias_H), *further = layers
-    of_item_HD, of_target_HD, of_difference_HD, of_product_HD = first_HX.chunk(4, dim=1)
-    matrix_RHD = torch.addcmul(of_item_HD + of_difference_HD, of_product_HD, target_RD.unsqueeze(1))
-    shift_RH = functional.linear(target_RD, of_target_HD - of_difference_HD, bias_H)
-    items_RTD = functional.embedding(bag_RT, items_UD)
-    hidden_RTH = torch.baddbmm(shift_RH.unsqueeze(1), items_RTD, matrix_RHD.transpose(1, 2))
-    for layer, slope in zip(further, slopes, strict=True):
-        activated_RTH = torch.lerp(hidden_RTH.relu(), hidden_RTH, slope)  # PReLU, faster than functional.prelu
-        hidden_RTH = functional.linear(activated_RTH, *layer)
-    return hidden_RTH.squeeze(2)
-
 
 # Sums and products with histories as a sparse matrix [B, U] over item bags: backward makes no [B, T, D] tensor.
 #
@@ -154,8 +42,13 @@ def products_with_history(items_UD: Tensor, target_BD: Tensor, history: "History
 
 def softmax_over_history(score_BT: Tensor, history: "HistoryIndex") -> Tensor:
     """Softmax of the scores at valid positions, [B, T]; 0 at padding, and all 0 for an empty history."""
-    lowest = torch.finfo(torch.float32).min  # not -inf, which gives NaN for an empty history
-    return score_BT.masked_fill(~history.valid_BT, lowest).softmax(dim=1).masked_fill(~history.valid_BT, 0.0)
+    return masked_softmax(score_BT, history.valid_BT)
+
+
+def masked_softmax(score: Tensor, valid: Tensor) -> Tensor:
+    """Softmax over the valid entries of the last dimension; 0 at others, and all 0 where none is valid."""
+    lowest = torch.finfo(torch.float32).min  # not -inf, which gives NaN where none is valid
+    return score.masked_fill(~valid, lowest).softmax(dim=-1).masked_fill(~valid, 0.0)
 
 
 def attention_among(attention_BT: Tensor, history: "HistoryIndex", part: "HistoryIndex") -> Tensor:

@@ -19,7 +19,8 @@ from sidrec.data.dataset import Sizes
 from sidrec.data.item_tables import HID
 from sidrec.model.alignment import build_alignment
 from sidrec.model.fusion_and_gate import GranularityFusion, TargetAwareGate, build_fusion, build_gate
-from sidrec.model.history import HistoryIndex, PooledHistories, build_pooling, index_history
+from sidrec.model.history import HistoryIndex, index_history
+from sidrec.model.pooling import PooledHistories, build_pooling
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,7 @@ def recipe_workload(recipe: Recipe, data: Dataset, world: int) -> RecipeWorkload
     """
     rows = max(1, recipe.data.batch_size // world)
     length = mean_history(recipe.data, data.manifest)
+    length = min(length, recipe.model.history_pooling.kept(recipe.data.history_length))
     impressions_I = impressions_by_id(recipe.data.path / ITEMS, data.manifest.ids[ITEM_ID])
     seen_I = seen_at_least_once(impressions_I, rows * (1 + length))
     with torch.device("meta"):

@@ -79,7 +79,7 @@ class PlannedRun:
         return BatchShape(
             rows=max(1, self.recipe.data.batch_size // self.hardware.world),
             bags=1 + round(self.unique_items),
-            history=self.recipe.data.history_length,
+            history=self.recipe.model.history_pooling.kept(self.recipe.data.history_length),
             dense=self.sizes.dense,
             stats=len(self.sizes.stats_mean),
             item_features=self.tables.features,
@@ -329,4 +329,5 @@ def item_bytes(tables: ItemTables) -> int:
     """Bytes of all arrays by item id in a loader process, and of its scratch array for finding unique items."""
     per_item: Mapping[str, object] = tables.per_item
     arrays = [array for array in per_item.values() if isinstance(array, np.ndarray)]
-    return tables.rows_IF.nbytes + sum(array.nbytes for array in arrays) + 8 * len(tables.rows_IF)
+    arrays += [tables.rows_IF, tables.codes_IL]
+    return sum(array.nbytes for array in arrays) + 8 * len(tables.rows_IF)

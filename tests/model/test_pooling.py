@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sidrec.config.model import MeanPooling, Pooling, TargetAttentionPooling
-from sidrec.model.history import TargetAttention, build_pooling, index_history
+from sidrec.model.history import index_history
+from sidrec.model.pooling import TargetAttention, build_pooling
 
 B, U, T, D = 7, 9, 5, 4
 
