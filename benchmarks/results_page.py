@@ -8,6 +8,7 @@ nothing, and fails if a page is not what would be written. Functions:
 
     mean, spread STUDY/DATASET/VARIANT, COLUMN...         over runs; several columns are joined by " / "
     lead, gap, p STUDY/DATASET/VARIANT REFERENCE, COLUMN  paired over runs: with its 95% t interval, alone, its p value
+    against STUDY/DATASET/VARIANT REFERENCE, COLUMN       as in the study's report: hierarchical interval, verdict
     count STUDY/DATASET, SLICE KEY                        of the rows that were scored: rows, users, covered_users
     json FILE KEY/KEY FORMAT                              a value of benchmarks/results/FILE, or all values of a list
 """
@@ -26,6 +27,9 @@ import yaml
 from benchmarks import RESULTS
 from sidrec.errors import ConfigError
 from sidrec.io.files import read_json, write_text
+from sidrec.report.study_text import verdict_text
+from sidrec.study.comparison import Comparison, comparison
+from sidrec.study.definition import load_study
 from sidrec.study.intervals import PairedInterval, paired_interval
 from sidrec.study.results import RUNS_FILE, RunResult, run_table
 
@@ -125,6 +129,18 @@ def _p(words: Sequence[str], columns: Sequence[str]) -> str:
     return short(p, 3 if p < 0.0095 else 2)
 
 
+def _against(words: Sequence[str], columns: Sequence[str]) -> str:
+    (place, reference), (column,) = words, columns
+    study, dataset, variant = place.split("/")
+    found = _comparison(study).datasets[dataset].variants[variant].against[reference][column]
+    return "" if found is None else verdict_text(found).replace("-", "\N{MINUS SIGN}")
+
+
+@cache
+def _comparison(study: str) -> Comparison:
+    return comparison(load_study(RESULTS.parent / "studies" / f"{study}.yaml"), RESULTS)
+
+
 def _count(words: Sequence[str], columns: Sequence[str]) -> str:
     study, dataset = words[0].split("/")
     run = next(run for run in recorded_runs(study) if run["dataset"] == dataset)
@@ -151,6 +167,7 @@ FUNCTIONS = {
     "lead": _lead,
     "gap": _gap,
     "p": _p,
+    "against": _against,
     "count": _count,
     "json": _json,
 }

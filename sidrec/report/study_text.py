@@ -133,7 +133,9 @@ def _counted(against: Mapping[str, PairedDifference], reference: str, column: st
         if names:
             more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
             word = "cannot be told" if verdict == "cannot tell" else verdict
-            parts.append(f"{len(names)} {word} ({', '.join(names[:LISTED])}{more})")
+            reasons = {against[name].why for name in names} - {""}
+            why = f": {reasons.pop()}" if len(reasons) == 1 else ""
+            parts.append(f"{len(names)} {word} ({', '.join(names[:LISTED])}{more}){why}")
     kind = "variant" if len(against) == 1 else "variants"
     return f"{len(against)} {'other ' if other else ''}{kind} against {reference} on {column}: {'; '.join(parts)}."
 

@@ -41,6 +41,12 @@ def test_a_lead_is_paired_over_runs() -> None:
     assert figure(f"gap {STUDY}/sid_coord sid_only, GAUC") == signed(of["difference"])
 
 
+def test_a_difference_as_the_studys_report_has_it() -> None:
+    of = SUMMARY["sid_coord"]["metrics"]["AUC"]["mean"] - SUMMARY["hid_only"]["metrics"]["AUC"]["mean"]
+    found = figure(f"against {STUDY}/sid_coord hid_only, AUC")
+    assert re.fullmatch(rf"\{signed(of)} \[\+\.\d{{4}}, \+\.\d{{4}}\] (won|cannot tell.*)", found)
+
+
 def test_a_table_fills_rows_and_columns() -> None:
     block = """
 cell: mean sid_coord_beauty/beauty/{row}, {column}

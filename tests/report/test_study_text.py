@@ -104,6 +104,18 @@ def test_without_a_headline_few_variants_get_sentences_and_many_are_counted() ->
     assert (headline(one), primary(one)) == ("sids", "AUC")
 
 
+def test_a_reason_that_all_share_is_said_once() -> None:
+    names = {name: BEAUTY.variants[name] for name in ("sid_only", "published", "mean_with_dropout", "recommended")}
+    why: dict[str, dict[str, PairedDifference | None]]
+    why = {"hid_only": {"GAUC": _difference([0.01, 0.02], why="no draws are recorded")}}
+    shop = replace(BEAUTY, variants={name: replace(of, against=why) for name, of in names.items()})
+    (line,) = verdict_lines(replace(FOUND, references=("hid_only",), columns=("GAUC",)), shop)[1:]
+    listed = "sid_only, published, mean_with_dropout"
+    assert (
+        line.text == f"3 other variants against hid_only on GAUC: 3 cannot be told ({listed}): no draws are recorded."
+    )
+
+
 def test_chance_counts_what_was_judged() -> None:
     assert chance(FOUND).startswith("Of 168 intervals at 95%, about 8.4 leave out 0 by chance alone.")  # 2 x 12 x 7
     assert chance(made_up_study(runs=1)).startswith("No difference can be judged yet")
