@@ -29,7 +29,7 @@ import polars as pl
 
 from benchmarks.mind_piece import mind_log
 from data_prep.amazon import AmazonCommand
-from data_prep.behavior import BehaviorCommand, SasRecSettings
+from data_prep.behavior import BehaviorCommand
 from data_prep.build import LogSettings
 from data_prep.interactions import Columns, InteractionsCommand
 from data_prep.item_vectors import ItemVectors
@@ -88,7 +88,7 @@ def prepare_mind(shared: Path, out: Path) -> None:
     )
     clicks = LogSettings(validation_from=VALIDATION_FROM, test_from=TEST_FROM, overwrite=True)
     InteractionsCommand(log, scratch / "clicks", columns, clicks, vectors="none").run()
-    BehaviorCommand(scratch / "clicks", SasRecSettings(), check=False).run()
+    BehaviorCommand(scratch / "clicks", check=False).run()
     column = pl.read_parquet(scratch / "clicks" / "items.parquet")["behavior"]
     np.save(scratch / "behavior.npy", column.to_numpy())
     InteractionsCommand(
@@ -120,6 +120,19 @@ def by_time(public: PublicSet) -> Callable[[Path, Path], None]:
     return lambda shared, out: public.prepare(shared / public.folder, out, BY_TIME)
 
 
+def with_behavior(public: PublicSet) -> Callable[[Path, Path], None]:
+    """By time, with the item vectors and pairs of `data_prep.behavior`, from the train split alone."""
+
+    def prepare(shared: Path, out: Path) -> None:
+        data = out.with_name("sources") / out.name / "data"
+        data.parent.mkdir(parents=True, exist_ok=True)
+        public.prepare(shared / public.folder, data, replace(BY_TIME, overwrite=True))
+        BehaviorCommand(data, check=False).run()
+        data.rename(out)
+
+    return prepare
+
+
 def early(public: PublicSet) -> Callable[[Path, Path], None]:
     def prepare(shared: Path, out: Path) -> None:
         source = early_source(public, shared / public.folder, out.with_name("sources") / out.name)
@@ -135,7 +148,7 @@ def x1(public: PublicSet) -> Callable[[Path, Path], None]:
 SETS: dict[str, Callable[[Path, Path], None]] = {
     "beauty": by_time(BEAUTY),
     "yelp": by_time(YELP),
-    "movielens": by_time(MOVIELENS),
+    "movielens": with_behavior(MOVIELENS),
     "mind": prepare_mind,
     "beauty_early": early(BEAUTY),
     "yelp_early": early(YELP),

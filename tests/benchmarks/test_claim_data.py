@@ -6,9 +6,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from benchmarks.claim_data import BEAUTY, BEAUTY_VECTORS, MOVIELENS, SETS, X1, early_source, prepare_sets
+from benchmarks.claim_data import BEAUTY, BEAUTY_VECTORS, SETS, X1, YELP, early_source, prepare_sets
+from benchmarks.claim_sets import SplitSize, set_size
+from benchmarks.claim_sets import table as table_of
 from data_prep.negatives import Pool
-from sidrec import schema
 from sidrec.errors import ContractError
 
 
@@ -28,24 +29,51 @@ def test_an_early_log_ends_before_its_last_events_and_knows_only_its_own_items(t
     assert np.load(folder / BEAUTY_VECTORS).tolist() == [[0.0, 1.0], [4.0, 5.0]]
 
 
+def _positives(split: Path) -> int:
+    return int(pl.read_parquet(split / "*.parquet")["label"].sum())
+
+
 def test_sets_are_prepared_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("wordllama")
-    raw = tmp_path / "raw" / MOVIELENS.folder
+    raw = tmp_path / "raw" / YELP.folder
     raw.mkdir(parents=True)
-    ratings = {"userId": [1, 2] * 30, "movieId": [1, 2, 3] * 20, "rating": [5.0, 2.0, 3.0] * 20}
-    pl.DataFrame({**ratings, "timestamp": range(60)}).write_csv(raw / "ratings.csv")
-    pl.DataFrame({"movieId": [1, 2, 3], "title": list("ABC"), "genres": ["Drama"] * 3}).write_csv(raw / "movies.csv")
-    prepare_sets(tmp_path / "raw", tmp_path / "out", ["movielens", "movielens_early"])
-    rows = {
-        name: {split: schema.load_manifest(tmp_path / "out" / name / "log").rows(split) for split in ("train", "test")}
-        for name in ("movielens", "movielens_early")
+    visits = {"user_id": range(60), "item_id": [f"i{n % 7}" for n in range(60)], "timestamp": range(0, 6000, 100)}
+    pl.DataFrame(visits).write_csv(raw / "interactions.csv.gz", compression="gzip")
+    items = pl.DataFrame({"item_id": [f"i{n}" for n in range(7)], "categories": ["Food|Pizza"] * 7})
+    items.write_csv(raw / "items.csv.gz", compression="gzip")
+    prepare_sets(tmp_path / "raw", tmp_path / "out", ["yelp", "yelp_early"])
+    visits_of = {
+        name: [_positives(tmp_path / "out" / name / "log" / split) for split in ("train", "validation", "test")]
+        for name in ("yelp", "yelp_early")
     }
-    assert rows == {"movielens": {"train": 48, "test": 6}, "movielens_early": {"train": 38, "test": 5}}
-    before = (tmp_path / "out" / "movielens" / "items.parquet").stat().st_mtime_ns
-    prepare_sets(tmp_path / "raw", tmp_path / "out", ["movielens"])
-    assert (tmp_path / "out" / "movielens" / "items.parquet").stat().st_mtime_ns == before
+    assert visits_of == {"yelp": [48, 6, 6], "yelp_early": [38, 5, 5]}
+    before = (tmp_path / "out" / "yelp" / "items.parquet").stat().st_mtime_ns
+    prepare_sets(tmp_path / "raw", tmp_path / "out", ["yelp"])
+    assert (tmp_path / "out" / "yelp" / "items.parquet").stat().st_mtime_ns == before
     with pytest.raises(ContractError, match=f"some of {', '.join(SETS)}"):
-        prepare_sets(tmp_path / "raw", tmp_path / "out", ["movielense"])
+        prepare_sets(tmp_path / "raw", tmp_path / "out", ["yelpp"])
+
+
+def test_sizes_of_a_set(tmp_path: Path) -> None:
+    """Item 3 is in validation first, so its row of test is not cold; item 4 is. User 9 is new in test."""
+    splits = {
+        "train": [(1, 1, 1), (0, 1, 2), (1, 2, 1)],
+        "validation": [(1, 1, 3), (0, 1, 1)],
+        "test": [(1, 9, 4), (0, 9, 4), (1, 2, 3), (1, 2, 4)],
+    }
+    for split, rows in splits.items():
+        (tmp_path / "log" / split).mkdir(parents=True)
+        table = pl.DataFrame(rows, schema=["label", "user_id", "item_id"], orient="row")
+        table.write_parquet(tmp_path / "log" / split / "0.parquet")
+    vectors = pl.Series("text", [[0.0, 0.0], [0.6, 0.8], [1.0, 0.0], [0.0, 0.0]], dtype=pl.Array(pl.Float32, 2))
+    pl.DataFrame({"item_id": [1, 2, 3, 4]}).with_columns(vectors).write_parquet(tmp_path / "items.parquet")
+    size = set_size(tmp_path)
+    assert (size.train, size.items, size.with_text) == (3, 4, 2)
+    assert size.evaluated["validation"][1] == SplitSize(rows=1, positives=1, users=1, known_users=1, covered=0, items=1)
+    all_rows, cold = size.evaluated["test"]
+    assert all_rows == SplitSize(rows=4, positives=3, users=2, known_users=1, covered=1, items=2)
+    assert cold == SplitSize(rows=3, positives=2, users=2, known_users=1, covered=1, items=1)
+    assert "| validation | 2 | 50.0% | 1 | 1 | 1 | 2 | 1 (50.0%) | 100.0% | 0 | 1 |" in table_of({"small": size})
 
 
 def test_negatives_of_x1_are_uniform_over_launched_items() -> None:
