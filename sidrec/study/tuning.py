@@ -35,7 +35,7 @@ class Range:
             raise ValueError(f"expected low below high, got {self.low:g} and {self.high:g}")
         if self.log and self.low <= 0:
             raise ValueError(f"expected low above 0 with log, got {self.low:g}")
-        if self.integer and not (self.low.is_integer() and self.high.is_integer()):
+        if self.integer and not (float(self.low).is_integer() and float(self.high).is_integer()):
             raise ValueError(f"expected whole numbers with integer, got {self.low:g} and {self.high:g}")
 
     def ends(self) -> tuple[Any, ...]:

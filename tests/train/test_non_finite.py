@@ -15,6 +15,7 @@ from torch import Tensor
 from sidrec.checkpoint.state import state_shards
 from sidrec.config import Recipe
 from sidrec.errors import SidrecError
+from sidrec.study.search import DIVERGED
 from sidrec.train.non_finite_cause import Cause, nearest_cause
 from sidrec.train.run import train
 from sidrec.train.step import StepResult
@@ -115,6 +116,7 @@ def test_training_stops_with_step_input_file_and_row(tmp_path: Path, capsys: pyt
     recipe = recipe_of(tmp_path, train={"epochs": 1})
     sentence = refusal(capsys, start(recipe))
     assert re.match(r"step \d+: expected a finite loss and finite gradients, got a (logit|gradient) of ", sentence)
+    assert DIVERGED.search(f"sidrec: error: {sentence}"), "a search counts such a trial as the worst"
     assert "; largest input: int_a = 3e+38; " in sentence
     assert re.search(rf"; {tmp_path / TRAIN}, rows? (420|421|420, 421); train.non_finite=skip leaves", sentence)
     assert not list(recipe.run.glob("checkpoints/step-*"))
@@ -146,6 +148,7 @@ def test_a_learning_rate_that_blows_up_is_named_before_it_is_saved(
     too_large = recipe_of(tmp_path, name="too-large", optimizer={"tables": tables}, **sections)
     sentence = refusal(capsys, start(too_large))
     assert sentence.startswith("step 1: expected finite weights and optimizer states to save, got others in tensor ")
+    assert DIVERGED.search(f"sidrec: error: {sentence}"), "a search counts such a trial as the worst"
     assert re.search(r"tensor model/(items|context)\.embedding_bags\.\w+\.weight, rows \d+", sentence)
     assert not list(too_large.run.glob("checkpoints/step-*"))
 
