@@ -69,15 +69,11 @@ class Study:
     tuning: Tuning | None = None
     """Search for each variant's best values of the same keys, on the same budget; left out, none."""
     tuned: dict[str, dict[str, Overrides]] = field(default_factory=dict)
-    """Data set -> variant -> overrides that a tuning study found; merged last."""
-    trials: dict[str, dict[str, Overrides]] = field(default_factory=dict)
-    """Makes this a tuning study: variant -> trial -> overrides, the same number of trials for every variant."""
-    select: Literal["auc", "gauc", "uauc"] = "gauc"
-    """The metric on all items that chooses a variant's best trial."""
+    """Data set -> variant -> overrides that an earlier search found. They change single keys, also of `model.item`."""
     columns: Annotated[tuple[Column, ...], Field(min_length=1)] = ("AUC", "GAUC", "tail AUC", "cold AUC")
     """Metrics that the report shows."""
     split: str = "test"
-    """The split that is evaluated; tuning must not look at `test`."""
+    """The split that the final runs are measured on; `tuning` has its own."""
     ranks: PositiveInt = 1
     """Processes per run."""
     command: tuple[str, ...] | None = None
@@ -136,7 +132,6 @@ def _wrong_names(study: Study) -> list[str]:
     used += [("runs_of", name, study.variants) for name in study.runs_of]
     used += [("tuned", name, study.datasets) for name in study.tuned]
     used += [(f"tuned.{name}", variant, study.variants) for name, tuned in study.tuned.items() for variant in tuned]
-    used += [("trials", name, study.variants) for name in study.trials]
     mistakes = [
         f"  {where}: expected one of {list(known)}, got {name!r}" for where, name, known in used if name not in known
     ]
@@ -146,7 +141,4 @@ def _wrong_names(study: Study) -> list[str]:
         for name in names
         if not all(letter.isalnum() or letter in "_-." for letter in name)
     ]
-    if study.trials and len({len(study.trials.get(name, {})) for name in study.variants}) > 1:
-        got = {name: len(study.trials.get(name, {})) for name in study.variants}
-        mistakes.append(f"  trials: expected equally many for each variant, got {got}")
     return mistakes

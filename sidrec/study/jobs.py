@@ -63,24 +63,23 @@ def study_runs(study: Study) -> list[Run]:
 
     Raises ConfigError for a recipe file that cannot be read, or a recipe with a tokenizer and a mistake.
     """
-    names: list[tuple[str, str | None]] = [
-        (name, trial) for name in study.variants for trial in (study.trials[name] if study.trials else [None])
-    ]
-    recipes = {(dataset, *name): variant_recipe(study, dataset, *name) for dataset in study.datasets for name in names}
+    recipes = {
+        (dataset, variant): variant_recipe(study, dataset, variant)
+        for dataset in study.datasets
+        for variant in study.variants
+    }
     return [
-        run_of(study, dataset, variant if trial is None else f"{variant}{TRIAL}{trial}", number, recipe)
+        run_of(study, dataset, variant, number, recipe)
         for number in sorted({number for name in study.variants for number in study.numbers(name)})
-        for (dataset, variant, trial), recipe in recipes.items()
+        for (dataset, variant), recipe in recipes.items()
         if number in study.numbers(variant)
     ]
 
 
-def variant_recipe(study: Study, dataset: str, variant: str, trial: str | None = None) -> Overrides:
-    """The recipe of a data set, changed by a variant, one of its `trials`, and what `tuned` has for it."""
+def variant_recipe(study: Study, dataset: str, variant: str) -> Overrides:
+    """The recipe of a data set, changed by a variant, and by what `tuned` has for it."""
     recipe, overrides = load_mapping(study.datasets[dataset], "YAML file"), study.variants[variant]
     changed = merge(_without_replaced_item(recipe, overrides), overrides)
-    if trial is not None:
-        changed = merge(changed, study.trials[variant][trial])
     return merge(changed, study.tuned.get(dataset, {}).get(variant, {}))
 
 

@@ -1,6 +1,6 @@
 """A study's tables and pictures, made from recorded results alone.
 
-`report` writes summary.json, report.md and DATASET.png; `tuning_report` writes best.yaml instead of the picture.
+`report` writes summary.json, report.md and DATASET.png.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,19 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
-import yaml
 
 from sidrec.io.files import replaced_file, write_json, write_text
-from sidrec.study.definition import Column, Overrides, Study
+from sidrec.study.definition import Column, Study
 from sidrec.study.intervals import LEVEL, Bootstrap, Difference, load_bootstrap
-from sidrec.study.jobs import TRIAL, study_runs
+from sidrec.study.jobs import study_runs
 from sidrec.study.results import GATES, RunResult, finished
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-BEST_FILE = "best.yaml"
 COLORS = ("#1f77b4", "#d95f02", "#6a3d9a", "#33a02c")
 
 
@@ -182,68 +180,6 @@ def difference_text(of: Difference | None) -> str:
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
-def tuning_report(study: Study, results: Path) -> str:
-    """Writes summary.json, report.md and best.yaml into RESULTS/STUDY. Returns the text of report.md.
-
-    best.yaml is the `tuned` section for a study of the same variants: data set -> variant -> overrides of
-    the best trial. It names a variant only when all its trials have finished with all seeds.
-    """
-    folder = results / study.name
-    found = finished(results, study, study_runs(study))
-    best: dict[str, dict[str, Overrides]] = {}
-    sections = [
-        f"# {study.name}",
-        f"{len(next(iter(study.trials.values())))} trials for each variant, seeds {list(study.runs)}; "
-        f"best by {study.select.upper()} on all items of split {study.split}, marked ★.",
-    ]
-    for dataset, runs in found.items():
-        chosen = {name: _best_trial(study, name, runs) for name in study.variants}
-        best[dataset] = {name: study.trials[name][trial] for name, trial in chosen.items() if trial}
-        sections += [f"## {dataset}", conditions_text(study, runs), _table(study, runs, chosen)]
-    text = "\n\n".join(sections if found else [*sections, "No run has finished."]) + "\n"
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "summary.json", _summaries(study, found))
-    write_text(folder / BEST_FILE, yaml.safe_dump({"tuned": best}, sort_keys=False))
-    write_text(folder / "report.md", text)
-    return text
-
-
-def _best_trial(study: Study, variant: str, runs: Mapping[str, Sequence[RunResult]]) -> str | None:
-    """The trial with the highest mean over seeds, the first of equals; None while trials or seeds are missing."""
-    scores: dict[str, float] = {}
-    for trial in study.trials[variant]:
-        of_trial = runs.get(f"{variant}{TRIAL}{trial}", ())
-        found = spread([run["metrics"][study.split]["all"][study.select] for run in of_trial]) if of_trial else None
-        if found is None or len(of_trial) < len(study.runs):
-            return None
-        scores[trial] = found["mean"]
-    return max(scores, key=lambda trial: scores[trial])
-
-
-def _table(study: Study, runs: Mapping[str, Sequence[RunResult]], chosen: Mapping[str, str | None]) -> str:
-    rows = []
-    for variant, trials in study.trials.items():
-        for trial, overrides in trials.items():
-            of_trial = runs.get(f"{variant}{TRIAL}{trial}")
-            if of_trial is None:
-                continue
-            summary = summarize(of_trial, study.split, study.columns, None)
-            mark = " ★" if chosen[variant] == trial else ""
-            metrics = [spread_text(summary["metrics"][column]) for column in study.columns]
-            changes = f"`{yaml.safe_dump(overrides, default_flow_style=True, width=10_000).strip()}`"
-            rows.append([variant, f"{trial}{mark}", len(of_trial), *metrics, changes])
-    return markdown_table(["variant", "trial", "seeds", *study.columns, "overrides"], rows)
-
-
-def _summaries(
-    study: Study, found: Mapping[str, Mapping[str, Sequence[RunResult]]]
-) -> dict[str, dict[str, VariantSummary]]:
-    return {
-        dataset: {name: summarize(of_trial, study.split, study.columns, None) for name, of_trial in runs.items()}
-        for dataset, runs in found.items()
-    }
 
 
 def slice_and_metric(column: Column) -> tuple[str, str]:

@@ -185,7 +185,6 @@ def test_a_mistake_in_any_recipe_is_found_before_training(capsys: pytest.Capture
         ({"tuned": {"world": {"week": {}}}}, "tuned.world: expected one of"),
         ({"variants": {"weak": {}, "a/b": {}}}, "variants: expected letters, digits"),
         ({"datasets": {}}, "datasets: Dictionary should have at least 1 item"),
-        ({"trials": {"weak": {"a": {}}, "strong": {"a": {}, "b": {}}}}, "equally many for each variant"),
     ],
 )
 def test_a_wrong_study_is_refused_by_key(changes: dict[str, Any], message: str) -> None:
@@ -250,33 +249,6 @@ def test_intervals_of_other_runs_are_not_shown() -> None:
 def test_a_report_before_any_run_reports_none() -> None:
     assert _study("report") == 0
     assert "No run has finished." in Path("results/small/report.md").read_text()
-
-
-def test_tuning_takes_each_variants_best_trial() -> None:
-    trials = {
-        name: {trial: {"optimizer": {"tables": {"lr": lr}}} for trial, lr in (("low", low), ("high", high))}
-        for name, low, high in (("weak", 0.2, 0.1), ("strong", 1.0, 2.0))
-    }
-    assert _study("run", trials=trials, runs=[0], split="validation") == 0
-    assert sorted(_trained()) == [
-        f"world/{name}@{trial}/seed0" for name in ("strong", "weak") for trial in ("high", "low")
-    ]
-    best = yaml.safe_load(Path("results/small/best.yaml").read_text())
-    assert best == {"tuned": {"world": {"weak": trials["weak"]["low"], "strong": trials["strong"]["high"]}}}
-    text = Path("results/small/report.md").read_text()
-    assert "2 trials for each variant" in text
-    assert "| weak | low ★ | 1 |" in text
-    assert load_study(Path(_write_study(tuned=best["tuned"]))).tuned == best["tuned"]
-
-
-def test_an_unfinished_variant_has_no_best_trial() -> None:
-    trials: dict[str, Any] = {
-        "weak": {"a": {}, "b": {"optimizer": {"schedule": {"warmup_steps": 13}}}},
-        "strong": {"a": {}, "b": {"optimizer": {"tables": {"lr": 3.0}}}},
-    }
-    assert _study("run", trials=trials, runs=[0]) == 1
-    best = yaml.safe_load(Path("results/small/best.yaml").read_text())
-    assert list(best["tuned"]["world"]) == ["strong"]
 
 
 def test_a_spread_over_one_seed_has_no_deviation_and_undefined_stays_undefined() -> None:
