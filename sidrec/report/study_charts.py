@@ -12,6 +12,7 @@ from sidrec.page.labels import DOT, numbers
 from sidrec.report.charts import BOTTOM, COLOURS, HEIGHT, LEFT, RIGHT, WIDTH, Plot, Point, figure, spanning
 from sidrec.report.study_text import agreement, difference_text, short, signed, what_would_tell
 from sidrec.study.comparison import DatasetComparison, PairedDifference
+from sidrec.study.intervals import Interval
 from sidrec.study.verdicts import Verdict
 
 KINDS: Mapping[Verdict, str] = {"won": "won", "lost": "lost", "tied": "tied", "cannot tell": "open"}
@@ -38,7 +39,7 @@ def difference_chart(
     if not found:
         return None
     ends = [end for each in found.values() for end in _ends(each)]
-    axis = spanning([*ends, 0.0, *((-margin, margin) if max(map(abs, ends)) < 20 * margin else ())])
+    axis = difference_axis(ends, margin)
     rows = [
         row(numbered[name], name, track(axis, *_marks(axis, name, each, margin, runs)), *_figure(each))
         for name, each in found.items()
@@ -57,22 +58,41 @@ def _figure(found: PairedDifference) -> list[Element | str]:
 
 
 def _marks(axis: Axis, name: str, found: PairedDifference, margin: float, runs: bool) -> Iterator[Element]:
+    hint = f"{name}: {difference_text(found)}, {len(found.runs)} runs, {found.positive} above 0: {found.verdict}"
+    hint += f"; {what_would_tell(found)}" if found.verdict == "cannot tell" else ""
+    by_run = found.by_run if runs else ()
+    yield from verdict_marks(axis, found.difference, found.interval, found.verdict, margin, hint, by_run)
+
+
+def verdict_marks(
+    axis: Axis,
+    difference: float,
+    interval: Interval | None,
+    verdict: Verdict,
+    margin: float,
+    hint: str,
+    by_run: Sequence[float] = (),
+) -> Iterator[Element]:
+    """The margin around 0, a pale dot for each run, the interval, the mean by its verdict; all show the hint."""
     low, high = (100 * axis.at(axis.within(end)) for end in (-margin, margin))
     yield element("rect", x=f"{low:.2f}%", width=f"{high - low:.2f}%", y="-19", height="38", class_="margin")
     yield element("line", x1=axis.percent(0.0), x2=axis.percent(0.0), y1="-19", y2="19", class_="zero")
-    for moved in found.by_run if runs else ():
+    for moved in by_run:
         if axis.within(moved) == moved:
             yield element("circle", cx=axis.percent(moved), cy="0", r="3", class_="round")
-    kind = KINDS[found.verdict]
-    if found.interval is not None:
-        ends = [axis.percent(end) for end in (found.interval.low, found.interval.high)]
+    kind = KINDS[verdict]
+    if interval is not None:
+        ends = [axis.percent(end) for end in (interval.low, interval.high)]
         yield element("line", x1=ends[0], x2=ends[1], y1="0", y2="0", class_=f"interval {kind}")
         for end in ends:
             yield element("line", x1=end, x2=end, y1="-4", y2="4", class_=f"interval {kind}")
-    yield element("circle", cx=axis.percent(found.difference), cy="0", r="5", class_=f"median {kind}")
-    hint = f"{name}: {difference_text(found)}, {len(found.runs)} runs, {found.positive} above 0: {found.verdict}"
-    hint += f"; {what_would_tell(found)}" if found.verdict == "cannot tell" else ""
+    yield element("circle", cx=axis.percent(difference), cy="0", r="5", class_=f"median {kind}")
     yield element("rect", element("title", hint), x="0", y="-19", width="100%", height="38", class_="touch")
+
+
+def difference_axis(ends: Sequence[float], margin: float) -> Axis:
+    """Over all ends and 0, and over the margin of a tie unless that is tiny."""
+    return spanning([*ends, 0.0, *((-margin, margin) if max(map(abs, ends)) < 20 * margin else ())])
 
 
 # Quality by cost.

@@ -250,7 +250,7 @@ def _needed(found: PairedDifference) -> str:
     more = more_runs(found.power, len(found.runs))
     if more is not None:
         return f"{more:,} more {'run' if more == 1 else 'runs'}"
-    return "no number of runs" if found.power.users_factor is None else f"{found.power.users_factor:.1f}x users"
+    return "runs cannot tell" if found.power.users_factor is None else f"{found.power.users_factor:.1f}x users"
 
 
 # Tuning and explanations.
