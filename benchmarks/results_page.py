@@ -78,13 +78,14 @@ def table(block: str) -> str:
     """A table in Markdown.
 
     columns: titles, or title -> cell. cell: a figure in which {row} and {column} are filled in. rows: each has a label
-    and one of: `of`, what {row} is; `cell`, in place of the table's; `cells`, one for each column.
+    and one of: `of`, what {row} is; `cell`, in place of the table's; `cells`, one for each column. Instead of rows,
+    `variants_of: STUDY/DATASET` makes one of each variant with a recorded run.
     """
     keys = yaml.safe_load(block)
     titles = keys["columns"]
     columns: Mapping[str, str] = titles if isinstance(titles, dict) else dict.fromkeys(titles, keys.get("cell", ""))
     lines = [[keys.get("head", ""), *columns], ["---"] * (len(columns) + 1)]
-    for row in keys["rows"]:
+    for row in keys["rows"] if "rows" in keys else _rows_of(keys["variants_of"]):
         cells = row.get("cells") or [row.get("cell", cell) for cell in columns.values()]
         filled = [
             cell.replace("{row}", str(row.get("of", ""))).replace("{column}", title)
@@ -92,6 +93,12 @@ def table(block: str) -> str:
         ]
         lines.append([row["label"], *(figure(cell) if cell else "" for cell in filled)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _rows_of(place: str) -> list[dict[str, str]]:
+    study, dataset = place.split("/")
+    names = dict.fromkeys(run["variant"] for run in recorded_runs(study) if run["dataset"] == dataset)
+    return [{"label": name.replace("_", " "), "of": name} for name in names]
 
 
 def figure(call: str) -> str:

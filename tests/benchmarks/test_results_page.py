@@ -62,6 +62,12 @@ rows:
     assert lines == ["|  | AUC | GAUC |", "| --- | --- | --- |", f"| HIDs | {auc} | {gauc} |", "| none |  | 40,294 |"]
 
 
+def test_a_table_of_all_recorded_variants() -> None:
+    block = f"variants_of: {STUDY}\ncell: 'mean {STUDY}/{{row}}, {{column}}'\ncolumns: [AUC]\n"
+    lines = table(block).splitlines()[2:]
+    assert {line.split(" | ")[0] for line in lines} == {f"| {name.replace('_', ' ')}" for name in SUMMARY}
+
+
 def test_paragraphs_with_figures_are_wrapped_and_lists_stay_lists() -> None:
     long = f"word {{{{count {STUDY}, all rows}}}} " * 15
     made = page(f"# Title\n\n* {long}\n* second\n\nlast\n")
