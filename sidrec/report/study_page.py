@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 from xml.etree.ElementTree import Element
 
 from sidrec.io.files import replaced_file
@@ -39,6 +38,7 @@ from sidrec.report.study_text import (
 )
 from sidrec.study.comparison import Comparison, DatasetComparison, PairedDifference, place
 from sidrec.study.intervals import LEVEL
+from sidrec.study.search import Found
 from sidrec.study.verdicts import more_runs
 
 TITLE = "Study: "
@@ -107,7 +107,7 @@ def _anchor(dataset: str) -> str:
 
 
 def _dataset(
-    found: Comparison, dataset: str, of: DatasetComparison, searches: Mapping[str, Any], numbered: Numbers
+    found: Comparison, dataset: str, of: DatasetComparison, searches: Mapping[str, Found], numbered: Numbers
 ) -> Iterator[Element]:
     column = primary(found)
     compared = [name for name in found.references if any(name in variant.against for variant in of.variants.values())]
@@ -256,7 +256,7 @@ def _needed(found: PairedDifference) -> str:
 # Tuning and explanations.
 
 
-def _tuning(searches: Mapping[str, Any], numbered: Numbers) -> Element:
+def _tuning(searches: Mapping[str, Found], numbered: Numbers) -> Element:
     curves = {name: search["curve"] for name, search in searches.items()}
     metric = next(iter(searches.values()))["metric"].upper()
     pictures = element("div", *tuning_charts(curves, metric, numbered), class_="pictures")

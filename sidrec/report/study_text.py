@@ -9,21 +9,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sidrec.config import load_mapping
 from sidrec.io.files import write_json, write_text
 from sidrec.metrics.exact import FEW_USERS
 from sidrec.page.cards import MISSING
 from sidrec.study.comparison import Comparison, Counts, DatasetComparison, PairedDifference, Spread, comparison, place
 from sidrec.study.definition import Study
 from sidrec.study.intervals import LEVEL
+from sidrec.study.search import Found, load_best
 from sidrec.study.verdicts import LOWER_IS_BETTER, Verdict, advice, more_runs
 from sidrec.text import screen_width, text_table, wrapped
 
-BEST_FILE = "best.yaml"
 PRIMARY, HEADLINE = "GAUC", "recommended"
 VERDICTS: Mapping[Verdict, str] = {"won": "won", "lost": "lost", "tied": "tied", "cannot tell": "?"}
 """Verdict -> its word in narrow tables."""
-Found = Mapping[str, Any]
 Searches = Mapping[str, Mapping[str, Found]]
 """Data set -> variant -> what tuning found: the part `searches` of best.yaml."""
 FEW_VARIANTS = 3
@@ -406,11 +404,6 @@ def on_screen(found: Comparison, width: int | None = None) -> str:
     return "\n\n".join(blocks)
 
 
-def recorded_searches(path: Path) -> Searches:
-    """What tuning found, from best.yaml; empty without such a file."""
-    return load_mapping(path, "YAML file").get("searches", {}) if path.exists() else {}
-
-
 def write_study_report(study: Study, results: Path, html: Path | None = None) -> str:
     """Writes report.md, summary.json and report.html into RESULTS/STUDY. Returns the text for a terminal.
 
@@ -419,7 +412,7 @@ def write_study_report(study: Study, results: Path, html: Path | None = None) ->
     from sidrec.report.study_page import write_study_page
 
     folder = results / study.name
-    found, searches = comparison(study, results), recorded_searches(folder / BEST_FILE)
+    found, searches = comparison(study, results), load_best(study, results).get("searches", {})
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "summary.json", {name: asdict(of)["variants"] for name, of in found.datasets.items()})
     write_text(folder / "report.md", markdown(found, searches))

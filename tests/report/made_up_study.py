@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import Any
 
 import numpy as np
 
@@ -17,6 +16,8 @@ from sidrec.study.comparison import (
     place,
 )
 from sidrec.study.intervals import t_interval
+from sidrec.study.proposals import Edge
+from sidrec.study.search import Found
 from sidrec.study.verdicts import MARGINS, Power, verdict
 
 COLUMNS = ("AUC", "GAUC", "NE", "tail AUC", "warm-tail AUC", "cold AUC", "cold GAUC")
@@ -91,15 +92,16 @@ def made_up_study(
     return Comparison("claim", "test", tuple(columns), tuple(references), found)
 
 
-def made_up_searches(datasets: Sequence[str] = ("beauty", "yelp")) -> dict[str, dict[str, dict[str, Any]]]:
+def made_up_searches(datasets: Sequence[str] = ("beauty", "yelp")) -> dict[str, dict[str, Found]]:
     """As best.yaml has them: published is at an edge; hid_only has no key of SIDs."""
     random = np.random.default_rng(3)
-    found: dict[str, dict[str, dict[str, Any]]] = {}
+    found: dict[str, dict[str, Found]] = {}
     for dataset in datasets:
         for name, lead in LEADS.items():
             tried = 0.75 + lead + random.normal(0, 0.004, 12)
-            edges = [{"key": "optimizer.tables.lr", "end": "low", "value": 0.01, "limit": 0.01}]
+            edges = [Edge(key="optimizer.tables.lr", end="low", value=0.01, limit=0.01)]
             found.setdefault(dataset, {})[name] = {
+                "search": "0123456789abcdef",
                 "split": "validation",
                 "metric": "gauc",
                 "runs": [0],
