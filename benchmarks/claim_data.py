@@ -9,6 +9,7 @@ they are, so that a stopped preparation continues.
 |---|---|---|
 | beauty, yelp | every purchase or visit, and one sampled negative each | in time, 80/10/10 |
 | movielens | every rating; positive from 4 stars | in time, 80/10/10 |
+| movielens_users | the same rows | each user's last 10%, the 10% before them |
 | mind | rows that were shown | by day: the last is test, the one before it validation |
 | *_early | the same, of a log that ends before its last 20% of events | in time, 80/10/10 |
 | *_x1 | one negative each, drawn uniformly | each user's last event, the one before it |
@@ -38,6 +39,7 @@ from sidrec.errors import ContractError
 
 EARLY_SHARE = 0.8  # of the events, in an early log
 BY_TIME = LogSettings(history=50, split="global", validation_share=0.1, test_share=0.1)
+BY_USER = replace(BY_TIME, split="per-user-last")
 X1 = replace(BY_TIME, split="last", validation_share=None, test_share=None, floor_weight=1e9, launch_draws=0.0)
 SHOWN_FROM, VALIDATION_FROM, TEST_FROM = "1573257673", "2019-11-13", "2019-11-14"  # of MIND's piece
 
@@ -120,13 +122,13 @@ def by_time(public: PublicSet) -> Callable[[Path, Path], None]:
     return lambda shared, out: public.prepare(shared / public.folder, out, BY_TIME)
 
 
-def with_behavior(public: PublicSet) -> Callable[[Path, Path], None]:
-    """By time, with the item vectors and pairs of `data_prep.behavior`, from the train split alone."""
+def with_behavior(public: PublicSet, settings: LogSettings) -> Callable[[Path, Path], None]:
+    """With the item vectors and pairs of `data_prep.behavior`, from the train split alone."""
 
     def prepare(shared: Path, out: Path) -> None:
         data = out.with_name("sources") / out.name / "data"
         data.parent.mkdir(parents=True, exist_ok=True)
-        public.prepare(shared / public.folder, data, replace(BY_TIME, overwrite=True))
+        public.prepare(shared / public.folder, data, replace(settings, overwrite=True))
         BehaviorCommand(data, check=False).run()
         data.rename(out)
 
@@ -148,7 +150,8 @@ def x1(public: PublicSet) -> Callable[[Path, Path], None]:
 SETS: dict[str, Callable[[Path, Path], None]] = {
     "beauty": by_time(BEAUTY),
     "yelp": by_time(YELP),
-    "movielens": with_behavior(MOVIELENS),
+    "movielens": with_behavior(MOVIELENS, BY_TIME),
+    "movielens_users": with_behavior(MOVIELENS, BY_USER),
     "mind": prepare_mind,
     "beauty_early": early(BEAUTY),
     "yelp_early": early(YELP),
