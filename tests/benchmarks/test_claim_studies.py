@@ -1,0 +1,50 @@
+"""The claim's studies: every recipe is valid, and variants differ in nothing but what they are called for."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sidrec.config import load_mapping
+from sidrec.study.definition import load_study
+from sidrec.study.jobs import study_runs
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "benchmarks" / "recipes" / "claim").glob("*.yaml"))
+STUDIES = sorted((ROOT / "benchmarks" / "studies").glob("claim*.yaml"))
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_recipe_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    study = load_study(path)
+    runs = {(run.dataset, run.variant): run for run in study_runs(study)}
+    assert len(runs) == len(study.datasets) * len(study.variants)
+    for run in runs.values():
+        run.checked()
+
+
+def test_tuning_is_the_same_in_all_studies_and_never_looks_at_test() -> None:
+    sections = [yaml.safe_load(path.read_text())["tuning"] for path in STUDIES]
+    assert all(section == sections[0] for section in sections)
+    assert sections[0]["split"] == "validation"
+
+
+def test_a_variant_is_the_same_in_all_studies() -> None:
+    known: dict[str, Any] = {}
+    for path in STUDIES:
+        for name, overrides in yaml.safe_load(path.read_text())["variants"].items():
+            assert known.setdefault(name, overrides) == overrides, (path.stem, name)
+
+
+def test_recipes_differ_in_data_batch_size_and_backbone_alone() -> None:
+    def common(path: Path) -> dict[str, Any]:
+        recipe = load_mapping(path, "YAML file")
+        del recipe["name"], recipe["tokenizer"]["vectors"]
+        recipe["model"].pop("backbone", None)
+        recipe["data"] = {k: v for k, v in recipe["data"].items() if k not in ("path", "catalog", "batch_size")}
+        return recipe
+
+    assert len(RECIPES) == 16
+    assert all(common(path) == common(RECIPES[0]) for path in RECIPES)
