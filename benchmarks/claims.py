@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from benchmarks import RESULTS
 from sidrec.io.files import read_json, write_json
-from sidrec.study.intervals import BOOTSTRAP_FILE, Difference, Differences, paired_interval
+from sidrec.study.intervals import Difference, Differences, paired_interval
 from sidrec.study.results import RUNS_FILE, run_table
 
 CLAIMS = (  # study, data set, variant, reference
@@ -34,6 +34,8 @@ CLAIMS = (  # study, data set, variant, reference
     ("learners_levels_beauty", "beauty", "mm_rqvae_released", "mm_rqvae"),
     ("learners_levels_beauty", "beauty", "mm_rqvae_released", "random"),
 )
+BOOTSTRAP_FILE = "bootstrap.json"
+"""Recorded by earlier versions: a paired bootstrap over users, of a data set's runs."""
 ONE_FIT = "every seed of the study trained on the same fit of each catalog"
 NO_BOOTSTRAP = "the recorded bootstrap has neither variant as its reference, and predictions of users are not recorded"
 METRICS = (("AUC", "all", "auc"), ("GAUC", "all", "gauc"), ("tail AUC", "tail", "auc"), ("cold AUC", "cold", "auc"))

@@ -22,8 +22,9 @@ from benchmarks.generative.evaluation import gains_at
 from benchmarks.generative.result import Ranks, Result
 from benchmarks.sid_report.report import COLOURS, save_figure
 from sidrec.io.files import write_text
+from sidrec.metrics.resampling import SEED, multiplicities
 from sidrec.schema import ContractError
-from sidrec.study.intervals import LEVEL, RESAMPLES, SEED, Difference, interval, user_multiplicities
+from sidrec.study.intervals import LEVEL, RESAMPLES, Difference, interval
 from sidrec.study.report import difference_text, markdown_table, spread_text
 
 COMPARED = ("recall@10", "recall@100", "ndcg@10", "ndcg@100")  # with intervals
@@ -162,7 +163,7 @@ def differences(entries: Sequence[Entry], reference: Entry, metrics: Sequence[st
     longest = reference.results[0]["settings"]["beam"]
     base_MU = _gains(reference.ranks, metrics, longest)
     moved_CMU = np.stack([_gains(seeds, metrics, longest) - base_MU for seeds in known.values()])
-    chunks = user_multiplicities(len(user_U), RESAMPLES, SEED)
+    chunks = multiplicities(len(user_U), RESAMPLES, SEED)
     resampled_CMR = np.concatenate([moved_CMU @ drawn_RU.T / len(user_U) for drawn_RU in chunks], axis=2)
     return {
         name: {

@@ -117,7 +117,7 @@ STUDY = Subcommands(
 )
 STUDY_RUN = describe(
     "Trains the runs of a study that are not finished, computes intervals, and writes RESULTS/STUDY: runs.parquet, "
-    "DATASET/bootstrap.json, summary.json, report.md and DATASET.png. Run "
+    "draws.parquet, summary.json, report.md and DATASET.png. Run "
     "directories, logs and predictions go to the study's `work`. Exit status 1 if a run failed.",
     "sidrec study run benchmarks/studies/sid_coord_beauty.yaml",
 )
@@ -153,7 +153,7 @@ def study(argv: Sequence[str]) -> int:
 
 
 def _study(study: "Study", results: Path, train: bool) -> int:
-    from sidrec.study.intervals import update_bootstraps
+    from sidrec.study.draws import record_missing_draws
     from sidrec.study.report import report
     from sidrec.study.runner import check_recipes, run_study
 
@@ -165,7 +165,7 @@ def _study(study: "Study", results: Path, train: bool) -> int:
         # SystemExit instead of an immediate end, so that the training in progress is stopped too.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
         failed = run_study(study, results)
-        update_bootstraps(study, results)
+        record_missing_draws(study, results)
     print(markdown_on_screen(report(study, results)))
     return 1 if failed else 0
 

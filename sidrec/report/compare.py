@@ -15,18 +15,18 @@ from sidrec.io.files import replaced_file
 from sidrec.io.output_folders import output_file
 from sidrec.metrics.exact import FEW_USERS, SliceMetrics
 from sidrec.metrics.predictions import Predictions
+from sidrec.metrics.resampling import METRICS, resample
 from sidrec.metrics.slices import SLICES, ItemSlices
 from sidrec.page.cards import MISSING
 from sidrec.page.elements import element, is_titled, page
 from sidrec.report.run_files import RunFiles, resamples_for
 from sidrec.schema import ContractError
-from sidrec.study.intervals import LEVEL, Difference, check_same_rows, resample, resampled_differences
+from sidrec.study.intervals import LEVEL, Difference, check_same_rows, resampled_differences
+from sidrec.study.verdicts import LOWER_IS_BETTER
 from sidrec.text import did_you_mean, text_table
 from sidrec.train.progress import median_step_seconds
 from sidrec.train.tracking import flat
 
-METRICS = ("auc", "gauc", "uauc", "ne", "log_loss")
-LOWER_IS_BETTER = ("ne", "log_loss")
 NOT_COMPARED = ("name",)
 TITLE = "Comparison: "
 WORDS = ("Runs", "Recipe keys that differ")
@@ -75,9 +75,9 @@ def compare(paths: Sequence[Path], split: str) -> Comparison:
     if len(paths) < 2 or len(set(map(os.path.realpath, paths))) < len(paths):
         raise ConfigError(f"sidrec compare: expected at least two different runs, got {', '.join(names) or 'none'}")
     runs = {name: RunFiles(path) for name, path in zip(names, paths, strict=True)}
-    predictions = {name: [_predictions(run, split)] for name, run in runs.items()}
+    predictions = {name: _predictions(run, split) for name, run in runs.items()}
     check_same_rows(predictions)
-    first = predictions[names[0]][0]
+    first = predictions[names[0]]
     slices = next((run.slices for run in runs.values() if run.slices is not None), None)
     if slices is None:
         where = f"{runs[names[0]].recipe.data.path}/items.parquet"
@@ -112,10 +112,11 @@ def _letter(number: int) -> str:
 
 
 def _lines(
-    predictions: Mapping[str, Sequence[Predictions]], slices: ItemSlices, resamples: int, measured: SliceMetrics
+    predictions: Mapping[str, Predictions], slices: ItemSlices, resamples: int, measured: SliceMetrics
 ) -> list[Line]:
-    found = resample(predictions, slices, resamples, SLICES, probabilities=True)
     reference, *others = predictions
+    masks = dict(slices.masks(predictions[reference].item_N))
+    found = {name: resample(of_run, masks, resamples) for name, of_run in predictions.items()}
     differences = {name: resampled_differences(found[name], found[reference]) for name in others}
     lines = []
     for name in SLICES:

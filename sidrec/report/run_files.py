@@ -16,11 +16,12 @@ from sidrec.errors import ConfigError, ContractError, SidrecError
 from sidrec.io.files import read_json
 from sidrec.metrics.exact import SliceMetrics, SplitMetrics, load_metrics
 from sidrec.metrics.predictions import Predictions, load_predictions
-from sidrec.metrics.slices import SLICES, ItemSlices, load_item_slices
+from sidrec.metrics.resampling import Scored, resample
+from sidrec.metrics.slices import ItemSlices, load_item_slices
 from sidrec.report.charts import Bin
 from sidrec.schema import ITEMS
 from sidrec.sid.catalog import REPORT
-from sidrec.study.intervals import LEVEL, RESAMPLES, Scored, interval, resample
+from sidrec.study.intervals import LEVEL, RESAMPLES, interval
 from sidrec.text import near_folder
 from sidrec.train.run_directory import EVALUATION, RunDirectory
 
@@ -148,9 +149,10 @@ def scored_split(files: RunFiles, split: str) -> ScoredSplit:
     slices = files.slices
     if predictions is None or slices is None or not len(predictions):
         return ScoredSplit(split, files.metrics[split], {}, {}, 0, predictions)
-    items = {name: len(np.unique(predictions.item_N[mask_N])) for name, mask_N in slices.masks(predictions.item_N)}
+    masks = dict(slices.masks(predictions.item_N))
+    items = {name: len(np.unique(predictions.item_N[mask_N])) for name, mask_N in masks.items()}
     resamples = resamples_for(len(predictions))
-    found = resample({"run": [predictions]}, slices, resamples, SLICES, probabilities=True)["run"]
+    found = resample(predictions, masks, resamples)
     intervals = {key: _interval(value, found.resampled_R[key]) for key, value in found.actual.items()}
     return ScoredSplit(split, files.metrics[split], items, intervals, resamples, predictions)
 

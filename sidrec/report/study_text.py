@@ -12,8 +12,9 @@ from typing import Any
 from sidrec.io.files import write_json, write_text
 from sidrec.metrics.exact import FEW_USERS
 from sidrec.page.cards import MISSING
-from sidrec.study.comparison import Comparison, Counts, DatasetComparison, PairedDifference, Spread, comparison, place
+from sidrec.study.comparison import Comparison, DatasetComparison, PairedDifference, Spread, comparison, place
 from sidrec.study.definition import Study
+from sidrec.study.draws import Counts
 from sidrec.study.intervals import LEVEL
 from sidrec.study.search import Found, load_best
 from sidrec.study.verdicts import LOWER_IS_BETTER, Verdict, advice, more_runs

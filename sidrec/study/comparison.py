@@ -6,21 +6,20 @@ verdict is the wider of the hierarchical bootstrap over runs and users and the t
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from sidrec.metrics.exact import FEW_USERS
 from sidrec.metrics.pairs import Floats
+from sidrec.metrics.resampling import Scored
 from sidrec.study.definition import Study
-from sidrec.study.intervals import Interval, hierarchical_interval, paired_interval, t_interval
+from sidrec.study.draws import SLICES, Counts, Draws, recorded_draws
+from sidrec.study.intervals import Interval, hierarchical_interval, paired_interval, percentile_interval, t_interval
 from sidrec.study.jobs import study_runs
 from sidrec.study.results import GATES, RunResult, finished
 from sidrec.study.verdicts import MARGINS, Power, Verdict, verdict
 
-SLICES = ("all", "tail", "warm_tail", "cold")
-"""Slices of items that studies compare. warm_tail: tail items with at least one training row."""
 FEW_ITEMS = 30
 """Cold items below these support no verdict."""
 CONDITIONS = ("commit", "cpu", "cores", "ranks", "python")
@@ -41,18 +40,6 @@ class Spread:
         if not known or len(known) < len(values):
             return None
         return cls(float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else None, known)
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What a slice's metrics rest on. covered_users, covered_rows: users with both classes (GAUC), and their rows."""
-
-    rows: int
-    positives: int | None
-    users: int
-    items: int | None
-    covered_users: int
-    covered_rows: int
 
 
 @dataclass(frozen=True)
@@ -138,26 +125,57 @@ def place(column: str) -> tuple[str, str]:
 
 
 def comparison(study: Study, results: Path) -> Comparison:
-    """Compares a study's finished runs, from RESULTS/STUDY alone."""
+    """Compares a study's finished runs, from RESULTS/STUDY alone. Raises ContractError for runs of other rows."""
     found = finished(results, study, study_runs(study))
-    datasets = {dataset: _dataset(study, str(study.datasets[dataset]), runs) for dataset, runs in found.items()}
+    draws = recorded_draws(study, results, found)
+    datasets = {dataset: _dataset(study, runs, draws) for dataset, runs in found.items()}
     return Comparison(study.name, study.split, tuple(study.columns), tuple(study.references), datasets)
 
 
-def _dataset(study: Study, recipe: str, runs: Mapping[str, Sequence[RunResult]]) -> DatasetComparison:
-    everything = list(chain.from_iterable(runs.values()))
-    counts = _counts(everything[0], study.split)
-    return DatasetComparison(
-        recipe,
-        counts,
-        {name: _variant(study, name, runs, counts) for name in runs},
-        {name: tuple(dict.fromkeys(str(run["conditions"].get(name)) for run in everything)) for name in CONDITIONS},
-    )
+@dataclass(frozen=True)
+class MeasuredRun:
+    """A run with what was measured of it. draws: None where none are recorded."""
+
+    result: RunResult
+    split: str
+    draws: Draws | None
+
+    def value(self, scored: Scored) -> float | None:
+        """A slice's metric; None where it is undefined or was not measured."""
+        items, metric = scored
+        value = self.result["metrics"][self.split].get(items, {}).get(metric)
+        if value is None and self.draws is not None:
+            value = self.draws.actual.get(scored, np.nan)
+        return None if value is None or np.isnan(value) else float(value)
 
 
-def _counts(run: RunResult, split: str) -> dict[str, Counts]:
+Runs = Mapping[int, MeasuredRun]
+"""Run number -> run, of one variant."""
+
+
+def _dataset(
+    study: Study, found: Mapping[str, Sequence[RunResult]], draws: Mapping[tuple[object, ...], Draws]
+) -> DatasetComparison:
+    runs: dict[str, Runs] = {
+        name: {
+            run["run"]: MeasuredRun(run, study.split, draws.get((run["dataset"], run["variant"], run["run"])))
+            for run in of_variant
+        }
+        for name, of_variant in found.items()
+    }
+    everything = [run for of_variant in runs.values() for run in of_variant.values()]
+    counts = next((run.draws.counts for run in everything if run.draws), _counts(everything[0]))
+    conditions = {
+        name: tuple(dict.fromkeys(str(run.result["conditions"].get(name)) for run in everything)) for name in CONDITIONS
+    }
+    recipe = str(study.datasets[everything[0].result["dataset"]])
+    return DatasetComparison(recipe, counts, {name: _variant(study, name, runs, counts) for name in runs}, conditions)
+
+
+def _counts(run: MeasuredRun) -> dict[str, Counts]:
+    """From the run's metrics, where no draws are recorded."""
     counts = {}
-    for items, values in run["metrics"][split].items():
+    for items, values in run.result["metrics"][run.split].items():
         if items in SLICES:
             known = {name: int(values.get(name) or 0) for name in ("rows", "users", "covered_users", "covered_rows")}
             more = {name: None if (of := values.get(name)) is None else int(of) for name in ("positives", "items")}
@@ -165,34 +183,26 @@ def _counts(run: RunResult, split: str) -> dict[str, Counts]:
     return counts
 
 
-def _variant(
-    study: Study, name: str, runs: Mapping[str, Sequence[RunResult]], counts: Mapping[str, Counts]
-) -> VariantResult:
-    own = runs[name]
-    values = {column: _values(own, study.split, column) for column in study.columns}
-    catalogs = {run["facts"]["catalog"] for run in own if "catalog" in run["facts"]}
+def _variant(study: Study, name: str, runs: Mapping[str, Runs], counts: Mapping[str, Counts]) -> VariantResult:
+    own = [run.result for run in runs[name].values()]
     gates = [run["facts"][GATES] for run in own if isinstance(run["facts"].get(GATES), dict)]
     return VariantResult(
-        runs=tuple(run["run"] for run in own),
-        catalogs=len(catalogs),
-        metrics={column: Spread.of(list(of.values())) for column, of in values.items()},
+        runs=tuple(runs[name]),
+        catalogs=len({run["facts"]["catalog"] for run in own if "catalog" in run["facts"]}),
+        metrics={
+            column: Spread.of([run.value(place(column)) for run in runs[name].values()]) for column in study.columns
+        },
         cost=_cost(own),
         gates=tuple(found[study.split] for found in gates if study.split in found),  # type: ignore[index, operator]
         against={
             reference: {
-                column: _difference(column, of, _values(runs[reference], study.split, column), counts)
-                for column, of in values.items()
+                column: paired_difference(place(column), runs[name], runs[reference], counts)
+                for column in study.columns
             }
             for reference in study.references
             if reference in runs and reference != name
         },
     )
-
-
-def _values(runs: Sequence[RunResult], split: str, column: str) -> dict[int, float | None]:
-    """Run number -> the column's value."""
-    items, metric = place(column)
-    return {run["run"]: run["metrics"][split].get(items, {}).get(metric) for run in runs}
 
 
 def _cost(runs: Sequence[RunResult]) -> Cost:
@@ -208,52 +218,62 @@ def _cost(runs: Sequence[RunResult]) -> Cost:
     )
 
 
-def _difference(
-    column: str,
-    variant: Mapping[int, float | None],
-    reference: Mapping[int, float | None],
-    counts: Mapping[str, Counts],
-    drawn_nR: Floats | None = None,
+def paired_difference(
+    scored: Scored, variant: Runs, reference: Runs, counts: Mapping[str, Counts]
 ) -> PairedDifference | None:
-    """drawn_nR: paired differences on draws of users, None where they are not recorded."""
-    items, metric = place(column)
-    runs = tuple(run for run in variant if run in reference)
-    ours, theirs = [variant[run] for run in runs], [reference[run] for run in runs]
-    if not runs or None in ours or None in theirs:
+    """The variant minus the reference over the runs that both have; None where there are none, or one is undefined."""
+    (items, metric), numbers = scored, tuple(number for number in variant if number in reference)
+    pairs = [(variant[number], reference[number]) for number in numbers]
+    values = [(ours.value(scored), theirs.value(scored)) for ours, theirs in pairs]
+    if not values or any(None in pair for pair in values):
         return None
-    ours_n, theirs_n = np.asarray(ours, dtype=np.float64), np.asarray(theirs, dtype=np.float64)
+    ours_n, theirs_n = np.array(values, dtype=np.float64).T
     found_n = ours_n - theirs_n
-    over_runs, pairs = t_interval(found_n), paired_interval(found_n.tolist(), [0.0] * len(runs))
-    hierarchical = over_users = None
-    if drawn_nR is not None:
-        hierarchical, over_users = hierarchical_interval(drawn_nR), hierarchical_interval(drawn_nR.mean(0)[None])
+    drawn_nR = _paired_draws(scored, pairs, found_n)
+    over_runs, test = t_interval(found_n), paired_interval(ours_n.tolist(), theirs_n.tolist())
+    hierarchical = None if drawn_nR is None else hierarchical_interval(found_n, drawn_nR)
     known = [interval for interval in (hierarchical, over_runs) if interval is not None]
     interval = max(known, key=lambda of: of.half_width) if known else None
-    why = _obstacle(metric, items, len(runs), drawn_nR is not None, counts.get(items))
-    margin = MARGINS[metric]
+    why, margin = _obstacle(scored, len(numbers), drawn_nR is not None, counts.get(items)), MARGINS[metric]
     return PairedDifference(
-        runs=runs,
+        runs=numbers,
         difference=float(found_n.mean()),
         relative=float(found_n.mean() / theirs_n.mean()) if theirs_n.mean() else None,
         by_run=tuple(found_n.tolist()),
         over_runs=over_runs,
-        over_users=over_users,
+        over_users=None if drawn_nR is None else percentile_interval(drawn_nR.mean(axis=0)),
         hierarchical=hierarchical,
         interval=interval,
-        p=pairs["p"],
-        positive=pairs["positive"],
+        p=test["p"],
+        positive=test["positive"],
         verdict="cannot tell" if why else verdict(metric, interval, margin),
         why=why,
-        power=Power.of(found_n, drawn_nR, interval.half_width, margin) if interval and len(runs) > 1 else None,
+        power=Power.of(found_n, drawn_nR, interval.half_width, margin) if interval and len(numbers) > 1 else None,
     )
 
 
-def _obstacle(metric: str, items: str, runs: int, drawn: bool, counts: Counts | None) -> str:
+def _paired_draws(scored: Scored, pairs: Sequence[tuple[MeasuredRun, MeasuredRun]], found_n: Floats) -> Floats | None:
+    """Differences by run and draw, float64 [n, R], of the draws that define them all.
+
+    None where a run has no draws, or where less than half of its draws define the metric.
+    """
+    offsets = []
+    for ours, theirs in pairs:
+        if ours.draws is None or theirs.draws is None:
+            return None
+        offsets.append(ours.draws.offset_R[scored].astype(np.float64) - theirs.draws.offset_R[scored])
+    drawn_nR = found_n[:, None] + np.stack(offsets)
+    defined_R = ~np.isnan(drawn_nR).any(axis=0)
+    return drawn_nR[:, defined_R] if 2 * int(defined_R.sum()) >= defined_R.size else None
+
+
+def _obstacle(scored: Scored, runs: int, drawn: bool, counts: Counts | None) -> str:
     """Why no verdict is given, whatever the interval; empty where one is."""
+    items, metric = scored
     if runs < 2:
         return "one run: the noise of training is unknown"
     if not drawn:
-        return "no draws of users are recorded for these runs"
+        return "no draws of users are recorded for all of these runs"
     if counts is None:
         return ""
     users = counts.covered_users if metric in ("gauc", "uauc") else counts.users

@@ -23,7 +23,20 @@ from sidrec.study.tuning import Tuning
 
 T = TypeVar("T")
 
-Column = Literal["AUC", "GAUC", "UAUC", "tail AUC", "tail GAUC", "tail UAUC", "cold AUC"]
+Column = Literal[
+    "AUC",
+    "GAUC",
+    "UAUC",
+    "NE",
+    "tail AUC",
+    "tail GAUC",
+    "tail UAUC",
+    "warm-tail AUC",
+    "warm-tail GAUC",
+    "cold AUC",
+    "cold GAUC",
+    "cold NE",
+]
 
 Overrides = dict[str, Any]
 """A nested mapping with the keys of a recipe."""

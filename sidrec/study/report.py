@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import numpy as np
 
 from sidrec.io.files import replaced_file, write_json, write_text
+from sidrec.study.comparison import DatasetComparison, PairedDifference, comparison, place
 from sidrec.study.definition import Column, Study
-from sidrec.study.intervals import LEVEL, Bootstrap, Difference, load_bootstrap
+from sidrec.study.draws import RESAMPLES
+from sidrec.study.intervals import LEVEL, Difference
 from sidrec.study.jobs import study_runs
 from sidrec.study.results import GATES, RunResult, finished
 
@@ -46,15 +48,15 @@ Summary = dict[str, dict[str, VariantSummary]]  # data set -> variant
 def report(study: Study, results: Path) -> str:
     """Writes summary.json, report.md and DATASET.png into RESULTS/STUDY. Returns the text of report.md."""
     folder = results / study.name
-    found = finished(results, study, study_runs(study))
+    found, compared = finished(results, study, study_runs(study)), comparison(study, results)
     summary: Summary = {}
     sections = [f"# {study.name}"]
     for dataset, variants in found.items():
-        bootstrap = load_bootstrap(study, folder / dataset, variants)
         summary[dataset] = {
-            name: summarize(runs, study.split, study.columns, bootstrap) for name, runs in variants.items()
+            name: summarize(runs, study.split, study.columns, compared.datasets[dataset])
+            for name, runs in variants.items()
         }
-        sections.append(_section(study, dataset, variants, summary[dataset], bootstrap))
+        sections.append(_section(study, dataset, variants, summary[dataset]))
         if any(_compared(summary[dataset], reference) for reference in study.references):
             draw_differences(folder / f"{dataset}.png", dataset, study.references, summary[dataset])
     text = "\n\n".join(sections if found else [*sections, "No run has finished."]) + "\n"
@@ -69,12 +71,9 @@ def _section(
     dataset: str,
     variants: Mapping[str, Sequence[RunResult]],
     summary: Mapping[str, VariantSummary],
-    bootstrap: Bootstrap | None,
 ) -> str:
     parts = [f"## {dataset}", conditions_text(study, variants), "Mean ± standard deviation over seeds:"]
     parts.append(_metrics_table(study.columns, summary))
-    if bootstrap is None and study.references:
-        parts.append("No bootstrap of these runs yet: intervals are missing.")
     parts += [
         _difference_table(study.columns, reference, summary)
         for reference in study.references
@@ -143,8 +142,8 @@ def _difference_table(columns: Sequence[Column], reference: str, summary: Mappin
         if reference in of["differences"]
     ]
     return (
-        f"Difference to {reference}: mean over seeds, {LEVEL:.0%} interval of a paired bootstrap over users "
-        f"(it does not include the spread over seeds):\n\n{markdown_table(['variant', *columns], rows)}"
+        f"Difference to {reference}: mean over the runs of both, {LEVEL:.0%} interval (the wider of a hierarchical "
+        f"bootstrap over runs and users and the t interval over runs):\n\n{markdown_table(['variant', *columns], rows)}"
     )
 
 
@@ -182,33 +181,33 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> s
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
-def slice_and_metric(column: Column) -> tuple[str, str]:
-    """The slice and metric of a column: "tail AUC" is ("tail", "auc"), "AUC" is ("all", "auc")."""
-    *items, metric = column.lower().split()
-    return (items[0] if items else "all"), metric
-
-
 def summarize(
-    runs: Sequence[RunResult], split: str, columns: Sequence[Column], bootstrap: Bootstrap | None
+    runs: Sequence[RunResult], split: str, columns: Sequence[Column], compared: DatasetComparison | None
 ) -> VariantSummary:
     """One variant's columns over its seeds, and its differences to the references."""
     variant = runs[0]["variant"]
-    differences = bootstrap["differences"] if bootstrap else {}
-    places = {column: slice_and_metric(column) for column in columns}
+    against = compared.variants[variant].against if compared else {}
+    places = {column: place(column) for column in columns}
     return VariantSummary(
         seeds=[run["run"] for run in runs],
         item_parameters=_item_parameters(runs),
         cpu_seconds=round(float(np.mean([run["cpu_seconds"] for run in runs])), 1),
         metrics={
-            column: spread([run["metrics"][split][items][metric] for run in runs])
+            column: spread([run["metrics"][split].get(items, {}).get(metric) for run in runs])
             for column, (items, metric) in places.items()
         },
         differences={
-            reference: {column: variants[variant][items][metric] for column, (items, metric) in places.items()}
-            for reference, variants in differences.items()
-            if variant in variants
+            reference: {column: _with_interval(of) for column, of in differences.items()}
+            for reference, differences in against.items()
         },
     )
+
+
+def _with_interval(of: PairedDifference | None) -> Difference | None:
+    if of is None or of.interval is None:
+        return None
+    ends = of.interval
+    return Difference(difference=of.difference, low=ends.low, high=ends.high, resamples=RESAMPLES)
 
 
 def _item_parameters(runs: Sequence[RunResult]) -> int | None:
@@ -256,7 +255,7 @@ def draw_differences(
     axes[0].set_ylim(len(names) - 0.5, -0.5)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, title="difference to", loc="outside right upper", fontsize="small")
-    title = f"{dataset}: mean over seeds, {LEVEL:.0%} paired bootstrap over users; pale: single seeds"
+    title = f"{dataset}: mean over seeds, {LEVEL:.0%} interval over runs and users; pale: single seeds"
     figure.suptitle(title, fontsize="medium")
     with replaced_file(path) as partial:
         figure.savefig(partial, dpi=120, format="png", metadata={"Software": None})

@@ -33,7 +33,7 @@ GATES = "gate_by_exposure"
 """Key of `RunResult.facts`: split -> Spearman correlation of the mean gate over exposure deciles; None: constant."""
 PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "numpy", "faiss-cpu")
 COLUMN_TYPES: Mapping[object, pa.DataType] = {
-    **{str: pa.string(), int: pa.int64(), float: pa.float64()},
+    **{str: pa.string(), int: pa.int64(), float: pa.float64(), bytes: pa.binary()},
     **{int | None: pa.int64(), float | None: pa.float64()},
 }
 

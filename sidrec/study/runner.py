@@ -21,6 +21,7 @@ from sidrec.io.files import read_json, write_text
 from sidrec.io.output_folders import check_replaceable
 from sidrec.metrics.exact import METRICS_FILE, load_metrics
 from sidrec.study.definition import Study
+from sidrec.study.draws import record_draws
 from sidrec.study.jobs import Run, study_runs
 from sidrec.study.results import GATES, RunResult, conditions, run_results
 from sidrec.train.progress import median_step_seconds
@@ -53,7 +54,9 @@ def run_study(study: Study, results: Path) -> list[Run]:
     def train(run: Run) -> None:
         if recorded.get(*run.key) is not None:
             log.info("%s: the recipe has changed since it was trained, training again", run)
-        recorded.put(_train(study, run))
+        result = _train(study, run)
+        record_draws(study, results, run)  # first, so that every recorded run has its draws
+        recorded.put(result)
 
     return do_missing(study.name, runs, is_finished, train, (OSError, ValueError, RunError))
 

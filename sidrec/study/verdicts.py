@@ -2,7 +2,7 @@
 
 Two noises move a difference of means over n paired runs. Training: the spread s of the runs' paired differences, which
 shrinks with n. Data: the users (and cold items) of the split, common to all runs, which more runs cannot shrink. The
-half-width after n runs is predicted as the larger of t(n - 1) s / sqrt(n) and z sqrt((s^2 (n - 1) / n + I) / n + U).
+half-width after n runs is predicted as sqrt(t(n - 1)^2 s^2 / n + z^2 (I / n + U)), that of the hierarchical interval.
 U: variance over draws of users that all runs share. I: variance over draws that is a run's own.
 """
 
@@ -64,9 +64,8 @@ class Noise:
     def half_widths(self) -> Floats:
         """The half-width of the interval that 2, 3, ... MOST_RUNS paired runs will have."""
         runs = np.arange(2, MOST_RUNS + 1)
-        training = self.runs_sd**2 * (runs - 1) / runs
-        both = (training + self.own_sd**2) / runs + self.users_sd**2
-        return np.maximum(_t_quantiles() * self.runs_sd / np.sqrt(runs), _z() * np.sqrt(both))
+        over_users = self.own_sd**2 / runs + self.users_sd**2
+        return np.asarray(np.sqrt((_t_quantiles() * self.runs_sd) ** 2 / runs + _z() ** 2 * over_users))
 
 
 def _z(share: float = (1 + LEVEL) / 2) -> float:

@@ -16,8 +16,9 @@ from benchmarks.generative.entries import read_entries
 from benchmarks.generative.evaluation import metrics_at
 from benchmarks.generative.report import differences, main, report
 from benchmarks.generative.result import Ranks, load_ranks, ranks_path, save_ranks
+from sidrec.metrics.resampling import SEED, multiplicities
 from sidrec.schema import ContractError
-from sidrec.study.intervals import RESAMPLES, SEED, user_multiplicities
+from sidrec.study.intervals import RESAMPLES
 
 USERS, BEAM = 60, 50
 RESULT: dict[str, Any] = {
@@ -115,7 +116,7 @@ def test_intervals_are_those_of_metrics_of_users_drawn_again(tmp_path: Path) -> 
     ranks = {path.stem: load_ranks(path, f"hash of {path.stem}") for path in tmp_path.glob("*.json")}
     for metric, difference in found["a"].items():
         resampled = []
-        for multiplicity_RV in user_multiplicities(USERS, RESAMPLES, SEED):
+        for multiplicity_RV in multiplicities(USERS, RESAMPLES, SEED):
             for times_U in multiplicity_RV:
                 drawn = {}
                 for stem, of in ranks.items():

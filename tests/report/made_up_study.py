@@ -8,13 +8,13 @@ import numpy as np
 from sidrec.study.comparison import (
     Comparison,
     Cost,
-    Counts,
     DatasetComparison,
     PairedDifference,
     Spread,
     VariantResult,
     place,
 )
+from sidrec.study.draws import Counts
 from sidrec.study.intervals import t_interval
 from sidrec.study.proposals import Edge
 from sidrec.study.search import Found

@@ -1,146 +1,64 @@
-"""The bootstrap against rows repeated by hand, and intervals against cases with a known answer."""
+"""Intervals against cases with a known answer, brute force, and coverage in simulated studies."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from sidrec.metrics.exact import measure
-from sidrec.metrics.pairs import Ints
 from sidrec.metrics.predictions import Predictions
-from sidrec.metrics.slices import ItemSlices, slice_items
+from sidrec.metrics.resampling import resample
 from sidrec.schema import ContractError
 from sidrec.study.intervals import (
-    CHUNK,
-    SEED,
-    Differences,
-    MeanAuc,
-    PooledAuc,
-    bootstrap_differences,
+    Difference,
+    check_same_rows,
+    hierarchical_interval,
+    hierarchical_means,
+    interval,
     paired_interval,
-    user_multiplicities,
+    percentile_interval,
+    resampled_differences,
+    t_interval,
 )
-
-ROWS, USERS, ITEMS = 600, 60, 12
-
-
-def _predictions(skill: float, seed: int) -> Predictions:
-    """The same rows for every skill and seed; scores with heavy ties."""
-    rows = np.random.default_rng(1)
-    label = (rows.random(ROWS) < 0.4).astype(np.float32)
-    user, item = rows.integers(1, USERS + 1, ROWS) * 10, rows.integers(1, ITEMS + 1, ROWS)
-    noise = np.random.default_rng(seed).normal(size=ROWS)
-    score = np.round(skill * label + noise, 1).astype(np.float32)
-    return Predictions("test", np.arange(ROWS), user, item, label, score)
+from tests.metrics.test_resampling import predictions
 
 
-def _slices() -> ItemSlices:
-    return slice_items(np.arange(1, ITEMS + 1), np.array([9] * 8 + [1] * 2 + [0] * 2), 0.1, 0.5)
+def _better(skill: float) -> Predictions:
+    rows = predictions()
+    return replace(rows, score_N=rows.score_N + np.float32(skill) * rows.label_N)
 
 
-def _repeated(predictions: Predictions, users: Ints, times_V: Ints) -> tuple[float | None, float | None, float | None]:
-    """AUC, GAUC and UAUC of a resample written out row by row: a user drawn twice is two users."""
-    rows = [np.flatnonzero(predictions.user_N == user) for user in users]
-    copies = [(rows[v], copy) for v, times in enumerate(times_V) for copy in range(int(times))]
-    order = np.concatenate([row for row, _ in copies])
-    user = np.concatenate([np.full(len(row), index) for index, (row, _) in enumerate(copies)])
-    metrics = measure(predictions.label_N[order], predictions.score_N[order], user)
-    return metrics["auc"], metrics["gauc"], metrics["uauc"]
-
-
-def test_a_resample_equals_rows_repeated_by_hand() -> None:
-    predictions = _predictions(0.7, seed=0)
-    users, user_N = np.unique(predictions.user_N, return_inverse=True)
-    times_RV = next(user_multiplicities(len(users), 20, seed=3))
-    auc_R = PooledAuc.of(predictions.label_N, predictions.score_N, user_N).resampled(times_RV)
-    gauc = MeanAuc.gauc(predictions.label_N, predictions.score_N, user_N, len(users))
-    expected = [_repeated(predictions, users, times_V) for times_V in times_RV]
-    assert auc_R.tolist() == pytest.approx([auc for auc, _, _ in expected], abs=1e-12)
-    assert gauc.resampled(times_RV).tolist() == pytest.approx([gauc for _, gauc, _ in expected], abs=1e-12)
-    assert gauc.uauc().resampled(times_RV).tolist() == pytest.approx([uauc for _, _, uauc in expected], abs=1e-12)
-
-
-def test_every_resample_draws_as_many_users_as_there_are() -> None:
-    chunks = list(user_multiplicities(7, CHUNK + 3, seed=0))
-    assert [len(chunk) for chunk in chunks] == [CHUNK, 3]
-    assert all((chunk.sum(axis=1) == 7).all() for chunk in chunks)
-    again = list(user_multiplicities(7, CHUNK + 3, seed=0))
-    assert all(np.array_equal(one, two) for one, two in zip(chunks, again, strict=True))
-    assert not np.array_equal(chunks[0], next(user_multiplicities(7, CHUNK, seed=1)))
-
-
-def test_a_resample_without_one_class_is_undefined() -> None:
-    label, score, user = np.array([1.0, 0.0]), np.array([1.0, 0.0]), np.array([0, 1])
-    auc = PooledAuc.of(label, score, user).resampled(np.array([[1, 1], [2, 0], [0, 2]]))
-    assert auc[0] == 1.0
-    assert np.isnan(auc[1:]).all()
-    assert np.isnan(MeanAuc.gauc(label, score, user, 2).resampled(np.array([[1, 1]]))).all()
-
-
-def _compare(variants: dict[str, list[Predictions]]) -> Differences:
-    return bootstrap_differences(variants, _slices(), ["base"])
-
-
-def test_differences_are_those_of_the_mean_over_seeds() -> None:
-    variants = {
-        "base": [_predictions(0.3, 0), _predictions(0.3, 1)],
-        "good": [_predictions(1.0, 2), _predictions(1.0, 3)],
-    }
-    found = _compare(variants)["base"]["good"]
-    assert list(_compare(variants)["base"]) == ["good"]
-    for items, mask_N in _slices().masks(variants["base"][0].item_N):
-        if items not in ("all", "tail", "cold"):
-            continue
-        means = {
-            name: {
-                metric: np.mean(
-                    [measure(p.label_N[mask_N], p.score_N[mask_N], p.user_N[mask_N])[metric] for p in seeds]
-                )
-                for metric in ("auc", "gauc")
-            }
-            for name, seeds in variants.items()
-        }
-        for metric in ("auc", "gauc"):
-            difference = found[items][metric]
-            assert difference is not None
-            assert difference["difference"] == pytest.approx(means["good"][metric] - means["base"][metric], abs=1e-12)
-    better = found["all"]["auc"]
-    assert better is not None
-    assert 0 < better["low"] < better["difference"] < better["high"]
-
-
-def test_the_interval_is_that_of_the_written_out_bootstrap() -> None:
-    base, good = _predictions(0.3, 0), _predictions(0.6, 1)
-    compared = bootstrap_differences({"base": [base], "good": [good]}, _slices(), ["base"], resamples=60)
-    found = compared["base"]["good"]["all"]
-    users = np.unique(base.user_N)
-    times_RV = np.concatenate(list(user_multiplicities(len(users), 60, SEED)))
-    written_out = [(_repeated(good, users, times), _repeated(base, users, times)) for times in times_RV]
-    for index, metric in enumerate(("auc", "gauc", "uauc")):
-        moved = [ours[index] - theirs[index] for ours, theirs in written_out]  # type: ignore[operator]
-        difference = found[metric]
-        assert difference is not None
-        assert [difference["low"], difference["high"]] == pytest.approx(np.quantile(moved, [0.025, 0.975]).tolist())
-        assert difference["resamples"] == 60
+def _difference(ours: Predictions, theirs: Predictions) -> Difference:
+    masks = {"all": np.ones(len(ours), dtype=bool)}
+    found = resampled_differences(*(resample(of, masks, 100) for of in (ours, theirs)))["all"]["gauc"]
+    assert found is not None
+    return found
 
 
 def test_equal_models_differ_by_exactly_nothing_because_the_draws_are_paired() -> None:
-    found = _compare({"base": [_predictions(0.5, 0)], "twin": [_predictions(0.5, 0)]})["base"]["twin"]["all"]["gauc"]
-    assert found is not None
-    assert (found["difference"], found["low"], found["high"]) == (0.0, 0.0, 0.0)
+    found = _difference(predictions(), predictions())
+    assert (found["difference"], found["low"], found["high"], found["resamples"]) == (0.0, 0.0, 0.0, 100)
+    better = _difference(_better(0.3), predictions())
+    assert 0 < better["low"] < better["difference"] < better["high"]
 
 
-def test_a_slice_without_rows_has_no_difference() -> None:
-    slices = slice_items(np.arange(1, ITEMS + 1), np.full(ITEMS, 5), 0.1, 0.5)  # nothing is cold
-    found = bootstrap_differences({"base": [_predictions(0.5, 0)], "other": [_predictions(0.6, 0)]}, slices, ["base"])
-    assert found["base"]["other"]["cold"] == {"auc": None, "gauc": None, "uauc": None}
+def test_a_difference_that_no_resample_defines_has_no_interval() -> None:
+    found = replace(predictions(), user_N=np.arange(len(predictions())))  # a row per user: no user has both classes
+    measured = resample(found, {"all": np.ones(len(found), dtype=bool)}, 5)
+    assert resampled_differences(measured, measured)["all"]["gauc"] is None
+    assert resampled_differences(measured, measured)["all"]["auc"] is not None
 
 
 def test_runs_of_other_rows_are_refused() -> None:
-    base = _predictions(0.5, 0)
-    other = replace(base, label_N=1 - base.label_N)
+    base = predictions()
     with pytest.raises(ContractError, match="predictions of other: expected the rows of every other run of split test"):
-        _compare({"base": [base], "other": [other]})
+        check_same_rows({"base": base, "other": replace(base, label_N=1 - base.label_N)})
+
+
+def test_the_percentile_interval_spans_the_middle_of_the_replicates() -> None:
+    ends = percentile_interval(np.arange(1001.0))  # quantiles .025 and .975 of 0 to 1000
+    assert [ends.low, ends.high, ends.half_width] == pytest.approx([25, 975, 475])
+    found = Difference(difference=0.5, low=ends.low, high=ends.high, resamples=1001)
+    assert interval(0.5, np.arange(1001.0)) == found
 
 
 def test_paired_interval_is_the_t_interval_of_the_pairs() -> None:
@@ -152,3 +70,81 @@ def test_paired_interval_is_the_t_interval_of_the_pairs() -> None:
     assert found["p"] == pytest.approx(0.0742, abs=1e-4)
     assert (found["pairs"], found["positive"]) == (3, 3)
     assert paired_interval([0.3], [0.2])["low"] is None
+    ends = t_interval(np.array([0.1, 0.3, 0.2]))
+    assert ends is not None
+    assert [ends.low, ends.high] == pytest.approx([found["low"], found["high"]])
+    assert t_interval(np.array([0.1])) is None
+
+
+def test_equal_pairs_have_an_interval_without_width_and_no_p() -> None:
+    found = paired_interval([0.5, 0.75], [0.25, 0.5])
+    assert (found["difference"], found["low"], found["high"], found["p"]) == (0.25, 0.25, 0.25, None)
+
+
+def test_hierarchical_means_are_those_written_out() -> None:
+    random = np.random.default_rng(0)
+    found_n, drawn_nR = random.normal(size=3), random.normal(size=(3, 8))
+    means_B = hierarchical_means(found_n, drawn_nR, 24, seed=5)
+    times_Bn = np.random.default_rng(5).multinomial(3, [1 / 3] * 3, size=24)
+    factor = 4.302653 / 1.959964 * 1.5**0.5  # t quantile of two degrees of freedom, normal quantile, n / (n - 1)
+    expected = []
+    for replicate in range(24):
+        drawn = np.repeat(np.arange(3), times_Bn[replicate])
+        values = [drawn_nR[run, replicate % 8] + (factor - 1) * (found_n[run] - found_n.mean()) for run in drawn]
+        expected.append(sum(values) / 3)
+    assert means_B.tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_hierarchical_means_have_the_distribution_of_all_cases() -> None:
+    # Two runs and two draws: the runs drawn are aa, ab, ba or bb, with either draw of users: eight equal cases.
+    drawn_nR = np.array([[1.0, 2.0], [5.0, 10.0]])
+    # On the actual users both are equal, so that nothing is expanded.
+    cases = [drawn_nR[list(runs), draw].mean() for runs in ((0, 0), (0, 1), (1, 0), (1, 1)) for draw in (0, 1)]
+    means_B = hierarchical_means(np.ones(2), drawn_nR, 40_000, seed=0)
+    for value in cases:
+        share = np.mean(np.isclose(means_B, value))
+        assert share == pytest.approx(np.isclose(cases, value).sum() / 8, abs=0.01)
+
+
+def test_without_noise_of_users_the_width_is_that_of_the_t_interval() -> None:
+    value_n = np.random.default_rng(0).normal(size=30)
+    drawn_nR = np.repeat(value_n[:, None], 256, axis=1)
+    over_runs = t_interval(value_n)
+    assert over_runs is not None
+    assert hierarchical_interval(value_n, drawn_nR).half_width == pytest.approx(over_runs.half_width, rel=0.03)
+
+
+def test_of_a_single_run_the_interval_is_over_users_alone() -> None:
+    drawn_1R = np.random.default_rng(0).normal(size=(1, 256))
+    assert hierarchical_interval(np.ones(1), drawn_1R) == percentile_interval(np.tile(drawn_1R[0], 16))
+
+
+def test_runs_that_agree_on_every_draw_add_no_width() -> None:
+    drawn_R = np.random.default_rng(0).normal(size=256)
+    alone = hierarchical_interval(np.zeros(1), drawn_R[None])
+    ten = hierarchical_interval(np.zeros(10), np.tile(drawn_R, (10, 1)))
+    assert [ten.low, ten.high] == pytest.approx([alone.low, alone.high])
+    constant = hierarchical_interval(np.full(3, 0.25), np.full((3, 256), 0.25))
+    assert (constant.low, constant.high) == (0.25, 0.25)
+
+
+@pytest.mark.parametrize(("runs_sd", "users_sd"), [(1.0, 0.1), (1.0, 1.0), (0.1, 1.0)])
+def test_the_hierarchical_interval_covers_the_truth_of_simulated_studies(runs_sd: float, users_sd: float) -> None:
+    """A difference is the mean over users of a user's effect, a run's and a user's own of a run. The truth is 0.
+
+    The standard deviations are those of the mean. Nominal: 95% of studies. Over users alone: where runs matter, less.
+    """
+    random, runs, users, studies = np.random.default_rng(3), 10, 80, 300
+    covered = {"both": 0, "over users": 0}
+    for _ in range(studies):
+        times_RV = random.multinomial(users, np.full(users, 1 / users), size=64)
+        effect_V = random.normal(size=users) * users_sd * users**0.5
+        effect_n = random.normal(size=runs) * runs_sd * runs**0.5
+        value_nV = effect_V + effect_n[:, None] + random.normal(size=(runs, users)) * 0.1 * users**0.5
+        drawn_nR = value_nV @ times_RV.T / users
+        both = hierarchical_interval(value_nV.mean(axis=1), drawn_nR, 512)
+        for name, ends in (("both", both), ("over users", percentile_interval(drawn_nR.mean(axis=0)))):
+            covered[name] += ends.low <= 0 <= ends.high
+    assert 0.92 <= covered["both"] / studies <= 0.98
+    if runs_sd == 1.0:
+        assert covered["over users"] / studies < 0.85

@@ -18,6 +18,7 @@ import yaml
 
 from sidrec.cli import main as sidrec
 from sidrec.config import ConfigError
+from sidrec.study.comparison import comparison
 from sidrec.study.definition import load_study
 from sidrec.study.jobs import merge, study_runs
 from sidrec.study.report import difference_text, gate_table, spread, spread_text
@@ -238,12 +239,35 @@ def test_tables_and_pictures_are_rebuilt_from_recorded_results_alone() -> None:
     assert f"| strong | {difference_text(difference['AUC'])} |" in before
 
 
-def test_intervals_of_other_runs_are_not_shown() -> None:
+def test_intervals_need_no_predictions_of_earlier_runs() -> None:
     _study("run", **COMPARED)
     shutil.rmtree("runs")
-    _study("run", runs=[0, 1], **COMPARED)  # seed 1 has predictions, seed 0 no longer does
-    assert "no intervals, predictions are missing for world/weak/run0" in _log()
-    assert "No bootstrap of these runs yet" in Path("results/small/report.md").read_text()
+    _study("run", runs=[0, 1], **COMPARED)  # run 1 has predictions, run 0 no longer does
+    study = load_study(Path(_write_study(runs=[0, 1], **COMPARED)))
+    found = comparison(study, Path("results")).datasets["world"].variants["strong"].against["weak"]["AUC"]
+    assert found is not None
+    assert (found.runs, found.why) == ((0, 1), "")
+    assert found.hierarchical is not None
+    assert "no intervals" not in _log()
+
+
+def test_runs_without_predictions_have_no_intervals_over_users() -> None:
+    _study("run", runs=[0, 1])
+    assert "world/weak/run0: no intervals over users" in _log()
+    study = load_study(Path(_write_study(runs=[0, 1], references=["weak"])))
+    found = comparison(study, Path("results")).datasets["world"].variants["strong"].against["weak"]["AUC"]
+    assert found is not None
+    assert (found.hierarchical, found.verdict) == (None, "cannot tell")
+    assert "no draws of users are recorded" in found.why
+
+
+def test_draws_that_were_lost_are_recorded_from_predictions_again() -> None:
+    _study("run", **COMPARED)
+    draws = Path("results/small/draws.parquet")
+    before = pq.read_table(draws)
+    draws.unlink()
+    _study("run", **COMPARED)
+    assert pq.read_table(draws).equals(before)
 
 
 def test_a_report_before_any_run_reports_none() -> None:

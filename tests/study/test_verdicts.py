@@ -48,8 +48,8 @@ def test_half_widths_are_those_of_the_t_interval_and_of_both_noises() -> None:
     assert alone[0] == pytest.approx(12.7062 * 0.01 / 2**0.5, rel=1e-5)  # t quantile of one degree of freedom
     assert alone[8] == pytest.approx(2.262157 * 0.01 / 10**0.5, rel=1e-5)
     both = Noise(runs_sd=0.01, users_sd=0.02, own_sd=0.003).half_widths()
-    variance = (0.01**2 * 9 / 10 + 0.003**2) / 10 + 0.02**2
-    assert both[8] == pytest.approx(Z * variance**0.5, rel=1e-5)
+    squared = (2.262157 * 0.01) ** 2 / 10 + Z**2 * (0.003**2 / 10 + 0.02**2)
+    assert both[8] == pytest.approx(squared**0.5, rel=1e-5)
     assert (np.diff(alone) < 0).all()
     assert (np.diff(both) < 0).all()
 
