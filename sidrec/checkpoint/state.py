@@ -43,7 +43,8 @@ from sidrec.checkpoint.tensor_shard import (
 )
 from sidrec.errors import CheckpointError
 from sidrec.parallel.process_group import Ranks, run_on_all_ranks
-from sidrec.parallel.sharding import lookups_of
+from sidrec.parallel.sharding import lookups_of, row_updates, updates_read_by
+from sidrec.parallel.update_counts import share_counts
 
 
 def state_shards(model: DistributedModelParallel, optimizer: KeyedOptimizer | None, ranks: Ranks) -> list[TensorShard]:
@@ -91,10 +92,11 @@ def load_model(path: Path, model: DistributedModelParallel, optimizer: KeyedOpti
     )
     shards = _of_weights(weights, ranks)
     reshard = None
+    if optimizer is not None or updates_read_by(model) is not None:
+        shards += stored_counts(path, index, update_shards(model, weights, ranks.first), weights, ranks)
     if optimizer is not None:
         init_optimizer_states(optimizer, index.tensors)
         states = optimizer_shards(optimizer, weights, ranks.first)
-        shards += stored_counts(path, index, update_shards(model, weights, ranks.first), weights, ranks)
         trained = [name for name in optimizer.params if has_local_rows(weights[name])]
         run_on_all_ranks(ranks, lambda: check_optimizer(path, index, trained, states))
         reshard = run_on_all_ranks(ranks, lambda: RowwiseAdagradReshard(path, index, weights, states))
@@ -105,6 +107,7 @@ def load_model(path: Path, model: DistributedModelParallel, optimizer: KeyedOpti
     if reshard is not None:
         reshard.convert()
     restore_managed_collision(model, managed)
+    share_counts(updates_read_by(model), row_updates(model))
     invalidate_caches(model)
 
 
@@ -143,6 +146,7 @@ def load_partially(
     load_shards(found.path, index, shards, ranks.control)
     if reshard is not None:
         reshard.convert()
+    share_counts(updates_read_by(model), row_updates(model))
     invalidate_caches(model)
 
 

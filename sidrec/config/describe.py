@@ -7,12 +7,14 @@ the schema, and `explain` prints what the schema says.
 import ast
 import inspect
 import json
+import math
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
 
+import yaml
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
@@ -82,8 +84,17 @@ class _DescribedSchema(GenerateJsonSchema):
                 node["description"] = f"Selects this variant. {_first_sentence(summary)}"
                 described["required"] = ["kind", *described.get("required", [])]
             elif name in texts:
-                node["description"] = texts[name]
+                node["description"] = texts[name] + (_preset_text(schema["cls"]) if name == "preset" else "")
         return described
+
+
+def _preset_text(section: Any) -> str:
+    """What each preset of a section fills in, as YAML."""
+    filled = {
+        name: yaml.safe_dump(dict(values), default_flow_style=True, width=math.inf, sort_keys=False).strip()
+        for name, values in section.presets.items()
+    }
+    return "".join(f" {name} fills in {values}." for name, values in filled.items())
 
 
 def field_descriptions(section: type) -> dict[str, str]:

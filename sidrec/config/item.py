@@ -3,9 +3,10 @@
 A kind combines the parts of `sidrec.config.item_parts`. Every default cites its source; [I] marks one of our own.
 """
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, PositiveInt
+from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt
 
 from sidrec.config.item_parts import (
     AdditiveFusion,
@@ -26,7 +27,15 @@ from sidrec.config.item_parts import (
     StatsGate,
     Tokens,
 )
-from sidrec.config.section import Granularities, changed_keys, section, without_repeats
+from sidrec.config.section import (
+    Granularities,
+    InRecipe,
+    Values,
+    changed_keys,
+    fill_preset,
+    section,
+    without_repeats,
+)
 
 TokenWeights = Literal["off", "multiply", "append", "both"]
 View = Literal["mixed", "hid", "sid"]
@@ -55,6 +64,11 @@ class ItemKind:
     def content_columns(self) -> tuple[str, ...]:
         """Vector columns of items.parquet that the model reads."""
         return ()
+
+    @property
+    def reads_updates(self) -> bool:
+        """Whether the model reads how many updates each HID row has received."""
+        return False
 
     @property
     def pools_histories(self) -> bool:
@@ -204,6 +218,16 @@ class HidAndSidItem(DroppedHidsAndSids):
     """Which embeddings of the history are pooled into features of the backbone."""
 
 
+PUBLISHED: Values = {"views": ["mixed"], "history": ["hid"], "hid_dropout": 0.0, "gate": {"kind": "stats"}}
+RECOMMENDED: Values = {
+    "views": ["mixed", "hid", "sid"],
+    "history": ["hid", "sid"],
+    "hid_dropout": 0.3,
+    "gate": {"kind": "mean"},
+}
+"""A placeholder: the pilots' form. To be chosen on validation."""
+
+
 def _check_some(views: tuple[View, ...]) -> tuple[View, ...]:
     if not views:
         raise ValueError("expected at least one view, got none")
@@ -217,7 +241,11 @@ Views = Annotated[tuple[View, ...], AfterValidator(_check_some), AfterValidator(
 class SidCoordItem(DroppedHidsAndSids):
     """HID and SID, coordinated (SID-Coord, arXiv 2604.10471)."""
 
+    presets: ClassVar[Mapping[str, Values]] = {"published": PUBLISHED, "recommended": RECOMMENDED}
     kind: Literal["sid_coord"] = "sid_coord"
+    preset: Annotated[Literal["published", "recommended"] | None, InRecipe] = None
+    """Values for keys that the recipe leaves out. published: the paper's, which are the defaults. recommended: the form
+    that needs no choice per data set [I]."""
     history: Histories = ("hid",)
     """Which embeddings of the history are pooled into features of the backbone; the kind hid pools "hid"."""
     views: Views = ("mixed",)
@@ -232,6 +260,10 @@ class SidCoordItem(DroppedHidsAndSids):
         if "mixed" not in self.views:
             unused |= changed_keys(self, ["gate"], "without the view mixed")
         return unused
+
+    @property
+    def reads_updates(self) -> bool:
+        return "mixed" in self.views and self.gate.needs_updates
 
 
 @section
@@ -283,6 +315,13 @@ class ContentItem(DroppedHids):
         return self.vectors
 
 
+def _fill_preset(values: Any) -> Any:
+    """The mapping of an item with its preset filled in; anything else as it is."""
+    return fill_preset(values, {SidCoordItem.kind: SidCoordItem.presets})
+
+
 Item = Annotated[
-    HidItem | SidItem | HidAndSidItem | SidCoordItem | GateSidItem | ContentItem, Field(discriminator="kind")
+    HidItem | SidItem | HidAndSidItem | SidCoordItem | GateSidItem | ContentItem,
+    Field(discriminator="kind"),
+    BeforeValidator(_fill_preset),
 ]

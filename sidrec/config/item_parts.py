@@ -234,6 +234,11 @@ class GateKind:
 
     needs_statistics: ClassVar[bool] = False  # whether it reads the log's stat_* columns
 
+    @property
+    def needs_updates(self) -> bool:
+        """Whether it reads how many updates the target's HID row has received."""
+        return False
+
 
 @section
 class MeanGate(GateKind):
@@ -285,11 +290,38 @@ class StatsGate(GateKind):
     start: Literal["balanced", "hid_only"] = "balanced"
     """balanced: as published. hid_only: e = e_hid initially; a learned scalar, initially 0, scales the SID's part, as
     in ReZero (arXiv 2003.04887) [I]. For a warm start from a model without SIDs."""
+    updates: bool = False
+    """Add log(1 + n) to the inputs, n the training steps that have updated the target's HID row: an item may have been
+    shown often and its HID not be trained, in evaluation above all [I]."""
+
+    @property
+    def needs_updates(self) -> bool:
+        return self.updates
 
     def __post_init__(self) -> None:
         if self.start == "hid_only" and (self.form, self.lengths) != ("mix", "as_is"):
             got = f"form {self.form} and lengths {self.lengths}"
             raise ValueError(f"expected form mix and lengths as_is with start hid_only, which keeps the HID, got {got}")
+
+
+@section
+class ShrinkageGate(GateKind):
+    """e = e_sid + n / (n + k) * e_hid, n the training steps that have updated the target's HID row [I].
+
+    The HID is what is left to say beyond the SID, and counts as far as it has been trained, as an effect is shrunk in a
+    hierarchical model. An item without updates has e_sid; the HID's share grows with n by construction. Counts are kept
+    in the checkpoint and do not change in evaluation.
+    """
+
+    kind: Literal["shrinkage"] = "shrinkage"
+    strength: PositiveFloat = 10.0
+    """Initial k: the updates after which half of e_hid counts."""
+    learned: bool = True
+    """Learn log(k), with the optimizer of the layers; false keeps k."""
+
+    @property
+    def needs_updates(self) -> bool:
+        return True
 
 
 @section
@@ -299,7 +331,7 @@ class SumGate(GateKind):
     kind: Literal["sum"] = "sum"
 
 
-Gate = Annotated[StatsGate | SumGate | MeanGate, Field(discriminator="kind")]
+Gate = Annotated[StatsGate | ShrinkageGate | SumGate | MeanGate, Field(discriminator="kind")]
 
 
 @section

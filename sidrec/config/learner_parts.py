@@ -5,13 +5,11 @@ its section lists them. A loss's weight is a constant, or follows the training's
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from sidrec.config.section import changed_keys, section
-
-Values = Mapping[str, Any]  # of a recipe's section
+from sidrec.config.section import Values, changed_keys, section
 
 
 class LearnerSection:
@@ -35,24 +33,6 @@ class LearnerSection:
     def unused_keys(self) -> dict[str, str]:
         """Keys with values that other keys make ineffective -> what is expected instead."""
         return {}
-
-
-def fill_preset(values: Any, presets: Mapping[str, Values]) -> Any:
-    """A learner's mapping from a recipe, with the values of its preset for keys that it leaves out.
-
-    Sections in it are filled key by key, lists are replaced. Unknown names are left to the check of the key.
-    """
-    name = values.get("preset")
-    preset = presets.get(name) if isinstance(name, str) else None
-    return values if preset is None else _filled(values, preset)
-
-
-def _filled(values: Values, preset: Values) -> dict[str, Any]:
-    filled = {**preset, **values}
-    for key, inner in preset.items():
-        if isinstance(inner, Mapping) and isinstance(values.get(key), Mapping):
-            filled[key] = _filled(values[key], inner)
-    return filled
 
 
 # Losses.

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-import tyro
 from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from sidrec.config.learner_parts import (
@@ -24,14 +23,11 @@ from sidrec.config.learner_parts import (
     Router,
     SidLossConfig,
     Training,
-    Values,
     WeightSchedule,
-    fill_preset,
     unused_pairs,
 )
-from sidrec.config.section import changed_keys, section
+from sidrec.config.section import InRecipe, Values, changed_keys, fill_preset, section
 
-InRecipe = tyro.conf.Suppress  # a preset fills in keys of the recipe file; a flag would come too late
 Column = Literal["text", "visual", "behavior"]
 
 
@@ -373,11 +369,8 @@ class ResidualKMeansConfig(LearnerSection):
 
 
 def _fill_preset(values: Any) -> Any:
-    """The mapping of a learner with its preset filled in (`fill_preset`); anything else as it is."""
-    if not isinstance(values, Mapping):
-        return values
-    presets = [learner.presets for learner in get_args(GradientLearnerConfig) if learner.kind == values.get("kind")]
-    return fill_preset(values, presets[0]) if presets else values
+    """The mapping of a learner with its preset filled in; anything else as it is."""
+    return fill_preset(values, {learner.kind: learner.presets for learner in get_args(GradientLearnerConfig)})
 
 
 Learner = Annotated[

@@ -3,10 +3,11 @@
 A section is a frozen dataclass that pydantic checks: unknown keys, NaN and infinity are refused.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
+import tyro
 from pydantic import AfterValidator, ConfigDict
 
 T = TypeVar("T")
@@ -69,6 +70,36 @@ def default_of(section: Any, name: str) -> Any:
     if field.default is MISSING:
         raise ValueError(f"expected a key with a default, got {name}")
     return field.default
+
+
+# Presets. A section with a key `preset` has a class attribute `presets`: name -> the values for keys left out.
+
+
+Values = Mapping[str, Any]  # of a recipe's section
+InRecipe = tyro.conf.Suppress  # a preset fills in keys of the recipe file; a flag would come too late
+
+
+def fill_preset(values: Any, presets_of_kinds: Mapping[str, Mapping[str, Values]]) -> Any:
+    """A section's mapping from a recipe, with the values of its preset for keys that it leaves out.
+
+    Sections in it are filled key by key, but not one of another kind; lists are replaced. Unknown names are left to the
+    check of the key, and anything but a mapping is returned as it is. presets_of_kinds: kind -> `presets`.
+    """
+    if not isinstance(values, Mapping):
+        return values
+    kind, name = values.get("kind"), values.get("preset")
+    presets = presets_of_kinds.get(kind, {}) if isinstance(kind, str) else {}
+    preset = presets.get(name) if isinstance(name, str) else None
+    return values if preset is None else _filled(values, preset)
+
+
+def _filled(values: Values, preset: Values) -> dict[str, Any]:
+    filled = {**preset, **values}
+    for key, inner in preset.items():
+        own = values.get(key)
+        if isinstance(inner, Mapping) and isinstance(own, Mapping) and own.get("kind") == inner.get("kind"):
+            filled[key] = _filled(own, inner)
+    return filled
 
 
 # Names of granularities: s1 is level 1 alone, s12 the pair of levels 1 and 2, s123 the first three levels together.

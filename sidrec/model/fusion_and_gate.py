@@ -21,6 +21,7 @@ from sidrec.config.item_parts import (
     MeanFusion,
     MeanGate,
     QueryFusion,
+    ShrinkageGate,
     StandardizedStats,
     Stats,
     StatsGate,
@@ -152,6 +153,8 @@ def build_gate(config: Gate, dim: int, mean_S: Tensor, std_S: Tensor) -> "HidSid
     match config:
         case StatsGate():
             return TargetAwareGate(config, dim, mean_S, std_S)
+        case ShrinkageGate():
+            return Shrinkage(config)
         case SumGate():
             return PlainSum(1.0)
         case MeanGate():
@@ -161,25 +164,41 @@ def build_gate(config: Gate, dim: int, mean_S: Tensor, std_S: Tensor) -> "HidSid
 class HidSidGate(nn.Module):
     """Base class."""
 
-    def forward(self, hid_BD: Tensor, sid_BD: Tensor, stats_BS: Tensor, has_sid_B: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        hid_BD: Tensor,
+        sid_BD: Tensor,
+        stats_BS: Tensor,
+        has_sid_B: Tensor | None = None,
+        updates_B: Tensor | None = None,
+    ) -> Tensor:
         """Returns e [B, D]: the mix of e_hid and e_sid; the HID alone for an item without a SID.
 
-        stats_BS: raw counts. has_sid_B: bool; None if all items have a SID.
+        stats_BS: raw counts. has_sid_B: bool; None if all items have a SID. updates_B: updates that the HID's row has
+        received, for gates that need them.
         """
         hid_BD, sid_BD = self.scaled(hid_BD), self.scaled(sid_BD)
-        mixed_BD = self.mixed(hid_BD, sid_BD, stats_BS)
+        mixed_BD = self.mixed(hid_BD, sid_BD, stats_BS, updates_B)
         return mixed_BD if has_sid_B is None else torch.where(has_sid_B.unsqueeze(1), mixed_BD, hid_BD)
 
     def scaled(self, embedded_BD: Tensor) -> Tensor:
         """e_hid or e_sid as the gate takes it."""
         return embedded_BD
 
-    def mixed(self, hid_BD: Tensor, sid_BD: Tensor, stats_BS: Tensor) -> Tensor:
+    def mixed(self, hid_BD: Tensor, sid_BD: Tensor, stats_BS: Tensor, updates_B: Tensor | None) -> Tensor:
         """e [B, D] of items with a SID. hid_BD, sid_BD: scaled."""
         raise NotImplementedError
 
 
-class TargetAwareGate(HidSidGate):
+class WeighingGate(HidSidGate):
+    """Base class of gates with a weight g of the HID that differs between items."""
+
+    def value(self, stats_BS: Tensor, updates_B: Tensor | None = None) -> Tensor:
+        """g [B, 1], or [B, D] with one value per dimension."""
+        raise NotImplementedError
+
+
+class TargetAwareGate(WeighingGate):
     """e = g * e_hid + (1 - g) * e_sid, g = sigmoid(MLP(stats)) (SID-Coord, module II).
 
     Popular items can rely on their HID, rare ones on their SID. Options that are not in the paper [I]:
@@ -188,6 +207,7 @@ class TargetAwareGate(HidSidGate):
     lengths equal: e_hid and e_sid are first scaled to one learned root mean square, so that g sets their shares alone.
     start hid_only: 1 - g = open * (1 - sigmoid(MLP(stats))), with a learned scalar `open` that starts at 0. `open` is
         unbounded, as its gradient would otherwise vanish at 0; so g can leave (0, 1).
+    updates: log(1 + n) of the updates n that the HID's row has received is a further input of the MLP.
     """
 
     def __init__(self, config: StatsGate, dim: int, mean_S: Tensor, std_S: Tensor) -> None:
@@ -198,24 +218,49 @@ class TargetAwareGate(HidSidGate):
         self.open = nn.Parameter(torch.zeros(())) if config.start == "hid_only" else None
         output = nn.Linear(config.hidden, dim if config.per_dimension else 1)
         nn.init.constant_(output.bias, config.output_bias)
-        self.mlp = nn.Sequential(nn.Linear(self.statistics.width, config.hidden), nn.ReLU(), output)
+        self.updates = config.updates
+        self.mlp = nn.Sequential(nn.Linear(self.statistics.width + self.updates, config.hidden), nn.ReLU(), output)
 
-    def value(self, stats_BS: Tensor) -> Tensor:
+    def value(self, stats_BS: Tensor, updates_B: Tensor | None = None) -> Tensor:
         """g [B, 1], or [B, D] with one value per dimension; in (0, 1) unless start is hid_only."""
-        logit = self.mlp(self.statistics(stats_BS))
+        inputs = self.statistics(stats_BS)
+        if self.updates:
+            assert updates_B is not None, "the ranker counts updates where the gate needs them"
+            inputs = torch.cat([inputs, torch.log1p(updates_B).unsqueeze(1)], dim=1)
+        logit = self.mlp(inputs)
         return torch.sigmoid(logit) if self.open is None else 1 - self.open * torch.sigmoid(-logit)
 
     def scaled(self, embedded_BD: Tensor) -> Tensor:
         return embedded_BD if self.length is None else self.length * _unit(embedded_BD)
 
-    def mixed(self, hid_BD: Tensor, sid_BD: Tensor, stats_BS: Tensor) -> Tensor:
-        gate = self.value(stats_BS)
+    def mixed(self, hid_BD: Tensor, sid_BD: Tensor, stats_BS: Tensor, updates_B: Tensor | None) -> Tensor:
+        gate = self.value(stats_BS, updates_B)
         return sid_BD + gate * hid_BD if self.residual else torch.lerp(sid_BD, hid_BD, gate)
 
 
 def _unit(embedded_BD: Tensor) -> Tensor:
     """Scales rows to a root mean square of 1; zeros stay zeros."""
     return embedded_BD * torch.rsqrt(embedded_BD.square().mean(dim=1, keepdim=True) + EPSILON)
+
+
+class Shrinkage(WeighingGate):
+    """e = e_sid + g * e_hid, g = n / (n + k), n updates of the HID's row.
+
+    log(k) is learned: k is a scale, and a step of the optimizer changes it by a share of itself.
+    """
+
+    def __init__(self, config: ShrinkageGate) -> None:
+        super().__init__()
+        log_k = torch.tensor(math.log(config.strength))
+        self.log_k = nn.Parameter(log_k, requires_grad=config.learned)
+
+    def value(self, stats_BS: Tensor, updates_B: Tensor | None = None) -> Tensor:
+        """g [B, 1] in [0, 1)."""
+        assert updates_B is not None, "the ranker counts updates where the gate needs them"
+        return (updates_B / (updates_B + self.log_k.exp())).unsqueeze(1)
+
+    def mixed(self, hid_BD: Tensor, sid_BD: Tensor, stats_BS: Tensor, updates_B: Tensor | None) -> Tensor:
+        return torch.addcmul(sid_BD, self.value(stats_BS, updates_B), hid_BD)
 
 
 class PlainSum(HidSidGate):
@@ -225,7 +270,7 @@ class PlainSum(HidSidGate):
         super().__init__()
         self.weight = weight
 
-    def mixed(self, hid_BD: Tensor, sid_BD: Tensor, stats_BS: Tensor) -> Tensor:
+    def mixed(self, hid_BD: Tensor, sid_BD: Tensor, stats_BS: Tensor, updates_B: Tensor | None) -> Tensor:
         return self.weight * (hid_BD + sid_BD)
 
 

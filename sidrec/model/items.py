@@ -18,7 +18,7 @@ from sidrec.config.model import Pooling
 from sidrec.data.dataset import Sizes
 from sidrec.data.item_tables import HID
 from sidrec.model.alignment import build_alignment
-from sidrec.model.fusion_and_gate import GranularityFusion, TargetAwareGate, build_fusion, build_gate
+from sidrec.model.fusion_and_gate import GranularityFusion, WeighingGate, build_fusion, build_gate
 from sidrec.model.history import HistoryIndex, index_history
 from sidrec.model.pooling import PooledHistories, build_pooling
 
@@ -29,7 +29,8 @@ class ItemLookup:
 
     embedded: item feature -> [U, D]. All features are split from the KeyedTensor in one call: a slice of it would have
     a gradient as wide as the whole tensor. token_weights_UW, granules_UG, content_UV: as in Batch. has_sid_U: bool;
-    None if all bags but bag 0 have a SID. chance_B: as in Batch, for dropout; None outside training.
+    None if all bags but bag 0 have a SID. chance_B: as in Batch, for dropout; None outside training. updates_U: updates
+    that each bag's HID row has received, float32; None where the item kind reads none.
     """
 
     embedded: dict[str, Tensor]
@@ -38,6 +39,7 @@ class ItemLookup:
     content_UV: Tensor | None = None
     has_sid_U: Tensor | None = None
     chance_B: Tensor | None = None
+    updates_U: Tensor | None = None
 
     # An item without a SID has an e_sid of zero. Wherever SIDs are mixed in or compared, it is left out:
 
@@ -85,8 +87,8 @@ class ItemRepresentation(nn.Module):
         return None
 
     @property
-    def learned_gate(self) -> TargetAwareGate | None:
-        """The gate between HID and SID, where there is one that learns."""
+    def weighing_gate(self) -> WeighingGate | None:
+        """The gate between HID and SID, where there is one whose weight differs between items."""
         return None
 
 
@@ -201,11 +203,17 @@ class HidsAndSids(SemanticRepresentation):
             pooled[place] = zero_where(no_hids_B, pooled[place])
         has_sid_B = items.has_sid(target_B)
         has_sid_B = has_sid_B if no_sid_B is None else has_sid_B & ~no_sid_B
-        target = self.target(hid_BD, sid_BD, has_sid_B, stats_BS)
+        updates_B = None
+        if items.updates_U is not None:
+            updates_B = items.updates_U.index_select(0, target_B)
+            updates_B = updates_B if no_hid_B is None else updates_B.masked_fill(no_hid_B, 0.0)
+        target = self.target(hid_BD, sid_BD, has_sid_B, stats_BS, updates_B)
         dense_BE = self.semantic.dense(sid_UD, items, target_B, with_sids, no_sid_B)
         return torch.stack([*target, *pooled], dim=1), dense_BE
 
-    def target(self, hid_BD: Tensor, sid_BD: Tensor, has_sid_B: Tensor, stats_BS: Tensor) -> list[Tensor]:
+    def target(
+        self, hid_BD: Tensor, sid_BD: Tensor, has_sid_B: Tensor, stats_BS: Tensor, updates_B: Tensor | None
+    ) -> list[Tensor]:
         """The target's features, [B, D] each."""
         raise NotImplementedError
 
@@ -231,13 +239,15 @@ class SidCoordRepresentation(HidsAndSids):
         self.pooling = PooledHistories(config.history, pooling, dim)
 
     @property
-    def learned_gate(self) -> TargetAwareGate | None:
-        return self.gate if isinstance(self.gate, TargetAwareGate) else None
+    def weighing_gate(self) -> WeighingGate | None:
+        return self.gate if isinstance(self.gate, WeighingGate) else None
 
-    def target(self, hid_BD: Tensor, sid_BD: Tensor, has_sid_B: Tensor, stats_BS: Tensor) -> list[Tensor]:
+    def target(
+        self, hid_BD: Tensor, sid_BD: Tensor, has_sid_B: Tensor, stats_BS: Tensor, updates_B: Tensor | None
+    ) -> list[Tensor]:
         parts = {"hid": hid_BD, "sid": sid_BD}
         if self.gate is not None:
-            parts["mixed"] = self.gate(hid_BD, sid_BD, stats_BS, has_sid_B)
+            parts["mixed"] = self.gate(hid_BD, sid_BD, stats_BS, has_sid_B, updates_B)
         return [parts[name] for name in self.views]
 
 
@@ -293,7 +303,9 @@ class HidAndSidRepresentation(HidsAndSids):
         self.features = ("item", "item_sid", *(f"history_{name}" for name in config.history))
         self.pooling = PooledHistories(config.history, pooling, dim)
 
-    def target(self, hid_BD: Tensor, sid_BD: Tensor, has_sid_B: Tensor, stats_BS: Tensor) -> list[Tensor]:
+    def target(
+        self, hid_BD: Tensor, sid_BD: Tensor, has_sid_B: Tensor, stats_BS: Tensor, updates_B: Tensor | None
+    ) -> list[Tensor]:
         return [hid_BD, sid_BD]
 
 

@@ -20,7 +20,7 @@ from sidrec.data.batch import Batch
 from sidrec.data.dataset import Sizes
 from sidrec.data.item_tables import HID
 from sidrec.model.backbones import build_backbone
-from sidrec.model.fusion_and_gate import GranularityFusion, StandardizeStats, TargetAwareGate
+from sidrec.model.fusion_and_gate import GranularityFusion, StandardizeStats, WeighingGate
 from sidrec.model.gate_sid import GateSidRepresentation
 from sidrec.model.items import (
     ContentRepresentation,
@@ -31,7 +31,7 @@ from sidrec.model.items import (
     SidCoordRepresentation,
     SidRepresentation,
 )
-from sidrec.model.tables import embedding_tables, managed_table, one_feature_each, with_managed
+from sidrec.model.tables import UpdateCounts, embedding_tables, managed_table, one_feature_each, with_managed
 
 
 class Ranker(nn.Module):
@@ -39,6 +39,7 @@ class Ranker(nn.Module):
 
     items: EmbeddingBagCollection over unique items (stride U); None if all item tables are managed.
     managed_hids: the HID table, if it is managed; else None.
+    updates: the updates that HID rows have received, if the item kind reads them; else None.
     context: EmbeddingBagCollection over the context columns (stride B), or None. A column of lists gives the mean of
         its ids' vectors, 0 without ids.
     """
@@ -51,7 +52,9 @@ class Ranker(nn.Module):
         managed = {name: table for name, table in sizes.item_tables.items() if table.managed}
         plain = {name: table for name, table in sizes.item_tables.items() if not table.managed}
         self.items = embedding_tables(plain, dim, inits) if plain else None
-        self.managed_hids = managed_table(HID, managed[HID], dim, config.hid_init) if managed else None
+        counts = config.item.reads_updates
+        self.managed_hids = managed_table(HID, managed[HID], dim, config.hid_init, rows=counts) if managed else None
+        self.updates = UpdateCounts(sizes.item_tables[HID].rows) if counts else None
         self.context_columns = tuple(sizes.context_rows)
         context = one_feature_each(sizes.context_rows)
         self.context = embedding_tables(context, dim, averaged=sizes.context_lists) if context else None
@@ -69,11 +72,20 @@ class Ranker(nn.Module):
 
     def _look_up(self, batch: Batch) -> ItemLookup:
         embedded = self.items_boundary(self.items(batch.items)).to_dict() if self.items is not None else {}
+        hid_rows = batch.items
         if self.managed_hids is not None:
-            embedded = with_managed(embedded, self.managed_boundary(self.managed_hids(batch.items)[0]))
+            found = self.managed_hids(batch.items)
+            embedded, hid_rows = with_managed(embedded, self.managed_boundary(found[0])), found[1]
         has_sid_U = _looked_up(batch.items, self.item.sids[0]) if self.item.sids else None
-        chance_B = batch.chance_B if self.training else None
-        return ItemLookup(embedded, batch.token_weights_UW, batch.granules_UG, batch.content_UV, has_sid_U, chance_B)
+        return ItemLookup(
+            embedded,
+            batch.token_weights_UW,
+            batch.granules_UG,
+            batch.content_UV,
+            has_sid_U,
+            chance_B=batch.chance_B if self.training else None,
+            updates_U=None if self.updates is None else self.updates(hid_rows),
+        )
 
     def _score(self, batch: Batch, looked_up: ItemLookup) -> Tensor:
         embedded_BFD, aligned_BE = self.item(looked_up, batch.target_B, batch.history_BT, batch.stats_BS)
@@ -108,15 +120,19 @@ class Ranker(nn.Module):
         return self.item.attention
 
     @property
-    def gate(self) -> TargetAwareGate | None:
-        """The learned gate between HID and SID; None for item kinds and gates without one."""
-        return self.item.learned_gate
+    def gate(self) -> WeighingGate | None:
+        """The gate between HID and SID, if its weight differs between items; None for others and for other kinds."""
+        return self.item.weighing_gate
 
     def gate_values(self, batch: Batch) -> Tensor:
         """g of every row [B], the mean over its dimensions; NaN for a target without a SID, which no gate mixes."""
         assert self.gate is not None, "a model with a gate"
         has_sid_B = _looked_up(batch.items, self.item.sids[0])[batch.target_B]
-        return self.gate.value(batch.stats_BS).mean(dim=1).masked_fill(~has_sid_B, torch.nan)
+        updates_B = None
+        if self.updates is not None:
+            hid_rows = batch.items if self.managed_hids is None else self.managed_hids(batch.items)[1]
+            updates_B = self.updates(hid_rows)[batch.target_B]
+        return self.gate.value(batch.stats_BS, updates_B).mean(dim=1).masked_fill(~has_sid_B, torch.nan)
 
 
 @fx.wrap  # TorchRec's pipelines trace the ranker, and fx cannot trace a search among keys

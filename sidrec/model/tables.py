@@ -4,9 +4,10 @@ Shapes: D width, N ids met since the last eviction.
 """
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.nn import functional
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, PoolingType
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
@@ -18,9 +19,9 @@ from torchrec.modules.mc_modules import (
     ManagedCollisionCollection,
     MCHManagedCollisionModule,
 )
-from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedTensor
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
 
-from sidrec.data.item_tables import ItemTable
+from sidrec.data.item_tables import HID, ItemTable
 
 META = torch.device("meta")
 NO_INITS: Mapping[str, float | None] = {}
@@ -61,6 +62,43 @@ def embedding_tables(
 def one_feature_each(rows: Mapping[str, int]) -> dict[str, ItemTable]:
     """Name -> a table of that many rows, read by the feature of the same name."""
     return {name: ItemTable(count, (name,)) for name, count in rows.items()}
+
+
+class UpdateCounts(nn.Module):
+    """How many training steps have updated each row of the HID table, as an input of the model.
+
+    The counts lie with the table's shards, which count and save them (`sidrec.parallel.update_counts`); every rank has
+    all of them here. After a step they are those of all steps so far, and evaluation leaves them as they are.
+
+    counts_R: int32, one per row of the table, and a last element that is not read.
+    """
+
+    counts_R: Tensor
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.register_buffer("counts_R", torch.zeros(rows + 1, dtype=torch.int32), persistent=False)
+
+    def forward(self, rows: Any) -> Tensor:
+        """Updates of the row of each bag's HID, float32 [U]; 0 for a bag without one.
+
+        rows: a KeyedJaggedTensor as in Batch, of table rows, or TorchRec's awaitable of one.
+        """
+        return _updates_of_bags(rows, self.counts_R)
+
+
+@fx.wrap  # TorchRec's pipelines trace the ranker, and fx cannot trace a search among keys
+def _updates_of_bags(rows: Any, counts_R: Tensor) -> Tensor:
+    """Reads nothing from the device to the host: a bag has at most one id, and its place is the sum of lengths."""
+    items: KeyedJaggedTensor = rows.wait() if hasattr(rows, "wait") else rows
+    feature, bags = list(items.keys()).index(HID), items.stride()
+    bag_U = slice(feature * bags, (feature + 1) * bags)
+    values_P, place_U = items.values(), items.offsets()[:-1][bag_U]
+    if not len(values_P):
+        return place_U.float() * 0
+    rows_U = values_P.index_select(0, place_U.clamp(max=len(values_P) - 1))
+    known_U = (items.lengths()[bag_U] > 0) & (rows_U < len(counts_R) - 1)
+    return counts_R.index_select(0, rows_U.where(known_U, 0)).float() * known_U
 
 
 # Managed collisions (TorchRec's ZCH): a table assigns its rows to ids during training.
@@ -126,9 +164,9 @@ class ManagedCollisionRows(MCHManagedCollisionModule):
 
 
 def managed_table(
-    name: str, table: ItemTable, dim: int, init: float | None, device: torch.device = META
+    name: str, table: ItemTable, dim: int, init: float | None, device: torch.device = META, rows: bool = False
 ) -> ManagedCollisionEmbeddingBagCollection:
-    """A collection of one managed table. Its forward returns a pair; the KeyedTensor is first.
+    """A collection of one managed table. Its forward returns a pair: a KeyedTensor, and with `rows` the ids' rows.
 
     init: as in `embedding_tables`. The number of ranks must divide the table's rows.
     """
@@ -144,7 +182,7 @@ def managed_table(
         name=name,
     )
     return ManagedCollisionEmbeddingBagCollection(
-        collection, ManagedCollisionCollection({name: slots}, collection.embedding_bag_configs())
+        collection, ManagedCollisionCollection({name: slots}, collection.embedding_bag_configs()), rows
     )
 
 

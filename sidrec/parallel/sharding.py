@@ -37,9 +37,9 @@ from sidrec.config.recipe import (
     TableOptimizer,
 )
 from sidrec.data.item_tables import HID
-from sidrec.model.tables import ManagedCollisionRows
+from sidrec.model.tables import ManagedCollisionRows, UpdateCounts
 from sidrec.parallel.process_group import Ranks
-from sidrec.parallel.update_counts import RowUpdates, count_updates, updates_of
+from sidrec.parallel.update_counts import RowUpdates, count_updates, share_counts, updates_of
 from sidrec.plans.workload import tables_of
 
 
@@ -59,6 +59,7 @@ def shard(
     )
     set_empty_shards_apart(model)
     count_updates(lookups_of(model), ranks.device)
+    share_counts(updates_read_by(model), row_updates(model))
     fill_tables(model, configs, seed)
     return model
 
@@ -249,6 +250,11 @@ def set_empty_shards_apart(sharded: nn.Module) -> None:
 def row_updates(sharded: nn.Module) -> list[RowUpdates]:
     """The update counts of this rank's rows of the HID table."""
     return [updates for lookup in lookups_of(sharded) for updates in updates_of(lookup)]
+
+
+def updates_read_by(sharded: nn.Module) -> UpdateCounts | None:
+    """The copy of all update counts in a model that reads them, None in others."""
+    return next((module for module in sharded.modules() if isinstance(module, UpdateCounts)), None)
 
 
 def lookups_of(sharded: nn.Module) -> Iterator[GroupedPooledEmbeddingsLookup]:

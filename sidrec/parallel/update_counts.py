@@ -2,12 +2,14 @@
 
 Gates, shrinkage and serving need these counts: they say how much a row has learned. A step updates the rows that its
 batch looks up, on any rank, once each; a step that is skipped updates none. Counts lie where the rows lie, on the rank
-and device of the table's shard, and their rows are numbered as the shard's.
+and device of the table's shard, and their rows are numbered as the shard's. A model that reads them has a copy of all
+counts on every rank (`sidrec.model.tables.UpdateCounts`): 4 bytes a row. After each step the ranks exchange the rows
+that it changed, so that the copy is exact.
 
-Shapes: N rows of a shard, P ids of a lookup.
+Shapes: N rows of a shard, R rows of a table, P ids of a lookup, C changed rows.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from torchrec.distributed.embedding_types import EmbeddingComputeKernel, Sharded
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec.data.item_tables import HID
+from sidrec.model.tables import UpdateCounts
 
 COUNT = torch.int32
 
@@ -39,6 +42,7 @@ class RowUpdates:
         self._counts = torch.zeros(table.local_rows + 1, dtype=COUNT, device=device)
         self.counts_N1 = self._counts[:-1].unsqueeze(1)
         self._rows_P: Tensor | None = None
+        self._changed: list[Tensor] | None = None  # None: nobody asks
 
     def record(self, ids: KeyedJaggedTensor) -> None:
         """Notes the rows that a forward pass looks up. ids: of the lookup, rows of its shards."""
@@ -63,16 +67,80 @@ class RowUpdates:
             self._counts += updated
         else:  # an id that occurs twice reads the same count twice, and writes the same
             self._counts[rows_P] = self._counts.index_select(0, rows_P) + 1
+            self._note(rows_P)
 
     def restart(self, rows: Tensor) -> None:
         """Sets counts to 0, for rows that begin anew."""
         self.counts_N1[rows] = 0
+        self._note(rows)
+
+    def _note(self, rows: Tensor) -> None:
+        if self._changed is not None and len(rows):
+            self._changed.append(rows)
+
+    def take_changes(self) -> Tensor:
+        """Rows of the table that changed since the last call, and their counts: int64 [2, C]; notes them from now on.
+
+        Not for a replicated table.
+        """
+        changed, self._changed = self._changed, []
+        if not changed:
+            return torch.zeros(2, 0, dtype=torch.int64, device=self._counts.device)
+        rows_C = torch.cat(changed).unique()
+        rows_C = rows_C[rows_C < len(self._counts) - 1]
+        return torch.stack([rows_C + self.first_row, self._counts.index_select(0, rows_C).long()])
+
+    def share_memory_with(self, copy: UpdateCounts) -> None:
+        """Makes the copy the counts themselves, for a shard that is the whole table."""
+        copy.counts_R = self._counts
 
 
 def ids_between(ids_P: Tensor, first: Tensor, last: Tensor, elsewhere: int) -> Tensor:
     """ids_P, with `elsewhere` outside the positions [first, last); reads nothing from the device."""
     position_P = torch.arange(len(ids_P), device=ids_P.device)
     return torch.where((position_P >= first) & (position_P < last), ids_P, elsewhere)
+
+
+# The copy of all counts for a model that reads them. All ranks call both functions together.
+
+
+def share_counts(copy: UpdateCounts | None, shards: Sequence[RowUpdates]) -> None:
+    """Fills the copy with the counts of all ranks' shards; after sharding and after loading. shards: of this rank.
+
+    A shard that is the whole table becomes the copy itself, which then needs no exchange.
+    """
+    if copy is None:
+        return
+    if _is_whole(shards):
+        shards[0].share_memory_with(copy)
+        return
+    copy.counts_R = torch.zeros_like(copy.counts_R)
+    for shard in shards:
+        shard.take_changes()
+        copy.counts_R[shard.first_row : shard.first_row + len(shard.counts_N1)] = shard.counts_N1.squeeze(1)
+    dist.all_reduce(copy.counts_R)
+
+
+def share_changes(copy: UpdateCounts | None, shards: Sequence[RowUpdates]) -> None:
+    """Brings what this step has changed in the shards of all ranks into the copy. Ranks gather 16 bytes per row."""
+    if copy is None or _is_whole(shards):
+        return
+    nothing = torch.zeros(2, 0, dtype=torch.int64, device=copy.counts_R.device)
+    own_2C = torch.cat([nothing, *(shard.take_changes() for shard in shards)], dim=1)
+    sizes = [torch.zeros(1, dtype=torch.int64, device=own_2C.device) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, torch.tensor([own_2C.shape[1]], device=own_2C.device))
+    most = max(int(size) for size in sizes)
+    last = len(copy.counts_R) - 1  # not read: for ranks with fewer changes
+    padded_2C = torch.full((2, most), last, dtype=torch.int64, device=own_2C.device)
+    padded_2C[:, : own_2C.shape[1]] = own_2C
+    gathered = [torch.empty_like(padded_2C) for _ in sizes]
+    dist.all_gather(gathered, padded_2C)
+    rows_C, counts_C = torch.cat(gathered, dim=1)
+    copy.counts_R[rows_C] = counts_C.to(COUNT)
+
+
+def _is_whole(shards: Sequence[RowUpdates]) -> bool:
+    return dist.get_world_size() == 1 or any(shard.replicated for shard in shards)
 
 
 def count_updates(lookups: Iterator[GroupedPooledEmbeddingsLookup], device: torch.device) -> None:

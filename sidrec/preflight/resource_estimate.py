@@ -135,9 +135,11 @@ def estimate_ranks(run: PlannedRun, largest_group: int, starting: int = 0) -> li
     step, shared, loaders = _step(run), _shared(run), _loaders(run, largest_group)
     dense = ResourceEstimate("dense layers", _dense(run), "model, optimizer.dense")
     found = []
+    # A gate that reads the counts has all of them on every rank (UpdateCounts), besides those of the rank's own rows.
+    copied = run.sizes.item_tables[HID].rows * COUNT.itemsize if run.recipe.model.item.reads_updates else 0
     for rank, tables in enumerate(rank_tables(run.plan, run.workload, run.hardware, run.sharders)):
         saved = tables.saved + tables.counts_saved + (_dense(run, saved=True) if rank == 0 else 0)
-        counts = ResourceEstimate("updates received by each HID row", tables.counts, "")
+        counts = ResourceEstimate("updates received by each HID row", tables.counts + copied, "")
         host = [
             ResourceEstimate("a process with its libraries", starting, ""),
             _tables(tables.host),

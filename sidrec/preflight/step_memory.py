@@ -94,11 +94,11 @@ class _Vectors(nn.Module):
         super().__init__()
         self.features, self.dim, self.managed = features, dim, managed
 
-    def forward(self, bags: KeyedJaggedTensor) -> KeyedTensor | tuple[KeyedTensor, None]:
+    def forward(self, bags: KeyedJaggedTensor) -> KeyedTensor | tuple[KeyedTensor, KeyedJaggedTensor]:
         widths = [self.dim] * len(self.features)
         values = torch.empty(bags.stride(), sum(widths), device="meta", requires_grad=True)
         found = KeyedTensor(self.features, widths, values)
-        return (found, None) if self.managed else found
+        return (found, bags) if self.managed else found
 
 
 def _without_tables(model: nn.Module) -> None:

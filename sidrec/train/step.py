@@ -27,7 +27,8 @@ from sidrec.data.rows import row_places
 from sidrec.errors import NonFiniteError
 from sidrec.model.ranker import Ranker
 from sidrec.parallel.process_group import Ranks, gather_objects, largest, raise_on_all_ranks
-from sidrec.parallel.sharding import row_updates
+from sidrec.parallel.sharding import row_updates, updates_read_by
+from sidrec.parallel.update_counts import share_changes
 from sidrec.train.non_finite_cause import NAMED, Cause, Forward, find_cause, nearest_cause, table_lookups
 from sidrec.train.optimizers import ScheduledOptimizer
 
@@ -79,7 +80,7 @@ class TrainingStep:
         self._model, self._optimizer, self._reader, self._config, self._ranks = model, optimizer, reader, config, ranks
         self._lookups = table_lookups(ranker)
         self._layers = {name: p for name, p in ranker.named_parameters() if ".embedding_bags." not in name}
-        self._updates = row_updates(model)
+        self._updates, self._updates_copy = row_updates(model), updates_read_by(model)
         self._columns = {"dense_BX": reader.columns.log.dense, "stats_BS": reader.columns.log.stats}
         self._steps_done, self._skips_in_a_row = done, 0
         self._forward: Forward | None = None
@@ -133,6 +134,7 @@ class TrainingStep:
         self._optimizer.step()
         for updates in self._updates:
             updates.end_step(applied=self._skipped is None)
+        share_changes(self._updates_copy, self._updates)
 
     def _is_finite(self, forward: Forward) -> bool:
         """Whether loss and gradients are finite on all ranks."""

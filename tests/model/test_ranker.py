@@ -32,7 +32,11 @@ def ranker_for(**model: Any) -> Ranker:
     sizes = Sizes(tables_for(config.item), context, 2, (1.0, 2.0), (1.0, 0.5), content=V, rows_per_lane=B // 2)
     ranker = Ranker(config, sizes)
     if ranker.managed_hids is not None:
-        ranker.managed_hids = managed_table("hid", sizes.item_tables["hid"], 8, None, torch.device("cpu"))
+        ranker.managed_hids = managed_table(
+            "hid", sizes.item_tables["hid"], 8, None, torch.device("cpu"), rows=ranker.updates is not None
+        )
+    if ranker.updates is not None:
+        ranker.updates.counts_R.copy_(torch.arange(ROWS + 1))
     for collection in (ranker.items, ranker.context):
         if collection is not None:
             collection.to_empty(device="cpu")
@@ -162,6 +166,15 @@ ALTERNATIVES: dict[str, dict[str, Any]] = {
     "content vectors": {"item": {"kind": "content"}},
     "target attention over content": {"history_pooling": {"kind": "target_attention"}, "item": {"kind": "content"}},
     "PPNet on both": {"item": {"kind": "hid_and_sid", "history": ["sid"]}, "backbone": {"kind": "ppnet"}},
+    "shrinkage": {"item": {"kind": "sid_coord", "gate": {"kind": "shrinkage"}}},
+    "updates for the gate": {"item": {"kind": "sid_coord", "gate": {"kind": "stats", "updates": True}}},
+    "shrinkage of managed HIDs": {
+        "item": {
+            "kind": "sid_coord",
+            "gate": {"kind": "shrinkage"},
+            "hid_index": {"kind": "managed_collision", "rows": 20},
+        }
+    },
     "managed HIDs": {"item": {"kind": "hid", "hid_index": {"kind": "managed_collision", "rows": 20}}},
     "managed HIDs and SIDs": {"item": {"kind": "sid_coord", "hid_index": {"kind": "managed_collision", "rows": 20}}},
     "no context": {"context": []},

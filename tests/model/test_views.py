@@ -9,7 +9,8 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from sidrec.config.item import ContentItem, HidItem, Item
+from sidrec.config.item import ContentItem, HidItem, Item, SidCoordItem
+from sidrec.config.item_parts import StatsGate
 from sidrec.config.model import MeanPooling
 from sidrec.config.section import unused_keys_below
 from sidrec.data.worker import epoch_key, row_chances
@@ -125,6 +126,19 @@ def test_refusals() -> None:
     unused = {"kind": "hid_and_sid", "history": ["sid"], "hid_dropout_history": 0.5}
     expected = {"hid_dropout_history": "none where history pools no hid, got 0.5"}
     assert unused_keys_below(_ITEM.validate_python(unused)) == expected
+
+
+def test_a_preset_fills_in_what_the_recipe_leaves_out() -> None:
+    published = _ITEM.validate_python({"kind": "sid_coord", "preset": "published"})
+    assert replace(published, preset=None) == SidCoordItem()
+    recommended = _ITEM.validate_python({"kind": "sid_coord", "preset": "recommended"})
+    assert recommended.views == ("mixed", "hid", "sid")
+    assert recommended.hid_dropout > 0
+    own = {"hid_dropout": 0.1, "gate": {"kind": "stats", "hidden": 8}}
+    changed = _ITEM.validate_python({"kind": "sid_coord", "preset": "recommended", **own})
+    assert changed == replace(recommended, hid_dropout=0.1, gate=StatsGate(hidden=8))
+    with pytest.raises(ValidationError, match="'published' or 'recommended'"):
+        _ITEM.validate_python({"kind": "sid_coord", "preset": "paper"})
 
 
 def test_chances_are_uniform_and_a_function_of_seed_epoch_and_row() -> None:
