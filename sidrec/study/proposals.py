@@ -10,6 +10,7 @@ from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from statistics import mean, median
 from typing import Any, TypedDict
 
+import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from sidrec.config import ConfigError, Recipe
@@ -173,9 +174,23 @@ def _study(sampler: Any) -> Any:
 
 
 def _random_points(tuning: Tuning, count: int) -> list[Point]:
-    study = _study(load_optuna().samplers.RandomSampler(seed=tuning.seed))
-    space = {key: _distribution(axis) for key, axis in tuning.space.items()}
-    return [_rounded(study.ask(space).params, tuning.space) for _ in range(count)]
+    """The first of `tuning.random` points of a Latin hypercube: along each key one point in every part of the range."""
+    generator, parts = np.random.default_rng(tuning.seed), tuning.random
+    points: list[Point] = [{} for _ in range(parts)]
+    for key, axis in tuning.space.items():
+        shares_R = (generator.permutation(parts) + generator.random(parts)) / parts
+        for point, share in zip(points, shares_R, strict=True):
+            point[key] = _short(axis, _at(axis, float(share)))
+    return points[:count]
+
+
+def _at(axis: Axis, share: float) -> float:
+    """The number at a share of the axis, from 0 to below 1."""
+    if isinstance(axis, Choices):
+        return int(share * len(axis.choices))
+    low, high = axis.low, axis.high + axis.integer
+    number = low * (high / low) ** share if axis.log else low + (high - low) * share
+    return int(number) if axis.integer else number
 
 
 def _seed(tuning: Tuning, first: int) -> int:

@@ -82,7 +82,7 @@ class Tuning:
     trials: PositiveInt = 12
     """Trials of each variant on each data set."""
     random: PositiveInt = 4
-    """The first trials, which are random points."""
+    """The first trials: random points that are spread evenly along each key (Latin hypercube)."""
     batch: PositiveInt = 2
     """Trials of a variant that are proposed at a time, before any of them is measured. Results depend on it, unlike
     on `jobs`."""

@@ -314,6 +314,18 @@ def test_a_space_with_mistakes_is_refused_before_training(changes: dict[str, Any
     assert trainer.trained == []
 
 
+def test_random_points_are_spread_along_each_key() -> None:
+    space: dict[str, Range | Choices] = {
+        LR: Range(low=0.01, high=100, log=True),
+        "train.epochs": Range(low=1, high=4, integer=True),
+        HID_INIT: Choices(choices=(None, 0.0)),
+    }
+    points = next_points(Tuning(space=space), space, [])
+    assert sorted(math.floor(math.log10(point[LR])) for point in points) == [-2, -1, 0, 1]
+    assert sorted(point["train.epochs"] for point in points) == [1, 2, 3, 4]
+    assert sorted(point[HID_INIT] for point in points) == [0, 0, 1, 1]
+
+
 def test_sections_may_be_chosen_and_integers_stay_integers() -> None:
     tuning = Tuning(
         space={
