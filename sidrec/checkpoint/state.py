@@ -42,6 +42,7 @@ from sidrec.checkpoint.tensor_shard import (
     whole_tensor,
 )
 from sidrec.errors import CheckpointError
+from sidrec.model.fusion_and_gate import IMPRESSIONS
 from sidrec.parallel.process_group import Ranks, run_on_all_ranks
 from sidrec.parallel.sharding import lookups_of, row_updates, updates_read_by
 from sidrec.parallel.update_counts import share_counts
@@ -151,9 +152,11 @@ def load_partially(
 
 
 def belongs_to(name: str, tables: Collection[str]) -> bool:
-    """Whether a tensor belongs to one of the tables: weights, optimizer state, or rows of a managed-collision table."""
+    """Whether a tensor belongs to one of the tables: weights, optimizer state, rows of a managed-collision table, or
+    the impressions of its rows."""
     owners = ("embedding_bags", "_managed_collision_modules")
-    return any(f".{owner}.{table}." in name for table in tables for owner in owners)
+    of_rows = any(name.endswith(f".{IMPRESSIONS}{table}") for table in tables)
+    return of_rows or any(f".{owner}.{table}." in name for table in tables for owner in owners)
 
 
 def _stored_parts(shards: Iterable[TensorShard], index: CheckpointIndex, without: Collection[str]) -> list[TensorShard]:

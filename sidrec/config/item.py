@@ -12,6 +12,7 @@ from sidrec.config.item_parts import (
     AdditiveFusion,
     Alignment,
     AutoDisAlignment,
+    CodeContrast,
     ConcatProjectFusion,
     ExactIndex,
     Fusion,
@@ -76,6 +77,11 @@ class ItemKind:
         return True
 
     pools_no_history: ClassVar[str] = "has no histories to pool"  # the reason, for messages
+
+    @property
+    def weighs_by_statistics(self) -> bool:
+        """Whether a loss reads the log's stat_* columns."""
+        return False
 
     @property
     def least_rows_per_lane(self) -> int:
@@ -152,9 +158,18 @@ class SemanticItem(ItemKind):
                 raise ValueError(f"expected token_weights: off with tokens of kind spm, got {self.token_weights}")
             if not isinstance(self.index, ExactIndex):
                 raise ValueError(f"expected index: {{kind: exact}} with tokens of kind spm, got {self.index.kind}")
+        if self.fusion.needs_counts and (self.subwords is not None or not isinstance(self.index, ExactIndex)):
+            raise ValueError("expected tokens of kind granularities and index of kind exact with fusion counted")
+        if self.fusion.needs_hid and self.hids is None:
+            raise ValueError(f"expected an item kind with HIDs with fusion {self.fusion.kind}, got {self.kind}")
+
+    @property
+    def needs_granules(self) -> bool:
+        """Whether batches hold the number of each item's granule at every granularity."""
+        return self.alignment.needs_granules or self.fusion.needs_counts
 
     def unused_keys(self) -> dict[str, str]:
-        if self.subwords is not None and not self.alignment.needs_granules:
+        if self.subwords is not None and not self.needs_granules:
             return changed_keys(self, ["granularities"], "with tokens of kind spm, which replace them")
         if len(self.granularities) == 1 and self.subwords is None and self.fusion.weighs:
             return changed_keys(self, ["fusion"], "with one granularity, whose weight is always 1")
@@ -188,6 +203,9 @@ class DroppedHidsAndSids(SemanticItem, DroppedHids):
     is the HID alone and which takes no part in the alignment. The history keeps its SIDs. No row loses both:
     hid_dropout and sid_dropout add up to at most 1."""
 
+    contrast: CodeContrast | None = None
+    """A contrastive loss that aligns HIDs with SIDs: `{}` is H2Rec's; left out, none."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.sid_dropout + max(self.hid_dropout, self.hid_dropout_history) > 1:
@@ -202,6 +220,18 @@ class DroppedHidsAndSids(SemanticItem, DroppedHids):
         if "hid" not in self.history:
             unused |= changed_keys(self, ["hid_dropout_history"], "where history pools no hid")
         return unused
+
+    @property
+    def needs_granules(self) -> bool:
+        return super().needs_granules or (self.contrast is not None and self.contrast.same_sid)
+
+    @property
+    def weighs_by_statistics(self) -> bool:
+        return self.contrast is not None and self.contrast.strength is not None
+
+    @property
+    def least_rows_per_lane(self) -> int:
+        return 0 if self.contrast is None else 2  # negatives come from the same lane
 
     @property
     def pools_histories(self) -> bool:

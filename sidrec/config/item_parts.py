@@ -69,6 +69,8 @@ class FusionKind:
     """What the rest of sidrec asks a fusion."""
 
     weighs: ClassVar[bool] = False  # whether its parameters are weights of granularities that sum to 1
+    needs_counts: ClassVar[bool] = False  # whether it reads how often the train split shows a granule
+    needs_hid: ClassVar[bool] = False  # whether it reads the item's HID
 
 
 @section
@@ -99,6 +101,42 @@ class ConcatProjectFusion(FusionKind):
 
 
 @section
+class CountedFusion(FusionKind):
+    """The additive attention, with counts: v . tanh(W e_k + b_k) + a_k log(m / (m + kappa)), m = n_k + 1 [I].
+
+    n_k is the number of train impressions of all items with this granule, so that a rare s12 leaves its weight to s1.
+    The counts are frozen statistics of the train split, kept in the checkpoint; granules that a catalog's extension
+    brings have the counts of the log that the training starts with.
+    """
+
+    kind: Literal["counted"] = "counted"
+    weighs: ClassVar[bool] = True
+    needs_counts: ClassVar[bool] = True
+    hidden: PositiveInt = 16
+    """Width of the scorer's hidden layer."""
+    strength: PositiveFloat = 10.0
+    """kappa: impressions at which a granule's score is a_k log(1/2)."""
+    learned: bool = True
+    """Whether kappa and the factors a_k, initially 1, are trained."""
+
+
+@section
+class HidQueryFusion(FusionKind):
+    """Weights by the item's HID, level after level: softmax_k(q_k . e_k / sqrt(D)), q_1 = h, q_k = MLP_k([e_(k-1); h]),
+    h = W e_hid. IntRR's recursion (arXiv 2602.20704) over the item's own granules in the order listed [I]."""
+
+    kind: Literal["hid_query"] = "hid_query"
+    weighs: ClassVar[bool] = True
+    needs_hid: ClassVar[bool] = True
+    hidden: PositiveInt = 32
+    """Width of the MLPs' hidden layers; IntRR has twice the embedding width."""
+    detach_hid: bool = False
+    """Keep the fusion's gradient out of the HID table."""
+    hid_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the items of a step whose h is zero in training, as new items' HIDs are untrained. Drawn per rank."""
+
+
+@section
 class MeanFusion(FusionKind):
     """Equal weights for all granularities: a control for attention."""
 
@@ -121,7 +159,14 @@ class SumFusion(FusionKind):
 
 
 Fusion = Annotated[
-    AdditiveFusion | QueryFusion | ConcatMlpFusion | MeanFusion | SumFusion | ConcatProjectFusion,
+    AdditiveFusion
+    | CountedFusion
+    | QueryFusion
+    | HidQueryFusion
+    | ConcatMlpFusion
+    | MeanFusion
+    | SumFusion
+    | ConcatProjectFusion,
     Field(discriminator="kind"),
 ]
 
@@ -350,3 +395,26 @@ class GateContrast:
     """Whether the gate gets this loss's gradient, as the formula literally says. The loss is then least at w = 0: on
     Amazon Beauty w ended under .02 for all items (two seeds), while the paper reports over .8 for new and under .5 for
     mature items. The default is our reading [I]."""
+
+
+@section
+class CodeContrast:
+    """Symmetric InfoNCE between the HIDs and the SIDs of a step's target items: H2Rec's code-guided alignment (arXiv
+    2512.10388), from its official code.
+
+    Over the distinct target items of a lane, S_ij = cos(e_sid_i, e_hid_j) / temperature and L_i = -log of the
+    positives' share of sum_j exp(S_ij), and the same from HIDs to SIDs; the mean of both. In the official code an item
+    that is in a batch twice is its own negative; here it counts once [I].
+    """
+
+    weight: NonNegativeFloat = 0.1
+    """Weight of the mean over items, which is added to the ranking loss."""
+    temperature: PositiveFloat = 0.5
+    """Temperature tau of the cosines."""
+    same_sid: bool = True
+    """Items that share all granules with the anchor are positives too, as H2Rec's code recommends; else negatives."""
+    detach_sid: bool = False
+    """HIDs alone learn from this loss: no gradient reaches e_sid [I]."""
+    strength: PositiveFloat | None = None
+    """k: weigh a row's item by k / (n + k), n its first stat_* column, so that rare items' HIDs follow their SIDs and
+    popular ones are left alone [I]; left out, all items weigh the same."""

@@ -282,7 +282,7 @@ class Recipe:
         least = item.least_rows_per_lane
         if data.batch_size < least * data.lanes:
             bound = (
-                f"at least {least} * data.lanes = {least * data.lanes} with model.item.contrastive, "
+                f"at least {least} * data.lanes = {least * data.lanes} with a contrastive loss in model.item, "
                 "whose negatives are a lane's"
             )
             raise ValueError(f"data.batch_size: expected {bound}, got {data.batch_size}")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from sidrec.config import Recipe
 from sidrec.config.section import granularity_levels
@@ -32,6 +33,7 @@ class Sizes:
     stats_mean, stats_std: moments of log1p(stat_*) over the train split, one per statistic (S).
     content: width V of an item's content vector, 0 if the model uses none.
     rows_per_lane: rows of a step that come from one lane, padding included; the same at any number of ranks.
+    impressions: granularity -> train impressions of each row of its table, if a fusion counts them.
     """
 
     item_tables: Mapping[str, ItemTable]
@@ -42,6 +44,7 @@ class Sizes:
     content: int = 0
     rows_per_lane: int = 0
     context_lists: Mapping[str, float] = field(default_factory=dict)
+    impressions: Mapping[str, NDArray[np.int64]] = field(default_factory=dict, compare=False)
 
     @property
     def sid_features(self) -> tuple[str, ...]:
@@ -135,11 +138,13 @@ def assemble_dataset(
 ) -> Dataset:
     """The dataset of a manifest and a catalog. fitted: what `fit_item_subwords` returned.
 
-    moments: read those of the statistics from the train split. A model that is loaded has its own: then they are 0
-    and 1. Raises ConfigError or ContractError.
+    moments: read those of the statistics from the train split, and the granules' impressions. A model that is loaded
+    has its own: then they are 0 and 1, and none. Raises ConfigError or ContractError.
     """
     subwords = Subwords(fitted, catalog.codebook_sizes) if fitted is not None and catalog is not None else None
     item = recipe.model.item
+    if item.weighs_by_statistics and not manifest.stats:
+        raise ContractError("model.item.contrast.strength", "a log with stat_* columns, which it reads", "none")
     columns = columns_of(recipe.data, recipe.model, manifest)
     content = None
     if item.content_columns:
@@ -164,9 +169,23 @@ def assemble_dataset(
         content=content.width if content else 0,
         rows_per_lane=recipe.data.batch_size // recipe.data.lanes,
         context_lists={column: entry.mean for column, entry in columns.log.lists.items()},
+        impressions=_granule_impressions(recipe, manifest, tables) if moments else {},
     )
     sid_rows = _sid_rows(catalog, subwords, tables, manifest.ids[ITEM_ID]) if catalog else {}
     return Dataset(manifest, tables, sizes, next(reversed(sid_rows), None), sid_rows)
+
+
+def _granule_impressions(recipe: Recipe, manifest: Manifest, tables: ItemTables) -> dict[str, NDArray[np.int64]]:
+    """Granularity -> train impressions of the items of each row; none for row 0, and without a fusion that counts."""
+    sids = recipe.model.item.sids
+    if sids is None or not sids.fusion.needs_counts:
+        return {}
+    impressions_I = impressions_by_id(recipe.data.path / ITEMS, manifest.ids[ITEM_ID])
+    found = {}
+    for name in sids.granularities:
+        rows_I = tables.rows_of(name)
+        found[name] = np.bincount(rows_I, impressions_I * (rows_I > 0), minlength=tables.tables[name].rows)
+    return {name: counts_R.astype(np.int64) for name, counts_R in found.items()}
 
 
 def _sid_rows(

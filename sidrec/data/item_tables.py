@@ -133,7 +133,7 @@ def item_tables(
         lookups += [_subwords(subwords, codes_IL)] if subwords else _granularities(sids, codes_IL, numbered)
         if sids.token_weights != "off":
             per_item["token_weights_UW"] = granularity_weights(catalog.weights_by_id(ids), sids.granularities)
-        if sids.alignment.needs_granules:
+        if sids.needs_granules:
             granules = [numbered(name)[0] for name in sids.granularities]
             per_item["granules_UG"] = np.stack(granules, axis=1)
     if content is not None:

@@ -7,17 +7,20 @@ Shapes: B rows, U items, G granularities, D width, H hidden width, S statistics.
 """
 
 import math
+from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from sidrec.config.item_parts import (
     AdditiveFusion,
     BucketizedStats,
     ConcatMlpFusion,
     ConcatProjectFusion,
+    CountedFusion,
     Fusion,
     Gate,
+    HidQueryFusion,
     MeanFusion,
     MeanGate,
     QueryFusion,
@@ -34,11 +37,21 @@ CONSTANT = 1e-6  # a standard deviation below it is rounding
 # Fusion: e_sid of the G embeddings of an item's SID.
 
 
-def build_fusion(config: Fusion, granularities: int, dim: int) -> "GranularityFusion | Sum | ConcatProject":
-    """The module of the recipe's section."""
+def build_fusion(
+    config: Fusion, granularities: int, dim: int, impressions: Mapping[str, Tensor] | None = None
+) -> "GranularityFusion | Sum | ConcatProject":
+    """The module of the recipe's section.
+
+    impressions: granularity -> train impressions of each row of its table, [R, 1]; for the kind counted.
+    """
     match config:
         case AdditiveFusion():
             return AdditiveAttention(granularities, dim, config.hidden)
+        case CountedFusion():
+            assert impressions is not None, "counted by callers"
+            return CountedAttention(config, dim, impressions)
+        case HidQueryFusion():
+            return HidQueryAttention(config, granularities, dim)
         case QueryFusion():
             return QueryAttention(dim)
         case ConcatMlpFusion():
@@ -55,19 +68,21 @@ class GranularityFusion(nn.Module):
     """e_sid = sum_k alpha_k e_k, alpha = softmax(scores). Base class; subclasses define the scores.
 
     Scores depend on the item alone, so e_sid can be cached and compared by cosine.
+
+    rows_UG: number of each granule among its granularity's, 0 for none; hid_UD: e_hid. Most kinds need neither.
     """
 
-    def scores(self, granules_UGD: Tensor) -> Tensor:
+    def scores(self, granules_UGD: Tensor, rows_UG: Tensor | None = None, hid_UD: Tensor | None = None) -> Tensor:
         """Unnormalised attention [U, G]."""
         raise NotImplementedError
 
-    def weights(self, granules_UGD: Tensor) -> Tensor:
+    def weights(self, granules_UGD: Tensor, rows_UG: Tensor | None = None, hid_UD: Tensor | None = None) -> Tensor:
         """alpha [U, G]; rows sum to one."""
-        return torch.softmax(self.scores(granules_UGD), dim=1)
+        return torch.softmax(self.scores(granules_UGD, rows_UG, hid_UD), dim=1)
 
-    def forward(self, granules_UGD: Tensor) -> Tensor:
+    def forward(self, granules_UGD: Tensor, rows_UG: Tensor | None = None, hid_UD: Tensor | None = None) -> Tensor:
         """Returns e_sid [U, D]."""
-        return (self.weights(granules_UGD).unsqueeze(2) * granules_UGD).sum(dim=1)
+        return (self.weights(granules_UGD, rows_UG, hid_UD).unsqueeze(2) * granules_UGD).sum(dim=1)
 
 
 class AdditiveAttention(GranularityFusion):
@@ -79,8 +94,71 @@ class AdditiveAttention(GranularityFusion):
         self.bias_GH = nn.Parameter(torch.zeros(granularities, hidden))
         self.score = nn.Linear(hidden, 1, bias=False)
 
-    def scores(self, granules_UGD: Tensor) -> Tensor:
+    def scores(self, granules_UGD: Tensor, rows_UG: Tensor | None = None, hid_UD: Tensor | None = None) -> Tensor:
         return self.score(torch.tanh(self.project(granules_UGD) + self.bias_GH)).squeeze(2)
+
+
+class CountedAttention(AdditiveAttention):
+    """Adds a_k log(m / (m + kappa)), m = n_k + 1, to the scores of AdditiveAttention; n_k: impressions of the granule.
+
+    impressions: granularity -> [R, 1], a buffer each, so that checkpoints hold them. Rows beyond R have none.
+    """
+
+    def __init__(self, config: CountedFusion, dim: int, impressions: Mapping[str, Tensor]) -> None:
+        super().__init__(len(impressions), dim, config.hidden)
+        self.names = tuple(impressions)
+        for name, impressions_R1 in impressions.items():
+            self.register_buffer(IMPRESSIONS + name, impressions_R1)
+        self.factor_G = nn.Parameter(torch.ones(len(impressions)), requires_grad=config.learned)
+        self.log_strength = nn.Parameter(torch.tensor(math.log(config.strength)), requires_grad=config.learned)
+
+    def counts(self, rows_UG: Tensor) -> Tensor:
+        """n_k, [U, G]."""
+        columns = [getattr(self, IMPRESSIONS + name) for name in self.names]
+        return torch.cat([_count(column_R1, rows_UG[:, k]) for k, column_R1 in enumerate(columns)], dim=1)
+
+    def scores(self, granules_UGD: Tensor, rows_UG: Tensor | None = None, hid_UD: Tensor | None = None) -> Tensor:
+        assert rows_UG is not None, "batches hold granule numbers where a fusion needs counts"
+        shown_UG = self.counts(rows_UG) + 1
+        confidence_UG = torch.log(shown_UG / (shown_UG + self.log_strength.exp()))
+        return super().scores(granules_UGD) + self.factor_G * confidence_UG
+
+
+@fx.wrap  # fx cannot trace a length
+def _count(impressions_R1: Tensor, rows_U: Tensor) -> Tensor:
+    return impressions_R1.index_select(0, torch.where(rows_U < len(impressions_R1), rows_U, 0))
+
+
+IMPRESSIONS = "impressions_"
+"""Prefix of CountedAttention's buffers, before the granularity's name."""
+
+
+class HidQueryAttention(GranularityFusion):
+    """Scores q_k . e_k / sqrt(D) with q_1 = h, q_k = MLP_k([e_(k-1); h]) and h = W e_hid (IntRR, arXiv 2602.20704).
+
+    IntRR assigns codes of whole codebooks in this way; here the item's own granules are weighed [I]. In training h is
+    zero for a share of the items.
+    """
+
+    def __init__(self, config: HidQueryFusion, granularities: int, dim: int) -> None:
+        super().__init__()
+        self.guide = nn.Linear(dim, dim, bias=False)
+        self.queries = nn.ModuleList(
+            nn.Sequential(nn.Linear(2 * dim, config.hidden), nn.ReLU(), nn.Linear(config.hidden, dim))
+            for _ in range(granularities - 1)
+        )
+        self.detach_hid, self.dropout = config.detach_hid, config.hid_dropout
+        self.scale = 1 / math.sqrt(dim)
+
+    def scores(self, granules_UGD: Tensor, rows_UG: Tensor | None = None, hid_UD: Tensor | None = None) -> Tensor:
+        assert hid_UD is not None, "item kinds with HIDs pass them on"
+        guide_UD = self.guide(hid_UD.detach() if self.detach_hid else hid_UD)
+        if self.training and self.dropout:
+            guide_UD = guide_UD * (torch.rand_like(guide_UD[:, :1]) >= self.dropout)
+        queries = [guide_UD]
+        for level, mlp in enumerate(self.queries):
+            queries.append(mlp(torch.cat([granules_UGD[:, level], guide_UD], dim=1)))
+        return (torch.stack(queries, dim=1) * granules_UGD).sum(dim=2) * self.scale
 
 
 class QueryAttention(GranularityFusion):
@@ -92,7 +170,7 @@ class QueryAttention(GranularityFusion):
         self.query_D = nn.Parameter(torch.randn(dim) / math.sqrt(dim))
         self.scale = 1 / math.sqrt(dim)
 
-    def scores(self, granules_UGD: Tensor) -> Tensor:
+    def scores(self, granules_UGD: Tensor, rows_UG: Tensor | None = None, hid_UD: Tensor | None = None) -> Tensor:
         return torch.matmul(self.project(granules_UGD), self.query_D) * self.scale
 
 
@@ -105,24 +183,24 @@ class ConcatMlpAttention(GranularityFusion):
             nn.Flatten(1), nn.Linear(granularities * dim, hidden), nn.ReLU(), nn.Linear(hidden, granularities)
         )
 
-    def scores(self, granules_UGD: Tensor) -> Tensor:
+    def scores(self, granules_UGD: Tensor, rows_UG: Tensor | None = None, hid_UD: Tensor | None = None) -> Tensor:
         return self.mlp(granules_UGD)
 
 
 class MeanAttention(GranularityFusion):
     """Equal weights: the control that attention must beat."""
 
-    def scores(self, granules_UGD: Tensor) -> Tensor:
+    def scores(self, granules_UGD: Tensor, rows_UG: Tensor | None = None, hid_UD: Tensor | None = None) -> Tensor:
         return torch.zeros_like(granules_UGD[:, :, 0])
 
-    def forward(self, granules_UGD: Tensor) -> Tensor:
+    def forward(self, granules_UGD: Tensor, rows_UG: Tensor | None = None, hid_UD: Tensor | None = None) -> Tensor:
         return granules_UGD.mean(dim=1)
 
 
 class Sum(nn.Module):
     """e_sid = sum_k e_k."""
 
-    def forward(self, granules_UGD: Tensor) -> Tensor:
+    def forward(self, granules_UGD: Tensor, rows_UG: Tensor | None = None, hid_UD: Tensor | None = None) -> Tensor:
         """Returns e_sid [U, D]."""
         return granules_UGD.sum(dim=1)
 
@@ -134,7 +212,7 @@ class ConcatProject(nn.Module):
         super().__init__()
         self.project = nn.Linear(granularities * dim, dim, bias=False)
 
-    def forward(self, granules_UGD: Tensor) -> Tensor:
+    def forward(self, granules_UGD: Tensor, rows_UG: Tensor | None = None, hid_UD: Tensor | None = None) -> Tensor:
         """Returns e_sid [U, D]."""
         return self.project(granules_UGD.flatten(1))
 

@@ -6,12 +6,13 @@ Shapes: B rows, U items, T history positions, D width, S statistics.
 import math
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from sidrec.config.item import GateSidItem
 from sidrec.data.dataset import Sizes
 from sidrec.data.item_tables import HID
+from sidrec.model.contrast import contrast_within_lanes
 from sidrec.model.fusion_and_gate import build_statistics
 from sidrec.model.history import (
     HistoryIndex,
@@ -21,8 +22,7 @@ from sidrec.model.history import (
     softmax_over_history,
     weighted_sum_of_history,
 )
-from sidrec.model.items import ItemLookup, SemanticPart, SemanticRepresentation
-from sidrec.sid.losses.loss import info_nce, same_item
+from sidrec.model.items import ItemLookup, SemanticPart, SemanticRepresentation, granule_impressions
 
 
 class GateSidRepresentation(SemanticRepresentation):
@@ -40,7 +40,7 @@ class GateSidRepresentation(SemanticRepresentation):
 
     def __init__(self, config: GateSidItem, dim: int, sizes: Sizes) -> None:
         super().__init__()
-        self.semantic = SemanticPart(config, dim, sizes.sid_features)
+        self.semantic = SemanticPart(config, dim, sizes.sid_features, granule_impressions(config, sizes))
         self.statistics = build_statistics(config.stats, torch.tensor(sizes.stats_mean), torch.tensor(sizes.stats_std))
         self.mlp = nn.Sequential(
             nn.Linear(dim + self.statistics.width, config.hidden), nn.ReLU(), nn.Linear(config.hidden, 1)
@@ -95,25 +95,3 @@ class AttentionScores(nn.Module):
     def forward(self, items_UD: Tensor, target_BD: Tensor, history: HistoryIndex) -> Tensor:
         """Scores [B, T]; 0 at padding."""
         return products_with_history(self.key(items_UD), self.query(target_BD), history) * self.scale
-
-
-def contrast_within_lanes(
-    anchor_BD: Tensor, target_BD: Tensor, bag_B: Tensor, rows_per_lane: int, temperature: float
-) -> Tensor:
-    """InfoNCE by cosine of every row's anchor to its own target, [B]; 0 at padding.
-
-    Negatives are the other rows of the same lane. A lane gives the same rows to a step at any number of ranks, so the
-    loss is the same too.
-
-    bag_B: the rows' items, lanes end to end. Padding (0) and further rows of the anchor's item are not negatives.
-    rows_per_lane: of every lane, padding included.
-    """
-    return _contrast(anchor_BD, target_BD, bag_B, rows_per_lane, temperature)
-
-
-@fx.wrap  # fx cannot trace a loop over lanes
-def _contrast(anchor_BD: Tensor, target_BD: Tensor, bag_B: Tensor, rows_per_lane: int, temperature: float) -> Tensor:
-    assert len(bag_B) % rows_per_lane == 0, "a batch holds whole lanes"
-    lanes = zip(*(torch.split(rows, rows_per_lane) for rows in (anchor_BD, target_BD, bag_B)), strict=True)
-    losses = [info_nce(anchor, target, temperature, same_item(bag) | (bag == 0)) for anchor, target, bag in lanes]
-    return torch.cat(losses).masked_fill(bag_B == 0, 0.0)

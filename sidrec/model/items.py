@@ -7,7 +7,8 @@ Shapes: B rows, U items, T history positions, G SID features, W weighted and V c
 D width, S statistics, E dense features.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from sidrec.config.model import Pooling
 from sidrec.data.dataset import Sizes
 from sidrec.data.item_tables import HID
 from sidrec.model.alignment import build_alignment
+from sidrec.model.contrast import CodeGuidedContrast
 from sidrec.model.fusion_and_gate import GranularityFusion, WeighingGate, build_fusion, build_gate
 from sidrec.model.history import HistoryIndex, index_history
 from sidrec.model.pooling import PooledHistories, build_pooling
@@ -31,6 +33,7 @@ class ItemLookup:
     a gradient as wide as the whole tensor. token_weights_UW, granules_UG, content_UV: as in Batch. has_sid_U: bool;
     None if all bags but bag 0 have a SID. chance_B: as in Batch, for dropout; None outside training. updates_U: updates
     that each bag's HID row has received, float32; None where the item kind reads none.
+    computed: results that forward and losses share.
     """
 
     embedded: dict[str, Tensor]
@@ -40,6 +43,7 @@ class ItemLookup:
     has_sid_U: Tensor | None = None
     chance_B: Tensor | None = None
     updates_U: Tensor | None = None
+    computed: dict[str, Tensor] = field(default_factory=dict)
 
     # An item without a SID has an e_sid of zero. Wherever SIDs are mixed in or compared, it is left out:
 
@@ -121,21 +125,32 @@ class SemanticPart(nn.Module):
     append the target's to the dense features. width: number of dense features.
     """
 
-    def __init__(self, config: SemanticItem, dim: int, sids: tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self,
+        config: SemanticItem,
+        dim: int,
+        sids: tuple[str, ...] | None = None,
+        impressions: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """impressions: as `build_fusion` takes them."""
         super().__init__()
         self.sids = config.granularities if sids is None else sids
+        self.counted, self.guided = config.fusion.needs_counts, config.fusion.needs_hid
         self.multiply = config.token_weights in ("multiply", "both")
         self.append = config.token_weights in ("append", "both")
-        self.fusion = build_fusion(config.fusion, len(self.sids), dim)
+        self.fusion = build_fusion(config.fusion, len(self.sids), dim, impressions)
         self.alignment = build_alignment(config.alignment, len(config.granularities))
         self.width = (self.alignment.width if self.alignment else 0) + self.append * len(config.granularities)
 
     def embed(self, items: ItemLookup) -> Tensor:
-        """e_sid [U, D]."""
-        granules_UGD = torch.stack([items.embedded[name] for name in self.sids], dim=1)
-        if self.multiply:
-            granules_UGD = granules_UGD * items.token_weights_UW.unsqueeze(2)
-        return self.fusion(granules_UGD)
+        """e_sid [U, D]; computed once for a batch."""
+        if "sid" not in items.computed:
+            granules_UGD = torch.stack([items.embedded[name] for name in self.sids], dim=1)
+            if self.multiply:
+                granules_UGD = granules_UGD * items.token_weights_UW.unsqueeze(2)
+            rows_UG = items.granules_UG if self.counted else None
+            items.computed["sid"] = self.fusion(granules_UGD, rows_UG, items.embedded[HID] if self.guided else None)
+        return items.computed["sid"]
 
     def dense(
         self,
@@ -162,6 +177,18 @@ class SemanticPart(nn.Module):
         return torch.cat(features, dim=1) if features else target_B.to(sid_UD.dtype).unsqueeze(1)[:, :0]
 
 
+def granule_impressions(config: SemanticItem, sizes: Sizes) -> dict[str, Tensor] | None:
+    """Granularity -> train impressions of each row of its table [R, 1]; None if the fusion needs no counts."""
+    if not config.fusion.needs_counts:
+        return None
+    found = {}
+    for name in config.granularities:
+        found[name] = torch.zeros(sizes.item_tables[name].rows, 1)
+        if name in sizes.impressions:
+            found[name][:, 0] = torch.as_tensor(sizes.impressions[name], dtype=torch.float32)
+    return found
+
+
 class SemanticRepresentation(ItemRepresentation):
     """Base class of item kinds with SIDs."""
 
@@ -181,9 +208,11 @@ class HidsAndSids(SemanticRepresentation):
 
     pooling: PooledHistories
 
-    def __init__(self, config: SidCoordItem | HidAndSidItem, dim: int, sids: tuple[str, ...]) -> None:
+    def __init__(self, config: SidCoordItem | HidAndSidItem, dim: int, sizes: Sizes) -> None:
         super().__init__()
-        self.semantic = SemanticPart(config, dim, sids)
+        self.semantic = SemanticPart(config, dim, sizes.sid_features, granule_impressions(config, sizes))
+        self.contrast = CodeGuidedContrast(config.contrast, sizes.rows_per_lane) if config.contrast else None
+        self.same_sid = config.contrast is not None and config.contrast.same_sid
         self.width = self.semantic.width
         self.hid_rates, self.sid_rate = (config.hid_dropout, config.hid_dropout_history), config.sid_dropout
 
@@ -217,6 +246,19 @@ class HidsAndSids(SemanticRepresentation):
         """The target's features, [B, D] each."""
         raise NotImplementedError
 
+    def losses(self, items: ItemLookup, target_B: Tensor, stats_BS: Tensor) -> dict[str, Tensor]:
+        """`contrast`: aligns HIDs and SIDs of the targets, where the recipe has it. Dropout has no say in it."""
+        if self.contrast is None:
+            return {}
+        hid_BD = functional.embedding(target_B, items.embedded[HID])
+        sid_BD = functional.embedding(target_B, self.semantic.embed(items))
+        bag_B = target_B * items.has_sid(target_B)  # a target without a SID is as padding
+        granules_BG = None
+        if self.same_sid:
+            assert items.granules_UG is not None, "batches hold granule numbers where the loss needs them"
+            granules_BG = items.granules_UG.index_select(0, target_B)
+        return {"contrast": self.contrast(hid_BD, sid_BD, bag_B, granules_BG, stats_BS)}
+
 
 VIEWS = {"mixed": "item", "hid": "item_hid", "sid": "item_sid"}
 """View of the recipe -> name of the feature."""
@@ -231,7 +273,7 @@ class SidCoordRepresentation(HidsAndSids):
     """
 
     def __init__(self, config: SidCoordItem, pooling: Pooling, dim: int, sizes: Sizes) -> None:
-        super().__init__(config, dim, sizes.sid_features)
+        super().__init__(config, dim, sizes)
         self.views = config.views
         self.features = (*(VIEWS[name] for name in config.views), *(f"history_{name}" for name in config.history))
         mean_S, std_S = torch.tensor(sizes.stats_mean), torch.tensor(sizes.stats_std)
@@ -278,10 +320,10 @@ class HidRepresentation(ItemRepresentation):
 class SidRepresentation(SemanticRepresentation):
     """Semantic ids alone: e_sid of the target, and of the history, pooled; and the alignment features."""
 
-    def __init__(self, config: SidItem, pooling: Pooling, dim: int, sids: tuple[str, ...]) -> None:
+    def __init__(self, config: SidItem, pooling: Pooling, dim: int, sizes: Sizes) -> None:
         super().__init__()
         self.features = ("item", "history_sid")
-        self.semantic = SemanticPart(config, dim, sids)
+        self.semantic = SemanticPart(config, dim, sizes.sid_features, granule_impressions(config, sizes))
         self.pooling = build_pooling(pooling, dim)
         self.width = self.semantic.width
 
@@ -298,8 +340,8 @@ class SidRepresentation(SemanticRepresentation):
 class HidAndSidRepresentation(HidsAndSids):
     """e_hid and e_sid of the target as two features, the history pooled in each, and the alignment features."""
 
-    def __init__(self, config: HidAndSidItem, pooling: Pooling, dim: int, sids: tuple[str, ...]) -> None:
-        super().__init__(config, dim, sids)
+    def __init__(self, config: HidAndSidItem, pooling: Pooling, dim: int, sizes: Sizes) -> None:
+        super().__init__(config, dim, sizes)
         self.features = ("item", "item_sid", *(f"history_{name}" for name in config.history))
         self.pooling = PooledHistories(config.history, pooling, dim)
 

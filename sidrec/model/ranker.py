@@ -148,9 +148,9 @@ def build_item(config: Item, pooling: Pooling, dim: int, sizes: Sizes) -> ItemRe
         case HidItem():
             return HidRepresentation(config, pooling, dim)
         case SidItem():
-            return SidRepresentation(config, pooling, dim, sizes.sid_features)
+            return SidRepresentation(config, pooling, dim, sizes)
         case HidAndSidItem():
-            return HidAndSidRepresentation(config, pooling, dim, sizes.sid_features)
+            return HidAndSidRepresentation(config, pooling, dim, sizes)
         case SidCoordItem():
             return SidCoordRepresentation(config, pooling, dim, sizes)
         case GateSidItem():

@@ -23,8 +23,8 @@ from sidrec.model.fusion_and_gate import build_gate
 from sidrec.model.history import index_history
 from sidrec.model.items import ItemLookup, SemanticPart
 from sidrec.model.tables import embedding_tables, one_feature_each
-from sidrec.plug.sid_join import JoinedSids, SidJoin, catalog_rows
-from sidrec.plug.statistics import Statistics
+from sidrec.plug.sid_join import JoinedSids, SidJoin, catalog_rows, impressions_of
+from sidrec.plug.statistics import ItemCounts, Statistics
 from sidrec.schema import ContractError
 from sidrec.sid.catalog import Catalog, load_catalog
 from sidrec.text import did_you_mean
@@ -125,7 +125,8 @@ class SidCoord(nn.Module):
             self.join = SidJoin(rows, item, history, statistics, sequences)
             self.sequence_features = self.join.sequences  # a pipeline puts another object in the place of `join`
             moments = statistics.moments() if statistics else (torch.zeros(0), torch.zeros(0))
-            self.coordination = Coordination(config, dim, *moments, history is not None, alignment_key is None)
+            shown = impressions_of(rows, self.join.counts_IS) if config.fusion.needs_counts else None
+            self.coordination = Coordination(config, dim, *moments, history is not None, alignment_key is None, shown)
             self.register_buffer("catalog_fingerprint", _as_bytes(rows.fingerprint))
         if device is not None and device.type != "meta":
             self.to(device)
@@ -266,6 +267,15 @@ def _check(config: SidCoordItem, statistics: Statistics | None) -> None:
     if config.gate.needs_statistics and statistics is None:
         expected = "StatFeatures or ItemCounts for the gate to see, or gate kind sum"
         raise ContractError("SID-Coord, statistics", expected, "none")
+    if config.fusion.needs_counts and not isinstance(statistics, ItemCounts):
+        expected = f"ItemCounts, whose first count fusion {config.fusion.kind} adds up by granule"
+        raise ContractError("SID-Coord, statistics", expected, type(statistics).__name__)
+    if config.fusion.needs_hid:
+        expected = "a fusion that needs no HIDs: those of the history are the host model's"
+        raise ContractError("SID-Coord in another model, config.fusion", expected, config.fusion.kind)
+    if config.contrast is not None:
+        expected = "none: a loss is the host model's to add"
+        raise ContractError("SID-Coord in another model, config.contrast", expected, "a section")
     # The host model has its own histories and item table. Only sidrec's ranker has hashed and subword SID tables.
     wanted = {"history": ("hid",), "hid_index": ExactIndex(), "tokens": GranularityTokens(), "index": ExactIndex()}
     for name, value in wanted.items():
@@ -294,17 +304,25 @@ class Coordination(nn.Module):
     inexact in half precision, and cost little beside a host model's layers. e has the type of e_hid.
 
     mean_S, std_S: moments of log1p(statistics). history: whether there is one; otherwise there is no alignment.
-    project: whether to add P f to e. width: A.
+    project: whether to add P f to e. width: A. impressions: as `build_fusion` takes them.
     """
 
     like: Tensor
     """An element of the type and on the device of the parameters, which fx does not replace by a proxy."""
 
     def __init__(
-        self, config: SidCoordItem, dim: int, mean_S: Tensor, std_S: Tensor, history: bool, project: bool
+        self,
+        config: SidCoordItem,
+        dim: int,
+        mean_S: Tensor,
+        std_S: Tensor,
+        history: bool,
+        project: bool,
+        impressions: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
-        self.semantic = SemanticPart(config if history else replace(config, alignment=NoAlignment()), dim)
+        aligned = config if history else replace(config, alignment=NoAlignment())
+        self.semantic = SemanticPart(aligned, dim, impressions=impressions)
         self.gate = build_gate(config.gate, dim, mean_S, std_S)
         self.width = self.semantic.width
         self.project = nn.Linear(self.width, dim, bias=False) if project and self.width else None

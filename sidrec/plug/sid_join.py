@@ -225,6 +225,15 @@ def catalog_rows(catalog: Catalog, config: SidCoordItem, items: int, first_id: i
     )
 
 
+def impressions_of(rows: "CatalogRows", counts_IS: Tensor) -> dict[str, Tensor]:
+    """Granularity -> the first count, summed over the items of each row of its table, [R, 1]; 0 for row 0."""
+    found = {}
+    for k, (name, size) in enumerate(zip(rows.granularities, rows.table_rows, strict=True)):
+        row_I = rows.rows_IG[:, k].long()
+        found[name] = torch.zeros(size, 1).index_add_(0, row_I, counts_IS[:, :1] * (row_I > 0).unsqueeze(1))
+    return found
+
+
 def _from_first_id(statistics: Statistics, rows: CatalogRows) -> Tensor:
     """Counts per item as the catalog numbers items, [I, S]: row 0 is of unknown items."""
     items, first = len(rows.rows_IG), rows.first_id

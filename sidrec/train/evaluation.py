@@ -13,8 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from torch import Tensor, nn
 from torch import distributed as dist
+from torch import nn
 from torchrec.distributed import DistributedModelParallel
 
 from sidrec.checkpoint.train_state import Best, Position
@@ -311,9 +311,8 @@ class AttentionMeter:
 
     def _count(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         assert isinstance(module, GranularityFusion), "the hook is registered on a fusion"
-        granules_UGD: Tensor = inputs[0]
-        looked_up = granules_UGD.abs().sum(dim=(1, 2)) > 0  # padding bags are zero
-        weights_UG = module.weights(granules_UGD[looked_up]).double()
+        looked_up = inputs[0].abs().sum(dim=(1, 2)) > 0  # padding bags are zero
+        weights_UG = module.weights(*inputs)[looked_up].double()
         entropy = -torch.xlogy(weights_UG, weights_UG).sum()
         bags = torch.tensor([entropy.item(), len(weights_UG)], dtype=torch.float64)
         self.sums += torch.cat([weights_UG.sum(dim=0).cpu(), bags])

@@ -29,6 +29,7 @@ from sidrec.data.dataset import Dataset
 from sidrec.data.item_tables import HID
 from sidrec.errors import CheckpointError, print_warning
 from sidrec.id_maps import IdMaps, check_grown
+from sidrec.model.fusion_and_gate import IMPRESSIONS
 from sidrec.model.ranker import Ranker
 from sidrec.parallel.process_group import Ranks, broadcast_object, raise_on_all_ranks, run_on_all_ranks
 from sidrec.schema import ITEM_ID, ContractError
@@ -270,8 +271,9 @@ def _check_tensor(
     """sid_rows: SID table -> its rows with the checkpoint's catalog; further rows are those of later extensions."""
     stored = found.index.tensors[key]
     table = table_name(key)
-    if table is not None and table in sid_rows:
-        shape = (sid_rows[table], *shape[1:])
+    of_rows = table or key.rpartition(f".{IMPRESSIONS}")[2]
+    if of_rows in sid_rows:
+        shape = (sid_rows[of_rows], *shape[1:])
     widths = stored.shape[1:] == shape[1:]
     grown = table is not None and model.may_grow(table) and widths and stored.shape[0] <= shape[0]
     if stored.dtype != dtype or (stored.shape != shape and not grown):

@@ -93,7 +93,7 @@ def test_match_statistics_equal_a_slow_reference(seed: int) -> None:
 def test_hid_and_sid_are_features_side_by_side() -> None:
     config = HidAndSidItem(granularities=("s1", "s12"), fusion=SumFusion())
     items = lookup_of("hid", "s1", "s12")
-    module = HidAndSidRepresentation(config, MeanPooling(), D, config.granularities)
+    module = HidAndSidRepresentation(config, MeanPooling(), D, Sizes(tables_for(config), {}, 0, (), ()))
     embedded_BFD, dense_BE = module(items, TARGET_B, HISTORY_BT, torch.zeros(B, S))
     assert module.features == ("item", "item_sid", "history_hid", "history_sid")
     assert dense_BE.shape == (B, 0)

@@ -10,7 +10,7 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from sidrec.config.item import SidCoordItem, SidItem
-from sidrec.config.item_parts import ModuloIndex, SpmTokens, SumGate
+from sidrec.config.item_parts import CodeContrast, CountedFusion, HidQueryFusion, ModuloIndex, SpmTokens, SumGate
 from sidrec.plug import ItemCounts, StatFeatures
 from sidrec.plug.attach import ELSE
 from sidrec.schema import ContractError
@@ -48,6 +48,21 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], str]] = {
         lambda: nn.ModuleDict({"sequences": collection()}),
         {},
         f"ModuleDict: expected one module with a sparse_arch, as the models of torchrec.models have ({ELSE}), got 0",
+    ),
+    "a fusion that counts, without counts": (
+        dlrm,
+        {"config": SidCoordItem(fusion=CountedFusion()), "statistics": StatFeatures(("shown",))},
+        "SID-Coord, statistics: expected ItemCounts, whose first count fusion counted adds up by granule, got StatFeat",
+    ),
+    "a fusion by HIDs": (
+        dlrm,
+        {"config": SidCoordItem(fusion=HidQueryFusion())},
+        "SID-Coord in another model, config.fusion: expected a fusion that needs no HIDs: those of the history",
+    ),
+    "a contrastive loss": (
+        dlrm,
+        {"config": SidCoordItem(contrast=CodeContrast())},
+        "SID-Coord in another model, config.contrast: expected none: a loss is the host model's to add, got a section",
     ),
     "a first id beyond the table": (
         dlrm,

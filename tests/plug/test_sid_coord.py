@@ -17,6 +17,7 @@ import sidrec.plug
 from sidrec.config.item import SidCoordItem
 from sidrec.config.item_parts import (
     BucketizedStats,
+    CountedFusion,
     MatchStatsAlignment,
     NoAlignment,
     RawStatsAlignment,
@@ -24,7 +25,7 @@ from sidrec.config.item_parts import (
     SumGate,
 )
 from sidrec.model.alignment import InterestAlignment
-from sidrec.model.fusion_and_gate import TargetAwareGate
+from sidrec.model.fusion_and_gate import CountedAttention, TargetAwareGate
 from sidrec.plug import SidCoord, StatFeatures, dense_parameters, embedding_parameters
 from tests.plug.hosts import DIM, ITEMS, KNOWN, batch, catalog, counts, tables
 
@@ -201,6 +202,22 @@ def test_match_statistics_are_alignment_features_here_too() -> None:
     counts_of = torch.tensor([2 + same_s1, 2.0])
     torch.testing.assert_close(found, torch.cat([torch.log1p(counts_of), counts_of / 3, torch.zeros(1)]))
     assert tuple(codes_NL[4, 1:]) != tuple(codes_NL[5, 1:])
+
+
+def test_a_fusion_counts_what_the_items_of_a_granule_were_shown() -> None:
+    module = sid_coord(config=SidCoordItem(granularities=("s1", "s12"), fusion=CountedFusion()))
+    fusion, codes_NL, shown_I = module.coordination.semantic.fusion, catalog().codes_NL, counts().counts_IS[:, 0]
+    assert isinstance(fusion, CountedAttention)
+    for name, levels in (("s1", 1), ("s12", 2)):
+        observed = sorted({tuple(row[:levels]) for row in codes_NL.tolist()})
+        expected = [0.0] * (1 + len(observed))
+        for item, row in enumerate(codes_NL.tolist(), start=1):
+            expected[1 + observed.index(tuple(row[:levels]))] += float(shown_I[item])
+        assert fusion.get_buffer(f"impressions_{name}").flatten().tolist() == expected
+    features = batch(B).sparse_features
+    module(tables()(features), features).values().sum().backward()
+    assert fusion.factor_G.grad is not None
+    assert fusion.factor_G.grad.any()
 
 
 def test_a_catalog_may_be_given_by_its_folder(tmp_path: Path) -> None:

@@ -16,11 +16,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from safetensors.numpy import load_file
 
 from sidrec import cli
 from sidrec.checkpoint.stored_tables import open_checkpoint
+from sidrec.data.item_tables import impressions_by_id
 from sidrec.id_maps import IdMaps, source_ids
 from sidrec.sid.catalog import load_catalog
+from sidrec.sid.granularity import granularity_rows
 
 DAYS = ("2024-05-01", "2024-05-11", "2024-05-12", "2024-05-13")
 """Begin of the ten days of the first file, of the second, of the third, and the end."""
@@ -32,6 +35,9 @@ TOPICS = {
     "garden": ["shovel", "rake", "seeds", "hose", "pot", "mower", "trowel", "fence"],
 }
 USERS, ITEMS, BRANDS = (500, 550, 600), (240, 300, 360), (12, 14, 16)  # known by the end of each day
+
+
+COUNTED = {"item": {"kind": "sid_coord", "granularities": ["s1", "s123"], "fusion": {"kind": "counted"}}}
 
 
 class Shop:
@@ -145,6 +151,10 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sidrec("fit", recipe("three", "day3", start={"checkpoint": "runs/one/seed0"}), "--extend", "day2-sids")
         sidrec("train", "three.yaml")
         sidrec("train", recipe("scratch", "day3"))
+        sidrec("train", recipe("counted_1", "day1", model=COUNTED))
+        sidrec("evaluate", "runs/counted_1/seed0", "--data", "day2", "--catalog", "day2-sids")
+        start = {"checkpoint": "runs/counted_1/seed0"}
+        sidrec("train", recipe("counted_3", "day3", model=COUNTED, start=start))
     return folder
 
 
@@ -165,6 +175,33 @@ def test_ids_and_rows_of_old_users_items_brands_and_sids_stay(shop: Path) -> Non
         "cat_brand": BRANDS[0] + 1,
     }
     assert all(last[name].weight.shape[0] > first[name].weight.shape[0] for name in ("hid", "user_id", "cat_brand"))
+
+
+def impressions_in(run: Path, granularity: str) -> list[int]:
+    """Impressions per row of a granularity's table in the run's newest checkpoint."""
+    newest = max((run / "checkpoints").glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    (counts_R1,) = (
+        values
+        for key, values in load_file(newest / "rank-0.safetensors").items()
+        if key.startswith(f"model/item.semantic.fusion.impressions_{granularity}@")
+    )
+    return [int(count) for count in counts_R1.flatten()]
+
+
+def test_impressions_of_granules_are_those_of_the_day_that_brought_them(shop: Path) -> None:
+    shown, items = {}, ITEMS[-1] + 1
+    for day in ("day1", "day3"):
+        catalog = load_catalog(shop / f"{day}-sids")
+        rows_I, size = granularity_rows(catalog.codes_by_id(items), "s123", catalog.extension_by_id(items))
+        shown[day] = [0] * size
+        for row, count in zip(rows_I, impressions_by_id(shop / day / "items.parquet", items), strict=True):
+            shown[day][row] += int(count) if row else 0
+    first, last = (impressions_in(shop / "runs" / name / "seed0", "s123") for name in ("counted_1", "counted_3"))
+    assert first == shown["day1"]
+    assert sum(first) > 10_000
+    assert len(last) > len(first)
+    assert last == [*first, *shown["day3"][len(first) :]]
+    assert sum(last[len(first) :]) > 0
 
 
 def test_yesterdays_run_scores_the_next_day_by_source_ids(shop: Path) -> None:
