@@ -115,7 +115,7 @@ def study(folder: Path) -> list[str]:
     recipe = "name: small\ndata: {path: d, catalog: c}\n"
     (folder / "recipe.yaml").write_text(recipe)
     (folder / "study.yaml").write_text(
-        f"name: out\nruns: {folder}/runs\nresults: {folder}\nseeds: [0]\n"
+        f"name: out\nwork: {folder}/runs\nresults: {folder}\nruns: 1\n"
         f"datasets: {{toy: {folder}/recipe.yaml}}\nvariants: {{a: {{}}}}\nreferences: [a]\n"
     )
     return ["study", "report", str(folder / "study.yaml")]

@@ -19,6 +19,7 @@ Shapes: N items, V vector width, T width of the text column, which comes first, 
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -45,7 +46,8 @@ from sidrec.sid.tokenizer import Encoded, Tokenizer
 from sidrec.study.definition import Overrides, checked
 from sidrec.study.jobs import merge
 from sidrec.study.results import Conditions, ResultTable, conditions
-from sidrec.study.runner import do_missing
+
+log = logging.getLogger(__name__)
 
 TEXT = "text"  # the column that all rows see and whose reconstruction is compared
 
@@ -202,8 +204,19 @@ def run_study(study: SidStudy, results: Path, setting: str | None = None) -> lis
         result = recorded.get(*fit.key)
         return result is not None and result["section_hash"] == fit.section_hash
 
-    failures = (OSError, TrainingError, ContractError)
-    return do_missing(study.name, fits, is_finished, lambda fit: recorded.put(run_fit(fit)), failures)
+    waiting = [fit for fit in fits if not is_finished(fit)]
+    log.info("%s: %d fits, %d of them finished", study.name, len(fits), len(fits) - len(waiting))
+    failed = []
+    for place, fit in enumerate(waiting, start=1):
+        if is_finished(fit):  # by another process, meanwhile
+            continue
+        log.info("%d/%d %s", place, len(waiting), fit)
+        try:
+            recorded.put(run_fit(fit))
+        except (OSError, TrainingError, ContractError) as error:
+            failed.append(fit)
+            log.error("%s failed: %s", fit, error)
+    return failed
 
 
 def run_fit(fit: Fit) -> FitResult:

@@ -92,6 +92,8 @@ class Study:
     command: tuple[str, ...] | None = None
     """Trains one recipe; {recipe} and {ranks} are filled in. Left out, `sidrec train`, under torchrun for more than one
     rank."""
+    keep: bool = False
+    """Keep the predictions and checkpoints of recorded runs."""
     work: Path = Path("runs/studies")
     """Folder of run directories and catalogs: WORK/STUDY/DATASET/VARIANT/seedN, WORK/catalogs/DATASET."""
     results: Path = Path("results/studies")

@@ -6,6 +6,7 @@ that several processes can record results in the same file.
 """
 
 import fcntl
+import functools
 import json
 import os
 import platform
@@ -18,6 +19,7 @@ from typing import Any, Generic, TypedDict, TypeVar, cast, get_type_hints
 
 import psutil
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sidrec.io.files import readable, replaced_file
@@ -123,13 +125,9 @@ class ResultTable(Generic[T]):
 
     def read(self) -> dict[tuple[object, ...], T]:
         """Key -> result; empty where there is no file. Raises ContractError for a file of other columns."""
-        if not self.path.exists():
+        table = self._table()
+        if table is None:
             return {}
-        with readable(self.path):
-            table = self._upgrade(pq.read_table(self.path))
-        missing = sorted(set(self.types) - set(table.column_names))
-        if missing:
-            raise ContractError(self.path, f"the columns {sorted(self.types)}", f"missing {missing}")
         results = [self._result(row) for row in table.to_pylist()]
         return {self._key(result): result for result in results}
 
@@ -138,20 +136,32 @@ class ResultTable(Generic[T]):
         return self.read().get(key)
 
     def put(self, result: T) -> None:
-        """Adds the result, or replaces the one with the same key."""
+        """Adds the result, or replaces the one with the same key. Other rows are copied as they are."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        row = pa.table({name: self._column(result, name, kind) for name, kind in self.types.items()})
         with _locked(self.path.parent):
-            results = self.read()
-            results[self._key(result)] = result
-            self._write(list(results.values()))
+            table = self._table()
+            if table is not None:
+                same = [pc.equal(table[key], row[key][0]) for key in self.keys]
+                row = pa.concat_tables([table.filter(pc.invert(functools.reduce(pc.and_, same))), row])
+            with replaced_file(self.path) as partial:
+                pq.write_table(row, partial, compression="zstd")
 
-    def _write(self, results: Sequence[T]) -> None:
-        columns = {
-            name: pa.array([self._cell(result[name], kind) for result in results], kind or pa.string())  # type: ignore[index]
-            for name, kind in self.types.items()
-        }
-        with replaced_file(self.path) as partial:
-            pq.write_table(pa.table(columns), partial, compression="zstd")
+    def _table(self) -> pa.Table | None:
+        """The file's columns with the types of this version."""
+        if not self.path.exists():
+            return None
+        with readable(self.path):
+            table = self._upgrade(pq.read_table(self.path))
+        missing = sorted(set(self.types) - set(table.column_names))
+        if missing:
+            raise ContractError(self.path, f"the columns {sorted(self.types)}", f"missing {missing}")
+        return table.select(list(self.types)).cast(
+            pa.schema([(name, kind or pa.string()) for name, kind in self.types.items()])
+        )
+
+    def _column(self, result: Any, name: str, kind: pa.DataType | None) -> pa.Array:
+        return pa.array([self._cell(result[name], kind)], kind or pa.string())
 
     def _key(self, result: Any) -> tuple[object, ...]:
         return tuple(result[key] for key in self.keys)

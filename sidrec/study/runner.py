@@ -1,86 +1,128 @@
-"""Trains the runs of a study that have no recorded result yet, each in a process of its own."""
+"""Trains the runs of a study that have no recorded result yet, each in a process of its own, some at a time."""
 
 import json
 import logging
-import os
-import resource
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypedDict, TypeVar
+from typing import TypedDict
 
 import yaml
 
 from sidrec.io.files import read_json, write_text
 from sidrec.io.output_folders import check_replaceable
 from sidrec.metrics.exact import METRICS_FILE, load_metrics
+from sidrec.study.catalogs import Catalogs, RunError, ended_text
 from sidrec.study.definition import Study
 from sidrec.study.draws import record_draws
 from sidrec.study.jobs import Run, study_runs
-from sidrec.study.results import GATES, RunResult, conditions, run_results
+from sidrec.study.processes import Ended, Processes
+from sidrec.study.results import GATES, Conditions, RunResult, conditions, run_results
+from sidrec.study.schedule import Durations, Kind, Schedule, duration_text
 from sidrec.train.progress import median_step_seconds
 from sidrec.train.run_directory import RUN, RunDirectory
 
-Job = TypeVar("Job")
-
-GRACE = 30.0  # seconds for a launcher to stop its ranks
+ALONE = ("sidrec", "train", "{recipe}")
 
 log = logging.getLogger(__name__)
 
+Record = Callable[[Run, RunResult], None]
+"""Records the result of a run that has ended. Then its predictions and checkpoints are removed."""
 
-class RunError(RuntimeError):
-    """A run that wrote no metrics. The message has its exit status and the end of its output."""
+Failed = list[tuple[Run, str]]
+"""Runs without a result, each with a message."""
+LATE = "did not start: it would not have ended in time"
 
 
-def run_study(study: Study, results: Path) -> list[Run]:
-    """Trains the runs that are not finished. Returns those that failed.
+def run_study(study: Study, results: Path, deadline: float | None = None) -> list[Run]:
+    """Trains the runs that are not finished, up to `study.jobs` at a time.
 
-    A run is finished when a result of the same recipe is recorded under `results`. Raises as `check_recipes` before
-    the first training.
+    A run is finished when a result of the same recipe is recorded under `results`. deadline: of time.monotonic(); no
+    run starts that would end later. Returns the runs that failed. Raises as `check_recipes` before the first training.
     """
     runs = check_recipes(study)
-    recorded = run_results(results, study)
-
-    def is_finished(run: Run) -> bool:
-        result = recorded.get(*run.key)
-        return result is not None and result["recipe_hash"] == run.recipe_hash
-
-    def train(run: Run) -> None:
-        if recorded.get(*run.key) is not None:
+    table = run_results(results, study)
+    recorded = table.read()
+    waiting = []
+    for run in runs:
+        result = recorded.get(run.key)
+        if result is not None and result["recipe_hash"] != run.recipe_hash:
             log.info("%s: the recipe has changed since it was trained, training again", run)
-        result = _train(study, run)
-        record_draws(study, results, run)  # first, so that every recorded run has its draws
-        recorded.put(result)
+        if result is None or result["recipe_hash"] != run.recipe_hash:
+            waiting.append(run)
+    log.info("%s: %d runs, %d of them finished", study.name, len(runs), len(runs) - len(waiting))
+    seconds: dict[Kind, list[float]] = {}
+    for result in recorded.values():
+        seconds.setdefault((result["dataset"], result["variant"]), []).append(result["wall_seconds"])
 
-    return do_missing(study.name, runs, is_finished, train, (OSError, ValueError, RunError))
+    def record(run: Run, result: RunResult) -> None:
+        record_draws(study, results, run)  # first, so that every recorded run has its draws
+        table.put(result)
+
+    failed = train_runs(study, waiting, record, Durations(seconds), deadline)
+    return [run for run, message in failed if message != LATE]
 
 
 def check_recipes(study: Study) -> list[Run]:
     """The runs of the study. Raises ConfigError if any of their recipes has a mistake."""
     runs = study_runs(study)
+    seen: set[str] = set()
     for run in runs:
-        run.checked()
+        name = f"{run.dataset}/{run.variant}"  # recipes of other numbers differ in seed and catalog alone
+        if name not in seen:
+            run.checked()
+        seen.add(name)
     return runs
 
 
-def _train(study: Study, run: Run) -> RunResult:
+def train_runs(
+    study: Study,
+    runs: Sequence[Run],
+    record: Record,
+    durations: Durations | None = None,
+    deadline: float | None = None,
+) -> Failed:
+    """Trains runs, up to `study.jobs` at a time, and records each when it ends. Fits the catalogs that they read.
+
+    record: called in the run's thread. durations: of earlier runs, for the time left. deadline: of time.monotonic();
+    runs that would end later do not start and are returned with the message LATE. An exception in this thread, as of
+    Ctrl-C, stops all processes.
+    """
+    if not runs:
+        return []
+    facts = conditions()  # before training: the commit may move on meanwhile
+    with Processes(warm=command_of(study) == ALONE) as processes:
+        catalogs = Catalogs(processes)
+        schedule = Schedule(runs, study.jobs, durations or Durations(), processes.stop, deadline)
+
+        def do(run: Run) -> bool:
+            catalogs.ensure(run)
+            record(run, _train(study, run, processes, facts))
+            if not study.keep:
+                _remove_large_files(run)
+            return True
+
+        schedule.work(do, (OSError, ValueError, RunError))
+    if schedule.failed:
+        names = ", ".join(str(run) for run, _ in schedule.failed)
+        log.error("%d of %d runs failed: %s", len(schedule.failed), len(runs), names)
+    if schedule.late:
+        seconds = sum(schedule.durations.expected(run) or 0.0 for run in schedule.late) / study.jobs
+        log.info("%d runs did not start in time; they take about %s", len(schedule.late), duration_text(seconds))
+    return schedule.failed + [(run, LATE) for run in schedule.late]
+
+
+def _train(study: Study, run: Run, processes: Processes, facts: Conditions) -> RunResult:
     recipe, output = run.directory.with_suffix(".yaml"), run.directory.with_suffix(".log")
     _prepare(run, recipe)
-    facts = conditions()  # before training: the commit may move on meanwhile
     template = command_of(study)
-    command = [word.replace("{recipe}", str(recipe)).replace("{ranks}", str(study.ranks)) for word in template]
-    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    status = _call(command, output)
-    wall, after = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+    started = time.monotonic()
+    status, cpu_seconds = _call(study, template, recipe, output, processes)
+    wall = time.monotonic() - started
     if status or not (run.directory / METRICS_FILE).exists():
-        tail = "\n".join(output.read_text(errors="replace").splitlines()[-25:])
-        raise RunError(f"exit status {status}, output in {output}, which ends\n{tail}")
+        raise RunError(ended_text(status, output))
     found = _trainer_facts(run)
     return RunResult(
         study=study.name,
@@ -91,21 +133,29 @@ def _train(study: Study, run: Run) -> RunResult:
         recipe_hash=run.recipe_hash,
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         recipe=run.recipe,
-        conditions=facts | {"ranks": study.ranks, "command": " ".join(template)},
+        conditions=facts | {"ranks": study.ranks, "command": " ".join(template), "jobs": study.jobs},
         facts=found,
         wall_seconds=round(wall, 2),
-        cpu_seconds=round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 2),
+        cpu_seconds=round(cpu_seconds, 2),
         metrics=load_metrics(run.directory / METRICS_FILE),
         **_cost(run, found),
     )
+
+
+def _call(study: Study, template: Sequence[str], recipe: Path, output: Path, processes: Processes) -> Ended:
+    if tuple(template) == ALONE:
+        return processes.sidrec(["train", str(recipe)], output)
+    words = [word.replace("{recipe}", str(recipe)).replace("{ranks}", str(study.ranks)) for word in template]
+    return processes.command(words, output)
 
 
 def command_of(study: Study) -> tuple[str, ...]:
     """The command that trains one recipe, with {recipe} and {ranks} to fill in."""
     if study.command is not None:
         return study.command
-    launcher = ("torchrun", "--standalone", "--nproc-per-node", "{ranks}", "-m", "sidrec.train")
-    return (*(launcher if study.ranks > 1 else ("sidrec", "train")), "{recipe}")
+    if study.ranks == 1:
+        return ALONE
+    return "torchrun", "--standalone", "--nproc-per-node", "{ranks}", "-m", "sidrec.train", "{recipe}"
 
 
 class _Cost(TypedDict):
@@ -124,24 +174,6 @@ def _cost(run: Run, facts: Mapping[str, object]) -> _Cost:
     return _Cost(step_seconds=step, table_parameters=tables, dense_parameters=counts.get("dense_parameters"))
 
 
-def _call(command: list[str], output: Path) -> int:
-    """Runs the command and returns its exit status. Stops the command when this process is stopped."""
-    with output.open("w", encoding="utf-8") as stream:
-        process = subprocess.Popen(
-            command, stdout=stream, stderr=subprocess.STDOUT, env=_environment(), start_new_session=True
-        )
-    try:
-        return process.wait()
-    except BaseException:
-        # The launcher stops its ranks, which may run in sessions of their own that killpg does not reach.
-        os.killpg(process.pid, signal.SIGTERM)
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=GRACE)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        raise
-
-
 def _prepare(run: Run, recipe: Path) -> None:
     """Writes the recipe. Keeps the run directory of an interrupted run of this recipe, removes any other."""
     text = yaml.safe_dump(run.recipe, sort_keys=False)
@@ -156,6 +188,14 @@ def _prepare(run: Run, recipe: Path) -> None:
     write_text(recipe, text)
 
 
+def _remove_large_files(run: Run) -> None:
+    """Removes the predictions and checkpoints of a recorded run; logs, recipe and metrics stay."""
+    for path in run.directory.glob("predictions_*.parquet"):
+        path.unlink()
+    for checkpoint in RunDirectory(run.directory).checkpoints.glob("*"):
+        shutil.rmtree(checkpoint) if checkpoint.is_dir() else checkpoint.unlink()
+
+
 def _trainer_facts(run: Run) -> dict[str, object]:
     """Facts that the trainer recorded in run.json, the catalog's fingerprint, and the gate's direction by split."""
     directory = RunDirectory(run.directory)
@@ -168,46 +208,3 @@ def _trainer_facts(run: Run) -> dict[str, object]:
         for path in sorted(run.directory.glob("gate_*.json"))
     }
     return {**facts, **catalog, **({GATES: gates} if gates else {})}
-
-
-def _environment() -> dict[str, str]:
-    """This environment, with torchx and torchrun of this Python's own environment first in PATH."""
-    return {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
-
-
-def do_missing(
-    title: str,
-    jobs: Sequence[Job],
-    is_finished: Callable[[Job], bool],
-    do: Callable[[Job], None],
-    failures: tuple[type[Exception], ...],
-) -> list[Job]:
-    """Does the jobs that are not finished, one after the other. Returns those that failed; the log names str(job).
-
-    is_finished: asked again before a job begins, because another process may have done it.
-    do: does one job and records its result. failures: exceptions of a failed job; any other ends the loop.
-    """
-    waiting = [job for job in jobs if not is_finished(job)]
-    log.info("%s: %d runs, %d of them finished", title, len(jobs), len(jobs) - len(waiting))
-    failed: list[Job] = []
-    started = time.monotonic()
-    for done, job in enumerate(waiting):
-        if is_finished(job):
-            continue
-        begun = time.monotonic()
-        eta = f", ETA {_minutes((begun - started) / done * (len(waiting) - done))}" if done else ""
-        log.info("%d/%d %s%s", done + 1, len(waiting), job, eta)
-        try:
-            do(job)
-        except failures as error:
-            failed.append(job)
-            log.error("%s failed: %s", job, error)
-            continue
-        log.info("%s finished after %s", job, _minutes(time.monotonic() - begun))
-    if failed:
-        log.error("%d of %d runs failed: %s", len(failed), len(waiting), ", ".join(map(str, failed)))
-    return failed
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.1f} min"

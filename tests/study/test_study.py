@@ -111,6 +111,17 @@ def test_finished_runs_are_skipped_unless_their_recipe_changed() -> None:
     assert "world/strong/run0: the recipe has changed since it was trained" in _log()
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_predictions_of_recorded_runs_are_kept_on_request(keep: bool) -> None:
+    _study("run", **{**COMPARED, "keep": keep})
+    run = Path("runs/studies/small/world/weak/seed0")
+    assert (run / "metrics.json").exists()
+    assert (run / "predictions_test.parquet").exists() == keep
+    _trained()
+    assert _study("run", **{**COMPARED, "keep": keep}) == 0
+    assert _trained() == []
+
+
 def test_a_new_seed_trains_only_that_seed() -> None:
     _study("run")
     _trained()
@@ -262,11 +273,11 @@ def test_runs_without_predictions_have_no_intervals_over_users() -> None:
 
 
 def test_draws_that_were_lost_are_recorded_from_predictions_again() -> None:
-    _study("run", **COMPARED)
+    _study("run", keep=True, **COMPARED)
     draws = Path("results/small/draws.parquet")
     before = pq.read_table(draws)
     draws.unlink()
-    _study("run", **COMPARED)
+    _study("run", keep=True, **COMPARED)
     assert pq.read_table(draws).equals(before)
 
 

@@ -92,9 +92,9 @@ def _inputs(world: Path) -> None:
         yaml.safe_dump(
             {
                 "name": "study",
-                "runs": "runs",
+                "work": "runs",
                 "results": "results",
-                "seeds": [0],
+                "runs": [0],
                 "datasets": {"toy": "recipe.yaml"},
                 "variants": {"a": {}, "b": {"seed": 4}},
                 "references": ["a"],
