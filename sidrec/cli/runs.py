@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -118,7 +119,8 @@ STUDY = Subcommands(
 STUDY_RUN = describe(
     "Trains the runs of a study that are not finished, computes intervals, and writes RESULTS/STUDY: runs.parquet, "
     "draws.parquet, summary.json, report.md and DATASET.png. Run "
-    "directories, logs and predictions go to the study's `work`. Exit status 1 if a run failed.",
+    "directories, logs and predictions go to the study's `work`. With --tune, searches the best values of each variant "
+    "first, on the same budget, and writes trials.parquet and best.yaml. Exit status 1 if a run failed.",
     "sidrec study run benchmarks/studies/sid_coord_beauty.yaml",
 )
 STUDY_REPORT = describe(
@@ -135,6 +137,9 @@ class StudyOptions:
     """Study (YAML): data sets with their recipes, variants, seeds, references."""
     results: Annotated[Path | None, metavar("RESULTS", "the study's `results`")] = None
     """Folder of the results."""
+    tune: bool = False
+    """Before the final runs, search the best values of each variant, as the section `tuning` describes it. A study with
+    this section trains no final run before its search has ended. Without effect on `report`."""
 
 
 def study(argv: Sequence[str]) -> int:
@@ -149,13 +154,14 @@ def study(argv: Sequence[str]) -> int:
     for folder in (study.work, results):
         output_folder(folder / study.name)
     with locked(results / study.name):
-        return _study(study, results, command == "run")
+        return _study(study, results, command == "run", options.tune)
 
 
-def _study(study: "Study", results: Path, train: bool) -> int:
+def _study(study: "Study", results: Path, train: bool, tune: bool) -> int:
     from sidrec.study.draws import record_missing_draws
     from sidrec.study.report import report
-    from sidrec.study.runner import check_recipes, run_study
+    from sidrec.study.runner import check_recipes, run_study, train_runs
+    from sidrec.study.search import search, with_best
 
     failed = []
     if train:
@@ -164,8 +170,12 @@ def _study(study: "Study", results: Path, train: bool) -> int:
         _log_to(study.work / study.name)
         # SystemExit instead of an immediate end, so that the training in progress is stopped too.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-        failed = run_study(study, results)
-        record_missing_draws(study, results)
+        failed = search(study, results, partial(train_runs, study)) if tune else []
+        if not failed:
+            study = with_best(study, results)
+            failed = run_study(study, results)
+            record_missing_draws(study, results)
+    study = with_best(study, results, unfinished=True)
     print(markdown_on_screen(report(study, results)))
     return 1 if failed else 0
 

@@ -27,6 +27,7 @@ from sidrec.study.definition import Overrides, Study
 from sidrec.study.jobs import TRIAL, Run, merge, run_of, variant_recipe
 from sidrec.study.proposals import Axes, Edge, Point, Trial
 from sidrec.study.results import Conditions, ResultTable, RunResult, conditions
+from sidrec.study.runner import LATE, Failed, Record
 from sidrec.study.tuning import Tuning
 
 TRIALS_FILE = "trials.parquet"
@@ -97,16 +98,15 @@ class Best(TypedDict):
     searches: dict[str, dict[str, Found]]
 
 
-Record = Callable[[Run, RunResult], None]
-Train = Callable[[Sequence[Run], Record], Sequence[tuple[Run, str]]]
-"""Trains runs, some at a time, and records the result of each when it ends. Returns those that failed, with why."""
+Train = Callable[[Sequence[Run], Record], Failed]
+"""Trains runs, some at a time, and records the result of each when it ends. Returns those that failed."""
 
 
 def search(study: Study, results: Path, train: Train) -> list[Run]:
-    """Searches until every variant has all its trials, or only failed runs are left, which are returned.
+    """Searches until every variant has all its trials, only failed runs are left, or no run would end in time.
 
-    Variants take turns, batch by batch, so that their budgets are equal wherever the search is stopped. Raises
-    ConfigError for a space with mistakes, before anything is trained.
+    Variants take turns, batch by batch, so that their budgets are equal wherever the search is stopped. Returns
+    the failed runs. Raises ConfigError for a space with mistakes, before anything is trained.
     """
     proposals.load_optuna()
     contenders, records = contenders_of(study), trial_results(results, study)
@@ -125,12 +125,17 @@ def search(study: Study, results: Path, train: Train) -> list[Run]:
             return list(failed.values())
         ended, budget = sum(standing.ended for standing in standings), sum(contender.budget for contender in contenders)
         log.info("%s: %d of %d trials have ended, %d runs are next", study.name, ended, budget, len(wanted))
+        late = False
         for run, message in train([job.run for job in wanted.values()], partial(_record, records, wanted)):
-            if DIVERGED.search(message):
+            if message == LATE:
+                late = True
+            elif DIVERGED.search(message):
                 log.warning("%s diverged and counts as the worst trial", run)
                 records.put(wanted[run.key].diverged())
             else:
                 failed[run.key] = run
+        if late:
+            return list(failed.values())
 
 
 def _record(

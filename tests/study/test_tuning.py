@@ -10,14 +10,17 @@ from typing import Any, cast
 import pytest
 import yaml
 
+from sidrec.cli import main
 from sidrec.config import ConfigError
 from sidrec.errors import InstallationError
 from sidrec.study.definition import Study, load_study
 from sidrec.study.jobs import Run, study_runs, variant_recipe
 from sidrec.study.proposals import Trial, edges, is_pruned, load_optuna, next_points, values_of
-from sidrec.study.results import RunResult
-from sidrec.study.search import Record, TrialResult, load_best, search, trial_results, with_best
+from sidrec.study.results import RunResult, run_results
+from sidrec.study.runner import LATE, Record
+from sidrec.study.search import TrialResult, load_best, search, trial_results, with_best
 from sidrec.study.tuning import Choices, Range, Tuning
+from tests import fake_trainer
 
 RESULTS = Path("results")
 LR, HID_INIT = "optimizer.tables.lr", "model.hid_init"
@@ -258,6 +261,17 @@ def test_a_failed_run_stops_its_variant_alone_and_is_tried_again() -> None:
     assert load_best(study, RESULTS) == load_best(study, Path("whole"))
 
 
+def test_a_search_without_time_left_stops_and_goes_on_later() -> None:
+    study = _study()
+    hurried = FakeTrainer(fails=lambda recipe: LATE if recipe["name"].endswith(("-1", "-2", "-3")) else None)
+    assert search(study, RESULTS, hurried) == []
+    assert sorted(_rows(study)) == [("hid", 0, 0), ("sid", 0, 0)]
+    assert len(hurried.trained) == 8
+    search(study, RESULTS, FakeTrainer())
+    search(study, Path("whole"), FakeTrainer())
+    assert load_best(study, RESULTS) == load_best(study, Path("whole"))
+
+
 # The space.
 
 
@@ -378,6 +392,29 @@ def test_final_runs_wait_for_every_variants_search() -> None:
     for changed in (_study(trials=7), _study(space={LR: {"low": 0.1, "high": 0.2}})):
         with pytest.raises(ConfigError, match="world/hid, world/sid"):
             with_best(changed, RESULTS)
+
+
+def test_the_command_searches_then_trains_the_final_runs_with_the_best_values(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = [sys.executable, fake_trainer.__file__, "{recipe}", "{ranks}"]
+    study = {
+        "datasets": {"world": "recipe.yaml"},
+        "variants": {"sid": SID},
+        "runs": 1,
+        "command": command,
+        "tuning": {"trials": 2, "space": {LR: {"choices": [1.0, 2.0]}}},
+    }
+    Path("small.yaml").write_text(yaml.safe_dump(study))
+    assert main(["study", "run", "small.yaml", "--results", "results"]) == 2
+    assert "expected the finished search of every variant" in capsys.readouterr().err
+    assert main(["study", "run", "small.yaml", "--results", "results", "--tune"]) == 0
+    loaded = load_study(Path("small.yaml"))
+    measured = {row["value"] for row in trial_results(RESULTS, loaded).read().values()}
+    assert measured == {0.55, 0.6}  # .5 + lr / 20
+    (final,) = run_results(RESULTS, loaded).read().values()
+    assert final["recipe"]["optimizer"]["tables"]["lr"] == 2.0
+    assert list(final["metrics"]) == ["test"]
 
 
 def test_runs_of_earlier_searches_are_counted_as_exploratory() -> None:
