@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from sidrec.io.files import readable
 from sidrec.schema import (
@@ -28,6 +29,7 @@ from sidrec.schema import (
     LogFile,
     Manifest,
     check_columns,
+    load_manifest,
     log_schema,
 )
 
@@ -79,6 +81,18 @@ def split_index(log: Path, split: str, manifest: Manifest) -> tuple[RowGroup, ..
             _check_group_times(path, file, found, groups[-1] if groups else None)
         groups += found
     return tuple(groups)
+
+
+def split_items(log: Path, split: str) -> NDArray[np.int64]:
+    """The item of every row of a split: int64 [N]. `log` is the folder that holds manifest.json.
+
+    Raises ContractError for a split that the log lacks, and a file that cannot be read.
+    """
+    found = [np.zeros(0, dtype=np.int64)]
+    for file in load_manifest(log).files(split):
+        with readable(log / file.path, "a readable parquet file"):
+            found.append(pq.read_table(log / file.path, columns=[ITEM_ID])[ITEM_ID].to_numpy())
+    return np.concatenate(found)
 
 
 def _footer(path: Path) -> pq.FileMetaData:

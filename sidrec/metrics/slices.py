@@ -3,7 +3,7 @@
 Shapes: I items, N rows, S slices.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,11 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sidrec.config import Recipe
 from sidrec.data.item_tables import read_train_impressions
+from sidrec.data.rows import split_items
 from sidrec.metrics.pairs import require_integers
-from sidrec.schema import UNKNOWN_ID, ContractError
+from sidrec.schema import ITEMS, LOG, UNKNOWN_ID, ContractError
 
 MOST = 8  # bits of a byte
+TRAIN = "train"
 
 
 class Slices(Protocol):
@@ -82,9 +85,10 @@ def _check(slices: Slices) -> None:
 
 # Head, torso, tail and cold items: the slices that every metric is also reported on.
 #
-# Items are ranked by their train impressions, most first, equal counts by ascending item id. Of n items
-# `head` is the first round(head_share * n), `tail` the last round(tail_share * n), `torso` the rest.
-# `cold` is the items without any train impression; all of them are tail as well, even where they outnumber its share.
+# Items are ranked by their impressions in the splits trained on, most first, equal counts by ascending item id. Of n
+# items `head` is the first round(head_share * n), `tail` the last round(tail_share * n), `torso` the rest.
+# `cold` is the items without any of these impressions; all of them are tail as well, even where they outnumber its
+# share.
 
 
 ALL = "all"
@@ -143,6 +147,27 @@ def slice_items(
     return ItemSlices(item_I, {"head": head_I, "torso": ~head_I & ~tail_I, "tail": tail_I, "cold": cold_I})
 
 
-def load_item_slices(items: Path, head_share: float, tail_share: float) -> ItemSlices:
-    """Reads item_id and train_impressions of items.parquet. Raises ContractError naming the column that is wrong."""
-    return slice_items(*read_train_impressions(items), head_share, tail_share)
+def load_item_slices(
+    items: Path, head_share: float, tail_share: float, train_on: Sequence[str] = (TRAIN,)
+) -> ItemSlices:
+    """The slices of items.parquet. train_on: the splits that the model is trained on; rows of all of them, in the log
+    beside that file, count as impressions.
+
+    Raises ContractError naming the column that is wrong.
+    """
+    item_I, impressions_I = read_train_impressions(items)
+    order_I = np.argsort(item_I, kind="stable")
+    for split in train_on:
+        if split != TRAIN:
+            item_N = split_items(items.parent / LOG, split)
+            place_N = np.minimum(np.searchsorted(item_I, item_N, sorter=order_I), len(item_I) - 1)
+            row_N = order_I[place_N]
+            impressions_I = impressions_I + np.bincount(row_N[item_I[row_N] == item_N], minlength=len(item_I))
+    return slice_items(item_I, impressions_I, head_share, tail_share)
+
+
+def recipe_slices(recipe: Recipe) -> ItemSlices:
+    """The slices that a recipe's runs are measured on. Raises ContractError naming the column that is wrong."""
+    train_on: Sequence[str] = getattr(recipe.data, "train_on", (TRAIN,))
+    config = recipe.evaluate
+    return load_item_slices(recipe.data.path / ITEMS, config.head_share, config.tail_share, train_on)

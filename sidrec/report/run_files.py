@@ -17,9 +17,8 @@ from sidrec.io.files import read_json
 from sidrec.metrics.exact import SliceMetrics, SplitMetrics, load_metrics
 from sidrec.metrics.predictions import Predictions, load_predictions
 from sidrec.metrics.resampling import Scored, resample
-from sidrec.metrics.slices import ItemSlices, load_item_slices
+from sidrec.metrics.slices import ItemSlices, recipe_slices
 from sidrec.report.charts import Bin
-from sidrec.schema import ITEMS
 from sidrec.sid.catalog import REPORT
 from sidrec.study.intervals import LEVEL, RESAMPLES, interval
 from sidrec.text import near_folder
@@ -79,9 +78,8 @@ class RunFiles:
     @cached_property
     def slices(self) -> ItemSlices | None:
         """None where the data folder cannot be read from here."""
-        config = self.recipe.evaluate
         try:
-            return load_item_slices(self.recipe.data.path / ITEMS, config.head_share, config.tail_share)
+            return recipe_slices(self.recipe)
         except SidrecError:
             return None
 

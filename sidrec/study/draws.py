@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from sidrec.metrics.pairs import Ints
 from sidrec.metrics.predictions import Predictions, load_predictions
 from sidrec.metrics.resampling import Scored, resample
-from sidrec.metrics.slices import ItemSlices, load_item_slices
-from sidrec.schema import ITEMS, ContractError
+from sidrec.metrics.slices import ItemSlices, recipe_slices
+from sidrec.schema import ContractError
 from sidrec.study.definition import Study
 from sidrec.study.jobs import Run, study_runs
 from sidrec.study.results import ResultTable, RunResult, finished
@@ -127,9 +127,7 @@ def record_draws(study: Study, results: Path, run: Run) -> None:
     if not path.exists():
         log.warning("%s: no intervals over users, %s is missing", run, path)
         return
-    evaluate = run.checked().evaluate
-    slices = load_item_slices(run.checked().data.path / ITEMS, evaluate.head_share, evaluate.tail_share)
-    draws = measure_draws(load_predictions(path, study.split), slices)
+    draws = measure_draws(load_predictions(path, study.split), recipe_slices(run.checked()))
     draws_table(study, results).put(draws_row((run.dataset, run.variant, run.number), run.recipe_hash, draws))
 
 

@@ -25,11 +25,11 @@ from sidrec.id_maps import map_path, source_ids
 from sidrec.io.files import write_json
 from sidrec.metrics.exact import SliceMetrics, SplitMetrics, measure, measure_slices
 from sidrec.metrics.predictions import SOURCES, PredictionCollector, Predictions, load_predictions
-from sidrec.metrics.slices import ItemSlices, load_item_slices
+from sidrec.metrics.slices import ItemSlices, recipe_slices
 from sidrec.model.fusion_and_gate import GranularityFusion
 from sidrec.model.ranker import Ranker
 from sidrec.parallel.process_group import Ranks, run_on_all_ranks, total
-from sidrec.schema import ITEMS, ContractError
+from sidrec.schema import ContractError
 from sidrec.train.assembly import open_loader
 from sidrec.train.gate_report import EXPOSURES, GATE, gate_report, gated_rows
 from sidrec.train.progress import UNKNOWN, WARM_UP, lines_wanted, print_line, progress_bar
@@ -48,7 +48,7 @@ def check_splits(recipe: Recipe, data: Dataset, ranks: Ranks) -> None:
     Raises ContractError on all ranks together.
     """
     config = recipe.evaluate
-    run_on_all_ranks(ranks, lambda: load_item_slices(recipe.data.path / ITEMS, config.head_share, config.tail_share))
+    run_on_all_ranks(ranks, lambda: recipe_slices(recipe))
     if config.save_predictions:
         run_on_all_ranks(ranks, lambda: _check_map_files(recipe.data.path, data))
     best = recipe.checkpoint.best
@@ -146,8 +146,7 @@ def evaluate_splits(
     predictions.
     """
     config = recipe.evaluate
-    items = recipe.data.path / ITEMS
-    slices = run_on_all_ranks(ranks, lambda: load_item_slices(items, config.head_share, config.tail_share))
+    slices = run_on_all_ranks(ranks, lambda: recipe_slices(recipe))
     saves = ranks.first and config.save_predictions
     sources = run_on_all_ranks(ranks, lambda: _source_ids(recipe, data) if saves else {})
     metrics: SplitMetrics = {}
@@ -263,8 +262,7 @@ class BestCheckpoint:
 
     def _item_slices(self) -> ItemSlices:
         if self._slices is None:
-            config = self._recipe.evaluate
-            self._slices = load_item_slices(self._recipe.data.path / ITEMS, config.head_share, config.tail_share)
+            self._slices = recipe_slices(self._recipe)
         return self._slices
 
 

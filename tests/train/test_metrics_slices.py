@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from sidrec.metrics.slices import ItemSlices, load_item_slices, slice_items
-from sidrec.schema import ContractError
+from sidrec.schema import LOG, ContractError, LogFile, Manifest, save_manifest
 
 
 def _slices(impressions: dict[int, int], head_share: float = 0.2, tail_share: float = 0.4) -> ItemSlices:
@@ -75,6 +75,21 @@ def test_slices_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "items.parquet"
     pq.write_table(pa.table({"item_id": [3, 1, 2, 4], "train_impressions": [7, 0, 5, 1]}), path)
     assert _members(load_item_slices(path, 0.25, 0.5)) == {"head": [3], "torso": [2], "tail": [1, 4], "cold": [1]}
+
+
+def test_rows_of_every_split_trained_on_are_impressions(tmp_path: Path) -> None:
+    path = tmp_path / "items.parquet"
+    pq.write_table(pa.table({"item_id": [3, 1, 2, 4], "train_impressions": [7, 0, 5, 1]}), path)
+    file = LogFile("validation/part-0.parquet", 9, 0, 0)
+    (tmp_path / LOG / "validation").mkdir(parents=True)
+    # Item 0 is unknown. With validation: 3 has 7, 1 has 2, 2 has 5, 4 has 6 impressions.
+    pq.write_table(pa.table({"item_id": [4, 0, 1, 4, 4, 1, 4, 4, 0]}), tmp_path / LOG / file.path)
+    ids = {"user_id": 2, "item_id": 5}
+    save_manifest(Manifest("by hand", 0, ids, (), (), 1, {"validation": (file,)}), tmp_path / LOG)
+    found = load_item_slices(path, 0.25, 0.5, ("train", "validation"))
+    assert _members(found) == {"head": [3], "torso": [4], "tail": [1, 2], "cold": []}
+    with pytest.raises(ContractError, match="one of the splits"):
+        load_item_slices(path, 0.25, 0.5, ("train", "later"))
 
 
 @pytest.mark.parametrize(
