@@ -5,6 +5,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torchrec.distributed import DistributedModelParallel
@@ -13,9 +14,10 @@ from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.models.deepfm import SparseArch as DeepFmSparseArch
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from sidrec.config.item import HidItem, Item, SidCoordItem
-from sidrec.plug.sid_coord import PUBLISHED, SidCoord, SidCoordKeyedArch, SidCoordSparseArch
+from sidrec.plug.sid_coord import PUBLISHED, SidCoord
 from sidrec.plug.statistics import Statistics
 from sidrec.schema import ContractError
 from sidrec.sid.catalog import Catalog
@@ -186,3 +188,40 @@ def check_features(
     for name in stat_features:
         if name in taken:
             raise ContractError(f"embedding_bag_collection, feature {name}", "no table that reads statistics", "one")
+
+
+# TorchRec's sparse architectures with SID-Coord, with the same results for the rest of the model. Both keep the
+# collection under its old name, so that the keys of old checkpoints stay valid.
+
+
+class SidCoordSparseArch(nn.Module):
+    """Replaces torchrec.models.dlrm.SparseArch in DLRM, DLRM_DCN and DLRM_Projection."""
+
+    def __init__(self, embedding_bag_collection: EmbeddingBagCollection, sid_coord: SidCoord) -> None:
+        super().__init__()
+        self.embedding_bag_collection = embedding_bag_collection
+        self.sid_coord = sid_coord
+        tables = embedding_bag_collection.embedding_bag_configs()
+        self.sparse_feature_names = [name for table in tables for name in table.feature_names]
+        self.F = len(self.sparse_feature_names)
+        self.D = tables[0].embedding_dim
+
+    def forward(self, features: KeyedJaggedTensor) -> Tensor:
+        """Returns [B, F, D]. Raises as `SidCoord.forward` does."""
+        embedded = self.embedding_bag_collection(features).to_dict()
+        target_BD, _ = self.sid_coord.target(embedded[self.sid_coord.item], features)
+        stacked = [target_BD if name == self.sid_coord.item else embedded[name] for name in self.sparse_feature_names]
+        return torch.cat(stacked, dim=1).reshape(-1, self.F, self.D)
+
+
+class SidCoordKeyedArch(nn.Module):
+    """Replaces torchrec.models.deepfm.SparseArch in SimpleDeepFMNN."""
+
+    def __init__(self, embedding_bag_collection: EmbeddingBagCollection, sid_coord: SidCoord) -> None:
+        super().__init__()
+        self.embedding_bag_collection = embedding_bag_collection
+        self.sid_coord = sid_coord
+
+    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
+        """Returns [B, D] for each feature. Raises as `SidCoord.forward` does."""
+        return self.sid_coord(self.embedding_bag_collection(features), features)

@@ -1,4 +1,4 @@
-"""`SidCoord`: SID-Coord as a module behind embedding collections, and TorchRec's sparse architectures with it.
+"""`SidCoord`: SID-Coord as a module behind embedding collections.
 
 Shapes: B rows, U bags, F features, A alignment features, D width; P ids of a sequence in one line, Q those of all
 sequences, X either of B and Q.
@@ -21,7 +21,7 @@ from sidrec.config.item import SidCoordItem
 from sidrec.config.item_parts import ExactIndex, GranularityTokens, NoAlignment, StatsGate
 from sidrec.model.fusion_and_gate import build_gate
 from sidrec.model.history import index_history
-from sidrec.model.items import ItemLookup, SemanticPart
+from sidrec.model.items import ItemLookup, SemanticPart, hids_dropped, sids_dropped, zero_where
 from sidrec.model.tables import embedding_tables, one_feature_each
 from sidrec.plug.sid_join import JoinedSids, SidJoin, catalog_rows, impressions_of
 from sidrec.plug.statistics import ItemCounts, Statistics
@@ -276,8 +276,19 @@ def _check(config: SidCoordItem, statistics: Statistics | None) -> None:
     if config.contrast is not None:
         expected = "none: a loss is the host model's to add"
         raise ContractError("SID-Coord in another model, config.contrast", expected, "a section")
+    if config.gate.needs_updates:
+        expected = "a gate that reads exposures, such as stats, as updates of the host's item table are not counted"
+        raise ContractError("SID-Coord in another model, config.gate", expected, "one that reads updates")
+    if "mixed" not in config.views:
+        raise ContractError("SID-Coord in another model, config.views", "mixed among them", list(config.views))
     # The host model has its own histories and item table. Only sidrec's ranker has hashed and subword SID tables.
-    wanted = {"history": ("hid",), "hid_index": ExactIndex(), "tokens": GranularityTokens(), "index": ExactIndex()}
+    wanted: dict[str, object] = {
+        "history": ("hid",),
+        "hid_index": ExactIndex(),
+        "tokens": GranularityTokens(),
+        "index": ExactIndex(),
+        "hid_dropout_history": 0.0,
+    }
     for name, value in wanted.items():
         if getattr(config, name) != value:
             raise ContractError(f"SID-Coord in another model, config.{name}", f"{value}", getattr(config, name))
@@ -296,6 +307,10 @@ def _as_bytes(fingerprint: str) -> Tensor:
 
 class Coordination(nn.Module):
     """The dense layers: e = gate(e_hid, e_sid, statistics) + P f with alignment features f [B, A].
+
+    With further `views` the gate's mixture m becomes V [m; e_hid; e_sid], in the order of the views, so that the host
+    still gets one embedding of width D; V starts such that this is m [I]. Dropout draws rows of the batch from torch's
+    generator, on every rank its own.
 
     In the paper f are additional features of the ranker. A host model accepts no additional features, so P projects
     them to the item's width [I]; P starts at zero. With `alignment_key` there is no P.
@@ -325,6 +340,8 @@ class Coordination(nn.Module):
         self.semantic = SemanticPart(aligned, dim, impressions=impressions)
         self.gate = build_gate(config.gate, dim, mean_S, std_S)
         self.width = self.semantic.width
+        self.views, self.hid_rate, self.sid_rate = config.views, config.hid_dropout, config.sid_dropout
+        self.combine = _combining(config.views, dim) if len(config.views) > 1 else None
         self.project = nn.Linear(self.width, dim, bias=False) if project and self.width else None
         if self.project is not None:
             nn.init.zeros_(self.project.weight)
@@ -339,12 +356,17 @@ class Coordination(nn.Module):
         """
         own = self.like.dtype
         granules_UD = {name: granule_UD.to(own) for name, granule_UD in granules.to_dict().items()}
-        items = ItemLookup(granules_UD, joined.token_weights_UW.to(own), joined.rows_UG)
+        drops = self.training and self.hid_rate + self.sid_rate > 0
+        chance_B = torch.rand_like(joined.target_B, dtype=torch.float32) if drops else None
+        items = ItemLookup(granules_UD, joined.token_weights_UW.to(own), joined.rows_UG, chance_B=chance_B)
+        no_hid_B, no_sid_B = hids_dropped(items, self.hid_rate), sids_dropped(items, self.sid_rate)
+        no_hid_Q, no_sid_Q = (_of_ids(dropped_B, joined.row_P, joined.bag_Q) for dropped_B in (no_hid_B, no_sid_B))
         with torch.autocast(self.like.device.type, enabled=False):
             sid_UD = self.semantic.embed(items)
-            target_BD = self._mixed(hid_BD, sid_UD, items, joined.target_B, joined.stats_BS)
-            mixed_QD = self._mixed(hid_QD, sid_UD, items, joined.bag_Q, joined.stats_QS)
-            aligned_BA = self.semantic.dense(sid_UD, items, joined.target_B, index_history(joined.history_BT)).to(own)
+            target_BD = self._mixed(hid_BD, sid_UD, items, joined.target_B, joined.stats_BS, no_hid_B, no_sid_B)
+            mixed_QD = self._mixed(hid_QD, sid_UD, items, joined.bag_Q, joined.stats_QS, no_hid_Q, no_sid_Q)
+            history = index_history(joined.history_BT)
+            aligned_BA = self.semantic.dense(sid_UD, items, joined.target_B, history, no_sid_B).to(own)
             if hid_BD is not None:
                 target_BD = self._with_alignment(target_BD, aligned_BA).to(hid_BD.dtype)
             if hid_QD is not None:
@@ -353,48 +375,42 @@ class Coordination(nn.Module):
                 mixed_QD = torch.cat([of_target, others]).to(hid_QD.dtype)
         return target_BD, mixed_QD, aligned_BA
 
-    def _mixed(self, hid_XD: Tensor | None, sid_UD: Tensor, items: ItemLookup, bag_X: Tensor, stats_XS: Tensor) -> Any:
+    def _mixed(
+        self,
+        hid_XD: Tensor | None,
+        sid_UD: Tensor,
+        items: ItemLookup,
+        bag_X: Tensor,
+        stats_XS: Tensor,
+        no_hid_X: Tensor | None,
+        no_sid_X: Tensor | None,
+    ) -> Any:
         if hid_XD is None:
             return None
         own = self.like.dtype
-        return self.gate(hid_XD.to(own), functional.embedding(bag_X, sid_UD), stats_XS.to(own), items.has_sid(bag_X))
+        hid_XD = zero_where(no_hid_X, hid_XD.to(own))
+        sid_XD = zero_where(no_sid_X, functional.embedding(bag_X, sid_UD))
+        has_sid_X = items.has_sid(bag_X) if no_sid_X is None else items.has_sid(bag_X) & ~no_sid_X
+        parts = {"mixed": self.gate(hid_XD, sid_XD, stats_XS.to(own), has_sid_X), "hid": hid_XD, "sid": sid_XD}
+        if self.combine is None:
+            return parts["mixed"]
+        return self.combine(torch.cat([parts[view] for view in self.views], dim=1))
 
     def _with_alignment(self, mixed_XD: Tensor, aligned_XA: Tensor) -> Tensor:
         return mixed_XD if self.project is None else torch.addmm(mixed_XD, aligned_XA, self.project.weight.t())
 
 
-# TorchRec's sparse architectures with SID-Coord, with the same results for the rest of the model. Both keep the
-# collection under its old name, so that the keys of old checkpoints stay valid.
+def _combining(views: Sequence[str], dim: int) -> nn.Linear:
+    """V, which starts as the view `mixed` alone."""
+    combine = nn.Linear(len(views) * dim, dim, bias=False)
+    blocks = [torch.eye(dim) if view == "mixed" else torch.zeros(dim, dim) for view in views]
+    with torch.no_grad():
+        combine.weight.copy_(torch.cat(blocks, dim=1))
+    return combine
 
 
-class SidCoordSparseArch(nn.Module):
-    """Replaces torchrec.models.dlrm.SparseArch in DLRM, DLRM_DCN and DLRM_Projection."""
-
-    def __init__(self, embedding_bag_collection: EmbeddingBagCollection, sid_coord: SidCoord) -> None:
-        super().__init__()
-        self.embedding_bag_collection = embedding_bag_collection
-        self.sid_coord = sid_coord
-        tables = embedding_bag_collection.embedding_bag_configs()
-        self.sparse_feature_names = [name for table in tables for name in table.feature_names]
-        self.F = len(self.sparse_feature_names)
-        self.D = tables[0].embedding_dim
-
-    def forward(self, features: KeyedJaggedTensor) -> Tensor:
-        """Returns [B, F, D]. Raises as `SidCoord.forward` does."""
-        embedded = self.embedding_bag_collection(features).to_dict()
-        target_BD, _ = self.sid_coord.target(embedded[self.sid_coord.item], features)
-        stacked = [target_BD if name == self.sid_coord.item else embedded[name] for name in self.sparse_feature_names]
-        return torch.cat(stacked, dim=1).reshape(-1, self.F, self.D)
-
-
-class SidCoordKeyedArch(nn.Module):
-    """Replaces torchrec.models.deepfm.SparseArch in SimpleDeepFMNN."""
-
-    def __init__(self, embedding_bag_collection: EmbeddingBagCollection, sid_coord: SidCoord) -> None:
-        super().__init__()
-        self.embedding_bag_collection = embedding_bag_collection
-        self.sid_coord = sid_coord
-
-    def forward(self, features: KeyedJaggedTensor) -> KeyedTensor:
-        """Returns [B, D] for each feature. Raises as `SidCoord.forward` does."""
-        return self.sid_coord(self.embedding_bag_collection(features), features)
+def _of_ids(dropped_B: Tensor | None, row_P: Tensor, bag_Q: Tensor) -> Tensor | None:
+    """Of the sequences' ids, those of a dropped row's target; the target's ids come first."""
+    if dropped_B is None:
+        return None
+    return functional.pad(dropped_B.index_select(0, row_P), (0, len(bag_Q) - len(row_P)))

@@ -12,7 +12,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec.config.item import HidItem
 from sidrec.plug import ItemCounts, SidCoord, embedding_parameters
-from sidrec.plug.sid_coord import SidCoordKeyedArch, SidCoordSparseArch
+from sidrec.plug.attach import SidCoordKeyedArch, SidCoordSparseArch
 from sidrec.schema import ContractError
 from sidrec.sid.catalog import Catalog
 from tests.plug.hosts import DIM, KNOWN, MODELS, batch, dlrm, plugged, train_dlrm
