@@ -35,11 +35,11 @@ from tqdm import tqdm
 
 from benchmarks.criteo_prep import write_log
 from benchmarks.criteo_prep_alone import with_plain_files
+from benchmarks.tables import markdown_table
 from data_prep.criteo import CriteoCommand
 from sidrec.data.criteo import CriteoBatches, criteo_paths
 from sidrec.io.files import write_json, write_text
 from sidrec.schema import MANIFEST
-from sidrec.study.report import markdown_table
 from sidrec.study.results import conditions
 
 DIM, DENSE, LEARNING_RATE = 8, 13, 0.02

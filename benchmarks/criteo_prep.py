@@ -24,8 +24,8 @@ import polars as pl
 
 from benchmarks.criteo_prep_alone import CONTENDERS
 from benchmarks.step_time import spread
+from benchmarks.tables import markdown_table
 from sidrec.io.files import write_json, write_text
-from sidrec.study.report import markdown_table
 from sidrec.study.results import conditions
 
 RESULT = Path(__file__).with_suffix(".json")

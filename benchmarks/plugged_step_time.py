@@ -46,12 +46,12 @@ from benchmarks.criteo_rows import CARDINALITIES, COLUMNS, DENSE, CriteoRows, cr
 from benchmarks.plugged_step_time_peers import peers
 from benchmarks.sid_speed import Turn, cpu_seconds
 from benchmarks.step_time import spread
+from benchmarks.tables import markdown_table
 from sidrec.config.item import HidItem
 from sidrec.io.files import write_json
 from sidrec.parallel.process_group import joined_ranks
 from sidrec.plug import ItemCounts, attach, embedding_parameters
 from sidrec.sid.catalog import Catalog
-from sidrec.study.report import markdown_table
 from sidrec.study.results import conditions
 
 BATCH, BATCHES, STEPS, WARM_UP_TURNS = 4096, 8, 3, 2

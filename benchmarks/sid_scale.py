@@ -28,10 +28,10 @@ import pyarrow.parquet as pq
 import yaml
 from tqdm import tqdm
 
+from benchmarks.tables import markdown_table
 from sidrec.io.files import write_json, write_text
 from sidrec.schema import ITEM_ID, ITEMS
 from sidrec.sid.catalog import REPORT
-from sidrec.study.report import markdown_table
 from sidrec.study.results import conditions
 
 CLUSTERS = 1000

@@ -27,13 +27,13 @@ from torch.nn import functional
 from vector_quantize_pytorch import ResidualVQ
 
 from benchmarks.step_time import spread
+from benchmarks.tables import markdown_table
 from sidrec.config.learners import ResidualKMeansConfig, RqVaeConfig
 from sidrec.io.files import write_json, write_text
 from sidrec.sid.learners.kmeans import ResidualKMeans
 from sidrec.sid.networks.network import ItemBatch, mlp
 from sidrec.sid.networks.rqvae import RqVae
 from sidrec.sid.tokenizer import SideInformation
-from sidrec.study.report import markdown_table
 from sidrec.study.results import conditions
 
 ITEMS, WIDTH, BATCH = 100_000, 384, 1024

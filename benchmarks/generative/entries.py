@@ -7,8 +7,8 @@ from itertools import pairwise
 from pathlib import Path
 
 from benchmarks.generative.result import Ranks, Result, load_ranks, read_result
+from benchmarks.tables import Spread, spread
 from sidrec.schema import ContractError
-from sidrec.study.report import Spread, spread
 
 OWN = {"seed", "token_weights"}  # settings in which results of one folder may differ
 LOG_FACTS = ("users", "users_without_history", "targets_never_liked_before", "other_splits_reach_into_test_time")

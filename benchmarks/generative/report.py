@@ -21,11 +21,11 @@ from benchmarks.generative.entries import OWN, Entry, read_entries
 from benchmarks.generative.evaluation import gains_at
 from benchmarks.generative.result import Ranks, Result
 from benchmarks.sid_report.report import COLOURS, save_figure
+from benchmarks.tables import difference_text, markdown_table, spread_text
 from sidrec.io.files import write_text
 from sidrec.metrics.resampling import SEED, multiplicities
 from sidrec.schema import ContractError
 from sidrec.study.intervals import LEVEL, RESAMPLES, Difference, interval
-from sidrec.study.report import difference_text, markdown_table, spread_text
 
 COMPARED = ("recall@10", "recall@100", "ndcg@10", "ndcg@100")  # with intervals
 CONDITIONS = ("cpu", "cores", "commit")

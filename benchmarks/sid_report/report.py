@@ -9,8 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.sid_report.fits import FitResult, SidStudy, finished, study_fits
+from benchmarks.tables import Spread, markdown_table, spread
 from sidrec.io.files import write_json, write_text
-from sidrec.study.report import Spread, markdown_table, spread
 
 Measure = Callable[[FitResult], float | None]
 CODES: dict[str, tuple[Measure, str]] = {

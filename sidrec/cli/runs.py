@@ -19,7 +19,7 @@ from sidrec.config.section import section
 from sidrec.errors import ConfigError
 from sidrec.io.output_folders import output_folder
 from sidrec.io.output_lock import locked
-from sidrec.text import markdown_on_screen, near_folder, quoted
+from sidrec.text import near_folder, quoted
 
 if TYPE_CHECKING:
     from sidrec.study.definition import Study
@@ -114,17 +114,17 @@ def _evaluate_options(words: Sequence[str]) -> EvaluateOptions:
 STUDY = Subcommands(
     "sidrec study",
     "Trains variants of a recipe over seeds and compares them on the same rows, with intervals.",
-    {"run": "train the runs that are not finished, write the report", "report": "write tables and pictures again"},
+    {"run": "train the runs that are not finished, write the report", "report": "write the report again"},
 )
 STUDY_RUN = describe(
     "Trains the runs of a study that are not finished, computes intervals, and writes RESULTS/STUDY: runs.parquet, "
-    "draws.parquet, summary.json, report.md and DATASET.png. Run "
-    "directories, logs and predictions go to the study's `work`. With --tune, searches the best values of each variant "
-    "first, on the same budget, and writes trials.parquet and best.yaml. Exit status 1 if a run failed.",
+    "draws.parquet, summary.json, report.md and report.html. Run directories, logs and predictions go to the study's "
+    "`work`. With --tune, searches the best values of each variant first, on the same budget, and writes trials.parquet "
+    "and best.yaml. Exit status 1 if a run failed.",
     "sidrec study run benchmarks/studies/sid_coord_beauty.yaml",
 )
 STUDY_REPORT = describe(
-    "Writes a study's tables and pictures again, from recorded results alone.",
+    "Writes a study's report.md, report.html and summary.json again, from recorded results alone.",
     "sidrec study report benchmarks/studies/sid_coord_beauty.yaml",
 )
 
@@ -158,8 +158,8 @@ def study(argv: Sequence[str]) -> int:
 
 
 def _study(study: "Study", results: Path, train: bool, tune: bool) -> int:
+    from sidrec.report.study_text import write_study_report
     from sidrec.study.draws import record_missing_draws
-    from sidrec.study.report import report
     from sidrec.study.runner import check_recipes, run_study, train_runs
     from sidrec.study.search import search, with_best
 
@@ -176,7 +176,7 @@ def _study(study: "Study", results: Path, train: bool, tune: bool) -> int:
             failed = run_study(study, results)
             record_missing_draws(study, results)
     study = with_best(study, results, unfinished=True)
-    print(markdown_on_screen(report(study, results)))
+    print(write_study_report(study, results))
     return 1 if failed else 0
 
 

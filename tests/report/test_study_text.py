@@ -162,6 +162,8 @@ def test_tuning_shows_budget_settings_edges_and_what_was_left_out() -> None:
         ((0.9,), "one run"),
         ((0.9, -0.2), "no: UNSTABLE, the direction differs by run"),
         ((0.9, None), "no: constant in some runs"),
+        ((0.0, 0.5), "no: constant in some runs"),
+        ((0.1, -0.1, None), "no: UNSTABLE, the direction differs by run"),
         ((None, None), "yes: constant"),
         ((0.9, 0.1), "yes: rises"),
         ((-0.9, -0.1), "yes: falls"),

@@ -1,4 +1,4 @@
-"""Studies: what is trained, what is skipped, what survives a failure, and the tables that come out."""
+"""Studies: what is trained, what is skipped, what survives a failure, and the reports that come out."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import psutil
 import pyarrow as pa
@@ -21,8 +21,7 @@ from sidrec.config import ConfigError
 from sidrec.study.comparison import comparison
 from sidrec.study.definition import load_study
 from sidrec.study.jobs import merge, study_runs
-from sidrec.study.report import difference_text, gate_table, spread, spread_text
-from sidrec.study.results import GATES, run_results
+from sidrec.study.results import run_results
 from tests import fake_trainer
 
 ROOT = Path(__file__).parents[2]
@@ -231,23 +230,28 @@ def test_where_runs_are_put_does_not_change_the_recipe_hash() -> None:
     assert len({run.recipe_hash for run in here}) == 2
 
 
-def test_tables_and_pictures_are_rebuilt_from_recorded_results_alone() -> None:
+def test_reports_are_rebuilt_from_recorded_results_alone(capsys: pytest.CaptureFixture[str]) -> None:
     _study("run", runs=[0, 1], **COMPARED)
-    report = Path("results/small/report.md")
-    before, picture = report.read_text(), Path("results/small/world.png")
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    folder = Path("results/small")
+    before = {name: (folder / name).read_text() for name in ("report.md", "report.html", "summary.json")}
     shutil.rmtree("runs")
-    report.unlink()
-    picture.unlink()
+    for name in before:
+        (folder / name).unlink()
+    capsys.readouterr()
     assert _study("report", runs=[0, 1], **COMPARED) == 0
-    assert report.read_text() == before
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert {name: (folder / name).read_text() for name in before} == before
     # AUC by the fake trainer: .5 + lr / 10 + seed / 100; sd of (0, .01) is .01 / sqrt(2)
-    assert "| strong | 2 | 0.7050 ± 0.0071 | 0.6000 ± 0.0000 | 0.7050 ± 0.0071 | 0.7050 ± 0.0071 |" in before
-    assert "Difference to weak" in before
-    difference = json.loads(Path("results/small/summary.json").read_text())["world"]["strong"]["differences"]["weak"]
-    assert 0 < difference["GAUC"]["low"] < difference["GAUC"]["difference"] < difference["GAUC"]["high"]
-    assert f"| strong | {difference_text(difference['AUC'])} |" in before
+    assert (
+        "| strong | 2 | \N{EN DASH} | .7050 ± .0071 | .6000 ± .0000 | .7050 ± .0071 | .7050 ± .0071 |"
+        in before["report.md"]
+    )
+    difference = json.loads(before["summary.json"])["world"]["strong"]["against"]["weak"]["GAUC"]
+    assert 0 < difference["interval"]["low"] <= difference["difference"] <= difference["interval"]["high"]
+    assert difference["verdict"] == "won"
+    said = "strong is ahead of weak on GAUC by +.0950"
+    assert said in before["report.md"]
+    assert said in before["report.html"]
+    assert capsys.readouterr().out.startswith(f"world: {said}")
 
 
 def test_intervals_need_no_predictions_of_earlier_runs() -> None:
@@ -284,33 +288,3 @@ def test_draws_that_were_lost_are_recorded_from_predictions_again() -> None:
 def test_a_report_before_any_run_reports_none() -> None:
     assert _study("report") == 0
     assert "No run has finished." in Path("results/small/report.md").read_text()
-
-
-def test_a_spread_over_one_seed_has_no_deviation_and_undefined_stays_undefined() -> None:
-    assert spread_text(spread([0.5])) == "0.5000"
-    assert spread_text(spread([0.5, 0.7])) == "0.6000 ± 0.1414"  # sqrt(.1^2 + .1^2)
-    assert spread_text(spread([0.5, None])) == "-"
-
-
-@pytest.mark.parametrize(
-    ("ranks", "says"),
-    [
-        ([0.9, 0.8], "yes: rises"),
-        ([-0.9, -0.2], "yes: falls"),
-        ([0.9, -0.8, 0.7], "no: UNSTABLE, its direction differs by seed"),
-        ([0.1, -0.1, None], "no: UNSTABLE, its direction differs by seed"),
-        ([None, None], "yes: constant"),
-        ([0.9, None], "no: constant for some seeds"),
-        ([0.0, 0.5], "no: constant for some seeds"),
-        ([0.9], "one seed"),
-        ([], None),
-    ],
-)
-def test_a_gate_whose_direction_differs_by_seed_is_called_unstable(ranks: list[float | None], says: str | None) -> None:
-    runs: list[Any] = [{"facts": {GATES: {"test": rank}}} for rank in ranks]
-    table = gate_table("test", {"hid": [cast(Any, {"facts": {}})], "sid_coord": [*runs, cast(Any, {"facts": {}})]})
-    if says is None:
-        assert table == ""
-    else:
-        assert table.splitlines()[-1].endswith(f"| {says} |")
-        assert table.splitlines()[-1].startswith("| sid_coord | ")

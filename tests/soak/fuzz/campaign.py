@@ -11,8 +11,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
+from benchmarks.tables import markdown_table
 from sidrec.io.files import read_json, write_json, write_text
-from sidrec.study.report import markdown_table
 from sidrec.study.results import conditions
 from tests.soak.fuzz.arguments import OPTIONS, draw_command, load_command_case, write_options
 from tests.soak.fuzz.cases import draw, load_case, write_sound_files
