@@ -119,8 +119,8 @@ STUDY = Subcommands(
 STUDY_RUN = describe(
     "Trains the runs of a study that are not finished, computes intervals, and writes RESULTS/STUDY: runs.parquet, "
     "draws.parquet, summary.json, report.md and report.html. Run directories, logs and predictions go to the study's "
-    "`work`. With --tune, searches the best values of each variant first, on the same budget, and writes trials.parquet "
-    "and best.yaml. Exit status 1 if a run failed.",
+    "`work`. With --tune, searches the best values of each variant first, on the same budget, and writes "
+    "trials.parquet and best.yaml. Exit status 1 if a run failed.",
     "sidrec study run benchmarks/studies/sid_coord_beauty.yaml",
 )
 STUDY_REPORT = describe(
