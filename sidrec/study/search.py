@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import re
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -30,7 +29,6 @@ from sidrec.study.proposals import Axes, Edge, Point, Trial
 from sidrec.study.results import Conditions, ResultTable, RunResult, conditions
 from sidrec.study.runner import LATE, Failed, Record
 from sidrec.study.tuning import Tuning
-from sidrec.train.run_directory import RunDirectory
 
 TRIALS_FILE = "trials.parquet"
 BEST_FILE = "best.yaml"
@@ -144,16 +142,6 @@ def _record(
     records: ResultTable[TrialResult], wanted: Mapping[tuple[object, ...], "Job"], run: Run, result: RunResult
 ) -> None:
     records.put(wanted[run.key].measured(result))
-    _discard_weights(run)
-
-
-def _discard_weights(run: Run) -> None:
-    """Removes a recorded trial's checkpoints and predictions, which nobody reads; its recipe and logs stay."""
-    directory = RunDirectory(run.directory)
-    for split in run.checked().evaluate.splits:
-        directory.predictions(split).unlink(missing_ok=True)
-    for checkpoint in directory.checkpoints.glob("step-*"):
-        shutil.rmtree(checkpoint)
 
 
 def trial_results(results: Path, study: Study) -> ResultTable[TrialResult]:

@@ -118,19 +118,6 @@ def test_trials_are_measured_on_validation() -> None:
     assert {run.checked().seed for run in trainer.trained} == {0}
 
 
-def test_a_recorded_trial_keeps_its_log_but_no_weights_and_no_predictions() -> None:
-    def quality(recipe: dict[str, Any]) -> float:
-        run = Path(recipe["train"]["runs"]) / recipe["name"] / "seed0"
-        (run / "checkpoints" / "step-9").mkdir(parents=True)
-        for name in ("predictions_validation.parquet", "metrics.jsonl", "checkpoints/step-9/0.safetensors"):
-            (run / name).write_text("..")
-        return 0.7
-
-    search(_study(trials=1), RESULTS, FakeTrainer(quality))
-    kept = sorted(path.relative_to("runs/studies/small/trials/world").parts[1:] for path in Path("runs").rglob("*.*"))
-    assert kept == [("seed0", "metrics.jsonl")] * 2
-
-
 def test_random_trials_are_the_same_points_for_all_variants_in_the_keys_that_they_use() -> None:
     study = _study()
     search(study, RESULTS, FakeTrainer())
