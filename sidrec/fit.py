@@ -51,12 +51,17 @@ class _Fitted(NamedTuple):
 
 
 def fit_catalog(
-    recipe: Recipe, ranks: Ranks, overwrite: bool = False, read: Callable[..., ItemVectors] = read_item_vectors
+    recipe: Recipe,
+    ranks: Ranks,
+    overwrite: bool = False,
+    read: Callable[..., ItemVectors] = read_item_vectors,
+    *,
+    pictures: bool = True,
 ) -> None:
     """Makes the catalog `recipe.data.catalog` from items.parquet; the first rank writes it in one step.
 
     A catalog with the same fingerprint is left unchanged. A fit that was killed resumes from its last checkpoint.
-    overwrite: replace a catalog with other codes. read: a replacement for `read_item_vectors`.
+    overwrite: replace a catalog with other codes. read: a replacement for `read_item_vectors`. pictures: draw them.
     Raises, on all ranks: ContractError if the items are invalid, the learner fits on one process only, or the target
     may not be replaced or another process is writing it; TrainingError if the training failed. Then no catalog is
     written.
@@ -64,12 +69,14 @@ def fit_catalog(
     lock = OutputLock(recipe.data.catalog)
     try:
         run_on_all_ranks(ranks, lambda: _check(recipe, ranks, overwrite, lock))
-        _fit_catalog(recipe, ranks, overwrite, read)
+        _fit_catalog(recipe, ranks, overwrite, read, pictures)
     finally:
         lock.release()
 
 
-def _fit_catalog(recipe: Recipe, ranks: Ranks, overwrite: bool, read: Callable[..., ItemVectors]) -> None:
+def _fit_catalog(
+    recipe: Recipe, ranks: Ranks, overwrite: bool, read: Callable[..., ItemVectors], pictures: bool
+) -> None:
     work = recipe.data.catalog.with_name(f".{recipe.data.catalog.name}.fit")
     clock = _Clock()
     items = _read(recipe, ranks, read)
@@ -79,7 +86,7 @@ def _fit_catalog(recipe: Recipe, ranks: Ranks, overwrite: bool, read: Callable[.
     fitted = _learn(items, recipe, work, ranks)
     if ranks.first:
         fitted.facts.update(reading)
-        _encode_and_write(items, fitted, recipe, overwrite)
+        _encode_and_write(items, fitted, recipe, overwrite, pictures)
         remove_checkpoint(work)
 
 
@@ -164,7 +171,7 @@ def _learn(items: ItemVectors, recipe: Recipe, work: Path, ranks: Ranks) -> _Fit
     return _Fitted(tokenizer, {**facts, "threads_per_process": ranks.threads, "device": ranks.device.type})
 
 
-def _encode_and_write(items: ItemVectors, fitted: _Fitted, recipe: Recipe, overwrite: bool) -> None:
+def _encode_and_write(items: ItemVectors, fitted: _Fitted, recipe: Recipe, overwrite: bool, pictures: bool) -> None:
     """Encodes all items, resolves collisions if the recipe asks for it, measures the codes, writes and prints."""
     tokenizer, target = fitted.tokenizer, recipe.data.catalog
     clock = _Clock()
@@ -185,7 +192,7 @@ def _encode_and_write(items: ItemVectors, fitted: _Fitted, recipe: Recipe, overw
     if _may_write(catalog, target, overwrite):
         lacking = {"items_without_content": len(items.left_out_M), "items_with_equal_vectors": equal.items}
         report = {"tokenizer": asdict(recipe.tokenizer), "quality": quality, **lacking, **facts}
-        _write_folder(target, catalog, tokenizer, recipe.tokenizer, recipe.name, report)
+        _write_folder(target, catalog, tokenizer, recipe.tokenizer, recipe.name, report, pictures=pictures)
         print(f"catalog {target}: {len(catalog)} items, fingerprint {catalog.fingerprint[:12]}, fitted in", end=" ")
         print(f"{facts['fit_seconds']:.1f} s, encoded in {facts['encode_seconds']:.1f} s")
     else:
@@ -194,7 +201,8 @@ def _encode_and_write(items: ItemVectors, fitted: _Fitted, recipe: Recipe, overw
         print(f"last epoch: {json.dumps(tokenizer.journal[-1])}")
     print(quality_table(quality))
     print(quality_verdict(codes, tokenizer.codebook_sizes, equal))
-    print(f"pictures: {target / PICTURES}")
+    if pictures:
+        print(f"pictures: {target / PICTURES}")
 
 
 def _item_map(data: Path) -> MapDigest | None:
@@ -220,13 +228,13 @@ def _write_folder(
     config: TokenizerConfig,
     name: str,
     report: Mapping[str, object],
+    *,
+    pictures: bool,
 ) -> None:
     """Writes the catalog's folder (`sidrec.sid.catalog` lists its files) in one step; replaces a catalog.
 
-    name: of the recipe, for the pictures' titles. report: the content of report.json.
+    name: of the recipe, for the pictures' titles. report: the content of report.json. pictures: draw them.
     """
-    from sidrec.sid.pictures import draw_pictures, draw_training  # matplotlib takes long to import
-
     sizes = " x ".join(map(str, catalog.codebook_sizes))
     what = f"{config.learner.kind} {sizes} on {'+'.join(config.vectors)}, seed {config.seed}"
     conditions = f"{name}: {len(catalog):,} items, {what}"
@@ -234,12 +242,20 @@ def _write_folder(
         write_catalog(catalog, partial)
         save_tokenizer(tokenizer, config, partial / TOKENIZER)
         (partial / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        draw_pictures(catalog, conditions, partial / PICTURES)
         if tokenizer.journal:
             (partial / JOURNAL).write_text(
                 "".join(f"{json.dumps(entry)}\n" for entry in tokenizer.journal), encoding="utf-8"
             )
-            draw_training(tokenizer.journal, conditions, partial / PICTURES)
+        if pictures:
+            _draw(catalog, tokenizer, conditions, partial / PICTURES)
+
+
+def _draw(catalog: Catalog, tokenizer: Tokenizer, conditions: str, folder: Path) -> None:
+    from sidrec.sid.pictures import draw_pictures, draw_training  # matplotlib takes long to import
+
+    draw_pictures(catalog, conditions, folder)
+    if tokenizer.journal:
+        draw_training(tokenizer.journal, conditions, folder)
 
 
 class _Clock:
@@ -263,7 +279,9 @@ LEAST_SAME = 0.5
 """Below this share, the vectors are taken to be of another kind than those of the fit, and are refused."""
 
 
-def extend_catalog(recipe: Recipe, source: Path, ranks: Ranks, overwrite: bool = False) -> None:
+def extend_catalog(
+    recipe: Recipe, source: Path, ranks: Ranks, overwrite: bool = False, *, pictures: bool = True
+) -> None:
     """Makes the catalog `recipe.data.catalog` from the catalog `source` and the items of items.parquet that it lacks.
 
     SIDs and table rows of the items of `source` stay, also of those that items.parquet no longer lists. The first rank
@@ -273,12 +291,12 @@ def extend_catalog(recipe: Recipe, source: Path, ranks: Ranks, overwrite: bool =
     def extend() -> None:
         if ranks.first:
             with locked(recipe.data.catalog):
-                _extend(recipe, source, overwrite)
+                _extend(recipe, source, overwrite, pictures)
 
     run_on_all_ranks(ranks, extend)
 
 
-def _extend(recipe: Recipe, source: Path, overwrite: bool) -> None:
+def _extend(recipe: Recipe, source: Path, overwrite: bool, pictures: bool) -> None:
     target, path = recipe.data.catalog, recipe.data.path / ITEMS
     _check_target(target, [path, source], overwrite)
     catalog = load_catalog(source)
@@ -300,7 +318,7 @@ def _extend(recipe: Recipe, source: Path, overwrite: bool) -> None:
     if _may_write(larger, target, overwrite):
         extended = {"catalog": str(source), "fingerprint": catalog.fingerprint, "new_items": int(new_N.sum())}
         report = {"tokenizer": asdict(config), "quality": asdict(codes), "extended": extended}
-        _write_folder(target, larger, tokenizer, config, recipe.name, report)
+        _write_folder(target, larger, tokenizer, config, recipe.name, report, pictures=pictures)
     print(f"catalog {target}: {len(larger)} items, {new_N.sum()} of them new, fingerprint {larger.fingerprint[:12]},")
     print(f"extended from {source}, fingerprint {catalog.fingerprint[:12]}")
     print(quality_table(asdict(codes)))

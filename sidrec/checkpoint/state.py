@@ -5,7 +5,7 @@ Shapes: N ids met in an interval.
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
@@ -118,18 +118,32 @@ def invalidate_caches(model: nn.Module) -> None:
         lookup.purge()
 
 
+class Grown(Protocol):
+    """What a larger model has more than the checkpoint it is read from."""
+
+    def stored(self, shards: Iterable[TensorShard]) -> list[TensorShard]:
+        """The shards to read for these."""
+
+    def finish(self) -> None:
+        """Fills the model, after these were read."""
+
+    def keys_here(self, keys: Iterable[str]) -> set[str]:
+        """The checkpoint's keys under the names of the model."""
+
+
 def load_partially(
     found: StoredCheckpoint,
     model: DistributedModelParallel,
     optimizer: KeyedOptimizer | None,
     without: Collection[str],
     ranks: Ranks,
+    grown: Grown | None = None,
 ) -> None:
     """Reads a checkpoint into a new model, and into its optimizer if given. Tables may have more rows than when saved.
 
     Rows beyond the checkpoint's keep their initial values, and have no optimizer state and no updates. without: tables
-    that are not loaded. Call `check_compatible` first. All ranks call it. Raises CheckpointError, on all ranks, if the
-    checkpoint cannot be read.
+    that are not loaded. grown: layers that the checkpoint lacks or has with fewer inputs. Call `check_compatible`
+    first. All ranks call it. Raises CheckpointError, on all ranks, if the checkpoint cannot be read.
     """
     index, whole = found.index, model.state_dict()
     shards = _stored_parts(state_shards(model, None, ranks), index, without)
@@ -138,13 +152,15 @@ def load_partially(
     shards += stored_counts(found.path, index, counts, weights, ranks)
     reshard = None
     if optimizer is not None:
-        init_optimizer_states(optimizer, index.tensors)
+        init_optimizer_states(optimizer, grown.keys_here(index.tensors) if grown else index.tensors)
         states = _stored_parts(optimizer_shards(optimizer, whole, ranks.first), index, without)
         reshard = run_on_all_ranks(ranks, lambda: RowwiseAdagradReshard(found.path, index, weights, states))
         shards += reshard.shards
         if ranks.first:
             reshard.log_converted_tables()
-    load_shards(found.path, index, shards, ranks.control)
+    load_shards(found.path, index, grown.stored(shards) if grown else shards, ranks.control)
+    if grown is not None:
+        grown.finish()
     if reshard is not None:
         reshard.convert()
     share_counts(updates_read_by(model), row_updates(model))
@@ -165,7 +181,7 @@ def _stored_parts(shards: Iterable[TensorShard], index: CheckpointIndex, without
 
 def _stored_rows(shard: TensorShard, index: CheckpointIndex) -> list[TensorShard]:
     """The rows of a shard that the checkpoint has: the first ones, because ids are numbered in order of arrival."""
-    stored = index.tensors.get(shard.key)
+    stored = index.tensors.get(shard.key) if is_table(parameter_of(shard.key)) else None
     if stored is None or len(stored.shape) != 2 or stored.shape[0] >= shard.shape[0]:
         return [shard]
     rows = min(len(shard.values), stored.shape[0] - shard.offset[0])

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from sidrec.cli.arguments import RecipeOptions, read_before_ranks, recipe_and_options
+from sidrec.cli.day_forward import asks_day_forward, day_forward
 from sidrec.command_line import Subcommands, describe, metavar, parse
 from sidrec.config.section import section
 from sidrec.errors import ConfigError
@@ -113,7 +114,8 @@ def _evaluate_options(words: Sequence[str]) -> EvaluateOptions:
 
 STUDY = Subcommands(
     "sidrec study",
-    "Trains variants of a recipe over seeds and compares them on the same rows, with intervals.",
+    "Trains variants of a recipe over seeds and compares them on the same rows, with intervals. `sidrec study "
+    "--checkpoint RUN --log FOLDER ...` compares a model that has converged with and without SIDs, day by day.",
     {"run": "train the runs that are not finished, write the report", "report": "write the report again"},
 )
 STUDY_RUN = describe(
@@ -144,6 +146,8 @@ class StudyOptions:
 
 def study(argv: Sequence[str]) -> int:
     """Returns the exit status. Raises SidrecError for a mistake in the study, its recipes or its data."""
+    if asks_day_forward(argv):
+        return day_forward(argv)
     command, words = STUDY.choose(argv)
     options = parse(StudyOptions, words, f"sidrec study {command}", STUDY_RUN if command == "run" else STUDY_REPORT)
 

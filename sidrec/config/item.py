@@ -4,6 +4,7 @@ A kind combines the parts of `sidrec.config.item_parts`. Every default cites its
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveInt
@@ -43,8 +44,25 @@ View = Literal["mixed", "hid", "sid"]
 Histories = Annotated[tuple[Literal["hid", "sid"], ...], AfterValidator(without_repeats)]
 
 
+@dataclass(frozen=True)
+class HidPart:
+    """Where an item kind has what the kind hid has.
+
+    feature: the feature of the backbone that equals e_hid while everything else is new. pooling: the module, in the
+    item representation, that pools e_hid of the history into the feature `history_hid`.
+    """
+
+    feature: str
+    pooling: str
+
+
 class ItemKind:
     """What the rest of sidrec asks an item kind. Kinds override the answers that differ."""
+
+    @property
+    def hid_part(self) -> HidPart | None:
+        """For a start from a model of the kind hid (`start.grow`); None where no part of it equals that model."""
+        return None
 
     @property
     def hids(self) -> HidIndex | None:
@@ -126,6 +144,10 @@ class HidItem(DroppedHids):
     """Items are hashed ids (HIDs) only: the baseline that SID-Coord is compared with."""
 
     kind: Literal["hid"] = "hid"
+
+    @property
+    def hid_part(self) -> HidPart:
+        return HidPart("item", "pooling")
 
 
 # Kinds with SIDs.
@@ -247,6 +269,10 @@ class HidAndSidItem(DroppedHidsAndSids):
     history: Histories = ("hid", "sid")
     """Which embeddings of the history are pooled into features of the backbone."""
 
+    @property
+    def hid_part(self) -> HidPart | None:
+        return HidPart("item", "pooling.hid") if "hid" in self.history else None
+
 
 PUBLISHED: Values = {"views": ["mixed"], "history": ["hid"], "hid_dropout": 0.0, "gate": {"kind": "stats"}}
 RECOMMENDED: Values = {
@@ -294,6 +320,12 @@ class SidCoordItem(DroppedHidsAndSids):
     @property
     def reads_updates(self) -> bool:
         return "mixed" in self.views and self.gate.needs_updates
+
+    @property
+    def hid_part(self) -> HidPart | None:
+        mixed = "mixed" in self.views and self.gate.starts_as_hid
+        feature = "item_hid" if "hid" in self.views else "item" if mixed else None
+        return HidPart(feature, "pooling.hid") if feature and "hid" in self.history else None
 
 
 @section
@@ -343,6 +375,10 @@ class ContentItem(DroppedHids):
     @property
     def content_columns(self) -> tuple[str, ...]:
         return self.vectors
+
+    @property
+    def hid_part(self) -> HidPart:
+        return HidPart("item", "hid_pooling")
 
 
 def _fill_preset(values: Any) -> Any:

@@ -284,6 +284,11 @@ class GateKind:
         """Whether it reads how many updates the target's HID row has received."""
         return False
 
+    @property
+    def starts_as_hid(self) -> bool:
+        """Whether e = e_hid before the first step."""
+        return False
+
 
 @section
 class MeanGate(GateKind):
@@ -347,6 +352,10 @@ class StatsGate(GateKind):
         if self.start == "hid_only" and (self.form, self.lengths) != ("mix", "as_is"):
             got = f"form {self.form} and lengths {self.lengths}"
             raise ValueError(f"expected form mix and lengths as_is with start hid_only, which keeps the HID, got {got}")
+
+    @property
+    def starts_as_hid(self) -> bool:
+        return self.start == "hid_only"
 
 
 @section

@@ -236,6 +236,9 @@ class StartConfig:
     """Run directory or checkpoint to take weights from. Its id tables may have fewer rows than this run's."""
     optimizer: bool = True
     """Also take the state of the optimizers."""
+    grow: bool = False
+    """Start a model with SIDs or content from a checkpoint of item kind hid: layers that have more inputs than there
+    read the new ones with weight 0, so that the first step's scores are the checkpoint's [I]."""
     without: Annotated[tuple[str, ...], AfterValidator(without_repeats)] = ()
     """Tables that keep their initial values."""
     tables: Mapping[str, str] = field(default_factory=dict)
@@ -247,7 +250,8 @@ class StartConfig:
             raise ValueError(f"expected no `without` where there is no checkpoint, got {', '.join(self.without)}")
 
     def unused_keys(self) -> dict[str, str]:
-        return changed_keys(self, ["optimizer"], "where there is no checkpoint") if self.checkpoint is None else {}
+        where = "where there is no checkpoint"
+        return changed_keys(self, ["optimizer", "grow"], where) if self.checkpoint is None else {}
 
 
 @section

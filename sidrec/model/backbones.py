@@ -6,8 +6,9 @@ and its case in `build_backbone`.
 Shapes: B rows, F embedding features, D width, X dense features.
 """
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise
 
 import torch
 from torch import Tensor, fx, nn
@@ -42,6 +43,76 @@ def build_backbone(
             return PPNet(config, priors, features, dim, dense_width)
         case _:
             return build_dlrm(config, features, dim, dense_width)
+
+
+# Which input each column of a weight reads, so that a model with more inputs can start from one with fewer
+# (`sidrec.train.growth`).
+
+Name = frozenset[str | int]
+"""An input: a dense feature, a feature and its coordinate, or two features for their product."""
+
+
+@dataclass(frozen=True)
+class NamedInputs:
+    """A weight whose size along `axis` depends on the inputs; `names`: what each place along it belongs to.
+
+    zero: whether places of new inputs begin at 0, so that the output does not change; else at their initial values.
+    """
+
+    weight: str
+    axis: int
+    names: tuple[Name, ...]
+    zero: bool = True
+
+
+def named_inputs(
+    config: Backbone, item: Sequence[str], context: Sequence[str], dense: Sequence[str], dim: int
+) -> Iterator[NamedInputs]:
+    """All weights of `build_backbone`'s module whose sizes depend on its inputs. dense: names of the dense features."""
+    features, columns = [*item, *context], tuple(frozenset((name,)) for name in dense)
+    vectors = _coordinates([_DENSE, *features], dim)
+    match config:
+        case DeepFmBackbone():
+            yield NamedInputs("dense_arch.model.0.weight", 1, columns)
+            yield NamedInputs("inter_arch.deep_fm.dense_module.0.weight", 1, vectors)
+        case PpnetBackbone():
+            inputs = (*columns, *_coordinates(features, dim))
+            priors = [name | {"prior"} for name in _coordinates(prior_features(config.priors, item), dim)]
+            yield NamedInputs("layers.0.weight", 1, inputs)
+            for layer in range(len(config.layers)):
+                yield NamedInputs(f"gates.{layer}.layers.0.weight", 1, (*inputs, *priors))
+        case _:
+            yield NamedInputs("dense_arch.model._mlp.0._linear.weight", 1, columns)
+            yield from _named_interactions(config, features, vectors, dim)
+
+
+_DENSE = "dense"  # the output of the dense arch, an input of the interactions
+_OVER = "over_arch.model.0._mlp.0._linear.weight"
+
+
+def _named_interactions(
+    config: DlrmBackbone | DlrmDcnBackbone | DlrmProjectionBackbone,
+    features: Sequence[str],
+    vectors: tuple[Name, ...],
+    dim: int,
+) -> Iterator[NamedInputs]:
+    match config:
+        case DlrmBackbone():
+            products = map(frozenset, combinations([_DENSE, *features], 2))
+            yield NamedInputs(_OVER, 1, (*_coordinates([_DENSE], dim), *products))
+        case DlrmDcnBackbone():
+            for layer in range(config.cross_layers):
+                yield NamedInputs(f"inter_arch.crossnet.V_kernels.{layer}", 1, vectors)
+                yield NamedInputs(f"inter_arch.crossnet.W_kernels.{layer}", 0, vectors, zero=False)
+                yield NamedInputs(f"inter_arch.crossnet.bias.{layer}", 0, vectors, zero=False)
+            yield NamedInputs(_OVER, 1, vectors)
+        case DlrmProjectionBackbone():
+            for branch in (1, 2):
+                yield NamedInputs(f"inter_arch.interaction_branch{branch}.model._mlp.0._linear.weight", 1, vectors)
+
+
+def _coordinates(features: Sequence[str], dim: int) -> tuple[Name, ...]:
+    return tuple(frozenset((name, coordinate)) for name in features for coordinate in range(dim))
 
 
 # TorchRec's models. They look up embeddings in their `sparse_arch`; sidrec looks them up before, so `sparse_arch` is

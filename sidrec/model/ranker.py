@@ -186,6 +186,14 @@ class GradientBoundary(nn.Module):
         return torch.zeros_like(self.leaf) if self.leaf.grad is None else self.leaf.grad
 
 
+def dense_names(dense: int, item: int, stats: int) -> list[str]:
+    """Names of the backbone's dense features, in the order of `Ranker`: dense columns, the history's length, features
+    of the item representation, statistics."""
+    numbered = [f"dense column {number}" for number in range(dense)]
+    of_item = [f"item's feature {number}" for number in range(item)]
+    return [*numbered, "history length", *of_item, *(f"statistic {number}" for number in range(stats))]
+
+
 def _mean(loss_B: Tensor, batch: Batch) -> Tensor:
     return (loss_B * batch.weight_B).sum() / batch.rows_per_rank
 

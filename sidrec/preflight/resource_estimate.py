@@ -191,7 +191,8 @@ def _loaders(run: PlannedRun, largest_group: int) -> list[ResourceEstimate]:
     """The training loader and the loader of the largest evaluated split."""
     data, workers = run.recipe.data, run.recipe.data.workers
     processes, rows = 0, 0
-    for split in ("train", max(run.evaluated, key=run.manifest.rows)):
+    largest = sorted(run.evaluated, key=run.manifest.rows)[-1:]
+    for split in ("train", *largest):
         memory = loader_memory(
             data, run.columns, run.tables, run.manifest.rows(split), largest_group, run.hardware.world
         )
@@ -209,7 +210,7 @@ def _predictions(run: PlannedRun) -> ResourceEstimate:
 
 def _scored(run: PlannedRun) -> int:
     """Bytes of the predictions of the largest evaluated split."""
-    rows = max(run.manifest.rows(split) for split in run.evaluated)
+    rows = max((run.manifest.rows(split) for split in run.evaluated), default=0)
     return rows * (PREDICTION + EXTRA * (1 + len(run.manifest.stats)))
 
 

@@ -30,10 +30,11 @@ from sidrec.id_maps import IdMaps, check_grown
 from sidrec.io.files import read_json, write_json
 from sidrec.io.output_folders import output_folder
 from sidrec.io.output_lock import OutputLock
+from sidrec.metrics.predictions import Predictions
 from sidrec.parallel.process_group import Ranks, run_on_all_ranks
 from sidrec.schema import ITEM_ID, LOG, load_manifest
 from sidrec.train.assembly import build_training, inputs_of, open_dataset
-from sidrec.train.evaluation import check_splits, evaluate_splits
+from sidrec.train.evaluation import check_splits, evaluate_splits, score_split
 from sidrec.train.run import report
 from sidrec.train.run_directory import EVALUATION, EVALUATIONS, RunDirectory
 
@@ -114,6 +115,24 @@ def evaluate_other_data(
         if ranks.first:
             print(_unknown_text(facts), flush=True)
         _evaluate(recipe, data, saved, read_position(saved).step, RunDirectory(out), ranks)
+
+
+def score_other_data(path: Path, other: OtherData, split: str, ranks: Ranks) -> Predictions:
+    """Scores a split of another data folder by the run's best or newest checkpoint; writes nothing. other.out: unused.
+
+    Raises as `evaluate_other_data`.
+    """
+    run = RunDirectory(path)
+    own = _recipe(run, (split,), ranks)
+    recipe = run_on_all_ranks(ranks, lambda: _with_data(own, other, (split,)))
+    saved = chosen_checkpoint(run.checkpoints, None, ranks)
+    whole = open_dataset(recipe, ranks, moments=False)
+    check_splits(recipe, whole, ranks)
+    run_on_all_ranks(ranks, lambda: _check_ids(saved, other.path, own.data.path) if ranks.first else None)
+    data = run_on_all_ranks(ranks, lambda: _as_trained(saved, recipe, whole))
+    sharded = build_training(recipe, data, ranks)
+    load_model(saved, sharded.model, None, ranks)
+    return score_split(recipe, data, sharded.model, split, ranks)
 
 
 def _with_data(recipe: Recipe, other: OtherData, splits: tuple[str, ...]) -> Recipe:

@@ -35,6 +35,7 @@ from sidrec.parallel.process_group import Ranks, broadcast_object, raise_on_all_
 from sidrec.schema import ITEM_ID, ContractError
 from sidrec.text import did_you_mean
 from sidrec.train.assembly import inputs_of
+from sidrec.train.growth import Growth, find_growth
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,14 @@ class WarmStart:
 
     optimizer: whether the checkpoint's optimizer state is taken too. without: tables that take nothing from the
     checkpoint. sources: table -> rows from a file, which replace the checkpoint's and have no optimizer state.
+    growth: for `start.grow`.
     """
 
     checkpoint: StoredCheckpoint | None
     optimizer: bool
     without: frozenset[str]
     sources: Mapping[str, TableSource]
+    growth: Growth | None = None
 
     @property
     def facts(self) -> dict[str, object]:
@@ -60,6 +63,7 @@ class WarmStart:
             facts["checkpoint"] = str(self.checkpoint.path)
             facts["step"] = self.checkpoint.position.step
             facts |= {"optimizer": self.optimizer, "without": sorted(self.without)}
+            facts |= {"grown": sorted(self.growth.widened)} if self.growth else {}
         return facts
 
     def fill(self, model: DistributedModelParallel, optimizer: KeyedOptimizer, ranks: Ranks) -> None:
@@ -68,7 +72,8 @@ class WarmStart:
         All ranks call it. Raises CheckpointError or ContractError for files that have changed since they were checked.
         """
         if self.checkpoint is not None:
-            load_partially(self.checkpoint, model, optimizer if self.optimizer else None, self.without, ranks)
+            kept = optimizer if self.optimizer else None
+            load_partially(self.checkpoint, model, kept, self.without, ranks, self.growth)
         run_on_all_ranks(ranks, lambda: self._fill_tables(state_shards(model, None, ranks)))
 
     def _fill_tables(self, shards: list[TensorShard]) -> None:
@@ -100,15 +105,18 @@ def find_warm_start(recipe: Recipe, data: Dataset, ranks: Ranks) -> WarmStart | 
         ranks, lambda: {name: _source(model, name, file) for name, file in config.tables.items()}
     )
     without = frozenset((*config.without, *sources))
-    checkpoint = None
+    checkpoint, growth = None, None
     if config.checkpoint is not None:
         path = _path_on_first_rank(config.checkpoint, ranks)
-        checkpoint = run_on_all_ranks(ranks, lambda: _compatible(path, model, without))
+        if config.grow:
+            growth = run_on_all_ranks(ranks, lambda: find_growth(open_checkpoint(path), recipe, data, model.tensors))
+            without |= growth.tables
+        checkpoint = run_on_all_ranks(ranks, lambda: _compatible(path, model, without, growth))
         fault = fault_of(checkpoint.path, ranks)
         raise_on_all_ranks(ranks, None if fault is None else CheckpointError(fault))
         run_on_all_ranks(ranks, lambda: _check_ids(checkpoint, model, without) if ranks.first else None)
     run_on_all_ranks(ranks, lambda: _check_share(sources, ranks))
-    return WarmStart(checkpoint, config.optimizer, without, sources)
+    return WarmStart(checkpoint, config.optimizer, without, sources, growth)
 
 
 def _path_on_first_rank(source: Path, ranks: Ranks) -> Path:
@@ -161,9 +169,9 @@ class PlannedModel:
         return {table: column for table, column in columns.items() if table not in without}
 
 
-def _compatible(path: Path, model: PlannedModel, without: frozenset[str]) -> StoredCheckpoint:
+def _compatible(path: Path, model: PlannedModel, without: frozenset[str], growth: Growth | None) -> StoredCheckpoint:
     found = open_checkpoint(path)
-    check_compatible(found, model, model.recipe.start.optimizer, without)
+    check_compatible(found, model, model.recipe.start.optimizer, without, growth)
     return found
 
 
@@ -222,14 +230,24 @@ def saved_start_facts(facts: Path) -> dict[str, object]:
     return {"start": before["start"]} if isinstance(before, dict) and "start" in before else {}
 
 
-def check_compatible(found: StoredCheckpoint, model: PlannedModel, optimizer: bool, without: Collection[str]) -> None:
-    """Raises CheckpointError if the checkpoint does not fit: its weights and, if `optimizer`, its optimizer states."""
+def check_compatible(
+    found: StoredCheckpoint,
+    model: PlannedModel,
+    optimizer: bool,
+    without: Collection[str],
+    growth: Growth | None = None,
+) -> None:
+    """Raises CheckpointError if the checkpoint does not fit: its weights and, if `optimizer`, its optimizer states.
+
+    growth: what the model has more than the checkpoint.
+    """
     sids = [name for name in model.data.tables.sid_tables if name not in without]
     remedy = f"; start.without: [{', '.join(sids)}] starts these tables anew"
     sid_rows = trained_sid_rows(found.path, found.position, model.data, without, remedy)
     _check_rows_keep_their_ids(found, model, without)
     check_inputs(found.path, found.position, model.inputs)
-    wanted = {key: value for key, value in model.tensors.items() if not belongs_to(key, without)}
+    tensors = growth.expected(model.tensors) if growth else model.tensors
+    wanted = {key: value for key, value in tensors.items() if not belongs_to(key, without)}
     stored = [key for key in found.index.tensors if key.startswith(f"{MODEL}/") and not belongs_to(key, without)]
     for key in sorted(wanted, key=_tables_first):
         if key not in found.index.tensors:
