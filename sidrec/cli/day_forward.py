@@ -77,6 +77,7 @@ def day_forward(argv: Sequence[str]) -> int:
         output_folder(folder, [*options.log, options.checkpoint])
 
     from sidrec.parallel.process_group import joined_ranks
+    from sidrec.report.day_forward_page import write_day_forward_page
     from sidrec.report.day_forward_text import day_forward_report
     from sidrec.study.day_forward import compared, run_study
     from sidrec.study.day_models import DayForwardStudy, Question
@@ -103,6 +104,7 @@ def day_forward(argv: Sequence[str]) -> int:
     write_json(results / "day_forward.json", asdict(found))
     write_text(results / "report.md", f"{report}\n")
     print(markdown_on_screen(report))
+    print(f"\npage: {write_day_forward_page(found, results / 'report.html')}")
     return 0
 
 
