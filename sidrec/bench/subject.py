@@ -98,7 +98,7 @@ def recipe_subject(recipe: Recipe, batches: int, ranks: Ranks) -> Subject:
     Collective. Raises ConfigError or ContractError on all ranks, as training does.
     """
     data = open_dataset(recipe, ranks)
-    loader = open_loader(recipe, data, "train", shuffle=True, ranks=ranks)
+    loader = open_loader(recipe, data, recipe.data.train_on, shuffle=True, ranks=ranks)
     count = min(batches, loader.steps)
     read = list(synced_batches(islice(loader.batches(0), count), count, ranks))
     loader.close()

@@ -25,6 +25,9 @@ class DataConfig:
     """Data folder: holds log/ and items.parquet."""
     catalog: Path
     """Catalog folder, made by `sidrec fit`."""
+    train_on: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(without_repeats)] = ("train",)
+    """Splits of the log whose rows are trained on, in the order of time. Statistics of the log, such as the counts in
+    items.parquet, stay as they were prepared."""
     label: str = "label"
     """Label column to learn and to measure: label, or a label_<name> that the log has."""
     batch_size: PositiveInt = 4096
@@ -290,6 +293,10 @@ class Recipe:
                 "whose negatives are a lane's"
             )
             raise ValueError(f"data.batch_size: expected {bound}, got {data.batch_size}")
+        best = self.checkpoint.best
+        for split in (*self.evaluate.splits, *([best.split] if best else [])):
+            if split in data.train_on:
+                raise ValueError(f"data.train_on: expected splits that are not evaluated, got {split!r}")
         kept = self.model.history_pooling.kept(data.history_length)
         if kept > data.history_length:
             expected = f"at least the {kept} items that the routes of model.history_pooling keep"

@@ -3,7 +3,7 @@
 import atexit
 import logging
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from multiprocessing import active_children, forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
@@ -18,7 +18,7 @@ from sidrec.data.batch import Batch, collate
 from sidrec.data.history_routes import HistoryRoutes, history_routes
 from sidrec.data.item_tables import ItemTables
 from sidrec.data.reader import Lanes, LogReader, Shuffling
-from sidrec.data.rows import Columns, split_index
+from sidrec.data.rows import Columns, joint_index
 from sidrec.data.worker import StepDataset, WorkerResult, as_is, exit_with_training
 from sidrec.schema import ITEM_ID, LABEL, LOG, USER_ID, ContractError, Manifest
 from sidrec.text import did_you_mean
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 def open_split(
     data: DataConfig,
     model: ModelConfig,
-    split: str,
+    split: str | Sequence[str],
     *,
     rank: int,
     world: int,
@@ -44,6 +44,7 @@ def open_split(
 ) -> "SplitLoader":
     """Checks all files of a split and opens this rank's share of it.
 
+    split: one, or several that are read as one.
     shuffle: read in the recipe's order, drawn with `seed`; otherwise in file order, lane by lane.
     context_rows: see `columns_of`.
 
@@ -51,9 +52,10 @@ def open_split(
     that is not a multiple of the lanes or lanes that are not a multiple of the ranks.
     """
     columns = columns_of(data, model, manifest, context_rows)
-    lanes = Lanes(manifest.rows(split), data.lanes, data.batch_size)
+    splits = (split,) if isinstance(split, str) else tuple(split)
+    lanes = Lanes(sum(map(manifest.rows, splits)), data.lanes, data.batch_size)
     own_lanes = lanes.of_rank(rank, world)
-    groups = split_index(data.path / LOG, split, manifest)
+    groups = joint_index(data.path / LOG, splits, manifest)
     shuffling = Shuffling(data.shuffle_rows, seed, data.order if shuffle else "file", data.lanes)
     reader = LogReader(groups, columns, lanes, shuffling, own_lanes, refuse=data.bad_rows == "refuse")
     routes = history_routes(model.history_pooling, tables)

@@ -95,6 +95,18 @@ def split_items(log: Path, split: str) -> NDArray[np.int64]:
     return np.concatenate(found)
 
 
+def joint_index(log: Path, splits: Sequence[str], manifest: Manifest) -> tuple[RowGroup, ...]:
+    """The row groups of several splits, read as one: rows are numbered split by split, groups are in time order.
+
+    Raises ContractError as `split_index` does.
+    """
+    groups: list[RowGroup] = []
+    for split in splits:
+        before = sum(group.rows for group in groups)
+        groups += [replace(group, first_row=before + group.first_row) for group in split_index(log, split, manifest)]
+    return tuple(sorted(groups, key=lambda group: group.earliest))  # a stable sort: splits by user overlap in time
+
+
 def _footer(path: Path) -> pq.FileMetaData:
     if not path.is_file():
         raise ContractError(path, "a parquet file, as the manifest says", "no such file")

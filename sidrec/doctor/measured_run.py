@@ -97,7 +97,7 @@ def main(argv: Sequence[str]) -> None:
 def _train(recipe: Recipe, wanted: int, ranks: Ranks) -> tuple[list[float], int]:
     """Seconds of each step on the slowest rank, and private bytes of all ranks."""
     data = open_dataset(recipe, ranks)
-    loader = open_loader(recipe, data, "train", shuffle=True, ranks=ranks)
+    loader = open_loader(recipe, data, recipe.data.train_on, shuffle=True, ranks=ranks)
     steps = min(WARM_UP + wanted, loader.steps)
     if steps < WARM_UP + LEAST:
         raise ConfigError(f"expected an epoch of at least {WARM_UP + LEAST} steps, got {loader.steps}")

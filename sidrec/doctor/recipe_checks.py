@@ -61,8 +61,8 @@ def plan_here(recipe: Recipe, device: torch.device, world: int) -> PlannedRun:
     """
     RunDirectory(recipe.run).check(recipe)
     data = read_dataset(recipe)
-    for split in dict.fromkeys(("train", *recipe.evaluate.splits)):
-        _check_split(recipe, data, split, world)
+    for splits in (recipe.data.train_on, *((split,) for split in recipe.evaluate.splits)):
+        _check_split(recipe, data, splits, world)
     hardware = hardware_here(device, world, world)
     expected = recipe_workload(recipe, data, world)
     model = expected.workload.model
@@ -72,16 +72,16 @@ def plan_here(recipe: Recipe, device: torch.device, world: int) -> PlannedRun:
     return planned_run(recipe, data, expected, hardware, plan)
 
 
-def _check_split(recipe: Recipe, data: Dataset, split: str, world: int) -> None:
-    """Checks that every file of the split exists and that the lanes divide among the ranks."""
+def _check_split(recipe: Recipe, data: Dataset, splits: tuple[str, ...], world: int) -> None:
+    """Checks that every file of the splits exists and that the lanes divide among the ranks."""
     open_split(
         replace(recipe.data, workers=0),
         recipe.model,
-        split,
+        splits,
         rank=0,
         world=world,
         seed=recipe.seed,
-        shuffle=split == "train",
+        shuffle=splits == recipe.data.train_on,
         tables=data.tables,
         manifest=data.manifest,
     )
@@ -105,7 +105,7 @@ def _data(run: PlannedRun, splits: Sequence[str], all_files: bool) -> list[Findi
 
 
 def _duration(run: PlannedRun, measured: bool) -> list[Finding]:
-    rows, world = run.manifest.rows("train"), run.hardware.world
+    rows, world = sum(map(run.manifest.rows, run.recipe.data.train_on)), run.hardware.world
     if not measured:
         return [duration_finding(run.recipe, rows, logged_rate(run.recipe, world))]
     try:

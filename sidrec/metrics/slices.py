@@ -168,6 +168,6 @@ def load_item_slices(
 
 def recipe_slices(recipe: Recipe) -> ItemSlices:
     """The slices that a recipe's runs are measured on. Raises ContractError naming the column that is wrong."""
-    train_on: Sequence[str] = getattr(recipe.data, "train_on", (TRAIN,))
+    train_on = recipe.data.train_on
     config = recipe.evaluate
     return load_item_slices(recipe.data.path / ITEMS, config.head_share, config.tail_share, train_on)

@@ -151,20 +151,20 @@ def footer_findings(run: PlannedRun, footers: Footers) -> list[Finding]:
     known = f"{asked} of {there} files' footers"
     log = run.columns.log
     return [
-        _labels(run.columns.label, footers, known),
+        _labels(run.columns.label, run.recipe.data.train_on, footers, known),
         _values(run, footers, known),
-        _dense(log, footers, known),
+        _dense(log, run.recipe.data.train_on[0], footers, known),
         _times(log),
     ]
 
 
-def _labels(column: str, footers: Footers, known: str) -> Finding:
-    """Equal labels are a problem in train only; in an evaluated split they make AUC null."""
+def _labels(column: str, trained: Sequence[str], footers: Footers, known: str) -> Finding:
+    """Equal labels are a problem where rows are trained on; in an evaluated split they make AUC null."""
     labels = {name: split.columns.get(column, ColumnRange(known=False)) for name, split in footers.items()}
     single = {name: label.low for name, label in labels.items() if label.known and label.low == label.high}
     if single:
         found = ", ".join(f"every label of {name} is {value + 0.0:g}" for name, value in single.items())
-        state: Literal["note", "problem"] = "problem" if "train" in single else "note"
+        state: Literal["note", "problem"] = "problem" if set(trained) & set(single) else "note"
         return Finding("labels", state, f"expected zeros and ones, got: {found} ({known})")
     return Finding("labels", "ok", f"zeros and ones in {', '.join(footers)} ({known})")
 
@@ -195,9 +195,9 @@ def _faults(log: Manifest, name: str, split: SplitFooters) -> Iterator[tuple[str
             yield f"{where}: expected no missing value, got {found.missing:,}", found.missing_at
 
 
-def _dense(manifest: Manifest, footers: Footers, known: str) -> Finding:
-    """Constant and very large dense columns of the train split."""
-    columns = footers["train"].columns
+def _dense(manifest: Manifest, split: str, footers: Footers, known: str) -> Finding:
+    """Constant and very large dense columns of a split."""
+    columns = footers[split].columns
     ranges = {name: columns[name] for name in manifest.dense if name in columns and columns[name].known}
     constant = [f"{name} is always {found.low + 0.0:g}" for name, found in ranges.items() if found.low == found.high]
     large = [

@@ -191,11 +191,9 @@ def _loaders(run: PlannedRun, largest_group: int) -> list[ResourceEstimate]:
     """The training loader and the loader of the largest evaluated split."""
     data, workers = run.recipe.data, run.recipe.data.workers
     processes, rows = 0, 0
-    largest = sorted(run.evaluated, key=run.manifest.rows)[-1:]
-    for split in ("train", *largest):
-        memory = loader_memory(
-            data, run.columns, run.tables, run.manifest.rows(split), largest_group, run.hardware.world
-        )
+    trained = sum(map(run.manifest.rows, data.train_on))
+    for rows_of_split in (trained, *sorted(map(run.manifest.rows, run.evaluated))[-1:]):
+        memory = loader_memory(data, run.columns, run.tables, rows_of_split, largest_group, run.hardware.world)
         rows += memory.bytes * workers if workers else memory.rows
         processes += workers
     name = f"{processes} loader processes" if workers else "buffers of rows"

@@ -61,7 +61,7 @@ def _check_on_first_rank(run: PlannedRun, available: Sequence[AvailableResources
 def read_split_footers(run: PlannedRun, most: int | None) -> dict[str, SplitFooters]:
     """Footers of the trained and evaluated splits. most: files read of each split; None for all."""
     log = run.recipe.data.path / LOG
-    splits = dict.fromkeys(("train", *run.evaluated))
+    splits = dict.fromkeys((*run.recipe.data.train_on, *run.evaluated))
     return {split: read_footers(log, run.manifest.files(split), most) for split in splits}
 
 

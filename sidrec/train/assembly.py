@@ -3,6 +3,7 @@
 Shared by train, evaluate, the doctor's measured run, benchmarks and tests.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -39,7 +40,7 @@ def open_dataset(recipe: Recipe, ranks: Ranks, *, moments: bool = True) -> Datas
     return run_on_all_ranks(ranks, lambda: assemble_dataset(recipe, manifest, catalog, subwords, moments=moments))
 
 
-def open_loader(recipe: Recipe, data: Dataset, split: str, shuffle: bool, ranks: Ranks) -> SplitLoader:
+def open_loader(recipe: Recipe, data: Dataset, split: str | Sequence[str], shuffle: bool, ranks: Ranks) -> SplitLoader:
     """This rank's batches of a split. Raises ConfigError or ContractError on all ranks together."""
     return run_on_all_ranks(
         ranks,

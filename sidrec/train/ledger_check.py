@@ -27,9 +27,8 @@ from sidrec.train.run_directory import RunDirectory
 
 EPOCH, STEP, ROW, TRAINED = "epoch", "step", "row", "trained"
 SCHEMA = pa.schema({EPOCH: pa.int32(), STEP: pa.int64(), ROW: pa.int64(), TRAINED: pa.bool_()})
-"""epoch: counted from 0. step: of the run, counted from 1. row: number within the train split. trained: false if the
-row was quarantined or its step skipped."""
-TRAIN = "train"
+"""epoch: counted from 0. step: of the run, counted from 1. row: number within the splits trained on. trained: false if
+the row was quarantined or its step skipped."""
 _NAME = re.compile(r"steps-(\d+)-(\d+)\.rank-\d+\.parquet")
 
 
@@ -161,7 +160,7 @@ def check_ledger(run: Path) -> list[EpochRows]:
     files = ledger_files(directory.ledger)
     if not files:
         raise ContractError(directory.ledger, "the ledger of a run with train.row_ledger", "none")
-    rows = load_manifest(recipe.data.path / LOG).rows(TRAIN)
+    rows = sum(map(load_manifest(recipe.data.path / LOG).rows, recipe.data.train_on))
     seen_EN = np.zeros((recipe.train.epochs, rows), dtype=np.uint16)
     trained_EN = np.zeros((recipe.train.epochs, rows), dtype=bool)
     for path in files:

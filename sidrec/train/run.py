@@ -89,7 +89,7 @@ def _train(
     announce(ranks, "reading the manifest and the catalog")
     data = open_dataset(recipe, ranks)
     check_same_on_all_ranks(ranks, run_on_all_ranks(ranks, lambda: data_facts(recipe, data.fingerprint)))
-    loader = open_loader(recipe, data, "train", shuffle=True, ranks=ranks)
+    loader = open_loader(recipe, data, recipe.data.train_on, shuffle=True, ranks=ranks)
     check_splits(recipe, data, ranks)
     saved = newest_sound(run.checkpoints, ranks, set_aside=True)
     position = run_on_all_ranks(ranks, lambda: _start_position(saved, recipe, data, loader))
@@ -108,7 +108,7 @@ def _train(
     run_on_all_ranks(ranks, lambda: _write_run_files(run, recipe, data, training.plan_file, start_facts, ranks))
     try:
         if ranks.first:
-            _print_summary(recipe, data, position, ranks)
+            _print_summary(recipe, data, loader.rows, position, ranks)
             tracking.open(recipe, run, position.step)
         config = recipe.checkpoint.best
         best = best_checkpoint(config, recipe, data, model, position, loader.steps, ranks) if config else None
@@ -176,12 +176,12 @@ def _start_text(recipe: Recipe, position: Position) -> str:
     return f"from the start, with what is in {', '.join(sources)}" if sources else "from the start"
 
 
-def _print_summary(recipe: Recipe, data: Dataset, position: Position, ranks: Ranks) -> None:
+def _print_summary(recipe: Recipe, data: Dataset, rows: int, position: Position, ranks: Ranks) -> None:
     if warning := independent_levels(recipe):
         print_warning(warning)
     tables = ", ".join(f"{name} {table.rows:,}" for name, table in data.sizes.item_tables.items())
     print(
-        f"{recipe.name}, seed {recipe.seed}: {data.manifest.rows('train'):,} train rows, item tables {tables}\n"
+        f"{recipe.name}, seed {recipe.seed}: {rows:,} {'+'.join(recipe.data.train_on)} rows, item tables {tables}\n"
         f"{ranks.world} rank(s) on {ranks.device.type}, {ranks.threads} thread(s) each (cores / ranks); "
         f"{f'sharding plan {recipe.parallel.plan}; ' if recipe.parallel.plan else ''}"
         f"{_start_text(recipe, position)}; "

@@ -63,6 +63,7 @@ class Log:
         seed: int = 0,
         shuffle: bool = True,
         context: tuple[str, ...] = ("user_id", "cat_a"),
+        split: str | tuple[str, ...] = SPLIT,
         **data: object,
     ) -> SplitLoader:
         config = {"batch_size": 16, "lanes": 4, "shuffle_rows": 10, "history_length": 5, "workers": 0} | data
@@ -70,7 +71,7 @@ class Log:
         return open_split(
             DataConfig(path=self.folder, catalog=self.folder, **config),  # type: ignore[arg-type]
             model,
-            SPLIT,
+            split,
             rank=rank,
             world=world,
             seed=seed,
