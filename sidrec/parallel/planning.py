@@ -150,6 +150,8 @@ def _differing(plan_file: PlanFile, ranks: Ranks) -> list[int]:
 def _constraints(ranker: nn.Module, config: ParallelConfig, hardware: Hardware) -> dict[str, ParameterConstraints]:
     if config.sharding != "auto":
         allowed = [config.sharding]
+    elif hardware.world == 1:  # every type means the whole table, and the planner would try thousands of plans
+        allowed = [ShardingType.TABLE_WISE.value]
     else:
         # On CPU the dense kernel of data_parallel is many times slower than the fused one; the planner does not know.
         unwanted = {ShardingType.DATA_PARALLEL.value} if hardware.device == "cpu" else set()

@@ -119,9 +119,11 @@ def search(
 
 
 def offered_types(hardware: Hardware, cost: CostModel, forced: str | None) -> tuple[str, ...]:
-    """Sharding types that the search chooses from."""
+    """Sharding types that the search chooses from. One rank holds every table whole, so there is nothing to choose."""
     if forced is not None:
         return (forced,)
+    if hardware.world == 1:
+        return (ShardingType.TABLE_WISE.value,)
     replicates = hardware.device != "cpu" or cost.knows_replicas
     return tuple(kind for kind in SHARDING_TYPES if replicates or kind != REPLICATED)
 

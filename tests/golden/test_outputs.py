@@ -9,13 +9,19 @@ from tests.golden.files import without_numbers
 from tests.golden.golden_set import METRICS, differences
 
 COMMANDS, SAID = golden_set.read("commands"), golden_set.read("said")
+CODES = "codes.parquet.columns.sid_"
+"""Codes may have other names on another processor (test_learners.py compares them without), and `fit` then refuses to
+replace the committed catalog."""
 
 
 @pytest.mark.parametrize("name", outputs.CASES)
 def test_command(name: str, folder: Path) -> None:
+    allowed = golden_set.allowed(METRICS)
+    if name == "fit_again" and not allowed.exact:
+        pytest.skip("fits the committed catalog again, which is the same on a processor of the same kind only")
     found = outputs.record(name, folder)
-    said, allowed = found.pop("said"), golden_set.allowed(METRICS)
-    assert differences(COMMANDS[name], found, allowed) == []
+    said = found.pop("said")
+    assert [d for d in differences(COMMANDS[name], found, allowed) if allowed.exact or CODES not in d] == []
     if allowed.exact:
         assert said == SAID[name]
     else:
