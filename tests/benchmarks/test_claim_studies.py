@@ -22,7 +22,8 @@ def test_every_recipe_is_valid(path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     runs = {(run.dataset, run.variant): run for run in study_runs(study)}
     assert len(runs) == len(study.datasets) * len(study.variants)
     for run in runs.values():
-        run.checked()
+        trained_on = run.checked().data.train_on
+        assert trained_on == (("train", "validation") if study.split == "test" else ("train",)), run
 
 
 def test_tuning_is_the_same_in_all_studies_and_never_looks_at_test() -> None:
@@ -38,13 +39,14 @@ def test_a_variant_is_the_same_in_all_studies() -> None:
             assert known.setdefault(name, overrides) == overrides, (path.stem, name)
 
 
-def test_recipes_differ_in_data_batch_size_and_backbone_alone() -> None:
+def test_recipes_differ_in_data_batch_size_splits_and_backbone_alone() -> None:
     def common(path: Path) -> dict[str, Any]:
         recipe = load_mapping(path, "YAML file")
         del recipe["name"], recipe["tokenizer"]["vectors"]
         recipe["model"].pop("backbone", None)
-        recipe["data"] = {k: v for k, v in recipe["data"].items() if k not in ("path", "catalog", "batch_size")}
+        of_the_set = ("path", "catalog", "batch_size", "train_on")
+        recipe["data"] = {key: value for key, value in recipe["data"].items() if key not in of_the_set}
         return recipe
 
-    assert len(RECIPES) == 16
+    assert len(RECIPES) == 20
     assert all(common(path) == common(RECIPES[0]) for path in RECIPES)
