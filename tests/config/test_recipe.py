@@ -231,7 +231,8 @@ def test_a_run_that_exists_keeps_keys_that_do_nothing(recipe: Path, capsys: pyte
 def test_a_lane_of_one_row_has_no_negatives(recipe: Path) -> None:
     item = "model: {item: {kind: gate_sid, contrastive: {}}}\n"
     (mistake,) = _mistakes(recipe, "name: a\ndata: {path: d, catalog: c, batch_size: 8, lanes: 8}\n" + item)
-    assert mistake.startswith("data.batch_size: expected at least 2 * data.lanes = 16 with a contrastive loss in model.item")
+    expected = "data.batch_size: expected at least 2 * data.lanes = 16 with a contrastive loss in model.item"
+    assert mistake.startswith(expected)
     assert mistake.endswith(", got 8")
     recipe.write_text("name: a\ndata: {path: d, catalog: c, batch_size: 16, lanes: 8}\n" + item)
     assert load([str(recipe), "--seed", "1"]).model.item == load_file(recipe).model.item
