@@ -181,7 +181,8 @@ def _stored_parts(shards: Iterable[TensorShard], index: CheckpointIndex, without
 
 def _stored_rows(shard: TensorShard, index: CheckpointIndex) -> list[TensorShard]:
     """The rows of a shard that the checkpoint has: the first ones, because ids are numbered in order of arrival."""
-    stored = index.tensors.get(shard.key) if is_table(parameter_of(shard.key)) else None
+    by_row = is_table(parameter_of(shard.key)) or f".{IMPRESSIONS}" in shard.key
+    stored = index.tensors.get(shard.key) if by_row else None
     if stored is None or len(stored.shape) != 2 or stored.shape[0] >= shard.shape[0]:
         return [shard]
     rows = min(len(shard.values), stored.shape[0] - shard.offset[0])

@@ -295,7 +295,7 @@ class Recipe:
             raise ValueError(f"data.batch_size: expected {bound}, got {data.batch_size}")
         best = self.checkpoint.best
         for split in (*self.evaluate.splits, *([best.split] if best else [])):
-            if split in data.train_on:
+            if split != "train" and split in data.train_on:
                 raise ValueError(f"data.train_on: expected splits that are not evaluated, got {split!r}")
         kept = self.model.history_pooling.kept(data.history_length)
         if kept > data.history_length:

@@ -61,6 +61,7 @@ class CodeGuidedContrast:
         return self.config.weight * loss_B
 
 
+@fx.wrap  # fx cannot trace views of a batch whose size it does not know
 def symmetric_contrast(
     hid_BD: Tensor,
     sid_BD: Tensor,
@@ -73,18 +74,6 @@ def symmetric_contrast(
 
     Rows of the same item share its loss: their losses sum to the item's, times rows over distinct items of the lane.
     """
-    return _symmetric(hid_BD, sid_BD, bag_B, granules_BG, rows_per_lane, temperature)
-
-
-@fx.wrap
-def _symmetric(
-    hid_BD: Tensor,
-    sid_BD: Tensor,
-    bag_B: Tensor,
-    granules_BG: Tensor | None,
-    rows_per_lane: int,
-    temperature: float,
-) -> Tensor:
     bag_LR = bag_B.view(-1, rows_per_lane)
     real_LR = bag_LR > 0
     same_LRR = bag_LR.unsqueeze(2) == bag_LR.unsqueeze(1)

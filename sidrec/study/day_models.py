@@ -80,7 +80,7 @@ class DayForwardStudy:
         self.start = open_checkpoint(question.checkpoint)
         self.recipe = checked_recipe(self.start, question.sizes)
         self.with_sids = item_with_sids(self.recipe, question.item)
-        self.past_end = end_of_splits(self.recipe.data.path, ["train"])
+        self.past_end = end_of_splits(self.recipe.data.path, self.recipe.data.train_on)
         self.days = find_days(question.logs, self.past_end, question.days)
         self._same_question()
         self.cells = ResultTable(self.results / "cells.parquet", ("run", "size", "arm", "day"), Cell)
@@ -208,7 +208,7 @@ class DayForwardStudy:
             plain(self.recipe),
             name=day.name,
             seed=run,
-            data=replace(self.recipe.data, path=self.folder(day), catalog=catalog),
+            data=replace(self.recipe.data, path=self.folder(day), catalog=catalog, train_on=(SPLIT,)),
             model=replace(self.recipe.model, item=self.item(arm, size)),
             start=StartConfig(checkpoint=start, grow=arm == SIDS and day is self.days[0]),
             checkpoint=replace(self.recipe.checkpoint, every=0, keep=1, best=None),

@@ -236,9 +236,7 @@ class Contender:
     def run(self, trial: int, point: Point, number: int) -> Run:
         """Run `number` of a trial: the recipe of a final run, trained on the split `train` alone."""
         name = f"{self.variant}{TRIAL}{self.digest[:6]}-{trial}"
-        recipe = merge(self.raw, self.overrides(point))
-        if hasattr(self.recipe.data, "train_on"):
-            recipe = merge(recipe, {"data": {"train_on": ["train"]}})
+        recipe = merge(merge(self.raw, self.overrides(point)), {"data": {"train_on": ["train"]}})
         folder = self.study.work / self.study.name / "trials" / self.dataset
         return run_of(self.study, self.dataset, name, number, recipe, self.tuning.split, folder)
 
