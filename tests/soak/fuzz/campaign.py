@@ -117,6 +117,8 @@ class Campaign:
                 for ran in run_in_process(numbers, self.seed, folder, run=self.target.run, hangs=self.target.hangs):
                     done += 1
                     yield ran
+                if not done:
+                    raise RuntimeError(f"expected a process that runs case {numbers[0]}, it ended before")
                 numbers = numbers[done:]
 
     def _log_progress(self) -> None:
