@@ -37,7 +37,7 @@ GROUPS = {
         "evaluate": Command("sidrec.cli.runs:evaluate", "compute a run's metrics again from its checkpoint", True),
         "report": Command("sidrec.cli.reports:report", "write a run as an HTML page: curves, slices, gate"),
         "compare": Command("sidrec.cli.reports:compare", "compare runs on the same rows, with paired intervals"),
-        "study": Command("sidrec.cli.runs:study", "train variants of a recipe over seeds, compare them with intervals"),
+        "study": Command("sidrec.cli.study:study", "does it help? train variants of a recipe, compare them"),
         "table": Command("sidrec.cli.runs:table", "list the tables of a checkpoint, export one to a file"),
     },
     "Sharding plans": {

@@ -1,29 +1,19 @@
-"""`sidrec train | evaluate | study | table`: train runs, evaluate them, compare them, and read their tables.
+"""`sidrec train | evaluate | table`: train runs, evaluate them, and read their tables.
 
 Arguments are read first; functions import torch when they need it.
 """
 
-import logging
-import signal
-import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 
 from sidrec.cli.arguments import RecipeOptions, read_before_ranks, recipe_and_options
-from sidrec.cli.day_forward import asks_day_forward, day_forward
 from sidrec.command_line import Subcommands, describe, metavar, parse
 from sidrec.config.section import section
 from sidrec.errors import ConfigError
-from sidrec.io.output_folders import output_folder
-from sidrec.io.output_lock import locked
 from sidrec.text import near_folder, quoted
-
-if TYPE_CHECKING:
-    from sidrec.study.definition import Study
 
 TRAIN = describe(
     "Trains a recipe from its newest checkpoint, or from the start, and evaluates it.",
@@ -107,87 +97,6 @@ def _evaluate_options(words: Sequence[str]) -> EvaluateOptions:
         near = near_folder(options.run, "config.yaml")
         raise ConfigError(f"{quoted(options.run)}: expected a run directory with config.yaml, got none{near}")
     return options
-
-
-# sidrec study: compares variants of a recipe.
-
-
-STUDY = Subcommands(
-    "sidrec study",
-    "Trains variants of a recipe over seeds and compares them on the same rows, with intervals. `sidrec study "
-    "--checkpoint RUN --log FOLDER ...` compares a model that has converged with and without SIDs, day by day.",
-    {"run": "train the runs that are not finished, write the report", "report": "write the report again"},
-)
-STUDY_RUN = describe(
-    "Trains the runs of a study that are not finished, computes intervals, and writes RESULTS/STUDY: runs.parquet, "
-    "draws.parquet, summary.json, report.md and report.html. Run directories, logs and predictions go to the study's "
-    "`work`. With --tune, searches the best values of each variant first, on the same budget, and writes "
-    "trials.parquet and best.yaml. Exit status 1 if a run failed.",
-    "sidrec study run benchmarks/studies/sid_coord_beauty.yaml",
-)
-STUDY_REPORT = describe(
-    "Writes a study's report.md, report.html and summary.json again, from recorded results alone.",
-    "sidrec study report benchmarks/studies/sid_coord_beauty.yaml",
-)
-
-
-@section
-class StudyOptions:
-    """A study and its results."""
-
-    study: tyro.conf.Positional[Annotated[Path, metavar("STUDY")]]
-    """Study (YAML): data sets with their recipes, variants, seeds, references."""
-    results: Annotated[Path | None, metavar("RESULTS", "the study's `results`")] = None
-    """Folder of the results."""
-    tune: bool = False
-    """Before the final runs, search the best values of each variant, as the section `tuning` describes it. A study with
-    this section trains no final run before its search has ended. Without effect on `report`."""
-
-
-def study(argv: Sequence[str]) -> int:
-    """Returns the exit status. Raises SidrecError for a mistake in the study, its recipes or its data."""
-    if asks_day_forward(argv):
-        return day_forward(argv)
-    command, words = STUDY.choose(argv)
-    options = parse(StudyOptions, words, f"sidrec study {command}", STUDY_RUN if command == "run" else STUDY_REPORT)
-
-    from sidrec.study.definition import load_study
-
-    study = load_study(options.study)
-    results = study.results if options.results is None else options.results
-    for folder in (study.work, results):
-        output_folder(folder / study.name)
-    with locked(results / study.name):
-        return _study(study, results, command == "run", options.tune)
-
-
-def _study(study: "Study", results: Path, train: bool, tune: bool) -> int:
-    from sidrec.report.study_text import write_study_report
-    from sidrec.study.draws import record_missing_draws
-    from sidrec.study.runner import check_recipes, run_study, train_runs
-    from sidrec.study.search import search, with_best
-
-    failed = []
-    if train:
-        check_recipes(study)
-        (results / study.name).mkdir(parents=True, exist_ok=True)  # before any training, lest its result be lost
-        _log_to(study.work / study.name)
-        # SystemExit instead of an immediate end, so that the training in progress is stopped too.
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-        failed = search(study, results, partial(train_runs, study)) if tune else []
-        if not failed:
-            study = with_best(study, results)
-            failed = run_study(study, results)
-            record_missing_draws(study, results)
-    study = with_best(study, results, unfinished=True)
-    print(write_study_report(study, results))
-    return 1 if failed else 0
-
-
-def _log_to(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(folder / "study.log")]
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", handlers=handlers, force=True)
 
 
 # sidrec table: the embedding tables of a checkpoint.

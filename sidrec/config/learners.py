@@ -399,6 +399,12 @@ class TokenizerConfig:
         self.learner.check_use(self.vectors, self.resolve_collisions)
 
     @property
+    def levels(self) -> int:
+        """Number of levels of a SID."""
+        learner = self.learner
+        return learner.unordered_levels(self.vectors) if isinstance(learner, AdcSidConfig) else learner.levels
+
+    @property
     def unordered_levels(self) -> int:
         """The number of levels if they are independent of each other, else 0."""
         return self.learner.unordered_levels(self.vectors)

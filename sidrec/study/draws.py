@@ -24,8 +24,8 @@ from sidrec.metrics.resampling import Scored, resample
 from sidrec.metrics.slices import ItemSlices, recipe_slices
 from sidrec.schema import ContractError
 from sidrec.study.definition import Study
-from sidrec.study.jobs import Run, study_runs
-from sidrec.study.results import ResultTable, RunResult, finished
+from sidrec.study.jobs import Run
+from sidrec.study.results import ResultTable, RunResult
 from sidrec.train.run_directory import RunDirectory
 
 DRAWS_FILE = "draws.parquet"
@@ -146,16 +146,6 @@ def draws_row(run: tuple[str, str, int], recipe_hash: str, draws: Draws) -> RunD
         actual=actual,
         offsets=np.stack(list(draws.offset_R.values())).astype("<f2").tobytes(),
     )
-
-
-def record_missing_draws(study: Study, results: Path) -> None:
-    """Records the draws of finished runs that have none yet."""
-    recorded = draws_table(study, results).read()
-    runs = {run.key: run for run in study_runs(study)}
-    for result in _results(finished(results, study, list(runs.values()))):
-        of_run = recorded.get(_key(result))
-        if of_run is None or of_run["recipe_hash"] != result["recipe_hash"]:
-            record_draws(study, results, runs[_key(result)])
 
 
 def recorded_draws(

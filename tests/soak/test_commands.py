@@ -10,7 +10,7 @@ import pytest
 from sidrec.cli import dispatch as cli
 from sidrec.cli.plans import BENCH
 from sidrec.cli.prepare import SOURCES
-from sidrec.cli.runs import STUDY, TABLE
+from sidrec.cli.runs import TABLE
 from tests.soak.fuzz.arguments import OPTIONS, CommandCase, draw_command, load_command_case, write_options
 from tests.soak.fuzz.command_judge import World, judge_command
 from tests.soak.fuzz.world import NEEDS_MUTATION, OUTSIDE, SOUND, make_world
@@ -47,9 +47,9 @@ def test_wrong_arguments_are_refused_and_nothing_is_lost(sound: Path, world: Wor
 
 
 def test_every_command_is_tried() -> None:
-    commands = set(cli.COMMANDS) - {"prep", "study", "table", "bench", "recipe"}
+    commands = set(cli.COMMANDS) - {"prep", "table", "bench", "recipe"}
     commands |= {f"prep {source}" for source in SOURCES}
-    for group in (STUDY, TABLE, BENCH):
+    for group in (TABLE, BENCH):
         commands |= {f"{group.program.removeprefix('sidrec ')} {name}" for name in group.commands}
     assert commands <= set(SOUND)
 
@@ -128,8 +128,8 @@ FOUND: list[tuple[str, tuple[str, ...], str]] = [
     ("table export", ("run", "hid", "x/" * 3000 + "y"), "expected"),
     ("init", ("demo", "demo/.."), "expected no such file yet"),
     ("init", ("demo", "loop"), "expected no such file yet"),
-    ("study run", ("study.yaml", "--results", "calibration.json"), "calibration.json"),
-    ("study run", ("study.yaml", "--results", "/proc/new"), "/proc/new"),
+    ("study", ("study.yaml", "--results", "calibration.json"), "calibration.json"),
+    ("study", ("study.yaml", "--results", "/proc/new"), "/proc/new"),
     ("prep interactions", ("log.csv", "log.csv/../new", "--rating-column", "rating"), "a path below the file log.csv"),
     ("prep criteo", ("train.txt", "train.txt/../new"), "a path below the file train.txt"),
     ("prep criteo-log", ("npy", "\udce9new", "--item", "C10"), "expected a path in UTF-8"),

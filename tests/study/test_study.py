@@ -84,7 +84,7 @@ def test_merging_goes_section_by_section_and_replaces_another_kind_whole() -> No
 
 
 def test_every_run_leaves_one_row_with_its_conditions() -> None:
-    assert _study("run", runs=[0, 1]) == 0
+    assert _study(runs=[0, 1]) == 0
     assert _trained() == ["world/weak/seed0", "world/strong/seed0", "world/weak/seed1", "world/strong/seed1"]
     results = run_results(Path("results"), load_study(Path("small.yaml")))
     assert list(results.read()) == [("world", name, seed) for seed in (0, 1) for name in ("weak", "strong")]
@@ -101,35 +101,35 @@ def test_every_run_leaves_one_row_with_its_conditions() -> None:
 
 
 def test_finished_runs_are_skipped_unless_their_recipe_changed() -> None:
-    _study("run")
+    _study()
     _trained()
-    assert _study("run") == 0
+    assert _study() == 0
     assert _trained() == []
-    assert _study("run", variants={"weak": {}, "strong": {"optimizer": {"tables": {"lr": 1.0}}}}) == 0
+    assert _study(variants={"weak": {}, "strong": {"optimizer": {"tables": {"lr": 1.0}}}}) == 0
     assert _trained() == ["world/strong/seed0"]
     assert "world/strong/run0: the recipe has changed since it was trained" in _log()
 
 
 @pytest.mark.parametrize("keep", [False, True])
 def test_predictions_of_recorded_runs_are_kept_on_request(keep: bool) -> None:
-    _study("run", **{**COMPARED, "keep": keep})
+    _study(**{**COMPARED, "keep": keep})
     run = Path("runs/studies/small/world/weak/seed0")
     assert (run / "metrics.json").exists()
     assert (run / "predictions_test.parquet").exists() == keep
     _trained()
-    assert _study("run", **{**COMPARED, "keep": keep}) == 0
+    assert _study(**{**COMPARED, "keep": keep}) == 0
     assert _trained() == []
 
 
 def test_a_new_seed_trains_only_that_seed() -> None:
-    _study("run")
+    _study()
     _trained()
-    _study("run", runs=[0, 1])
+    _study(runs=[0, 1])
     assert _trained() == ["world/weak/seed1", "world/strong/seed1"]
 
 
 def test_a_variant_may_have_more_seeds_than_the_others() -> None:
-    assert _study("run", runs_of={"strong": 2}) == 0
+    assert _study(runs_of={"strong": 2}) == 0
     assert _trained() == ["world/weak/seed0", "world/strong/seed0", "world/strong/seed1"]
     with pytest.raises(ConfigError, match=r"runs_of: expected one of \['weak', 'strong'\], got 'other'"):
         load_study(Path(_write_study(runs_of={"other": [0]})))
@@ -137,25 +137,25 @@ def test_a_variant_may_have_more_seeds_than_the_others() -> None:
 
 def test_a_failed_run_is_logged_and_does_not_stop_the_others() -> None:
     broken = {"broken": {"optimizer": {"schedule": {"warmup_steps": 13}}}, "weak": {}}
-    assert _study("run", variants=broken, runs=[0]) == 1
+    assert _study(variants=broken, runs=[0]) == 1
     assert _trained() == ["world/broken/seed0", "world/weak/seed0"]
     assert "world/broken/run0 failed: exit status 1" in _log()
     assert "unlucky warm-up" in _log()
     assert run_results(Path("results"), load_study(Path("small.yaml"))).get("world", "broken", 0) is None
-    assert _study("run", variants=broken, runs=[0]) == 1  # tries again, from where it was
+    assert _study(variants=broken, runs=[0]) == 1  # tries again, from where it was
     assert _trained() == ["world/broken/seed0 resumed"]
 
 
 def test_a_run_directory_of_another_recipe_is_not_resumed() -> None:
     broken = {"weak": {"optimizer": {"schedule": {"warmup_steps": 13}}}}
-    _study("run", variants=broken, runs=[0])
+    _study(variants=broken, runs=[0])
     _trained()
-    assert _study("run", variants={"weak": {}}, runs=[0]) == 0
+    assert _study(variants={"weak": {}}, runs=[0]) == 0
     assert _trained() == ["world/weak/seed0"]
 
 
 def test_a_stopped_study_stops_its_training() -> None:
-    command = [sys.executable, "-m", "sidrec", "study", "run", _write_study(command=[*SMALL["command"], "hang"])]
+    command = [sys.executable, "-m", "sidrec", "study", _write_study(command=[*SMALL["command"], "hang"])]
     study = subprocess.Popen([*command, "--results", "results"], env={**os.environ, "PYTHONPATH": str(ROOT)})
     pid = Path("runs/studies/small/world/weak/seed0/pid")
     try:
@@ -176,7 +176,7 @@ def _wait_until(condition: Callable[[], bool]) -> None:
 
 
 def test_a_mistake_in_any_recipe_is_found_before_training(capsys: pytest.CaptureFixture[str]) -> None:
-    assert _study("run", variants={"weak": {}, "typo": {"optimizer": {"tables": {"rate": 1}}}}) == 2
+    assert _study(variants={"weak": {}, "typo": {"optimizer": {"tables": {"rate": 1}}}}) == 2
     assert _trained() == []
     message = capsys.readouterr().err
     assert "recipe of world/typo/run0: 1 mistake(s)" in message
@@ -231,14 +231,14 @@ def test_where_runs_are_put_does_not_change_the_recipe_hash() -> None:
 
 
 def test_reports_are_rebuilt_from_recorded_results_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    _study("run", runs=[0, 1], **COMPARED)
+    _study(runs=[0, 1], **COMPARED)
     folder = Path("results/small")
     before = {name: (folder / name).read_text() for name in ("report.md", "report.html", "summary.json")}
     shutil.rmtree("runs")
     for name in before:
         (folder / name).unlink()
     capsys.readouterr()
-    assert _study("report", runs=[0, 1], **COMPARED) == 0
+    assert _study("--report", runs=[0, 1], **COMPARED) == 0
     assert {name: (folder / name).read_text() for name in before} == before
     # AUC by the fake trainer: .5 + lr / 10 + seed / 100; sd of (0, .01) is .01 / sqrt(2)
     assert (
@@ -255,9 +255,9 @@ def test_reports_are_rebuilt_from_recorded_results_alone(capsys: pytest.CaptureF
 
 
 def test_intervals_need_no_predictions_of_earlier_runs() -> None:
-    _study("run", **COMPARED)
+    _study(**COMPARED)
     shutil.rmtree("runs")
-    _study("run", runs=[0, 1], **COMPARED)  # run 1 has predictions, run 0 no longer does
+    _study(runs=[0, 1], **COMPARED)  # run 1 has predictions, run 0 no longer does
     study = load_study(Path(_write_study(runs=[0, 1], **COMPARED)))
     found = comparison(study, Path("results")).datasets["world"].variants["strong"].against["weak"]["AUC"]
     assert found is not None
@@ -267,7 +267,7 @@ def test_intervals_need_no_predictions_of_earlier_runs() -> None:
 
 
 def test_runs_without_predictions_have_no_intervals_over_users() -> None:
-    _study("run", runs=[0, 1])
+    _study(runs=[0, 1])
     assert "world/weak/run0: no intervals over users" in _log()
     study = load_study(Path(_write_study(runs=[0, 1], references=["weak"])))
     found = comparison(study, Path("results")).datasets["world"].variants["strong"].against["weak"]["AUC"]
@@ -276,15 +276,6 @@ def test_runs_without_predictions_have_no_intervals_over_users() -> None:
     assert "no draws of users are recorded" in found.why
 
 
-def test_draws_that_were_lost_are_recorded_from_predictions_again() -> None:
-    _study("run", keep=True, **COMPARED)
-    draws = Path("results/small/draws.parquet")
-    before = pq.read_table(draws)
-    draws.unlink()
-    _study("run", keep=True, **COMPARED)
-    assert pq.read_table(draws).equals(before)
-
-
 def test_a_report_before_any_run_reports_none() -> None:
-    assert _study("report") == 0
+    assert _study("--report") == 0
     assert "No run has finished." in Path("results/small/report.md").read_text()

@@ -406,9 +406,9 @@ def test_the_command_searches_then_trains_the_final_runs_with_the_best_values(
         "tuning": {"trials": 2, "space": {LR: {"choices": [1.0, 2.0]}}},
     }
     Path("small.yaml").write_text(yaml.safe_dump(study))
-    assert main(["study", "run", "small.yaml", "--results", "results"]) == 2
+    assert main(["study", "small.yaml", "--results", "results"]) == 2
     assert "expected the finished search of every variant" in capsys.readouterr().err
-    assert main(["study", "run", "small.yaml", "--results", "results", "--tune"]) == 0
+    assert main(["study", "small.yaml", "--results", "results", "--tune"]) == 0
     loaded = load_study(Path("small.yaml"))
     measured = {row["value"] for row in trial_results(RESULTS, loaded).read().values()}
     assert measured == {0.55, 0.6}  # .5 + lr / 20

@@ -82,7 +82,7 @@ def _without_work(command: str, words: list[str], random: Random) -> list[str]:
         "prep behavior": ["--earliest-share", random.choice(("-1", "nan", "2"))],
         "fit": [random.choice(("--tokenizer.vectors", "--data.path")), nothing],
         "train": [random.choice(("--data.catalog", "--data.path", "--train.runs")), random.choice(PATHS)],
-        "study run": ["--results", random.choice(PATHS)],
+        "study": ["--minutes", "1e-9", "--results", random.choice(PATHS)],
         "bench plans": ["--plans", random.choice(("", ",", "none", "auto,auto", "plan.json", "mine.json", "photos"))],
         "doctor": ["--world", random.choice(("0", "x", "-3", ""))],
     }

@@ -33,8 +33,8 @@ SOUND: Mapping[str, tuple[str, ...]] = {
     "fit": ("recipe.yaml",),
     "train": ("recipe.yaml",),
     "evaluate": ("run", "test"),
-    "study run": ("study.yaml",),
-    "study report": ("study.yaml",),
+    "study": ("study.yaml",),
+    "study --report": ("study.yaml",),
     "report": ("run", "--out", "new.html"),
     "compare": ("run", "run_and_notes", "--html", "new.html"),
     "table list": ("run",),
@@ -49,7 +49,7 @@ SOUND: Mapping[str, tuple[str, ...]] = {
     "doctor": (),
 }
 """Commands, with arguments that they accept."""
-NEEDS_MUTATION = ("prep behavior", "fit", "train", "study run", "bench plans", "doctor")
+NEEDS_MUTATION = ("prep behavior", "fit", "train", "study", "bench plans", "doctor")
 """Commands whose sound arguments take seconds of work: they always get wrong ones."""
 REPLACES: Mapping[str, tuple[str, ...]] = {
     **{command: ("data", "npy") for command in SOUND if command.startswith("prep ")},
@@ -61,14 +61,14 @@ REPLACES: Mapping[str, tuple[str, ...]] = {
     "bench plans": ("bench.json", "bench.html"),
     "bench calibrate": ("calibration.json",),
     "bench page": ("bench.html",),
-    "study report": ("results",),
+    "study --report": ("results",),
     "report": ("run/report.html", "run_and_notes/report.html"),
-    "study run": ("results", "runs"),
+    "study": ("results", "runs"),
     "evaluate": ("run",),
     "train": ("run",),
 }
 """Command -> what of the world it may replace, where it ends well."""
-INPLACE = ("prep item-vectors", "prep behavior", "plan", "bench calibrate", "bench page", "study report", "evaluate")
+INPLACE = ("prep item-vectors", "prep behavior", "plan", "bench calibrate", "bench page", "study --report", "evaluate")
 """Commands that replace what is theirs without --overwrite."""
 
 
