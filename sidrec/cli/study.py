@@ -96,9 +96,11 @@ def _with_options(study: "Study", options: StudyOptions) -> "Study":
 def _train(study: "Study", tune: bool, deadline: float | None) -> int:
     """Trains what is missing. Returns 1 if a run failed, else 0."""
     from sidrec.study.runner import check_recipes, run_study, train_runs
-    from sidrec.study.search import search, with_best
+    from sidrec.study.search import check_search, search, with_best
 
     check_recipes(study)
+    if tune:
+        check_search(study)
     (study.results / study.name).mkdir(parents=True, exist_ok=True)  # before any training, lest its result be lost
     _log_to(study.work / study.name)
     # SystemExit instead of an immediate end, so that the training in progress is stopped too.

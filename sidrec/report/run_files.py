@@ -21,7 +21,7 @@ from sidrec.metrics.slices import ItemSlices, recipe_slices
 from sidrec.report.charts import Bin
 from sidrec.sid.catalog import REPORT
 from sidrec.study.intervals import LEVEL, RESAMPLES, interval
-from sidrec.text import near_folder
+from sidrec.text import near_folder, quoted
 from sidrec.train.run_directory import EVALUATION, RunDirectory
 
 ROWS_RESAMPLED = 40_000_000  # rows times resamples of a bootstrap, at most; it takes about a minute
@@ -42,7 +42,7 @@ class RunFiles:
         self.trained = self.run if other is None else RunDirectory(Path(other["run"]))
         if other is None and not self.run.config.is_file():
             near = near_folder(path, self.run.config.name)
-            raise ConfigError(f"{path}: expected a run directory with config.yaml, got none{near}")
+            raise ConfigError(f"{quoted(path)}: expected a run directory with config.yaml, got none{near}")
         self.recipe: Recipe = self.trained.recipe()
         if other is not None:
             self.recipe = replace(self.recipe, data=replace(self.recipe.data, path=Path(other["data"])))

@@ -108,8 +108,7 @@ def search(study: Study, results: Path, train: Train) -> list[Run]:
     Variants take turns, batch by batch, so that their budgets are equal wherever the search is stopped. Returns
     the failed runs. Raises ConfigError for a space with mistakes, before anything is trained.
     """
-    proposals.load_optuna()
-    contenders, records = contenders_of(study), trial_results(results, study)
+    contenders, records = check_search(study), trial_results(results, study)
     for contender in contenders:
         for key, reason in contender.left_out.items():
             log.info("%s: %s is left out of the space: %s", contender, key, reason)
@@ -332,6 +331,12 @@ class Contender:
             left_out=self.left_out,
             curve=[None if trial is None else trial.mean(runs) for trial in so_far],
         )
+
+
+def check_search(study: Study) -> "list[Contender]":
+    """Every variant on every data set. Raises as `contenders_of`; InstallationError without optuna."""
+    proposals.load_optuna()
+    return contenders_of(study)
 
 
 def contenders_of(study: Study) -> list[Contender]:

@@ -21,7 +21,7 @@ from sidrec.io.output_folders import FolderKind, Written
 from sidrec.io.output_lock import OutputLock
 from sidrec.machine import unwritable
 from sidrec.schema import ContractError, read_json
-from sidrec.text import near_folder
+from sidrec.text import near_folder, quoted
 
 EVALUATIONS = "evaluations"  # folder of a run directory: results on other data folders
 EVALUATION = "evaluation.json"  # in each: which run, checkpoint, data and catalog
@@ -148,7 +148,7 @@ class RunDirectory:
         """The recipe of the run; warns of keys without effect. Raises ConfigError if there is none."""
         if not self.config.is_file():
             near = near_folder(self.path, self.config.name)
-            raise ConfigError(f"{self.path}: expected a run directory with config.yaml, got none{near}")
+            raise ConfigError(f"{quoted(self.path)}: expected a run directory with config.yaml, got none{near}")
         return load_saved(self.config, warn=True)
 
 
