@@ -77,7 +77,11 @@ MOVIELENS = PublicSet("ml-latest-small", "ratings.csv", "movies.csv", "movieId",
 
 
 def prepare_mind(shared: Path, out: Path) -> None:
-    """Behaviour vectors come from all clicks before validation, also from the earlier ones, which train leaves out."""
+    """Behaviour vectors come from the earlier clicks alone, which train leaves out.
+
+    News live for a day or two: of most items shown in train, the clicks there are all clicks, so that having a vector
+    would tell the label.
+    """
     source, scratch = shared / "mind-piece", out.with_name("sources") / "mind"
     scratch.mkdir(parents=True, exist_ok=True)
     log = scratch / "log.csv"
@@ -89,7 +93,8 @@ def prepare_mind(shared: Path, out: Path) -> None:
         item_cat_columns=("category", "subcategory"),
     )
     clicks = LogSettings(validation_from=VALIDATION_FROM, test_from=TEST_FROM, overwrite=True)
-    InteractionsCommand(log, scratch / "clicks", columns, clicks, vectors="none").run()
+    before = replace(clicks, validation_from=SHOWN_FROM)
+    InteractionsCommand(log, scratch / "clicks", columns, before, vectors="none").run()
     BehaviorCommand(scratch / "clicks", check=False).run()
     column = pl.read_parquet(scratch / "clicks" / "items.parquet")["behavior"]
     np.save(scratch / "behavior.npy", column.to_numpy())

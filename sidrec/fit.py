@@ -18,13 +18,14 @@ import numpy as np
 
 from sidrec.config import Recipe
 from sidrec.config.learners import TokenizerConfig
+from sidrec.data.sid_labels import sid_label_warning
 from sidrec.errors import TrainingError, print_warning
 from sidrec.id_maps import IdMaps, check_grown
 from sidrec.io.output_folders import output_folder, replaceable_folder, replaced_folder
 from sidrec.io.output_lock import OutputLock, locked
 from sidrec.machine import unwritable
 from sidrec.parallel.process_group import Ranks, largest, of_machine, raise_on_all_ranks, run_on_all_ranks
-from sidrec.schema import ITEM_ID, ITEMS, LOG, MANIFEST, ContractError, MapDigest, load_manifest
+from sidrec.schema import ITEM_ID, ITEMS, LABEL, LOG, MANIFEST, ContractError, MapDigest, load_manifest
 from sidrec.sid.catalog import CARD, CATALOG, JOURNAL, PICTURES, REPORT, TOKENIZER, Catalog, load_catalog, write_catalog
 from sidrec.sid.collisions import resolve
 from sidrec.sid.item_vectors import ItemVectors, map_item_vectors, read_item_vectors
@@ -201,8 +202,20 @@ def _encode_and_write(items: ItemVectors, fitted: _Fitted, recipe: Recipe, overw
         print(f"last epoch: {json.dumps(tokenizer.journal[-1])}")
     print(quality_table(quality))
     print(quality_verdict(codes, tokenizer.codebook_sizes, equal))
+    _warn_of_labels(recipe, catalog)
     if pictures:
         print(f"pictures: {target / PICTURES}")
+
+
+def _warn_of_labels(recipe: Recipe, catalog: Catalog) -> None:
+    """Warns if having a SID gives labels away. Vectors alone, without a log, have no labels."""
+    log, data = recipe.data.path / LOG, recipe.data
+    if (log / MANIFEST).is_file():
+        manifest = load_manifest(log)
+        if set(data.train_on) <= set(manifest.splits) and data.label in (LABEL, *manifest.labels):
+            said = sid_label_warning(log, manifest, data.train_on, data.label, catalog.item_ids_N)
+            if said:
+                print_warning(said)
 
 
 def _item_map(data: Path) -> MapDigest | None:
