@@ -23,6 +23,8 @@ from sidrec.study.verdicts import MARGINS, Power, Verdict, verdict
 FEW_ITEMS = 30
 """Cold items below these support no verdict."""
 CONDITIONS = ("commit", "cpu", "cores", "ranks", "python")
+NO_CATALOG = "None"
+"""The catalog's fingerprint in the run directory of a run that reads no catalog."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,7 @@ def _variant(study: Study, name: str, runs: Mapping[str, Runs], counts: Mapping[
     gates = [run["facts"][GATES] for run in own if isinstance(run["facts"].get(GATES), dict)]
     return VariantResult(
         runs=tuple(runs[name]),
-        catalogs=len({run["facts"]["catalog"] for run in own if "catalog" in run["facts"]}),
+        catalogs=len({run["facts"].get("catalog", NO_CATALOG) for run in own} - {NO_CATALOG}),
         metrics={
             column: Spread.of([run.value(place(column)) for run in runs[name].values()]) for column in study.columns
         },
