@@ -271,11 +271,11 @@ def _obey(request: _Request) -> int:
     """Runs a `sidrec` command in this fork. Returns its exit status."""
     os.setsid()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.chdir(request.folder)  # `output` may be relative
     output = os.open(request.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for found, stream in ((nothing, 0), (output, 1), (output, 2)):
         os.dup2(found, stream)
-    os.chdir(request.folder)
     sys.argv = ["sidrec", *request.words]
     status: int = importlib.import_module(COMMAND).main(request.words)
     return status
