@@ -31,7 +31,10 @@ GRACE = 30.0  # seconds in which a training that is asked to stop saves a checkp
 LONGEST = 1 << 16  # bytes of a request
 READY = "ready"
 COMMAND = "sidrec.cli.dispatch"
-HEAVY = ("torchrec.distributed", "sidrec.train.run", COMMAND, "sidrec.cli.runs", "sidrec.cli.prepare")
+HEAVY = (
+    *("torchrec.distributed", "sidrec.train.run", COMMAND, "sidrec.cli.runs", "sidrec.cli.prepare"),
+    *("pyarrow.dataset", "torch.utils.tensorboard"),  # imported late by every training
+)
 """Modules that the warm process imports."""
 NO_THREADS = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
 """Variables with which imports start no thread: arrow's allocator would purge its memory in one."""
