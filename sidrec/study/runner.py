@@ -11,6 +11,8 @@ from typing import TypedDict
 
 import yaml
 
+from sidrec.config import ConfigError, Recipe
+from sidrec.config.section import granularity_levels
 from sidrec.io.files import read_json, write_text
 from sidrec.io.output_folders import check_replaceable
 from sidrec.metrics.exact import METRICS_FILE, load_metrics
@@ -72,9 +74,20 @@ def check_recipes(study: Study) -> list[Run]:
     for run in runs:
         name = f"{run.dataset}/{run.variant}"  # recipes of other numbers differ in seed and catalog alone
         if name not in seen:
-            run.checked()
+            recipe = run.checked()
+            if run.fit is not None:
+                _check_levels(name, recipe)
         seen.add(name)
     return runs
+
+
+def _check_levels(name: str, recipe: Recipe) -> None:
+    """Raises ConfigError for granularities that the catalogs of this study will lack."""
+    sids, levels = recipe.model.item.sids, recipe.tokenizer.levels
+    for granularity in sids.granularities if sids is not None and sids.subwords is None else ():
+        if granularity_levels(granularity)[-1] > levels:
+            expected = f"granularities of the tokenizer's {levels} levels"
+            raise ConfigError(f"{name}: model.item.granularities: expected {expected}, got {granularity}")
 
 
 def train_runs(

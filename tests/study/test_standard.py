@@ -96,6 +96,13 @@ def test_without_a_tokenizer_the_catalog_decides() -> None:
     assert {run.fit for run in check_recipes(study)} == {None}
 
 
+def test_granularities_beyond_the_levels_are_refused_before_any_fit() -> None:
+    tokenizer = {"vectors": ["text"], "learner": {"kind": "residual_kmeans", "levels": 2, "codebook_size": 8}}
+    path = _recipe(tokenizer=tokenizer, model={"item": {"kind": "sid", "granularities": ["s1", "s23"]}})
+    with pytest.raises(ConfigError, match=r"my_log/own: .*granularities of the tokenizer's 2 levels, got s23"):
+        check_recipes(study_of(path))
+
+
 def test_the_search_is_the_same_for_every_variant_and_leaves_its_mark() -> None:
     path = _recipe()
     assert study_of(path).tuning is None
