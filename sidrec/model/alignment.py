@@ -26,7 +26,7 @@ from sidrec.config.item_parts import (
     NoAlignment,
     RawStatsAlignment,
 )
-from sidrec.model.history import HistoryIndex, products_with_history
+from sidrec.model.history import HistoryIndex, Paths, paths_of, products_with_history
 
 
 class Alignment(nn.Module):
@@ -78,7 +78,7 @@ class InterestAlignment(Alignment):
         """Returns [B, width]."""
         if self.stop_gradient:
             sid_UD = sid_UD.detach()
-        pooled = self.features(similarities(sid_UD, target_B, history), history.valid_BT)
+        pooled = self.features(similarities(sid_UD, target_B, history), history.valid_BT, history.paths)
         empty_B1 = (~history.valid_BT.any(dim=1, keepdim=True)).to(pooled.dtype)
         return torch.cat([pooled, empty_B1], dim=1)
 
@@ -106,8 +106,8 @@ class SimilarityFeatures(nn.Module):
 
     width: int
 
-    def forward(self, similarity_BT: Tensor, valid_BT: Tensor) -> Tensor:
-        """Returns [B, width]; valid_BT is False at padding."""
+    def forward(self, similarity_BT: Tensor, valid_BT: Tensor, paths: Paths | None = None) -> Tensor:
+        """Returns [B, width]; valid_BT is False at padding. paths: None for those of the tensors' device."""
         raise NotImplementedError
 
 
@@ -131,15 +131,15 @@ class AutoDis(SimilarityFeatures):
         self.grid = grid
         self.width = 2 * width
 
-    def forward(self, similarity_BT: Tensor, valid_BT: Tensor) -> Tensor:
+    def forward(self, similarity_BT: Tensor, valid_BT: Tensor, paths: Paths | None = None) -> Tensor:
         h_2H = functional.leaky_relu(torch.stack([self.weight_H, -self.weight_H]))
         slope_2H = (self.mix(h_2H) + self.skip * h_2H) / self.temperature
         if self.grid is None:
-            return autodis_max_and_mean(similarity_BT, valid_BT, slope_2H, self.meta_HA)
+            return autodis_max_and_mean(similarity_BT, valid_BT, slope_2H, self.meta_HA, paths)
         x_M = torch.linspace(-1, 1, self.grid + 1, dtype=slope_2H.dtype, device=slope_2H.device)
         magnitude_M2 = torch.stack([x_M.clamp_min(0), x_M.neg().clamp_min(0)], dim=1)
         values_MA = torch.softmax(magnitude_M2 @ slope_2H, dim=1) @ self.meta_HA
-        return interpolated_max_and_mean(similarity_BT, valid_BT, values_MA)
+        return interpolated_max_and_mean(similarity_BT, valid_BT, values_MA, paths)
 
 
 class Histogram(SimilarityFeatures):
@@ -153,7 +153,7 @@ class Histogram(SimilarityFeatures):
         self.inverse_width = bins / 2
         self.width = 2 * bins
 
-    def forward(self, similarity_BT: Tensor, valid_BT: Tensor) -> Tensor:
+    def forward(self, similarity_BT: Tensor, valid_BT: Tensor, paths: Paths | None = None) -> Tensor:
         distance_BTH = (similarity_BT.unsqueeze(2) - self.centers_H) * self.inverse_width
         return masked_max_and_mean(torch.exp(-0.5 * distance_BTH.square()), valid_BT)
 
@@ -163,7 +163,7 @@ class RawStatistics(SimilarityFeatures):
 
     width = 3
 
-    def forward(self, similarity_BT: Tensor, valid_BT: Tensor) -> Tensor:
+    def forward(self, similarity_BT: Tensor, valid_BT: Tensor, paths: Paths | None = None) -> Tensor:
         pooled_B2 = masked_max_and_mean(similarity_BT.unsqueeze(2), valid_BT)
         centered_BT = (similarity_BT - pooled_B2[:, 1:]) * valid_BT
         variance_B1 = centered_BT.square().sum(dim=1, keepdim=True) / valid_BT.sum(dim=1, keepdim=True).clamp_min(1)
@@ -200,20 +200,21 @@ class MatchStatistics(Alignment):
 #
 # Shapes: R rows of a chunk, P = T R its positions.
 
-ROWS = 512  # R
 
-
-def autodis_max_and_mean(x_BT: Tensor, valid_BT: Tensor, slope_2H: Tensor, meta_HA: Tensor, rows: int = ROWS) -> Tensor:
+def autodis_max_and_mean(
+    x_BT: Tensor, valid_BT: Tensor, slope_2H: Tensor, meta_HA: Tensor, paths: Paths | None = None
+) -> Tensor:
     """[max_t; mean_t] of a_t = softmax(u_t) ME over the valid positions, [B, 2A]; zeros where none is valid.
 
     slope_2H: u = x slope[0] where x >= 0, and -x slope[1] where x < 0. Equal maxima share their gradient.
-    rows: R.
+    paths: R is its `rows`; None for those of the tensors' device.
     """
-    return _pooled(x_BT, valid_BT, slope_2H, meta_HA, rows)
+    return _pooled(x_BT, valid_BT, slope_2H, meta_HA, paths)
 
 
 @fx.wrap  # TorchRec's pipelines trace the ranker, and fx cannot trace an autograd function
-def _pooled(x_BT: Tensor, valid_BT: Tensor, slope_2H: Tensor, meta_HA: Tensor, rows: int) -> Tensor:
+def _pooled(x_BT: Tensor, valid_BT: Tensor, slope_2H: Tensor, meta_HA: Tensor, paths: Paths | None) -> Tensor:
+    rows = (paths or paths_of(x_BT.device)).rows
     pooled_B2A: Tensor = _MaxAndMean.apply(x_BT, valid_BT, slope_2H, meta_HA, rows)  # type: ignore[no-untyped-call]
     return pooled_B2A
 
@@ -301,18 +302,19 @@ def _embed(x_TR: Tensor, slope_2H: Tensor, meta_HA: Tensor) -> _Chunk:
 # per position is a lookup, and sums over positions are sparse. About a third of the time of the chunks above.
 
 
-def interpolated_max_and_mean(x_BT: Tensor, valid_BT: Tensor, values_MA: Tensor, rows: int = ROWS) -> Tensor:
+def interpolated_max_and_mean(x_BT: Tensor, valid_BT: Tensor, values_MA: Tensor, paths: Paths | None = None) -> Tensor:
     """[max_t; mean_t] of f(x_t) over the valid positions, [B, 2A]; zeros where none is valid.
 
     f: interpolates linearly between values_MA, its values at M points from -1 to 1. The gradient is that of the
-    interpolation; the first of equal maxima has all of theirs. rows: R.
+    interpolation; the first of equal maxima has all of theirs. paths: as in `autodis_max_and_mean`.
     """
-    return _interpolated(x_BT, valid_BT, values_MA, rows)
+    return _interpolated(x_BT, valid_BT, values_MA, paths)
 
 
 @fx.wrap
-def _interpolated(x_BT: Tensor, valid_BT: Tensor, values_MA: Tensor, rows: int) -> Tensor:
-    pooled_B2A: Tensor = _Interpolated.apply(x_BT, valid_BT, values_MA, rows)  # type: ignore[no-untyped-call]
+def _interpolated(x_BT: Tensor, valid_BT: Tensor, values_MA: Tensor, paths: Paths | None) -> Tensor:
+    used = paths or paths_of(x_BT.device)
+    pooled_B2A: Tensor = _Interpolated.apply(x_BT, valid_BT, values_MA, used)  # type: ignore[no-untyped-call]
     return pooled_B2A
 
 
@@ -320,7 +322,7 @@ class _Interpolated(torch.autograd.Function):
     """Tables have a row per interval, and a last row for padding."""
 
     @staticmethod
-    def forward(ctx: Any, x_BT: Tensor, valid_BT: Tensor, values_MA: Tensor, rows: int) -> Tensor:
+    def forward(ctx: Any, x_BT: Tensor, valid_BT: Tensor, values_MA: Tensor, paths: Paths) -> Tensor:
         intervals, padding_1A = len(values_MA) - 1, torch.zeros_like(values_MA[:1])
         place_BT = ((x_BT + 1) * (intervals / 2)).clamp_(0, intervals)
         first_BT = place_BT.floor().clamp_max_(intervals - 1)
@@ -330,7 +332,7 @@ class _Interpolated(torch.autograd.Function):
         comparable_MA = torch.cat([values_MA[:-1], padding_1A - torch.inf])
         found = [
             _highest(*chunk, comparable_MA, step_MA)
-            for chunk in zip(row_BT.split(rows), share_BT.split(rows), strict=True)
+            for chunk in zip(row_BT.split(paths.rows), share_BT.split(paths.rows), strict=True)
         ]
         highest_BA, position_BA = (torch.cat(parts) for parts in zip(*found, strict=True))
         count_B1 = valid_BT.sum(dim=1, keepdim=True)

@@ -17,7 +17,6 @@ from sidrec.model.fusion_and_gate import build_statistics
 from sidrec.model.history import (
     HistoryIndex,
     attention_among,
-    index_history,
     products_with_history,
     softmax_over_history,
     weighted_sum_of_history,
@@ -58,7 +57,7 @@ class GateSidRepresentation(SemanticRepresentation):
     ) -> tuple[Tensor, Tensor]:
         hid_UD, sid_UD = items.embedded[HID], self.semantic.embed(items)
         hid_BD, sid_BD = functional.embedding(target_B, hid_UD), functional.embedding(target_B, sid_UD)
-        history = index_history(history_BT)
+        history = items.index(history_BT)
         with_sids = items.with_sids(history)
         hid_score_BT = self.hid_scores(hid_UD, hid_BD, history)
         score_BT = torch.lerp(hid_score_BT, self.sid_scores(sid_UD, sid_BD, history), self.sid_share(hid_BD, stats_BS))

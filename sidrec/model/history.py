@@ -4,12 +4,31 @@ Shapes: B rows, U item bags (bag 0 is empty), T history positions, P = B T posit
 """
 
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+
+class Paths(NamedTuple):
+    """How the operators of a batch run on a kind of device.
+
+    rows: rows that pass through a chain of operators at a time. On a CPU a chunk stays in the cache. On a GPU each
+    operator is a launch, and memory alone bounds the chunk.
+    """
+
+    rows: int
+
+
+CPU, GPU = Paths(rows=512), Paths(rows=65_536)
+
+
+def paths_of(device: torch.device) -> Paths:
+    """GPU on CUDA, CPU on other devices."""
+    return GPU if device.type == "cuda" else CPU
+
 
 # Sums and products with histories as a sparse matrix [B, U] over item bags: backward makes no [B, T, D] tensor.
 #
@@ -20,9 +39,12 @@ from torch.nn import functional
 # embedding collections, and `fx.wrap` acts only on calls from the module that defines the function.
 
 
-def index_history(history_BT: Tensor) -> "HistoryIndex":
-    """The index that the other functions take. Build one per batch: they share its sort."""
-    return _index(history_BT)
+def index_history(history_BT: Tensor, paths: Paths | None = None) -> "HistoryIndex":
+    """The index that the other functions take. Build one per batch: they share its sort.
+
+    paths: None for those of history_BT's device.
+    """
+    return _index(history_BT, paths)
 
 
 def mean_of_history(items_UD: Tensor, history: "HistoryIndex") -> Tensor:
@@ -63,13 +85,22 @@ class HistoryIndex:
     """The histories of a batch as a sparse matrix over item bags.
 
     bag_BT: item bags, 0 is padding. valid_BT: False at padding. count_B1: valid positions of a row, at least 1.
+    paths: of the device.
     """
 
-    def __init__(self, bag_BT: Tensor, valid_BT: Tensor | None = None, whole: "HistoryIndex | None" = None) -> None:
-        """valid_BT: None for all positions but padding. whole: the index that this one is a part of."""
+    def __init__(
+        self,
+        bag_BT: Tensor,
+        valid_BT: Tensor | None = None,
+        whole: "HistoryIndex | None" = None,
+        paths: Paths | None = None,
+    ) -> None:
+        """valid_BT: None for all positions but padding. whole: the index that this one is a part of. paths: None for
+        those of bag_BT's device."""
         self.bag_BT = bag_BT
         self.valid_BT = bag_BT > 0 if valid_BT is None else valid_BT
         self.count_B1 = self.valid_BT.sum(dim=1, keepdim=True).clamp_min(1)
+        self.paths = paths_of(bag_BT.device) if paths is None else paths
         self._whole = whole
 
     def where(self, valid_BT: Tensor) -> "HistoryIndex":
@@ -77,7 +108,7 @@ class HistoryIndex:
 
         Sums over it take embeddings that are zero at the other positions.
         """
-        return HistoryIndex(self.bag_BT, valid_BT, self)
+        return HistoryIndex(self.bag_BT, valid_BT, self, self.paths)
 
     @cached_property
     def _sorted(self) -> tuple[Tensor, Tensor]:
@@ -104,8 +135,8 @@ class HistoryIndex:
 
 
 @fx.wrap
-def _index(history_BT: Tensor) -> HistoryIndex:
-    return HistoryIndex(history_BT)
+def _index(history_BT: Tensor, paths: Paths | None) -> HistoryIndex:
+    return HistoryIndex(history_BT, paths=paths)
 
 
 @fx.wrap

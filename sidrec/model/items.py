@@ -21,7 +21,7 @@ from sidrec.data.item_tables import HID
 from sidrec.model.alignment import build_alignment
 from sidrec.model.contrast import CodeGuidedContrast
 from sidrec.model.fusion_and_gate import GranularityFusion, WeighingGate, build_fusion, build_gate
-from sidrec.model.history import HistoryIndex, index_history
+from sidrec.model.history import HistoryIndex, Paths, index_history
 from sidrec.model.pooling import PooledHistories, build_pooling
 
 
@@ -32,7 +32,8 @@ class ItemLookup:
     embedded: item feature -> [U, D]. All features are split from the KeyedTensor in one call: a slice of it would have
     a gradient as wide as the whole tensor. token_weights_UW, granules_UG, content_UV: as in Batch. has_sid_U: bool;
     None if all bags but bag 0 have a SID. chance_B: as in Batch, for dropout; None outside training. updates_U: updates
-    that each bag's HID row has received, float32; None where the item kind reads none.
+    that each bag's HID row has received, float32; None where the item kind reads none. paths: None for those of the
+    tensors' device.
     computed: results that forward and losses share.
     """
 
@@ -43,7 +44,12 @@ class ItemLookup:
     has_sid_U: Tensor | None = None
     chance_B: Tensor | None = None
     updates_U: Tensor | None = None
+    paths: Paths | None = None
     computed: dict[str, Tensor] = field(default_factory=dict)
+
+    def index(self, history_BT: Tensor) -> HistoryIndex:
+        """The index of the batch's histories."""
+        return index_history(history_BT, self.paths)
 
     # An item without a SID has an e_sid of zero. Wherever SIDs are mixed in or compared, it is left out:
 
@@ -224,7 +230,7 @@ class HidsAndSids(SemanticRepresentation):
         no_sid_B = sids_dropped(items, self.sid_rate)
         hid_BD = zero_where(no_hid_B, functional.embedding(target_B, hid_UD))
         sid_BD = zero_where(no_sid_B, functional.embedding(target_B, sid_UD))
-        history = index_history(history_BT)
+        history = items.index(history_BT)
         with_sids = items.with_sids(history)
         pooled = self.pooling({"hid": (hid_UD, hid_BD, history), "sid": (sid_UD, sid_BD, with_sids)})
         if "hid" in self.pooling:
@@ -312,7 +318,7 @@ class HidRepresentation(ItemRepresentation):
     ) -> tuple[Tensor, Tensor]:
         hid_UD = items.embedded[HID]
         target_BD = zero_where(hids_dropped(items, self.rate), functional.embedding(target_B, hid_UD))
-        pooled_BD = self.pooling(hid_UD, target_BD, index_history(history_BT))
+        pooled_BD = self.pooling(hid_UD, target_BD, items.index(history_BT))
         pooled_BD = zero_where(hids_dropped(items, self.history_rate), pooled_BD)
         return torch.stack([target_BD, pooled_BD], dim=1), stats_BS[:, :0]
 
@@ -332,7 +338,7 @@ class SidRepresentation(SemanticRepresentation):
     ) -> tuple[Tensor, Tensor]:
         sid_UD = self.semantic.embed(items)
         target_BD = functional.embedding(target_B, sid_UD)
-        history = items.with_sids(index_history(history_BT))
+        history = items.with_sids(items.index(history_BT))
         embedded = torch.stack([target_BD, self.pooling(sid_UD, target_BD, history)], dim=1)
         return embedded, self.semantic.dense(sid_UD, items, target_B, history)
 
@@ -373,7 +379,7 @@ class ContentRepresentation(ItemRepresentation):
         content_UD = self.project(items.content_UV) * known_U1
         hid_BD = zero_where(hids_dropped(items, self.rate), functional.embedding(target_B, hid_UD))
         content_BD = functional.embedding(target_B, content_UD)
-        history = index_history(history_BT)
+        history = items.index(history_BT)
         hids_BD = zero_where(hids_dropped(items, self.history_rate), self.hid_pooling(hid_UD, hid_BD, history))
         contents_BD = self.content_pooling(content_UD, content_BD, history)
         return torch.stack([hid_BD, content_BD, hids_BD, contents_BD], dim=1), stats_BS[:, :0]

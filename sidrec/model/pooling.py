@@ -72,9 +72,6 @@ class MeanOfHistory(HistoryPooling):
         return mean_of_history(items_UD, history)
 
 
-ROWS = 512  # R, rows of which attention scores are computed at a time
-
-
 class TargetAttention(HistoryPooling):
     """DIN's local activation unit (arXiv 1706.06978, equation 3).
 
@@ -82,19 +79,18 @@ class TargetAttention(HistoryPooling):
     with `softmax`, a softmax over the valid positions.
     """
 
-    def __init__(self, dim: int, hidden: Sequence[int], softmax: bool, rows: int = ROWS) -> None:
-        """rows: of which scores are computed at a time."""
+    def __init__(self, dim: int, hidden: Sequence[int], softmax: bool) -> None:
         super().__init__()
         widths = [4 * dim, *hidden]
         self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
         self.layers.append(nn.Linear(widths[-1], 1, bias=not softmax))  # a softmax cancels a bias
         self.slopes = nn.ParameterList(torch.full((1,), 0.25) for _ in hidden)
-        self.softmax, self.rows = softmax, rows
+        self.softmax = softmax
 
     def weights(self, items_UD: Tensor, target_BD: Tensor, history: HistoryIndex) -> Tensor:
         """a_t, [B, T]; 0 at padding."""
         layers = [list(layer.parameters()) for layer in self.layers]
-        score_BT = _scores(items_UD, target_BD, history, layers, list(self.slopes), self.rows)
+        score_BT = _scores(items_UD, target_BD, history, layers, list(self.slopes))
         if self.softmax:
             return softmax_over_history(score_BT, history)
         return score_BT.masked_fill(~history.valid_BT, 0.0)
@@ -108,9 +104,11 @@ Layers = Sequence[Sequence[Tensor]]  # weight and, if there is one, bias of each
 
 @fx.wrap  # fx cannot trace a loop over chunks
 def _scores(
-    items_UD: Tensor, target_BD: Tensor, history: HistoryIndex, layers: Layers, slopes: Sequence[Tensor], rows: int
+    items_UD: Tensor, target_BD: Tensor, history: HistoryIndex, layers: Layers, slopes: Sequence[Tensor]
 ) -> Tensor:
-    """Scores [B, T], R = `rows` at a time. Backward recomputes a chunk instead of keeping its [R, T, H] tensors."""
+    """Scores [B, T], `rows` of the history's paths at a time. Backward recomputes a chunk instead of keeping its
+    [R, T, H] tensors."""
+    rows = history.paths.rows
     chunks = [
         checkpoint(_score, items_UD, target_RD, bag_RT, layers, slopes, use_reentrant=False, preserve_rng_state=False)
         for target_RD, bag_RT in zip(torch.split(target_BD, rows), torch.split(history.bag_BT, rows), strict=True)

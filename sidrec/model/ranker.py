@@ -22,6 +22,7 @@ from sidrec.data.item_tables import HID
 from sidrec.model.backbones import build_backbone
 from sidrec.model.fusion_and_gate import GranularityFusion, StandardizeStats, WeighingGate
 from sidrec.model.gate_sid import GateSidRepresentation
+from sidrec.model.history import Paths
 from sidrec.model.items import (
     ContentRepresentation,
     HidAndSidRepresentation,
@@ -44,8 +45,10 @@ class Ranker(nn.Module):
         its ids' vectors, 0 without ids.
     """
 
-    def __init__(self, config: ModelConfig, sizes: Sizes) -> None:
+    def __init__(self, config: ModelConfig, sizes: Sizes, paths: Paths | None = None) -> None:
+        """paths: None for those of the batch's device."""
         super().__init__()
+        self.paths = paths
         dim = config.embedding_dim
         mean_S, std_S = torch.tensor(sizes.stats_mean), torch.tensor(sizes.stats_std)
         inits = {HID: config.hid_init} | {name: config.sid_init for name in sizes.item_tables if name != HID}
@@ -85,6 +88,7 @@ class Ranker(nn.Module):
             has_sid_U,
             chance_B=batch.chance_B if self.training else None,
             updates_U=None if self.updates is None else self.updates(hid_rows),
+            paths=self.paths,
         )
 
     def _score(self, batch: Batch, looked_up: ItemLookup) -> Tensor:

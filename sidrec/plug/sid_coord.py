@@ -20,7 +20,6 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, Keyed
 from sidrec.config.item import SidCoordItem
 from sidrec.config.item_parts import ExactIndex, GranularityTokens, NoAlignment, StatsGate
 from sidrec.model.fusion_and_gate import build_gate
-from sidrec.model.history import index_history
 from sidrec.model.items import ItemLookup, SemanticPart, hids_dropped, sids_dropped, zero_where
 from sidrec.model.tables import embedding_tables, one_feature_each
 from sidrec.plug.sid_join import JoinedSids, SidJoin, catalog_rows, impressions_of
@@ -365,7 +364,7 @@ class Coordination(nn.Module):
             sid_UD = self.semantic.embed(items)
             target_BD = self._mixed(hid_BD, sid_UD, items, joined.target_B, joined.stats_BS, no_hid_B, no_sid_B)
             mixed_QD = self._mixed(hid_QD, sid_UD, items, joined.bag_Q, joined.stats_QS, no_hid_Q, no_sid_Q)
-            history = index_history(joined.history_BT)
+            history = items.index(joined.history_BT)
             aligned_BA = self.semantic.dense(sid_UD, items, joined.target_B, history, no_sid_B).to(own)
             if hid_BD is not None:
                 target_BD = self._with_alignment(target_BD, aligned_BA).to(hid_BD.dtype)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sidrec.model.alignment import AutoDis, autodis_max_and_mean, interpolated_max_and_mean, masked_max_and_mean
-from sidrec.model.history import index_history, mean_of_history, products_with_history
+from sidrec.model.history import Paths, index_history, mean_of_history, products_with_history
 
 B, U, T, D, H, A = 7, 9, 5, 4, 6, 3
 
@@ -104,7 +104,7 @@ def test_autodis_in_chunks_of_rows(rows: int) -> None:
     slope_2H = torch.randn(2, H, dtype=torch.double) * 5
     meta_HA = torch.randn(H, A, dtype=torch.double)
     x_grad_BT, _, _ = assert_same(
-        lambda x_BT, slope_2H, meta_HA: autodis_max_and_mean(x_BT, valid_BT, slope_2H, meta_HA, rows),
+        lambda x_BT, slope_2H, meta_HA: autodis_max_and_mean(x_BT, valid_BT, slope_2H, meta_HA, Paths(rows)),
         lambda x_BT, slope_2H, meta_HA: slow_autodis(x_BT, valid_BT, slope_2H, meta_HA),
         [x_BT, slope_2H, meta_HA],
     )
@@ -148,7 +148,7 @@ def test_interpolation_equals_weights_of_all_points(rows: int) -> None:
     values_MA = torch.randn(9, A, dtype=torch.double, generator=generator)
     valid_BT = histories() > 0
     assert_same(
-        lambda x_BT, values_MA: interpolated_max_and_mean(x_BT, valid_BT, values_MA, rows),
+        lambda x_BT, values_MA: interpolated_max_and_mean(x_BT, valid_BT, values_MA, Paths(rows)),
         lambda x_BT, values_MA: slow_interpolation(x_BT, valid_BT, values_MA),
         [x_BT, values_MA],
     )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sidrec.config.model import MeanPooling, Pooling, TargetAttentionPooling
-from sidrec.model.history import index_history
+from sidrec.model.history import Paths, index_history
 from sidrec.model.pooling import TargetAttention, build_pooling
 
 B, U, T, D = 7, 9, 5, 4
@@ -34,9 +34,9 @@ def embeddings() -> tuple[Tensor, Tensor]:
     return items_UD, torch.randn(B, D, dtype=torch.double, generator=generator)
 
 
-def attention(hidden: tuple[int, ...], softmax: bool, rows: int = 512) -> TargetAttention:
+def attention(hidden: tuple[int, ...], softmax: bool) -> TargetAttention:
     torch.manual_seed(2)
-    module = TargetAttention(D, hidden, softmax, rows).double()
+    module = TargetAttention(D, hidden, softmax).double()
     for slope in module.slopes:
         nn.init.constant_(slope, 0.3)
     return module
@@ -66,13 +66,13 @@ def naive(module: TargetAttention, items_UD: Tensor, target_BD: Tensor, history_
 @pytest.mark.parametrize("softmax", [False, True])
 @pytest.mark.parametrize("hidden", [(3,), (5, 3)])
 def test_attention_in_chunks_equals_the_naive_loop(hidden: tuple[int, ...], softmax: bool, rows: int) -> None:
-    module, history_BT = attention(hidden, softmax, rows), histories()
+    module, history_BT = attention(hidden, softmax), histories()
     outcomes = []
     for fast in (True, False):
         module.zero_grad()
         items_UD, target_BD = (tensor.requires_grad_() for tensor in embeddings())
         found = (
-            module(items_UD, target_BD, index_history(history_BT))
+            module(items_UD, target_BD, index_history(history_BT, Paths(rows)))
             if fast
             else naive(module, items_UD, target_BD, history_BT)
         )
