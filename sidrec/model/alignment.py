@@ -26,7 +26,7 @@ from sidrec.config.item_parts import (
     NoAlignment,
     RawStatsAlignment,
 )
-from sidrec.model.history import HistoryIndex, Paths, paths_of, products_with_history
+from sidrec.model.history import HistoryIndex, Paths, Segments, paths_of, products_with_history
 
 
 class Alignment(nn.Module):
@@ -338,6 +338,7 @@ class _Interpolated(torch.autograd.Function):
         count_B1 = valid_BT.sum(dim=1, keepdim=True)
         sum_BA = functional.embedding_bag(row_BT, value_MA, mode="sum")
         sum_BA += functional.embedding_bag(row_BT, step_MA, mode="sum", per_sample_weights=share_BT)
+        ctx.paths = paths
         ctx.save_for_backward(row_BT, share_BT, step_MA, position_BA, count_B1)
         return torch.cat([highest_BA.masked_fill_(count_B1 == 0, 0), sum_BA / count_B1.clamp_min(1)], dim=1)
 
@@ -348,18 +349,12 @@ class _Interpolated(torch.autograd.Function):
         of_max_BA, of_mean_BA = grad_B2A.chunk(2, dim=1)
         of_max_BA = of_max_BA.masked_fill(count_B1 == 0, 0)
         of_mean_BA = of_mean_BA / count_B1.clamp_min(1)
-        (rows, width), length = step_MA.shape, row_BT.shape[1]
+        rows, width = step_MA.shape
         # the entry of a table that each maximum read
         entry_BA = row_BT.gather(1, position_BA) * width + torch.arange(width, device=row_BT.device)
         x_grad_BT = torch.bmm(functional.embedding(row_BT, step_MA), of_mean_BA.unsqueeze(2)).squeeze(2)
         x_grad_BT.scatter_add_(1, position_BA, of_max_BA * step_MA.take(entry_BA))
-        # S0: sum of the gradients of an interval's positions; S1: the same, times the share of the interval's end
-        sorted_P, order_P = row_BT.flatten().int().sort()
-        first_M = torch.searchsorted(sorted_P, torch.arange(rows, dtype=torch.int32, device=row_BT.device))
-        line_P = order_P.div(length, rounding_mode="floor")
-        share_P = share_BT.flatten().index_select(0, order_P)
-        s0_MA = functional.embedding_bag(line_P, of_mean_BA, first_M, mode="sum")
-        s1_MA = functional.embedding_bag(line_P, of_mean_BA, first_M, mode="sum", per_sample_weights=share_P)
+        s0_MA, s1_MA = _sums_of_intervals(row_BT, share_BT, of_mean_BA, rows, ctx.paths)
         entry_N, share_BA = entry_BA.flatten(), share_BT.gather(1, position_BA)
         s0_MA.view(-1).scatter_add_(0, entry_N, of_max_BA.flatten())
         s1_MA.view(-1).scatter_add_(0, entry_N, (of_max_BA * share_BA).flatten())
@@ -367,6 +362,22 @@ class _Interpolated(torch.autograd.Function):
         values_grad_MA[-1] = 0  # of padding: becomes the last point
         values_grad_MA[1:] += s1_MA[:-1]
         return x_grad_BT * ((rows - 1) / 2), None, values_grad_MA, None
+
+
+def _sums_of_intervals(
+    row_BT: Tensor, share_BT: Tensor, grad_BA: Tensor, rows: int, paths: Paths
+) -> tuple[Tensor, Tensor]:
+    """S0: sum of the gradients of an interval's positions. S1: the same, times the share of the interval's end."""
+    if paths.balanced:
+        segments = Segments(row_BT, rows - 1)  # the last row is that of padding
+        sums = segments.sum(grad_BA), segments.sum(grad_BA, share_BT)
+        return functional.pad(sums[0], (0, 0, 0, 1)), functional.pad(sums[1], (0, 0, 0, 1))
+    sorted_P, order_P = row_BT.flatten().int().sort()
+    first_M = torch.searchsorted(sorted_P, torch.arange(rows, dtype=torch.int32, device=row_BT.device))
+    line_P = order_P.div(row_BT.shape[1], rounding_mode="floor")
+    share_P = share_BT.flatten().index_select(0, order_P)
+    s0_MA = functional.embedding_bag(line_P, grad_BA, first_M, mode="sum")
+    return s0_MA, functional.embedding_bag(line_P, grad_BA, first_M, mode="sum", per_sample_weights=share_P)
 
 
 def _highest(row_RT: Tensor, share_RT: Tensor, value_MA: Tensor, step_MA: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,12 +17,15 @@ class Paths(NamedTuple):
 
     rows: rows that pass through a chain of operators at a time. On a CPU a chunk stays in the cache. On a GPU each
     operator is a launch, and memory alone bounds the chunk.
+    balanced: whether sums by item go through `Segments`. A GPU adds the terms of a bag in one thread, and padding or a
+    popular item has most of them.
     """
 
     rows: int
+    balanced: bool = False
 
 
-CPU, GPU = Paths(rows=512), Paths(rows=65_536)
+CPU, GPU = Paths(rows=512), Paths(rows=65_536, balanced=True)
 
 
 def paths_of(device: torch.device) -> Paths:
@@ -50,6 +53,11 @@ def index_history(history_BT: Tensor, paths: Paths | None = None) -> "HistoryInd
 def mean_of_history(items_UD: Tensor, history: "HistoryIndex") -> Tensor:
     """Mean over the valid positions [B, D]; zeros for an empty history. items_UD: row 0 is zero."""
     return _mean(items_UD, history)
+
+
+def items_of_history(items_UD: Tensor, history: "HistoryIndex") -> Tensor:
+    """items[bag[b, t]], [B, T, D]. items_UD: row 0 is zero; it need not get its gradient, which nothing reads."""
+    return _items(items_UD, history)
 
 
 def weighted_sum_of_history(items_UD: Tensor, weight_BT: Tensor, history: "HistoryIndex") -> Tensor:
@@ -84,8 +92,7 @@ def attention_among(attention_BT: Tensor, history: "HistoryIndex", part: "Histor
 class HistoryIndex:
     """The histories of a batch as a sparse matrix over item bags.
 
-    bag_BT: item bags, 0 is padding. valid_BT: False at padding. count_B1: valid positions of a row, at least 1.
-    paths: of the device.
+    bag_BT: item bags, 0 is padding. valid_BT: False at padding. paths: of the device.
     """
 
     def __init__(
@@ -99,9 +106,14 @@ class HistoryIndex:
         those of bag_BT's device."""
         self.bag_BT = bag_BT
         self.valid_BT = bag_BT > 0 if valid_BT is None else valid_BT
-        self.count_B1 = self.valid_BT.sum(dim=1, keepdim=True).clamp_min(1)
         self.paths = paths_of(bag_BT.device) if paths is None else paths
         self._whole = whole
+        self._segments: Segments | None = None
+
+    @cached_property
+    def count_B1(self) -> Tensor:  # noqa: N802
+        """Valid positions of a row, at least 1."""
+        return self.valid_BT.sum(dim=1, keepdim=True).clamp_min(1)
 
     def where(self, valid_BT: Tensor) -> "HistoryIndex":
         """The same histories with fewer valid positions; the others are as padding. Shares the sort.
@@ -126,12 +138,71 @@ class HistoryIndex:
         return torch.bmm(functional.embedding(self.bag_BT, items_UD), rows_BD.unsqueeze(2)).squeeze(2)
 
     def transposed_sum(self, rows_BD: Tensor, bags: int, weight_BT: Tensor | None = None) -> Tensor:
-        """The transposed matrix times rows: sum of weight[b, t] * rows[b] over the positions of each bag, [U, D]."""
+        """The transposed matrix times rows: sum of weight[b, t] * rows[b] over the positions of each bag, [U, D].
+
+        Bag 0's is of no use, and with balanced paths 0.
+        """
+        if self.paths.balanced:
+            return self.segments(bags).sum(rows_BD, weight_BT)
         bag_P, position_P = self._sorted
         row_P = position_P.div(self.bag_BT.shape[1], rounding_mode="floor")
         first_U = torch.searchsorted(bag_P, torch.arange(bags, dtype=bag_P.dtype, device=bag_P.device))
         weight_P = None if weight_BT is None else weight_BT.flatten().index_select(0, position_P)
         return functional.embedding_bag(row_P, rows_BD, first_U, mode="sum", per_sample_weights=weight_P)
+
+    def segments(self, bags: int) -> "Segments":
+        """The valid positions of each of `bags` bags; all sums of a batch share them."""
+        if self._whole is not None:
+            return self._whole.segments(bags)
+        if self._segments is None or self._segments.count != bags:
+            self._segments = Segments(torch.where(self.bag_BT > 0, self.bag_BT, bags), bags)
+        return self._segments
+
+
+PIECE = 128
+
+
+class Segments:
+    """Sums over the entries of a matrix [B, T] by segment, in which no thread of a GPU adds many terms.
+
+    `embedding_bag` adds the terms of a bag one after another. Here the entries, sorted by segment, are cut into pieces
+    of at most `piece` entries, and each segment adds the sums of its pieces. Entries of no segment come last; their
+    pieces are added to bags of their own, which are left out. No size depends on the entries, so that the host need
+    not wait for the device; sums are added in the same order each time.
+
+    Shapes: P = B T entries in one line, C segments, N pieces, M bags of pieces, R rows of values, D width.
+    """
+
+    def __init__(self, segment_BT: Tensor, count: int, piece: int = PIECE) -> None:
+        """segment_BT: the segment of each entry in [0, count), or `count` for none. count: C."""
+        self.count = count
+        entries, device = segment_BT.numel(), segment_BT.device
+        sorted_P, self._entry_P = segment_BT.flatten().int().sort()
+        self._row_P = self._entry_P.div(max(1, segment_BT.shape[1]), rounding_mode="floor")
+        numbers = torch.arange(count + 1, dtype=torch.int32, device=device)
+        first_of_segment = torch.searchsorted(sorted_P, numbers)  # [C + 1]; the last: of the entries of no segment
+        start_C, stop_C = first_of_segment[:-1], first_of_segment[1:]
+        # An empty segment would begin a piece where the next one does, which would have to add it.
+        start_C = torch.where(start_C == stop_C, entries, start_C)
+        cuts = [start_C, first_of_segment[-1:], torch.arange(0, entries, piece, device=device)]
+        self.first_N, _ = torch.cat(cuts).sort()
+        first_piece = torch.searchsorted(self.first_N, first_of_segment)  # [C + 1]
+        self._piece_N = torch.arange(len(self.first_N), device=device)
+        others = torch.maximum(self._piece_N[::piece], first_piece[-1])
+        self.first_M = torch.cat([first_piece[:-1], others])
+
+    def sum(self, rows_BD: Tensor, weight_BT: Tensor | None = None) -> Tensor:
+        """Sum of weight[b, t] * rows[b] over the entries (b, t) of each segment, [C, D]."""
+        weight_P = None if weight_BT is None else weight_BT.flatten().index_select(0, self._entry_P)
+        return self._sum(self._row_P, rows_BD, weight_P)
+
+    def sum_of_entries(self, values_PD: Tensor) -> Tensor:
+        """Sum of the values of each segment's entries, [C, D]. values_PD: in the order of the flattened matrix."""
+        return self._sum(self._entry_P, values_PD, None)
+
+    def _sum(self, index_P: Tensor, values_RD: Tensor, weight_P: Tensor | None) -> Tensor:
+        pieces_ND = functional.embedding_bag(index_P, values_RD, self.first_N, mode="sum", per_sample_weights=weight_P)
+        return functional.embedding_bag(self._piece_N, pieces_ND, self.first_M, mode="sum")[: self.count]
 
 
 @fx.wrap
@@ -143,6 +214,14 @@ def _index(history_BT: Tensor, paths: Paths | None) -> HistoryIndex:
 def _mean(items_UD: Tensor, history: HistoryIndex) -> Tensor:
     mean_BD: Tensor = _Mean.apply(items_UD, history)  # type: ignore[no-untyped-call]
     return mean_BD
+
+
+@fx.wrap
+def _items(items_UD: Tensor, history: HistoryIndex) -> Tensor:
+    if not history.paths.balanced:
+        return functional.embedding(history.bag_BT, items_UD)
+    items_BTD: Tensor = _Items.apply(items_UD, history)  # type: ignore[no-untyped-call]
+    return items_BTD
 
 
 @fx.wrap
@@ -167,6 +246,18 @@ class _Mean(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_BD: Tensor) -> tuple[Tensor, None]:
         return ctx.history.transposed_sum(grad_BD / ctx.history.count_B1, ctx.bags), None
+
+
+class _Items(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, items_UD: Tensor, history: HistoryIndex) -> Tensor:
+        ctx.history, ctx.bags = history, len(items_UD)
+        return functional.embedding(history.bag_BT, items_UD)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BTD: Tensor) -> tuple[Tensor, None]:
+        return ctx.history.segments(ctx.bags).sum_of_entries(grad_BTD.flatten(0, 1)), None
 
 
 class _WeightedSum(torch.autograd.Function):

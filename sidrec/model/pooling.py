@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from sidrec.config.model import MeanPooling, PmaPooling, Pooling, RoutesPooling, TargetAttentionPooling
 from sidrec.model.history import (
     HistoryIndex,
+    items_of_history,
     masked_softmax,
     mean_of_history,
     products_with_history,
@@ -109,14 +110,21 @@ def _scores(
     """Scores [B, T], `rows` of the history's paths at a time. Backward recomputes a chunk instead of keeping its
     [R, T, H] tensors."""
     rows = history.paths.rows
+    if len(target_BD) <= rows:  # the sums of the batch share its segments
+        parts = [history]
+    else:
+        split = zip(torch.split(history.bag_BT, rows), torch.split(history.valid_BT, rows), strict=True)
+        parts = [HistoryIndex(bag_RT, valid_RT, paths=history.paths) for bag_RT, valid_RT in split]
     chunks = [
-        checkpoint(_score, items_UD, target_RD, bag_RT, layers, slopes, use_reentrant=False, preserve_rng_state=False)
-        for target_RD, bag_RT in zip(torch.split(target_BD, rows), torch.split(history.bag_BT, rows), strict=True)
+        checkpoint(_score, items_UD, target_RD, part, layers, slopes, use_reentrant=False, preserve_rng_state=False)
+        for target_RD, part in zip(torch.split(target_BD, rows), parts, strict=True)
     ]
     return torch.cat(chunks)
 
 
-def _score(items_UD: Tensor, target_RD: Tensor, bag_RT: Tensor, layers: Layers, slopes: Sequence[Tensor]) -> Tensor:
+def _score(
+    items_UD: Tensor, target_RD: Tensor, history: HistoryIndex, layers: Layers, slopes: Sequence[Tensor]
+) -> Tensor:
     """Scores [R, T], without the MLP's input [R, T, 4D].
 
     W [h; e; h - e; h * e] = (W1 + W3 + W4 diag(e)) h + (W2 - W3) e.
@@ -125,7 +133,7 @@ def _score(items_UD: Tensor, target_RD: Tensor, bag_RT: Tensor, layers: Layers, 
     of_item_HD, of_target_HD, of_difference_HD, of_product_HD = first_HX.chunk(4, dim=1)
     matrix_RHD = torch.addcmul(of_item_HD + of_difference_HD, of_product_HD, target_RD.unsqueeze(1))
     shift_RH = functional.linear(target_RD, of_target_HD - of_difference_HD, bias_H)
-    items_RTD = functional.embedding(bag_RT, items_UD)
+    items_RTD = items_of_history(items_UD, history)
     hidden_RTH = torch.baddbmm(shift_RH.unsqueeze(1), items_RTD, matrix_RHD.transpose(1, 2))
     for layer, slope in zip(further, slopes, strict=True):
         activated_RTH = torch.lerp(hidden_RTH.relu(), hidden_RTH, slope)  # PReLU, faster than functional.prelu
@@ -158,7 +166,7 @@ class PoolingByAttention(HistoryPooling):
         self.position_scale = nn.Parameter(torch.tensor(POSITION_SCALE)) if config.positions else None
 
     def forward(self, items_UD: Tensor, target_BD: Tensor, history: HistoryIndex) -> Tensor:
-        items_BTD = functional.embedding(history.bag_BT, items_UD)
+        items_BTD = items_of_history(items_UD, history)
         if self.position_scale is not None:
             items_BTD = items_BTD + self.position_scale * sinusoids(history.valid_BT, items_BTD)
         items_BTD = self.item_norm(items_BTD)

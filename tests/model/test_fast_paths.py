@@ -8,7 +8,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from sidrec.model.alignment import AutoDis, autodis_max_and_mean, interpolated_max_and_mean, masked_max_and_mean
-from sidrec.model.history import Paths, index_history, mean_of_history, products_with_history
+from sidrec.model.history import (
+    CPU,
+    GPU,
+    Paths,
+    Segments,
+    index_history,
+    items_of_history,
+    mean_of_history,
+    products_with_history,
+)
 
 B, U, T, D, H, A = 7, 9, 5, 4, 6, 3
 
@@ -49,7 +58,8 @@ def but_padding(gradient_UD: Tensor) -> Tensor:
     return gradient_UD * (torch.arange(U) > 0).unsqueeze(1)
 
 
-def test_mean_of_history() -> None:
+@pytest.mark.parametrize("paths", [CPU, GPU])
+def test_mean_of_history(paths: Paths) -> None:
     history_BT = histories()
 
     def slow(items_UD: Tensor) -> Tensor:
@@ -59,12 +69,13 @@ def test_mean_of_history() -> None:
 
     def fast(items_UD: Tensor) -> Tensor:
         items_UD.register_hook(but_padding)  # bag 0 is never looked up: its gradient is nobody's
-        return mean_of_history(items_UD, index_history(history_BT))
+        return mean_of_history(items_UD, index_history(history_BT, paths))
 
     assert_same(fast, slow, [items()])
 
 
-def test_products_with_history() -> None:
+@pytest.mark.parametrize("paths", [CPU, GPU])
+def test_products_with_history(paths: Paths) -> None:
     history_BT = histories()
     target_BD = torch.randn(B, D, dtype=torch.double)
 
@@ -72,10 +83,75 @@ def test_products_with_history() -> None:
         return torch.einsum("btd,bd->bt", items_UD[history_BT], target_BD)
 
     assert_same(
-        lambda items_UD, target_BD: products_with_history(items_UD, target_BD, index_history(history_BT)),
-        slow,
+        lambda items_UD, target_BD: products_with_history(leaf(items_UD), target_BD, index_history(history_BT, paths)),
+        lambda items_UD, target_BD: slow(leaf(items_UD), target_BD),
         [items(), target_BD],
     )
+
+
+def leaf(items_UD: Tensor) -> Tensor:
+    """The items, without a gradient of bag 0: the paths differ in it, and it is nobody's."""
+    items_UD.register_hook(but_padding)
+    return items_UD
+
+
+@pytest.mark.parametrize("paths", [CPU, GPU])
+def test_items_of_history(paths: Paths) -> None:
+    history_BT = histories()
+    assert_same(
+        lambda items_UD: items_of_history(leaf(items_UD), index_history(history_BT, paths)),
+        lambda items_UD: leaf(items_UD)[history_BT],
+        [items()],
+    )
+
+
+# Sums by segment, in pieces.
+
+
+def skewed(rows: int, count: int) -> Tensor:
+    """Segments of [rows, T] entries: half are in none, a quarter in segment 5; most segments beyond 9 are empty."""
+    generator = torch.Generator().manual_seed(6)
+    draw_BT = torch.rand(rows, T, generator=generator)
+    some_BT = torch.randint(10, (rows, T), generator=generator)
+    return torch.where(draw_BT < 0.5, count, torch.where(draw_BT < 0.75, 5, some_BT))
+
+
+@pytest.mark.parametrize("piece", [1, 2, 3, 128])
+@pytest.mark.parametrize(("rows", "count"), [(1, 12), (60, 12), (60, 500)])
+def test_segments_equal_sums_one_by_one(rows: int, count: int, piece: int) -> None:
+    segment_BT = skewed(rows, count)
+    rows_BD, weight_BT = torch.randn(rows, D, dtype=torch.double), torch.rand(rows, T, dtype=torch.double)
+    segments = Segments(segment_BT, count, piece)
+
+    def slow(values_BTD: Tensor) -> Tensor:
+        sums = values_BTD.new_zeros(count + 1, D).index_add_(0, segment_BT.flatten(), values_BTD.flatten(0, 1))
+        return sums[:-1]
+
+    rows_BTD = rows_BD.unsqueeze(1).expand(-1, T, -1)
+    torch.testing.assert_close(segments.sum(rows_BD), slow(rows_BTD))
+    torch.testing.assert_close(segments.sum(rows_BD, weight_BT), slow(rows_BTD * weight_BT.unsqueeze(2)))
+    values_PD = torch.randn(rows * T, D, dtype=torch.double)
+    torch.testing.assert_close(segments.sum_of_entries(values_PD), slow(values_PD.view(rows, T, D)))
+
+
+@pytest.mark.parametrize("shape", [(0, T), (3, 0)])
+def test_segments_without_entries(shape: tuple[int, int]) -> None:
+    segments = Segments(torch.zeros(shape, dtype=torch.int64), 4)
+    assert torch.equal(segments.sum(torch.ones(shape[0], D)), torch.zeros(4, D))
+
+
+@pytest.mark.parametrize("count", [12, 5000])
+def test_no_thread_of_a_gpu_adds_many_terms(count: int) -> None:
+    segments = Segments(skewed(20_000, count), count, piece := 64)
+    popular = int((skewed(20_000, count) == 5).sum())
+    assert popular > 15_000, "otherwise this would show nothing"
+    assert longest(segments.first_N, 20_000 * T) <= piece
+    assert longest(segments.first_M, len(segments.first_N)) <= popular / piece + 2 + piece
+
+
+def longest(first_N: Tensor, entries: int) -> int:
+    """Terms of the longest of `embedding_bag`'s sums. first_N: where each begins."""
+    return int(torch.cat([first_N, torch.tensor([entries])]).diff().max())
 
 
 def slow_autodis(x_BT: Tensor, valid_BT: Tensor, slope_2H: Tensor, meta_HA: Tensor) -> Tensor:
@@ -140,15 +216,16 @@ def slow_interpolation(x_BT: Tensor, valid_BT: Tensor, values_MA: Tensor) -> Ten
     return masked_max_and_mean(weight_BTM @ values_MA, valid_BT)
 
 
+@pytest.mark.parametrize("balanced", [False, True])
 @pytest.mark.parametrize("rows", [1, 3, 100])
-def test_interpolation_equals_weights_of_all_points(rows: int) -> None:
+def test_interpolation_equals_weights_of_all_points(rows: int, balanced: bool) -> None:
     generator = torch.Generator().manual_seed(4)
     x_BT = 1.9 * torch.rand(B, T, dtype=torch.double, generator=generator) - 0.95
     x_BT[4, 0], x_BT[5, 1] = 0.999, -0.999  # in the last and the first interval
     values_MA = torch.randn(9, A, dtype=torch.double, generator=generator)
     valid_BT = histories() > 0
     assert_same(
-        lambda x_BT, values_MA: interpolated_max_and_mean(x_BT, valid_BT, values_MA, Paths(rows)),
+        lambda x_BT, values_MA: interpolated_max_and_mean(x_BT, valid_BT, values_MA, Paths(rows, balanced)),
         lambda x_BT, values_MA: slow_interpolation(x_BT, valid_BT, values_MA),
         [x_BT, values_MA],
     )

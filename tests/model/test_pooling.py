@@ -62,17 +62,20 @@ def naive(module: TargetAttention, items_UD: Tensor, target_BD: Tensor, history_
     return torch.stack(pooled)
 
 
+@pytest.mark.parametrize("balanced", [False, True])
 @pytest.mark.parametrize("rows", [2, 100])
 @pytest.mark.parametrize("softmax", [False, True])
 @pytest.mark.parametrize("hidden", [(3,), (5, 3)])
-def test_attention_in_chunks_equals_the_naive_loop(hidden: tuple[int, ...], softmax: bool, rows: int) -> None:
+def test_attention_in_chunks_equals_the_naive_loop(
+    hidden: tuple[int, ...], softmax: bool, rows: int, balanced: bool
+) -> None:
     module, history_BT = attention(hidden, softmax), histories()
     outcomes = []
     for fast in (True, False):
         module.zero_grad()
         items_UD, target_BD = (tensor.requires_grad_() for tensor in embeddings())
         found = (
-            module(items_UD, target_BD, index_history(history_BT, Paths(rows)))
+            module(items_UD, target_BD, index_history(history_BT, Paths(rows, balanced)))
             if fast
             else naive(module, items_UD, target_BD, history_BT)
         )

@@ -17,6 +17,7 @@ from sidrec.data.batch import Batch
 from sidrec.data.dataset import Sizes
 from sidrec.data.item_tables import ItemTable
 from sidrec.model.fusion_and_gate import TargetAwareGate
+from sidrec.model.history import CPU, GPU
 from sidrec.model.ranker import Budget, Ranker, parameter_budget
 from sidrec.model.tables import managed_table
 
@@ -204,6 +205,22 @@ def test_the_pipeline_sees_every_collection(name: str) -> None:
     graph = Tracer(leaf_modules=names).trace(ranker)
     called = {node.target for node in graph.nodes if node.op == "call_module"}
     assert {name for name in names if getattr(ranker, name) is not None} <= called
+
+
+@pytest.mark.parametrize("name", ALTERNATIVES)
+def test_the_operators_of_a_gpu_compute_the_same(name: str) -> None:
+    ranker = ranker_for(**ALTERNATIVES[name])
+    batch, outcomes = batch_for(ranker), []
+    for paths in (CPU, GPU):
+        torch.manual_seed(3)  # some kinds draw in training
+        ranker.paths = paths
+        ranker.zero_grad()
+        loss, _ = ranker(batch)
+        loss.backward()
+        gradients = {name: p.grad.clone() for name, p in ranker.named_parameters() if p.grad is not None}
+        outcomes.append((loss.detach(), gradients))
+    torch.testing.assert_close(outcomes[0], outcomes[1])
+    Tracer(leaf_modules=["items", "context", "managed_hids"]).trace(ranker)
 
 
 def test_loss_is_the_mean_over_real_rows() -> None:
