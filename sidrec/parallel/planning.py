@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -20,7 +21,7 @@ from sidrec.machine import memory
 from sidrec.parallel.process_group import Ranks, broadcast_object, gather_objects, run_on_all_ranks
 from sidrec.parallel.sharding import MANAGED, managed_tables
 from sidrec.plans.calibration import CalibratedCost, load_calibration
-from sidrec.plans.hardware import Hardware
+from sidrec.plans.hardware import Gpu, Hardware, published
 from sidrec.plans.options import OrderedEnumerator, sharding_plan
 from sidrec.plans.plan_file import PlanFile, read_plan, sharding_plan_of
 from sidrec.plans.search import search
@@ -98,13 +99,7 @@ def _torchrec_plan(
 ) -> ShardingPlan:
     rows_per_rank = workload.rows_per_rank
     constraints = constraints | _pooling_factors(workload, constraints)
-    topology = Topology(  # without caps TorchRec takes 32 GiB for a GPU and 128 GiB of host memory for each rank
-        world_size=hardware.world,
-        local_world_size=hardware.local_world,
-        compute_device=hardware.device,
-        hbm_cap=hardware.hbm,
-        ddr_cap=hardware.ddr,
-    )
+    topology = _topology(hardware)
     planner = EmbeddingShardingPlanner(
         topology=topology,
         batch_size=rows_per_rank,
@@ -117,6 +112,22 @@ def _torchrec_plan(
     except (PlannerError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:400]
         raise PlanError(f"no sharding plan for parallel.sharding={config.sharding}: {reason}") from error
+
+
+def _topology(hardware: Hardware) -> Topology:
+    """With the hardware's memory: without it TorchRec takes 32 GiB for a GPU and 128 GiB of host memory for each rank.
+
+    On CPU TorchRec's own bandwidths stay, to the last bit, and with them the plans of earlier versions.
+    """
+    if hardware.device == "cuda":
+        return hardware.topology()
+    return Topology(
+        world_size=hardware.world,
+        local_world_size=hardware.local_world,
+        compute_device=hardware.device,
+        hbm_cap=hardware.hbm,
+        ddr_cap=hardware.ddr,
+    )
 
 
 def local_world(ranks: Ranks) -> int:
@@ -185,25 +196,55 @@ def _managed_constraints(ranker: nn.Module, config: ParallelConfig, world: int) 
 
 
 def hardware_of(ranks: Ranks) -> Hardware:
-    """The hardware of these ranks: their memory, and TorchRec's default bandwidths."""
+    """The hardware of these ranks, as `hardware_here` describes it."""
     return hardware_here(ranks.device, ranks.world, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def hardware_here(device: torch.device, world: int, local_world: int) -> Hardware:
-    """Hardware of `world` ranks, `local_world` on each machine; all machines are assumed to be like this one."""
-    per_second = 1e3  # TorchRec counts bytes per millisecond
-    gpu = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+    """Hardware of `world` ranks, `local_world` on each machine; all machines are assumed to be like this one.
+
+    Memory is this machine's. Bandwidths are published ones, as for `sidrec plan --hardware`, where the GPU is known;
+    else TorchRec's defaults.
+    """
     _, host_memory = memory()
+    if device.type != "cuda":
+        return _hardware("CPU", "cpu", world, local_world, 0, host_memory)
+    gpu = torch.cuda.get_device_properties(device)
+    return gpu_hardware(gpu.name, gpu.total_memory, host_memory, world, local_world)
+
+
+def gpu_hardware(name: str, hbm: int, host_memory: int, world: int, local_world: int) -> Hardware:
+    """Machines of GPUs. name, hbm: a GPU's, as CUDA reports them. host_memory: bytes of a machine."""
+    known = _hardware(name, "cuda", world, local_world, hbm, host_memory)
+    return known if (gpu := published(name, hbm)) is None else _with_bandwidths(known, gpu)
+
+
+def _hardware(
+    name: str, device: Literal["cpu", "cuda"], world: int, local_world: int, hbm: int, host_memory: int
+) -> Hardware:
+    """With TorchRec's default bandwidths."""
+    per_second = 1e3  # TorchRec counts bytes per millisecond
     return Hardware(
-        name=gpu.name if gpu else "CPU",
-        device="cuda" if gpu else "cpu",
+        name=name,
+        device=device,
         world=world,
         local_world=local_world,
-        hbm=gpu.total_memory if gpu else 0,
+        hbm=hbm,
         ddr=host_memory // local_world,
         hbm_bandwidth=constants.HBM_MEM_BW * per_second,
         ddr_bandwidth=constants.DDR_MEM_BW * per_second,
         host_link=constants.HBM_TO_DDR_MEM_BW * per_second,
         intra_bandwidth=constants.INTRA_NODE_BANDWIDTH * per_second,
         inter_bandwidth=constants.CROSS_NODE_BANDWIDTH * per_second,
+    )
+
+
+def _with_bandwidths(hardware: Hardware, gpu: Gpu) -> Hardware:
+    return replace(
+        hardware,
+        hbm_bandwidth=gpu.hbm_bandwidth,
+        ddr_bandwidth=gpu.ddr_bandwidth,
+        host_link=gpu.pcie,
+        intra_bandwidth=gpu.nvlink,
+        inter_bandwidth=gpu.network,
     )

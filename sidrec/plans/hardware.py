@@ -100,6 +100,18 @@ GPUS = {
 }
 
 
+def published(device_name: str, memory_bytes: int) -> Gpu | None:
+    """The figures of a GPU at hand; None if it is none of GPUS, or another of its variants (PCIe, less memory).
+
+    device_name, memory_bytes: as CUDA reports them, such as "NVIDIA H100 80GB HBM3".
+    """
+    words = set(re.split(r"\W+", device_name.lower()))
+    found = next((gpu for kind, gpu in GPUS.items() if kind in words), None)
+    if found is None or words & {"pcie", "nvl"} or memory_bytes < 0.9 * found.hbm:
+        return None
+    return found
+
+
 HOST_MEMORY_PER_GPU = 256 * GB  # 2 TB for 8
 NAME = re.compile(r"(?:(?P<machines>\d+)x)?(?P<gpus>\d+)x?(?P<kind>[a-z]\w*)")
 EXAMPLES = "cpu, 2xcpu, 8xa100, 8xh100, 16x8h100"

@@ -12,9 +12,9 @@ from sidrec.config import ConfigError
 from sidrec.config.recipe import ParallelConfig, RowwiseAdagradTables, TableOptimizer
 from sidrec.errors import NoPlanError, PlanError
 from sidrec.machine import memory
-from sidrec.parallel.planning import plan_for
+from sidrec.parallel.planning import gpu_hardware, plan_for
 from sidrec.plans.cost import TorchRecCost
-from sidrec.plans.hardware import GB, Hardware, bytes_of, named_hardware, with_ranks
+from sidrec.plans.hardware import GB, GPUS, Hardware, bytes_of, named_hardware, published, with_ranks
 from sidrec.plans.options import enumerate_options, on_ranks, table_memory
 from sidrec.plans.search import DEFAULT, Candidate, search
 from sidrec.plans.tables_file import read_tables
@@ -224,6 +224,38 @@ def test_torchrecs_planner_has_the_memory_of_the_ranks_on_cpu(ddr: int, fits: bo
     else:
         with pytest.raises(PlanError, match=r"no sharding plan for parallel\.sharding=auto"):
             plan_for(load.model, sharders(), ParallelConfig(), lambda: load, there)
+
+
+def test_training_plans_as_sidrec_plan_does_for_the_same_gpus() -> None:
+    """Eight H200s and 77 GB of weights and optimizer state on each, which must not leave the GPU's memory."""
+    load = workload({"a": (600_000_000, 64), "b": (600_000_000, 64)})
+    here = gpu_hardware("NVIDIA H200", 141 * GB, 8 * 256 * GB, 8, 8)
+    assert replace(here, name="8xh200") == named_hardware("8xh200")
+    plans = [
+        plan_for(load.model, sharders(), ParallelConfig(), lambda: load, there)
+        for there in (here, named_hardware("8xh200"))
+    ]
+    assert plans[0].plan == plans[1].plan
+    (tables,) = plans[0].plan.values()
+    assert {table.compute_kernel for table in tables.values()} == {"fused"}
+
+
+@pytest.mark.parametrize(
+    ("name", "memory", "known"),
+    [
+        ("NVIDIA H200", 150_754_820_096, "h200"),
+        ("NVIDIA H100 80GB HBM3", 85_520_809_984, "h100"),
+        ("NVIDIA A100-SXM4-80GB", 85_095_874_560, "a100"),
+        ("NVIDIA A100-SXM4-40GB", 42_298_834_944, None),
+        ("NVIDIA H100 PCIe", 85_029_158_912, None),
+        ("Tesla T4", 15_828_320_256, None),
+    ],
+)
+def test_gpus_at_hand_are_known_by_name_and_memory(name: str, memory: int, known: str | None) -> None:
+    assert published(name, memory) == (GPUS[known] if known else None)
+    found, default = gpu_hardware(name, memory, 100 * GB, 2, 2), gpu_hardware("unknown", memory, 100 * GB, 2, 2)
+    assert (found.hbm, found.ddr) == (memory, 50 * GB)
+    assert found.hbm_bandwidth == (GPUS[known].hbm_bandwidth if known else default.hbm_bandwidth)
 
 
 @pytest.mark.parametrize(
