@@ -5,15 +5,16 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 from torch import distributed as dist
 
-from sidrec.errors import LostRankError, RankError
+from sidrec.errors import ConfigError, LostRankError, RankError
 from sidrec.machine import threads_per_rank
 
 T = TypeVar("T")
@@ -79,24 +80,26 @@ class Ranks:
 def joined_ranks() -> Iterator[Ranks]:
     """A context in the process group of torchrun's ranks, or of this process alone without torchrun.
 
-    Backend: NCCL if each rank has a GPU, gloo on CPU. A rank that fails leaves without waiting for the others.
-    Raises LostRankError if another rank died, which breaks the connections to it.
+    Backend: NCCL on GPUs, gloo on CPU; `device_of_rank` says which. A rank that fails leaves without waiting for the
+    others. Raises ConfigError as `device_of_rank` does, LostRankError if another rank died, which breaks the
+    connections to it.
     """
     _silence_torchrec()
     alone = "RANK" not in os.environ
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    device = device_of_rank(os.environ, torch.cuda.device_count())
+    gpu = device if device.type == "cuda" else None
+    if gpu is not None:
+        torch.cuda.set_device(gpu)
     threads = threads_per_rank()
     torch.set_num_threads(threads)
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    backend = "gloo" if gpu is None else "nccl"
     if alone:
         os.environ.setdefault("LOCAL_WORLD_SIZE", "1")  # TorchRec warns if it is not set
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        store = dist.HashStore()
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=PATIENCE, device_id=gpu)
     else:
-        dist.init_process_group(backend)
-    control = dist.new_group(backend="gloo")
+        dist.init_process_group(backend, timeout=PATIENCE, device_id=gpu)
+    control = dist.new_group(backend="gloo", timeout=PATIENCE)
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), device, threads, control)
     except BaseException as error:
@@ -106,6 +109,41 @@ def joined_ranks() -> Iterator[Ranks]:
             raise LostRankError(_lost_rank(error)) from error
         raise
     dist.destroy_process_group()
+
+
+def device_of_rank(environment: Mapping[str, str], gpus: int) -> torch.device:
+    """The GPU with the rank's number on its machine; the CPU where there is no GPU, or SIDREC_DEVICE is cpu.
+
+    environment: torchrun's variables, and SIDREC_DEVICE: cpu or cuda. gpus: that this process sees.
+    Raises ConfigError for more ranks than GPUs, SIDREC_DEVICE=cuda without a GPU, and other values of it.
+    """
+    wanted = environment.get("SIDREC_DEVICE") or ("cuda" if gpus else "cpu")
+    if wanted not in ("cpu", "cuda"):
+        raise ConfigError(f"SIDREC_DEVICE: expected cpu or cuda, got {wanted!r}")
+    if wanted == "cpu":
+        return torch.device("cpu")
+    if not gpus:
+        raise ConfigError("SIDREC_DEVICE: expected cpu where torch sees no GPU, got 'cuda'")
+    ranks = int(environment.get("LOCAL_WORLD_SIZE", "1"))
+    if ranks > gpus:
+        fix = f"start {gpus} on each machine, or train on CPU with SIDREC_DEVICE=cpu"
+        raise ConfigError(f"ranks: expected at most one for each GPU that torch sees, {gpus}, got {ranks}; {fix}")
+    return torch.device("cuda", int(environment.get("LOCAL_RANK", "0")))
+
+
+PATIENCE = timedelta(minutes=30)
+"""How long a collective waits for other ranks, at first. NCCL's own 10 minutes are as long as train.hang_minutes: it
+would abort the process before the watchdog names the ranks that are behind."""
+
+
+def outlast(minutes: float) -> None:
+    """Lets the collectives of every group wait for twice as long as `minutes`, and at least PATIENCE.
+
+    TorchRec makes groups of its own, for ranks of one machine. All ranks call it.
+    """
+    patience = max(PATIENCE, 2 * timedelta(minutes=minutes))
+    for group in dist.distributed_c10d._world.pg_map:
+        dist.distributed_c10d._set_pg_timeout(patience, group)
 
 
 def _silence_torchrec() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from torch import distributed as dist
 
 from sidrec.errors import HangError, ReportedElsewhereError, print_error
-from sidrec.parallel.process_group import Heartbeat, Ranks
+from sidrec.parallel.process_group import Heartbeat, Ranks, outlast
 
 HUNG = 75  # EX_TEMPFAIL of sysexits.h: worth another try
 LONGEST_INTERVAL = 5.0  # seconds between two checks of the heartbeat
@@ -44,6 +44,7 @@ class Watchdog:
         self._notes = _Notes(ranks, self._interval) if ranks.world > 1 else None
 
     def __enter__(self) -> "Watchdog":
+        outlast(self._limit / 60)
         self._ranks.heartbeat.begin(self._ranks.heartbeat.task)
         self._thread.start()
         return self
