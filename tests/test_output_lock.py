@@ -118,7 +118,7 @@ def study(folder: Path) -> list[str]:
         f"name: out\nwork: {folder}/runs\nresults: {folder}\nruns: 1\n"
         f"datasets: {{toy: {folder}/recipe.yaml}}\nvariants: {{a: {{}}}}\nreferences: [a]\n"
     )
-    return ["study", "report", str(folder / "study.yaml")]
+    return ["study", str(folder / "study.yaml"), "--report"]
 
 
 AGAIN: dict[str, tuple[str, Words]] = {
