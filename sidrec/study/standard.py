@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sidrec.config import Recipe, load_mapping
+from sidrec.config.item import Item, SidCoordItem
 from sidrec.config.learners import TokenizerConfig
 from sidrec.config.load import parse
 from sidrec.config.section import MOST_LEVELS
@@ -67,10 +68,15 @@ def _name(text: str) -> str:
 def _variants(raw: Overrides, recipe: Recipe) -> dict[str, Overrides]:
     items = standard_items(recipe, recipe.tokenizer if "tokenizer" in raw else None)
     own = {OWN: raw["model"]["item"]} if isinstance(raw.get("model"), dict) and "item" in raw["model"] else {}
-    others = [_checked(raw, item).model.item for item in items.values()]
-    if own and recipe.model.item not in others:
+    others = [_without_preset(_checked(raw, item).model.item) for item in items.values()]
+    if own and _without_preset(recipe.model.item) not in others:
         items |= own
     return {name: {"model": {"item": item}} for name, item in items.items()}
+
+
+def _without_preset(item: Item) -> Item:
+    """The item without the name of the preset that filled it."""
+    return replace(item, preset=None) if isinstance(item, SidCoordItem) else item
 
 
 def _checked(raw: Overrides, item: dict[str, Any]) -> Recipe:

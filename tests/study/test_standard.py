@@ -55,6 +55,7 @@ def test_a_recipe_is_compared_with_the_standard_variants() -> None:
         ({"kind": "sid"}, False),
         ({"kind": "sid", "granularities": ["s1"]}, True),
         ({"kind": "sid_coord", "preset": "recommended"}, False),
+        ({"kind": "sid_coord"}, False),  # as published, without saying so
         ({"kind": "sid_coord", "gate": {"kind": "sum"}}, True),
         ({"kind": "gate_sid"}, True),
     ],
