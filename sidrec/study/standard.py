@@ -40,15 +40,16 @@ def study_of(path: Path, results: Path | None = None, tune: bool = False) -> Stu
     its best values. Raises ConfigError for mistakes; ContractError for the catalog of a recipe.
     """
     raw = load_mapping(path, "YAML file")
-    if {"datasets", "variants"} & set(raw):
-        study = load_study(path)
-        return study if results is None else replace(study, results=results)
-    study = _standard_study(path, raw, Study.results if results is None else results)
-    tuned = tune or (study.results / study.name / BEST_FILE).exists()
-    return replace(study, tuning=TUNING) if tuned else study
+    standard = not {"datasets", "variants"} & set(raw)
+    study = _standard_study(path, raw) if standard else load_study(path)
+    if results is not None:
+        study = replace(study, results=results)
+    if standard and (tune or (study.results / study.name / BEST_FILE).exists()):
+        study = replace(study, tuning=TUNING)
+    return study
 
 
-def _standard_study(path: Path, raw: Overrides, results: Path) -> Study:
+def _standard_study(path: Path, raw: Overrides) -> Study:
     recipe = parse(raw, str(path))
     return Study(
         name=_name(path.stem),
@@ -57,7 +58,6 @@ def _standard_study(path: Path, raw: Overrides, results: Path) -> Study:
         references=REFERENCES,
         columns=COLUMNS,
         split=recipe.evaluate.splits[-1] if recipe.evaluate.splits else "test",
-        results=results,
     )
 
 
