@@ -13,27 +13,14 @@ from sidrec.data.loader import open_split
 from sidrec.train.ledger_check import ledger_files, read_ledger
 from sidrec.train.run import train
 from sidrec.train.run_directory import RunDirectory
-from sidrec.train.trainer import Trainer
 from tests.ranks import joined, run_on_ranks
 from tests.small_log import small_recipe, write_small_log
+from tests.stopped_trainer import StoppedError, stopped_at
 
 ROWS, BATCH, EPOCHS = 610, 64, 2  # the last steps of an epoch are padded
 STEPS = 10
 STOP = 6
 LATER = (1, 2, 4)
-
-
-class StoppedError(Exception):
-    """As if the process had been killed."""
-
-
-class Stopped(Trainer):
-    """Ends after STOP steps, a checkpoint just begun."""
-
-    def _save_if_due(self, step: int, factor: float) -> None:
-        super()._save_if_due(step, factor)
-        if step == STOP:
-            raise StoppedError
 
 
 def recipe_of(folder: Path, runs: str) -> Recipe:
@@ -79,7 +66,7 @@ def test_any_number_of_ranks_reads_on_where_two_stopped(tmp_path: Path) -> None:
 
 def train_until_stopped(rank: int, world: int, recipe: Recipe) -> None:
     with pytest.raises(StoppedError):
-        train(recipe, joined(rank, world), Stopped)
+        train(recipe, joined(rank, world), stopped_at(STOP))
 
 
 def train_on(rank: int, world: int, recipe: Recipe) -> None:

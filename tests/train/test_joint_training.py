@@ -23,27 +23,14 @@ from sidrec.schema import ITEMS, LOG, load_manifest, save_manifest
 from sidrec.train.ledger_check import ledger_files, read_ledger
 from sidrec.train.run import train
 from sidrec.train.run_directory import RunDirectory
-from sidrec.train.trainer import Trainer
 from tests.ranks import joined, run_on_ranks
 from tests.small_log import small_recipe, write_small_log
+from tests.stopped_trainer import StoppedError, stopped_at
 
 BOTH = ["train", "validation"]
 TRAIN_ROWS, ROWS, BATCH = 600, 800, 64
 STEPS = 13
 STOP = 11  # 704 rows in the order of time: within validation
-
-
-class StoppedError(Exception):
-    """As if the process had been killed."""
-
-
-class Stopped(Trainer):
-    """Ends after STOP steps, a checkpoint just begun."""
-
-    def _save_if_due(self, step: int, factor: float) -> None:
-        super()._save_if_due(step, factor)
-        if step == STOP:
-            raise StoppedError
 
 
 def recipe_of(folder: Path, name: str, train_on: list[str]) -> Recipe:
@@ -61,7 +48,7 @@ def train_all(rank: int, world: int, whole: Recipe, stopped: Recipe, resumed: Re
     ranks = joined(rank, world)
     assert train(whole, ranks) == 0
     with pytest.raises(StoppedError):
-        train(stopped, ranks, Stopped)
+        train(stopped, ranks, stopped_at(STOP))
     if ranks.first:
         shutil.copytree(stopped.run, resumed.run)
         save(resumed, resumed.run / "config.yaml")

@@ -20,13 +20,10 @@ from sidrec.train.run import train
 from sidrec.train.trainer import Trainer
 from tests.ranks import joined, run_on_ranks
 from tests.small_log import ITEMS_COUNT, small_recipe, write_small_log
+from tests.stopped_trainer import StoppedError
 
 ROWS, RANKS = 52, 2
 INTERVAL, STOPS = 4, {"in an interval": 6, "between intervals": 12}
-
-
-class StoppedError(Exception):
-    """As if the process had been killed."""
 
 
 class Watched(Trainer):

@@ -25,6 +25,7 @@ from sidrec.train.run import train
 from sidrec.train.step import StepResult
 from sidrec.train.trainer import Trainer
 from tests.ranks import joined, run_on_ranks
+from tests.stopped_trainer import StoppedError
 from tests.train.older_run import grown
 from tests.train.older_run import recipe_of as wide_recipe_of
 from tests.train.refusals import recipe_of, refusal, start
@@ -39,10 +40,6 @@ PLANS: dict[str, dict[str, Any]] = {
     "data_parallel": {"parallel": {"sharding": "data_parallel"}, "optimizer": {"tables": {"kind": "sgd"}}},
 }
 STOPPED, STOP = "stopped", 10
-
-
-class StoppedError(Exception):
-    """As if the process had been killed."""
 
 
 class Watched(Trainer):

@@ -24,14 +24,11 @@ from sidrec.train.run import train
 from sidrec.train.trainer import Trainer
 from tests.ranks import joined, run_on_ranks
 from tests.small_log import small_recipe, write_small_log
+from tests.stopped_trainer import StoppedError
 
 ZERO, ONE = torch.zeros(1), torch.ones(1)
 PLANS = ("table_wise", "row_wise", "data_parallel")
 STOP = 9
-
-
-class StoppedError(Exception):
-    """As if the process had been killed."""
 
 
 class Watched(Trainer):
