@@ -47,7 +47,7 @@ def test_recipes_differ_in_data_batch_size_splits_and_backbone_alone() -> None:
         recipe = load_mapping(path, "YAML file")
         del recipe["name"], recipe["tokenizer"]["vectors"]
         recipe["model"].pop("backbone", None)
-        of_the_set = ("path", "catalog", "batch_size", "train_on")
+        of_the_set = ("path", "catalog", "batch_size", "train_on", "workers")
         recipe["data"] = {key: value for key, value in recipe["data"].items() if key not in of_the_set}
         return recipe
 

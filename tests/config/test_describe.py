@@ -84,7 +84,7 @@ def test_the_kind_may_be_left_out() -> None:
 def test_a_preset_is_explained_by_what_it_fills_in() -> None:
     told = " ".join(explain("model.item.preset").split())
     assert "published fills in {views: [mixed], history: [hid], hid_dropout: 0.0, gate: {kind: stats}}." in told
-    assert "recommended fills in {views: [mixed, hid, sid]," in told
+    assert "recommended fills in {views: [hid, sid], history: [hid, sid], hid_dropout: 0.1}." in told
     assert "paper fills in {training: {revive_every: 0}}." in explain("tokenizer.learner.rqvae.preset")
 
 

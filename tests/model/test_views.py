@@ -132,11 +132,11 @@ def test_a_preset_fills_in_what_the_recipe_leaves_out() -> None:
     published = _ITEM.validate_python({"kind": "sid_coord", "preset": "published"})
     assert replace(published, preset=None) == SidCoordItem()
     recommended = _ITEM.validate_python({"kind": "sid_coord", "preset": "recommended"})
-    assert recommended.views == ("mixed", "hid", "sid")
-    assert recommended.hid_dropout > 0
-    own = {"hid_dropout": 0.1, "gate": {"kind": "stats", "hidden": 8}}
+    assert recommended.views == recommended.history == ("hid", "sid")
+    assert recommended.hid_dropout == 0.1
+    own = {"hid_dropout": 0.0, "views": ["mixed", "hid"], "gate": {"kind": "stats", "hidden": 8}}
     changed = _ITEM.validate_python({"kind": "sid_coord", "preset": "recommended", **own})
-    assert changed == replace(recommended, hid_dropout=0.1, gate=StatsGate(hidden=8))
+    assert changed == replace(recommended, hid_dropout=0.0, views=("mixed", "hid"), gate=StatsGate(hidden=8))
     with pytest.raises(ValidationError, match="'published' or 'recommended'"):
         _ITEM.validate_python({"kind": "sid_coord", "preset": "paper"})
 
