@@ -2,8 +2,9 @@
 
     python -m benchmarks.claim_data --shared FOLDER_WITH_PUBLIC_SETS --out data/claim [--only beauty yelp]
 
-FOLDER_WITH_PUBLIC_SETS holds amazon-beauty/, yelp/, ml-latest-small/ and mind-piece/. Folders that exist are left as
-they are, so that a stopped preparation continues.
+FOLDER_WITH_PUBLIC_SETS holds amazon-beauty/, yelp/, ml-latest-small/ and mind-piece/; for the sets movielens_100k*,
+which are prepared only when asked for, ml-100k/ of RecBole's wheel. Folders that exist are left as they are, so that a
+stopped preparation continues.
 
 | set | rows | split |
 |---|---|---|
@@ -11,6 +12,7 @@ they are, so that a stopped preparation continues.
 | movielens | every rating; positive from 4 stars | in time, 80/10/10 |
 | movielens_users | the same rows | each user's last 10%, the 10% before them |
 | mind | rows that were shown | by day: the last is test, the one before it validation |
+| movielens_100k, movielens_100k_users | as movielens and movielens_users; for the preset's transfer | as theirs |
 | *_early | the same, of a log that ends before its last 20% of events | in time, 80/10/10 |
 | *_x1 | one negative each, drawn uniformly | each user's last event, the one before it |
 
@@ -105,6 +107,25 @@ def prepare_mind(shared: Path, out: Path) -> None:
     (scratch / "data").rename(out)
 
 
+def movielens_100k(split: LogSettings) -> Callable[[Path, Path], None]:
+    """MovieLens 100K as RecBole has it: files with tabs, a title without its year, genres with spaces."""
+
+    def prepare(shared: Path, out: Path) -> None:
+        source, files = out.with_name("sources") / out.name, shared / "ml-100k"
+        source.mkdir(parents=True, exist_ok=True)
+        events = pl.read_csv(files / "ml-100k.inter", separator="\t", has_header=False, skip_rows=1)
+        events.columns = ["userId", "movieId", "rating", "timestamp"]
+        events.write_csv(source / MOVIELENS.events)
+        items = pl.read_csv(files / "ml-100k.item", separator="\t", has_header=False, skip_rows=1, infer_schema=False)
+        items.columns = ["movieId", "title", "year", "genres"]
+        title = pl.format("{} ({})", "title", "year")
+        items = items.select("movieId", title=title, genres=pl.col("genres").str.replace_all(" ", "|"))
+        items.write_csv(source / MOVIELENS.items)
+        prepare_movielens(source, out, split)
+
+    return prepare
+
+
 def early_source(public: PublicSet, source: Path, folder: Path) -> Path:
     """Writes the set's log without its last events, and the items that are left. Returns the folder.
 
@@ -164,24 +185,28 @@ SETS: dict[str, Callable[[Path, Path], None]] = {
     "beauty_x1": x1(BEAUTY),
     "yelp_x1": x1(YELP),
 }
+LATER_SETS = {"movielens_100k": movielens_100k(BY_TIME), "movielens_100k_users": movielens_100k(BY_USER)}
+"""For the preset's transfer: prepared when asked for by name."""
 
 
 def prepare_sets(shared: Path, out: Path, names: list[str]) -> None:
     """Prepares those of the sets that OUT does not hold. Raises ContractError for an unknown name."""
+    known = SETS | LATER_SETS
     for name in names:
-        if name not in SETS:
-            raise ContractError("--only", f"some of {', '.join(SETS)}", name)
+        if name not in known:
+            raise ContractError("--only", f"some of {', '.join(known)}", name)
     for number, name in enumerate(names, 1):
         print(f"{number}/{len(names)} {name}")
         if not (out / name).exists():
-            SETS[name](shared, out / name)
+            known[name](shared, out / name)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = ", ".join(SETS | LATER_SETS)
     parser.add_argument("--shared", type=Path, required=True, metavar="FOLDER", help="holds the public data sets")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="gets a data folder for each set")
-    parser.add_argument("--only", nargs="+", default=list(SETS), metavar="SET", help=f"of {', '.join(SETS)}")
+    parser.add_argument("--only", nargs="+", default=list(SETS), metavar="SET", help=f"of {names}")
     arguments = parser.parse_args()
     prepare_sets(arguments.shared, arguments.out, arguments.only)
 

@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from benchmarks.claim_data import BEAUTY, BEAUTY_VECTORS, SETS, X1, YELP, early_source, prepare_sets
+from benchmarks.claim_data import BEAUTY, BEAUTY_VECTORS, LATER_SETS, SETS, X1, YELP, early_source, prepare_sets
 from benchmarks.claim_sets import SplitSize, set_size
 from benchmarks.claim_sets import table as table_of
 from data_prep.negatives import Pool
@@ -50,8 +50,24 @@ def test_sets_are_prepared_once(tmp_path: Path, capsys: pytest.CaptureFixture[st
     before = (tmp_path / "out" / "yelp" / "items.parquet").stat().st_mtime_ns
     prepare_sets(tmp_path / "raw", tmp_path / "out", ["yelp"])
     assert (tmp_path / "out" / "yelp" / "items.parquet").stat().st_mtime_ns == before
-    with pytest.raises(ContractError, match=f"some of {', '.join(SETS)}"):
+    with pytest.raises(ContractError, match=f"some of {', '.join(SETS | LATER_SETS)}"):
         prepare_sets(tmp_path / "raw", tmp_path / "out", ["yelpp"])
+
+
+def test_movielens_100k_comes_from_the_files_of_recbole(tmp_path: Path) -> None:
+    """Ten films, the first with two genres; ratings from 4 stars are positive, the last tenth of them is test."""
+    pytest.importorskip("wordllama")
+    files = tmp_path / "raw" / "ml-100k"
+    files.mkdir(parents=True)
+    films = [f"{n}\tFilm {n}\t19{n + 60}\tComedy{' Crime' * (n == 1)}" for n in range(1, 11)]
+    (files / "ml-100k.item").write_text("\n".join(["item_id:token\tmovie_title:token_seq\tb\tc", *films]))
+    events = [f"{n % 9}\t{n % 10 + 1}\t{3 + n % 2}\t{n * 100}" for n in range(200)]
+    (files / "ml-100k.inter").write_text("\n".join(["user_id:token\ta\tb\tc", *events]))
+    prepare_sets(tmp_path / "raw", tmp_path / "out", ["movielens_100k"])
+    movies = pl.read_csv(tmp_path / "out" / "sources" / "movielens_100k" / "movies.csv")
+    assert movies.rows()[0] == (1, "Film 1 (1961)", "Comedy|Crime")
+    log = tmp_path / "out" / "movielens_100k" / "log"
+    assert [_positives(log / split) for split in ("train", "validation", "test")] == [80, 10, 10]
 
 
 def test_sizes_of_a_set(tmp_path: Path) -> None:
