@@ -229,10 +229,11 @@ def _verdicts(title: str, columns: Sequence[str], lines: Sequence[Element]) -> E
 def _verdict_cell(found: PairedDifference | None) -> Element:
     if found is None:
         return element("td", MISSING)
-    content: list[Content | None] = [f"{SIGNS[KINDS[found.verdict]]} {found.verdict} {signed(found.difference)}"]
+    content: list[Content | None] = [f"{SIGNS[KINDS[found.verdict]]} {signed(found.difference)}"]
     if found.interval is not None:
         ends = f"{signed(found.interval.low)} to {signed(found.interval.high)}"
         content += [element("br"), element("small", ends)]
+    content += [element("br"), element("small", found.verdict)]
     hint = None
     if found.verdict == "cannot tell":
         hint = what_would_tell(found)

@@ -42,7 +42,7 @@ def test_a_cell_has_sign_word_difference_interval_and_what_would_tell() -> None:
     assert won is not None
     assert won.interval is not None
     ends = f"{signed(won.interval.low)} to {signed(won.interval.high)}"
-    cell = f'<td class="won">▲ won {signed(won.difference)}<br><small>{ends}</small></td>'
+    cell = f'<td class="won">▲ {signed(won.difference)}<br><small>{ends}</small><br><small>won</small></td>'
     assert TEXT.count(cell) == 2  # in the table of all data sets, and in that of its own
     moved = difference("GAUC", np.array([0.77, 0.74, 0.78]), np.full(3, 0.75))
     assert moved.power is not None
