@@ -108,7 +108,7 @@ def prepare_mind(shared: Path, out: Path) -> None:
 
 
 def movielens_100k(split: LogSettings) -> Callable[[Path, Path], None]:
-    """MovieLens 100K as RecBole has it: files with tabs, a title without its year, genres with spaces."""
+    """MovieLens 100K, from the files of RecBole."""
 
     def prepare(shared: Path, out: Path) -> None:
         source, files = out.with_name("sources") / out.name, shared / "ml-100k"
