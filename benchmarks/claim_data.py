@@ -13,6 +13,7 @@ stopped preparation continues.
 | movielens_users | the same rows | each user's last 10%, the 10% before them |
 | mind | rows that were shown | by day: the last is test, the one before it validation |
 | movielens_100k, movielens_100k_users | as movielens and movielens_users; for the preset's transfer | as theirs |
+| beauty_behavior_25, _50, _100 | as beauty, with behaviour from the earliest 25% to 100% of train | as its |
 | *_early | the same, of a log that ends before its last 20% of events | in time, 80/10/10 |
 | *_x1 | one negative each, drawn uniformly | each user's last event, the one before it |
 
@@ -148,14 +149,14 @@ def by_time(public: PublicSet) -> Callable[[Path, Path], None]:
     return lambda shared, out: public.prepare(shared / public.folder, out, BY_TIME)
 
 
-def with_behavior(public: PublicSet, settings: LogSettings) -> Callable[[Path, Path], None]:
-    """With the item vectors and pairs of `data_prep.behavior`, from the train split alone."""
+def with_behavior(public: PublicSet, settings: LogSettings, share: float = 1.0) -> Callable[[Path, Path], None]:
+    """With the item vectors and pairs of `data_prep.behavior`, from the earliest `share` of train's positives."""
 
     def prepare(shared: Path, out: Path) -> None:
         data = out.with_name("sources") / out.name / "data"
         data.parent.mkdir(parents=True, exist_ok=True)
         public.prepare(shared / public.folder, data, replace(settings, overwrite=True))
-        BehaviorCommand(data, check=False).run()
+        BehaviorCommand(data, check=False, earliest_share=share).run()
         data.rename(out)
 
     return prepare
@@ -185,8 +186,12 @@ SETS: dict[str, Callable[[Path, Path], None]] = {
     "beauty_x1": x1(BEAUTY),
     "yelp_x1": x1(YELP),
 }
-LATER_SETS = {"movielens_100k": movielens_100k(BY_TIME), "movielens_100k_users": movielens_100k(BY_USER)}
-"""For the preset's transfer: prepared when asked for by name."""
+LATER_SETS: dict[str, Callable[[Path, Path], None]] = {
+    "movielens_100k": movielens_100k(BY_TIME),
+    "movielens_100k_users": movielens_100k(BY_USER),
+    **{f"beauty_behavior_{share}": with_behavior(BEAUTY, BY_TIME, share / 100) for share in (25, 50, 100)},
+}
+"""For the preset's transfer, and for learners that use behaviour: prepared when asked for by name."""
 
 
 def prepare_sets(shared: Path, out: Path, names: list[str]) -> None:
