@@ -43,14 +43,14 @@ class OutputLock:
         path = _path(self._out, self._in_place)
         if path is None or path in _held:
             return
-        made = [] if self._in_place else _made_parents(path)
+        made = [] if self._in_place else make_parents(path)
         try:
             found = self._wait(path, patience)
         except BaseException:
-            _remove_empty(made)
+            remove_empty(made)
             raise
         if found is None:
-            _remove_empty(made)
+            remove_empty(made)
             return
         _held.add(path)
         self._release = weakref.finalize(self, _let_go, os.getpid(), path, *found, made)
@@ -95,8 +95,8 @@ def _path(out: Path, in_place: bool) -> Path | None:
         return None
 
 
-def _made_parents(path: Path) -> list[Path]:
-    """Makes the missing parents. Returns them, the deepest first."""
+def make_parents(path: Path) -> list[Path]:
+    """Makes the missing folders around `path`. Returns them, the deepest first; none if one cannot be made."""
     with suppress(OSError):
         missing = [parent for parent in path.parents if not parent.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -161,7 +161,7 @@ def _let_go(process: int, path: Path, opened: int, own: bool, made: Sequence[Pat
     if process != os.getpid():  # a fork of the holder
         return
     _close(opened, path if own else None)
-    _remove_empty(made)
+    remove_empty(made)
 
 
 def _close(opened: int, file: Path | None) -> None:
@@ -171,7 +171,8 @@ def _close(opened: int, file: Path | None) -> None:
     os.close(opened)
 
 
-def _remove_empty(folders: Sequence[Path]) -> None:
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Removes those that are empty."""
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()

@@ -1,11 +1,15 @@
-"""Checks at the beginning of every training, before anything is allocated: capacity, data, and equal ranks.
+"""Checks at the beginning of every training, before anything is allocated: one folder, equal ranks, capacity, data.
 
 They take about a second.
 """
 
+import os
+import secrets
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -13,8 +17,16 @@ from typing import Any
 import sidrec
 from sidrec.config import Recipe
 from sidrec.data.item_tables import impressions_by_id
-from sidrec.errors import DisagreementError, PreflightError
-from sidrec.parallel.process_group import Ranks, gather_objects, raise_on_all_ranks, run_on_all_ranks
+from sidrec.errors import ConfigError, DisagreementError, PreflightError
+from sidrec.io.files import write_text
+from sidrec.io.output_lock import make_parents, remove_empty
+from sidrec.parallel.process_group import (
+    Ranks,
+    broadcast_object,
+    gather_objects,
+    raise_on_all_ranks,
+    run_on_all_ranks,
+)
 from sidrec.preflight import Finding, lines, problems
 from sidrec.preflight.capacity_check import AvailableResources, available_resources, check_capacity, folder_bytes
 from sidrec.preflight.data_checks import (
@@ -82,6 +94,89 @@ def run_findings(
     impressions_I = impressions_by_id(run.recipe.data.path / ITEMS, run.manifest.ids[ITEM_ID])
     ids = semantic_id_finding(run, impressions_I)
     return [*findings, *([ids] if ids else [])]
+
+
+NONCE = "nonce-{}.partial"
+"""A run directory's name for unfinished files: the next start removes the nonce of a process that was killed."""
+LOOKS, PAUSE = 20, 0.1
+"""Looks at a folder in which a rank does not find the nonce, and seconds between two of them."""
+
+
+def check_shared_folder(folder: Path, ranks: Ranks) -> None:
+    """Checks that all machines share the run directory `folder`: rank 0 writes a nonce there, and every rank reads it.
+
+    Without it, each machine would train, and the first checkpoint would fail. Rank 0 alone makes the folder if it is
+    missing; the nonce, and what was made for it, is removed again. All ranks call this.
+
+    Raises on all ranks together: ConfigError, which names the ranks that do not see the nonce, and their hosts; OSError
+    if rank 0 cannot write.
+    """
+    if ranks.world == 1:
+        return
+    nonce = broadcast_object(ranks, secrets.token_hex(8))
+    path = folder / NONCE.format(nonce)
+    with ExitStack() as left:
+        run_on_all_ranks(ranks, lambda: left.enter_context(_written(path, nonce)) if ranks.first else None)
+        views = gather_objects(ranks, _View(socket.gethostname(), str(folder.absolute()), _reads(path, nonce)))
+    missing = _without_nonce(views)
+    raise_on_all_ranks(ranks, ConfigError(missing) if missing else None)
+
+
+@contextmanager
+def _written(path: Path, nonce: str) -> Iterator[None]:
+    made = make_parents(path)
+    try:
+        write_text(path, nonce)
+        yield
+    finally:
+        with suppress(OSError):  # the next start removes it
+            path.unlink(missing_ok=True)
+        remove_empty(made)
+
+
+def _reads(path: Path, nonce: str) -> bool:
+    """Whether this rank reads the nonce at `path`.
+
+    An NFS client remembers for seconds that a file was not there; opening the folders around it makes it ask again.
+    """
+    for look in range(LOOKS):
+        if look:
+            time.sleep(PAUSE)
+            for folder in reversed(path.parents):
+                with suppress(OSError):
+                    os.scandir(folder).close()
+        with suppress(OSError, UnicodeDecodeError):
+            if path.read_text(encoding="utf-8") == nonce:
+                return True
+    return False
+
+
+@dataclass(frozen=True)
+class _View:
+    """A rank's host, the absolute path of its run directory, and whether it reads the nonce there."""
+
+    host: str
+    folder: str
+    reads: bool
+
+
+def _without_nonce(views: Sequence[_View]) -> str:
+    """The sentence about ranks that do not read what rank 0 wrote; "" if all do. views: of every rank."""
+    blind: dict[tuple[str, str], list[str]] = {}
+    for rank, view in enumerate(views):
+        if not view.reads:
+            blind.setdefault((view.host, view.folder), []).append(f"{rank}")
+    if not blind:
+        return ""
+    first = views[0]
+    got = "; ".join(
+        f"rank(s) {', '.join(ranks)} on {host}{f' at {folder}' if folder != first.folder else ''}"
+        for (host, folder), ranks in blind.items()
+    )
+    return (
+        f"train.runs: expected one folder that all machines share, but what rank 0 on {first.host} writes into "
+        f"{first.folder} is not seen by {got}; mount one folder on all machines and name it by --train.runs"
+    )
 
 
 def check_same_on_all_ranks(ranks: Ranks, facts: Mapping[str, str]) -> None:

@@ -34,7 +34,13 @@ from sidrec.metrics.exact import (
 from sidrec.model.ranker import parameter_budget
 from sidrec.parallel.process_group import Ranks, joined_ranks, run_on_all_ranks
 from sidrec.plans.plan_file import PlanFile, write_plan
-from sidrec.preflight.run_checks import check_same_on_all_ranks, code_facts, data_facts, recipe_facts
+from sidrec.preflight.run_checks import (
+    check_same_on_all_ranks,
+    check_shared_folder,
+    code_facts,
+    data_facts,
+    recipe_facts,
+)
 from sidrec.schema import Manifest
 from sidrec.train.assembly import announce, build_training, inputs_of, open_dataset, open_loader
 from sidrec.train.evaluation import BestCheckpoint, check_splits, evaluate_splits, split_report
@@ -85,6 +91,7 @@ def _train(
 ) -> int:
     check_same_on_all_ranks(ranks, run_on_all_ranks(ranks, lambda: {**code_facts(), **recipe_facts(recipe)}))
     run_on_all_ranks(ranks, lambda: run.check(recipe))
+    check_shared_folder(run.path, ranks)
     run_on_all_ranks(ranks, lambda: run.lock.take() if ranks.first else None)
     announce(ranks, "reading the manifest and the catalog")
     data = open_dataset(recipe, ranks)

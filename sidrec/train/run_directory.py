@@ -32,7 +32,8 @@ _FILE = (
 )
 
 
-_PARTIAL = rf"(config|{_FILE})\.partial\d*"
+_PARTIAL = rf"(config|nonce-[0-9a-f]+(\.partial)?|{_FILE})\.partial\d*"
+"""Unfinished files, and the nonce of `check_shared_folder` (`sidrec.preflight.run_checks`)."""
 
 
 _FOLDERS = (
