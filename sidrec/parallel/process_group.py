@@ -16,6 +16,7 @@ from torch import distributed as dist
 
 from sidrec.errors import ConfigError, LostRankError, RankError
 from sidrec.machine import threads_per_rank
+from sidrec.rendezvous import check_addresses, no_meeting
 
 T = TypeVar("T")
 
@@ -81,10 +82,12 @@ def joined_ranks() -> Iterator[Ranks]:
     """A context in the process group of torchrun's ranks, or of this process alone without torchrun.
 
     Backend: NCCL on GPUs, gloo on CPU; `device_of_rank` says which. A rank that fails leaves without waiting for the
-    others. Raises ConfigError as `device_of_rank` does, LostRankError if another rank died, which breaks the
-    connections to it.
+    others. Raises ConfigError as `device_of_rank` and `check_addresses` do, LostRankError if ranks cannot join, or if
+    another rank died, which breaks the connections to it.
     """
     _silence_torchrec()
+    for name, value in NCCL_DEFAULTS.items():
+        os.environ.setdefault(name, value)
     alone = "RANK" not in os.environ
     device = device_of_rank(os.environ, torch.cuda.device_count())
     gpu = device if device.type == "cuda" else None
@@ -92,14 +95,7 @@ def joined_ranks() -> Iterator[Ranks]:
         torch.cuda.set_device(gpu)
     threads = threads_per_rank()
     torch.set_num_threads(threads)
-    backend = "gloo" if gpu is None else "nccl"
-    if alone:
-        os.environ.setdefault("LOCAL_WORLD_SIZE", "1")  # TorchRec warns if it is not set
-        store = dist.HashStore()
-        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=PATIENCE, device_id=gpu)
-    else:
-        dist.init_process_group(backend, timeout=PATIENCE, device_id=gpu)
-    control = dist.new_group(backend="gloo", timeout=PATIENCE)
+    control = _join("gloo" if gpu is None else "nccl", gpu, alone)
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size(), device, threads, control)
     except BaseException as error:
@@ -109,6 +105,24 @@ def joined_ranks() -> Iterator[Ranks]:
             raise LostRankError(_lost_rank(error)) from error
         raise
     dist.destroy_process_group()
+
+
+def _join(backend: str, gpu: torch.device | None, alone: bool) -> dist.ProcessGroup:
+    """Joins the process group, and gives another one over gloo. alone: outside torchrun."""
+    if alone:
+        os.environ.setdefault("LOCAL_WORLD_SIZE", "1")  # TorchRec warns if it is not set
+        store: dist.Store = dist.HashStore()
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=PATIENCE, device_id=gpu)
+        return dist.new_group(backend="gloo", timeout=PATIENCE)
+    check_addresses(os.environ)
+    try:
+        # As init_process_group does it, whose only timeout holds for the store and for collectives alike.
+        store, rank, world = next(dist.rendezvous("env://", timeout=JOINED_WITHIN))
+        store.set_timeout(PATIENCE)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE, device_id=gpu)
+        return dist.new_group(backend="gloo", timeout=PATIENCE)
+    except RuntimeError as error:
+        raise LostRankError(no_meeting(os.environ, error)) from error
 
 
 def device_of_rank(environment: Mapping[str, str], gpus: int) -> torch.device:
@@ -130,6 +144,13 @@ def device_of_rank(environment: Mapping[str, str], gpus: int) -> torch.device:
         raise ConfigError(f"ranks: expected at most one for each GPU that torch sees, {gpus}, got {ranks}; {fix}")
     return torch.device("cuda", int(environment.get("LOCAL_RANK", "0")))
 
+
+NCCL_DEFAULTS = {"TORCH_NCCL_TRACE_BUFFER_SIZE": "2000", "TORCH_NCCL_DUMP_ON_TIMEOUT": "1"}
+"""Unless the environment sets them: NCCL's flight recorder keeps the last collectives, which the watchdog writes down,
+and NCCL itself if a collective outlasts its timeout."""
+
+JOINED_WITHIN = timedelta(minutes=5)
+"""How long a rank waits for rank 0's store: torchruns start their ranks at one time."""
 
 PATIENCE = timedelta(minutes=30)
 """How long a collective waits for other ranks, at first. NCCL's own 10 minutes are as long as train.hang_minutes: it
