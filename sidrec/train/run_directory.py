@@ -27,7 +27,7 @@ EVALUATIONS = "evaluations"  # folder of a run directory: results on other data 
 EVALUATION = "evaluation.json"  # in each: which run, checkpoint, data and catalog
 
 _FILE = (
-    r"(config\.yaml|(run|plan|metrics|id_maps|tracking)\.json|(metrics|skipped|evaluations)\.jsonl|catalog_fingerprint|warnings\.txt|hang-rank-\d+\.txt"
+    r"(config\.yaml|(run|plan|metrics|id_maps|tracking)\.json|(metrics|skipped|evaluations)\.jsonl|catalog_fingerprint|warnings\.txt|hang-rank-\d+\.(txt|json)"
     r"|predictions_[^/]+\.parquet|report\.html|(attention|gate)_[^/]+\.json|gate_[^/]+\.png)"
 )
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
+import torch
 from torch import distributed as dist
 
 from sidrec.errors import HangError, ReportedElsewhereError, print_error
@@ -31,12 +32,12 @@ class HangReportedElsewhereError(ReportedElsewhereError, HangError):
 class Watchdog:
     """A context in which this rank must make progress.
 
-    If its heartbeat does not beat for `minutes`, the process prints an error, writes its threads' stacks to a file, and
-    exits with status HUNG. torchrun then ends or restarts the other ranks.
+    If its heartbeat does not beat for `minutes`, the process prints an error, writes its threads' stacks and its last
+    collectives to files, and exits with status HUNG. torchrun then ends or restarts the other ranks.
     """
 
     def __init__(self, minutes: float, folder: Path, ranks: Ranks) -> None:
-        """folder: for the stacks, hang-rank-R.txt; made if missing."""
+        """folder: for the stacks, hang-rank-R.txt, and the collectives, hang-rank-R.json; made if missing."""
         self._limit, self._folder, self._ranks = 60 * minutes, folder, ranks
         self._interval = min(LONGEST_INTERVAL, self._limit / 10)
         self._over = Event()
@@ -62,6 +63,7 @@ class Watchdog:
 
     def _end(self) -> None:
         self._leave_stacks()
+        self._leave_collectives()
         found, reports = f"rank {self._ranks.rank} is stuck in {self._ranks.heartbeat.place}", True
         if self._notes:
             time.sleep(
@@ -71,7 +73,8 @@ class Watchdog:
             silent = [rank for rank in range(self._ranks.world) if self._is_silent(notes.get(rank))]
             reports = not notes or self._ranks.rank == min(set(notes) - set(silent), default=self._ranks.rank)
             found = f"{_behind(notes, silent)}; {found}"
-        message = f"no progress for {self._limit:.0f} s (train.hang_minutes): {found}; stacks: {self._folder}/hang-*"
+        written = f"stacks and collectives: {self._folder}/hang-*"
+        message = f"no progress for {self._limit:.0f} s (train.hang_minutes): {found}; {written}"
         if not reports:
             time.sleep(self._interval)  # the reporting rank must exit first
         print_error(HangError(message) if reports else HangReportedElsewhereError(message))
@@ -82,11 +85,34 @@ class Watchdog:
             self._folder.mkdir(parents=True, exist_ok=True)
             with (self._folder / f"hang-rank-{self._ranks.rank}.txt").open("w", encoding="utf-8") as file:
                 file.write(f"{self._ranks.heartbeat.place}\n")
+                file.write(f"{self._collectives.name}: the last collectives (TORCH_NCCL_TRACE_BUFFER_SIZE)\n")
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
 
+    @property
+    def _collectives(self) -> Path:
+        return self._folder / f"hang-rank-{self._ranks.rank}.json"
+
+    def _leave_collectives(self) -> None:
+        """Writes the last collectives as the flight recorders of gloo and NCCL have them: group, sizes, state.
+
+        A GPU that hangs may keep the recorder from answering, and Python's lock with it: faulthandler, which needs no
+        lock, then ends the process without the error, after another interval.
+        """
+        faulthandler.dump_traceback_later(self._interval + LONGEST_INTERVAL, exit=True)
+        with contextlib.suppress(OSError, RuntimeError, ValueError):
+            self._collectives.write_text(json.dumps(last_collectives(), indent=1), encoding="utf-8")
+        faulthandler.cancel_dump_traceback_later()
+
     def _is_silent(self, note: "Note | None") -> bool:
         return note is None or time.time() - note.time > self._limit / 2
+
+
+def last_collectives() -> dict[str, Any]:
+    """What the flight recorders of this process hold, by backend; {} for builds of torch without one."""
+    recorders = {"gloo": "_dump_fr_trace_json", "nccl": "_dump_nccl_trace_json"}
+    found = {name: getattr(torch._C._distributed_c10d, dump, None) for name, dump in recorders.items()}
+    return {name: json.loads(dump()) for name, dump in found.items() if dump is not None}
 
 
 @dataclass(frozen=True)

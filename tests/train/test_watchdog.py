@@ -1,5 +1,6 @@
 """Ranks that hang, or are gone: the others say who it was, and end."""
 
+import json
 import os
 import socket
 import subprocess
@@ -53,3 +54,6 @@ def test_who_hangs_is_named_and_no_rank_stays(tmp_path: Path) -> None:
     assert "behind: rank 1 in step 3: reads a batch; rank 0 is stuck in step 3: waits for the other" in said["reading"]
     stacks = tmp_path / "reading" / "hang-rank-1.txt"
     assert "come_to_grief" in stacks.read_text()
+    assert "hang-rank-1.json: the last collectives (TORCH_NCCL_TRACE_BUFFER_SIZE)" in stacks.read_text()
+    entries = json.loads(stacks.with_suffix(".json").read_text())["gloo"]["entries"]
+    assert [entry["profiling_name"] for entry in entries][-2:] == ["gloo:all_reduce"] * 2  # of its first two steps
