@@ -4,6 +4,9 @@
 
     torchx run -s local_cwd launch/components.py:train --recipe RECIPE --ranks 2 -- --seed 3
 
+launch/templates has the same command for Slurm and Kubernetes without torchx. On several machines, torchx's Kubernetes
+and Docker schedulers mount a /dev/shm as large as the memory; elsewhere it is the machine's.
+
 torchx parses signatures as text and accepts only typing's Dict, List and Optional, hence the noqas.
 """
 
@@ -15,7 +18,16 @@ from typing import Dict, List, Optional  # noqa: UP035
 from torchx import specs
 from torchx.specs import macros
 
-RENDEZVOUS_PORT = 29500
+FIRST_PORT, PORTS = 20000, 10000
+"""Ports of rendezvous, drawn by the job's id: below those that Linux gives to connections."""
+CPU_RANK, GPU_RANK = (2, 8192), (12, 98304)
+"""Cores and megabytes for each rank unless --cpu and --memMB are given; on GPUs, loaders need more of both."""
+GPU_ENVIRONMENT = {
+    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",  # batches differ in size: fixed segments fragment
+    "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",  # NCCL's flight recorder, which the watchdog writes down
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+    "NCCL_DEBUG": "WARN",
+}
 
 
 def train(
@@ -25,10 +37,12 @@ def train(
     ranks: int = 1,
     threads: int = 0,
     max_restarts: int = 0,
+    grace: int = 30,
+    port: int = 0,
     image: str = "",
-    cpu: int = 2,
+    cpu: int = 0,
     gpu: int = 0,
-    memMB: int = 8192,
+    memMB: int = 0,
     mounts: Optional[List[str]] = None,  # noqa: UP006, UP045
     env: Optional[Dict[str, str]] = None,  # noqa: UP006, UP045
     name: str = "sidrec-train",
@@ -41,18 +55,20 @@ def train(
         nodes: machines
         ranks: processes per machine; with GPUs, one each
         threads: threads per rank; 0 gives each rank its share of the machine's cores
-        max_restarts: how often all ranks restart from the latest checkpoint after one has died
+        max_restarts: how often all ranks restart from the latest checkpoint after one has died, and how often the
+            scheduler starts the job again that has lost a machine
+        grace: seconds that ranks have after SIGTERM to save a checkpoint
+        port: of the rendezvous of several machines; 0 for one drawn by the job's id
         image: container image, whose python runs; for schedulers that use containers
-        cpu: cores per machine
-        gpu: GPUs per machine
-        memMB: memory per machine
+        cpu: cores per machine; 0 for two of each rank, 12 on GPUs
+        gpu: GPUs per machine, at least one for each rank; 0 for none
+        memMB: memory per machine; 0 for 8192 of each rank, 98304 on GPUs
         mounts: folders of a container, as in type=bind,src=/data,dst=/data
         env: environment, as in A=1,B=2
         name: name of the job
     """
-    job = _Job(name, image, nodes, ranks, max_restarts, threads)
-    resource = specs.Resource(cpu=cpu, gpu=gpu, memMB=memMB)
-    return job.app(["-m", "sidrec.train", recipe, *args], resource, mounts, env)
+    job = _Job(name, image, nodes, ranks, max_restarts, threads, grace, port)
+    return job.app(["-m", "sidrec.train", recipe, *args], (cpu, gpu, memMB), mounts, env)
 
 
 def evaluate(
@@ -61,9 +77,9 @@ def evaluate(
     ranks: int = 1,
     threads: int = 0,
     image: str = "",
-    cpu: int = 2,
+    cpu: int = 0,
     gpu: int = 0,
-    memMB: int = 8192,
+    memMB: int = 0,
     mounts: Optional[List[str]] = None,  # noqa: UP006, UP045
     env: Optional[Dict[str, str]] = None,  # noqa: UP006, UP045
     name: str = "sidrec-evaluate",
@@ -76,16 +92,15 @@ def evaluate(
         ranks: processes, all on one machine
         threads: threads per rank; 0 gives each rank its share of the machine's cores
         image: container image, whose python runs; for schedulers that use containers
-        cpu: cores
-        gpu: GPUs
-        memMB: memory
+        cpu: cores; 0 for two of each rank, 12 on GPUs
+        gpu: GPUs, at least one for each rank; 0 for none
+        memMB: memory; 0 for 8192 of each rank, 98304 on GPUs
         mounts: folders of a container, as in type=bind,src=/data,dst=/data
         env: environment, as in A=1,B=2
         name: name of the job
     """
     job = _Job(name, image, 1, ranks, threads=threads)
-    resource = specs.Resource(cpu=cpu, gpu=gpu, memMB=memMB)
-    return job.app(["-m", "sidrec", "evaluate", run, *args], resource, mounts, env)
+    return job.app(["-m", "sidrec", "evaluate", run, *args], (cpu, gpu, memMB), mounts, env)
 
 
 def bench(
@@ -94,10 +109,11 @@ def bench(
     nodes: int = 1,
     ranks: int = 1,
     threads: int = 0,
+    port: int = 0,
     image: str = "",
-    cpu: int = 2,
+    cpu: int = 0,
     gpu: int = 0,
-    memMB: int = 8192,
+    memMB: int = 0,
     mounts: Optional[List[str]] = None,  # noqa: UP006, UP045
     env: Optional[Dict[str, str]] = None,  # noqa: UP006, UP045
     name: str = "sidrec-bench",
@@ -110,17 +126,17 @@ def bench(
         nodes: machines
         ranks: processes per machine; with GPUs, one each
         threads: threads per rank; 0 gives each rank its share of the machine's cores
+        port: of the rendezvous of several machines; 0 for one drawn by the job's id
         image: container image, whose python runs; for schedulers that use containers
-        cpu: cores per machine
-        gpu: GPUs per machine
-        memMB: memory per machine
+        cpu: cores per machine; 0 for two of each rank, 12 on GPUs
+        gpu: GPUs per machine, at least one for each rank; 0 for none
+        memMB: memory per machine; 0 for 8192 of each rank, 98304 on GPUs
         mounts: folders of a container, as in type=bind,src=/data,dst=/data
         env: environment, as in A=1,B=2
         name: name of the job
     """
-    job = _Job(name, image, nodes, ranks, threads=threads)
-    resource = specs.Resource(cpu=cpu, gpu=gpu, memMB=memMB)
-    return job.app(["-m", "sidrec", "bench", "plans", subject, *args], resource, mounts, env)
+    job = _Job(name, image, nodes, ranks, threads=threads, port=port)
+    return job.app(["-m", "sidrec", "bench", "plans", subject, *args], (cpu, gpu, memMB), mounts, env)
 
 
 def fit(
@@ -130,10 +146,12 @@ def fit(
     ranks: int = 1,
     threads: int = 0,
     max_restarts: int = 0,
+    grace: int = 30,
+    port: int = 0,
     image: str = "",
-    cpu: int = 2,
+    cpu: int = 0,
     gpu: int = 0,
-    memMB: int = 8192,
+    memMB: int = 0,
     mounts: Optional[List[str]] = None,  # noqa: UP006, UP045
     env: Optional[Dict[str, str]] = None,  # noqa: UP006, UP045
     name: str = "sidrec-fit",
@@ -146,18 +164,20 @@ def fit(
         nodes: machines
         ranks: processes per machine; with GPUs, one each
         threads: threads per rank; 0 gives each rank its share of the machine's cores
-        max_restarts: how often all ranks restart from the latest checkpoint after one has died
+        max_restarts: how often all ranks restart from the latest checkpoint after one has died, and how often the
+            scheduler starts the job again that has lost a machine
+        grace: seconds that ranks have after SIGTERM to save a checkpoint
+        port: of the rendezvous of several machines; 0 for one drawn by the job's id
         image: container image, whose python runs; for schedulers that use containers
-        cpu: cores per machine
-        gpu: GPUs per machine
-        memMB: memory per machine
+        cpu: cores per machine; 0 for two of each rank, 12 on GPUs
+        gpu: GPUs per machine, at least one for each rank; 0 for none
+        memMB: memory per machine; 0 for 8192 of each rank, 98304 on GPUs
         mounts: folders of a container, as in type=bind,src=/data,dst=/data
         env: environment, as in A=1,B=2
         name: name of the job
     """
-    job = _Job(name, image, nodes, ranks, max_restarts, threads)
-    resource = specs.Resource(cpu=cpu, gpu=gpu, memMB=memMB)
-    return job.app(["-m", "sidrec", "fit", recipe, *args], resource, mounts, env)
+    job = _Job(name, image, nodes, ranks, max_restarts, threads, grace, port)
+    return job.app(["-m", "sidrec", "fit", recipe, *args], (cpu, gpu, memMB), mounts, env)
 
 
 class _Shell(str):
@@ -167,47 +187,83 @@ class _Shell(str):
 class _Job:
     """Ranks under torchrun on one machine or several. A class, since torchx registers every function of this file.
 
-    image: container image; "" runs this Python. threads: of each rank; 0 leaves them to sidrec.
+    image: container image; "" runs this Python. threads: of each rank; 0 leaves them to sidrec. grace: seconds.
     """
 
-    def __init__(self, name: str, image: str, nodes: int, ranks: int, max_restarts: int = 0, threads: int = 0) -> None:
+    def __init__(
+        self,
+        name: str,
+        image: str,
+        nodes: int,
+        ranks: int,
+        max_restarts: int = 0,
+        threads: int = 0,
+        grace: int = 30,
+        port: int = 0,
+    ) -> None:
         if nodes < 1 or ranks < 1:
             raise ValueError(f"expected at least one node and one rank, got --nodes {nodes} --ranks {ranks}")
         self.name, self.image, self.nodes, self.ranks, self.max_restarts = name, image, nodes, ranks, max_restarts
-        self.threads = {"SIDREC_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)} if threads else {}
+        self.port = port
+        self.env = {
+            # With a shared store, ranks that restart over gloo would read the addresses of dead ranks.
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": f"{grace}",
+            "LOGLEVEL": "WARNING",
+        }
+        if threads:
+            self.env |= {"SIDREC_THREADS": f"{threads}", "OMP_NUM_THREADS": f"{threads}"}
 
     def app(
-        self, words: Sequence[str], resource: specs.Resource, mounts: list[str] | None, env: dict[str, str] | None
+        self,
+        words: Sequence[str],
+        resources: tuple[int, int, int],
+        mounts: list[str] | None,
+        env: dict[str, str] | None,
     ) -> specs.AppDef:
-        """words: the module and its arguments, as in -m sidrec.train RECIPE."""
+        """words: the module and its arguments, as in -m sidrec.train RECIPE. resources: cpu, gpu, memMB."""
+        cpu, gpu, memory = resources
+        if gpu and self.ranks > gpu:
+            raise ValueError(f"expected at most one rank for each GPU, got --ranks {self.ranks} --gpu {gpu}")
+        rank_cpu, rank_memory = GPU_RANK if gpu else CPU_RANK
         role = specs.Role(
             name=self.name.rpartition("-")[2],
             image=self.image,
             entrypoint="bash",
-            args=["-c", "exec " + " ".join(map(self._quoted, [*self._torchrun(), *words]))],
-            # With a shared store, ranks that restart over gloo would read the addresses of dead ranks.
-            env={"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "LOGLEVEL": "WARNING", **self.threads, **(env or {})},
+            args=["-c", self._script(words)],
+            env={**self.env, **(GPU_ENVIRONMENT if gpu else {}), **(env or {})},
             num_replicas=self.nodes,
-            resource=resource,
+            max_retries=self.max_restarts,
+            resource=specs.Resource(
+                cpu=cpu or rank_cpu * self.ranks, gpu=gpu, memMB=memory or rank_memory * self.ranks
+            ),
             mounts=specs.parse_mounts(mounts or []),
-            port_map={"c10d": RENDEZVOUS_PORT},
         )
         return specs.AppDef(name=self.name, roles=[role])
 
-    def _torchrun(self) -> list[str]:
-        endpoint = "localhost:0"  # one agent: any free port
+    def _script(self, words: Sequence[str]) -> str:
+        """The shell's command: torchrun, and on several machines before it a check that they can meet."""
+        python = "python" if self.image else sys.executable  # works without an activated environment
+        check, endpoint = "", "localhost:0"  # one agent: any free port
         if self.nodes > 1:
             # The scheduler names the first machine in this variable. Without it, each machine would train alone.
             unset = "the scheduler did not name the first machine"
-            endpoint = _Shell(f"$${{{macros.rank0_env}:?{unset}}}:{RENDEZVOUS_PORT}")
-        python = "python" if self.image else sys.executable  # works without an activated environment
-        return [
+            port = f"{self.port}" if self.port else self._drawn_port()
+            assigned = f"endpoint=$${{{macros.rank0_env}:?{unset}}}:{port}"
+            endpoint = _Shell('"$$endpoint"')
+            check = f'{assigned}; {self._quoted(python)} -m sidrec.rendezvous "$$endpoint" && '
+        torchrun = [
             *(python, "-m", "torch.distributed.run"),
             *("--nnodes", str(self.nodes), "--nproc-per-node", str(self.ranks)),
             *("--max-restarts", str(self.max_restarts)),
             *("--rdzv-backend", "c10d", "--rdzv-endpoint", endpoint, "--rdzv-id", _Shell(macros.app_id)),
             *("--tee", "3", "--role", ""),
         ]
+        return f"{check}exec " + " ".join(map(self._quoted, [*torchrun, *words]))
+
+    def _drawn_port(self) -> str:
+        """A port that all machines of a job agree on, and two jobs of one machine hardly ever share."""
+        return f"$$(({FIRST_PORT} + $$(echo {macros.app_id} | cksum | cut -d ' ' -f 1) % {PORTS}))"
 
     def _quoted(self, word: str) -> str:
         """Quotes a word for the shell, and for torchx, which expands ${...} and reads $$ as $."""
