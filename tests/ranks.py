@@ -12,10 +12,13 @@ import pickle
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
+from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -23,8 +26,13 @@ from torch import multiprocessing
 
 from sidrec.parallel.process_group import Ranks
 
-PRELOADED = ["torchrec.distributed", "sidrec.train.run"]
+PRELOADED = ["torchrec.distributed", "sidrec.train.run", "sidrec.metrics.auc", "pytest"]
 """Imported once by the process that ranks are forked from: seconds less for every rank of every test."""
+
+_server = forkserver.ForkServer()
+"""The process that ranks are forked from. That of multiprocessing may have been started by a loader, whose workers need
+few imports: ranks forked from it would each import TorchRec."""
+_server.set_forkserver_preload(PRELOADED)
 
 
 class RankError(AssertionError):
@@ -42,14 +50,12 @@ def run_on_ranks(ranks: int, function: Callable[..., Any], *args: Any, timeout: 
     """
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
         processes = [
             context.Process(target=_run_rank, args=(rank, ranks, function, args, folder, timeout))
             for rank in range(ranks)
         ]
         try:
-            for process in processes:
-                process.start()
+            start_from_warm(processes)
             _wait(processes, Path(folder), timeout)
         finally:
             for process in processes:
@@ -57,6 +63,13 @@ def run_on_ranks(ranks: int, function: Callable[..., Any], *args: Any, timeout: 
                     process.kill()
                     process.join()
         return [pickle.loads((Path(folder) / f"result-{rank}").read_bytes()) for rank in range(ranks)]
+
+
+def start_from_warm(processes: Sequence[BaseProcess]) -> None:
+    """Starts processes of the context "forkserver" as forks of a process that has imported PRELOADED."""
+    with patch.object(forkserver, "connect_to_new_process", _server.connect_to_new_process):
+        for process in processes:
+            process.start()
 
 
 def joined(rank: int, world: int) -> Ranks:

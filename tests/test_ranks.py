@@ -1,7 +1,9 @@
 """run_on_ranks itself: a test harness that cannot fail would hide everything else."""
 
 import os
+import sys
 import time
+from multiprocessing import forkserver
 
 import pytest
 import torch
@@ -31,6 +33,15 @@ def _die(rank: int, ranks: int) -> None:
     if rank == 1:
         os._exit(7)
     time.sleep(600)
+
+
+def _has_training(rank: int, ranks: int) -> bool:
+    return "sidrec.train.run" in sys.modules
+
+
+def test_ranks_know_the_trainer_although_another_fork_server_runs() -> None:
+    forkserver.ensure_running()
+    assert run_on_ranks(1, _has_training) == [True]
 
 
 def test_ranks_reduce_and_return_in_rank_order() -> None:

@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sidrec.config import ConfigError
 from sidrec.data.rows import Columns, RowGroup, Rows, concatenate, decode, padding
+from sidrec.errors import ConfigError
 from sidrec.schema import ContractError
 
 

@@ -27,6 +27,7 @@ from torch import multiprocessing, nn
 from sidrec import __version__, cli
 from sidrec.plug import ItemCounts, attach, embedding_parameters
 from sidrec.sid.catalog import load_catalog
+from tests.ranks import start_from_warm
 
 __all__ = [
     "ItemCounts",
@@ -78,14 +79,12 @@ def on_ranks(ranks: int, folder: Path, commands: Sequence[Sequence[str]]) -> lis
     Returns: what rank 0 said for each command. Raises AssertionError when a rank fails or the time is up.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torchrec.distributed", __name__])
     ports = [_free_port() for _ in commands]
     said = folder / ".said"
     arguments = [(rank, ranks, str(folder), [list(words) for words in commands], ports) for rank in range(ranks)]
     processes = [context.Process(target=_run_rank, args=each) for each in arguments]
     try:
-        for process in processes:
-            process.start()
+        start_from_warm(processes)
         deadline = time.monotonic() + LIMIT
         while any(process.exitcode is None for process in processes) and time.monotonic() < deadline:
             if any(process.exitcode for process in processes):
