@@ -26,10 +26,14 @@ from sidrec.config import load_file
 from sidrec.doctor.recipe_checks import plan_here
 from sidrec.preflight.resource_estimate import estimate_ranks, total_bytes
 from sidrec.train import run as entry
-run = plan_here(load_file(Path(sys.argv[1])), torch.device("cpu"), int(sys.argv[2]))
-estimates = estimate_ranks(run, largest_group=50, starting=psutil.Process().memory_info().rss)
-own = [[each for each in rank.host if "loader" not in each.name] for rank in estimates]
-print(max(map(total_bytes, own)))
+assert "matplotlib" not in sys.modules, "training draws nothing before its end"
+words = zip(sys.argv[1::2], sys.argv[2::2])
+runs = [plan_here(load_file(Path(recipe)), torch.device("cpu"), int(world)) for recipe, world in words]
+starting = psutil.Process().memory_info().rss
+for run in runs:
+    estimates = estimate_ranks(run, largest_group=50, starting=starting)
+    own = [[each for each in rank.host if "loader" not in each.name] for rank in estimates]
+    print(max(map(total_bytes, own)))
 """
 WATCH = """
 import os, subprocess, sys
@@ -41,20 +45,41 @@ sys.exit(os.waitstatus_to_exitcode(status))
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-@pytest.mark.parametrize(("world", "background"), [(1, True), (2, False)])
-def test_a_rank_takes_the_predicted_memory(world: int, background: bool, tmp_path: Path) -> None:
-    """Two epochs, as the last checkpoint of a run is never written in the background."""
-    write_small_log(tmp_path, rows=1500)
-    log = tmp_path / "data" / LOG
+WORLDS = (1, 2)
+
+
+@pytest.fixture(scope="module")
+def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """World -> a recipe of two epochs, as the last checkpoint of a run is never written in the background."""
+    folder = tmp_path_factory.mktemp("memory")
+    write_small_log(folder, rows=1500)
+    log = folder / "data" / LOG
     manifest = load_manifest(log)
     save_manifest(replace(manifest, ids={**manifest.ids, "user_id": 1_000_000}), log)
     model = {"embedding_dim": 32, "context": ["user_id", "cat_a"]}
-    checkpoint = {"background": background}
-    recipe = small_recipe(tmp_path, data={"workers": 1}, model=model, train={"epochs": 2}, checkpoint=checkpoint)
-    save(recipe, tmp_path / "recipe.yaml")
-    command = [sys.executable, "-c", PREDICT, str(tmp_path / "recipe.yaml"), str(world)]
-    predicted = int(subprocess.run(command, check=True, capture_output=True, text=True, env=ENVIRONMENT).stdout)
-    assert _largest(tmp_path / "recipe.yaml", world) == pytest.approx(predicted, rel=TOLERANCE)
+    found = {}
+    for world in WORLDS:
+        checkpoint = {"background": world == 1}
+        recipe = small_recipe(
+            folder, name=f"on-{world}", data={"workers": 1}, model=model, train={"epochs": 2}, checkpoint=checkpoint
+        )
+        found[world] = folder / f"{recipe.name}.yaml"
+        save(recipe, found[world])
+    return found
+
+
+@pytest.fixture(scope="module")
+def predicted(recipes: dict[int, Path]) -> dict[int, int]:
+    """World -> bytes, all predicted by one process, of the size that a training has once it is planned."""
+    words = [str(word) for world, recipe in recipes.items() for word in (recipe, world)]
+    command = [sys.executable, "-c", PREDICT, *words]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=ENVIRONMENT)
+    return dict(zip(recipes, map(int, done.stdout.split()), strict=True))
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_rank_takes_the_predicted_memory(world: int, recipes: dict[int, Path], predicted: dict[int, int]) -> None:
+    assert _largest(recipes[world], world) == pytest.approx(predicted[world], rel=TOLERANCE)
 
 
 def _largest(recipe: Path, world: int) -> int:
