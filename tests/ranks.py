@@ -9,6 +9,7 @@ Use::
 
 import os
 import pickle
+import sys
 import tempfile
 import time
 import traceback
@@ -24,6 +25,7 @@ import torch
 import torch.distributed as dist
 from torch import multiprocessing
 
+from sidrec import cli
 from sidrec.parallel.process_group import Ranks
 
 PRELOADED = ["torchrec.distributed", "sidrec.train.run", "sidrec.metrics.auc", "pytest"]
@@ -63,6 +65,19 @@ def run_on_ranks(ranks: int, function: Callable[..., Any], *args: Any, timeout: 
                     process.kill()
                     process.join()
         return [pickle.loads((Path(folder) / f"result-{rank}").read_bytes()) for rank in range(ranks)]
+
+
+def status_of_a_fork(words: Sequence[str]) -> int | None:
+    """The exit status of `sidrec WORDS` in a new process, which knows imports and nothing else."""
+    process = multiprocessing.get_context("forkserver").Process(target=_run_command, args=(words,))
+    start_from_warm([process])
+    process.join()
+    return process.exitcode
+
+
+def _run_command(words: Sequence[str]) -> None:
+    torch.set_num_threads(1)
+    sys.exit(cli.main(words))
 
 
 def start_from_warm(processes: Sequence[BaseProcess]) -> None:

@@ -58,25 +58,27 @@ def steps_without_faults(rank: int, world: int, recipe: Recipe) -> int:
 
 
 def test_two_ranks_are_started_again_by_torchrun(recipe: Recipe) -> None:
-    faults = [Fault(Kind.KILL_RANK, Moment.TRAINING, 9), Fault(Kind.KILL_WORKER, Moment.TRAINING, 9)]
-    whole = replace(recipe, name="reference-2")
+    faults = [Fault(Kind.KILL_RANK, Moment.TRAINING, 9)]
+    whole = replace(recipe, name="reference-2", data=replace(recipe.data, workers=0))
     steps, _ = run_on_ranks(2, steps_without_faults, whole)
-    outcome = struck(recipe, Reference(whole.run, steps, seconds=0.0), 2, faults, damaged=0, restarts=2)
+    outcome = struck(recipe, Reference(whole.run, steps, seconds=0.0), 2, faults, damaged=0, restarts=1)
     assert outcome.jobs == 1
     assert all(strike.restarted for strike in outcome.strikes)
     assert all(strike.resumed for strike in outcome.strikes), "a checkpoint had been written before"
 
 
-def test_a_rank_is_started_again_by_hand_with_damaged_files(recipe: Recipe, alone: Reference) -> None:
+def test_a_rank_is_started_again_by_torchrun_and_by_hand_with_damaged_files(recipe: Recipe, alone: Reference) -> None:
     shutil.rmtree(recipe.run.parent.parent / "struck", ignore_errors=True)
     faults = [
         Fault(Kind.KILL_ALL, Moment.SAVING, 9),
         Fault(Kind.TERM_LAUNCHER, Moment.TRAINING, 9),
+        Fault(Kind.KILL_WORKER, Moment.TRAINING, 9),
         Fault(Kind.KILL_LAUNCHER, Moment.TRAINING, 9),
     ]
-    outcome = struck(recipe, alone, 1, faults, damaged=1, restarts=0)
+    outcome = struck(recipe, alone, 1, faults, damaged=1, restarts=1)
     assert outcome.jobs == 4
-    assert all(strike.damage for strike in outcome.strikes)
+    assert [strike.restarted for strike in outcome.strikes] == [False, False, True, False]
+    assert all(strike.restarted or strike.damage for strike in outcome.strikes)
 
 
 def test_difference_is_the_largest_of_any_number_and_infinite_for_anything_else() -> None:

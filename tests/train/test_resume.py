@@ -1,11 +1,7 @@
 """A killed and resumed run ends as one that was not; evaluation repeats itself from the checkpoint alone."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,35 +11,10 @@ from sidrec import cli
 from sidrec.config import Recipe, save
 from sidrec.parallel.process_group import joined_ranks
 from sidrec.train.run import train
-from tests.ranks import joined, run_on_ranks
+from sidrec.train.trainer import Trainer
+from tests.killed import watch
+from tests.ranks import RankError, joined, run_on_ranks, status_of_a_fork
 from tests.small_log import small_recipe, write_small_log
-
-ROOT = Path(__file__).parents[2]
-
-
-def start(recipe: Recipe, folder: Path, ranks: int, hold: Path | None = None) -> subprocess.Popen[str]:
-    """`torchrun -m sidrec.train` in a process group of its own. hold: the ranks stop once a file matches this."""
-    path = folder / f"{recipe.name}.yaml"
-    save(recipe, path)
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", "--rdzv-backend=c10d"]
-    command += ["--rdzv-endpoint=localhost:0", "-m", *(["tests.killed", "hold", str(hold)] if hold else [])]
-    command += ["sidrec.train", str(path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=900)
-    assert process.returncode == 0, output
-    return output
 
 
 def losses(recipe: Recipe) -> list[tuple[int, float]]:
@@ -55,24 +26,37 @@ def uninterrupted(rank: int, world: int, recipe: Recipe) -> None:
     assert train(recipe, joined(rank, world)) == 0
 
 
+def killed_with_a_checkpoint(rank: int, world: int, recipe: Recipe) -> None:
+    """The rank is killed at the first file that it touches once a checkpoint is there."""
+    watch("die", str(recipe.run / "checkpoints" / "step-*[0-9]"))
+    train(recipe, joined(rank, world))
+
+
+def continued(rank: int, world: int, recipe: Recipe) -> int:
+    """Trains to the end; the step from which."""
+    first: list[int] = []
+
+    class Noting(Trainer):
+        def train(self) -> int:
+            first.append(self.position.step)
+            return super().train()
+
+    assert train(recipe, joined(rank, world), Noting) == 0
+    return first[0]
+
+
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
-    write_small_log(tmp_path, rows=2400)
-    sections = {"train": {"epochs": 3, "log_every": 3}, "checkpoint": {"every": 7}, "data": {"workers": 1}}
+    write_small_log(tmp_path, rows=1200)
+    sections = {"train": {"epochs": 3, "log_every": 3}, "checkpoint": {"every": 7}}
     whole = small_recipe(tmp_path, name="whole", **sections)
-    killed = small_recipe(tmp_path, name="killed", **sections)
+    killed = small_recipe(tmp_path, name="killed", **sections, data={"workers": 1})
     run_on_ranks(2, uninterrupted, whole)
 
-    checkpoint = killed.run / "checkpoints" / "step-*[0-9]"
-    process = start(killed, tmp_path, 2, checkpoint)
-    while not any(checkpoint.parent.glob(checkpoint.name)):
-        assert process.poll() is None, "the run ended without a checkpoint"
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with pytest.raises(RankError, match=f"[01]: -{signal.SIGKILL.value}"):
+        run_on_ranks(2, killed_with_a_checkpoint, killed)
     assert not (killed.run / "metrics.json").exists(), "the run was over before it could be killed"
 
-    output = finish(start(killed, tmp_path, 2))
-    assert "resuming after step" in output
+    assert min(run_on_ranks(2, continued, killed)) >= 7
     assert losses(killed) == losses(whole)
     assert (killed.run / "metrics.json").read_text() == (whole.run / "metrics.json").read_text()
 
@@ -86,8 +70,7 @@ def test_evaluate_reproduces_metrics_from_the_checkpoint_alone(tmp_path: Path) -
     before = json.loads(metrics.read_text())
     for name in ("metrics.json", "predictions_test.parquet", "plan.json", "run.json", "metrics.jsonl"):
         (recipe.run / name).unlink()
-    command = [sys.executable, "-m", "sidrec", "evaluate", str(recipe.run)]
-    subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert status_of_a_fork(["evaluate", str(recipe.run)]) == 0
     assert json.loads(metrics.read_text()) == before
     assert cli.main(["evaluate", str(recipe.run), "train"]) == 0
     assert set(json.loads(metrics.read_text())) == {"train", "test"}, "a further split joins those of before"
