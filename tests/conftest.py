@@ -9,7 +9,14 @@ import pytest
 
 os.environ["COLUMNS"] = "100"  # pytest-xdist names another width to its workers; tables are printed as for no terminal
 
-LONG = ["docs/test_pages.py", "bench/test_bench_command.py", "launch/test_wheel.py", "data_prep/test_behavior.py"]
+LONG = [
+    "docs/test_shop_pages.py",
+    "soak/test_faults.py",
+    "docs/test_pages.py",
+    "bench/test_bench_command.py",
+    "launch/test_wheel.py",
+    "data_prep/test_behavior.py",
+]
 """Files that take a minute or more. They come first, so that no worker of pytest-xdist is left with one in the end."""
 
 

@@ -46,6 +46,11 @@ def start_of(page: Path) -> Path | None:
     return Path("docs", f"{named[1]}.md") if named else None
 
 
+TUTORIAL = Path("docs/getting_started.md")
+SHOP_PAGES = [TUTORIAL, *(page for page in PAGES if start_of(page) == TUTORIAL)]
+"""The tutorial, and the pages that start from the shop that it makes."""
+
+
 def is_block(example: Example) -> bool:
     """Whether the example is a block of code, and not a comment that tells how to run others."""
     return isinstance(example.parsed, str)

@@ -1,55 +1,22 @@
-"""Every code block of README.md and docs/ runs, page by page."""
+"""Every code block of README.md and docs/ runs, page by page; those of the shop in test_shop_pages.py."""
 
-import contextlib
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
-from unittest import SkipTest
 
 import pytest
 import yaml
-from sybil.example import SybilFailure
 
 from sidrec.config.load import parse
 from tests.docs.count import blocks_of
-from tests.docs.pages import PAGES, ROOT, commands_of, is_block, read_page, start_of
+from tests.docs.pages import PAGES, ROOT, SHOP_PAGES, commands_of, is_block, read_page
 
 FENCE = re.compile(r"^```(python|bash|console|yaml|csv)\b", re.MULTILINE)
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Path]:
-    """Runs a page, once, and returns the folder that it leaves."""
-    left: dict[Path, Path] = {}
-
-    def run(page: Path) -> Path:
-        if page not in left:
-            folder = tmp_path_factory.mktemp(page.stem)
-            start = start_of(page)
-            if start:
-                shutil.copytree(run(start), folder, dirs_exist_ok=True)
-            with contextlib.chdir(folder):
-                _run_blocks(page)
-            left[page] = folder
-        return left[page]
-
-    return run
-
-
-@pytest.mark.parametrize("page", PAGES, ids=str)
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in SHOP_PAGES], ids=str)
 def test_its_blocks_run(page: Path, folders: Callable[[Path], Path]) -> None:
     folders(page)
-
-
-def _run_blocks(page: Path) -> None:
-    for example in read_page(page).examples():
-        try:
-            example.evaluate()
-        except SkipTest:
-            continue
-        except SybilFailure as failure:
-            pytest.fail(str(failure))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
