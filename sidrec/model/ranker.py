@@ -7,7 +7,7 @@ Shapes: B rows, F embedding features, D width, X dense columns, S statistics, E 
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -71,14 +71,26 @@ class Ranker(nn.Module):
 
     def score(self, batch: Batch) -> Tensor:
         """Logits [B]."""
-        return self._score(batch, self._look_up(batch))
+        begun = self._begin_lookups(batch)
+        return self._score(batch, self._look_up(batch, begun), begun.context)
 
-    def _look_up(self, batch: Batch) -> ItemLookup:
-        embedded = self.items_boundary(self.items(batch.items)).to_dict() if self.items is not None else {}
-        hid_rows = batch.items
+    def _begin_lookups(self, batch: Batch) -> "Lookups":
+        """Looks up every table. Ranks exchange embeddings in the background until these are read: those of items while
+        context tables are looked up, those of the context while items are represented."""
+        items = None if self.items is None else self.items_boundary(self.items(batch.items))
+        managed, hid_rows = None, batch.items
         if self.managed_hids is not None:
             found = self.managed_hids(batch.items)
-            embedded, hid_rows = with_managed(embedded, self.managed_boundary(found[0])), found[1]
+            managed, hid_rows = self.managed_boundary(found[0]), found[1]
+        context = None if self.context is None else self.context_boundary(self.context(batch.context))
+        return Lookups(items, managed, hid_rows, context)
+
+    def _look_up(self, batch: Batch, begun: "Lookups | None" = None) -> ItemLookup:
+        """begun: None to begin the lookups here."""
+        begun = begun or self._begin_lookups(batch)
+        embedded = {} if begun.items is None else begun.items.to_dict()
+        if begun.managed is not None:
+            embedded = with_managed(embedded, begun.managed.to_dict())
         has_sid_U = _looked_up(batch.items, self.item.sids[0]) if self.item.sids else None
         return ItemLookup(
             embedded,
@@ -87,15 +99,16 @@ class Ranker(nn.Module):
             batch.content_UV,
             has_sid_U,
             chance_B=batch.chance_B if self.training else None,
-            updates_U=None if self.updates is None else self.updates(hid_rows),
+            updates_U=None if self.updates is None else self.updates(begun.hid_rows),
             paths=self.paths,
         )
 
-    def _score(self, batch: Batch, looked_up: ItemLookup) -> Tensor:
+    def _score(self, batch: Batch, looked_up: ItemLookup, context: Any) -> Tensor:
+        """context: as in `Lookups`."""
         embedded_BFD, aligned_BE = self.item(looked_up, batch.target_B, batch.history_BT, batch.stats_BS)
-        if self.context is not None:
-            context = self.context_boundary(self.context(batch.context)).to_dict()
-            context_BFD = torch.stack([context[name] for name in self.context_columns], dim=1)
+        if context is not None:
+            of_column = context.to_dict()
+            context_BFD = torch.stack([of_column[name] for name in self.context_columns], dim=1)
             embedded_BFD = torch.cat([embedded_BFD, context_BFD], dim=1)
         length_B1 = torch.log1p((batch.history_BT > 0).sum(dim=1, keepdim=True).float())
         dense = [batch.dense_BX, length_B1, aligned_BE]
@@ -110,8 +123,9 @@ class Ranker(nn.Module):
         over this rank's rows divided by `rows_per_rank`, so that its mean over ranks is the mean over all rows of the
         step. Terms: `loss`, the total, and each loss of the item representation.
         """
-        looked_up = self._look_up(batch)
-        logits_B = self._score(batch, looked_up)
+        begun = self._begin_lookups(batch)
+        looked_up = self._look_up(batch, begun)
+        logits_B = self._score(batch, looked_up, begun.context)
         loss_B = functional.binary_cross_entropy_with_logits(logits_B, batch.label_B, reduction="none")
         added = self.item.losses(looked_up, batch.target_B, batch.stats_BS) if self.training else {}
         terms = {name: _mean(term_B, batch) for name, term_B in added.items()}
@@ -163,11 +177,24 @@ def build_item(config: Item, pooling: Pooling, dim: int, sizes: Sizes) -> ItemRe
             return ContentRepresentation(config, pooling, dim, sizes.content)
 
 
+class Lookups(NamedTuple):
+    """Embeddings of a batch, to be read by `to_dict`; None for tables that the model lacks.
+
+    hid_rows: rows of the HID table, a KeyedJaggedTensor as in Batch, or TorchRec's awaitable of one.
+    """
+
+    items: Any
+    managed: Any
+    hid_rows: Any
+    context: Any
+
+
 class GradientBoundary(nn.Module):
     """Passes a table collection's embeddings to the layers; can split the backward pass there.
 
     split: whether a forward pass detaches the layers from the tables. Backward of the loss then stops at `leaf`, the
     layers' copy of the embeddings. To continue into the tables, call backward on `embeddings` with `leaf`'s gradient.
+    Both are there once the layers have read the embeddings.
     """
 
     def __init__(self) -> None:
@@ -177,17 +204,37 @@ class GradientBoundary(nn.Module):
         self.leaf: Tensor | None = None
 
     def forward(self, embeddings: Any) -> Any:
-        """embeddings: a KeyedTensor, or TorchRec's awaitable of one. Returns one."""
+        """embeddings: a KeyedTensor, or TorchRec's awaitable of one. Returns something with its `to_dict`, which alone
+        waits for an awaitable: meanwhile the ranks exchange embeddings."""
         if not (self.split and torch.is_grad_enabled()):
             return embeddings
-        self.embeddings = source = embeddings.wait() if hasattr(embeddings, "wait") else embeddings
-        self.leaf = source.values().detach().requires_grad_()
-        return KeyedTensor(source.keys(), source.length_per_key(), self.leaf)
+        return DetachedEmbeddings(self, embeddings) if hasattr(embeddings, "wait") else self.detached(embeddings)
+
+    def detached(self, embeddings: KeyedTensor) -> KeyedTensor:
+        """The layers' copy of the embeddings, at which their backward stops."""
+        self.embeddings = embeddings
+        self.leaf = embeddings.values().detach().requires_grad_()
+        return KeyedTensor(embeddings.keys(), embeddings.length_per_key(), self.leaf)
+
+    def read(self) -> KeyedTensor:
+        """The embeddings that the layers have read, without the way back to the tables."""
+        assert self.embeddings is not None, "the layers read the embeddings of every table"
+        return KeyedTensor(self.embeddings.keys(), self.embeddings.length_per_key(), self.embeddings.values().detach())
 
     def gradient(self) -> Tensor:
         """Of the embeddings' values; zero where the loss does not depend on them."""
         assert self.leaf is not None, "backward follows forward"
         return torch.zeros_like(self.leaf) if self.leaf.grad is None else self.leaf.grad
+
+
+class DetachedEmbeddings:
+    """Embeddings on their way from other ranks, detached at a boundary when they are read."""
+
+    def __init__(self, boundary: GradientBoundary, awaitable: Any) -> None:
+        self._boundary, self._awaitable = boundary, awaitable
+
+    def to_dict(self) -> dict[str, Tensor]:
+        return self._boundary.detached(self._awaitable.wait()).to_dict()
 
 
 def dense_names(dense: int, item: int, stats: int) -> list[str]:

@@ -19,7 +19,7 @@ from torchrec.modules.mc_modules import (
     ManagedCollisionCollection,
     MCHManagedCollisionModule,
 )
-from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, KeyedTensor
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
 from sidrec.data.item_tables import HID, ItemTable
 
@@ -186,11 +186,11 @@ def managed_table(
     )
 
 
-def with_managed(embedded: dict[str, Tensor], managed: KeyedTensor) -> dict[str, Tensor]:
+def with_managed(embedded: dict[str, Tensor], managed: dict[str, Tensor]) -> dict[str, Tensor]:
     """The embeddings by feature, with those of the managed table."""
     return _joined(embedded, managed)
 
 
 @fx.wrap  # TorchRec's pipelines trace the ranker, and fx cannot trace a dictionary of unknown keys
-def _joined(embedded: dict[str, Tensor], managed: KeyedTensor) -> dict[str, Tensor]:
-    return {**embedded, **managed.to_dict()}
+def _joined(embedded: dict[str, Tensor], managed: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {**embedded, **managed}
