@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 from torch import distributed as dist
 
 from sidrec.errors import ConfigError, LostRankError, RankError
@@ -62,6 +63,8 @@ class Ranks:
 
     control: a gloo group besides the training group, for values on the CPU.
     heartbeat: this rank's progress.
+    runs_ahead: whether this process queues work for a device that does it later, as for a GPU. Nothing may then wait
+        for a value of the step in hand, which would let the device run out of work.
     """
 
     rank: int
@@ -70,6 +73,7 @@ class Ranks:
     threads: int
     control: dist.ProcessGroup
     heartbeat: Heartbeat = field(default_factory=Heartbeat, compare=False)
+    runs_ahead: bool = False
 
     @property
     def first(self) -> bool:
@@ -97,7 +101,8 @@ def joined_ranks() -> Iterator[Ranks]:
     torch.set_num_threads(threads)
     control = _join("gloo" if gpu is None else "nccl", gpu, alone)
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size(), device, threads, control)
+        rank, world = dist.get_rank(), dist.get_world_size()
+        yield Ranks(rank, world, device, threads, control, runs_ahead=gpu is not None)
     except BaseException as error:
         if alone:
             dist.destroy_process_group()
@@ -268,10 +273,60 @@ def largest(ranks: Ranks, value: int) -> int:
 
 def largest_each(ranks: Ranks, values: Sequence[int]) -> list[int]:
     """The element-wise maximum of all ranks' `values`, in one collective. The length is the same on every rank."""
-    if ranks.world == 1:
-        return list(values)
-    ranks.heartbeat.beat(WAITS)
-    found = torch.tensor(values, dtype=torch.int64)
-    dist.all_reduce(found, dist.ReduceOp.MAX, group=ranks.control)
-    ranks.heartbeat.beat(COMPUTES)
-    return [int(value) for value in found]
+    return LargestEach(ranks, values).wait()
+
+
+class LargestEach:
+    """`largest_each`, begun: the ranks exchange their values in the background until `wait`.
+
+    All ranks begin their collectives in the same order.
+    """
+
+    def __init__(self, ranks: Ranks, values: Sequence[int]) -> None:
+        self._ranks, self._values, self._found = ranks, values, torch.tensor(values, dtype=torch.int64)
+        self._work: Any = None
+        if ranks.world > 1:
+            self._work = dist.all_reduce(self._found, dist.ReduceOp.MAX, group=ranks.control, async_op=True)
+
+    def wait(self) -> list[int]:
+        if self._work is None:
+            return list(self._values)
+        self._ranks.heartbeat.beat(WAITS)
+        self._work.wait()
+        self._ranks.heartbeat.beat(COMPUTES)
+        return [int(value) for value in self._found]
+
+
+class HostCopy:
+    """Tensors on their way from the device to the host, which `receive` reads some work later.
+
+    On a GPU: copies into pinned memory, queued with the device's other work. `receive` waits for these copies, and for
+    nothing that was queued after them. On a CPU: copies.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._event = torch.cuda.Event() if device.type == "cuda" else None
+        self._values: list[Tensor] | None = None
+
+    @property
+    def sent(self) -> bool:
+        """Whether there is something to receive."""
+        return self._values is not None
+
+    def send(self, *values: Tensor) -> None:
+        """Begins to copy the values. What was sent before must have been received."""
+        assert self._values is None, "the values sent before are received first"
+        pinned = self._event is not None
+        self._values = [torch.empty(value.shape, dtype=value.dtype, pin_memory=pinned) for value in values]
+        for copied, value in zip(self._values, values, strict=True):
+            copied.copy_(value.detach(), non_blocking=True)
+        if self._event is not None:
+            self._event.record()
+
+    def receive(self) -> list[Tensor]:
+        """The values, on the host. Waits until they have arrived."""
+        assert self._values is not None, "values are sent before they are received"
+        if self._event is not None:
+            self._event.synchronize()
+        values, self._values = self._values, None
+        return values

@@ -21,6 +21,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec.data.item_tables import HID
 from sidrec.model.tables import UpdateCounts
+from sidrec.parallel.process_group import Ranks, largest
 
 COUNT = torch.int32
 
@@ -29,6 +30,7 @@ class RowUpdates:
     """The counts of a shard of a table; of shards of columns, only the first counts.
 
     table: its name. first_row: of the shard. rows: of the whole table. replicated: whether all ranks hold it whole.
+    reads_offsets: whether to read on the host where the table's ids lie in a lookup, which is cheap on a CPU only.
     counts_N1: int32, updates received by each row.
     """
 
@@ -38,6 +40,7 @@ class RowUpdates:
         self.first_row = table.local_metadata.shard_offsets[0] if table.local_metadata else 0
         self.replicated = table.compute_kernel == EmbeddingComputeKernel.DENSE
         self._feature, self._features = feature, features
+        self.reads_offsets = device.type == "cpu"
         # The last element takes the ids of the lookup's other features, so that no size is read from the device.
         self._counts = torch.zeros(table.local_rows + 1, dtype=COUNT, device=device)
         self.counts_N1 = self._counts[:-1].unsqueeze(1)
@@ -51,22 +54,26 @@ class RowUpdates:
 
     def _rows_of(self, ids: KeyedJaggedTensor) -> Tensor:
         first, last = (ids.offsets()[feature * ids.stride()] for feature in (self._feature, self._feature + 1))
-        if ids.device().type == "cpu":
+        if self.reads_offsets:
             return ids.values()[first:last]
         return ids_between(ids.values(), first, last, elsewhere=len(self._counts) - 1)
 
-    def end_step(self, *, applied: bool) -> None:
-        """Counts the rows of the last forward pass, if its step was applied. All ranks call it."""
+    def end_step(self, *, skipped: Tensor | bool) -> None:
+        """Counts the rows of the last forward pass, unless its step was skipped. All ranks call it.
+
+        skipped: a bool, or a scalar on the counts' device, 0 or 1, which is not read on the host.
+        """
         rows_P, self._rows_P = self._rows_P, None
-        if rows_P is None or not applied:
+        if rows_P is None or skipped is True:
             return
+        one = (1 - skipped).to(COUNT) if isinstance(skipped, Tensor) else 1
         if self.replicated and dist.get_world_size() > 1:
             updated = torch.zeros(len(self._counts), dtype=torch.uint8, device=rows_P.device)
             updated[rows_P] = 1
             dist.all_reduce(updated, dist.ReduceOp.MAX)
-            self._counts += updated
+            self._counts += updated * one
         else:  # an id that occurs twice reads the same count twice, and writes the same
-            self._counts[rows_P] = self._counts.index_select(0, rows_P) + 1
+            self._counts[rows_P] = self._counts.index_select(0, rows_P) + one
             self._note(rows_P)
 
     def restart(self, rows: Tensor) -> None:
@@ -81,14 +88,16 @@ class RowUpdates:
     def take_changes(self) -> Tensor:
         """Rows of the table that changed since the last call, and their counts: int64 [2, C]; notes them from now on.
 
-        Not for a replicated table.
+        A row may come more than once. C is known without reading the device: ids that are no rows of the shard come as
+        row `rows`, one beyond the table's last. Not for a replicated table.
         """
         changed, self._changed = self._changed, []
         if not changed:
             return torch.zeros(2, 0, dtype=torch.int64, device=self._counts.device)
-        rows_C = torch.cat(changed).unique()
-        rows_C = rows_C[rows_C < len(self._counts) - 1]
-        return torch.stack([rows_C + self.first_row, self._counts.index_select(0, rows_C).long()])
+        rows_C = torch.cat(changed)
+        own_C = rows_C < len(self._counts) - 1
+        counts_C = self._counts.index_select(0, rows_C).long()
+        return torch.stack([torch.where(own_C, rows_C + self.first_row, self.rows), counts_C])
 
     def share_memory_with(self, copy: UpdateCounts) -> None:
         """Makes the copy the counts themselves, for a shard that is the whole table."""
@@ -121,19 +130,17 @@ def share_counts(copy: UpdateCounts | None, shards: Sequence[RowUpdates]) -> Non
     dist.all_reduce(copy.counts_R)
 
 
-def share_changes(copy: UpdateCounts | None, shards: Sequence[RowUpdates]) -> None:
-    """Brings what this step has changed in the shards of all ranks into the copy. Ranks gather 16 bytes per row."""
+def share_changes(copy: UpdateCounts | None, shards: Sequence[RowUpdates], ranks: Ranks) -> None:
+    """Brings what this step has changed in the shards of all ranks into the copy. Ranks gather 16 bytes per looked-up
+    id; they agree on the number on the host, and read nothing from the device."""
     if copy is None or _is_whole(shards):
         return
     nothing = torch.zeros(2, 0, dtype=torch.int64, device=copy.counts_R.device)
     own_2C = torch.cat([nothing, *(shard.take_changes() for shard in shards)], dim=1)
-    sizes = [torch.zeros(1, dtype=torch.int64, device=own_2C.device) for _ in range(dist.get_world_size())]
-    dist.all_gather(sizes, torch.tensor([own_2C.shape[1]], device=own_2C.device))
-    most = max(int(size) for size in sizes)
     last = len(copy.counts_R) - 1  # not read: for ranks with fewer changes
-    padded_2C = torch.full((2, most), last, dtype=torch.int64, device=own_2C.device)
+    padded_2C = torch.full((2, largest(ranks, own_2C.shape[1])), last, dtype=torch.int64, device=own_2C.device)
     padded_2C[:, : own_2C.shape[1]] = own_2C
-    gathered = [torch.empty_like(padded_2C) for _ in sizes]
+    gathered = [torch.empty_like(padded_2C) for _ in range(ranks.world)]
     dist.all_gather(gathered, padded_2C)
     rows_C, counts_C = torch.cat(gathered, dim=1)
     copy.counts_R[rows_C] = counts_C.to(COUNT)

@@ -173,7 +173,7 @@ def _dense(run: PlannedRun, *, saved: bool = False) -> int:
 def _step(run: PlannedRun) -> ResourceEstimate:
     """The larger of a training step and the filling of the largest table, which comes before the first step."""
     model, dim = run.recipe.model, run.recipe.model.embedding_dim
-    step = saved_for_backward(model, run.sizes, run.batch) + lookup_bytes(run.batch, dim)
+    step = saved_for_backward(model, run.sizes, run.batch) + lookup_bytes(run.batch, dim, run.hardware.device)
     rows = max((table.num_embeddings for table in run.workload.tables.values()), default=0)
     filling = min(rows, ROWS_AT_A_TIME) * dim * FILLING
     return ResourceEstimate("a step's lookups and activations", max(step, filling), "data.batch_size", approximate=True)

@@ -24,6 +24,9 @@ from sidrec.model.ranker import Ranker
 
 LOOKUP_COPIES = 4
 """Copies of the looked-up vectors at one time: output of the kernel, output of the exchange, and their gradients."""
+COPIES_AHEAD = 3
+"""More of them on a GPU: the previous step's output and gradients, kept until its outcome is known, and the gradients
+without those of a skipped step."""
 FLOAT = 4
 
 
@@ -57,10 +60,11 @@ class BatchShape:
         return items + context + per_item + pointers + floats + self.rows * (2 * flag + 3 * number)
 
 
-def lookup_bytes(shape: BatchShape, dim: int) -> int:
-    """Bytes of the looked-up vectors of width `dim`, LOOKUP_COPIES times."""
+def lookup_bytes(shape: BatchShape, dim: int, device: str) -> int:
+    """Bytes of the looked-up vectors of width `dim`, for each of their copies. device: cpu or cuda."""
+    copies = LOOKUP_COPIES + (COPIES_AHEAD if device == "cuda" else 0)
     bags = shape.bags * len(shape.item_features) + shape.rows * len(shape.context)
-    return LOOKUP_COPIES * FLOAT * dim * bags
+    return copies * FLOAT * dim * bags
 
 
 def saved_for_backward(config: ModelConfig, sizes: Sizes, shape: BatchShape) -> int:

@@ -55,6 +55,7 @@ def open_loader(recipe: Recipe, data: Dataset, split: str | Sequence[str], shuff
             tables=data.tables,
             manifest=data.manifest,
             context_rows=data.sizes.context_rows,
+            pin_memory=ranks.device.type == "cuda",
         ),
     )
 
@@ -93,7 +94,7 @@ def build_training(recipe: Recipe, data: Dataset, ranks: Ranks, *, preflight: bo
         check_run(recipe, lambda: planned_run(recipe, data, estimate.full, hardware_of(ranks), plan), ranks)
         announce(ranks, "allocating and filling tables")
     model = shard(ranker, plan, recipe.optimizer, recipe.seed, ranks)
-    optimizer = build_optimizer(model, recipe.optimizer, recipe.model.embedding_dim)
+    optimizer = build_optimizer(model, recipe.optimizer, recipe.model.embedding_dim, by_flag=ranks.runs_ahead)
     return Training(model, optimizer, plan, plan_file)
 
 

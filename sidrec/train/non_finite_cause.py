@@ -4,6 +4,7 @@ rows, the layers' weights, logits, loss terms, gradients of tables, gradients of
 Shapes: B rows, U item bags, N bags (U or B), T history positions, D width, X columns.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from sidrec.data.batch import Batch
 from sidrec.model.ranker import GradientBoundary, Ranker
@@ -68,22 +69,35 @@ def _tables(collection: Any) -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class Forward:
-    """A rank's values of a step after its forward pass.
+class LookedUp:
+    """A lookup's embeddings in a step and the gradient of their values, which the boundary itself forgets."""
+
+    lookup: TableLookup
+    embeddings: KeyedTensor
+    gradient: Tensor
+
+
+@dataclass(frozen=True)
+class Values:
+    """A rank's values of a step after backward to the embeddings, and its weights, which the step has not changed.
 
     columns: column names of the batch's float fields, by field. layers: parameters outside tables, by name.
+    norms_K: of all gradients, those of the layers in `layer_names` first, then those of tables. The layers' gradients
+    themselves lie in memory that the next step overwrites.
     """
 
     batch: Batch
     terms: Mapping[str, Tensor]
     logits_B: Tensor
-    lookups: list[TableLookup]
+    looked_up: list[LookedUp]
     layers: Mapping[str, Tensor]
+    layer_names: list[str]
+    norms_K: Tensor
     columns: Mapping[str, tuple[str, ...]]
 
 
 @torch.no_grad()
-def find_cause(step: Forward) -> Cause | None:
+def find_cause(step: Values) -> Cause | None:
     """This rank's cause, the nearest one found; None if all its values are finite."""
     checks = (
         _bad_table_rows,
@@ -99,46 +113,45 @@ def find_cause(step: Forward) -> Cause | None:
     return None
 
 
-def _bad_table_rows(step: Forward) -> Iterator[Cause]:
-    for lookup in step.lookups:
-        assert lookup.boundary.embeddings is not None, "the step has had its forward pass"
-        for feature, bad_N in _bad_bags(lookup, lookup.boundary.embeddings.values()):
-            what = f"weights of {_rows_of_table(lookup, feature, bad_N, step.batch)} that are not finite"
-            yield Cause(0, what, _rows_with(lookup, bad_N, step.batch), in_weights=True)
+def _bad_table_rows(step: Values) -> Iterator[Cause]:
+    for found in step.looked_up:
+        for feature, bad_N in _bad_bags(found, found.embeddings.values()):
+            what = f"weights of {_rows_of_table(found.lookup, feature, bad_N, step.batch)} that are not finite"
+            yield Cause(0, what, _rows_with(found.lookup, bad_N, step.batch), in_weights=True)
 
 
-def _bad_weights(step: Forward) -> Iterator[Cause]:
+def _bad_weights(step: Values) -> Iterator[Cause]:
     for name, weight in step.layers.items():
         if not torch.isfinite(weight).all():
             yield Cause(1, f"weights of the layer {name} that are not finite", in_weights=True)
 
 
-def _bad_logits(step: Forward) -> Iterator[Cause]:
+def _bad_logits(step: Values) -> Iterator[Cause]:
     bad_B = ~torch.isfinite(step.logits_B) & (step.batch.weight_B > 0)
     if bad_B.any():
         what = f"a logit of {step.logits_B[bad_B][0].item()}{_largest_input(step, bad_B)}{_largest_weight(step)}"
         yield Cause(2, what, _numbers(step.batch.row_B[bad_B]))
 
 
-def _bad_terms(step: Forward) -> Iterator[Cause]:
+def _bad_terms(step: Values) -> Iterator[Cause]:
     for name, term in reversed(list(step.terms.items())):  # "loss", the sum of all, comes first
         if not torch.isfinite(term):
             yield Cause(3, f"a term {name} of {term.item()}{_largest_weight(step)}")
 
 
-def _bad_table_gradients(step: Forward) -> Iterator[Cause]:
-    for lookup in step.lookups:
-        for feature, bad_N in _bad_bags(lookup, lookup.boundary.gradient().square()):
-            yield _gradient_cause(step, 4, _rows_of_table(lookup, feature, bad_N, step.batch))
+def _bad_table_gradients(step: Values) -> Iterator[Cause]:
+    for found in step.looked_up:
+        for feature, bad_N in _bad_bags(found, found.gradient.square()):
+            yield _gradient_cause(step, 4, _rows_of_table(found.lookup, feature, bad_N, step.batch))
 
 
-def _bad_layer_gradients(step: Forward) -> Iterator[Cause]:
-    for name, weight in step.layers.items():
-        if weight.grad is not None and not torch.isfinite(weight.grad.square().sum()):
+def _bad_layer_gradients(step: Values) -> Iterator[Cause]:
+    for name, norm in zip(step.layer_names, step.norms_K.tolist(), strict=False):
+        if not math.isfinite(norm):
             yield _gradient_cause(step, 5, f"the layer {name}")
 
 
-def _gradient_cause(step: Forward, order: int, of: str) -> Cause:
+def _gradient_cause(step: Values, order: int, of: str) -> Cause:
     """A gradient sums over all rows; the row with the largest loss is the likeliest cause."""
     loss_B = functional.binary_cross_entropy_with_logits(step.logits_B, step.batch.label_B, reduction="none")
     real_B = step.batch.weight_B > 0
@@ -151,11 +164,10 @@ def _gradient_cause(step: Forward, order: int, of: str) -> Cause:
     return Cause(order, what, _numbers(step.batch.row_B[worst_B]), loss=loss)
 
 
-def _bad_bags(lookup: TableLookup, values_NF: Tensor) -> Iterator[tuple[str, Tensor]]:
+def _bad_bags(found: LookedUp, values_NF: Tensor) -> Iterator[tuple[str, Tensor]]:
     """The lookup's features with values that are not finite, and in which bags."""
-    assert lookup.boundary.embeddings is not None, "the step has had its forward pass"
-    parts = torch.split(values_NF, lookup.boundary.embeddings.length_per_key(), dim=1)
-    for feature, values_ND in zip(lookup.boundary.embeddings.keys(), parts, strict=True):
+    parts = torch.split(values_NF, found.embeddings.length_per_key(), dim=1)
+    for feature, values_ND in zip(found.embeddings.keys(), parts, strict=True):
         bad_N = ~torch.isfinite(values_ND).all(dim=1)
         if bad_N.any():
             yield feature, bad_N
@@ -179,7 +191,7 @@ def _rows_with(lookup: TableLookup, bad_N: Tensor, batch: Batch) -> tuple[int, .
     return _numbers(batch.row_B[bad_B & (batch.weight_B > 0)])
 
 
-def _largest_input(step: Forward, bad_B: Tensor) -> str:
+def _largest_input(step: Values, bad_B: Tensor) -> str:
     found = []
     for field, names in step.columns.items():
         values_X = getattr(step.batch, field)[bad_B].abs().amax(dim=0)
@@ -187,7 +199,7 @@ def _largest_input(step: Forward, bad_B: Tensor) -> str:
     return f"; largest input: {max(found)[1]} = {max(found)[0]:.3g}" if found else ""
 
 
-def _largest_weight(step: Forward) -> str:
+def _largest_weight(step: Values) -> str:
     name, weight = max(step.layers.items(), key=lambda layer: float(layer[1].abs().amax()))
     return f"; largest weight: {float(weight.abs().amax()):.3g}, in {name}"
 

@@ -1,20 +1,25 @@
 """One training step: next batch, forward, backward to the embeddings, check, backward into the tables, apply.
 
 FBGEMM updates tables inside their backward. The step therefore splits backward at the embeddings: nothing is updated
-before all ranks know that loss and gradients are finite, so that a step can be skipped as a whole. Gradients count as
-not finite if their norm is not. This includes gradients whose square overflows: all optimizers but SGD square them.
+before all ranks have agreed whether loss and gradients are finite, so that a step is applied or skipped as a whole.
+Gradients count as not finite if their norm is not. This includes gradients whose square overflows: all optimizers but
+SGD square them.
 
-Shapes: B rows of a batch, R rows of a tensor.
+On a CPU the ranks read this flag at once. On a GPU it stays there (`Ranks.runs_ahead`): it masks the gradients of
+tables and stops the fused optimizers, and its copy is read before the next step updates anything. A step that was
+skipped is therefore reported during the next one, while all weights are still those it was computed with.
+
+Shapes: B rows of a batch, R rows of a tensor, K gradients.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm
+from torch import distributed as dist
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
@@ -26,16 +31,24 @@ from sidrec.data.reader import LogReader
 from sidrec.data.rows import row_places
 from sidrec.errors import NonFiniteError
 from sidrec.model.ranker import Ranker
-from sidrec.parallel.process_group import Ranks, gather_objects, largest, raise_on_all_ranks
+from sidrec.parallel.process_group import (
+    COMPUTES,
+    WAITS,
+    HostCopy,
+    Ranks,
+    gather_objects,
+    largest,
+    raise_on_all_ranks,
+)
 from sidrec.parallel.sharding import row_updates, updates_read_by
 from sidrec.parallel.update_counts import share_changes
-from sidrec.train.non_finite_cause import NAMED, Cause, Forward, find_cause, nearest_cause, table_lookups
+from sidrec.train.non_finite_cause import NAMED, Cause, LookedUp, Values, find_cause, nearest_cause, table_lookups
 from sidrec.train.optimizers import ScheduledOptimizer
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A skipped step.
+    """A skipped step, counted from 1.
 
     what: the value that was not finite. rows: file -> numbers of the offending rows, of all ranks. If only gradients
     were not finite, these are the rows with the largest loss.
@@ -48,12 +61,21 @@ class Skipped:
 
 @dataclass(frozen=True)
 class StepResult:
-    """batch: this rank's. terms: `loss` and its parts by name, means over this rank's rows. skipped: None if the step
-    was applied; the same on every rank."""
+    """step: its number, from 1. batch: this rank's. terms: `loss` and its parts by name, means over this rank's rows.
+    skipped: None if the step was applied; the same on every rank."""
 
+    step: int
     batch: Batch
     terms: Mapping[str, Tensor]
     skipped: Skipped | None
+
+
+class _Forward(NamedTuple):
+    """What the forward pass of a step gives besides its loss: this rank's batch, loss terms and logits."""
+
+    batch: Batch
+    terms: Mapping[str, Tensor]
+    logits_B: Tensor
 
 
 class TrainingStep:
@@ -83,8 +105,10 @@ class TrainingStep:
         self._updates, self._updates_copy = row_updates(model), updates_read_by(model)
         self._columns = {"dense_BX": reader.columns.log.dense, "stats_BS": reader.columns.log.stats}
         self._steps_done, self._skips_in_a_row = done, 0
-        self._forward: Forward | None = None
-        self._skipped: Skipped | None = None
+        self._forward: _Forward | None = None
+        self._flag = HostCopy(ranks.device)
+        self._undecided: Values | None = None  # of the last step, until its flag is read
+        self._results: list[StepResult] = []
         self._pipeline = (
             TrainPipelineSparseDist(model, self, ranks.device, custom_model_fwd=self.forward)
             if pipeline == "sparse_dist"
@@ -92,23 +116,34 @@ class TrainingStep:
         )
         self._split_backward(True)
 
-    def run(self, batches: Iterator[Batch]) -> StepResult:
+    def run(self, batches: Iterator[Batch]) -> list[StepResult]:
         """Trains on the next batch: updates tables and layers, or nothing on any rank if a value is not finite.
 
-        Raises NonFiniteError, on all ranks, if the recipe does not skip such steps, or not so many in a row.
+        Returns the steps whose outcome became known: this one, or, on a GPU, the one before it.
+        Raises NonFiniteError, on all ranks, if the recipe does not skip such steps, or not so many in a row; on a GPU
+        after the next step's backward, before it updates anything.
         """
         if self._pipeline is not None:
             self._pipeline.progress(batches)
         else:
-            batch = next(batches).to(self._ranks.device)
+            batch = next(batches).to(self._ranks.device, non_blocking=True)
             self.zero_grad()
             loss, _ = self.forward(batch)
             loss.backward()
             self.step()
-        assert self._forward is not None, "the pipeline calls forward and step"
-        result = StepResult(self._forward.batch, self._forward.terms, self._skipped)
-        self._forward = None
-        return result
+        return self._take_results()
+
+    def settle(self) -> list[StepResult]:
+        """Waits for the last step's outcome: before anything that depends on it, as a checkpoint or an evaluation.
+
+        Returns what `run` has not returned. Raises as `run` does.
+        """
+        self._decide()
+        return self._take_results()
+
+    def _take_results(self) -> list[StepResult]:
+        results, self._results = self._results, []
+        return results
 
     def zero_grad(self) -> None:
         """Clears the gradients of the previous step."""
@@ -119,42 +154,68 @@ class TrainingStep:
         assert batch is not None, "all ranks have equally many batches"
         loss, output = self._model(batch)
         terms, logits_B = output
-        self._forward = Forward(batch, terms, logits_B, self._lookups, self._layers, self._columns)
+        self._forward = _Forward(batch, terms, logits_B)
         return loss, output
 
     def step(self) -> None:
         """After backward: checks loss and gradients, then updates tables and layers, or skips the step."""
-        assert self._forward is not None, "step follows forward"
+        self._decide()  # the previous step, if that is still open: this one has not changed anything yet
         self._steps_done += 1
-        self._skipped = None if self._is_finite(self._forward) else self._skip(self._forward)
-        self._skips_in_a_row = self._skips_in_a_row + 1 if self._skipped else 0
-        self._backward_into_tables(zero=self._skipped is not None)  # FBGEMM updates them
-        if self._skipped:
-            self._optimizer.zero_grad(set_to_none=True)  # parameters without a gradient are not updated
-        self._optimizer.step()
+        values = self._values()
+        bad = self._agree(_is_bad(values))
+        self._flag.send(bad)
+        self._undecided = values
+        skipped: Tensor | bool = bad
+        if not self._ranks.runs_ahead:
+            skipped = self._decide() is not None
+        self._backward_into_tables(skipped)  # FBGEMM updates them
+        self._optimizer.step_unless(skipped)
         for updates in self._updates:
-            updates.end_step(applied=self._skipped is None)
-        share_changes(self._updates_copy, self._updates)
+            updates.end_step(skipped=skipped)
+        share_changes(self._updates_copy, self._updates, self._ranks)
 
-    def _is_finite(self, forward: Forward) -> bool:
-        """Whether loss and gradients are finite on all ranks."""
-        gradients = [weight.grad for weight in self._layers.values() if weight.grad is not None]
-        norm = get_total_norm([*gradients, *(lookup.boundary.gradient() for lookup in self._lookups)])
-        finite = bool(torch.isfinite(forward.terms["loss"]) & torch.isfinite(norm))
-        return not largest(self._ranks, int(not finite))
+    def _values(self) -> Values:
+        """The step's values, for the check and for a message."""
+        assert self._forward is not None, "step follows forward"
+        forward, self._forward = self._forward, None
+        looked_up = [LookedUp(lookup, lookup.boundary.read(), lookup.boundary.gradient()) for lookup in self._lookups]
+        gradients = {name: weight.grad for name, weight in self._layers.items() if weight.grad is not None}
+        norms_K = torch.stack(torch._foreach_norm([*gradients.values(), *(found.gradient for found in looked_up)]))
+        return Values(*forward, looked_up, self._layers, list(gradients), norms_K, self._columns)
 
-    def _backward_into_tables(self, *, zero: bool) -> None:
-        """zero: with gradients of 0, which change no table; ranks still exchange them, as in every step."""
+    def _agree(self, bad: Tensor) -> Tensor:
+        """The flag of all ranks, float32: 1 if any rank's is. On a GPU it is not read."""
+        if not self._ranks.runs_ahead:
+            return torch.tensor(float(largest(self._ranks, int(bad))))
+        if self._ranks.world > 1:
+            dist.all_reduce(bad, dist.ReduceOp.MAX)
+        return bad
+
+    def _decide(self) -> Skipped | None:
+        """Reads the open step's flag, if there is one. Raises as `_skip` does."""
+        if self._undecided is None:
+            return None
+        values, self._undecided = self._undecided, None
+        if self._ranks.world > 1:
+            self._ranks.heartbeat.beat(WAITS)
+        (bad,) = self._flag.receive()
+        self._ranks.heartbeat.beat(COMPUTES)
+        skipped = self._skip(values) if bad.item() else None
+        self._skips_in_a_row = self._skips_in_a_row + 1 if skipped else 0
+        self._results.append(StepResult(self._steps_done, values.batch, values.terms, skipped))
+        return skipped
+
+    def _backward_into_tables(self, skipped: Tensor | bool) -> None:
+        """skipped: with gradients of 0, which change no table; ranks still exchange them, as in every step."""
         boundaries = [lookup.boundary for lookup in self._lookups]
         embeddings = [boundary.embeddings.values() for boundary in boundaries if boundary.embeddings is not None]
-        gradients = [boundary.gradient() for boundary in boundaries]
-        torch.autograd.backward(embeddings, [torch.zeros_like(g) for g in gradients] if zero else gradients)
+        torch.autograd.backward(embeddings, [_zero_if(skipped, boundary.gradient()) for boundary in boundaries])
         for boundary in boundaries:
             boundary.embeddings = boundary.leaf = None
 
-    def _skip(self, forward: Forward) -> Skipped:
+    def _skip(self, values: Values) -> Skipped:
         """Raises NonFiniteError, on all ranks, if the step may not be skipped."""
-        cause = nearest_cause(gather_objects(self._ranks, find_cause(forward)))
+        cause = nearest_cause(gather_objects(self._ranks, find_cause(values)))
         cause = cause or Cause(6, "gradients whose norm is not finite")
         skipped = Skipped(self._steps_done, cause.what, row_places(self._reader.groups, cause.rows))
         if cause.in_weights or self._config.non_finite == "stop" or self._skips_in_a_row == self._config.skip_at_most:
@@ -197,12 +258,25 @@ class TrainingStep:
 
     def close(self) -> None:
         """Restores the model's ordinary forward and backward."""
+        assert self._undecided is None, "the last step is settled first"
         self.pause()
         self._split_backward(False)
 
     def _split_backward(self, split: bool) -> None:
         for lookup in self._lookups:
             lookup.boundary.split = split
+
+
+def _is_bad(values: Values) -> Tensor:
+    """Whether this rank's loss or gradients are not finite, float32 0 or 1, on the device."""
+    norm = torch.linalg.vector_norm(values.norms_K)
+    return (~(torch.isfinite(values.terms["loss"]) & torch.isfinite(norm))).float()
+
+
+def _zero_if(flag: Tensor | bool, gradient: Tensor) -> Tensor:
+    if isinstance(flag, Tensor):
+        return gradient.masked_fill(flag > 0, 0)
+    return torch.zeros_like(gradient) if flag else gradient
 
 
 def places_text(rows: Mapping[Path, list[int]]) -> str:

@@ -4,13 +4,14 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 from sidrec.data.batch import Batch, pad_items
 from sidrec.errors import Notice, ReportedElsewhereError, print_error
-from sidrec.parallel.process_group import READS, Ranks, largest, largest_each, raise_on_all_ranks
+from sidrec.parallel.process_group import READS, LargestEach, Ranks, largest, raise_on_all_ranks
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SAME_ORDER = 3.0
@@ -84,22 +85,39 @@ def synced_batches(
     """Yields `steps` batches, padded with empty item bags to the largest count of any rank.
 
     One small all-reduce per step carries three facts: that count; whether a rank failed to make its batch, so that the
-    others do not wait for it; whether a rank received a signal, which sets `stopping.agreed` on every rank.
+    others do not wait for it; whether a rank received a signal, which sets `stopping.agreed` on every rank. On a GPU
+    (`Ranks.runs_ahead`) it begins a batch early, so that no rank waits for another one's host in each step.
     Raises this rank's error, or RankError with another's.
     """
-    for _ in range(steps):
-        ranks.heartbeat.beat(READS)
-        batch: Batch | None = None
-        error: Exception | None = None
-        try:
-            batch = next(batches)
-        except Exception as problem:
-            error = problem if not isinstance(problem, StopIteration) else RuntimeError("the reader ended too early")
-        received = stopping.received if stopping else 0
-        bags, received = largest_each(ranks, [FAILED if batch is None else batch.bags, received])
+    begun: deque[_Read] = deque()
+    for step in range(steps):
+        while len(begun) <= ranks.runs_ahead and step + len(begun) < steps:
+            begun.append(_read(batches, ranks, stopping))
+        read = begun.popleft()
+        bags, received = read.agreement.wait()
         if stopping:
             stopping.agreed = received
         if bags == FAILED:
-            raise_on_all_ranks(ranks, error)
-        assert batch is not None, "raise_on_all_ranks raises if a rank failed"
-        yield pad_items(batch, bags)
+            raise_on_all_ranks(ranks, read.error)
+        assert read.batch is not None, "raise_on_all_ranks raises if a rank failed"
+        yield pad_items(read.batch, bags)
+
+
+class _Read(NamedTuple):
+    """This rank's batch, or the error in place of it, and the ranks' agreement on it, which has begun."""
+
+    batch: Batch | None
+    error: Exception | None
+    agreement: LargestEach
+
+
+def _read(batches: Iterator[Batch], ranks: Ranks, stopping: Stopping | None) -> _Read:
+    ranks.heartbeat.beat(READS)
+    batch: Batch | None = None
+    error: Exception | None = None
+    try:
+        batch = next(batches)
+    except Exception as problem:
+        error = problem if not isinstance(problem, StopIteration) else RuntimeError("the reader ended too early")
+    facts = [FAILED if batch is None else batch.bags, stopping.received if stopping else 0]
+    return _Read(batch, error, LargestEach(ranks, facts))

@@ -90,17 +90,21 @@ class Trainer:
             self._evaluate_if_due(done)
             self._save(done, self.position.lr_factor)
         self.model.train()
+        schedule = self.recipe.optimizer.schedule
         batches = self._batches()
         upcoming = self._up_to_evaluation(batches, done)
         while done < self.steps and not self.stopping.agreed:
             self.ranks.heartbeat.begin(f"step {done + 1} of training")
-            factor = schedule_factor(self.recipe.optimizer.schedule, done, self.steps)
+            factor = schedule_factor(schedule, done, self.steps)
             self.optimizer.set_factor(factor)
-            result = self.training_step.run(upcoming)  # next batch, forward, backward, check, apply
+            decided = self.training_step.run(upcoming)  # next batch, forward, backward, check, apply
             if done == self.position.step:
                 self.training_step.check_pipelined()
             done += 1
-            self._log(done, result, factor)
+            if self._ends_at(done):
+                decided += self.training_step.settle()
+            for result in decided:
+                self._log(result.step, result, schedule_factor(schedule, result.step - 1, self.steps))
             if self._evaluate_if_due(done):
                 upcoming = self._up_to_evaluation(batches, done)
             self._save_if_due(done, factor)
@@ -172,10 +176,16 @@ class Trainer:
         return self.best.measured == step
 
     def _save_if_due(self, step: int, factor: float) -> None:
-        every = self.recipe.checkpoint.every
-        due = step % self.loader.steps == 0 or (every and step % every == 0)
-        if due or self.stopping.agreed or (self.best and self.best.is_best(step)):
+        if self._save_is_due(step) or (self.best and self.best.is_best(step)):
             self._save(step, factor)
+
+    def _save_is_due(self, step: int) -> bool:
+        every = self.recipe.checkpoint.every
+        return step % self.loader.steps == 0 or (every > 0 and step % every == 0) or self.stopping.agreed > 0
+
+    def _ends_at(self, step: int) -> bool:
+        """Whether something follows `step` that must know whether it was applied: a checkpoint, an evaluation."""
+        return self._save_is_due(step) or (self.best is not None and self.best.is_due(step))
 
     def _save(self, step: int, factor: float) -> None:
         if self.ledger:

@@ -191,12 +191,12 @@ def test_evicted_rows_begin_at_0() -> None:
     ids = KeyedJaggedTensor(
         keys=["user", "hid", "s1"], values=torch.tensor([0, 2, 1, 3, 1, 4]), lengths=torch.tensor([1, 0, 2, 2, 1, 0])
     )
-    for applied in (True, False, True):
+    for skipped in (False, True, torch.tensor(1.0), torch.tensor(0.0)):
         updates.record(ids)
-        updates.end_step(applied=applied)
+        updates.end_step(skipped=skipped)
     with torch.no_grad():
         updates.record(ids)  # an evaluation's
-    updates.end_step(applied=True)
+    updates.end_step(skipped=False)
     assert updates.counts_N1.squeeze(1).tolist() == [0, 2, 2, 2, 0]
     updates.restart(torch.tensor([1, 3]))
     assert updates.counts_N1.squeeze(1).tolist() == [0, 0, 2, 0, 0]
