@@ -99,7 +99,17 @@ def pad_items(batch: Batch, bags: int) -> Batch:
     if bags < batch.bags:
         raise ValueError(f"items: expected at most {bags} bags, got {batch.bags}")
     lengths_FU = items.lengths().view(len(items.keys()), batch.bags)
-    padded_FU = torch.nn.functional.pad(lengths_FU, (0, bags - batch.bags))
+    padded_FU = _padded(lengths_FU, lengths_FU.shape[0], bags)
     padded = KeyedJaggedTensor(keys=items.keys(), values=items.values(), lengths=padded_FU.view(-1), stride=bags)
-    per_bag = {name: torch.nn.functional.pad(getattr(batch, name), (0, 0, 0, bags - batch.bags)) for name in PER_BAG}
+    per_bag = {name: _padded(getattr(batch, name), bags, getattr(batch, name).shape[1]) for name in PER_BAG}
     return replace(batch, items=padded, **per_bag)
+
+
+def _padded(values_RC: Tensor, rows: int, columns: int) -> Tensor:
+    """The values, followed by zeros; pinned if they are, so that they are copied to a GPU in the background."""
+    pinned = values_RC.is_pinned()
+    padded = torch.empty(rows, columns, dtype=values_RC.dtype, device=values_RC.device, pin_memory=pinned)
+    padded[: values_RC.shape[0], : values_RC.shape[1]] = values_RC
+    padded[values_RC.shape[0] :] = 0
+    padded[:, values_RC.shape[1] :] = 0
+    return padded

@@ -1,7 +1,7 @@
 """Predictions of a split: collected batch by batch on each rank, gathered on all ranks, saved as parquet.
 
 Gathered rows are sorted by their number in the split, so results are the same, bit for bit, at any world size that
-scores rows equally. Shapes: B rows of a batch, N rows; E extra columns.
+scores rows equally. Shapes: B rows of a batch, N rows; E extra columns; V = 3 + E values.
 """
 
 from collections.abc import Mapping
@@ -106,14 +106,21 @@ class PredictionCollector:
 
     def append(self, batch: "Batch", score_B: Tensor, **extra_B: Tensor) -> None:
         """Adds a batch; rows of weight 0 are left out. score_B: logits, [B] or [B, 1]; each extra [B] or [B, 1]."""
+        self.add(*(rows.cpu() for rows in self.rows(batch, score_B, **extra_B)))
+
+    def rows(self, batch: "Batch", score_B: Tensor, **extra_B: Tensor) -> tuple[Tensor, Tensor]:
+        """What `append` adds, still on the batch's device, of which it reads nothing: int64 ids [3, B], and float32
+        weight, label, score and extras [3 + E, B]."""
         assert tuple(extra_B) == self.extra, f"expected the extra values {self.extra}, got {tuple(extra_B)}"
-        kept_B = batch.weight_B > 0
-        ids_3B = torch.stack((batch.row_B, batch.user_B, batch.item_B))[:, kept_B]
-        values_EB = torch.stack(
-            [value_B.detach().reshape(-1).float() for value_B in (batch.label_B, score_B, *extra_B.values())]
-        )[:, kept_B]
-        self._ids_3B.append(ids_3B.cpu())
-        self._values_EB.append(values_EB.cpu())
+        values = (batch.weight_B, batch.label_B, score_B, *extra_B.values())
+        ids_3B = torch.stack((batch.row_B, batch.user_B, batch.item_B))
+        return ids_3B, torch.stack([value_B.detach().reshape(-1).float() for value_B in values])
+
+    def add(self, ids_3B: Tensor, values_VB: Tensor) -> None:
+        """Adds what `rows` returned, on the host."""
+        kept_B = values_VB[0] > 0
+        self._ids_3B.append(ids_3B[:, kept_B])
+        self._values_EB.append(values_VB[1:, kept_B])
 
     def gathered(self, group: dist.ProcessGroup | None, rows: int, left_out: int = 0) -> Predictions:
         """Gathers all ranks' rows on every rank. Every rank of the group must call it, also one without rows.

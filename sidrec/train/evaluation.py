@@ -6,20 +6,22 @@ Shapes: N rows of a split, U item bags, G granularities, D width, H bins of a hi
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
+from torch import Tensor, nn
 from torch import distributed as dist
-from torch import nn
 from torchrec.distributed import DistributedModelParallel
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from sidrec.checkpoint.train_state import Best, Position
 from sidrec.config import Recipe
 from sidrec.config.recipe import BestConfig
+from sidrec.data.batch import Batch
 from sidrec.data.dataset import Dataset
 from sidrec.id_maps import map_path, source_ids
 from sidrec.io.files import write_json
@@ -28,7 +30,7 @@ from sidrec.metrics.predictions import SOURCES, PredictionCollector, Predictions
 from sidrec.metrics.slices import ItemSlices, recipe_slices
 from sidrec.model.fusion_and_gate import GranularityFusion
 from sidrec.model.ranker import Ranker
-from sidrec.parallel.process_group import Ranks, run_on_all_ranks, total
+from sidrec.parallel.process_group import HostCopy, Ranks, run_on_all_ranks, total
 from sidrec.schema import ContractError
 from sidrec.train.assembly import open_loader
 from sidrec.train.gate_report import EXPOSURES, GATE, gate_report, gated_rows
@@ -84,22 +86,71 @@ def score_split(
     assert isinstance(ranker, Ranker), "DistributedModelParallel keeps the ranker it was given"
     extra = (*data.manifest.stats, *((GATE,) if ranker.gate else ()))
     collector = PredictionCollector(split, extra)
+    late = HostCopy(ranks.device)
     model.eval()
     watch = EvaluationProgress(split, loader.steps) if ranks.first else None
+    batches = synced_batches(loader.batches(0), loader.steps, ranks, stopping)
+    pipelined = ranks.runs_ahead and recipe.parallel.pipeline == "sparse_dist" and not _looks_up_twice(ranker)
     with Watchdog(recipe.train.hang_minutes, recipe.run, ranks), torch.no_grad(), watch or nullcontext():
-        for step, batch in enumerate(synced_batches(loader.batches(0), loader.steps, ranks, stopping), start=1):
-            if stopping and stopping.agreed:
-                raise AbandonedError
-            ranks.heartbeat.begin(f"step {step} of evaluating {split}")
-            on_device = batch.to(ranks.device)
-            _, (_, logits_B) = model(on_device)
-            values = dict(zip(data.manifest.stats, on_device.stats_BS.unbind(1), strict=True))
+        ranks.heartbeat.begin(f"step 1 of evaluating {split}")
+        for step, (batch, logits_B) in enumerate(_scored(model, batches, pipelined, stopping, ranks), start=1):
+            values = dict(zip(data.manifest.stats, batch.stats_BS.unbind(1), strict=True))
             if ranker.gate:
-                values[GATE] = ranker.gate_values(on_device)
-            collector.append(on_device, logits_B, **values)
+                values[GATE] = ranker.gate_values(batch)
+            rows = collector.rows(batch, logits_B, **values)
+            if late.sent:  # of the batch before: the device has this one's work
+                collector.add(*late.receive())
+            late.send(*rows)
             if watch:
                 watch.count(step)
+            ranks.heartbeat.begin(f"step {step + 1} of evaluating {split}")
+        if late.sent:
+            collector.add(*late.receive())
     return collector.gathered(ranks.control, loader.rows, total(ranks, loader.quarantined))
+
+
+def _scored(
+    model: DistributedModelParallel,
+    batches: Iterator[Batch],
+    pipelined: bool,
+    stopping: Stopping | None,
+    ranks: Ranks,
+) -> Iterator[tuple[Batch, Tensor]]:
+    """The batches on the device, each with its logits [B]. Raises AbandonedError as `score_split` does.
+
+    pipelined: by the pipeline of training, which sends the next batch and its ids while one is scored.
+    """
+    scored: list[tuple[Batch, Tensor]] = []
+
+    def forward(batch: Batch | None) -> tuple[Tensor, Any]:
+        assert batch is not None, "all ranks have equally many batches"
+        loss, output = model(batch)
+        scored.append((batch, output[1]))
+        return loss, output
+
+    pipeline: Any = None
+    if pipelined:  # without an optimizer, which a model in evaluation does not need
+        pipeline = TrainPipelineSparseDist(model, None, ranks.device, custom_model_fwd=forward)
+    try:
+        while True:
+            try:
+                if pipeline:
+                    pipeline.progress(batches)
+                else:
+                    forward(next(batches).to(ranks.device, non_blocking=True))
+            except StopIteration:
+                return
+            if stopping and stopping.agreed:
+                raise AbandonedError
+            yield scored.pop()
+    finally:
+        if pipeline:
+            pipeline.detach()
+
+
+def _looks_up_twice(ranker: Ranker) -> bool:
+    """Whether the gate's values need a second lookup of a batch, which a pipeline does not offer."""
+    return ranker.gate is not None and ranker.updates is not None and ranker.managed_hids is not None
 
 
 class EvaluationProgress:
@@ -308,20 +359,26 @@ class AttentionMeter:
             self._hook.remove()
 
     def _count(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        """Adds on the weights' device, and reads nothing from it."""
         assert isinstance(module, GranularityFusion), "the hook is registered on a fusion"
-        looked_up = inputs[0].abs().sum(dim=(1, 2)) > 0  # padding bags are zero
-        weights_UG = module.weights(*inputs)[looked_up].double()
+        looked_up_U = inputs[0].abs().sum(dim=(1, 2)) > 0  # padding bags are zero
+        weights_UG = torch.where(looked_up_U.unsqueeze(1), module.weights(*inputs).double(), 0)
         entropy = -torch.xlogy(weights_UG, weights_UG).sum()
-        bags = torch.tensor([entropy.item(), len(weights_UG)], dtype=torch.float64)
-        self.sums += torch.cat([weights_UG.sum(dim=0).cpu(), bags])
-        bin_UG = (weights_UG.cpu() * BINS).long().clamp_(max=BINS - 1) + BINS * torch.arange(len(self.names))
-        self.counts_GH += torch.bincount(bin_UG.flatten(), minlength=self.counts_GH.numel()).view(-1, BINS)
+        self.sums = self.sums.to(weights_UG.device)
+        self.sums += torch.cat([weights_UG.sum(dim=0), torch.stack([entropy, looked_up_U.sum().double()])])
+        first_G = BINS * torch.arange(len(self.names), device=weights_UG.device)
+        bin_UG = (weights_UG * BINS).long().clamp_(max=BINS - 1) + first_G
+        self.counts_GH = self.counts_GH.to(weights_UG.device)
+        self.counts_GH.view(-1).index_add_(
+            0, bin_UG.flatten(), looked_up_U.double().repeat_interleave(len(self.names), output_size=bin_UG.numel())
+        )
 
     def result(self, ranks: Ranks) -> dict[str, Any] | None:
         """Mean weight and histogram per granularity and mean entropy over all ranks' bags; None without fusion.
 
         All ranks call it.
         """
+        self.sums, self.counts_GH = self.sums.cpu(), self.counts_GH.cpu()
         dist.all_reduce(self.sums, group=ranks.control)
         dist.all_reduce(self.counts_GH, group=ranks.control)
         bags = float(self.sums[-1])
