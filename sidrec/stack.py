@@ -21,11 +21,37 @@ from sidrec.errors import InstallationError
 TESTED = {"torch": "2.13.0", "torchrec": "1.8.0", "fbgemm": "1.8.0"}
 """The releases that sidrec is tested with; the repair installs them."""
 
-FBGEMM_OF_TORCH = {"2.13": "1.8", "2.12": "1.7", "2.11": "1.6"}
-"""FBGEMM is compiled against one torch release (FBGEMM's own compatibility table, fbgemm_gpu/__init__.py of 1.8.0)."""
 
-TORCHREC = ("1.6", "1.7", "1.8")
-"""torchrec contains Python code only and runs with each of the pairs above."""
+@dataclass(frozen=True)
+class Triple:
+    """Releases that belong together: FBGEMM is compiled against one torch release. tested: what ran with them.
+
+    torchrec: Python code only, which runs with several of the pairs.
+    """
+
+    torch: str
+    fbgemm: str
+    torchrec: tuple[str, ...]
+    tested: str
+
+    def __str__(self) -> str:
+        return f"torch {self.torch}, torchrec {' or '.join(self.torchrec)}, FBGEMM {self.fbgemm}"
+
+
+KNOWN = (
+    Triple("2.13", "1.8", ("1.6", "1.7", "1.8"), "the whole suite, at the releases of the locks"),
+    Triple("2.12", "1.7", ("1.6", "1.7", "1.8"), "nothing; FBGEMM's own table of releases names the pair"),
+    Triple(
+        "2.11",
+        "1.6",
+        ("1.6", "1.7", "1.8"),
+        "models, plug-in, plans and ranks on Python 3.12; no checkpoints or training",
+    ),
+)
+"""Triples that are accepted (FBGEMM's own compatibility table, fbgemm_gpu/__init__.py of 1.8.0)."""
+
+UNTRIED = (Triple("2.14", "1.9", ("1.9",), "nothing"), Triple("2.15", "1.9", ("1.9",), "nothing"))
+"""Triples that are published and refused until the suite has run with them."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +95,26 @@ def fault(stack: Stack) -> str | None:
         return f"not installed: {', '.join(missing)}"
     if len(stack.owners) > 1:
         return f"{' and '.join(stack.owners)} are installed over one another, and removing either breaks the other"
-    release = _release(stack.torch)
-    if release not in FBGEMM_OF_TORCH:
-        return f"expected torch {' or '.join(FBGEMM_OF_TORCH)}, got {stack.torch}"
-    if _release(stack.fbgemm) != FBGEMM_OF_TORCH[release]:
-        return f"torch {stack.torch} needs FBGEMM {FBGEMM_OF_TORCH[release]}, got {stack.fbgemm}"
-    if _release(stack.torchrec) not in TORCHREC:
-        return f"expected torchrec {', '.join(TORCHREC)}, got {stack.torchrec}"
+    triple = known_triple(stack)
+    if triple is None:
+        wanted = " or ".join(each.torch for each in KNOWN)
+        if any(_release(stack.torch) == each.torch for each in UNTRIED):
+            return f"sidrec has not been tried with torch {stack.torch}; expected torch {wanted}"
+        return f"expected torch {wanted}, got {stack.torch}"
+    if _release(stack.fbgemm) != triple.fbgemm:
+        return f"torch {stack.torch} needs FBGEMM {triple.fbgemm}, got {stack.fbgemm}"
+    if _release(stack.torchrec) not in triple.torchrec:
+        return f"expected torchrec {', '.join(triple.torchrec)}, got {stack.torchrec}"
     if stack.torch_build == "cpu" and stack.fbgemm_build != "cpu":
         return f"torch is a CPU build, but FBGEMM is built for {stack.fbgemm_build}"
+    if stack.torch_build == "cuda" and stack.fbgemm_build == "cpu":
+        return "torch is a CUDA build, but FBGEMM is built for the CPU, and has no tables on a GPU"
     return None
+
+
+def known_triple(stack: Stack) -> Triple | None:
+    """The accepted triple of the installed torch; None for another torch."""
+    return next((each for each in KNOWN if each.torch == _release(stack.torch)), None)
 
 
 def repair(stack: Stack) -> str:

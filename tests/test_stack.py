@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from sidrec.doctor.machine_checks import stack
 from sidrec.errors import InstallationError
-from sidrec.stack import Stack, fault, find_stack, repair, require_stack
+from sidrec.stack import KNOWN, TESTED, Stack, fault, find_stack, repair, require_stack
 
 
 def _distribution(site: Path, name: str, version: str, files: tuple[str, ...] = ()) -> None:
@@ -73,6 +74,35 @@ def test_the_cuda_build_in_the_folder_of_the_cpu_build(site: Path) -> None:
     assert fault(_find(site)) == "torch is a CPU build, but FBGEMM is built for cuda"
 
 
+def test_the_cpu_build_under_a_cuda_torch(site: Path) -> None:
+    (site / "torch" / "version.py").write_text("__version__ = '2.13.0'\ncuda = '13.0'\n")
+    found = _find(site)
+    assert fault(found) == "torch is a CUDA build, but FBGEMM is built for the CPU, and has no tables on a GPU"
+    assert repair(found).endswith(" fbgemm-gpu==1.8.0")
+
+
+@pytest.mark.parametrize(
+    ("releases", "state", "words"),
+    [
+        (("2.13.0", "1.8.0", "1.8.0"), "ok", "torch 2.13.0 (cpu)"),
+        (("2.11.0", "1.6.1", "1.6.0"), "note", "tested with these: models, plug-in, plans and ranks on Python 3.12"),
+        (("2.12.0", "1.7.0", "1.7.0"), "note", "tested with these: nothing"),
+        (("2.15.0", "1.9.2", "1.9.0"), "problem", "sidrec has not been tried with torch 2.15.0"),
+    ],
+)
+def test_the_doctor_knows_what_was_tested(releases: tuple[str, str, str], state: str, words: str) -> None:
+    torch, torchrec, fbgemm = releases
+    finding = stack(lambda: Stack(torch, "cpu", torchrec, fbgemm, "cpu", ("fbgemm-gpu-cpu",)))
+    assert finding.state == state
+    assert words in finding.found
+
+
+def test_the_locks_are_the_triple_that_is_tested() -> None:
+    releases = {name: release.rpartition(".")[0] for name, release in TESTED.items()}
+    assert (KNOWN[0].torch, KNOWN[0].fbgemm) == (releases["torch"], releases["fbgemm"])
+    assert releases["torchrec"] in KNOWN[0].torchrec
+
+
 def test_two_builds_over_one_another(site: Path) -> None:
     (site / "fbgemm_gpu-1.8.0.dist-info" / "RECORD").write_text("fbgemm_gpu/__init__.py,,\n")
     found = _find(site)
@@ -94,7 +124,20 @@ def test_nothing_is_installed(tmp_path: Path) -> None:
     [
         ("2.12.1", "1.7.0", "1.7.0", None),
         ("2.11.0", "1.8.0", "1.6.0", None),
-        ("2.14.0", "1.8.0", "1.8.0", "expected torch 2.13 or 2.12 or 2.11, got 2.14.0"),
+        ("2.11.0", "1.6.1", "1.6.0", None),
+        (
+            "2.14.0",
+            "1.9.2",
+            "1.9.0",
+            "sidrec has not been tried with torch 2.14.0; expected torch 2.13 or 2.12 or 2.11",
+        ),
+        (
+            "2.15.0",
+            "1.9.2",
+            "1.9.0",
+            "sidrec has not been tried with torch 2.15.0; expected torch 2.13 or 2.12 or 2.11",
+        ),
+        ("2.10.0", "1.8.0", "1.8.0", "expected torch 2.13 or 2.12 or 2.11, got 2.10.0"),
         ("2.13.0", "1.9.2", "1.8.0", "expected torchrec 1.6, 1.7, 1.8, got 1.9.2"),
     ],
 )

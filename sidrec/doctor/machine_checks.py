@@ -20,7 +20,7 @@ from pathlib import Path
 
 from sidrec import machine
 from sidrec.preflight import Finding
-from sidrec.stack import fault, find_stack, repair
+from sidrec.stack import KNOWN, Stack, fault, find_stack, known_triple, repair
 
 GIB = 2**30
 PROBE_SECONDS = 180
@@ -31,7 +31,7 @@ PYTHON = shlex.quote(sys.executable)
 def examine() -> list[Finding]:
     """All checks of the machine. The probes are skipped if the installed stack is broken."""
     findings = [python(), stack()]
-    if findings[-1].state == "ok":
+    if findings[-1].state != "problem":
         lookup, gpus = look_up()
         findings += [lookup, gpu(gpus), all_reduce(gpus)]
     return [*findings, cores(), threads(), memory(), shared_memory(), disk(), torchx()]
@@ -45,12 +45,18 @@ def python() -> Finding:
     return Finding("Python", "ok", found)
 
 
-def stack() -> Finding:
-    """The releases and builds of torch, FBGEMM and torchrec match, by their metadata."""
-    installed = find_stack()
+def stack(find: Callable[[], Stack] | None = None) -> Finding:
+    """The releases and builds of torch, FBGEMM and torchrec match, by their metadata. A note if not those of the locks.
+
+    find: called in place of `find_stack`.
+    """
+    installed = (find or find_stack)()
     mismatch = fault(installed)
     if mismatch:
         return Finding("stack", "problem", f"{mismatch} ({installed})", repair(installed))
+    triple = known_triple(installed)
+    if triple and triple != KNOWN[0]:
+        return Finding("stack", "note", f"{installed}; tested with these: {triple.tested}", repair(installed))
     return Finding("stack", "ok", str(installed))
 
 
