@@ -4,6 +4,7 @@ Estimates count what is allocated after the libraries are imported. Their parts:
 (`rank_tables`), loader processes (`loader_memory`), one training step (`sidrec.preflight.step_memory`).
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,6 +42,14 @@ LIBRARIES = 90 << 20
 """Private bytes of a loader process that has no row yet: forked memory, imports, threads (measured)."""
 FORK_SERVER = 60 << 20
 """Private bytes of the fork server and the resource tracker of a rank's loader processes (measured)."""
+ON_DEVICE = {"sparse_dist": IN_STEP + 1, "plain": 2}
+"""Batches on a GPU by `parallel.pipeline`: sparse_dist also holds the ids that the next step's ranks have exchanged."""
+NCCL_BUFFER, NCCL_CHANNELS, NCCL_GROUPS, PEER_CHANNELS = 4 << 20, 16, 2, 2
+"""NCCL's buffers: bytes of one (NCCL_BUFFSIZE), channels of a group's rings, groups (all ranks; ranks of a machine),
+channels to each other rank for the exchange of ids and vectors. Sends and receives have one each. Not measured."""
+FRAGMENTS, EXPANDABLE_FRAGMENTS = 0.2, 0.05
+"""Share of the memory that changes from step to step which CUDA's allocator reserves and cannot use: with fixed and
+with expandable segments. Guesses: no GPU has run this."""
 DENSE_STATES = {"adam": 2, "adamw": 2, "adagrad": 1}
 """Values that torch's optimizer keeps for each parameter."""
 
@@ -152,9 +161,27 @@ def estimate_ranks(run: PlannedRun, largest_group: int, starting: int = 0) -> li
         if run.hardware.device == "cpu":
             host += [counts, dense, step]
         else:
-            device = [_tables(tables.device), counts, dense, step]
+            device = [_tables(tables.device), counts, dense, step, *device_overheads(run, step.bytes, os.environ)]
         found.append(RankEstimate(_largest_first(host), _largest_first(device), shared.bytes, saved))
     return found
+
+
+def device_overheads(run: PlannedRun, step: int, environment: Mapping[str, str]) -> list[ResourceEstimate]:
+    """GPU memory of a rank besides tables, layers and the step: batches, NCCL's buffers, fragments.
+
+    step: bytes of a step's vectors and activations. environment: PYTORCH_CUDA_ALLOC_CONF, or PYTORCH_ALLOC_CONF.
+    """
+    world = run.hardware.world
+    batches = ON_DEVICE[run.recipe.parallel.pipeline] * run.batch.bytes
+    buffers = 2 * NCCL_BUFFER * (NCCL_GROUPS * NCCL_CHANNELS + PEER_CHANNELS * (world - 1)) if world > 1 else 0
+    settings = "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"
+    expandable = any("expandable_segments:True" in environment.get(name, "") for name in settings)
+    share, keys = (EXPANDABLE_FRAGMENTS, "") if expandable else (FRAGMENTS, f"{settings[0]}=expandable_segments:True")
+    return [
+        ResourceEstimate("batches on the GPU", batches, "data.batch_size, parallel.pipeline", approximate=True),
+        ResourceEstimate("NCCL's buffers", buffers, "", approximate=True),
+        ResourceEstimate("fragments", round(share * (step + batches)), keys, approximate=True),
+    ]
 
 
 def _largest_first(estimates: Sequence[ResourceEstimate]) -> tuple[ResourceEstimate, ...]:

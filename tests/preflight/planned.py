@@ -8,6 +8,7 @@ from sidrec.config import Recipe
 from sidrec.data.dataset import read_dataset
 from sidrec.parallel.planning import hardware_here, plan_for
 from sidrec.parallel.sharding import sharders_of
+from sidrec.plans.hardware import Hardware
 from sidrec.plans.workload import recipe_workload
 from sidrec.preflight.resource_estimate import PlannedRun
 from sidrec.train.assembly import planned_run
@@ -16,11 +17,11 @@ from tests.small_log import small_recipe, write_small_log
 CPU = torch.device("cpu")
 
 
-def planned(recipe: Recipe, world: int) -> PlannedRun:
-    """By the plan that training would take on `world` ranks of this machine."""
+def planned(recipe: Recipe, world: int, hardware: Hardware | None = None) -> PlannedRun:
+    """By the plan that training would take on `world` ranks of this machine, or of `hardware`."""
     data = read_dataset(recipe)
     reckoned = recipe_workload(recipe, data, world)
-    model, hardware = reckoned.workload.model, hardware_here(CPU, world, world)
+    model, hardware = reckoned.workload.model, hardware or hardware_here(CPU, world, world)
     sharders = sharders_of(model, recipe.optimizer, recipe.seed)
     plan = plan_for(model, sharders, recipe.parallel, lambda: reckoned.workload, hardware)
     return planned_run(recipe, data, reckoned, hardware, plan)
