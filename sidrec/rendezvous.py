@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
@@ -168,20 +169,26 @@ def check_addresses(environment: Mapping[str, str], patience: float = STARTED_WI
 
 
 def _started_here(wanted: set[int], environment: Mapping[str, str], patience: float) -> bool:
-    """Whether these ranks of the same job are processes of this machine."""
-    job, deadline = environment["TORCHELASTIC_RUN_ID"], time.monotonic() + patience
+    """Whether these ranks of the same job are processes of this machine, behind the same addresses as this one."""
+    job, network, deadline = environment["TORCHELASTIC_RUN_ID"], _network("self"), time.monotonic() + patience
     while True:
         here = set()
         for process in psutil.process_iter():
             with suppress(psutil.Error, OSError):
                 variables = process.environ()
-                if variables.get("TORCHELASTIC_RUN_ID") == job and "RANK" in variables:
+                same = variables.get("TORCHELASTIC_RUN_ID") == job and "RANK" in variables
+                if same and _network(process.pid) == network:
                     here.add(int(variables["RANK"]))
         if wanted <= here:
             return True
         if time.monotonic() >= deadline:
             return False
         time.sleep(POLL)
+
+
+def _network(process: int | str) -> Path:
+    """The network namespace of a process: containers of one machine may see each other's processes."""
+    return Path(f"/proc/{process}/ns/net").readlink()
 
 
 def _interface_towards(address: str) -> str | None:

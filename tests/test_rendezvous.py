@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import namedtuple
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -142,6 +143,10 @@ class Fake:
     def __init__(self, rank: int) -> None:
         self.rank = rank
 
+    @property
+    def pid(self) -> int:
+        return os.getpid()
+
     def environ(self) -> dict[str, str]:
         return {"RANK": f"{self.rank}", "TORCHELASTIC_RUN_ID": "of no job"}
 
@@ -150,6 +155,11 @@ def test_several_torchruns_on_one_machine_may_use_loopback(monkeypatch: pytest.M
     on("debian", monkeypatch)
     monkeypatch.setattr(psutil, "process_iter", lambda: map(Fake, range(4)))
     check_addresses(RANK | {"MASTER_ADDR": "debian"}, 0)
+    monkeypatch.setattr(rendezvous, "_network", lambda process: Path(f"net:[{process}]"))  # of a container each
+    with pytest.raises(ConfigError, match="expected an address of rank 0"):
+        check_addresses(RANK | {"MASTER_ADDR": "debian"}, 0)
+    monkeypatch.undo()
+    on("debian", monkeypatch)
     monkeypatch.setattr(psutil, "process_iter", lambda: map(Fake, range(3)))  # rank 3 is elsewhere
     with pytest.raises(ConfigError, match="GLOO_SOCKET_IFNAME"):
         check_addresses(RANK | {"MASTER_ADDR": "debian"}, 0)

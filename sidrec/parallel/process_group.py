@@ -121,13 +121,13 @@ def _join(backend: str, gpu: torch.device | None, alone: bool) -> dist.ProcessGr
         return dist.new_group(backend="gloo", timeout=PATIENCE)
     check_addresses(os.environ)
     try:
-        # As init_process_group does it, whose only timeout holds for the store and for collectives alike.
-        store, rank, world = next(dist.rendezvous("env://", timeout=JOINED_WITHIN))
-        store.set_timeout(PATIENCE)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE, device_id=gpu)
-        return dist.new_group(backend="gloo", timeout=PATIENCE)
+        dist.init_process_group(backend, timeout=JOINED_WITHIN, device_id=gpu)
+        control = dist.new_group(backend="gloo", timeout=JOINED_WITHIN)
     except RuntimeError as error:
         raise LostRankError(no_meeting(os.environ, error)) from error
+    dist.distributed_c10d._get_default_store().set_timeout(PATIENCE)
+    _wait_for(PATIENCE)
+    return control
 
 
 def device_of_rank(environment: Mapping[str, str], gpus: int) -> torch.device:
@@ -155,10 +155,10 @@ NCCL_DEFAULTS = {"TORCH_NCCL_TRACE_BUFFER_SIZE": "2000", "TORCH_NCCL_DUMP_ON_TIM
 and NCCL itself if a collective outlasts its timeout."""
 
 JOINED_WITHIN = timedelta(minutes=5)
-"""How long a rank waits for rank 0's store: torchruns start their ranks at one time."""
+"""How long ranks wait for one another to connect: torchruns start their ranks at one time."""
 
 PATIENCE = timedelta(minutes=30)
-"""How long a collective waits for other ranks, at first. NCCL's own 10 minutes are as long as train.hang_minutes: it
+"""How long a collective waits for other ranks. NCCL's own 10 minutes are as long as train.hang_minutes: it
 would abort the process before the watchdog names the ranks that are behind."""
 
 
@@ -167,7 +167,11 @@ def outlast(minutes: float) -> None:
 
     TorchRec makes groups of its own, for ranks of one machine. All ranks call it.
     """
-    patience = max(PATIENCE, 2 * timedelta(minutes=minutes))
+    _wait_for(max(PATIENCE, 2 * timedelta(minutes=minutes)))
+
+
+def _wait_for(patience: timedelta) -> None:
+    """Sets the timeout of every group."""
     for group in dist.distributed_c10d._world.pg_map:
         dist.distributed_c10d._set_pg_timeout(patience, group)
 
