@@ -5,13 +5,15 @@
     python -m tests.soak commands --cases 20000 --seed 0 --out OUT half an hour
     python -m tests.soak fuzz --replay OUT/failures/case-17.json   one case that failed, of fuzz or commands
     python -m tests.soak reshard --out OUT                         ten minutes
-    python -m tests.soak all --out OUT                             all four, into OUT/faults, OUT/fuzz, ...
+    python -m tests.soak machines --out OUT                        five minutes; root, network namespaces
+    python -m tests.soak all --out OUT                             all five, into OUT/faults, OUT/fuzz, ...
 
 faults kills trainings at random moments and compares how they end with an uninterrupted run. fuzz breaks every kind of
 file that the product reads: each must be accepted, or refused by one message with nothing written; a traceback, hang,
 crash or gigabyte of memory is a failure. commands calls every command with wrong arguments, on outputs in every state;
 what existed before must exist afterwards. reshard saves with every optimizer, sharding type and number of ranks, loads
-with every other, and compares losses.
+with every other, and compares losses. machines trains on two machines, which are network namespaces of this one: lost
+and come back, without a shared folder, with names that mislead, with tables cut across machines.
 
 OUT gets a result as JSON, report.md, and what failed. Exit status 1 if anything failed.
 """
@@ -26,10 +28,12 @@ from pathlib import Path
 
 from tests.soak.faults.campaign import Settings, run_campaign
 from tests.soak.fuzz.campaign import COMMANDS, FILES, Campaign, Target, replay, write_report
+from tests.soak.machines.campaign import run_machines
+from tests.soak.machines.network import ObstacleError
 from tests.soak.reshard.matrix import Outcome, run_matrix
 from tests.soak.subject import make_subject
 
-CAMPAIGNS = ("faults", "fuzz", "commands", "reshard")
+CAMPAIGNS = ("faults", "fuzz", "commands", "reshard", "machines")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -43,6 +47,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--minutes", type=float, default=60, help="end a campaign early, with what there is")
     parser.add_argument("--kills", type=int, default=100, help="faults: number of kills")
     parser.add_argument("--cases", type=int, default=10_000, help="fuzz, commands: number of cases")
+    parser.add_argument("--case", action="append", default=[], help="machines: a case of this name, and no other")
     parser.add_argument("--replay", type=Path, help="run this case of fuzz or commands alone")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", force=True)
@@ -61,6 +66,12 @@ def _run(campaign: str, out: Path, arguments: argparse.Namespace) -> int:
     elif campaign in ("fuzz", "commands"):
         target = FILES if campaign == "fuzz" else COMMANDS
         failed = _fuzz(out, target, arguments.cases, arguments.seed, arguments.minutes)
+    elif campaign == "machines":
+        try:
+            failed = sum(bool(case.failure) for case in run_machines(out, arguments.case))
+        except ObstacleError as obstacle:
+            print(f"{campaign}: not run: {obstacle}")
+            return 0 if arguments.campaign == "all" else 1
     else:
         failed = sum(found.outcome is Outcome.WRONG for found in run_matrix(out, arguments.seed))
     print(f"{campaign}: {failed} failed, {out / 'report.md'}")
