@@ -28,7 +28,7 @@ from torch import multiprocessing
 from sidrec import cli
 from sidrec.parallel.process_group import Ranks
 
-PRELOADED = ["torchrec.distributed", "sidrec.train.run", "sidrec.metrics.auc", "pytest"]
+PRELOADED = ["torchrec.distributed", "sidrec.train.run", "sidrec.metrics.auc", "matplotlib.figure", "pytest"]
 """Imported once by the process that ranks are forked from: seconds less for every rank of every test."""
 
 _server = forkserver.ForkServer()

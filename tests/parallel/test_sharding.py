@@ -27,11 +27,12 @@ EVERY_TYPE = (
     "table_column_wise",
     "grid_shard",
 )
+ONE_OF_EACH_CUT = ("data_parallel", "table_wise", "row_wise", "column_wise")
 BY_ROW_ONLY = ("data_parallel", "table_wise", "row_wise", "table_row_wise")
 OPTIMIZERS = {
     "sgd": ({"tables": {"kind": "sgd", "lr": 0.5}}, EVERY_TYPE),
     "adagrad": ({"tables": {"kind": "adagrad", "lr": 0.1}}, EVERY_TYPE),
-    "hid_of_its_own": ({"tables": {"kind": "adagrad", "lr": 0.1}, "hid": {"kind": "sgd", "lr": 0.2}}, EVERY_TYPE),
+    "hid_of_its_own": ({"tables": {"kind": "adagrad", "lr": 0.1}, "hid": {"kind": "sgd", "lr": 0.2}}, ONE_OF_EACH_CUT),
     # A column shard of row-wise Adagrad keeps a state of its own per row: another optimizer, not another layout.
     "rowwise_adagrad": ({"tables": {"kind": "rowwise_adagrad", "lr": 0.1}}, BY_ROW_ONLY),
 }
