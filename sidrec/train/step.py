@@ -162,7 +162,7 @@ class TrainingStep:
         self._decide()  # the previous step, if that is still open: this one has not changed anything yet
         self._steps_done += 1
         values = self._values()
-        bad = self._agree(_is_bad(values))
+        bad = bad_on_any_rank(_is_bad(values), self._ranks)
         self._flag.send(bad)
         self._undecided = values
         skipped: Tensor | bool = bad
@@ -182,14 +182,6 @@ class TrainingStep:
         gradients = {name: weight.grad for name, weight in self._layers.items() if weight.grad is not None}
         norms_K = torch.stack(torch._foreach_norm([*gradients.values(), *(found.gradient for found in looked_up)]))
         return Values(*forward, looked_up, self._layers, list(gradients), norms_K, self._columns)
-
-    def _agree(self, bad: Tensor) -> Tensor:
-        """The flag of all ranks, float32: 1 if any rank's is. On a GPU it is not read."""
-        if not self._ranks.runs_ahead:
-            return torch.tensor(float(largest(self._ranks, int(bad))))
-        if self._ranks.world > 1:
-            dist.all_reduce(bad, dist.ReduceOp.MAX)
-        return bad
 
     def _decide(self) -> Skipped | None:
         """Reads the open step's flag, if there is one. Raises as `_skip` does."""
@@ -271,6 +263,15 @@ def _is_bad(values: Values) -> Tensor:
     """Whether this rank's loss or gradients are not finite, float32 0 or 1, on the device."""
     norm = torch.linalg.vector_norm(values.norms_K)
     return (~(torch.isfinite(values.terms["loss"]) & torch.isfinite(norm))).float()
+
+
+def bad_on_any_rank(bad: Tensor, ranks: Ranks) -> Tensor:
+    """The ranks' common flag, float32: 1 if any rank's is. All ranks call it. On a GPU nothing is read."""
+    if not ranks.runs_ahead:
+        return torch.tensor(float(largest(ranks, int(bad))))
+    if ranks.world > 1:
+        dist.all_reduce(bad, dist.ReduceOp.MAX)
+    return bad
 
 
 def _zero_if(flag: Tensor | bool, gradient: Tensor) -> Tensor:

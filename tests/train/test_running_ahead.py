@@ -17,6 +17,7 @@ from torchrec.distributed.embeddingbag import EmbeddingBagCollectionAwaitable, S
 
 from sidrec.checkpoint.state import state_shards
 from sidrec.config import Recipe
+from sidrec.config.recipe import AdagradTables, DenseOptimizer, RowwiseAdagradTables, SgdTables
 from sidrec.data.batch import Batch
 from sidrec.errors import NonFiniteError, RankError
 from sidrec.model.history import GPU
@@ -26,8 +27,9 @@ from sidrec.parallel.sharding import row_updates
 from sidrec.schema import ContractError
 from sidrec.train.assembly import build_training, open_dataset, open_loader
 from sidrec.train.evaluation import AttentionMeter, score_split
+from sidrec.train.optimizers import Factory, _dense, _replicated
 from sidrec.train.run import train
-from sidrec.train.step import StepResult, TrainingStep
+from sidrec.train.step import StepResult, TrainingStep, bad_on_any_rank
 from sidrec.train.stopping import synced_batches
 from sidrec.train.trainer import Trainer
 from tests.ranks import joined, run_on_ranks
@@ -125,6 +127,36 @@ def test_a_bad_step_changes_nothing_and_is_reported_during_the_next(
     for name in ("loss", "lr_factor", "skipped"):
         early_values, late_values = ([line[name] for line in log if name in line] for log in logs)
         np.testing.assert_allclose(late_values, early_values, rtol=1e-4)
+
+
+def common_flags(rank: int, world: int) -> list[float]:
+    bad = torch.tensor([0.0, float(rank == 1)])
+    return [float(bad_on_any_rank(flag.clone(), ahead(rank, world, late))) for late in (False, True) for flag in bad]
+
+
+def test_one_rank_s_flag_is_every_rank_s() -> None:
+    """Few values are not finite on one rank alone: DDP sums the layers' gradients."""
+    assert run_on_ranks(2, common_flags) == [[0, 1, 0, 1]] * 2
+
+
+FLAGGED = [_dense(DenseOptimizer(kind="adam", weight_decay=0.1), True), _dense(DenseOptimizer(kind="adamw"), True)]
+FLAGGED += [_dense(DenseOptimizer(kind="adagrad", weight_decay=0.1), True)]
+FLAGGED += [_replicated(kind(), 4, True) for kind in (AdagradTables, RowwiseAdagradTables, SgdTables)]
+
+
+@pytest.mark.parametrize("make", FLAGGED)
+def test_a_flag_stops_every_optimizer(make: Factory) -> None:
+    weight = torch.ones(12)
+    optimizer = make([weight])
+    kept: list[list[Tensor]] = []
+    for flag, gradient in ((0.0, 1.0), (1.0, torch.nan), (0.0, 1.0)):
+        weight.grad = torch.full_like(weight, gradient)
+        optimizer.found_inf = torch.tensor(flag)  # type: ignore[attr-defined]
+        optimizer.step()
+        kept.append([value.clone() for value in (weight, *optimizer.state[weight].values()) if value is not None])
+    assert all(map(torch.equal, kept[0], kept[1]))
+    assert not torch.equal(kept[1][0], kept[2][0])
+    assert all(value.isfinite().all() for value in kept[2])
 
 
 class LastStates(RecordingTrainer):
