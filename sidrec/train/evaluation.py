@@ -29,6 +29,7 @@ from sidrec.metrics.exact import SliceMetrics, SplitMetrics, measure, measure_sl
 from sidrec.metrics.predictions import SOURCES, PredictionCollector, Predictions, load_predictions
 from sidrec.metrics.slices import ItemSlices, recipe_slices
 from sidrec.model.fusion_and_gate import GranularityFusion
+from sidrec.model.history import GPU, paths_of
 from sidrec.model.ranker import Ranker
 from sidrec.parallel.process_group import HostCopy, Ranks, run_on_all_ranks, total
 from sidrec.schema import ContractError
@@ -346,6 +347,7 @@ class AttentionMeter:
         assert isinstance(ranker, Ranker), "DistributedModelParallel keeps the ranker it was given"
         self.fusion = ranker.fusion
         self.names = ranker.item.sids
+        self._paths = ranker.paths
         # the last two entries: summed entropy in nats, and the number of bags
         self.sums = torch.zeros(len(self.names) + 2, dtype=torch.float64)
         self.counts_GH = torch.zeros(len(self.names), BINS, dtype=torch.float64)  # bags by weight, in H bins of [0, 1]
@@ -359,10 +361,14 @@ class AttentionMeter:
             self._hook.remove()
 
     def _count(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """Adds on the weights' device, and reads nothing from it."""
+        """Adds on the weights' device, and reads nothing from a GPU: padding bags keep their place there."""
         assert isinstance(module, GranularityFusion), "the hook is registered on a fusion"
         looked_up_U = inputs[0].abs().sum(dim=(1, 2)) > 0  # padding bags are zero
-        weights_UG = torch.where(looked_up_U.unsqueeze(1), module.weights(*inputs).double(), 0)
+        weights_UG = module.weights(*inputs).double()
+        if (self._paths or paths_of(weights_UG.device)) == GPU:
+            weights_UG = torch.where(looked_up_U.unsqueeze(1), weights_UG, 0)
+        else:
+            weights_UG, looked_up_U = weights_UG[looked_up_U], looked_up_U[looked_up_U]
         entropy = -torch.xlogy(weights_UG, weights_UG).sum()
         self.sums = self.sums.to(weights_UG.device)
         self.sums += torch.cat([weights_UG.sum(dim=0), torch.stack([entropy, looked_up_U.sum().double()])])
