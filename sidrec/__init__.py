@@ -11,6 +11,7 @@ What users may import:
 The rest may change. Names are imported when they are used, so that `import sidrec` stays light.
 """
 
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -34,10 +35,18 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'sidrec' has no attribute {name!r}")
+def imported_when_used(module: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+    """`__getattr__` of `module` (PEP 562): takes the names of `homes` from the modules that `homes` gives."""
+
+    def imported(name: str) -> Any:
+        if name in homes:
+            return getattr(import_module(homes[name]), name)
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+
+    return imported
+
+
+__getattr__ = imported_when_used(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

@@ -3,8 +3,9 @@
 Names are imported when they are used: torchmetrics imports pyplot, a second that no command of sidrec needs.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from sidrec import imported_when_used
 
 if TYPE_CHECKING:
     from sidrec.metrics.auc import Gauc, SlicedAuc, Uauc
@@ -22,8 +23,4 @@ _HOMES = {
     "Window": "sidrec.metrics.streaming",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'sidrec.metrics' has no attribute {name!r}")
+__getattr__ = imported_when_used(__name__, _HOMES)

@@ -95,7 +95,7 @@ def load_predictions(path: Path, split: str) -> Predictions:
 class PredictionCollector:
     """Collects this rank's predictions of a split. Host memory: 32 bytes per row, and 4 per extra column.
 
-    split: for messages and file names. extra: names of the extra values of every `append`; equal on all ranks.
+    split: for messages and file names. extra: names of the extra values of every batch; equal on all ranks.
     """
 
     def __init__(self, split: str, extra: tuple[str, ...] = ()) -> None:
@@ -104,20 +104,16 @@ class PredictionCollector:
         self._ids_3B: list[Tensor] = []
         self._values_EB: list[Tensor] = []
 
-    def append(self, batch: "Batch", score_B: Tensor, **extra_B: Tensor) -> None:
-        """Adds a batch; rows of weight 0 are left out. score_B: logits, [B] or [B, 1]; each extra [B] or [B, 1]."""
-        self.add(*(rows.cpu() for rows in self.rows(batch, score_B, **extra_B)))
-
     def rows(self, batch: "Batch", score_B: Tensor, **extra_B: Tensor) -> tuple[Tensor, Tensor]:
-        """What `append` adds, still on the batch's device, of which it reads nothing: int64 ids [3, B], and float32
-        weight, label, score and extras [3 + E, B]."""
+        """A batch's rows for `add`, still on its device, of which nothing is read: int64 ids [3, B], and float32
+        weight, label, score and extras [3 + E, B]. score_B: logits, [B] or [B, 1]; each extra [B] or [B, 1]."""
         assert tuple(extra_B) == self.extra, f"expected the extra values {self.extra}, got {tuple(extra_B)}"
         values = (batch.weight_B, batch.label_B, score_B, *extra_B.values())
         ids_3B = torch.stack((batch.row_B, batch.user_B, batch.item_B))
         return ids_3B, torch.stack([value_B.detach().reshape(-1).float() for value_B in values])
 
     def add(self, ids_3B: Tensor, values_VB: Tensor) -> None:
-        """Adds what `rows` returned, on the host."""
+        """Adds what `rows` returned, on the host; rows of weight 0 are left out."""
         kept_B = values_VB[0] > 0
         self._ids_3B.append(ids_3B[:, kept_B])
         self._values_EB.append(values_VB[1:, kept_B])

@@ -272,18 +272,13 @@ def total(ranks: Ranks, value: int) -> int:
 
 def largest(ranks: Ranks, value: int) -> int:
     """The largest `value` of any rank."""
-    return largest_each(ranks, [value])[0]
-
-
-def largest_each(ranks: Ranks, values: Sequence[int]) -> list[int]:
-    """The element-wise maximum of all ranks' `values`, in one collective. The length is the same on every rank."""
-    return LargestEach(ranks, values).wait()
+    return LargestEach(ranks, [value]).wait()[0]
 
 
 class LargestEach:
-    """`largest_each`, begun: the ranks exchange their values in the background until `wait`.
+    """The element-wise maximum of all ranks' `values`: they are exchanged in the background until `wait`.
 
-    All ranks begin their collectives in the same order.
+    One collective. The length is the same on every rank. All ranks begin their collectives in the same order.
     """
 
     def __init__(self, ranks: Ranks, values: Sequence[int]) -> None:

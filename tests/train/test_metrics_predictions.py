@@ -59,7 +59,7 @@ def _gather_dealt_rows(rank: int, busy: int, group: dist.ProcessGroup) -> Gather
         rows = mine[start : start + 64]
         padding = [0] * (64 - len(rows))
         batch = _batch(rows + padding, [1.0] * len(rows) + [0.0] * len(padding))
-        collector.append(batch, _score(batch.row_B)[:, None].requires_grad_(), gate=batch.row_B / 1000)
+        collector.add(*collector.rows(batch, _score(batch.row_B)[:, None].requires_grad_(), gate=batch.row_B / 1000))
     predictions = collector.gathered(group, ROWS)
     return predictions, measure(predictions.label_N, predictions.score_N, predictions.user_N)
 
@@ -72,7 +72,7 @@ def _gather_in_every_world(rank: int, ranks: int) -> tuple[dict[tuple[int, int],
         if rank < world:
             gathered[(world, busy)] = _gather_dealt_rows(rank, busy, group)
     overlapping = PredictionCollector("test")
-    overlapping.append(_batch([rank, ranks]), torch.zeros(2))
+    overlapping.add(*overlapping.rows(_batch([rank, ranks]), torch.zeros(2)))
     with pytest.raises(ContractError) as refused:
         overlapping.gathered(None, rows=ranks + 1)
     return gathered, str(refused.value)
@@ -112,8 +112,8 @@ def test_a_row_that_several_ranks_scored_is_refused_by_all_of_them(
 
 def test_one_process_needs_no_process_group() -> None:
     collector = PredictionCollector("test")
-    collector.append(_batch([2, 0]), torch.tensor([0.5, -0.5]))
-    collector.append(_batch([1]), torch.tensor([0.25]))
+    collector.add(*collector.rows(_batch([2, 0]), torch.tensor([0.5, -0.5])))
+    collector.add(*collector.rows(_batch([1]), torch.tensor([0.25])))
     predictions = collector.gathered(None, rows=3)
     assert predictions.row_N.tolist() == [0, 1, 2]
     assert predictions.score_N.tolist() == [-0.5, 0.25, 0.5]
@@ -137,20 +137,20 @@ def test_an_empty_split_gives_no_rows() -> None:
 )
 def test_rows_missing_or_beyond_the_split_are_named(row: list[int], rows: int, left_out: int, message: str) -> None:
     collector = PredictionCollector("test")
-    collector.append(_batch(row), torch.zeros(len(row)))
+    collector.add(*collector.rows(_batch(row), torch.zeros(len(row))))
     with pytest.raises(ContractError, match=f"predictions of split test: {message}"):
         collector.gathered(None, rows, left_out)
 
 
 def test_rows_left_out_by_the_reader_are_allowed() -> None:
     collector = PredictionCollector("test")
-    collector.append(_batch([0, 3]), torch.zeros(2))
+    collector.add(*collector.rows(_batch([0, 3]), torch.zeros(2)))
     assert collector.gathered(None, rows=4, left_out=2).row_N.tolist() == [0, 3]
 
 
 def test_a_score_that_is_not_finite_is_named() -> None:
     collector = PredictionCollector("test")
-    collector.append(_batch([0, 1, 2]), torch.tensor([0.0, float("nan"), float("inf")]))
+    collector.add(*collector.rows(_batch([0, 1, 2]), torch.tensor([0.0, float("nan"), float("inf")])))
     with pytest.raises(ContractError, match=r"column score: expected finite scores, got nan at row 1 \(2 of 3 rows\)"):
         collector.gathered(None, rows=3)
 
@@ -158,7 +158,7 @@ def test_a_score_that_is_not_finite_is_named() -> None:
 def test_predictions_survive_the_file(tmp_path: Path) -> None:
     collector = PredictionCollector("test", extra=("gate",))
     batch = _batch([1, 0, 2])
-    collector.append(batch, torch.tensor([0.1, 0.2, 0.3]), gate=torch.tensor([0.4, 0.5, 0.6]))
+    collector.add(*collector.rows(batch, torch.tensor([0.1, 0.2, 0.3]), gate=torch.tensor([0.4, 0.5, 0.6])))
     saved = collector.gathered(None, rows=3)
     saved.save(tmp_path / "predictions_test.parquet")
     loaded = load_predictions(tmp_path / "predictions_test.parquet", "test")
