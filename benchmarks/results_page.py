@@ -9,6 +9,8 @@ nothing, and fails if a page is not what would be written. Functions:
     mean, spread STUDY/DATASET/VARIANT, COLUMN...         over runs; several columns are joined by " / "
     lead, gap, p STUDY/DATASET/VARIANT REFERENCE, COLUMN  paired over runs: with its 95% t interval, alone, its p value
     against STUDY/DATASET/VARIANT REFERENCE, COLUMN       as in the study's report: hierarchical interval, verdict
+    measured STUDY/DATASET/VARIANT, COLUMN                as in the study's report: mean over its finished runs
+    runs STUDY/DATASET/VARIANT                            how many
     count STUDY/DATASET, SLICE KEY                        of the rows that were scored: rows, users, covered_users
     json FILE KEY/KEY FORMAT                              a value of benchmarks/results/FILE, or all values of a list
 """
@@ -28,10 +30,11 @@ from benchmarks import RESULTS
 from sidrec.errors import ConfigError
 from sidrec.io.files import read_json, write_text
 from sidrec.report.study_text import verdict_text
-from sidrec.study.comparison import Comparison, comparison
+from sidrec.study.comparison import Comparison, VariantResult, comparison
 from sidrec.study.definition import load_study
 from sidrec.study.intervals import PairedInterval, paired_interval
 from sidrec.study.results import RUNS_FILE, RunResult, run_table
+from sidrec.study.search import with_best
 
 ROOT = Path(__file__).parents[1]
 TEXT = Path(__file__).with_suffix(".md")
@@ -78,14 +81,16 @@ def table(block: str) -> str:
     """A table in Markdown.
 
     columns: titles, or title -> cell. cell: a figure in which {row} and {column} are filled in. rows: each has a label
-    and one of: `of`, what {row} is; `cell`, in place of the table's; `cells`, one for each column. Instead of rows,
-    `variants_of: STUDY/DATASET` makes one of each variant with a recorded run.
+    and one of: `of`, what {row} is; `cell`, in place of the table's; `cells`, one for each column. A row that is a
+    variant's name has it as its label. Instead of rows, `variants_of: STUDY/DATASET` makes one of each variant with a
+    recorded run.
     """
     keys = yaml.safe_load(block)
     titles = keys["columns"]
     columns: Mapping[str, str] = titles if isinstance(titles, dict) else dict.fromkeys(titles, keys.get("cell", ""))
     lines = [[keys.get("head", ""), *columns], ["---"] * (len(columns) + 1)]
-    for row in keys["rows"] if "rows" in keys else _rows_of(keys["variants_of"]):
+    for of in keys["rows"] if "rows" in keys else _names_of(keys["variants_of"]):
+        row = {"label": f"`{of}`", "of": of} if isinstance(of, str) else of
         cells = row.get("cells") or [row.get("cell", cell) for cell in columns.values()]
         filled = [
             cell.replace("{row}", str(row.get("of", ""))).replace("{column}", title)
@@ -95,10 +100,9 @@ def table(block: str) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _rows_of(place: str) -> list[dict[str, str]]:
+def _names_of(place: str) -> list[str]:
     study, dataset = place.split("/")
-    names = dict.fromkeys(run["variant"] for run in recorded_runs(study) if run["dataset"] == dataset)
-    return [{"label": name.replace("_", " "), "of": name} for name in names]
+    return list(dict.fromkeys(run["variant"] for run in recorded_runs(study) if run["dataset"] == dataset))
 
 
 def figure(call: str) -> str:
@@ -138,14 +142,30 @@ def _p(words: Sequence[str], columns: Sequence[str]) -> str:
 
 def _against(words: Sequence[str], columns: Sequence[str]) -> str:
     (place, reference), (column,) = words, columns
-    study, dataset, variant = place.split("/")
-    found = _comparison(study).datasets[dataset].variants[variant].against[reference][column]
+    if place.split("/")[-1] == reference:
+        return ""
+    found = _variant(place).against[reference][column]
     return "" if found is None else verdict_text(found).replace("-", "\N{MINUS SIGN}")
 
 
 @cache
-def _comparison(study: str) -> Comparison:
-    return comparison(load_study(RESULTS.parent / "studies" / f"{study}.yaml"), RESULTS)
+def _comparison(name: str) -> Comparison:
+    study = load_study(RESULTS.parent / "studies" / f"{name}.yaml")
+    return comparison(with_best(study, RESULTS, unfinished=True) if study.tuning else study, RESULTS)
+
+
+def _variant(place: str) -> VariantResult:
+    study, dataset, variant = place.split("/")
+    return _comparison(study).datasets[dataset].variants[variant]
+
+
+def _measured(words: Sequence[str], columns: Sequence[str]) -> str:
+    found = _variant(words[0]).metrics[columns[0]]
+    return "" if found is None else short(found.mean)
+
+
+def _runs(words: Sequence[str], columns: Sequence[str]) -> str:
+    return str(len(_variant(words[0]).runs))
 
 
 def _count(words: Sequence[str], columns: Sequence[str]) -> str:
@@ -175,6 +195,8 @@ FUNCTIONS = {
     "gap": _gap,
     "p": _p,
     "against": _against,
+    "measured": _measured,
+    "runs": _runs,
     "count": _count,
     "json": _json,
 }

@@ -65,7 +65,7 @@ rows:
 def test_a_table_of_all_recorded_variants() -> None:
     block = f"variants_of: {STUDY}\ncell: 'mean {STUDY}/{{row}}, {{column}}'\ncolumns: [AUC]\n"
     lines = table(block).splitlines()[2:]
-    assert {line.split(" | ")[0] for line in lines} == {f"| {name.replace('_', ' ')}" for name in SUMMARY}
+    assert {line.split(" | ")[0] for line in lines} == {f"| `{name}`" for name in SUMMARY}
 
 
 def test_paragraphs_with_figures_are_wrapped_and_lists_stay_lists() -> None:
