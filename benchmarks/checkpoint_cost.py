@@ -25,7 +25,7 @@ from typing import Any
 from torch import distributed as dist
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
-from benchmarks.step_time import BATCH, SHAPES, Shape, write_data
+from benchmarks.step_time import SHAPES, Shape, write_data
 from sidrec.checkpoint.checkpoint_store import Saver, newest_sound
 from sidrec.checkpoint.state import load_model, state_shards
 from sidrec.checkpoint.train_state import Position, random_state_shards, restore_random_state
@@ -212,7 +212,7 @@ def conditions(rounds: int, ranks: Ranks) -> dict[str, object]:
         "load_average": os.getloadavg()[0],
         "ranks": ranks.world,
         "threads_per_rank": ranks.threads,
-        "batch": BATCH,
+        "batch": SHAPES["beauty"].batch,
         "rounds": rounds,
     }
 

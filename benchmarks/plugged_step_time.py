@@ -18,6 +18,7 @@ import argparse
 import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,9 @@ LEARNING_RATE = 0.05
 HAND = "by hand"
 RESULT = Path(__file__).with_suffix(".json")
 
+Steps = Callable[[int], None]
+"""Trains a number of steps."""
+
 
 def dlrm(tables: EmbeddingBagCollection) -> nn.Module:
     return DLRM(tables, DENSE, [512, 256, 64, DIM], [512, 256, 1])
@@ -101,27 +105,26 @@ def torchrec_batches(batches: Sequence[CriteoRows]) -> Iterator[Batch]:
         )
 
 
-def sharded_training(model: nn.Module, batches: Sequence[CriteoRows], postproc: bool) -> Turn:
-    """A turn of training as TorchRec's users do it; the model's tables are on `meta`."""
+def sharded_training(model: nn.Module, stream: Iterator[Batch], postproc: bool, device: torch.device) -> Steps:
+    """Training as TorchRec's users do it; the model's tables are on `meta`."""
     apply_optimizer_in_backward(torch.optim.Adagrad, embedding_parameters(model), {"lr": LEARNING_RATE})
     train_model = DLRMTrain(model)
     sharders = [EmbeddingBagCollectionSharder()]
-    planner = EmbeddingShardingPlanner(topology=Topology(world_size=1, compute_device="cpu"))
+    planner = EmbeddingShardingPlanner(topology=Topology(world_size=1, compute_device=device.type))
     plan = planner.collective_plan(train_model, sharders, dist.GroupMember.WORLD)
-    sharded = DistributedModelParallel(train_model, device=torch.device("cpu"), plan=plan, sharders=sharders)
+    sharded = DistributedModelParallel(train_model, device=device, plan=plan, sharders=sharders)
     dense = KeyedOptimizerWrapper(
         dict(in_backward_optimizer_filter(sharded.named_parameters())),
         lambda parameters: torch.optim.Adagrad(parameters, lr=LEARNING_RATE),
     )
     optimizer = CombinedOptimizer([sharded.fused_optimizer, dense])
-    pipeline = TrainPipelineSparseDist(sharded, optimizer, torch.device("cpu"), pipeline_postproc=postproc)
-    stream = torchrec_batches(batches)
+    pipeline = TrainPipelineSparseDist(sharded, optimizer, device, pipeline_postproc=postproc)
 
-    def turn() -> None:
-        for _ in range(STEPS):
+    def steps(number: int) -> None:
+        for _ in range(number):
             pipeline.progress(stream)
 
-    return turn
+    return steps
 
 
 def fused_training(batches: Sequence[CriteoRows]) -> Turn:
@@ -160,10 +163,14 @@ def plugged(model: nn.Module, on: bool) -> nn.Module:
 def contenders(name: str, batches: Sequence[CriteoRows]) -> dict[str, Turn]:
     """By hand first."""
     build = MODELS[name]
+
+    def turn(model: nn.Module, postproc: bool) -> Turn:
+        return partial(sharded_training(model, torchrec_batches(batches), postproc, torch.device("cpu")), STEPS)
+
     turns = {
-        HAND: sharded_training(build(meta_tables()), batches, postproc=False),
-        "plugged, off": sharded_training(plugged(build(meta_tables()), on=False), batches, postproc=True),
-        "plugged, on": sharded_training(plugged(build(meta_tables()), on=True), batches, postproc=True),
+        HAND: turn(build(meta_tables()), postproc=False),
+        "plugged, off": turn(plugged(build(meta_tables()), on=False), postproc=True),
+        "plugged, on": turn(plugged(build(meta_tables()), on=True), postproc=True),
     }
     if name == "dlrm":
         turns["FusedEmbeddingBagCollection, plain loop"] = fused_training(batches)

@@ -43,8 +43,6 @@ from sidrec.train.assembly import build_training, open_dataset, open_loader
 from sidrec.train.optimizers import build_optimizer
 from sidrec.train.stopping import synced_batches
 
-BATCH, HISTORY = 4096, 20
-ROWS = 20 * BATCH
 WARM_UP_STEPS = 4
 LEVELS, CODES = 3, 256
 
@@ -53,7 +51,7 @@ LEVELS, CODES = 3, 256
 class Shape:
     """A synthetic log, and the part of the recipe that does not depend on the item kind.
 
-    popularity: exponent of the items' Zipf law. stats: number of stat_* columns.
+    popularity: exponent of the items' Zipf law. stats: number of stat_* columns. batch: rows of a batch.
     """
 
     items: int
@@ -63,6 +61,14 @@ class Shape:
     categories: int
     stats: int
     model: Mapping[str, Any]
+    batch: int = 4096
+    batches: int = 20
+    history: int = 20
+
+    @property
+    def rows(self) -> int:
+        """Rows of the log."""
+        return self.batch * self.batches
 
 
 CATEGORY_ROWS = 10_000
@@ -104,16 +110,16 @@ def write_data(folder: Path, shape: Shape) -> None:
     ids |= {f"cat_{c}": CATEGORY_ROWS for c in range(shape.categories)}
     dense = tuple(f"int_{x}" for x in range(shape.dense))
     stats = tuple(f"stat_{s}" for s in range(shape.stats))
-    file = LogFile("train/part-0.parquet", ROWS, 0, ROWS - 1)
-    manifest = Manifest("synthetic", 0, ids, dense, stats, HISTORY, {"train": (file,)})
-    columns: dict[str, object] = {name: rng.integers(1, size, ROWS) for name, size in ids.items()}
-    columns |= {name: rng.random(ROWS, dtype=np.float32) for name in dense}
-    columns |= {name: rng.integers(0, 1000, ROWS).astype(np.float32) for name in stats}
-    columns["label"] = rng.integers(0, 2, ROWS).astype(np.float32)
-    columns["timestamp"] = np.arange(ROWS)
-    columns["item_id"] = zipf_items(rng, shape, ROWS)
-    offsets = np.arange(0, ROWS * HISTORY + 1, HISTORY, dtype=np.int32)
-    columns["history"] = pa.ListArray.from_arrays(offsets, zipf_items(rng, shape, ROWS * HISTORY))
+    file = LogFile("train/part-0.parquet", shape.rows, 0, shape.rows - 1)
+    manifest = Manifest("synthetic", 0, ids, dense, stats, shape.history, {"train": (file,)})
+    columns: dict[str, object] = {name: rng.integers(1, size, shape.rows) for name, size in ids.items()}
+    columns |= {name: rng.random(shape.rows, dtype=np.float32) for name in dense}
+    columns |= {name: rng.integers(0, 1000, shape.rows).astype(np.float32) for name in stats}
+    columns["label"] = rng.integers(0, 2, shape.rows).astype(np.float32)
+    columns["timestamp"] = np.arange(shape.rows)
+    columns["item_id"] = zipf_items(rng, shape, shape.rows)
+    offsets = np.arange(0, shape.rows * shape.history + 1, shape.history, dtype=np.int32)
+    columns["history"] = pa.ListArray.from_arrays(offsets, zipf_items(rng, shape, shape.rows * shape.history))
     path = folder / "data" / LOG / file.path
     path.parent.mkdir(parents=True)
     schema = log_schema(manifest)
@@ -134,9 +140,9 @@ def zipf_items(rng: np.random.Generator, shape: Shape, size: int) -> np.ndarray:
 
 def recipe_for(folder: Path, shape: Shape, item: Mapping[str, Any]) -> Recipe:
     """The recipe's defaults (D = 16, element-wise Adagrad, Adam, planner, sparse-dist pipeline) with this item."""
-    data = {"path": str(folder / "data"), "catalog": str(folder / "catalog"), "batch_size": BATCH, "workers": 0}
+    data = {"path": str(folder / "data"), "catalog": str(folder / "catalog"), "batch_size": shape.batch, "workers": 0}
     model = {**shape.model, "item": dict(item)}
-    return parse({"name": "step-time", "data": {**data, "history_length": HISTORY}, "model": model}, "step_time")
+    return parse({"name": "step-time", "data": {**data, "history_length": shape.history}, "model": model}, "step_time")
 
 
 def bags_apart(batch: Batch) -> Batch:
@@ -209,7 +215,7 @@ def measure(shape: Shape, rounds: int, steps: int, ranks: Ranks) -> tuple[dict[s
         return seconds, {name: statistics.mean(contender.bags) for name, contender in contenders.items()}
 
 
-def summary(seconds: Mapping[str, list[float]], bags: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+def summary(seconds: Mapping[str, list[float]], bags: Mapping[str, float], batch: int) -> dict[str, dict[str, Any]]:
     """Per contender: milliseconds per step and ratio to the twin of the same round, as [median, lowest, highest]."""
     lines = {}
     for name, own in seconds.items():
@@ -218,7 +224,7 @@ def summary(seconds: Mapping[str, list[float]], bags: Mapping[str, float]) -> di
             "bags": round(bags[name]),
             "cpu_ms": [round(1000 * value, 2) for value in spread(own)],
             "ratio": [round(value, 3) for value in spread(ratios)],
-            "rows_per_cpu_second": round(BATCH / statistics.median(own)),
+            "rows_per_cpu_second": round(batch / statistics.median(own)),
         }
     return lines
 
@@ -234,8 +240,6 @@ def conditions(rounds: int, steps: int) -> dict[str, object]:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, one used",
         "torch": torch.__version__,
         "torchrec": torchrec.__version__,
-        "batch": BATCH,
-        "history": HISTORY,
         "rounds": rounds,
         "steps_per_round": steps,
     }
@@ -253,7 +257,7 @@ def main() -> None:
     with joined_ranks() as ranks:
         torch.set_num_threads(1)
         for name in flags.shape:
-            lines = summary(*measure(SHAPES[name], flags.rounds, flags.steps, ranks))
+            lines = summary(*measure(SHAPES[name], flags.rounds, flags.steps, ranks), SHAPES[name].batch)
             result[name] = lines
             print(f"\n{name}\n\n| contender | item bags | CPU ms per step | ratio to the twin | rows per CPU second |")
             print("|---|---|---|---|---|")
