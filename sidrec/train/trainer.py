@@ -104,7 +104,7 @@ class Trainer:
             if self._ends_at(done):
                 decided += self.training_step.settle()
             for result in decided:
-                self._log(result.step, result, schedule_factor(schedule, result.step - 1, self.steps))
+                self._log(result)
             if self._evaluate_if_due(done):
                 upcoming = self._up_to_evaluation(batches, done)
             self._save_if_due(done, factor)
@@ -146,7 +146,8 @@ class Trainer:
             return islice(batches, self.best.steps_to_go(step))
         return batches
 
-    def _log(self, step: int, result: StepResult, factor: float) -> None:
+    def _log(self, result: StepResult) -> None:
+        step = result.step
         epoch = (step - 1) // self.loader.steps
         if result.skipped is None:
             self.meter.add(result.terms)
@@ -157,6 +158,7 @@ class Trainer:
         if step % self.recipe.train.log_every == 0 or step == self.steps:
             terms = self.meter.mean()
             if self.progress:
+                factor = schedule_factor(self.recipe.optimizer.schedule, step - 1, self.steps)
                 self.progress.report(step, epoch, terms, factor)
 
     def _evaluation_is_pending(self) -> bool:

@@ -51,11 +51,11 @@ class RecordingTrainer(Trainer):
     states: list[dict[str, Tensor]]
     skipped: list[bool]
 
-    def _log(self, step: int, result: StepResult, factor: float) -> None:
+    def _log(self, result: StepResult) -> None:
         shards = state_shards(self.model, self.optimizer, self.ranks)
         self.states.append({shard.name: shard.values.detach().clone() for shard in shards})
         self.skipped.append(result.skipped is not None)
-        super()._log(step, result, factor)
+        super()._log(result)
 
 
 def changes(rank: int, world: int, recipes: list[Recipe]) -> list[list[tuple[bool, set[str]]]]:

@@ -63,10 +63,10 @@ class RecordingTrainer(Trainer):
         self.order.append(("trained", step))
         return super()._ends_at(step)
 
-    def _log(self, step: int, result: StepResult, factor: float) -> None:
+    def _log(self, result: StepResult) -> None:
         self.skipped.append(result.skipped is not None)
-        self.order.append(("reported", step))
-        super()._log(step, result, factor)
+        self.order.append(("reported", result.step))
+        super()._log(result)
 
 
 def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:

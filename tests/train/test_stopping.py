@@ -51,10 +51,10 @@ def test_a_signal_to_all_processes_of_a_run_ends_it_with_a_checkpoint(tmp_path: 
 class SignalledTrainer(Trainer):
     """The last rank gets SIGTERM at step 5."""
 
-    def _log(self, step: int, result: StepResult, factor: float) -> None:
-        if step == 5 and self.ranks.rank == self.ranks.world - 1:
+    def _log(self, result: StepResult) -> None:
+        if result.step == 5 and self.ranks.rank == self.ranks.world - 1:
             os.kill(os.getpid(), signal.SIGTERM)
-        super()._log(step, result, factor)
+        super()._log(result)
 
 
 def stopped_and_continued(rank: int, world: int, recipe: Recipe) -> tuple[int, list[str], int]:

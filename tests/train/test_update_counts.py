@@ -48,12 +48,12 @@ class Watched(Trainer):
     hids: list[set[int]]
     stop = 0
 
-    def _log(self, step: int, result: StepResult, factor: float) -> None:
+    def _log(self, result: StepResult) -> None:
         if result.skipped is None:
             Watched.hids.append(set(result.batch.items["hid"].values().tolist()))
         else:
             Watched.hids.append(set())
-        super()._log(step, result, factor)
+        super()._log(result)
 
     def _save_if_due(self, step: int, factor: float) -> None:
         super()._save_if_due(step, factor)
