@@ -20,6 +20,7 @@ from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor, Keyed
 from sidrec.config.item import SidCoordItem
 from sidrec.config.item_parts import ExactIndex, GranularityTokens, NoAlignment, StatsGate
 from sidrec.model.fusion_and_gate import build_gate
+from sidrec.model.history import Paths
 from sidrec.model.items import ItemLookup, SemanticPart, hids_dropped, sids_dropped, zero_where
 from sidrec.model.tables import embedding_tables, one_feature_each
 from sidrec.plug.sid_join import JoinedSids, SidJoin, catalog_rows, impressions_of
@@ -344,6 +345,7 @@ class Coordination(nn.Module):
         self.project = nn.Linear(self.width, dim, bias=False) if project and self.width else None
         if self.project is not None:
             nn.init.zeros_(self.project.weight)
+        self.paths: Paths | None = None  # those of the batch's device
         self.register_buffer("like", torch.zeros(()), persistent=False)
 
     def forward(
@@ -357,7 +359,8 @@ class Coordination(nn.Module):
         granules_UD = {name: granule_UD.to(own) for name, granule_UD in granules.to_dict().items()}
         drops = self.training and self.hid_rate + self.sid_rate > 0
         chance_B = torch.rand_like(joined.target_B, dtype=torch.float32) if drops else None
-        items = ItemLookup(granules_UD, joined.token_weights_UW.to(own), joined.rows_UG, chance_B=chance_B)
+        weights_UW = joined.token_weights_UW.to(own)
+        items = ItemLookup(granules_UD, weights_UW, joined.rows_UG, chance_B=chance_B, paths=self.paths)
         no_hid_B, no_sid_B = hids_dropped(items, self.hid_rate), sids_dropped(items, self.sid_rate)
         no_hid_Q, no_sid_Q = (_of_ids(dropped_B, joined.row_P, joined.bag_Q) for dropped_B in (no_hid_B, no_sid_B))
         with torch.autocast(self.like.device.type, enabled=False):

@@ -1,19 +1,24 @@
 """Looks up the SIDs of a batch: from the item and history features of a KeyedJaggedTensor to bags of granules.
 
-A module without parameters, so that TorchRec's pipelines can run it ahead of time, with `pipeline_postproc=True`.
+A module without parameters, so that TorchRec's pipelines can run it ahead of time, with `pipeline_postproc=True`. It
+then runs a step ahead in the stream of TorchRec's input distribution, which waits for nothing but the copy of the ids.
+The host reads the sizes of a batch there once, as TorchRec reads how many ids ranks exchange: that read does not wait
+for the step in hand.
 
 Shapes: B rows, U bags, T history positions, P ids of a feature in one line, Q ids of all sequences and M ids
-of all features in one line, I item ids, G granularities, S statistics, W weighted granularities.
+of all features in one line, F features, I item ids, G granularities, S statistics, W weighted granularities.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
+from torch.nn import functional
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec.config.item import SidCoordItem
@@ -85,19 +90,18 @@ class SidJoin(nn.Module):
         self._check(features)
         names = dict.fromkeys([self.item, *([self.history] if self.history else []), *self.sequences])
         ids = {name: self._known(features[name].values()) for name in names}
-        distinct_U, number_M = torch.unique(torch.cat(list(ids.values())).int(), return_inverse=True)
-        has_sid_U = self.rows_IG.index_select(0, distinct_U)[:, 0] > 0
-        bag_M = (has_sid_U.cumsum(0) * has_sid_U).index_select(0, number_M)
-        bags = dict(zip(ids, bag_M.split([len(ids_P) for ids_P in ids.values()]), strict=True))
-        ids_U = torch.cat([distinct_U.new_zeros(1), distinct_U[has_sid_U]])
+        distinct = _Distinct(self._with_sid(torch.cat(list(ids.values()))))
+        known, longest = self._sizes(features, distinct)
+        bags = dict(zip(ids, distinct.bag_M.split([len(ids_P) for ids_P in ids.values()]), strict=True))
+        bags_U = 1 + known
         if same_on_ranks:
-            ids_U = torch.nn.functional.pad(ids_U, (0, _most_on_any_rank(len(ids_U), ids_U.device) - len(ids_U)))
+            bags_U = _most_on_any_rank(bags_U)
         lengths_B = features[self.item].lengths()
-        target_B = _one_per_row(bags[self.item], lengths_B, self.item)
+        target_B = _one_per_row(bags[self.item], lengths_B)
         history_BT = target_B.new_zeros(len(target_B), 0)
         if self.history is not None:
-            history_BT = _padded(bags[self.history], features[self.history].lengths())
-        stats_BS = self._statistics(features, _one_per_row(ids[self.item], lengths_B, self.item))
+            history_BT = _padded(bags[self.history], features[self.history].lengths(), longest)
+        stats_BS = self._statistics(features, _one_per_row(ids[self.item], lengths_B))
         bag_Q = torch.cat([bags[name] for name in self.sequences]) if self.sequences else target_B[:0]
         stats_QS = self._sequence_statistics(features, ids) if self.sequences else stats_BS[:0]
         row_P = target_B[:0]
@@ -105,7 +109,24 @@ class SidJoin(nn.Module):
             row_P = torch.arange(len(lengths_B), device=lengths_B.device).repeat_interleave(
                 lengths_B, output_size=len(ids[self.item])
             )
-        return JoinedSids(*self._bags(ids_U), target_B, history_BT, stats_BS, bag_Q, stats_QS, row_P)
+        bags_of_ids = self._bags(distinct.ids(bags_U), known)
+        return JoinedSids(*bags_of_ids, target_B, history_BT, stats_BS, bag_Q, stats_QS, row_P)
+
+    def _sizes(self, features: KeyedJaggedTensor, distinct: "_Distinct") -> tuple[int, int]:
+        """How many distinct items have a SID, and the longest history, at least 1: all that the host reads of a batch.
+
+        Raises ContractError for two values in a row of a feature that has at most one.
+        """
+        single = list(dict.fromkeys([self.item, *self.stat_features]))
+        lengths = [features[name].lengths() for name in (*single, *([self.history] if self.history else []))]
+        most_F = functional.pad(torch.stack(lengths), (1, 0)).amax(dim=1)  # 0 of a batch without rows
+        known, *most = torch.cat([distinct.count.reshape(1), most_F]).tolist()
+        for name, of_feature in zip(single, most, strict=False):
+            if of_feature > 1:
+                lengths_B = features[name].lengths()
+                row = int((lengths_B > 1).nonzero()[0])
+                raise ContractError(f"batch, feature {name}, row {row}", "at most one value", int(lengths_B[row]))
+        return known, max(1, most[-1])
 
     def _check(self, features: KeyedJaggedTensor) -> None:
         needed = [self.item, *([self.history] if self.history else []), *self.sequences, *self.stat_features]
@@ -122,11 +143,15 @@ class SidJoin(nn.Module):
         ids = ids if self.first_id == 1 else ids + (1 - self.first_id)
         return torch.where((ids >= 0) & (ids < len(self.rows_IG)), ids, 0)
 
+    def _with_sid(self, ids_M: Tensor) -> Tensor:
+        """int32: ids without a SID become 0."""
+        return torch.where(self.rows_IG[:, 0].index_select(0, ids_M) > 0, ids_M.int(), 0)
+
     def _statistics(self, features: KeyedJaggedTensor, target_B: Tensor) -> Tensor:
         if not self.stat_features:
             return self.counts_IS.index_select(0, target_B)
-        found = [(name, features[name]) for name in self.stat_features]
-        counts = [_one_per_row(jagged.values(), jagged.lengths(), name) for name, jagged in found]
+        found = [features[name] for name in self.stat_features]
+        counts = [_one_per_row(jagged.values(), jagged.lengths()) for jagged in found]
         return torch.stack(counts, dim=1).float()
 
     def _sequence_statistics(self, features: KeyedJaggedTensor, ids: dict[str, Tensor]) -> Tensor:
@@ -142,41 +167,70 @@ class SidJoin(nn.Module):
             found.append(torch.stack(counts, dim=1).float())
         return torch.cat(found)
 
-    def _bags(self, ids_U: Tensor) -> tuple[KeyedJaggedTensor, Tensor, Tensor]:
-        """One bag per id: its granules as KeyedJaggedTensor and tensor, and its token weights."""
+    def _bags(self, ids_U: Tensor, known: int) -> tuple[KeyedJaggedTensor, Tensor, Tensor]:
+        """One bag per id: its granules as KeyedJaggedTensor and tensor, and its token weights.
+
+        known: how many ids have a SID; they follow the first. An item with a SID has a row at every granularity.
+        """
         rows_UG = self.rows_IG.index_select(0, ids_U)
-        rows_GU = rows_UG.t()
-        looked_up_GU = rows_GU > 0
         granules = KeyedJaggedTensor(
             keys=list(self.granularities),
-            values=rows_GU[looked_up_GU].long(),
-            lengths=looked_up_GU.flatten().int(),
+            values=rows_UG[1 : 1 + known].t().flatten().long(),
+            lengths=(rows_UG.t() > 0).flatten().int(),
             stride=len(ids_U),
         )
         return granules, rows_UG, self.weights_IW.index_select(0, ids_U)
 
 
-def _one_per_row(values_P: Tensor, lengths_B: Tensor, name: str) -> Tensor:
+class _Distinct:
+    """The distinct ids of a batch, in buffers of fixed size: torch.unique would read the size of its result.
+
+    bag_M: int64, the place of each id among the distinct ones, counted from 1 in their order; 0 for id 0.
+    count: how many there are besides 0, a scalar on the ids' device.
+    """
+
+    def __init__(self, ids_M: Tensor) -> None:
+        self._sorted_M, order_M = ids_M.sort()
+        new_M = torch.ones_like(self._sorted_M, dtype=torch.bool)
+        torch.ne(self._sorted_M[1:], self._sorted_M[:-1], out=new_M[1:])
+        self._bag_M = (new_M & (self._sorted_M > 0)).cumsum(0)
+        self.bag_M = torch.empty_like(self._bag_M).scatter_(0, order_M, self._bag_M)
+        self.count = self._bag_M[-1:].sum()  # 0 of no ids
+
+    def ids(self, bags: int) -> Tensor:
+        """int32 [bags]: 0, then the distinct ids, then zeros."""
+        ids_U = self._sorted_M.new_zeros(bags)
+        return ids_U.scatter_(0, self._bag_M, self._sorted_M)  # equal ids write the same to the same place
+
+
+def _one_per_row(values_P: Tensor, lengths_B: Tensor) -> Tensor:
     """The value of every row [B], 0 for a row without one."""
-    if bool((lengths_B > 1).any()):
-        row = int((lengths_B > 1).nonzero()[0])
-        raise ContractError(f"batch, feature {name}, row {row}", "at most one value", int(lengths_B[row]))
     return values_P.new_zeros(len(lengths_B)).masked_scatter(lengths_B > 0, values_P)
 
 
-def _padded(bag_P: Tensor, lengths_B: Tensor) -> Tensor:
-    """[B, T], T = the longest history but at least 1, 0 at padding."""
-    longest = max(1, int(lengths_B.max())) if len(lengths_B) else 1
+def _padded(bag_P: Tensor, lengths_B: Tensor, longest: int) -> Tensor:
+    """[B, longest], 0 at padding."""
     there_BT = torch.arange(longest, device=lengths_B.device) < lengths_B.unsqueeze(1)
     return bag_P.new_zeros(there_BT.shape).masked_scatter(there_BT, bag_P)
 
 
-def _most_on_any_rank(count: int, device: torch.device) -> int:
+def _most_on_any_rank(count: int) -> int:
+    """Exchanged between hosts: a collective of the device would queue behind the step in hand."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return count
-    most = torch.tensor(count, device=device)
-    dist.all_reduce(most, dist.ReduceOp.MAX)
+    most = torch.tensor(count)
+    dist.all_reduce(most, dist.ReduceOp.MAX, group=_hosts(dist.group.WORLD))
     return int(most)
+
+
+@lru_cache(maxsize=1)
+def _hosts(world: dist.ProcessGroup) -> dist.ProcessGroup:
+    """All ranks, with collectives for tensors on the host: NCCL has none, so gloo joins it. All ranks call it."""
+    if "cpu:" in dist.get_backend_config(world):
+        return world
+    group = dist.new_group(backend="gloo")
+    assert group is not None, "of all ranks"
+    return group
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ METHODS = ("tolist", "numpy", "cpu", "__array__")
 """Methods of a tensor that reach the host without one of these operators, where the tensor is on a CPU."""
 WATCHED = ("sidrec", "torchrec", "torch/optim", "torch/nn/parallel")
 INPUT_DISTRIBUTION = "TorchRec's input distribution"
-"""Sends ids to the ranks that hold their rows. Ranks read on the host how many ids they send and receive."""
+"""Sends ids to the ranks that hold their rows. Ranks read on the host how many ids they send and receive. What it calls
+of sidrec has its own place."""
 OF_INPUT_DISTRIBUTION = {"_start_data_dist", "wait_sparse_data_dist", "KJTAllToAllTensorsAwaitable._wait_impl"}
 USED_PARAMETERS = "DDP's map of used parameters"
 """An int32 per parameter, always on the host, which DDP sets during backward."""
@@ -41,7 +42,7 @@ def reader() -> str:
     while frame is not None:
         path, name = frame.f_code.co_filename, frame.f_code.co_qualname
         if "/torchrec/" in path and (name in OF_INPUT_DISTRIBUTION or name.rpartition(".")[2] in OF_INPUT_DISTRIBUTION):
-            return INPUT_DISTRIBUTION
+            return place if place.startswith("sidrec/") else INPUT_DISTRIBUTION
         package = next((package for package in WATCHED if f"/{package}/" in path and "/tests/" not in path), None)
         if package and place == "elsewhere":
             place = f"{package}/{path.rpartition(f'/{package}/')[2]}:{name.partition('.<locals>')[0]}"
