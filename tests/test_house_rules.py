@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PRODUCT = ("sidrec", "data_prep", "launch")
-MOST_MODULES = 215
+MOST_MODULES = 216
 """Files of the product, `__init__` apart: 160, and 55 of the 60 that later rooms may add (ids, reports, tracking,
 studies, and how machines meet, which is checked before torch is imported)."""
 MOST_LINES, MOST_LINES_OF_A_FUNCTION, MOST_LINES_OF_THE_README = 450, 60, 200

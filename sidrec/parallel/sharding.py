@@ -3,17 +3,14 @@
 Shapes: N rows of a table, D its width.
 """
 
-import hashlib
 from collections.abc import Iterator
 from itertools import accumulate
 from typing import Any
 
-import numpy as np
 import torch
 from fbgemm_gpu.split_embedding_configs import EmbOptimType
 from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen as Tables
 from torch import Tensor, nn
-from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.nn.parallel import DistributedDataParallel
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.embedding_lookup import GroupedPooledEmbeddingsLookup
@@ -38,6 +35,7 @@ from sidrec.config.recipe import (
 )
 from sidrec.data.item_tables import HID
 from sidrec.model.tables import ManagedCollisionRows, UpdateCounts
+from sidrec.parallel.initial_values import fill_tables, initial_rows
 from sidrec.parallel.process_group import Ranks
 from sidrec.parallel.update_counts import RowUpdates, count_updates, share_counts, updates_of
 from sidrec.plans.workload import tables_of
@@ -137,14 +135,14 @@ class ShardedManagedTable(ShardedManagedCollisionEmbeddingBagCollection):
             kernels, index = self._table_to_tbe_and_index[name]
             weight_ND = kernels.split_embedding_weights()[index]
             with torch.no_grad():
-                weight_ND[rows] = self._new_rows(name, len(rows)).to(weight_ND)
+                weight_ND[rows] = self._new_rows(name, len(rows), weight_ND.device).to(weight_ND)
                 for states in kernels.split_optimizer_states()[index : index + 1]:
                     for state in states:
                         state[rows] = 0
             for updates in row_updates(self):
                 updates.restart(rows)
 
-    def _new_rows(self, name: str, count: int) -> Tensor:
+    def _new_rows(self, name: str, count: int, device: torch.device) -> Tensor:
         """First values of `count` evicted rows, [count, D]: the initial values of rows beyond the table's end.
 
         Which rows is a function of step and rank, so that no values repeat and a resumed run draws the same.
@@ -153,7 +151,7 @@ class ShardedManagedTable(ShardedManagedCollisionEmbeddingBagCollection):
         rows = self._managed_collision_collection._managed_collision_modules[name]
         assert isinstance(rows, ManagedCollisionRows), "sidrec.model.tables makes no others"
         first = rows._current_iter * table.num_embeddings + rows._output_global_offset
-        return initial_rows(self._seed, table, first, count)
+        return initial_rows(self._seed, table, first, count, device)
 
 
 class ManagedTableSharder(ManagedCollisionEmbeddingBagCollectionSharder):
@@ -174,54 +172,6 @@ class ManagedTableSharder(ManagedCollisionEmbeddingBagCollectionSharder):
         return ShardedManagedTable(
             module, params, self._e_sharder, self._mc_sharder, env=env, device=device, seed=self._seed
         )
-
-
-# Initial values of the tables: a function of seed, table, row and column, independent of plan and number of ranks.
-
-
-ROWS_AT_A_TIME = 65536
-
-
-def initial_rows(seed: int, table: EmbeddingBagConfig, first: int, count: int) -> Tensor:
-    """Rows [first, first + count) of a table's initial values, float32 [count, D], uniform in the table's range.
-
-    The generator (Philox) is counter-based: it jumps to row `first` without drawing the rows before it.
-    """
-    dim = table.embedding_dim
-    key = int.from_bytes(hashlib.blake2b(f"{seed}/{table.name}".encode(), digest_size=16).digest(), "little")
-    bits = np.random.Philox(key=key)
-    draws_per_step = 4  # Philox makes four 64-bit numbers per counter value
-    start = first * dim
-    bits.advance(start // draws_per_step)
-    generator = np.random.Generator(bits)
-    generator.random(start % draws_per_step)
-    low, high = table.get_weight_init_min(), table.get_weight_init_max()
-    values = generator.random(count * dim) * (high - low) + low
-    return torch.from_numpy(values.astype(np.float32).reshape(count, dim))
-
-
-def fill_tables(sharded: nn.Module, tables: dict[str, EmbeddingBagConfig], seed: int) -> None:
-    """Fills every local shard of `sharded`, a DistributedModelParallel, with its part of the initial values."""
-    with torch.no_grad():
-        for name, value in sharded.state_dict().items():
-            table = tables.get(name.split(".")[-2])
-            if table is None or not name.endswith(".weight") or ".embedding_bags." not in name:
-                continue
-            for shard, row, column in _local_shards(value):
-                rows, width = shard.shape
-                for start in range(0, rows, ROWS_AT_A_TIME):
-                    count = min(ROWS_AT_A_TIME, rows - start)
-                    values_ND = initial_rows(seed, table, row + start, count)
-                    shard[start : start + count].copy_(values_ND[:, column : column + width])
-
-
-def _local_shards(value: Tensor | ShardedTensor) -> Iterator[tuple[Tensor, int, int]]:
-    """This rank's shards of a table: (values, first row, first column)."""
-    if isinstance(value, ShardedTensor):
-        for shard in value.local_shards():
-            yield shard.tensor, shard.metadata.shard_offsets[0], shard.metadata.shard_offsets[1]
-    else:
-        yield value, 0, 0
 
 
 # Empty shards: five rows over four ranks are shards of 2, 2, 1 and 0 rows.

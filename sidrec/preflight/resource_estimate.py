@@ -21,7 +21,7 @@ from sidrec.data.item_tables import HID, ItemTables
 from sidrec.data.loader import columns_of
 from sidrec.data.rows import Columns
 from sidrec.data.worker import PER_BAG
-from sidrec.parallel.sharding import ROWS_AT_A_TIME
+from sidrec.parallel.initial_values import ROWS_AT_A_TIME
 from sidrec.parallel.update_counts import COUNT
 from sidrec.plans.cost import REPLICATED
 from sidrec.plans.hardware import Hardware
@@ -30,8 +30,9 @@ from sidrec.plans.workload import Workload
 from sidrec.preflight.step_memory import BatchShape, lookup_bytes, saved_for_backward
 from sidrec.schema import Manifest
 
-FILLING = 20
-"""Bytes for each value while a table is filled: drawn twice in float64, then cast to float32."""
+FILLING = {"cpu": 12, "cuda": 32}
+"""Bytes for each value while a table is filled: drawn in float64, then cast to float32; on a GPU from a generator whose
+words are tensors."""
 PREDICTION, EXTRA = 32, 4
 """Bytes of a scored row, and of each additional value; see PredictionCollector."""
 IN_STEP = 3
@@ -202,7 +203,7 @@ def _step(run: PlannedRun) -> ResourceEstimate:
     model, dim = run.recipe.model, run.recipe.model.embedding_dim
     step = saved_for_backward(model, run.sizes, run.batch) + lookup_bytes(run.batch, dim, run.hardware.device)
     rows = max((table.num_embeddings for table in run.workload.tables.values()), default=0)
-    filling = min(rows, ROWS_AT_A_TIME) * dim * FILLING
+    filling = min(rows, ROWS_AT_A_TIME) * dim * FILLING[run.hardware.device]
     return ResourceEstimate("a step's lookups and activations", max(step, filling), "data.batch_size", approximate=True)
 
 

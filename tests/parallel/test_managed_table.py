@@ -22,9 +22,10 @@ from sidrec.config.recipe import (
 from sidrec.data.item_tables import ItemTable
 from sidrec.errors import PlanError, RankError
 from sidrec.model.tables import ManagedCollisionRows, managed_table
+from sidrec.parallel.initial_values import initial_rows
 from sidrec.parallel.planning import make_plan
 from sidrec.parallel.process_group import joined_ranks
-from sidrec.parallel.sharding import ShardedManagedTable, initial_rows, shard, sharders_of
+from sidrec.parallel.sharding import ShardedManagedTable, shard, sharders_of
 from sidrec.plans.workload import Workload
 from sidrec.train.run import train
 from tests.ranks import joined, run_on_ranks
