@@ -3,9 +3,11 @@
 import json
 import math
 import os
+import weakref
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
@@ -239,26 +241,54 @@ def _write(file: BinaryIO, data: bytes | memoryview, checksum: int) -> int:
 class StagingBuffers:
     """Copies of a rank's shards, so that training can go on while they are written.
 
-    The memory is reused for every checkpoint, and page-locked for shards on a GPU.
+    They lie one after another in one piece of host memory, which is reused for every checkpoint, and page-locked for
+    shards on a GPU: exactly their bytes, where torch's allocator of pinned memory would round each to a power of two.
     """
 
-    def __init__(self) -> None:
-        self._buffers: dict[str, Tensor] = {}
+    def __init__(self, lock: Callable[[Tensor], None] | None = None) -> None:
+        """lock: page-locks memory; None: `page_lock` if a shard is on a GPU."""
+        self._lock, self._memory = lock, torch.empty(0, dtype=torch.uint8)
 
     def take(self, shards: Sequence[TensorShard]) -> list[TensorShard]:
-        """The shards with copies of their present values, which the next call overwrites."""
-        before, self._buffers = self._buffers, {}
+        """The shards with copies of their present values, which the next call overwrites.
+
+        Raises CheckpointError if the memory cannot be page-locked.
+        """
+        on_gpu = any(shard.values.is_cuda for shard in shards)
+        sizes = [-(-shard.values.nbytes // STAGED_AT) * STAGED_AT for shard in shards]
+        ends = list(accumulate(sizes, initial=0))
+        if ends[-1] > len(self._memory):
+            self._memory = torch.empty(0, dtype=torch.uint8)  # before more is allocated
+            self._memory = torch.empty(ends[-1], dtype=torch.uint8)
+            lock = self._lock or (page_lock if on_gpu else None)
+            if lock is not None:
+                lock(self._memory)
         copies = []
-        for shard in shards:
-            values, buffer = shard.values.detach(), before.get(shard.name)
-            if buffer is None or buffer.shape != values.shape or buffer.dtype != values.dtype:
-                buffer = torch.empty(values.shape, dtype=values.dtype, pin_memory=values.is_cuda)
-            buffer.copy_(values, non_blocking=True)
-            self._buffers[shard.name] = buffer
-            copies.append(replace(shard, values=buffer))
-        if any(shard.values.is_cuda for shard in shards):
+        for shard, start in zip(shards, ends, strict=False):
+            values = shard.values.detach()
+            copy = self._memory[start : start + values.nbytes].view(values.dtype).view(values.shape)
+            copies.append(replace(shard, values=copy.copy_(values, non_blocking=True)))
+        if on_gpu:
             torch.cuda.synchronize()
         return copies
+
+
+STAGED_AT = 64
+"""Bytes: each copy begins at a multiple of it, a line of a CPU's cache."""
+
+
+def page_lock(memory: Tensor) -> None:
+    """Page-locks memory of the host until the tensor is freed, so that GPUs copy into it directly.
+
+    Raises CheckpointError if CUDA refuses.
+    """
+    runtime, start = torch.cuda.cudart(), memory.data_ptr()
+    error = int(runtime.cudaHostRegister(start, memory.nbytes, 1))  # 1: for all of the process's GPUs
+    if error:
+        expected = f"{memory.nbytes:,} bytes of host memory that CUDA can page-lock"
+        advice = "checkpoint.background=false writes without a copy"
+        raise CheckpointError(f"checkpoint.background: expected {expected}, got CUDA error {error}; {advice}")
+    weakref.finalize(memory, runtime.cudaHostUnregister, start)
 
 
 # Safetensors files (https://github.com/huggingface/safetensors, "Format"): 8 bytes, little-endian, with the length of a
