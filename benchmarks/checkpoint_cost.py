@@ -68,7 +68,7 @@ class Training:
 
     def __init__(self, recipe: Recipe, data: Dataset, folder: Path, ranks: Ranks) -> None:
         loader = open_loader(recipe, data, "train", shuffle=True, ranks=ranks)
-        self._batches = cycle(list(synced_batches(loader.batches(0), min(KEPT_BATCHES, loader.steps), ranks)))
+        self._batches = cycle(list(synced_batches(loader.packed_batches(0), min(KEPT_BATCHES, loader.steps), ranks)))
         loader.close()
         self.model = build_training(recipe, data, ranks).model
         self.optimizer = build_optimizer(self.model, recipe.optimizer, recipe.model.embedding_dim)

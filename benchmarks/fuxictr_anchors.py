@@ -45,7 +45,7 @@ from sidrec.config.recipe import Recipe
 from sidrec.data.dataset import stat_moments
 from sidrec.data.loader import columns_of
 from sidrec.data.reader import Lanes, LogReader, Shuffling
-from sidrec.data.rows import Rows, concatenate, joint_index
+from sidrec.data.rows import Rows, joint_index
 from sidrec.errors import ContractError
 from sidrec.io.files import read_json, write_json
 from sidrec.metrics.exact import SliceMetrics, measure_slices
@@ -146,9 +146,17 @@ class Export:
         groups = joint_index(data.path / LOG, splits, self.manifest)
         shuffling = Shuffling(data.shuffle_rows, seed or 0, "file" if seed is None else data.order, data.lanes)
         reader = LogReader(groups, self.columns, lanes, shuffling, range(data.lanes), refuse=data.bad_rows == "refuse")
-        rows = concatenate([step.rows for step in reader.steps(0, range(lanes.steps))])
-        rows = rows.take(np.flatnonzero(rows.good_N))
-        return rows if seed is not None else rows.take(np.argsort(rows.row_N, kind="stable"))
+        parts = [step.rows for step in reader.steps(0, range(lanes.steps))]
+        rows, first = Rows.empty(sum(int(part.good_N.sum()) for part in parts), self.columns), 0
+        for part in parts:
+            index = np.flatnonzero(part.good_N)
+            rows.put(first, part, index)
+            first += len(index)
+        if seed is not None:
+            return rows
+        ordered = Rows.empty(len(rows), self.columns)
+        ordered.put(0, rows, np.argsort(rows.row_N, kind="stable"))
+        return ordered
 
     def write(self, name: str, rows: Rows) -> None:
         """Writes NAME.npz."""
@@ -156,8 +164,8 @@ class Export:
 
     def arrays(self, rows: Rows) -> dict[str, "np.ndarray[Any, Any]"]:
         """An array [N] of every column; the history is [N, T]."""
-        found = dict(zip(self.columns.context, rows.context_NC.T, strict=True))
-        found |= {ITEM_ID: rows.item_N, HISTORY: rows.history_NT}
+        found = dict(zip(self.columns.context, rows.context_NC.T.astype(np.int64), strict=True))
+        found |= {ITEM_ID: rows.item_N.astype(np.int64), HISTORY: rows.history_NT.astype(np.int64)}
         found |= dict(zip(self.columns.log.dense, rows.dense_NX.T, strict=True))
         found[LENGTH] = np.log1p((rows.history_NT > 0).sum(axis=1)).astype(np.float32)
         if self._stats:
@@ -196,7 +204,7 @@ def predictions(split: str, rows: Rows, probability_N: "np.ndarray[Any, Any]") -
         raise ContractError(f"FuxiCTR's scores of {split}", expected, f"shape {list(probability_N.shape)}")
     cut_N = np.clip(probability_N.astype(np.float64), CUT, 1 - CUT)
     score_N = (np.log(cut_N) - np.log1p(-cut_N)).astype(np.float32)
-    return Predictions(split, rows.row_N, rows.user_N, rows.item_N, rows.label_N, score_N)
+    return Predictions(split, rows.row_N, rows.user_N, rows.item_N.astype(np.int64), rows.label_N, score_N)
 
 
 # Runs.

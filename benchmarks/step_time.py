@@ -15,7 +15,6 @@ import os
 import platform
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections import deque
@@ -35,13 +34,12 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec.config import Recipe
 from sidrec.config.load import parse
-from sidrec.data.batch import Batch
+from sidrec.data.batch import Batch, PackedBatch
 from sidrec.parallel.process_group import Ranks, joined_ranks
 from sidrec.schema import ITEMS, LOG, LogFile, Manifest, log_schema, save_manifest
 from sidrec.sid.catalog import Catalog
 from sidrec.train.assembly import build_training, open_dataset, open_loader
 from sidrec.train.optimizers import build_optimizer
-from sidrec.train.stopping import synced_batches
 
 WARM_UP_STEPS = 4
 LEVELS, CODES = 3, 256
@@ -145,8 +143,9 @@ def recipe_for(folder: Path, shape: Shape, item: Mapping[str, Any]) -> Recipe:
     return parse({"name": "step-time", "data": {**data, "history_length": shape.history}, "model": model}, "step_time")
 
 
-def bags_apart(batch: Batch) -> Batch:
+def bags_apart(loaded: PackedBatch) -> Batch:
     """The same batch with a bag of its own for the target and each history position: what deduplication saves."""
+    batch = loaded.to(torch.device("cpu"))
     keys = batch.items.keys()
     lengths_GU = batch.items.lengths().view(len(keys), batch.bags)
     rows_GU = torch.zeros(lengths_GU.shape, dtype=torch.int64)
@@ -165,13 +164,13 @@ def bags_apart(batch: Batch) -> Batch:
 class Contender:
     """A recipe in training, as sidrec.train's Trainer drives it, with batches kept ready."""
 
-    def __init__(self, recipe: Recipe, change: Callable[[Batch], Batch], ranks: Ranks) -> None:
+    def __init__(self, recipe: Recipe, change: Callable[[PackedBatch], Batch | PackedBatch], ranks: Ranks) -> None:
         data = open_dataset(recipe, ranks)
         loader = open_loader(recipe, data, "train", shuffle=True, ranks=ranks)
         model = build_training(recipe, data, ranks).model
-        self._source = map(change, chain.from_iterable(loader.batches(epoch) for epoch in count()))
-        self._ready: deque[Batch] = deque()
-        self._batches = synced_batches(self._waiting(), sys.maxsize, ranks)
+        self._source = map(change, chain.from_iterable(loader.packed_batches(epoch) for epoch in count()))
+        self._ready: deque[Batch | PackedBatch] = deque()
+        self._batches = self._waiting()  # one process has no other ranks to agree with
         self._optimizer = build_optimizer(model, recipe.optimizer, recipe.model.embedding_dim)
         self._pipeline = TrainPipelineSparseDist(model, self._optimizer, ranks.device)
         self.bags: list[int] = []
@@ -188,7 +187,7 @@ class Contender:
             self._pipeline.progress(self._batches)
         return (time.process_time() - start) / steps
 
-    def _waiting(self) -> Iterator[Batch]:
+    def _waiting(self) -> Iterator[Batch | PackedBatch]:
         while True:
             yield self._ready.popleft()
 

@@ -100,7 +100,8 @@ def recipe_subject(recipe: Recipe, batches: int, ranks: Ranks) -> Subject:
     data = open_dataset(recipe, ranks)
     loader = open_loader(recipe, data, recipe.data.train_on, shuffle=True, ranks=ranks)
     count = min(batches, loader.steps)
-    read = list(synced_batches(islice(loader.batches(0), count), count, ranks))
+    packed = synced_batches(islice(loader.packed_batches(0), count), count, ranks)
+    read = [batch.to(torch.device("cpu")) for batch in packed]
     loader.close()
     optimizer, change = same_under_every_plan(recipe.optimizer)
     facts = {"batches": f"{count} per rank of {recipe.data.path}, split train"}

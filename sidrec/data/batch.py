@@ -1,4 +1,4 @@
-"""The batch: what one rank trains on in one step, and its making from a worker's block.
+"""The batch: what one rank trains on in one step, and its making on the device from a worker's block.
 
 Items are looked up once: `items` has one bag for each *unique* item among the targets and histories of the batch, and
 `target_B` and `history_BT` are bag numbers. Bag 0 is always empty: padding points to it and gets a zero vector.
@@ -12,14 +12,17 @@ select, `sidrec.data.history_routes`), X dense and S statistics columns, W weigh
 of an item's content vector.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
-from sidrec.data.worker import PER_BAG, BatchBlock, JaggedPlace
+from sidrec.data.item_tables import ItemRows, ItemTables
+from sidrec.data.worker import BatchBlock, JaggedPlace
 
 
 @dataclass
@@ -64,52 +67,97 @@ class Batch(Pipelineable):
         for f in fields(self):
             getattr(self, f.name).record_stream(stream)
 
-    def pin_memory(self) -> "Batch":
-        return Batch(*(getattr(self, f.name).pin_memory() for f in fields(self)))
-
     @property
     def bags(self) -> int:
         """U, the number of item bags."""
         return self.items.stride()
 
 
-# In the training process.
+# A batch on the host, as a worker packed it.
 #
-# Shapes: F item features.
+# Shapes: F item features, I item ids.
 
 
-def collate(block: BatchBlock) -> Batch:
-    """The batch that a worker packed, as views of its block."""
-    values = {}
-    for name, place in block.places.items():
-        if isinstance(place, JaggedPlace):
-            ids, lengths = block.tensor(place.values), block.tensor(place.lengths)
-            values[name] = KeyedJaggedTensor(list(place.keys), ids, lengths=lengths, stride=place.stride)
-        else:
-            values[name] = block.tensor(place)
-    return Batch(**values)
+@dataclass(frozen=True)
+class PackedBatch(Pipelineable):
+    """A batch in one block of memory, with the ids of its items. `to` makes the Batch.
+
+    Of an item, 4 bytes are copied to the device, which looks up what the item tables say of it.
+
+    bags: U of the Batch; item bags beyond the block's are empty.
+    """
+
+    block: BatchBlock
+    tables: ItemTables
+    bags: int
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
+        """The batch on a device, without waiting for it if the block is pinned."""
+        return unpacked(self.block.to(device, non_blocking), self.tables.on(device), self.bags)
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        self.block.bytes_.record_stream(stream)
 
 
-def pad_items(batch: Batch, bags: int) -> Batch:
+def packed(block: BatchBlock, tables: ItemTables) -> PackedBatch:
+    """A worker's block, as many bags as its items need."""
+    place = block.places["ids_U"]
+    assert not isinstance(place, JaggedPlace), "one id for each bag"
+    return PackedBatch(block, tables, place.shape[0])
+
+
+def pad_items(batch: PackedBatch, bags: int) -> PackedBatch:
     """Appends empty bags, so that `items` has `bags` bags, the same number on every rank.
 
     Raises ValueError if there are more already.
     """
-    items = batch.items
     if bags < batch.bags:
         raise ValueError(f"items: expected at most {bags} bags, got {batch.bags}")
-    lengths_FU = items.lengths().view(len(items.keys()), batch.bags)
-    padded_FU = _padded(lengths_FU, lengths_FU.shape[0], bags)
-    padded = KeyedJaggedTensor(keys=items.keys(), values=items.values(), lengths=padded_FU.view(-1), stride=bags)
-    per_bag = {name: _padded(getattr(batch, name), bags, getattr(batch, name).shape[1]) for name in PER_BAG}
-    return replace(batch, items=padded, **per_bag)
+    return replace(batch, bags=bags)
 
 
-def _padded(values_RC: Tensor, rows: int, columns: int) -> Tensor:
-    """The values, followed by zeros; pinned if they are, so that they are copied to a GPU in the background."""
-    pinned = values_RC.is_pinned()
-    padded = torch.empty(rows, columns, dtype=values_RC.dtype, device=values_RC.device, pin_memory=pinned)
-    padded[: values_RC.shape[0], : values_RC.shape[1]] = values_RC
-    padded[values_RC.shape[0] :] = 0
-    padded[:, values_RC.shape[1] :] = 0
-    return padded
+def unpacked(block: BatchBlock, items: ItemRows, bags: int) -> Batch:
+    """The batch of a block and the item tables' rows, both on the device."""
+    found: dict[str, Tensor | KeyedJaggedTensor] = {}
+    for name, place in block.places.items():
+        if isinstance(place, JaggedPlace):
+            ids = block.tensor(place.values).long()
+            lengths = block.tensor(place.lengths) if place.lengths else ids.new_ones(len(ids), dtype=torch.int32)
+            found[name] = _jagged(dict(zip(place.keys, place.per_key, strict=True)), ids, lengths, place.stride)
+        else:
+            found[name] = block.tensor(place)
+    ids_U = found.pop("ids_U")
+    known, more = len(ids_U) - 1, bags - len(ids_U)
+    ids_U, content_UV = functional.pad(ids_U, (0, more)), functional.pad(found.pop("content_UV"), (0, 0, 0, more))
+    return Batch(
+        **found | {name: found[name].long() for name in ("target_B", "history_BT", "item_B")},
+        items=item_lookups(items.rows_IF.index_select(0, ids_U), known, block.lookups, fixed=ids_U.is_cuda),
+        token_weights_UW=items.token_weights_IW.index_select(0, ids_U),
+        granules_UG=items.granules_IG.index_select(0, ids_U).long(),
+        content_UV=content_UV,
+    )
+
+
+def item_lookups(rows_UF: Tensor, known: int, lookups: Mapping[str, int], *, fixed: bool) -> KeyedJaggedTensor:
+    """A bag for each item: its row for each feature, none for row 0.
+
+    known: items, in bags 1 to `known`. lookups: feature -> bags with a row. fixed: by operators whose sizes the host
+    knows, so that it does not wait for a GPU.
+    """
+    rows_FU = rows_UF.t().contiguous()
+    looked_up_FU = rows_FU > 0
+    if all(count == known for count in lookups.values()):
+        rows = rows_FU[:, 1 : 1 + known].flatten()
+    elif fixed:
+        there = looked_up_FU.flatten()
+        place = torch.where(there, there.cumsum(0), 0)  # all others go to the first place, which is left out
+        rows = rows_FU.new_zeros(1 + sum(lookups.values())).scatter_(0, place, rows_FU.flatten())[1:]
+    else:
+        rows = rows_FU.masked_select(looked_up_FU)
+    return _jagged(lookups, rows.long(), looked_up_FU.flatten().int(), len(rows_UF))
+
+
+def _jagged(per_key: Mapping[str, int], ids: Tensor, lengths: Tensor, stride: int) -> KeyedJaggedTensor:
+    """per_key: key -> its number of ids, which TorchRec would read from the device."""
+    keys, counts = list(per_key), list(per_key.values())
+    return KeyedJaggedTensor(keys, ids, lengths=lengths, stride=stride, length_per_key=counts)

@@ -15,12 +15,15 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sidrec.config.item import Item, SemanticItem
 from sidrec.config.item_parts import ExactIndex, HidIndex, ManagedCollisionIndex, ModuloIndex
 from sidrec.config.section import granularity_levels
-from sidrec.data.worker import PER_BAG, PerItem, splitmix64
+from sidrec.data.rows import ITEM
+from sidrec.data.worker import Content, WorkerItems, splitmix64
 from sidrec.io.files import column_type, readable
 from sidrec.schema import ITEM_ID, TRAIN_IMPRESSIONS, UNKNOWN_ID, ContractError, Manifest
 from sidrec.sid.catalog import Catalog
@@ -31,6 +34,7 @@ HID = "hid"
 """Name of the table of hashed item ids, and of its feature."""
 SHARED = "sid"
 """Name of a table that all SID features share."""
+MOST_IDS = np.iinfo(ITEM).max
 
 
 @dataclass(frozen=True)
@@ -50,16 +54,20 @@ class ItemTables:
     """The tables of an item kind, and what a batch looks up for each item.
 
     tables: table name -> table; a table of one feature has the feature's name.
-    rows_IF: int64 table row of every item id, features in the order of the tables; for a managed table, the id. Row 0
-        means "unknown" in every table: such items are not looked up in it.
-    per_item: field of PER_BAG -> its values for every item id, of width 0 if the model does not use it.
+    rows_IF: int32 table row of every item id, features in the order of the tables; for a managed table, the id. Row 0
+        means "unknown" in every table: such items are not looked up in it. Item 0 is unknown everywhere.
+    token_weights_IW: float32 token weights. granules_IG: int32 granule numbers, 0 for none. content: content vectors.
+        Width 0, or None, if the model does not use them.
     codes_IL: int32 SID of every item id, -1 without one, if the loader searches histories by SID; else of width 0.
     """
 
     tables: Mapping[str, ItemTable]
     rows_IF: np.ndarray
-    per_item: Mapping[str, PerItem]
+    token_weights_IW: np.ndarray
+    granules_IG: np.ndarray
+    content: Content | None = None
     codes_IL: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int32))
+    _on: dict[torch.device, "ItemRows"] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -72,8 +80,29 @@ class ItemTables:
         return tuple(name for name in self.tables if name != HID)
 
     def rows_of(self, feature: str) -> np.ndarray:
-        """The row of every item id for one feature, int64 [I]."""
+        """The row of every item id for one feature, int32 [I]."""
         return self.rows_IF[:, self.features.index(feature)]
+
+    def on(self, device: torch.device) -> "ItemRows":
+        """The arrays by item id on a device. Copied there once; on a CPU they share the arrays' memory."""
+        if device not in self._on:
+            arrays = (self.rows_IF, self.token_weights_IW, self.granules_IG)
+            assert not any(array[:1].any() for array in arrays), "item 0 is unknown"
+            self._on[device] = ItemRows(*(torch.from_numpy(array).to(device) for array in arrays))
+        return self._on[device]
+
+    def for_workers(self) -> WorkerItems:
+        """What the loader's workers know of the items."""
+        known_I = np.arange(len(self.rows_IF)) > 0
+        masks: list[np.ndarray] = []
+        has_row: dict[str, np.ndarray | None] = {}
+        for name in self.features:
+            has_row_I = self.rows_of(name) > 0
+            same = next((mask_I for mask_I in masks if np.array_equal(mask_I, has_row_I)), None)
+            if same is None:
+                masks.append(has_row_I)
+            has_row[name] = None if np.array_equal(has_row_I, known_I) else has_row_I if same is None else same
+        return WorkerItems(len(self.rows_IF), has_row, self.content)
 
     def as_trained(self, rows: Mapping[str, int]) -> "ItemTables":
         """These tables with as many rows as a trained model's; items without a row there are unknown in that table.
@@ -82,9 +111,9 @@ class ItemTables:
         """
         tables = {name: replace(table, rows=rows[name]) for name, table in self.tables.items()}
         limits_F = [
-            np.iinfo(np.int64).max if table.managed else table.rows for table in tables.values() for _ in table.features
+            np.iinfo(np.int32).max if table.managed else table.rows for table in tables.values() for _ in table.features
         ]
-        return replace(self, tables=tables, rows_IF=np.where(self.rows_IF < limits_F, self.rows_IF, 0))
+        return replace(self, tables=tables, rows_IF=np.where(self.rows_IF < limits_F, self.rows_IF, np.int32(0)))
 
     def sid_rows(self, extension_I: np.ndarray, extensions: int) -> list[dict[str, int]]:
         """After each extension of the catalog from 0, the fit, on: SID table -> the rows that it had then.
@@ -100,6 +129,14 @@ class ItemTables:
         return [{name: counts[extension] for name, counts in rows.items()} for extension in range(extensions)]
 
 
+class ItemRows(NamedTuple):
+    """`ItemTables`' arrays by item id, on a device."""
+
+    rows_IF: Tensor
+    token_weights_IW: Tensor
+    granules_IG: Tensor
+
+
 class _Lookup(NamedTuple):
     """A table, and the row of every item id for each of its features: int64 [I, features]."""
 
@@ -113,17 +150,19 @@ def item_tables(
     manifest: Manifest,
     catalog: Catalog | None,
     subwords: Subwords | None = None,
-    content: PerItem | None = None,
+    content: Content | None = None,
 ) -> ItemTables:
     """The tables and per-item properties that an item kind needs.
 
     subwords: replace the granularities if `item.tokens` is of kind spm. content: content vectors by item id.
     Raises ContractError if the kind needs a catalog and there is none, if it needs token weights and the catalog has
-    none, and for granularities deeper than the catalog's levels.
+    none, for granularities deeper than the catalog's levels, and for more item ids than int32 has.
     """
     ids = manifest.ids[ITEM_ID]
+    if ids > MOST_IDS:
+        raise ContractError(f"manifest.json, ids.{ITEM_ID}", f"at most {MOST_IDS} item ids", ids)
     lookups = [_hid(item.hids, ids)] if item.hids else []
-    per_item = unused_per_item(ids)
+    weights_IW, granules_IG = np.zeros((ids, 0), np.float32), np.zeros((ids, 0), np.int32)
     if (sids := item.sids) is not None:
         if catalog is None:
             raise ContractError("model.item", f"a catalog, which items of kind {item.kind} need", "none")
@@ -132,14 +171,17 @@ def item_tables(
         numbered = cache(partial(granularity_rows, codes_IL, extension_I=extension_I))  # each granularity once
         lookups += [_subwords(subwords, codes_IL)] if subwords else _granularities(sids, codes_IL, numbered)
         if sids.token_weights != "off":
-            per_item["token_weights_UW"] = granularity_weights(catalog.weights_by_id(ids), sids.granularities)
+            weights_IW = granularity_weights(catalog.weights_by_id(ids), sids.granularities)
         if sids.needs_granules:
-            granules = [numbered(name)[0] for name in sids.granularities]
-            per_item["granules_UG"] = np.stack(granules, axis=1)
-    if content is not None:
-        per_item["content_UV"] = content
+            granules_IG = np.stack([numbered(name)[0] for name in sids.granularities], axis=1).astype(np.int32)
     tables = {lookup.name: lookup.table for lookup in lookups}
-    return ItemTables(tables, np.concatenate([lookup.rows_IF for lookup in lookups], axis=1), per_item)
+    for name, table in tables.items():
+        if table.rows > MOST_IDS:
+            raise ContractError(f"model.item, table {name}", f"at most {MOST_IDS} rows", table.rows)
+    rows_IF = np.concatenate([lookup.rows_IF for lookup in lookups], axis=1, dtype=np.int32, casting="same_kind")
+    for array in (rows_IF, weights_IW, granules_IG):
+        array[UNKNOWN_ID] = 0
+    return ItemTables(tables, rows_IF, weights_IW, granules_IG, content)
 
 
 def _hid(index: HidIndex, ids: int) -> _Lookup:
@@ -171,11 +213,6 @@ def _subwords(subwords: Subwords, codes_IL: np.ndarray) -> _Lookup:
     return _Lookup(SHARED, ItemTable(subwords.rows, tuple(f"spm_{n + 1}" for n in range(rows_IF.shape[1]))), rows_IF)
 
 
-def unused_per_item(ids: int) -> dict[str, PerItem]:
-    """`per_item` of a model that uses table lookups alone: arrays [ids, 0]."""
-    return {field: np.zeros((ids, 0), dtype) for field, dtype in PER_BAG.items()}
-
-
 def granularity_weights(weights_IL: np.ndarray, granularities: tuple[str, ...]) -> np.ndarray:
     """float32 [I, G]: the weight of a granularity is the product of the weights of the tokens that it joins."""
     levels = [[level - 1 for level in granularity_levels(name)] for name in granularities]
@@ -201,7 +238,7 @@ def hashed_rows(ids_I: np.ndarray, feature: str, rows: int) -> np.ndarray:
 
 
 class ContentVectors:
-    """Content vectors by item id (a PerItem), in a scratch folder that is removed with this object.
+    """Content vectors by item id (a Content), in a scratch folder that is removed with this object.
 
     Loader processes map the file themselves, so that no vector is copied to them.
     """

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from sidrec.config.model import ModelConfig
 from sidrec.config.recipe import DataConfig
 from sidrec.data import worker
-from sidrec.data.batch import Batch, collate
+from sidrec.data.batch import Batch, PackedBatch, packed
 from sidrec.data.history_routes import HistoryRoutes, history_routes
 from sidrec.data.item_tables import ItemTables
 from sidrec.data.reader import Lanes, LogReader, Shuffling
@@ -111,12 +111,17 @@ class SplitLoader:
         self.quarantined = 0
         self.reader = reader
         self._logged: set[str] = set()
-        self._dataset = StepDataset(reader, tables.features, tables.rows_IF, tables.per_item, world, routes)
+        self._tables = tables
+        self._dataset = StepDataset(reader, tables.for_workers(), world, routes)
         self._workers, self._pin_memory = workers, pin_memory
         self._context = _worker_context() if workers else None
         self._loader: DataLoader[WorkerResult] | None = None
 
     def batches(self, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """`packed_batches`, on the CPU."""
+        return (batch.to(torch.device("cpu")) for batch in self.packed_batches(epoch, first_step))
+
+    def packed_batches(self, epoch: int, first_step: int = 0) -> Iterator[PackedBatch]:
         """The batches of an epoch from `first_step` on; one epoch at a time.
 
         A batch depends on (epoch, step) alone, not on earlier iterations or the number of workers.
@@ -133,10 +138,9 @@ class SplitLoader:
             if isinstance(result.outcome, ContractError):
                 refusal = result.outcome
                 break  # raised outside the loop: a traceback through it would keep the workers alive
-            batch = collate(result.outcome)
             self._log(result.row_errors)
-            self.quarantined += int(((batch.weight_B == 0) & (batch.row_B >= 0)).sum())
-            yield batch
+            self.quarantined += result.quarantined
+            yield packed(result.outcome, self._tables)
         if refusal is not None:
             self.close()
             raise refusal

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sidrec.data.rows import Columns, RowGroup, Rows, concatenate, decode, padding
+from sidrec.data.rows import Columns, RowGroup, Rows, decode
 from sidrec.errors import ConfigError
 from sidrec.schema import ContractError
 
@@ -32,7 +32,7 @@ class StepRows(NamedTuple):
 class LogReader:
     """Streams a rank's lanes.
 
-    Memory: `shuffle_rows` rows and one decoded row group per lane, and twice that for the lane that fills its buffer.
+    Memory: `shuffle_rows` rows and one decoded row group per lane.
 
     groups: the split's row groups, from `split_index`. refuse: broken rows raise; otherwise they are quarantined.
     """
@@ -51,12 +51,10 @@ class LogReader:
         lanes = [_Lane(self, groups, epoch, lane) for lane in self.own_lanes]
         take = self.lanes.rows_per_step
         for step in steps:
-            parts: list[Rows] = []
-            for lane in lanes:
-                found = lane.take(step * take, (step + 1) * take)
-                missing = take - sum(map(len, found))
-                parts += [*found, padding(missing, self.columns)] if missing else found
-            yield StepRows(step, concatenate(parts), self.lanes.rows_in_step(step), groups.new_row_errors())
+            rows = Rows.empty(len(lanes) * take, self.columns)
+            for place, lane in enumerate(lanes):
+                lane.take(step * take, (step + 1) * take, rows.cut(place * take, (place + 1) * take))
+            yield StepRows(step, rows, self.lanes.rows_in_step(step), groups.new_row_errors())
 
 
 class _EpochGroups:
@@ -97,22 +95,23 @@ class _Lane:
 
     def __init__(self, reader: LogReader, groups: _EpochGroups, epoch: int, lane: int) -> None:
         self._groups, self._shuffling, self._epoch, self._lane = groups, reader.shuffling, epoch, lane
-        self._interval = reader.lanes.interval(lane)
+        self._interval, self._columns = reader.lanes.interval(lane), reader.columns
         self._bounds = reader.shuffling.buffers(lane, len(self._interval))
         self._buffer: tuple[int, Rows, np.ndarray] | None = None
         self._decoded: tuple[int, Rows] | None = None
 
-    def take(self, start: int, stop: int) -> list[Rows]:
-        """The lane's rows [start, stop), shuffled; fewer at the lane's end."""
+    def take(self, start: int, stop: int, into: Rows) -> None:
+        """Puts the lane's rows [start, stop), shuffled, `into` as many places; padding after the lane's end."""
         stop = min(stop, len(self._interval))
-        found: list[Rows] = []
+        place = 0
         while start < stop:
             buffer = int(np.searchsorted(self._bounds, start, side="right")) - 1
             rows, order = self._fill(buffer)
             first, last = int(self._bounds[buffer]), min(stop, int(self._bounds[buffer + 1]))
-            found.append(rows.take(order[start - first : last - first]))
+            into.put(place, rows, order[start - first : last - first])
+            place += last - start
             start = last
-        return found
+        into.pad(place)
 
     def _fill(self, buffer: int) -> tuple[Rows, np.ndarray]:
         if self._buffer is None or self._buffer[0] != buffer:
@@ -126,12 +125,13 @@ class _Lane:
         """The rows at the epoch's positions [first, last)."""
         starts = self._groups.starts
         index = int(np.searchsorted(starts, first, side="right")) - 1
-        parts: list[Rows] = []
+        rows, place = Rows.empty(last - first, self._columns), 0
         while first < last:
             start, stop = int(starts[index]), min(last, int(starts[index + 1]))
-            parts.append(self._group(index).cut(first - start, stop - start))
+            rows.cut(place, place + stop - first).copy(self._group(index).cut(first - start, stop - start))
+            place += stop - first
             first, index = stop, index + 1
-        return concatenate(parts)
+        return rows
 
     def _group(self, index: int) -> Rows:
         # Buffers end inside row groups: the last one is kept, so that it is decoded once.

@@ -37,6 +37,9 @@ FOOTER_THREADS = 8  # reading footers waits for storage, not for the processor
 
 ROW_ERRORS_KEPT = 5  # messages kept per row group; all broken rows are counted
 
+ITEM = np.int32
+"""Type of item ids; `sidrec.data.item_tables` refuses a log with more."""
+
 
 @dataclass(frozen=True)
 class RowGroup:
@@ -180,14 +183,21 @@ class Columns:
         """Places of each context column in `Rows.context_NC`: 1, or the most ids of a list."""
         return tuple(self.log.lists[name].longest if name in self.log.lists else 1 for name in self.context)
 
+    @property
+    def id_type(self) -> type:
+        """Type of the context columns' ids: half the bytes if they fit."""
+        fit = all(self.log.ids[name] - 1 <= np.iinfo(np.int32).max for name in self.context)
+        return np.int32 if fit else np.int64
+
 
 @dataclass(frozen=True)
 class Rows:
     """N rows as one array per column.
 
     row_N: int64 row number within the split, -1 for padding. good_N: bool, False for padding and quarantined rows,
-    which are 0 in all other columns. context_NC: int64 ids of all context columns side by side; a list has the places
-    of the longest one, 0 after its end. history_NT: int64 item ids, oldest first, 0 after the end.
+    which are 0 in all other columns. item_N: int32. context_NC: int32 or int64 (`Columns.id_type`) ids of all context
+    columns side by side; a list has the places of the longest one, 0 after its end. history_NT: int32 item ids, oldest
+    first, 0 after the end.
     """
 
     row_N: np.ndarray
@@ -203,29 +213,40 @@ class Rows:
     def __len__(self) -> int:
         return len(self.row_N)
 
-    def take(self, index: np.ndarray) -> "Rows":
-        return Rows(*(getattr(self, f.name).take(index, axis=0) for f in fields(self)))
+    @classmethod
+    def empty(cls, rows: int, columns: Columns) -> "Rows":
+        """Rows to be filled by `put` and `pad`."""
+        return cls(
+            row_N=np.empty(rows, np.int64),
+            good_N=np.empty(rows, dtype=bool),
+            label_N=np.empty(rows, np.float32),
+            user_N=np.empty(rows, np.int64),
+            item_N=np.empty(rows, ITEM),
+            context_NC=np.empty((rows, sum(columns.widths)), columns.id_type),
+            dense_NX=np.empty((rows, len(columns.log.dense)), np.float32),
+            stats_NS=np.empty((rows, len(columns.log.stats)), np.float32),
+            history_NT=np.empty((rows, columns.history_length), ITEM),
+        )
 
     def cut(self, start: int, stop: int) -> "Rows":
+        """A view of the rows [start, stop)."""
         return Rows(*(getattr(self, f.name)[start:stop] for f in fields(self)))
 
+    def copy(self, rows: "Rows") -> None:
+        """Copies as many `rows` over these."""
+        for f in fields(self):
+            getattr(self, f.name)[:] = getattr(rows, f.name)
 
-def concatenate(parts: Sequence[Rows]) -> Rows:
-    """The rows of all parts, one after the other; parts is not empty."""
-    if len(parts) == 1:
-        return parts[0]
-    return Rows(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Rows)))
+    def put(self, first: int, part: "Rows", index_M: np.ndarray) -> None:
+        """Copies rows `index_M` of `part` into the places from `first` on."""
+        for f in fields(self):
+            places = getattr(self, f.name)[first : first + len(index_M)]
+            getattr(part, f.name).take(index_M, axis=0, out=places, mode="clip")  # other modes copy twice
 
-
-def padding(rows: int, columns: Columns) -> Rows:
-    """Rows of weight 0, with row number -1."""
-    ids, floats = np.zeros(rows, np.int64), np.zeros(rows, np.float32)
-    context_NC = np.zeros((rows, sum(columns.widths)), np.int64)
-    dense_NX = np.zeros((rows, len(columns.log.dense)), np.float32)
-    stats_NS = np.zeros((rows, len(columns.log.stats)), np.float32)
-    history_NT = np.zeros((rows, columns.history_length), np.int64)
-    good_N = np.zeros(rows, dtype=bool)
-    return Rows(ids - 1, good_N, floats, ids, ids, context_NC, dense_NX, stats_NS, history_NT)
+    def pad(self, first: int) -> None:
+        """Makes the places from `first` on padding: rows of weight 0, with row number -1."""
+        for f in fields(self):
+            getattr(self, f.name)[first:] = -1 if f.name == "row_N" else 0
 
 
 def decode(file: pq.ParquetFile, group: RowGroup, columns: Columns, *, refuse: bool) -> tuple[Rows, list[str]]:
@@ -280,11 +301,11 @@ def _rows(table: pa.Table, group: RowGroup, columns: Columns, bad_N: np.ndarray)
         good_N=~bad_N,
         label_N=_column(table, columns.label),
         user_N=_column(table, USER_ID),
-        item_N=_column(table, ITEM_ID),
+        item_N=_column(table, ITEM_ID).astype(ITEM),
         context_NC=_with_row(_context(table, columns), columns),
         dense_NX=_matrix(table, log.dense, np.float32),
         stats_NS=_matrix(table, log.stats, np.float32),
-        history_NT=_lists(table, HISTORY, columns.history_length, latest=True),
+        history_NT=_lists(table, HISTORY, columns.history_length, ITEM, latest=True),
     )
     if not bad_N.any():
         return rows
@@ -312,34 +333,39 @@ def _with_row(context_NC: np.ndarray, columns: Columns) -> np.ndarray:
     """The ids, 0 for those without a row."""
     if not columns.context_rows:
         return context_NC
-    return np.where(context_NC < np.repeat(columns.context_rows, columns.widths), context_NC, UNKNOWN_ID)
+    has_row_NC = context_NC < np.repeat(columns.context_rows, columns.widths)
+    return np.where(has_row_NC, context_NC, context_NC.dtype.type(UNKNOWN_ID))
 
 
 def _context(table: pa.Table, columns: Columns) -> np.ndarray:
     if not columns.log.lists:
-        return _matrix(table, columns.context, np.int64)
+        return _matrix(table, columns.context, columns.id_type)
     parts = [
-        _lists(table, name, width, latest=False) if name in columns.log.lists else _column(table, name)[:, None]
+        _lists(table, name, width, columns.id_type, latest=False)
+        if name in columns.log.lists
+        else _column(table, name)[:, None].astype(columns.id_type)
         for name, width in zip(columns.context, columns.widths, strict=True)
     ]
     return np.concatenate(parts, axis=1)
 
 
-def _lists(table: pa.Table, column: str, length: int, *, latest: bool) -> np.ndarray:
-    """The first or the latest `length` entries of every list, in order, 0 after the end: int64 [N, length]."""
+def _lists(table: pa.Table, column: str, length: int, dtype: type, *, latest: bool) -> np.ndarray:
+    """The first or the latest `length` entries of every list, in order, 0 after the end: [N, length]."""
     lists = table[column].combine_chunks()
     values_M = lists.values.fill_null(0).to_numpy() if lists.values.null_count else lists.values.to_numpy()
     offsets = lists.offsets.to_numpy()
-    stop_N = offsets[1:].astype(np.int64)
-    kept_N = np.minimum(stop_N - offsets[:-1], length)
-    start_N = stop_N - kept_N if latest else offsets[:-1].astype(np.int64)
+    start_N, length_N = offsets[:-1], np.diff(offsets)
     if lists.null_count:
-        kept_N[lists.is_null().to_numpy(zero_copy_only=False)] = 0
-    position_T = np.arange(length)
-    ids_NT = np.zeros((len(table), length), np.int64)
-    if len(values_M):
-        index_NT = np.minimum(start_N[:, None] + position_T, len(values_M) - 1)
-        np.multiply(values_M[index_NT], position_T < kept_N[:, None], out=ids_NT)
+        length_N[lists.is_null().to_numpy(zero_copy_only=False)] = 0
+    kept_N = np.minimum(length_N, length)
+    if kept_N.sum() == offsets[-1] - offsets[0]:
+        kept_M = values_M[offsets[0] : offsets[-1]]
+    else:
+        first_N = start_N + length_N - kept_N if latest else start_N
+        before_N = np.cumsum(kept_N) - kept_N
+        kept_M = values_M[np.repeat(first_N - before_N, kept_N) + np.arange(kept_N.sum())]
+    ids_NT: np.ndarray = np.zeros((len(table), length), dtype)
+    ids_NT[np.arange(length, dtype=kept_N.dtype) < kept_N[:, None]] = kept_M
     return ids_NT
 
 
@@ -353,13 +379,13 @@ def broken_rows(table: pa.Table, manifest: Manifest) -> dict[str, np.ndarray]:
     """
     rules: dict[str, np.ndarray] = {}
 
-    def add(column: str, expectation: str, bad: np.ndarray) -> None:
-        if bad.any():
+    def add(column: str, expectation: str, bad: np.ndarray | None) -> None:
+        if bad is not None and bad.any():
             rules[f"column {column}, expected {expectation}"] = bad
 
     for column in log_schema(manifest).names:
-        nulls = table[column].is_null().to_numpy()
-        add(column, "no missing value", np.asarray(nulls, dtype=bool))
+        if table[column].null_count:
+            add(column, "no missing value", np.asarray(table[column].is_null().to_numpy(), dtype=bool))
     for column in (LABEL, *manifest.labels):
         label = _numpy(table, column)
         add(column, "0 or 1", ~((label == 0) | (label == 1)))
@@ -374,25 +400,33 @@ def broken_rows(table: pa.Table, manifest: Manifest) -> dict[str, np.ndarray]:
             add(column, f"ids in [0, {rows})", _rows_with_bad_ids(table, column, rows))
             add(column, f"at most {longest} ids", _lengths(table, column) > longest)
             continue
-        ids = _numpy(table, column)
-        add(column, f"ids in [0, {rows})", (ids < 0) | (ids >= rows))
+        add(column, f"ids in [0, {rows})", _bad_ids(_numpy(table, column), rows))
     items = manifest.ids[ITEM_ID]
     add(HISTORY, f"item ids in [0, {items})", _rows_with_bad_ids(table, HISTORY, items))
     return rules
+
+
+def _bad_ids(ids: np.ndarray, rows: int) -> np.ndarray | None:
+    """Which ids are not in [0, rows); None if all are, which two reductions find faster than a mask."""
+    if not len(ids) or (ids.min() >= 0 and ids.max() < rows):
+        return None
+    return (ids < 0) | (ids >= rows)
 
 
 def _lengths(table: pa.Table, column: str) -> np.ndarray:
     return np.asarray(pc.fill_null(pc.list_value_length(table[column]), 0).to_numpy())
 
 
-def _rows_with_bad_ids(table: pa.Table, column: str, rows: int) -> np.ndarray:
+def _rows_with_bad_ids(table: pa.Table, column: str, rows: int) -> np.ndarray | None:
     lists = table[column].combine_chunks()
     values = pc.list_flatten(lists).to_numpy(zero_copy_only=False)
-    parents = pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)
     if values.dtype != np.int64:  # a null inside a list turns the values into floats
         values = np.where(np.isnan(values), -1, values)
+    bad_M = _bad_ids(values, rows)
+    if bad_M is None:
+        return None
     bad = np.zeros(table.num_rows, dtype=bool)
-    bad[parents[(values < 0) | (values >= rows)]] = True
+    bad[pc.list_parent_indices(lists).to_numpy(zero_copy_only=False)[bad_M]] = True
     return bad
 
 

@@ -1,11 +1,14 @@
-"""A loader's worker process: reads the rows of a step, builds the arrays of its batch, packs them to send.
+"""A loader's worker process: reads the rows of a step, numbers its items, packs the arrays to send.
 
-    LogReader.steps -> StepRows -> BatchArrays -> {field: array} -> pack -> BatchBlock -> (loader) collate -> Batch
+    LogReader.steps -> StepRows -> BatchArrays -> BatchContent -> pack -> BatchBlock -> (training) PackedBatch -> Batch
+
+A worker sends the ids of items. Their rows in embedding tables are looked up on the training's device, which has them
+all: six rows and lengths of an item are nine times as many bytes as its id.
 
 Imports no torchrec, which would cost every worker seconds at its start and hundreds of megabytes.
 
 Shapes: B rows, T history positions, U item bags (bag 0 is empty), M = B (1 + T) ids of targets and histories, F item
-features, I item ids, C context columns.
+features, I item ids, C context columns, V width of a content vector.
 """
 
 import hashlib
@@ -27,44 +30,47 @@ from sidrec.schema import ContractError
 
 T = TypeVar("T")
 
-PER_BAG = {"token_weights_UW": np.float32, "granules_UG": np.int64, "content_UV": np.float32}
-"""Fields of a Batch with one row per item bag, next to the table lookups, and their types."""
 
-
-class PerItem(Protocol):
-    """A property of every item, indexed by item id: an array [I, ...], or an object that reads such rows from disk."""
+class Content(Protocol):
+    """Content vectors, indexed by item id: an array [I, V], or an object that reads such rows from disk."""
 
     def __getitem__(self, ids_U: np.ndarray, /) -> np.ndarray: ...
+
+
+class WorkerItems(NamedTuple):
+    """What a worker knows of the items.
+
+    ids: I. has_row: feature -> whether each item has a row there, bool [I]; None if all but item 0 have one. content:
+    None if the model uses none.
+    """
+
+    ids: int
+    has_row: Mapping[str, np.ndarray | None]
+    content: Content | None = None
 
 
 SelectHistory = Callable[[Rows], np.ndarray]
 
 
 class WorkerResult(NamedTuple):
-    """A batch, or the error that ends the epoch; and the errors of newly quarantined rows."""
+    """A batch, or the error that ends the epoch; and the errors of newly quarantined rows.
+
+    quarantined: rows of the batch that are.
+    """
 
     outcome: "BatchBlock | ContractError"
     row_errors: tuple[str, ...] = ()
+    quarantined: int = 0
 
 
 class StepDataset(IterableDataset[WorkerResult]):
     """The batches of an epoch. Worker k of K builds steps first + k, first + k + K, ...
 
-    DataLoader asks its workers in turn, so the steps arrive in order. features, rows_IF, per_item, select: see
-    BatchArrays.
+    DataLoader asks its workers in turn, so the steps arrive in order. items, select: see BatchArrays.
     """
 
-    def __init__(
-        self,
-        reader: LogReader,
-        features: tuple[str, ...],
-        rows_IF: np.ndarray,
-        per_item: Mapping[str, PerItem],
-        world: int,
-        select: SelectHistory | None = None,
-    ) -> None:
-        self._reader, self._features, self._rows_IF, self._world = reader, features, rows_IF, world
-        self._per_item, self._select = per_item, select
+    def __init__(self, reader: LogReader, items: WorkerItems, world: int, select: SelectHistory | None = None) -> None:
+        self._reader, self._items, self._world, self._select = reader, items, world, select
         self._position = torch.zeros(2, dtype=torch.int64)
         self._position.share_memory_()  # workers outlive an epoch
 
@@ -81,12 +87,12 @@ class StepDataset(IterableDataset[WorkerResult]):
     def _build(self, epoch: int, steps: range) -> Iterator[WorkerResult]:
         columns = self._reader.columns
         lists = {name: columns.log.lists[name].longest for name in columns.context if name in columns.log.lists}
-        arrays = BatchArrays(self._features, self._rows_IF, self._per_item, columns.context, lists, self._select)
+        arrays = BatchArrays(self._items, columns.context, lists, self._select)
         key = epoch_key(self._reader.shuffling.seed, epoch)
         try:
             for step in self._reader.steps(epoch, steps):
-                found = arrays(step.rows, step.rows_of_all_ranks / self._world, key)
-                yield WorkerResult(pack(found), step.row_errors)
+                block = pack(arrays(step.rows, step.rows_of_all_ranks / self._world, key))
+                yield WorkerResult(block, step.row_errors, int((~step.rows.good_N & (step.rows.row_N >= 0)).sum()))
         except ContractError as error:
             yield WorkerResult(error)
 
@@ -139,52 +145,49 @@ def row_chances(rows_N: np.ndarray, key: np.uint64) -> np.ndarray:
     return (mixed_N >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)  # the 24 bits that float32 holds
 
 
-# The arrays of a batch: finds the unique items of a step's rows and looks up their properties.
+# The arrays of a batch: finds the unique items of a step's rows and numbers them.
 
 
 class Jagged(NamedTuple):
-    """The parts of a KeyedJaggedTensor: ids, and the lengths of `stride` bags for each key in turn."""
+    """The parts of a KeyedJaggedTensor: the ids of `stride` bags for each key in turn.
+
+    lengths: int32; None for one id in each bag. per_key: ids of each key.
+    """
 
     keys: tuple[str, ...]
     stride: int
     values: np.ndarray
-    lengths: np.ndarray
+    lengths: np.ndarray | None
+    per_key: tuple[int, ...]
 
 
 class BatchArrays:
-    """Builds the arrays of one process's batches. Keeps one int64 per item id, to find unique items without a sort.
+    """Builds the arrays of one process's batches. Keeps one int32 per item id.
 
-    features: names of the F item features. rows_IF: int64 table row of every item id, 0 for none.
-    per_item: field of PER_BAG -> its values for every item id. (All three as in ItemTables.)
     context: names of the context columns, in the order of `Rows.context_NC`. lists: those of lists -> their places.
-    select: rows -> item ids of their histories, int64 [N, T]; None for all that was read.
+    select: rows -> item ids of their histories, int32 [N, T]; None for all that was read.
     """
 
     def __init__(
         self,
-        features: tuple[str, ...],
-        rows_IF: np.ndarray,
-        per_item: Mapping[str, PerItem],
+        items: WorkerItems,
         context: tuple[str, ...],
         lists: Mapping[str, int] = MappingProxyType({}),
         select: SelectHistory | None = None,
     ) -> None:
-        self._lists, self._select = lists, select
-        self._features, self._rows_IF, self._per_item, self._context = features, rows_IF, per_item, context
-        self._bag_I = np.zeros(len(rows_IF), np.int64)
+        self._items, self._context, self._lists, self._select = items, context, lists, select
+        self._bag_I = np.zeros(items.ids, np.int32)
 
-    def __call__(self, rows: Rows, rows_per_rank: float, key: np.uint64 = FIRST_KEY) -> dict[str, np.ndarray | Jagged]:
-        """Batch field -> its array. Items get bags 1..U-1 by increasing id; item id 0 and padding get bag 0.
-
-        key: of the epoch, for `row_chances`.
-        """
+    def __call__(self, rows: Rows, rows_per_rank: float, key: np.uint64 = FIRST_KEY) -> "BatchContent":
+        """Items get bags 1..U-1 by increasing id; item id 0 and padding get bag 0. key: of the epoch, for
+        `row_chances`."""
         history_NT = rows.history_NT if self._select is None else self._select(rows)
-        known_U, bag_M = self._assign_bags(np.concatenate([rows.item_N, history_NT.ravel()]))
+        ids_U, bag_M = self._number(np.concatenate([rows.item_N, history_NT.ravel()]))
         size = len(rows)
-        return {
-            "items": self._item_lookups(known_U),
+        arrays: dict[str, np.ndarray | Jagged] = {
+            "ids_U": ids_U,
+            "content_UV": self._content(ids_U),
             "context": self._context_lookups(rows.context_NC),
-            **{field: _with_bag_0(self._per_item[field][known_U]) for field in PER_BAG},
             "target_B": bag_M[:size],
             "history_BT": bag_M[size:].reshape(history_NT.shape),
             "dense_BX": rows.dense_NX,
@@ -197,10 +200,45 @@ class BatchArrays:
             "rows_per_rank": np.array(rows_per_rank, np.float32),
             "chance_B": row_chances(rows.row_N, key),
         }
+        return BatchContent(arrays, self._lookups(ids_U))
+
+    def _number(self, ids_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The id of each bag, ascending from bag 0's, which is 0; and the bag of each id. int32 [U], [M].
+
+        numpy sorts 32-bit numbers with vector instructions, at the cost of one random access for each of them.
+        """
+        sorted_M = np.sort(ids_M)
+        distinct_M = np.empty(len(ids_M), dtype=bool)
+        distinct_M[:1] = sorted_M[:1] > 0
+        np.not_equal(sorted_M[1:], sorted_M[:-1], out=distinct_M[1:])
+        ids_U = np.concatenate([np.zeros(1, ids_M.dtype), sorted_M[distinct_M]])
+        self._bag_I[ids_U] = np.arange(len(ids_U), dtype=np.int32)
+        bags = torch.from_numpy(self._bag_I).index_select(0, torch.from_numpy(ids_M))  # numpy would widen the ids
+        return ids_U, bags.numpy()
+
+    def _lookups(self, ids_U: np.ndarray) -> dict[str, int]:
+        """Feature -> ids that the batch looks up there."""
+        counted: dict[int, int] = {}  # features share arrays
+        for has_row_I in self._items.has_row.values():
+            if has_row_I is not None and id(has_row_I) not in counted:
+                counted[id(has_row_I)] = int(np.count_nonzero(has_row_I[ids_U]))
+        return {
+            name: len(ids_U) - 1 if has_row_I is None else counted[id(has_row_I)]
+            for name, has_row_I in self._items.has_row.items()
+        }
+
+    def _content(self, ids_U: np.ndarray) -> np.ndarray:
+        if self._items.content is None:
+            return np.zeros((len(ids_U), 0), np.float32)
+        content_UV = self._items.content[ids_U]
+        content_UV[0] = 0
+        return content_UV
 
     def _context_lookups(self, context_NC: np.ndarray) -> Jagged:
+        size = len(context_NC)
         if not self._lists:
-            return _one_id_per_bag(self._context, context_NC)
+            ids = np.ascontiguousarray(context_NC.T).ravel()
+            return Jagged(self._context, size, ids, None, (size,) * len(self._context))
         values, lengths, first = [], [], 0
         for name in self._context:
             ids_NL = context_NC[:, first : first + self._lists.get(name, 1)]
@@ -208,37 +246,19 @@ class BatchArrays:
             in_bag_NL = ids_NL > 0 if name in self._lists else np.ones_like(ids_NL, dtype=bool)
             values.append(ids_NL[in_bag_NL])
             lengths.append(in_bag_NL.sum(axis=1, dtype=np.int32))
-        return Jagged(self._context, len(context_NC), np.concatenate(values), np.concatenate(lengths))
-
-    def _assign_bags(self, ids_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The distinct ids other than 0, sorted, and the bag of every id."""
-        position_M = np.arange(len(ids_M))
-        self._bag_I[ids_M] = position_M  # an id keeps its last position, which marks it once
-        known_U = np.sort(ids_M[self._bag_I[ids_M] == position_M])
-        known_U = known_U[np.searchsorted(known_U, 0, side="right") :]
-        self._bag_I[0] = 0
-        self._bag_I[known_U] = np.arange(1, len(known_U) + 1)
-        return known_U, self._bag_I[ids_M]
-
-    def _item_lookups(self, known_U: np.ndarray) -> Jagged:
-        rows_FU = np.zeros((len(self._features), len(known_U) + 1), np.int64)
-        rows_FU[:, 1:] = self._rows_IF[known_U].T
-        looked_up_FU = rows_FU > 0
-        return Jagged(self._features, rows_FU.shape[1], rows_FU[looked_up_FU], looked_up_FU.ravel().astype(np.int32))
+        per_key = tuple(map(len, values))
+        return Jagged(self._context, size, np.concatenate(values), np.concatenate(lengths), per_key)
 
 
-def _with_bag_0(known: np.ndarray) -> np.ndarray:
-    values = np.zeros((len(known) + 1, *known.shape[1:]), known.dtype)
-    values[1:] = known
-    return values
+class BatchContent(NamedTuple):
+    """arrays: by name. lookups: item feature -> ids that the batch looks up there."""
+
+    arrays: Mapping[str, np.ndarray | Jagged]
+    lookups: Mapping[str, int]
 
 
-def _one_id_per_bag(keys: tuple[str, ...], ids_BC: np.ndarray) -> Jagged:
-    return Jagged(keys, len(ids_BC), np.ascontiguousarray(ids_BC.T).ravel(), np.ones(ids_BC.size, np.int32))
-
-
-# A batch on its way between processes: all arrays in one block of memory. Each tensor that crosses processes costs a
-# file descriptor and a handshake, about half a millisecond, and a batch has fifteen.
+# A batch on its way between processes and to the device: all arrays in one block of memory. Each tensor that crosses
+# processes costs a file descriptor and a handshake, about half a millisecond, and a batch has fifteen.
 
 
 ALIGNMENT = 64  # bytes: a cache line, and enough for every dtype
@@ -258,23 +278,33 @@ class JaggedPlace(NamedTuple):
     keys: tuple[str, ...]
     stride: int
     values: ArrayPlace
-    lengths: ArrayPlace
+    lengths: ArrayPlace | None
+    per_key: tuple[int, ...]
 
 
 class BatchBlock(NamedTuple):
-    """bytes_: uint8 [bytes]. places: Batch field -> where its array or jagged array lies."""
+    """bytes_: uint8 [bytes]. places: name -> where the array or jagged array lies. lookups: as in BatchContent."""
 
     bytes_: Tensor
     places: Mapping[str, ArrayPlace | JaggedPlace]
+    lookups: Mapping[str, int]
 
     def tensor(self, place: ArrayPlace) -> Tensor:
-        """A view of the block; pinned if the block is."""
+        """A view of the block."""
         stop = place.first + torch.Size(place.shape).numel() * place.dtype.itemsize
         return self.bytes_[place.first : stop].view(place.dtype).view(place.shape)
 
+    def to(self, device: torch.device, non_blocking: bool = False) -> "BatchBlock":
+        """The block on another device: one copy."""
+        return self._replace(bytes_=self.bytes_.to(device=device, non_blocking=non_blocking))
 
-def pack(arrays: Mapping[str, np.ndarray | Jagged]) -> BatchBlock:
-    """Copies the arrays into one block."""
+    def pin_memory(self) -> "BatchBlock":
+        """DataLoader calls it."""
+        return self._replace(bytes_=self.bytes_.pin_memory())
+
+
+def pack(content: BatchContent) -> BatchBlock:
+    """Copies the arrays into one block; in a worker process, into memory that the training process shares."""
     copies: list[tuple[ArrayPlace, Tensor]] = []
     end = 0
 
@@ -286,12 +316,20 @@ def pack(arrays: Mapping[str, np.ndarray | Jagged]) -> BatchBlock:
         return copies[-1][0]
 
     places: dict[str, ArrayPlace | JaggedPlace] = {}
-    for name, array in arrays.items():
+    for name, array in content.arrays.items():
         if isinstance(array, Jagged):
-            places[name] = JaggedPlace(array.keys, array.stride, place(array.values), place(array.lengths))
+            lengths = None if array.lengths is None else place(array.lengths)
+            places[name] = JaggedPlace(array.keys, array.stride, place(array.values), lengths, array.per_key)
         else:
             places[name] = place(array)
-    block = BatchBlock(torch.empty(end, dtype=torch.uint8), places)
+    block = BatchBlock(_memory(end), places, content.lookups)
     for target, tensor in copies:
         block.tensor(target).copy_(tensor)
     return block
+
+
+def _memory(size: int) -> Tensor:
+    if get_worker_info() is None:
+        return torch.empty(size, dtype=torch.uint8)
+    shared = torch.UntypedStorage._new_shared(size)  # as torch's own collate: the queue would copy other memory
+    return torch.empty(0, dtype=torch.uint8).set_(shared, 0, (size,), (1,))

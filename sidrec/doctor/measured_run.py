@@ -105,7 +105,7 @@ def _train(recipe: Recipe, wanted: int, ranks: Ranks) -> tuple[list[float], int]
     kind = recipe.parallel.pipeline
     step = TrainingStep(training.model, training.optimizer, loader.reader, recipe.train, kind, 0, ranks)
     training.model.train()
-    batches = synced_batches(loader.batches(0), loader.steps, ranks)
+    batches = synced_batches(loader.packed_batches(0), loader.steps, ranks)
     seconds = []
     for _ in range(steps):
         started = time.perf_counter()

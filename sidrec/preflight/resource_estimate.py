@@ -20,7 +20,6 @@ from sidrec.data.dataset import Sizes
 from sidrec.data.item_tables import HID, ItemTables
 from sidrec.data.loader import columns_of
 from sidrec.data.rows import Columns
-from sidrec.data.worker import PER_BAG
 from sidrec.parallel.initial_values import ROWS_AT_A_TIME
 from sidrec.parallel.update_counts import COUNT
 from sidrec.plans.cost import REPLICATED
@@ -51,6 +50,7 @@ channels to each other rank for the exchange of ids and vectors. Sends and recei
 FRAGMENTS, EXPANDABLE_FRAGMENTS = 0.2, 0.05
 """Share of the memory that changes from step to step which CUDA's allocator reserves and cannot use: with fixed and
 with expandable segments. Guesses: no GPU has run this."""
+ITEM_ROWS = "table rows of items, by item id"
 DENSE_STATES = {"adam": 2, "adamw": 2, "adagrad": 1}
 """Values that torch's optimizer keeps for each parameter."""
 
@@ -81,11 +81,6 @@ class PlannedRun:
     @cached_property
     def batch(self) -> BatchShape:
         """The largest batch of a rank."""
-        widths = {
-            name: values.shape[1] if hasattr(values, "shape") else 0 for name, values in self.tables.per_item.items()
-        }
-        if "content_UV" in widths:
-            widths["content_UV"] = self.sizes.content
         return BatchShape(
             rows=max(1, self.recipe.data.batch_size // self.hardware.world),
             bags=1 + round(self.unique_items),
@@ -94,8 +89,12 @@ class PlannedRun:
             stats=len(self.sizes.stats_mean),
             item_features=self.tables.features,
             context=tuple(self.sizes.context_rows),
-            per_item={name: widths.get(name, 0) for name in PER_BAG},
             context_ids=sum(self.columns.widths),
+            context_bytes=np.dtype(self.columns.id_type).itemsize,
+            context_lengths=bool(self.columns.log.lists),
+            weights=self.tables.token_weights_IW.shape[1],
+            granules=self.tables.granules_IG.shape[1],
+            content=self.sizes.content,
         )
 
     @property
@@ -155,12 +154,14 @@ def estimate_ranks(run: PlannedRun, largest_group: int, starting: int = 0) -> li
             _tables(tables.host),
             *loaders,
             shared,
+            ResourceEstimate(ITEM_ROWS, row_bytes(run.tables), "model.item"),
             _predictions(run),
             *_copy(run, saved),
         ]
         device: list[ResourceEstimate] = []
         if run.hardware.device == "cpu":
-            host += [counts, dense, step]
+            looked_up = ON_DEVICE[run.recipe.parallel.pipeline] * run.batch.unpacked_bytes
+            host += [counts, dense, step, ResourceEstimate("looked-up batches", looked_up, "data.batch_size", True)]
         else:
             device = [_tables(tables.device), counts, dense, step, *device_overheads(run, step.bytes, os.environ)]
         found.append(RankEstimate(_largest_first(host), _largest_first(device), shared.bytes, saved))
@@ -168,17 +169,18 @@ def estimate_ranks(run: PlannedRun, largest_group: int, starting: int = 0) -> li
 
 
 def device_overheads(run: PlannedRun, step: int, environment: Mapping[str, str]) -> list[ResourceEstimate]:
-    """GPU memory of a rank besides tables, layers and the step: batches, NCCL's buffers, fragments.
+    """GPU memory of a rank besides tables, layers and the step: rows of items, batches, NCCL's buffers, fragments.
 
     step: bytes of a step's vectors and activations. environment: PYTORCH_CUDA_ALLOC_CONF, or PYTORCH_ALLOC_CONF.
     """
     world = run.hardware.world
-    batches = ON_DEVICE[run.recipe.parallel.pipeline] * run.batch.bytes
+    batches = ON_DEVICE[run.recipe.parallel.pipeline] * (run.batch.packed_bytes + run.batch.unpacked_bytes)
     buffers = 2 * NCCL_BUFFER * (NCCL_GROUPS * NCCL_CHANNELS + PEER_CHANNELS * (world - 1)) if world > 1 else 0
     settings = "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"
     expandable = any("expandable_segments:True" in environment.get(name, "") for name in settings)
     share, keys = (EXPANDABLE_FRAGMENTS, "") if expandable else (FRAGMENTS, f"{settings[0]}=expandable_segments:True")
     return [
+        ResourceEstimate(f"{ITEM_ROWS}, on the GPU", row_bytes(run.tables), "model.item"),
         ResourceEstimate("batches on the GPU", batches, "data.batch_size, parallel.pipeline", approximate=True),
         ResourceEstimate("NCCL's buffers", buffers, "", approximate=True),
         ResourceEstimate("fragments", round(share * (step + batches)), keys, approximate=True),
@@ -212,7 +214,7 @@ def _shared(run: PlannedRun) -> ResourceEstimate:
     workers = run.recipe.data.workers
     batches = 2 * (AHEAD * workers + IN_STEP) if workers else 0
     keys = "data.batch_size, data.workers"
-    return ResourceEstimate("batches in /dev/shm", batches * run.batch.bytes, keys, approximate=True)
+    return ResourceEstimate("batches in /dev/shm", batches * run.batch.packed_bytes, keys, approximate=True)
 
 
 def _loaders(run: PlannedRun, largest_group: int) -> list[ResourceEstimate]:
@@ -336,27 +338,29 @@ def loader_memory(
 ) -> LoaderMemory:
     """Memory of a loader process for a split of `rows` rows in row groups of at most `largest_group` rows.
 
-    Every process of a rank reads all lanes of that rank. For each lane it holds a buffer and the last row group. One
-    more buffer is there while a buffer is filled: first its parts, then their concatenation.
+    Every process of a rank reads all lanes of that rank. For each lane it holds a buffer and the last row group.
     """
     lanes = max(1, data.lanes // world)
     lane = -(-rows // data.lanes)
     buffer, group = min(data.shuffle_rows, lane), min(largest_group, rows)
-    held = lanes * (buffer + group) + buffer
+    held = lanes * (buffer + group)
     return LoaderMemory(item_bytes(tables), held * bytes_per_row(columns))
 
 
 def bytes_per_row(columns: Columns) -> int:
     """Bytes of a decoded row in `sidrec.data.rows.Rows`."""
-    number, value, flag = 8, 4, 1
-    numbers = 3 + sum(columns.widths) + columns.history_length  # row, user, item
-    values = 1 + len(columns.log.dense) + len(columns.log.stats)  # label
-    return numbers * number + values * value + flag
+    number, half, flag = 8, 4, 1
+    context = sum(columns.widths) * np.dtype(columns.id_type).itemsize
+    halves = 2 + columns.history_length + len(columns.log.dense) + len(columns.log.stats)  # item, label
+    return 2 * number + context + half * halves + flag  # row, user
 
 
 def item_bytes(tables: ItemTables) -> int:
-    """Bytes of all arrays by item id in a loader process, and of its scratch array for finding unique items."""
-    per_item: Mapping[str, object] = tables.per_item
-    arrays = [array for array in per_item.values() if isinstance(array, np.ndarray)]
-    arrays += [tables.rows_IF, tables.codes_IL]
-    return sum(array.nbytes for array in arrays) + 8 * len(tables.rows_IF)
+    """Bytes of all arrays by item id in a loader process, and of its scratch array for numbering items."""
+    masks = {id(has_row_I): has_row_I for has_row_I in tables.for_workers().has_row.values() if has_row_I is not None}
+    return sum(mask.nbytes for mask in masks.values()) + tables.codes_IL.nbytes + 4 * len(tables.rows_IF)
+
+
+def row_bytes(tables: ItemTables) -> int:
+    """Bytes of what batches look up for each item, of all items."""
+    return sum(array.nbytes for array in (tables.rows_IF, tables.token_weights_IW, tables.granules_IG))

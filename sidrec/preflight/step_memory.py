@@ -7,7 +7,6 @@ Shapes: B rows, U item bags, T history positions, X dense and S statistics colum
 granularities, V width of an item's content vector.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -34,8 +33,8 @@ FLOAT = 4
 class BatchShape:
     """Sizes of a rank's batch. item_features, context: keys of its two KeyedJaggedTensors.
 
-    context_ids: ids of all context columns in a row, at most.
-    per_item: field of Batch with one row for each item bag -> its width.
+    context_ids: ids of all context columns in a row, at most. context_bytes: of one such id in a block.
+    context_lengths: whether a block has the lengths of context bags. weights, granules, content: widths W, G, V.
     """
 
     rows: int
@@ -45,19 +44,28 @@ class BatchShape:
     stats: int
     item_features: tuple[str, ...]
     context: tuple[str, ...]
-    per_item: Mapping[str, int]
     context_ids: int
+    context_bytes: int
+    context_lengths: bool
+    weights: int = 0
+    granules: int = 0
+    content: int = 0
 
     @property
-    def bytes(self) -> int:
-        """Bytes of all arrays if every item bag is filled: an upper bound of what a loader process sends."""
-        ids, lengths, number, flag = 8, 4, 8, 4
-        items = len(self.item_features) * self.bags * (ids + lengths)
-        context = self.rows * (self.context_ids * ids + len(self.context) * lengths)
-        per_item = self.bags * sum(width * (8 if name == "granules_UG" else 4) for name, width in self.per_item.items())
-        pointers = self.rows * number * (1 + self.history)
-        floats = self.rows * flag * (self.dense + self.stats)
-        return items + context + per_item + pointers + floats + self.rows * (2 * flag + 3 * number)
+    def packed_bytes(self) -> int:
+        """Bytes of the block that a loader process sends, at most."""
+        number, half = 8, 4
+        context = self.context_ids * self.context_bytes + half * len(self.context) * self.context_lengths
+        halves = 1 + self.history + self.dense + self.stats + 4  # target; item, label, weight, chance
+        return self.rows * (context + half * halves + 2 * number) + self.bags * half * (1 + self.content)
+
+    @property
+    def unpacked_bytes(self) -> int:
+        """Bytes that the device adds to the block: rows of items, and bags and ids as 64-bit numbers, at most."""
+        number, half = 8, 4
+        ids = number + half  # and a length
+        items = len(self.item_features) * ids + half * (self.weights + self.content) + number * self.granules
+        return self.bags * items + self.rows * (self.context_ids * ids + number * (2 + self.history))
 
 
 def lookup_bytes(shape: BatchShape, dim: int, device: str) -> int:
@@ -132,9 +140,9 @@ def _batch(shape: BatchShape) -> Batch:
     return Batch(
         items=bags(shape.item_features, shape.bags),
         context=bags(shape.context, rows),
-        token_weights_UW=torch.empty(shape.bags, shape.per_item["token_weights_UW"]),
-        granules_UG=ids(shape.bags, shape.per_item["granules_UG"]),
-        content_UV=torch.empty(shape.bags, shape.per_item["content_UV"]),
+        token_weights_UW=torch.empty(shape.bags, shape.weights),
+        granules_UG=ids(shape.bags, shape.granules),
+        content_UV=torch.empty(shape.bags, shape.content),
         target_B=ids(rows),
         history_BT=ids(rows, shape.history),
         dense_BX=torch.empty(rows, shape.dense),

@@ -21,7 +21,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 from sidrec.checkpoint.train_state import Best, Position
 from sidrec.config import Recipe
 from sidrec.config.recipe import BestConfig
-from sidrec.data.batch import Batch
+from sidrec.data.batch import Batch, PackedBatch
 from sidrec.data.dataset import Dataset
 from sidrec.id_maps import map_path, source_ids
 from sidrec.io.files import write_json
@@ -90,7 +90,7 @@ def score_split(
     late = HostCopy(ranks.device)
     model.eval()
     watch = EvaluationProgress(split, loader.steps) if ranks.first else None
-    batches = synced_batches(loader.batches(0), loader.steps, ranks, stopping)
+    batches = synced_batches(loader.packed_batches(0), loader.steps, ranks, stopping)
     pipelined = ranks.runs_ahead and recipe.parallel.pipeline == "sparse_dist" and not _looks_up_twice(ranker)
     with Watchdog(recipe.train.hang_minutes, recipe.run, ranks), torch.no_grad(), watch or nullcontext():
         ranks.heartbeat.begin(f"step 1 of evaluating {split}")
@@ -112,7 +112,7 @@ def score_split(
 
 def _scored(
     model: DistributedModelParallel,
-    batches: Iterator[Batch],
+    batches: Iterator[PackedBatch],
     pipelined: bool,
     stopping: Stopping | None,
     ranks: Ranks,

@@ -26,7 +26,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from sidrec.checkpoint.tensor_shard import TensorShard
 from sidrec.config.recipe import TrainConfig
-from sidrec.data.batch import Batch
+from sidrec.data.batch import Batch, PackedBatch
 from sidrec.data.reader import LogReader
 from sidrec.data.rows import row_places
 from sidrec.errors import NonFiniteError
@@ -116,7 +116,7 @@ class TrainingStep:
         )
         self._split_backward(True)
 
-    def run(self, batches: Iterator[Batch]) -> list[StepResult]:
+    def run(self, batches: Iterator[PackedBatch]) -> list[StepResult]:
         """Trains on the next batch: updates tables and layers, or nothing on any rank if a value is not finite.
 
         Returns the steps whose outcome became known: this one, or, on a GPU, the one before it.

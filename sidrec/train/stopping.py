@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, NamedTuple
 
-from sidrec.data.batch import Batch, pad_items
+from sidrec.data.batch import PackedBatch, pad_items
 from sidrec.errors import Notice, ReportedElsewhereError, print_error
 from sidrec.parallel.process_group import READS, LargestEach, Ranks, largest, raise_on_all_ranks
 
@@ -80,8 +80,8 @@ FAILED = 1 << 40  # instead of a number of bags; larger than any
 
 
 def synced_batches(
-    batches: Iterator[Batch], steps: int, ranks: Ranks, stopping: Stopping | None = None
-) -> Iterator[Batch]:
+    batches: Iterator[PackedBatch], steps: int, ranks: Ranks, stopping: Stopping | None = None
+) -> Iterator[PackedBatch]:
     """Yields `steps` batches, padded with empty item bags to the largest count of any rank.
 
     One small all-reduce per step carries three facts: that count; whether a rank failed to make its batch, so that the
@@ -106,14 +106,14 @@ def synced_batches(
 class _Read(NamedTuple):
     """This rank's batch, or the error in place of it, and the ranks' agreement on it, which has begun."""
 
-    batch: Batch | None
+    batch: PackedBatch | None
     error: Exception | None
     agreement: LargestEach
 
 
-def _read(batches: Iterator[Batch], ranks: Ranks, stopping: Stopping | None) -> _Read:
+def _read(batches: Iterator[PackedBatch], ranks: Ranks, stopping: Stopping | None) -> _Read:
     ranks.heartbeat.beat(READS)
-    batch: Batch | None = None
+    batch: PackedBatch | None = None
     error: Exception | None = None
     try:
         batch = next(batches)

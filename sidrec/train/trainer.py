@@ -15,7 +15,7 @@ from sidrec.checkpoint.checkpoint_store import Saver
 from sidrec.checkpoint.state import state_shards
 from sidrec.checkpoint.train_state import Position, random_state_shards
 from sidrec.config import Recipe
-from sidrec.data.batch import Batch
+from sidrec.data.batch import PackedBatch
 from sidrec.data.loader import SplitLoader
 from sidrec.parallel.process_group import Ranks, gather_objects, run_on_all_ranks
 from sidrec.train.evaluation import BestCheckpoint
@@ -133,14 +133,14 @@ class Trainer:
         last = sum(log.rows(split) for split in self.recipe.evaluate.splits)
         return lambda step: last + (best.rows_to_come(step, steps) if best else 0)
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Iterator[PackedBatch]:
         first = self.position.epoch_step
         for epoch in range(self.position.epoch, self.recipe.train.epochs):
             steps = self.loader.steps - first
-            yield from synced_batches(self.loader.batches(epoch, first), steps, self.ranks, self.stopping)
+            yield from synced_batches(self.loader.packed_batches(epoch, first), steps, self.ranks, self.stopping)
             first = 0
 
-    def _up_to_evaluation(self, batches: Iterator[Batch], step: int) -> Iterator[Batch]:
+    def _up_to_evaluation(self, batches: Iterator[PackedBatch], step: int) -> Iterator[PackedBatch]:
         """The batches up to the next evaluation, so that the pipeline does not prefetch across it."""
         if self.best and self.training_step.prefetches:
             return islice(batches, self.best.steps_to_go(step))

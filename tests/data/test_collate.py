@@ -3,21 +3,23 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from sidrec.data.batch import Batch, collate, pad_items
-from sidrec.data.item_tables import ItemTable, ItemTables, unused_per_item
+from sidrec.data.batch import Batch, PackedBatch, packed, pad_items
+from sidrec.data.item_tables import ItemTable, ItemTables
 from sidrec.data.rows import Rows
-from sidrec.data.worker import BatchArrays, pack
+from sidrec.data.worker import ArrayPlace, BatchArrays, pack
 
 
-def tables_of(features: tuple[str, ...], rows_IF: np.ndarray, **per_item: np.ndarray) -> ItemTables:
-    """A table of its own for every feature."""
+def tables_of(features: tuple[str, ...], rows_IF: np.ndarray, **arrays: np.ndarray) -> ItemTables:
+    """A table of its own for every feature. arrays: fields of ItemTables by item id."""
     tables = {name: ItemTable(int(rows_IF.max()) + 1, (name,)) for name in features}
-    return ItemTables(tables, rows_IF, {**unused_per_item(len(rows_IF)), **per_item})
+    ids = len(rows_IF)
+    unused = {"token_weights_IW": np.zeros((ids, 0), np.float32), "granules_IG": np.zeros((ids, 0), np.int32)}
+    return ItemTables(tables, rows_IF.astype(np.int32), **(unused | arrays))
 
 
+CPU = torch.device("cpu")
 HID_ONLY = tables_of(("hid",), np.arange(30)[:, None])
 
 
@@ -25,10 +27,13 @@ class Builder:
     """Rows to batch, all the way."""
 
     def __init__(self, tables: ItemTables, context: tuple[str, ...]) -> None:
-        self._arrays = BatchArrays(tables.features, tables.rows_IF, tables.per_item, context)
+        self._arrays, self._tables = BatchArrays(tables.for_workers(), context), tables
+
+    def packed(self, rows: Rows, rows_per_rank: float) -> PackedBatch:
+        return packed(pack(self._arrays(rows, rows_per_rank)), self._tables)
 
     def __call__(self, rows: Rows, rows_per_rank: float) -> Batch:
-        return collate(pack(self._arrays(rows, rows_per_rank)))
+        return self.packed(rows, rows_per_rank).to(CPU)
 
 
 def rows_of(items: list[int], histories: list[list[int]], context: list[list[int]] | None = None) -> Rows:
@@ -40,11 +45,11 @@ def rows_of(items: list[int], histories: list[list[int]], context: list[list[int
         good_N=np.array([item > 0 for item in items]),
         label_N=floats % 2,
         user_N=np.arange(size) + 100,
-        item_N=np.array(items),
-        context_NC=np.array(context or [[]] * size, dtype=np.int64),
+        item_N=np.array(items, np.int32),
+        context_NC=np.array(context or [[]] * size, dtype=np.int32),
         dense_NX=np.stack([floats, -floats], axis=1),
         stats_NS=floats[:, None] * 10,
-        history_NT=np.array([history + [0] * (width - len(history)) for history in histories]),
+        history_NT=np.array([history + [0] * (width - len(history)) for history in histories], np.int32),
     )
 
 
@@ -130,35 +135,34 @@ def check_against_dicts(batch: Batch, rows: Rows, histories: list[list[int]], ro
 
 def test_pad_items_appends_empty_bags_and_nothing_else() -> None:
     weights_IW = np.arange(30, dtype=np.float32)[:, None] / 10
-    granules_IG = np.stack([np.arange(30) % 4, np.arange(30) % 7], axis=1)
-    rows_IF = np.stack([np.arange(30), np.arange(30)], axis=1)
-    tables = tables_of(("hid", "s1"), rows_IF, token_weights_UW=weights_IW, granules_UG=granules_IG)
-    batch = Builder(tables, ())(rows_of([7, 4], [[9, 4], [7]]), 2)
-    assert batch.token_weights_UW.flatten().tolist() == pytest.approx([0, 0.4, 0.7, 0.9])
+    granules_IG = np.stack([np.arange(30) % 4, np.arange(30) % 7], axis=1).astype(np.int32)
+    rows_IF = np.stack([np.arange(30), np.arange(30) % 9], axis=1)
+    tables = tables_of(("hid", "s1"), rows_IF, token_weights_IW=weights_IW, granules_IG=granules_IG)
+    host = Builder(replace(tables, content=weights_IW), ()).packed(rows_of([7, 4], [[9, 4], [7]]), 2)
+    batch, padded = host.to(CPU), pad_items(host, 6).to(CPU)
+    assert (batch.bags, padded.bags) == (4, 6)
+    assert (batch.granules_UG.dtype, padded.items.lengths().dtype) == (torch.int64, torch.int32)
+    assert bags(batch.items) == {"hid": [[], [4], [7], [9]], "s1": [[], [4], [7], []]}
+    assert bags(padded.items) == {"hid": [[], [4], [7], [9], [], []], "s1": [[], [4], [7], [], [], []]}
     assert batch.granules_UG.tolist() == [[0, 0], [0, 4], [3, 0], [1, 2]]
-    assert (batch.granules_UG.dtype, batch.content_UV.dtype) == (torch.int64, torch.float32)
-    assert batch.content_UV.shape == (4, 0)
-    padded = pad_items(batch, 6)
-    assert padded.token_weights_UW.flatten().tolist() == pytest.approx([0, 0.4, 0.7, 0.9, 0, 0])
-    assert padded.granules_UG.tolist() == [[0, 0], [0, 4], [3, 0], [1, 2], [0, 0], [0, 0]]
-    assert padded.content_UV.shape == (6, 0)
-    assert bags(padded.items) == {key: [[], [4], [7], [9], [], []] for key in ("hid", "s1")}
-    assert padded.bags == 6
-    assert padded.items.lengths().dtype == torch.int32
-    assert bags(pad_items(batch, 4).items) == bags(batch.items)
+    for name in ("token_weights_UW", "content_UV"):
+        assert getattr(batch, name).flatten().tolist() == pytest.approx([0, 0.4, 0.7, 0.9])
+    for name in ("token_weights_UW", "content_UV", "granules_UG"):
+        known = getattr(batch, name)
+        assert torch.equal(getattr(padded, name), torch.cat([known, torch.zeros_like(known[:2])]))
     for name in ("target_B", "history_BT", "dense_BX", "label_B"):
-        assert getattr(padded, name) is getattr(batch, name)
+        assert torch.equal(getattr(padded, name), getattr(batch, name))
     with pytest.raises(ValueError, match=r"^items: expected at most 3 bags, got 4$"):
-        pad_items(batch, 3)
+        pad_items(host, 3)
 
 
-def test_all_of_a_batch_lies_in_one_aligned_block() -> None:
-    batch = Builder(HID_ONLY, ("user_id",))(rows_of([7, 4, 9], [[9, 4], [7], []], [[5], [6], [7]]), 2)
-    tensors = [batch.items.values(), batch.items.lengths(), batch.context.values(), batch.context.lengths()]
-    tensors += [value for value in vars(batch).values() if isinstance(value, Tensor)]
-    assert len(tensors) == 18
-    assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1
-    assert {tensor.storage_offset() * tensor.element_size() % 64 for tensor in tensors} == {0}
+def test_all_that_a_worker_sends_lies_in_one_aligned_block() -> None:
+    host = Builder(HID_ONLY, ("user_id",)).packed(rows_of([7, 4, 9], [[9, 4], [7], []], [[5], [6], [7]]), 2)
+    places = [part for place in host.block.places.values() for part in (place if "keys" in dir(place) else [place])]
+    arrays = [host.block.tensor(place) for place in places if isinstance(place, ArrayPlace)]
+    assert len(arrays) == 14
+    assert len({array.untyped_storage().data_ptr() for array in arrays}) == 1
+    assert {array.storage_offset() * array.element_size() % 64 for array in arrays} == {0}
 
 
 def test_a_batch_without_history_or_statistics_is_whole_too() -> None:

@@ -1,13 +1,15 @@
 """Routes through a long history: by hand, against a loop over items, and in a batch."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
+import torch
 
 from sidrec.config.model import Route
-from sidrec.data.batch import collate
+from sidrec.data.batch import packed
 from sidrec.data.history_routes import HistoryRoutes, shared_levels
+from sidrec.data.rows import Rows
 from sidrec.data.worker import BatchArrays, pack
 from tests.data.test_collate import HID_ONLY, rows_of
 
@@ -71,7 +73,7 @@ def test_a_random_route_draws_from_the_rest_by_row_number() -> None:
     assert all(len(set(row)) == 5 for row in drawn.tolist())
     counts = np.bincount(drawn.ravel(), minlength=16)[1:]
     assert np.abs(counts - 1000 / 15).max() < 5 * np.sqrt(1000 / 15)
-    part = rows.take(np.array([120, 7]))
+    part = Rows(*(getattr(rows, f.name)[[120, 7]] for f in fields(Rows)))
     assert routes(part).tolist() == found[[120, 7]].tolist()
     other = routes(replace(rows, row_N=rows.row_N + 1000))
     assert (other[:, 5:] != drawn).any()
@@ -79,14 +81,8 @@ def test_a_random_route_draws_from_the_rest_by_row_number() -> None:
 
 def test_batches_hold_what_routes_select() -> None:
     codes_IL = np.concatenate([CODES_IL, np.full((24, 3), -1, np.int32)])
-    arrays = BatchArrays(
-        HID_ONLY.features,
-        HID_ONLY.rows_IF,
-        HID_ONLY.per_item,
-        (),
-        select=HistoryRoutes(("recent", "prefix"), 1, codes_IL),
-    )
-    batch = collate(pack(arrays(rows_of([1, 4], [[2, 3, 5, 9], [2, 3, 0, 0]]), 2)))
+    arrays = BatchArrays(HID_ONLY.for_workers(), (), select=HistoryRoutes(("recent", "prefix"), 1, codes_IL))
+    batch = packed(pack(arrays(rows_of([1, 4], [[2, 3, 5, 9], [2, 3, 0, 0]]), 2)), HID_ONLY).to(torch.device("cpu"))
     ids = [0, *batch.items.values().tolist()]
     assert ids == [0, 1, 3, 4, 5, 9]  # item 2 is in no route, and is not looked up
     assert [[ids[bag] for bag in row] for row in batch.history_BT.tolist()] == [[9, 5], [3, 0]]

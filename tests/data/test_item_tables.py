@@ -57,11 +57,10 @@ def test_a_granularity_weighs_the_product_of_its_tokens() -> None:
     weighted = Catalog(np.array([1, 4]), np.array([[7, 0], [5, 0]]), (8, 2), np.array([[1.0, 0.5], [3.0, 0.25]]))
     item = SidItem(granularities=("s1", "s2", "s12"), token_weights="multiply")
     tables = item_tables(item, manifest_of(), weighted)
-    weights = tables.per_item["token_weights_UW"]
+    weights = tables.token_weights_IW
     assert weights[np.array([1, 4])].tolist() == [[1, 0.5, 0.5], [3, 0.25, 0.75]]
     assert not weights[np.array([0, 2, 29])].any()
-    unused = item_tables(SidItem(), manifest_of(), CATALOG_3).per_item
-    assert unused["token_weights_UW"][np.arange(30)].shape == (30, 0)
+    assert item_tables(SidItem(), manifest_of(), CATALOG_3).token_weights_IW.shape == (30, 0)
 
 
 def test_token_weights_that_the_catalog_lacks_are_refused() -> None:
@@ -107,7 +106,7 @@ def test_managed_tables_are_looked_up_by_the_id_itself() -> None:
 
 def test_match_statistics_compare_exact_granules_whatever_the_index() -> None:
     item = SidItem(granularities=("s1", "s12"), index=ModuloIndex(rows=2), alignment=MatchStatsAlignment())
-    granules = item_tables(item, manifest_of(), CATALOG).per_item["granules_UG"]
+    granules = item_tables(item, manifest_of(), CATALOG).granules_IG
     assert granules[np.array([0, 1, 2, 3, 4])].tolist() == [[0, 0], [2, 3], [1, 2], [0, 0], [1, 1]]
 
 
@@ -128,7 +127,7 @@ def test_content_travels_with_the_tables() -> None:
     content = np.ones((30, 5), np.float32)
     tables = item_tables(ContentItem(), manifest_of(), None, content=content)
     assert tables.features == ("hid",)
-    assert tables.per_item["content_UV"] is content
+    assert tables.content is content
 
 
 @pytest.mark.parametrize("tokens", [None, SpmTokens(vocabulary=9)])

@@ -24,10 +24,9 @@ from sidrec.config.item_parts import (
     SumGate,
 )
 from sidrec.config.model import MeanPooling
-from sidrec.data.batch import Batch
+from sidrec.data.batch import Batch, item_lookups
 from sidrec.data.dataset import Sizes
 from sidrec.data.item_tables import HID, item_tables
-from sidrec.data.worker import BatchArrays
 from sidrec.model.history import HistoryIndex, attention_among, index_history
 from sidrec.model.items import ItemLookup, SidCoordRepresentation
 from sidrec.model.ranker import Ranker
@@ -190,27 +189,24 @@ def ranked(module: SidCoord, config: SidCoordItem, hid: torch.nn.Embedding, stat
     """The ranker's target embeddings and dense features, with the plug's tables and layers."""
     tables = item_tables(config, cast(Any, SimpleNamespace(ids={ITEM_ID: ITEMS})), catalog())
     padded_NT = np.array([history + [0] * (5 - len(history)) for history in HISTORIES])
-    arrays = BatchArrays(tables.features, tables.rows_IF, tables.per_item, ())
-    known_U, bag_M = arrays._assign_bags(np.concatenate([np.array(TARGETS), padded_NT.ravel()]))
-    found = arrays._item_lookups(known_U)
-    lookups = KeyedJaggedTensor(
-        keys=list(found.keys), values=torch.from_numpy(found.values), lengths=torch.from_numpy(found.lengths)
-    )
+    ids_U, bag_M = np.unique([0, *TARGETS, *padded_NT.ravel()], return_inverse=True)
+    rows_UF = torch.from_numpy(tables.rows_IF[ids_U])
+    counts = dict(zip(tables.features, (rows_UF > 0).sum(dim=0).tolist(), strict=True))
+    lookups = item_lookups(rows_UF, len(ids_U) - 1, counts, fixed=False)
     embedded = {}
     for name, jagged in lookups.to_dict().items():
-        rows_UD = torch.zeros(found.stride, DIM)
+        rows_UD = torch.zeros(len(ids_U), DIM)
         weight = hid.weight if name == HID else module.sid_tables.embedding_bags[name].weight
         rows_UD[jagged.lengths() > 0] = weight[jagged.values()]
         embedded[name] = rows_UD
-    granules_UG = torch.zeros(found.stride, tables.per_item["granules_UG"][known_U].shape[1], dtype=torch.int64)
-    granules_UG[1:] = torch.from_numpy(tables.per_item["granules_UG"][known_U])
+    granules_UG = torch.from_numpy(tables.granules_IG[ids_U]).long()
     has_sid_U = lookups["s1"].lengths() > 0
-    items = ItemLookup(embedded, torch.zeros(found.stride, 0), granules_UG, None, has_sid_U)
+    items = ItemLookup(embedded, torch.zeros(len(ids_U), 0), granules_UG, None, has_sid_U)
     representation = SidCoordRepresentation(config, MeanPooling(), DIM, Sizes(tables.tables, {}, 0, (3.0,), (2.0,)))
     representation.semantic.load_state_dict(module.coordination.semantic.state_dict())
     assert representation.gate is not None
     representation.gate.load_state_dict(module.coordination.gate.state_dict())
-    bags = torch.from_numpy(bag_M)
+    bags = torch.from_numpy(bag_M[1:])
     embedded_BFD, aligned_BE = representation(items, bags[: len(TARGETS)], bags[len(TARGETS) :].view(-1, 5), stats_BS)
     return embedded_BFD[:, 0], aligned_BE
 

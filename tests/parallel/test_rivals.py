@@ -106,7 +106,8 @@ def test_content_reaches_batches_through_a_loader_s_process(folder: Path) -> Non
         loader.close()
     assert sum(len(batch.item_B) for batch in batches) >= 100
     for batch in batches:
-        expected = data.tables.per_item["content_UV"][batch.item_B.numpy()]
+        assert data.tables.content is not None
+        expected = data.tables.content[batch.item_B.numpy()]
         np.testing.assert_array_equal(batch.content_UV[batch.target_B].numpy(), expected)
         assert not batch.content_UV[0].any()
 

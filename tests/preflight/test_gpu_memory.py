@@ -38,15 +38,16 @@ def overheads(run: PlannedRun, environment: dict[str, str] | None = None) -> dic
 def test_batches_buffers_and_fragments_by_hand(folder: Path) -> None:
     """Eight ranks: 2 groups of 16 channels, and 2 channels to each of 7 others, a buffer of 4 MiB each way."""
     run = run_on(folder, "8xh100")
-    batches = 4 * run.batch.bytes
+    batches = 4 * (run.batch.packed_bytes + run.batch.unpacked_bytes)
     assert overheads(run) == {
+        "table rows of items, by item id, on the GPU": 61 * 4 * len(run.tables.features),
         "batches on the GPU": batches,
         "NCCL's buffers": (2 * 16 + 2 * 7) * 2 * 4 * MIB,
         "fragments": round(0.2 * (1000 + batches)),
     }
     assert overheads(run, EXPANDABLE)["fragments"] == round(0.05 * (1000 + batches))
     plain = run_on(folder, "8xh100", parallel={"pipeline": "plain"})
-    assert overheads(plain)["batches on the GPU"] == 2 * plain.batch.bytes
+    assert overheads(plain)["batches on the GPU"] == 2 * (plain.batch.packed_bytes + plain.batch.unpacked_bytes)
 
 
 def test_one_rank_has_no_buffers_and_more_machines_have_more(folder: Path) -> None:

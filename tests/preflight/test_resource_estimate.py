@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sidrec.checkpoint.state import state_shards
+from sidrec.data.batch import packed
 from sidrec.data.dataset import read_dataset
 from sidrec.data.loader import open_split
 from sidrec.data.rows import Rows
@@ -99,19 +100,24 @@ def test_a_decoded_row_and_a_batch_have_the_bytes_that_are_counted(tmp_path: Pat
     step = next(loader.reader.steps(0, [0]))
     arrays = [getattr(step.rows, name) for name in Rows.__dataclass_fields__]
     assert sum(array.nbytes for array in arrays) == bytes_per_row(run.columns) * len(step.rows)
-    block = pack(
-        BatchArrays(run.tables.features, run.tables.rows_IF, run.tables.per_item, ("user_id", "cat_a"))(step.rows, 1.0)
-    )
-    assert block.bytes_.nbytes == pytest.approx(run.batch.bytes, rel=0.25)  # how many items are unique is reckoned
+    # How many items are unique is reckoned, and arrays are aligned.
+    block = pack(BatchArrays(run.tables.for_workers(), ("user_id", "cat_a"))(step.rows, 1.0))
+    assert block.bytes_.nbytes == pytest.approx(run.batch.packed_bytes, rel=0.2)
+    batch = packed(block, run.tables).to(torch.device("cpu"))
+    tensors = [batch.items.values(), batch.items.lengths(), batch.context.values(), batch.context.lengths()]
+    tensors += [value for value in vars(batch).values() if isinstance(value, torch.Tensor)]
+    memory = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
+    own = sum(storage.nbytes() for place, storage in memory.items() if place != block.bytes_.data_ptr())
+    assert own == pytest.approx(run.batch.unpacked_bytes, rel=0.2)
 
 
 def test_a_loader_process_holds_its_lanes_buffers(tmp_path: Path) -> None:
-    """600 rows in 4 lanes of 150, of which a rank of two has two: a buffer of 100 rows and a group of 50 each, and the
-    one that is filled a second time."""
+    """600 rows in 4 lanes of 150, of which a rank of two has two: a buffer of 100 rows and a group of 50 each."""
     run = small_run(tmp_path, 2)
     found = loader_memory(run.recipe.data, run.columns, run.tables, rows=600, largest_group=50, world=2)
-    assert found.rows == (2 * (100 + 50) + 100) * bytes_per_row(run.columns)
-    assert found.items == item_bytes(run.tables) == 61 * 8 * (len(run.tables.features) + 1)
+    masks = len({id(mask) for mask in run.tables.for_workers().has_row.values() if mask is not None})
+    assert found.rows == 2 * (100 + 50) * bytes_per_row(run.columns)
+    assert found.items == item_bytes(run.tables) == 61 * 4 + 61 * masks
 
 
 def test_estimated_activations_equal_those_that_autograd_keeps(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from torchrec.distributed.embeddingbag import EmbeddingBagCollectionAwaitable, S
 from sidrec.checkpoint.state import state_shards
 from sidrec.config import Recipe
 from sidrec.config.recipe import AdagradTables, DenseOptimizer, RowwiseAdagradTables, SgdTables
-from sidrec.data.batch import Batch
+from sidrec.data.batch import Batch, PackedBatch
 from sidrec.errors import NonFiniteError, RankError
 from sidrec.model.history import CPU, GPU
 from sidrec.model.ranker import Ranker
@@ -203,8 +203,8 @@ def handed_out(rank: int, world: int, recipe: Recipe, runs_ahead: bool) -> tuple
     order: list[str] = []
     bags: list[int] = []
 
-    def read() -> Iterator[Batch]:
-        for number, batch in enumerate(loader.batches(0), start=1):
+    def read() -> Iterator[PackedBatch]:
+        for number, batch in enumerate(loader.packed_batches(0), start=1):
             order.append(f"read {number}")
             if number == 3 and rank == 1:
                 raise ContractError("batch 3", "a sound batch", "a broken one")
@@ -297,7 +297,7 @@ def reads_of_a_step(rank: int, world: int, recipe: Recipe) -> tuple[Counter[str]
     ranks = ahead(rank, world)
     data = open_dataset(recipe, ranks)
     loader = open_loader(recipe, data, "train", shuffle=True, ranks=ranks)
-    read = list(islice(loader.batches(0), STEADY + 4))
+    read = list(islice(loader.packed_batches(0), STEADY + 4))
     training = build_training(recipe, data, ranks)
     as_on_a_gpu(training.model)
     kind = recipe.parallel.pipeline

@@ -19,7 +19,7 @@ from sidrec.checkpoint.rowwise_adagrad_reshard import Columns, column_shards
 from sidrec.checkpoint.state import load_model, state_shards
 from sidrec.config import Recipe
 from sidrec.config.recipe import AdagradTables, DenseOptimizer, OptimizerConfig, RowwiseAdagradTables, SgdTables
-from sidrec.data.batch import Batch
+from sidrec.data.batch import PackedBatch
 from sidrec.data.dataset import Dataset
 from sidrec.errors import SidrecError
 from sidrec.model.ranker import Ranker
@@ -51,11 +51,11 @@ class ShardedRanker:
     model: DistributedModelParallel
     optimizer: ScheduledOptimizer
 
-    def train(self, batches: list[Batch]) -> list[float]:
+    def train(self, batches: list[PackedBatch]) -> list[float]:
         """One step for each batch. Returns the losses, means over all rows of the step."""
         return [self._step(batch) for batch in batches]
 
-    def _step(self, batch: Batch) -> float:
+    def _step(self, batch: PackedBatch) -> float:
         self.optimizer.zero_grad()
         loss, _ = self.model(batch)
         loss.backward()
@@ -175,9 +175,9 @@ def load_runs(recipe: Recipe, saved: Sequence[Run], kinds: Sequence[str], folder
     return runs
 
 
-def first_batches(recipe: Recipe, data: Dataset, steps: int, ranks: Ranks) -> list[Batch]:
+def first_batches(recipe: Recipe, data: Dataset, steps: int, ranks: Ranks) -> list[PackedBatch]:
     """This rank's first batches of the train split."""
-    batches = open_loader(recipe, data, "train", shuffle=True, ranks=ranks).batches(0)
+    batches = open_loader(recipe, data, "train", shuffle=True, ranks=ranks).packed_batches(0)
     return list(synced_batches(islice(batches, steps), steps, ranks))
 
 
