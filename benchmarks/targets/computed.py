@@ -73,7 +73,7 @@ def scale_gigabytes(source: Any) -> Figures:
 
 def built_over_trained(sources: Any) -> Figures:
     """Rows per CPU second that the reader builds, over those that a step trains."""
-    built = sources[0]["stages"]["+ batches, HID + 5 SID, 0 workers"]["rows_per_cpu_second"]
+    built = sources[0]["batches"]["4096"]["here"]["rows_per_cpu_second"]["all"]
     shapes = {"Criteo-like": "criteo", "Beauty-like": "beauty"}
     return {name: Measured(built / sources[1][key]["SID-Coord"]["rows_per_cpu_second"]) for name, key in shapes.items()}
 
