@@ -40,8 +40,9 @@ class DataConfig:
     """Order of training rows. With time, a HID is trained on its past only, as in production."""
     shuffle_rows: PositiveInt = 65536
     """Rows in a lane's shuffle buffer."""
-    workers: NonNegativeInt = 1
-    """Loader processes per rank; 0 collates batches in the training process."""
+    workers: NonNegativeInt | None = None
+    """Loader processes per rank; 0 makes batches in the training process. Left out: one for every four cores that the
+    machine has for a rank, from 1 to 4. Any number makes the same batches."""
     bad_rows: Literal["refuse", "quarantine"] = "refuse"
     """Action on rows that break the data contract: refuse to go on, or count and leave out such rows."""
 

@@ -2,6 +2,7 @@
 
 import atexit
 import logging
+import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -25,6 +26,9 @@ from sidrec.text import did_you_mean
 
 BATCHES_AHEAD = 4  # per worker: enough to hide the reading of a buffer
 ROW_ERRORS_LOGGED = 5
+CORES_PER_PROCESS, MOST_PROCESSES = 4, 4
+"""Where the recipe leaves `data.workers` out. Each process reads and checks all rows of its rank, which is half of its
+work or more: four feed less than twice the rows of one."""
 logger = logging.getLogger(__name__)
 
 
@@ -40,13 +44,14 @@ def open_split(
     tables: ItemTables,
     manifest: Manifest,
     context_rows: Mapping[str, int] | None = None,
+    local_world: int = 1,
     pin_memory: bool = False,
 ) -> "SplitLoader":
     """Checks all files of a split and opens this rank's share of it.
 
     split: one, or several that are read as one.
     shuffle: read in the recipe's order, drawn with `seed`; otherwise in file order, lane by lane.
-    context_rows: see `columns_of`.
+    context_rows: see `columns_of`. local_world: see `loader_processes`.
 
     Raises ContractError for files that break the contract or columns that the log lacks, ConfigError for a batch size
     that is not a multiple of the lanes or lanes that are not a multiple of the ranks.
@@ -59,7 +64,15 @@ def open_split(
     shuffling = Shuffling(data.shuffle_rows, seed, data.order if shuffle else "file", data.lanes)
     reader = LogReader(groups, columns, lanes, shuffling, own_lanes, refuse=data.bad_rows == "refuse")
     routes = history_routes(model.history_pooling, tables)
-    return SplitLoader(reader, tables, world, data.workers, routes, pin_memory=pin_memory)
+    return SplitLoader(reader, tables, world, loader_processes(data, local_world), routes, pin_memory=pin_memory)
+
+
+def loader_processes(data: DataConfig, local_world: int, cores: int | None = None) -> int:
+    """Loader processes of a rank. local_world: ranks on this machine. cores: None for those of this process."""
+    if data.workers is not None:
+        return data.workers
+    cores = len(os.sched_getaffinity(0)) if cores is None else cores
+    return min(max(1, cores // local_world // CORES_PER_PROCESS), MOST_PROCESSES)
 
 
 def columns_of(

@@ -18,7 +18,7 @@ from sidrec.config import Recipe
 from sidrec.config.recipe import DataConfig, DenseOptimizer
 from sidrec.data.dataset import Sizes
 from sidrec.data.item_tables import HID, ItemTables
-from sidrec.data.loader import columns_of
+from sidrec.data.loader import columns_of, loader_processes
 from sidrec.data.rows import Columns
 from sidrec.parallel.initial_values import ROWS_AT_A_TIME
 from sidrec.parallel.update_counts import COUNT
@@ -211,7 +211,7 @@ def _step(run: PlannedRun) -> ResourceEstimate:
 
 def _shared(run: PlannedRun) -> ResourceEstimate:
     """Batches in /dev/shm of two loaders: the training loader's processes stay alive during an evaluation."""
-    workers = run.recipe.data.workers
+    workers = loader_processes(run.recipe.data, run.hardware.local_world)
     batches = 2 * (AHEAD * workers + IN_STEP) if workers else 0
     keys = "data.batch_size, data.workers"
     return ResourceEstimate("batches in /dev/shm", batches * run.batch.packed_bytes, keys, approximate=True)
@@ -219,7 +219,8 @@ def _shared(run: PlannedRun) -> ResourceEstimate:
 
 def _loaders(run: PlannedRun, largest_group: int) -> list[ResourceEstimate]:
     """The training loader and the loader of the largest evaluated split."""
-    data, workers = run.recipe.data, run.recipe.data.workers
+    data = run.recipe.data
+    workers = loader_processes(data, run.hardware.local_world)
     processes, rows = 0, 0
     trained = sum(map(run.manifest.rows, data.train_on))
     for rows_of_split in (trained, *sorted(map(run.manifest.rows, run.evaluated))[-1:]):

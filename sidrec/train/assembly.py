@@ -55,6 +55,7 @@ def open_loader(recipe: Recipe, data: Dataset, split: str | Sequence[str], shuff
             tables=data.tables,
             manifest=data.manifest,
             context_rows=data.sizes.context_rows,
+            local_world=local_world(ranks),
             pin_memory=ranks.device.type == "cuda",
         ),
     )

@@ -93,9 +93,9 @@ class RunDirectory:
     def check(self, recipe: Recipe) -> None:
         """Checks that this recipe may run here; writes nothing.
 
-        `parallel`, `checkpoint` and PRECAUTIONS may differ from the run that is here. Raises ConfigError if another
-        recipe's run is here, naming the sections that differ; for files that no run wrote and this one would replace;
-        and for a directory that cannot be written.
+        `parallel`, `checkpoint`, `data.workers` and PRECAUTIONS may differ from those of the run that is here. Raises
+        ConfigError if another recipe's run is here, naming the sections that differ; for files that no run wrote and
+        this one would replace; and for a directory that cannot be written.
         """
         taken = [] if self.config.exists() or _is_run_json(self.facts) else self._taken()
         if taken:
@@ -107,6 +107,7 @@ class RunDirectory:
             before = replace(load_saved(self.config), parallel=recipe.parallel, checkpoint=recipe.checkpoint)
             precautions = {name: getattr(recipe.train, name) for name in PRECAUTIONS}
             before = replace(before, train=replace(before.train, **precautions))
+            before = replace(before, data=replace(before.data, workers=recipe.data.workers))
             if before != recipe:
                 differing = [s for s in Recipe.__dataclass_fields__ if getattr(before, s) != getattr(recipe, s)]
                 raise ConfigError(

@@ -3,14 +3,16 @@
 import multiprocessing
 import threading
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import distributed as dist
 
+from sidrec.config.recipe import DataConfig
 from sidrec.data.batch import Batch
-from sidrec.data.loader import SplitLoader
+from sidrec.data.loader import SplitLoader, loader_processes
 from sidrec.schema import ContractError
 from tests.data.log_files import Log, flat, log_of, row_numbers, table_of, write_log
 from tests.data.test_bad_input import with_value
@@ -43,6 +45,16 @@ def test_batches_do_not_depend_on_the_number_of_workers(tmp_path: Path, workers:
     for epoch, first_step in ((0, 0), (1, 0), (1, 5), (0, 9)):
         expected = contents(list(alone.batches(epoch, first_step)))
         assert contents(list(helped.batches(epoch, first_step))) == expected
+
+
+@pytest.mark.parametrize(
+    ("cores", "ranks", "processes"), [(1, 1, 1), (2, 1, 1), (8, 1, 2), (8, 2, 1), (8, 8, 1), (128, 8, 4), (256, 1, 4)]
+)
+def test_processes_follow_the_cores_of_a_rank_unless_the_recipe_says(cores: int, ranks: int, processes: int) -> None:
+    left_out = DataConfig(path=Path("data"), catalog=Path("catalog"))
+    assert loader_processes(left_out, ranks, cores) == processes
+    for own in (0, 3):
+        assert loader_processes(replace(left_out, workers=own), ranks, cores) == own
 
 
 def test_chances_follow_the_row_at_any_number_of_ranks_and_change_with_epoch_and_seed(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ import pytest
 
 from sidrec import cli
 from sidrec.checkpoint import checkpoint_store
-from sidrec.config import Recipe, save
+from sidrec.config import ConfigError, Recipe, save
 from sidrec.sid.catalog import Catalog
+from sidrec.train.run_directory import RunDirectory
 from tests.small_log import ITEMS_COUNT, small_recipe, write_small_log
 from tests.train.refusals import recipe_of, refusal, start, truncate
 
@@ -249,3 +250,10 @@ def test_which_checkpoint_is_evaluated(run: Recipe, capsys: pytest.CaptureFixtur
         assert refusal(capsys, cli.main(["evaluate", str(run.run), *flags])) == expected
     sentence = refusal(capsys, cli.main(["evaluate", "--checkpoint=best", str(run.run)]))
     assert sentence.startswith(f"{checkpoints}/best.json: expected the record of a best checkpoint")
+
+
+def test_a_run_goes_on_with_another_number_of_loader_processes(run: Recipe) -> None:
+    for workers in (None, 0, 2):
+        RunDirectory(run.run).check(replace(run, data=replace(run.data, workers=workers)))
+    with pytest.raises(ConfigError, match="got one that differs in data; "):
+        RunDirectory(run.run).check(replace(run, data=replace(run.data, lanes=2)))
