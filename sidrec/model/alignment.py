@@ -26,6 +26,7 @@ from sidrec.config.item_parts import (
     NoAlignment,
     RawStatsAlignment,
 )
+from sidrec.model.fused import AUTODIS, AUTODIS_ON_GRID, SHORTEST, autodis_grid, autodis_slopes
 from sidrec.model.history import HistoryIndex, Paths, Segments, paths_of, products_with_history
 
 
@@ -35,14 +36,16 @@ class Alignment(nn.Module):
     Items without a SID are not compared: their positions are not valid, and no position is for such a target.
 
     compares_granules: whether `forward` takes granules_UG, the number of each bag's granule at every granularity, in
-    place of sid_UD.
+    place of sid_UD. compares_units: whether it reads e_sid scaled to unit length.
     """
 
     width: int
     compares_granules = False
+    compares_units = False
 
-    def forward(self, items: Tensor, target_B: Tensor, history: HistoryIndex) -> Tensor:
-        """Returns [B, width]. items: sid_UD or granules_UG. target_B: item bags."""
+    def forward(self, items: Tensor, target_B: Tensor, history: HistoryIndex, unit_UD: Tensor | None = None) -> Tensor:
+        """Returns [B, width]. items: sid_UD or granules_UG. target_B: item bags. unit_UD: sid_UD, scaled to unit
+        length; None to scale it here."""
         raise NotImplementedError
 
 
@@ -68,27 +71,28 @@ class InterestAlignment(Alignment):
     stop_gradient: keeps the gradient of these features out of the SID tables.
     """
 
+    compares_units = True
+
     def __init__(self, features: "SimilarityFeatures", stop_gradient: bool) -> None:
         super().__init__()
         self.features = features
         self.stop_gradient = stop_gradient
         self.width = features.width + 1
 
-    def forward(self, sid_UD: Tensor, target_B: Tensor, history: HistoryIndex) -> Tensor:
+    def forward(self, sid_UD: Tensor, target_B: Tensor, history: HistoryIndex, unit_UD: Tensor | None = None) -> Tensor:
         """Returns [B, width]."""
         if self.stop_gradient:
-            sid_UD = sid_UD.detach()
-        pooled = self.features(similarities(sid_UD, target_B, history), history.valid_BT, history.paths)
-        empty_B1 = (~history.valid_BT.any(dim=1, keepdim=True)).to(pooled.dtype)
-        return torch.cat([pooled, empty_B1], dim=1)
+            sid_UD, unit_UD = sid_UD.detach(), None if unit_UD is None else unit_UD.detach()
+        return self.features.with_flag(similarities(sid_UD, target_B, history, unit_UD), history)
 
 
-def similarities(sid_UD: Tensor, target_B: Tensor, history: HistoryIndex) -> Tensor:
+def similarities(sid_UD: Tensor, target_B: Tensor, history: HistoryIndex, unit_UD: Tensor | None = None) -> Tensor:
     """S_t = cos(e_sid(target), e_sid(history item t)), [B, T]; 0 at padding, whose vector is zero.
 
-    Unique items are scaled to unit length, then gathered.
+    Unique items are scaled to unit length, then gathered. unit_UD: as in `Alignment.forward`.
     """
-    unit_UD = functional.normalize(sid_UD, dim=1, eps=1e-6)
+    if unit_UD is None:
+        unit_UD = functional.normalize(sid_UD, dim=1, eps=SHORTEST)
     return products_with_history(unit_UD, functional.embedding(target_B, unit_UD), history)
 
 
@@ -109,6 +113,15 @@ class SimilarityFeatures(nn.Module):
     def forward(self, similarity_BT: Tensor, valid_BT: Tensor, paths: Paths | None = None) -> Tensor:
         """Returns [B, width]; valid_BT is False at padding. paths: None for those of the tensors' device."""
         raise NotImplementedError
+
+    def with_flag(self, similarity_BT: Tensor, history: HistoryIndex) -> Tensor:
+        """`forward`, followed by 1 if no position is valid else 0: [B, width + 1]."""
+        return _with_flag(self(similarity_BT, history.valid_BT, history.paths), history.valid_BT)
+
+
+def _with_flag(pooled: Tensor, valid_BT: Tensor) -> Tensor:
+    empty_B1 = (~valid_BT.any(dim=1, keepdim=True)).to(pooled.dtype)
+    return torch.cat([pooled, empty_B1], dim=1)
 
 
 class AutoDis(SimilarityFeatures):
@@ -132,14 +145,37 @@ class AutoDis(SimilarityFeatures):
         self.width = 2 * width
 
     def forward(self, similarity_BT: Tensor, valid_BT: Tensor, paths: Paths | None = None) -> Tensor:
-        h_2H = functional.leaky_relu(torch.stack([self.weight_H, -self.weight_H]))
-        slope_2H = (self.mix(h_2H) + self.skip * h_2H) / self.temperature
-        if self.grid is None:
-            return autodis_max_and_mean(similarity_BT, valid_BT, slope_2H, self.meta_HA, paths)
-        x_M = torch.linspace(-1, 1, self.grid + 1, dtype=slope_2H.dtype, device=slope_2H.device)
-        magnitude_M2 = torch.stack([x_M.clamp_min(0), x_M.neg().clamp_min(0)], dim=1)
-        values_MA = torch.softmax(magnitude_M2 @ slope_2H, dim=1) @ self.meta_HA
-        return interpolated_max_and_mean(similarity_BT, valid_BT, values_MA, paths)
+        return _autodis(similarity_BT, valid_BT, self._parameters_of_values(), self._options(), paths)
+
+    def with_flag(self, similarity_BT: Tensor, history: HistoryIndex) -> Tensor:
+        return _autodis_with_flag(similarity_BT, history, self._parameters_of_values(), self._options())
+
+    def _parameters_of_values(self) -> list[Tensor]:
+        return [self.weight_H, self.mix.weight, self.meta_HA]
+
+    def _options(self) -> list[float]:
+        return [self.skip, self.temperature, *([] if self.grid is None else [self.grid])]
+
+
+def _autodis(
+    similarity_BT: Tensor, valid_BT: Tensor, parameters: list[Tensor], options: list[float], paths: Paths | None
+) -> Tensor:
+    (weight_H, mix_HH, meta_HA), (skip, temperature, *grid) = parameters, options
+    slope_2H = autodis_slopes(weight_H, mix_HH, skip, temperature)
+    if not grid:
+        return autodis_max_and_mean(similarity_BT, valid_BT, slope_2H, meta_HA, paths)
+    return interpolated_max_and_mean(similarity_BT, valid_BT, autodis_grid(slope_2H, meta_HA, int(grid[0])), paths)
+
+
+@fx.wrap  # fx cannot trace a choice by the history's paths
+def _autodis_with_flag(
+    similarity_BT: Tensor, history: HistoryIndex, parameters: list[Tensor], options: list[float]
+) -> Tensor:
+    regions, valid_BT = history.paths.regions, history.valid_BT
+    if regions == "none":
+        return _with_flag(_autodis(similarity_BT, valid_BT, parameters, options, history.paths), valid_BT)
+    region = AUTODIS if len(options) == 2 else AUTODIS_ON_GRID
+    return region(regions, similarity_BT, valid_BT, *parameters, options=options)[0]
 
 
 class Histogram(SimilarityFeatures):
@@ -182,7 +218,9 @@ class MatchStatistics(Alignment):
         self.granularities = granularities
         self.width = 2 * granularities + 1
 
-    def forward(self, granules_UG: Tensor, target_B: Tensor, history: HistoryIndex) -> Tensor:
+    def forward(
+        self, granules_UG: Tensor, target_B: Tensor, history: HistoryIndex, unit_UD: Tensor | None = None
+    ) -> Tensor:
         """Returns [B, width]. granules_UG: 0 for an item without a SID, which matches nothing."""
         target_BG = granules_UG.index_select(0, target_B)
         counts = []

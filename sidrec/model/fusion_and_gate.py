@@ -7,7 +7,8 @@ Shapes: B rows, U items, G granularities, D width, H hidden width, S statistics.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, fx, nn
@@ -31,6 +32,8 @@ from sidrec.config.item_parts import (
     SumFusion,
     SumGate,
 )
+from sidrec.model.fused import GATE
+from sidrec.model.regions import is_traced
 
 CONSTANT = 1e-6  # a standard deviation below it is rounding
 
@@ -72,6 +75,19 @@ class GranularityFusion(nn.Module):
     rows_UG: number of each granule among its granularity's, 0 for none; hid_UD: e_hid. Most kinds need neither.
     """
 
+    watcher: "Watcher | None" = None
+
+    @contextmanager
+    def watch(self, watcher: "Watcher") -> Iterator[None]:
+        """Inside, `watcher` is called with the arguments of `weights` for every batch that is fused."""
+        hook = self.register_forward_pre_hook(lambda _, inputs: None if is_traced(inputs[0]) else watcher(*inputs))
+        self.watcher = watcher
+        try:
+            yield
+        finally:
+            self.watcher = None
+            hook.remove()
+
     def scores(self, granules_UGD: Tensor, rows_UG: Tensor | None = None, hid_UD: Tensor | None = None) -> Tensor:
         """Unnormalised attention [U, G]."""
         raise NotImplementedError
@@ -83,6 +99,13 @@ class GranularityFusion(nn.Module):
     def forward(self, granules_UGD: Tensor, rows_UG: Tensor | None = None, hid_UD: Tensor | None = None) -> Tensor:
         """Returns e_sid [U, D]."""
         return (self.weights(granules_UGD, rows_UG, hid_UD).unsqueeze(2) * granules_UGD).sum(dim=1)
+
+    def region_weights(self) -> tuple[Tensor, ...]:
+        """The region's inputs after the granules; empty for kinds without a region."""
+        return ()
+
+
+Watcher = Callable[..., None]
 
 
 class AdditiveAttention(GranularityFusion):
@@ -96,6 +119,9 @@ class AdditiveAttention(GranularityFusion):
 
     def scores(self, granules_UGD: Tensor, rows_UG: Tensor | None = None, hid_UD: Tensor | None = None) -> Tensor:
         return self.score(torch.tanh(self.project(granules_UGD) + self.bias_GH)).squeeze(2)
+
+    def region_weights(self) -> tuple[Tensor, ...]:
+        return self.project.weight, self.bias_GH, self.score.weight
 
 
 class CountedAttention(AdditiveAttention):
@@ -122,6 +148,9 @@ class CountedAttention(AdditiveAttention):
         shown_UG = self.counts(rows_UG) + 1
         confidence_UG = torch.log(shown_UG / (shown_UG + self.log_strength.exp()))
         return super().scores(granules_UGD) + self.factor_G * confidence_UG
+
+    def region_weights(self) -> tuple[Tensor, ...]:
+        return ()
 
 
 @fx.wrap  # fx cannot trace a length
@@ -249,15 +278,23 @@ class HidSidGate(nn.Module):
         stats_BS: Tensor,
         has_sid_B: Tensor | None = None,
         updates_B: Tensor | None = None,
+        regions: str = "none",
     ) -> Tensor:
         """Returns e [B, D]: the mix of e_hid and e_sid; the HID alone for an item without a SID.
 
         stats_BS: raw counts. has_sid_B: bool; None if all items have a SID. updates_B: updates that the HID's row has
-        received, for gates that need them.
+        received, for gates that need them. regions: as in `Paths`.
         """
+        weights = self.region_weights() if regions != "none" else ()
+        if weights and has_sid_B is not None:
+            return GATE(regions, hid_BD, sid_BD, has_sid_B, stats_BS, *weights)[0]
         hid_BD, sid_BD = self.scaled(hid_BD), self.scaled(sid_BD)
         mixed_BD = self.mixed(hid_BD, sid_BD, stats_BS, updates_B)
         return mixed_BD if has_sid_B is None else torch.where(has_sid_B.unsqueeze(1), mixed_BD, hid_BD)
+
+    def region_weights(self) -> tuple[Tensor, ...]:
+        """The region's inputs after those that have rows; empty for gates without a region."""
+        return ()
 
     def scaled(self, embedded_BD: Tensor) -> Tensor:
         """e_hid or e_sid as the gate takes it."""
@@ -296,6 +333,8 @@ class TargetAwareGate(WeighingGate):
         self.open = nn.Parameter(torch.zeros(())) if config.start == "hid_only" else None
         output = nn.Linear(config.hidden, dim if config.per_dimension else 1)
         nn.init.constant_(output.bias, config.output_bias)
+        plain = (config.form, config.lengths, config.start) == ("mix", "as_is", "balanced")
+        self.has_region = plain and not (config.per_dimension or config.updates)
         self.updates = config.updates
         self.mlp = nn.Sequential(nn.Linear(self.statistics.width + self.updates, config.hidden), nn.ReLU(), output)
 
@@ -307,6 +346,11 @@ class TargetAwareGate(WeighingGate):
             inputs = torch.cat([inputs, torch.log1p(updates_B).unsqueeze(1)], dim=1)
         logit = self.mlp(inputs)
         return torch.sigmoid(logit) if self.open is None else 1 - self.open * torch.sigmoid(-logit)
+
+    def region_weights(self) -> tuple[Tensor, ...]:
+        if not self.has_region or not isinstance(self.statistics, StandardizeStats):
+            return ()
+        return self.statistics.mean_S, self.statistics.std_S, *self.mlp.parameters()
 
     def scaled(self, embedded_BD: Tensor) -> Tensor:
         return embedded_BD if self.length is None else self.length * _unit(embedded_BD)

@@ -4,12 +4,14 @@ Shapes: B rows, U item bags (bag 0 is empty), T history positions, P = B T posit
 """
 
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, fx
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+
+from sidrec.model.fused import PRODUCTS
 
 
 class Paths(NamedTuple):
@@ -19,13 +21,16 @@ class Paths(NamedTuple):
     operator is a launch, and memory alone bounds the chunk.
     balanced: whether sums by item go through `Segments`. A GPU adds the terms of a bag in one thread, and padding or a
     popular item has most of them.
+    regions: how chains of operators between large tensors run (`sidrec.model.regions`): one by one, as one operator of
+    the same functions, which is for tests, or as one that torch.compile has fused.
     """
 
     rows: int
     balanced: bool = False
+    regions: Literal["none", "plain", "compiled"] = "none"
 
 
-CPU, GPU = Paths(rows=512), Paths(rows=65_536, balanced=True)
+CPU, GPU = Paths(rows=512), Paths(rows=65_536, balanced=True, regions="compiled")
 
 
 def paths_of(device: torch.device) -> Paths:
@@ -135,6 +140,8 @@ class HistoryIndex:
 
     def products(self, items_UD: Tensor, rows_BD: Tensor) -> Tensor:
         """rows[b] . items[bag[b, t]]: [B, T]."""
+        if self.paths.regions != "none":
+            return PRODUCTS.forward(self.paths.regions, items_UD, self.bag_BT, rows_BD)[0]
         return torch.bmm(functional.embedding(self.bag_BT, items_UD), rows_BD.unsqueeze(2)).squeeze(2)
 
     def transposed_sum(self, rows_BD: Tensor, bags: int, weight_BT: Tensor | None = None) -> Tensor:

@@ -7,7 +7,7 @@ Shapes: B rows, U items, T history positions, G SID features, W weighted and V c
 D width, S statistics, E dense features.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -20,9 +20,11 @@ from sidrec.data.dataset import Sizes
 from sidrec.data.item_tables import HID
 from sidrec.model.alignment import build_alignment
 from sidrec.model.contrast import CodeGuidedContrast
+from sidrec.model.fused import FUSION, FUSION_WITH_UNIT
 from sidrec.model.fusion_and_gate import GranularityFusion, WeighingGate, build_fusion, build_gate
-from sidrec.model.history import HistoryIndex, Paths, index_history
+from sidrec.model.history import HistoryIndex, Paths, index_history, paths_of
 from sidrec.model.pooling import PooledHistories, build_pooling
+from sidrec.model.regions import is_traced
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,14 @@ class ItemLookup:
     updates_U: Tensor | None = None
     paths: Paths | None = None
     computed: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def regions(self) -> str:
+        """As in `Paths`; none while a pipeline of TorchRec traces the model, which only looks for lookups."""
+        if is_traced(self.embedded):
+            return "none"
+        paths = self.paths or paths_of(next(iter(self.embedded.values())).device)
+        return paths.regions
 
     def index(self, history_BT: Tensor) -> HistoryIndex:
         """The index of the batch's histories."""
@@ -149,9 +159,14 @@ class SemanticPart(nn.Module):
         self.width = (self.alignment.width if self.alignment else 0) + self.append * len(config.granularities)
 
     def embed(self, items: ItemLookup) -> Tensor:
-        """e_sid [U, D]; computed once for a batch."""
+        """e_sid [U, D]; computed once for a batch, and where a region does it, scaled to unit length too."""
+        granules = [items.embedded[name] for name in self.sids]
+        if "sid" not in items.computed and not self.multiply and isinstance(self.fusion, GranularityFusion):
+            with_unit = self.alignment is not None and self.alignment.compares_units
+            found = fused(self.fusion, granules, items.regions, with_unit)
+            items.computed.update(zip(("sid", "unit"), found, strict=False))
         if "sid" not in items.computed:
-            granules_UGD = torch.stack([items.embedded[name] for name in self.sids], dim=1)
+            granules_UGD = torch.stack(granules, dim=1)
             if self.multiply:
                 granules_UGD = granules_UGD * items.token_weights_UW.unsqueeze(2)
             rows_UG = items.granules_UG if self.counted else None
@@ -177,10 +192,23 @@ class SemanticPart(nn.Module):
             with_sid_B = items.has_sid(target_B)
             with_sid_B = with_sid_B if without_sid_B is None else with_sid_B & ~without_sid_B
             comparable = history.where(history.valid_BT & with_sid_B.unsqueeze(1))
-            features.append(self.alignment(compared, target_B, comparable))
+            features.append(self.alignment(compared, target_B, comparable, items.computed.get("unit")))
         if self.append:
             features.append(zero_where(without_sid_B, functional.embedding(target_B, items.token_weights_UW)))
         return torch.cat(features, dim=1) if features else target_B.to(sid_UD.dtype).unsqueeze(1)[:, :0]
+
+
+def fused(fusion: GranularityFusion, granules: Sequence[Tensor], regions: str, with_unit: bool) -> tuple[Tensor, ...]:
+    """e_sid [U, D], and e_sid / |e_sid| if with_unit, by a region; nothing for kinds without one.
+
+    granules: G embeddings [U, D]. regions: as in `Paths`.
+    """
+    weights = fusion.region_weights() if regions != "none" else ()
+    if not weights:
+        return ()
+    if fusion.watcher is not None:
+        fusion.watcher(torch.stack(list(granules), dim=1))
+    return (FUSION_WITH_UNIT if with_unit else FUSION)(regions, *granules, *weights)
 
 
 def granule_impressions(config: SemanticItem, sizes: Sizes) -> dict[str, Tensor] | None:
@@ -242,14 +270,20 @@ class HidsAndSids(SemanticRepresentation):
         if items.updates_U is not None:
             updates_B = items.updates_U.index_select(0, target_B)
             updates_B = updates_B if no_hid_B is None else updates_B.masked_fill(no_hid_B, 0.0)
-        target = self.target(hid_BD, sid_BD, has_sid_B, stats_BS, updates_B)
+        target = self.target(hid_BD, sid_BD, has_sid_B, stats_BS, updates_B, items.regions)
         dense_BE = self.semantic.dense(sid_UD, items, target_B, with_sids, no_sid_B)
         return torch.stack([*target, *pooled], dim=1), dense_BE
 
     def target(
-        self, hid_BD: Tensor, sid_BD: Tensor, has_sid_B: Tensor, stats_BS: Tensor, updates_B: Tensor | None
+        self,
+        hid_BD: Tensor,
+        sid_BD: Tensor,
+        has_sid_B: Tensor,
+        stats_BS: Tensor,
+        updates_B: Tensor | None,
+        regions: str,
     ) -> list[Tensor]:
-        """The target's features, [B, D] each."""
+        """The target's features, [B, D] each. regions: as in `Paths`."""
         raise NotImplementedError
 
     def losses(self, items: ItemLookup, target_B: Tensor, stats_BS: Tensor) -> dict[str, Tensor]:
@@ -291,11 +325,17 @@ class SidCoordRepresentation(HidsAndSids):
         return self.gate if isinstance(self.gate, WeighingGate) else None
 
     def target(
-        self, hid_BD: Tensor, sid_BD: Tensor, has_sid_B: Tensor, stats_BS: Tensor, updates_B: Tensor | None
+        self,
+        hid_BD: Tensor,
+        sid_BD: Tensor,
+        has_sid_B: Tensor,
+        stats_BS: Tensor,
+        updates_B: Tensor | None,
+        regions: str,
     ) -> list[Tensor]:
         parts = {"hid": hid_BD, "sid": sid_BD}
         if self.gate is not None:
-            parts["mixed"] = self.gate(hid_BD, sid_BD, stats_BS, has_sid_B, updates_B)
+            parts["mixed"] = self.gate(hid_BD, sid_BD, stats_BS, has_sid_B, updates_B, regions)
         return [parts[name] for name in self.views]
 
 
@@ -352,7 +392,13 @@ class HidAndSidRepresentation(HidsAndSids):
         self.pooling = PooledHistories(config.history, pooling, dim)
 
     def target(
-        self, hid_BD: Tensor, sid_BD: Tensor, has_sid_B: Tensor, stats_BS: Tensor, updates_B: Tensor | None
+        self,
+        hid_BD: Tensor,
+        sid_BD: Tensor,
+        has_sid_B: Tensor,
+        stats_BS: Tensor,
+        updates_B: Tensor | None,
+        regions: str,
     ) -> list[Tensor]:
         return [hid_BD, sid_BD]
 

@@ -9,13 +9,16 @@ J routes, K positions of a route.
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from sidrec.config.model import MeanPooling, PmaPooling, Pooling, RoutesPooling, TargetAttentionPooling
+from sidrec.model.fused import ATTENTION
 from sidrec.model.history import (
     HistoryIndex,
     items_of_history,
@@ -90,17 +93,69 @@ class TargetAttention(HistoryPooling):
 
     def weights(self, items_UD: Tensor, target_BD: Tensor, history: HistoryIndex) -> Tensor:
         """a_t, [B, T]; 0 at padding."""
-        layers = [list(layer.parameters()) for layer in self.layers]
-        score_BT = _scores(items_UD, target_BD, history, layers, list(self.slopes))
-        if self.softmax:
-            return softmax_over_history(score_BT, history)
-        return score_BT.masked_fill(~history.valid_BT, 0.0)
+        return _weights(items_UD, target_BD, history, self._layers(), list(self.slopes), self.softmax)
 
     def forward(self, items_UD: Tensor, target_BD: Tensor, history: HistoryIndex) -> Tensor:
-        return weighted_sum_of_history(items_UD, self.weights(items_UD, target_BD, history), history)
+        return _locally_activated(items_UD, target_BD, history, self._layers(), list(self.slopes), self.softmax)
+
+    def _layers(self) -> "Layers":
+        return [list(layer.parameters()) for layer in self.layers]
 
 
 Layers = Sequence[Sequence[Tensor]]  # weight and, if there is one, bias of each layer
+
+
+@fx.wrap  # fx cannot trace a choice by the history's paths
+def _locally_activated(
+    items_UD: Tensor,
+    target_BD: Tensor,
+    history: HistoryIndex,
+    layers: Layers,
+    slopes: Sequence[Tensor],
+    softmax: bool,
+) -> Tensor:
+    if history.paths.regions == "none":
+        weight_BT = _weights(items_UD, target_BD, history, layers, slopes, softmax)
+        return weighted_sum_of_history(items_UD, weight_BT, history)
+    parameters = [parameter for layer in layers for parameter in layer]
+    return _Attended.apply(history, items_UD, target_BD, *parameters, *slopes)  # type: ignore[no-untyped-call]
+
+
+def _weights(
+    items_UD: Tensor,
+    target_BD: Tensor,
+    history: HistoryIndex,
+    layers: Layers,
+    slopes: Sequence[Tensor],
+    softmax: bool,
+) -> Tensor:
+    score_BT = _scores(items_UD, target_BD, history, layers, slopes)
+    return softmax_over_history(score_BT, history) if softmax else score_BT.masked_fill(~history.valid_BT, 0.0)
+
+
+class _Attended(torch.autograd.Function):
+    """Attention as a region. Only the sum of the positions' gradients by item is not in it."""
+
+    @staticmethod
+    def forward(ctx: Any, history: HistoryIndex, items_UD: Tensor, target_BD: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.history = history
+        ctx.save_for_backward(items_UD, target_BD, *parameters)
+        inputs = (items_UD, history.bag_BT, history.valid_BT, target_BD, *parameters)
+        return ATTENTION.forward(history.paths.regions, *inputs)[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BD: Tensor) -> tuple[Tensor | None, ...]:
+        items_UD, *others = ctx.saved_tensors
+        history: HistoryIndex = ctx.history
+        inputs = (items_UD, history.bag_BT, history.valid_BT, *others)
+        _, of_items, *of_others = ctx.needs_input_grad
+        wanted = (of_items, False, False, *of_others)
+        of_items_BTD, _, _, *gradients = ATTENTION.backward(history.paths.regions, inputs, [], [grad_BD], wanted)
+        of_items_UD = None
+        if of_items_BTD is not None:
+            of_items_UD = history.segments(len(items_UD)).sum_of_entries(of_items_BTD.flatten(0, 1))
+        return None, of_items_UD, *gradients
 
 
 @fx.wrap  # fx cannot trace a loop over chunks

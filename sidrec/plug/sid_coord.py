@@ -393,7 +393,11 @@ class Coordination(nn.Module):
         hid_XD = zero_where(no_hid_X, hid_XD.to(own))
         sid_XD = zero_where(no_sid_X, functional.embedding(bag_X, sid_UD))
         has_sid_X = items.has_sid(bag_X) if no_sid_X is None else items.has_sid(bag_X) & ~no_sid_X
-        parts = {"mixed": self.gate(hid_XD, sid_XD, stats_XS.to(own), has_sid_X), "hid": hid_XD, "sid": sid_XD}
+        parts = {
+            "mixed": self.gate(hid_XD, sid_XD, stats_XS.to(own), has_sid_X, None, items.regions),
+            "hid": hid_XD,
+            "sid": sid_XD,
+        }
         if self.combine is None:
             return parts["mixed"]
         return self.combine(torch.cat([parts[view] for view in self.views], dim=1))

@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,7 @@ from sidrec.io.files import write_json
 from sidrec.metrics.exact import SliceMetrics, SplitMetrics, measure, measure_slices
 from sidrec.metrics.predictions import SOURCES, PredictionCollector, Predictions, load_predictions
 from sidrec.metrics.slices import ItemSlices, recipe_slices
-from sidrec.model.fusion_and_gate import GranularityFusion
-from sidrec.model.history import GPU, paths_of
+from sidrec.model.history import paths_of
 from sidrec.model.ranker import Ranker
 from sidrec.parallel.process_group import HostCopy, Ranks, run_on_all_ranks, total
 from sidrec.schema import ContractError
@@ -348,24 +347,28 @@ class AttentionMeter:
         self.fusion = ranker.fusion
         self.names = ranker.item.sids
         self._paths = ranker.paths
+        self._watch = ExitStack()
         # the last two entries: summed entropy in nats, and the number of bags
         self.sums = torch.zeros(len(self.names) + 2, dtype=torch.float64)
         self.counts_GH = torch.zeros(len(self.names), BINS, dtype=torch.float64)  # bags by weight, in H bins of [0, 1]
 
     def __enter__(self) -> "AttentionMeter":
-        self._hook = self.fusion.register_forward_pre_hook(self._count) if self.fusion else None
+        if self.fusion:
+            self._watch.enter_context(self.fusion.watch(self._count))
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._hook:
-            self._hook.remove()
+        self._watch.close()
 
-    def _count(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        """Adds on the weights' device, and reads nothing from a GPU: padding bags keep their place there."""
-        assert isinstance(module, GranularityFusion), "the hook is registered on a fusion"
-        looked_up_U = inputs[0].abs().sum(dim=(1, 2)) > 0  # padding bags are zero
-        weights_UG = module.weights(*inputs).double()
-        if (self._paths or paths_of(weights_UG.device)) == GPU:
+    def _count(self, granules_UGD: Tensor, *others: Tensor | None) -> None:
+        """Adds on the weights' device, and reads nothing from a GPU: padding bags keep their place there.
+
+        Takes the arguments of the fusion's `weights`.
+        """
+        assert self.fusion is not None, "a fusion calls it"
+        looked_up_U = granules_UGD.abs().sum(dim=(1, 2)) > 0  # padding bags are zero
+        weights_UG = self.fusion.weights(granules_UGD, *others).double()
+        if (self._paths or paths_of(weights_UG.device)).balanced:
             weights_UG = torch.where(looked_up_U.unsqueeze(1), weights_UG, 0)
         else:
             weights_UG, looked_up_U = weights_UG[looked_up_U], looked_up_U[looked_up_U]

@@ -287,7 +287,7 @@ class Events:
 
 
 def as_on_a_gpu(model: DistributedModelParallel) -> None:
-    model.module.paths = GPU
+    model.module.paths = GPU._replace(regions="plain")
     for updates in row_updates(model):
         updates.reads_offsets = False
 
