@@ -8,6 +8,7 @@ torch.compile fuses what is in them. The functions are in fused.py.
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import reduce
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -104,10 +105,17 @@ class Region:
         for tensor in inputs[: self.rows]:
             torch._dynamo.maybe_mark_dynamic(tensor, 0)
 
-    def _fused(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        if function not in self._compiled:
-            self._compiled[function] = torch.compile(function, fullgraph=True)
-        return self._compiled[function]
+    def _fused(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        if method not in self._compiled:
+            self._compiled[method] = torch.compile(self.with_own_code(method))
+        return self._compiled[method]
+
+    def with_own_code(self, method: Any) -> Callable[..., Any]:
+        """A copy of one of this region's methods. Dynamo counts compilations by code, and gives up after a few: regions
+        must not count together."""
+        shared = method.__func__
+        code = shared.__code__.replace(co_name=f"{self.name}{shared.__name__}")
+        return MethodType(FunctionType(code, shared.__globals__, code.co_name), self)
 
     def _outputs(self, inputs: list[Tensor], options: list[float]) -> list[Tensor]:
         return self.function(_widest(inputs), options)

@@ -214,7 +214,13 @@ def test_compiled_regions_equal_plain_ones(name: str) -> None:
     case = CASES[name](B)
     with inductor.patch(QUICK):
         found = outcome(case, COMPILED, torch.float32)
+    assert not counters["graph_break"]
     torch.testing.assert_close(found, outcome(case, PLAIN, torch.float32), rtol=1e-4, atol=1e-5)
+
+
+def test_regions_do_not_count_their_compilations_together() -> None:
+    codes = {region.with_own_code(region._outputs).__code__ for region in REGIONS.values()}
+    assert len(codes) == len(REGIONS)
 
 
 @needs_compiler
