@@ -161,6 +161,7 @@ PLACES = (
     ("model/fusion_and_gate.py", "AdditiveAttention", "fusion of granules"),
     ("model/fusion_and_gate.py", "", "gate"),
     ("model/items.py", "SemanticPart.embed", "fusion of granules"),
+    ("model/items.py", "fused", "fusion of granules"),
     ("model/items.py", "", "gathers of targets, masks"),
     ("model/ranker.py", "GradientBoundary", "gathers of targets, masks"),
     ("model/ranker.py", "", "backbone and loss"),
@@ -219,7 +220,8 @@ class Bytes(TorchDispatchMode):
             known = [before for before in self._part_of_node if before <= number]
             return self._part_of_node[max(known)] if known else "backbone and loss"
         part = part_of_frame()
-        self._part_of_node[torch.autograd._get_sequence_nr() - 1] = part
+        # of the newest node, which the first operator after it computes
+        self._part_of_node.setdefault(torch.autograd._get_sequence_nr() - 1, part)
         return part
 
 
