@@ -21,7 +21,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from sidrec.bench.subject import Subject
 from sidrec.parallel.process_group import Ranks
-from sidrec.parallel.sharding import shard
+from sidrec.parallel.sharding import shard, sharders_of
 from sidrec.train.optimizers import build_optimizer
 
 PIPELINES = {"sparse_dist": TrainPipelineSparseDist, "plain": TrainPipelineBase}
@@ -64,7 +64,8 @@ class Trial:
 
     def __init__(self, subject: Subject, plan: ShardingPlan, ranks: Ranks) -> None:
         torch.manual_seed(subject.seed)
-        self._model = shard(subject.model(), plan, subject.optimizer, subject.seed, ranks)
+        model = subject.model()
+        self._model = shard(model, plan, sharders_of(model, subject.optimizer, subject.seed), subject.seed, ranks)
         self._model.train()
         self._optimizer = build_optimizer(self._model, subject.optimizer, dim=0)  # dim: used by row-wise Adagrad only
         self._pipeline = PIPELINES[subject.pipeline](self._model, self._optimizer, ranks.device)

@@ -1,4 +1,4 @@
-"""The recipe and its sections: data, start, optimizer, parallel, train, checkpoint, evaluate.
+"""The recipe and its sections: data, start, optimizer, parallel, precision, train, checkpoint, evaluate.
 
 `model` and `tokenizer` have chapters of their own. The docstring under a key is its description in `--help`, in the
 JSON schema and in `sidrec recipe explain`.
@@ -91,6 +91,8 @@ class DenseOptimizer:
     """Learning rate."""
     weight_decay: NonNegativeFloat = 0.0
     """Weight decay, as torch.optim's optimizer of that kind defines it."""
+    fused: bool = False
+    """Use torch's fused kernels, which update all layers at once and differ in the last bits. GPUs always use them."""
 
 
 @section
@@ -137,14 +139,41 @@ class ParallelConfig:
     """File with the sharding plan to use unchanged, as each run writes it to plan.json."""
     calibration: Path | None = None
     """Cost model of this machine, written by `sidrec bench calibrate`; the planner then uses its costs."""
-    pipeline: Literal["sparse_dist", "plain"] = "sparse_dist"
-    """TorchRec's pipeline: sparse_dist is TrainPipelineSparseDist, plain is TrainPipelineBase."""
+    pipeline: Literal["sparse_dist", "prefetch", "plain"] = "sparse_dist"
+    """TorchRec's pipeline: sparse_dist is TrainPipelineSparseDist, plain is TrainPipelineBase. prefetch is
+    PrefetchTrainPipelineSparseDist, which on a GPU also brings the next step's rows of tables in host memory into its
+    cache."""
 
     def __post_init__(self) -> None:
         if self.plan is not None and self.sharding != "auto":
             raise ValueError(f"expected sharding auto beside the plan {self.plan}, got {self.sharding}")
         if self.plan is not None and self.calibration is not None:
             raise ValueError(f"expected no calibration beside the plan {self.plan}, got {self.calibration}")
+
+
+@section
+class PrecisionConfig:
+    """Number formats. Other values than the defaults change results; docs/recipes.md has their measured effect."""
+
+    tf32: bool = False
+    """Multiply matrices of float32 as TF32 on a GPU, with 10 bits after the leading one instead of 23."""
+    backbone: Literal["float32", "bfloat16"] = "float32"
+    """Type in which the backbone's layers compute, by torch.autocast. Their weights, the layers of items and the loss
+    stay in float32."""
+    tables: Literal["float32", "float16"] = "float32"
+    """Type of the embedding tables. The state of their optimizers stays in float32."""
+    rounding: Literal["stochastic", "nearest"] = "stochastic"
+    """Rounding of updates of float16 tables. nearest drops updates that are smaller than half a unit in the last place;
+    stochastic keeps them in the mean, on GPUs alone."""
+    lookups: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Type of looked-up embeddings and of their gradients, which saves memory traffic. Layers read them as float32."""
+    exchange: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Type in which ranks exchange embeddings."""
+    exchange_gradients: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Type in which ranks exchange the gradients of embeddings."""
+
+    def unused_keys(self) -> dict[str, str]:
+        return changed_keys(self, ["rounding"], "with tables float32") if self.tables == "float32" else {}
 
 
 @section
@@ -278,6 +307,8 @@ class Recipe:
     """Optimizers of the tables and of the dense part, and the schedule of their learning rates."""
     parallel: ParallelConfig = ParallelConfig()
     """How tables are sharded over ranks."""
+    precision: PrecisionConfig = PrecisionConfig()
+    """Number formats of tables, layers and exchanges."""
     train: TrainConfig = TrainConfig()
     """Length of the training, logs, and what to do when something goes wrong."""
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
+from torchrec.modules.embedding_configs import DataType
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor, KeyedTensor
 
 from sidrec.config.item import ContentItem, GateSidItem, HidAndSidItem, HidItem, Item, SidCoordItem, SidItem
 from sidrec.config.model import ModelConfig, Pooling
+from sidrec.config.recipe import PrecisionConfig
 from sidrec.data.batch import Batch
 from sidrec.data.dataset import Sizes
 from sidrec.data.item_tables import HID
@@ -32,7 +34,10 @@ from sidrec.model.items import (
     SidCoordRepresentation,
     SidRepresentation,
 )
-from sidrec.model.tables import UpdateCounts, embedding_tables, managed_table, one_feature_each, with_managed
+from sidrec.model.tables import NO_INITS, UpdateCounts, embedding_tables, managed_table, one_feature_each, with_managed
+
+FLOAT32 = PrecisionConfig()
+TABLE_TYPES = {"float32": DataType.FP32, "float16": DataType.FP16}
 
 
 class Ranker(nn.Module):
@@ -45,22 +50,32 @@ class Ranker(nn.Module):
         its ids' vectors, 0 without ids.
     """
 
-    def __init__(self, config: ModelConfig, sizes: Sizes, paths: Paths | None = None) -> None:
-        """paths: None for those of the batch's device."""
+    def __init__(
+        self,
+        config: ModelConfig,
+        sizes: Sizes,
+        paths: Paths | None = None,
+        precision: PrecisionConfig = FLOAT32,
+        device: str = "cpu",
+    ) -> None:
+        """paths: None for those of the batch's device. device: where the layers compute, cpu or cuda."""
         super().__init__()
         self.paths = paths
-        dim = config.embedding_dim
+        self.backbone_in = None if precision.backbone == "float32" else (device, getattr(torch, precision.backbone))
+        dim, kind = config.embedding_dim, TABLE_TYPES[precision.tables]
         mean_S, std_S = torch.tensor(sizes.stats_mean), torch.tensor(sizes.stats_std)
         inits = {HID: config.hid_init} | {name: config.sid_init for name in sizes.item_tables if name != HID}
         managed = {name: table for name, table in sizes.item_tables.items() if table.managed}
         plain = {name: table for name, table in sizes.item_tables.items() if not table.managed}
-        self.items = embedding_tables(plain, dim, inits) if plain else None
+        self.items = embedding_tables(plain, dim, inits, kind) if plain else None
         counts = config.item.reads_updates
-        self.managed_hids = managed_table(HID, managed[HID], dim, config.hid_init, rows=counts) if managed else None
+        self.managed_hids = None
+        if managed:
+            self.managed_hids = managed_table(HID, managed[HID], dim, config.hid_init, rows=counts, data_type=kind)
         self.updates = UpdateCounts(sizes.item_tables[HID].rows) if counts else None
         self.context_columns = tuple(sizes.context_rows)
         context = one_feature_each(sizes.context_rows)
-        self.context = embedding_tables(context, dim, averaged=sizes.context_lists) if context else None
+        self.context = embedding_tables(context, dim, NO_INITS, kind, averaged=sizes.context_lists) if context else None
         self.items_boundary = GradientBoundary()
         self.managed_boundary = GradientBoundary()
         self.context_boundary = GradientBoundary()
@@ -88,9 +103,9 @@ class Ranker(nn.Module):
     def _look_up(self, batch: Batch, begun: "Lookups | None" = None) -> ItemLookup:
         """begun: None to begin the lookups here."""
         begun = begun or self._begin_lookups(batch)
-        embedded = {} if begun.items is None else begun.items.to_dict()
+        embedded = {} if begun.items is None else _in_float32(begun.items.to_dict())
         if begun.managed is not None:
-            embedded = with_managed(embedded, begun.managed.to_dict())
+            embedded = with_managed(embedded, _in_float32(begun.managed.to_dict()))
         has_sid_U = _looked_up(batch.items, self.item.sids[0]) if self.item.sids else None
         return ItemLookup(
             embedded,
@@ -107,14 +122,17 @@ class Ranker(nn.Module):
         """context: as in `Lookups`."""
         embedded_BFD, aligned_BE = self.item(looked_up, batch.target_B, batch.history_BT, batch.stats_BS)
         if context is not None:
-            of_column = context.to_dict()
+            of_column = _in_float32(context.to_dict())
             context_BFD = torch.stack([of_column[name] for name in self.context_columns], dim=1)
             embedded_BFD = torch.cat([embedded_BFD, context_BFD], dim=1)
         length_B1 = torch.log1p((batch.history_BT > 0).sum(dim=1, keepdim=True).float())
         dense = [batch.dense_BX, length_B1, aligned_BE]
         if self.statistics is not None:
             dense.append(self.statistics(batch.stats_BS))
-        return self.backbone(torch.cat(dense, dim=1), embedded_BFD).squeeze(1)
+        if self.backbone_in is None:
+            return self.backbone(torch.cat(dense, dim=1), embedded_BFD).squeeze(1)
+        with torch.autocast(*self.backbone_in):
+            return self.backbone(torch.cat(dense, dim=1), embedded_BFD).squeeze(1).float()
 
     def forward(self, batch: Batch) -> tuple[Tensor, tuple[dict[str, Tensor], Tensor]]:
         """Returns the loss to differentiate, and (terms by name, logits [B]), detached, as TorchRec's pipelines expect.
@@ -151,6 +169,12 @@ class Ranker(nn.Module):
             hid_rows = batch.items if self.managed_hids is None else self.managed_hids(batch.items)[1]
             updates_B = self.updates(hid_rows)[batch.target_B]
         return self.gate.value(batch.stats_BS, updates_B).mean(dim=1).masked_fill(~has_sid_B, torch.nan)
+
+
+@fx.wrap  # TorchRec's pipelines trace the ranker, and fx cannot trace a loop over tables
+def _in_float32(embedded: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Lookups of another type as the layers read them."""
+    return {name: values.float() for name, values in embedded.items()}
 
 
 @fx.wrap  # TorchRec's pipelines trace the ranker, and fx cannot trace a search among keys
@@ -211,7 +235,9 @@ class GradientBoundary(nn.Module):
         return DetachedEmbeddings(self, embeddings) if hasattr(embeddings, "wait") else self.detached(embeddings)
 
     def detached(self, embeddings: KeyedTensor) -> KeyedTensor:
-        """The layers' copy of the embeddings, at which their backward stops."""
+        """The layers' copy of the embeddings, in float32, at which their backward stops."""
+        if embeddings.values().dtype != torch.float32:
+            embeddings = KeyedTensor(embeddings.keys(), embeddings.length_per_key(), embeddings.values().float())
         self.embeddings = embeddings
         self.leaf = embeddings.values().detach().requires_grad_()
         return KeyedTensor(embeddings.keys(), embeddings.length_per_key(), self.leaf)

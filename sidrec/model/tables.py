@@ -164,14 +164,20 @@ class ManagedCollisionRows(MCHManagedCollisionModule):
 
 
 def managed_table(
-    name: str, table: ItemTable, dim: int, init: float | None, device: torch.device = META, rows: bool = False
+    name: str,
+    table: ItemTable,
+    dim: int,
+    init: float | None,
+    device: torch.device = META,
+    rows: bool = False,
+    data_type: DataType = DataType.FP32,
 ) -> ManagedCollisionEmbeddingBagCollection:
     """A collection of one managed table. Its forward returns a pair: a KeyedTensor, and with `rows` the ids' rows.
 
     init: as in `embedding_tables`. The number of ranks must divide the table's rows.
     """
     assert table.managed is not None, "a managed table has a managed section"
-    collection = embedding_tables({name: table}, dim, {name: init}, device=device)
+    collection = embedding_tables({name: table}, dim, {name: init}, data_type, device)
     slots = ManagedCollisionRows(
         zch_size=table.rows,
         device=device,

@@ -3,7 +3,7 @@
 Shapes: N rows of a table, D its width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from typing import Any
 
@@ -22,7 +22,14 @@ from torchrec.distributed.mc_embeddingbag import (
 )
 from torchrec.distributed.model_parallel import DefaultDataParallelWrapper
 from torchrec.distributed.planner import ParameterConstraints
-from torchrec.distributed.types import ModuleSharder, ParameterSharding, ShardingEnv, ShardingPlan, ShardingType
+from torchrec.distributed.types import (
+    ModuleSharder,
+    ParameterSharding,
+    QuantizedCommCodecs,
+    ShardingEnv,
+    ShardingPlan,
+    ShardingType,
+)
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
 
@@ -40,13 +47,19 @@ from sidrec.parallel.process_group import Ranks
 from sidrec.parallel.update_counts import RowUpdates, count_updates, share_counts, updates_of
 from sidrec.plans.workload import tables_of
 
+NO_PARAMS: Mapping[str, Any] = {}
+
 
 def shard(
-    ranker: nn.Module, plan: ShardingPlan, optimizer: OptimizerConfig, seed: int, ranks: Ranks
+    ranker: nn.Module,
+    plan: ShardingPlan,
+    sharders: list[ModuleSharder[nn.Module]],
+    seed: int,
+    ranks: Ranks,
 ) -> DistributedModelParallel:
-    """Shards the model and fills its tables. plan: made for this model and this number of ranks."""
+    """Shards the model and fills its tables. plan: made for this model and this number of ranks. sharders: of
+    `sharders_of` this model."""
     configs = tables_of(ranker)
-    sharders = sharders_of(ranker, optimizer, seed)
     # torch's DDP rearranges its gradient buckets after a process's first step. More than two ranks then add gradients
     # in another order, and a resumed run would differ in the last bit. find_unused_parameters keeps the first
     # arrangement. On GPUs the order of additions is not fixed anyway.
@@ -62,17 +75,24 @@ def shard(
     return model
 
 
-def sharders_of(ranker: nn.Module, optimizer: OptimizerConfig, seed: int) -> list[ModuleSharder[nn.Module]]:
+def sharders_of(
+    ranker: nn.Module,
+    optimizer: OptimizerConfig,
+    seed: int,
+    params: Mapping[str, Any] = NO_PARAMS,
+    codecs: dict[str, QuantizedCommCodecs] | None = None,
+) -> list[ModuleSharder[nn.Module]]:
     """The sharders, with `optimizer` fused into the tables' backward.
 
+    params, codecs: formats of tables and exchanges (`sidrec.parallel.precision`); float32 without them.
     Sets an attribute on the HID table's weight if it has an optimizer of its own: TorchRec reads it there, as it reads
     what apply_optimizer_in_backward sets.
     """
-    plain = EveryTypeSharder(fused_params=fused_params(optimizer.tables))
+    plain = EveryTypeSharder(fused_params=fused_params(optimizer.tables) | dict(params), qcomm_codecs_registry=codecs)
     if optimizer.hid is not None:
         for name, weight in ranker.named_parameters():
             if name.endswith(f".embedding_bags.{HID}.weight"):
-                weight._optimizer_kwargs = [fused_params(optimizer.hid)]  # type: ignore[attr-defined]
+                weight._optimizer_kwargs = [fused_params(optimizer.hid) | dict(params)]  # type: ignore[attr-defined]
     return [plain, ManagedTableSharder(plain, seed)]
 
 

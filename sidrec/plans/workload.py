@@ -131,7 +131,7 @@ def recipe_workload(recipe: Recipe, data: Dataset, world: int) -> RecipeWorkload
     impressions_I = impressions_by_id(recipe.data.path / ITEMS, data.manifest.ids[ITEM_ID])
     seen_I = seen_at_least_once(impressions_I, rows * (1 + length))
     with torch.device("meta"):
-        model = Ranker(recipe.model, data.sizes)
+        model = Ranker(recipe.model, data.sizes, precision=recipe.precision)
     loads: dict[str, TableLoad] = {}
     workload = Workload(recipe.name, model, loads, rows)
     for name, table in workload.tables.items():

@@ -42,8 +42,9 @@ LIBRARIES = 90 << 20
 """Private bytes of a loader process that has no row yet: forked memory, imports, threads (measured)."""
 FORK_SERVER = 60 << 20
 """Private bytes of the fork server and the resource tracker of a rank's loader processes (measured)."""
-ON_DEVICE = {"sparse_dist": IN_STEP + 1, "plain": 2}
-"""Batches on a GPU by `parallel.pipeline`: sparse_dist also holds the ids that the next step's ranks have exchanged."""
+ON_DEVICE = {"sparse_dist": IN_STEP + 1, "prefetch": IN_STEP + 2, "plain": 2}
+"""Batches on a GPU by `parallel.pipeline`: sparse_dist also holds the ids that the next step's ranks have exchanged,
+prefetch those of two steps."""
 NCCL_BUFFER, NCCL_CHANNELS, NCCL_GROUPS, PEER_CHANNELS = 4 << 20, 16, 2, 2
 """NCCL's buffers: bytes of one (NCCL_BUFFSIZE), channels of a group's rings, groups (all ranks; ranks of a machine),
 channels to each other rank for the exchange of ids and vectors. Sends and receives have one each. Not measured."""

@@ -17,6 +17,7 @@ from sidrec.data.dataset import Dataset, assemble_dataset, check_item_ids, fit_i
 from sidrec.data.loader import SplitLoader, columns_of, open_split
 from sidrec.model.ranker import Ranker
 from sidrec.parallel.planning import hardware_of, local_world, make_plan
+from sidrec.parallel.precision import check_formats, check_plan, exchange_codecs, set_matrix_products, table_params
 from sidrec.parallel.process_group import Ranks, broadcast_object, run_on_all_ranks
 from sidrec.parallel.sharding import shard, sharders_of
 from sidrec.plans.hardware import Hardware
@@ -80,21 +81,28 @@ class Training:
 def build_training(recipe: Recipe, data: Dataset, ranks: Ranks, *, preflight: bool = False) -> Training:
     """Plans, checks, shards and fills the ranker. recipe.seed makes the dense layers equal on every rank.
 
-    preflight: print the stages, and check the planned run before a table is allocated. Raises as `make_plan` and, with
-    `preflight`, as `check_run` do; on all ranks together.
+    preflight: print the stages, and check the planned run before a table is allocated. Raises ConfigError for
+    formats that the device or the plan does not have; as `make_plan` and, with `preflight`, as `check_run` do; on all
+    ranks together.
     """
+    precision, device = recipe.precision, ranks.device
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+    run_on_all_ranks(ranks, lambda: check_formats(precision, recipe.parallel, device.type, capability))
+    set_matrix_products(precision)
     torch.manual_seed(recipe.seed)
-    ranker = Ranker(recipe.model, data.sizes)
+    ranker = Ranker(recipe.model, data.sizes, precision=precision, device=device.type)
     estimate = WorkloadEstimate(recipe, data, ranks.world)
-    sharders = sharders_of(ranker, recipe.optimizer, recipe.seed)
+    params = table_params(precision, recipe.parallel)
+    sharders = sharders_of(ranker, recipe.optimizer, recipe.seed, params, exchange_codecs(precision, device))
     if preflight:
         announce(ranks, "planning which rank holds which table")
     plan = make_plan(ranker, sharders, recipe.parallel, estimate.workload, ranks)
+    run_on_all_ranks(ranks, lambda: check_plan(precision, recipe.parallel, plan))
     plan_file = plan_file_of(plan, ranker, ranks.world, local_world(ranks), ranks.device.type)
     if preflight:
         check_run(recipe, lambda: planned_run(recipe, data, estimate.full, hardware_of(ranks), plan), ranks)
         announce(ranks, "allocating and filling tables")
-    model = shard(ranker, plan, recipe.optimizer, recipe.seed, ranks)
+    model = shard(ranker, plan, sharders, recipe.seed, ranks)
     optimizer = build_optimizer(model, recipe.optimizer, recipe.model.embedding_dim, by_flag=ranks.runs_ahead)
     return Training(model, optimizer, plan, plan_file)
 

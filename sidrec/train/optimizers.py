@@ -56,7 +56,7 @@ def build_optimizer(
 
 def _dense(config: DenseOptimizer, by_flag: bool) -> Factory:
     kinds: Mapping[str, Any] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "adagrad": torch.optim.Adagrad}
-    values = {"lr": config.lr, "weight_decay": config.weight_decay, **_kernels(by_flag)}
+    values = {"lr": config.lr, "weight_decay": config.weight_decay, **_kernels(by_flag or config.fused)}
     return lambda params: kinds[config.kind](params, **values)
 
 

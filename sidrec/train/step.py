@@ -22,7 +22,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torchrec.distributed import DistributedModelParallel
 from torchrec.distributed.embeddingbag import ShardedEmbeddingBagCollection
-from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+from torchrec.distributed.train_pipeline import PrefetchTrainPipelineSparseDist, TrainPipelineSparseDist
 
 from sidrec.checkpoint.tensor_shard import TensorShard
 from sidrec.config.recipe import TrainConfig
@@ -92,7 +92,7 @@ class TrainingStep:
         optimizer: ScheduledOptimizer,
         reader: LogReader,
         config: TrainConfig,
-        pipeline: Literal["sparse_dist", "plain"],
+        pipeline: Literal["sparse_dist", "prefetch", "plain"],
         done: int,
         ranks: Ranks,
     ) -> None:
@@ -109,11 +109,10 @@ class TrainingStep:
         self._flag = HostCopy(ranks.device)
         self._undecided: Values | None = None  # of the last step, until its flag is read
         self._results: list[StepResult] = []
-        self._pipeline = (
-            TrainPipelineSparseDist(model, self, ranks.device, custom_model_fwd=self.forward)
-            if pipeline == "sparse_dist"
-            else None
-        )
+        self._pipeline = None
+        if pipeline != "plain":
+            kind = PrefetchTrainPipelineSparseDist if pipeline == "prefetch" else TrainPipelineSparseDist
+            self._pipeline = kind(model, self, ranks.device, custom_model_fwd=self.forward)
         self._split_backward(True)
 
     def run(self, batches: Iterator[PackedBatch]) -> list[StepResult]:

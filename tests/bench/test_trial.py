@@ -12,7 +12,7 @@ from sidrec.bench.result import PHASES
 from sidrec.bench.subject import Subject, meta_model, workload_of
 from sidrec.bench.trial import PARTS, SplitStep, StepCounts, Trial, Visit, sharded_collections
 from sidrec.parallel.process_group import Ranks
-from sidrec.parallel.sharding import shard
+from sidrec.parallel.sharding import shard, sharders_of
 from sidrec.train.optimizers import build_optimizer
 from tests.bench.subjects import small_subject
 from tests.ranks import joined, run_on_ranks
@@ -24,7 +24,8 @@ TYPES = ("data_parallel", "table_wise", "row_wise", "grid_shard")
 def sharded(subject: Subject, name: str, ranks: Ranks) -> tuple[DistributedModelParallel, Optimizer]:
     plan = candidate_plans(subject, [name], workload_of(subject, ranks), None, ranks)[0].plan
     assert plan is not None
-    model = shard(subject.model(), plan, subject.optimizer, subject.seed, ranks)
+    ranker = subject.model()
+    model = shard(ranker, plan, sharders_of(ranker, subject.optimizer, subject.seed), subject.seed, ranks)
     return model, build_optimizer(model, subject.optimizer, dim=8)
 
 

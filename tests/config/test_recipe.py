@@ -48,7 +48,7 @@ def test_all_unknown_keys_at_once(recipe: Path) -> None:
         "data.btch_size: Unexpected keyword argument; expected one of path, catalog, train_on, label, batch_size, "
         "history_length, lanes, order, shuffle_rows, workers, bad_rows; did you mean batch_size?",
         "modle: Unexpected keyword argument; expected one of name, seed, data, tokenizer, model, start, optimizer, "
-        "parallel, train, checkpoint, evaluate; did you mean model?",
+        "parallel, precision, train, checkpoint, evaluate; did you mean model?",
     ]
 
 

@@ -69,7 +69,7 @@ def test_a_row_that_goes_to_another_id_starts_anew(optimizer: TableOptimizer) ->
         config_of_all = OptimizerConfig(tables=optimizer)
         sharders = sharders_of(model, config_of_all, SEED)
         plan = make_plan(model, sharders, ParallelConfig(), lambda: workload, ranks)
-        sharded = shard(model, plan, config_of_all, SEED, ranks)
+        sharded = shard(model, plan, sharders, SEED, ranks)
         (table,) = (module for module in sharded.modules() if isinstance(module, ShardedManagedTable))
         kernels, _ = table._table_to_tbe_and_index["hid"]
         (weight,) = kernels.split_embedding_weights()

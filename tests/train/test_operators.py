@@ -122,8 +122,9 @@ def sharded(model: Ranker) -> Iterator[DistributedModelParallel]:
     with joined_ranks() as ranks:
         optimizer = OptimizerConfig()
         workload = Workload("operators", model, {}, SMALL)
-        plan = make_plan(model, sharders_of(model, optimizer, 0), ParallelConfig(), lambda: workload, ranks)
-        yield shard(model, plan, optimizer, 0, ranks)
+        sharders = sharders_of(model, optimizer, 0)
+        plan = make_plan(model, sharders, ParallelConfig(), lambda: workload, ranks)
+        yield shard(model, plan, sharders, 0, ranks)
 
 
 def operators(model: Ranker) -> list[Counter[str]]:

@@ -85,8 +85,9 @@ def build_ranker(recipe: Recipe, data: Dataset, optimizer: str, sharding: str, r
             for number, table in enumerate(tables_of(ranker))
         },
     )
-    plan = planner.plan(ranker, sharders_of(ranker, recipe.optimizer, recipe.seed))
-    model = shard(ranker, plan, recipe.optimizer, recipe.seed, ranks)
+    sharders = sharders_of(ranker, recipe.optimizer, recipe.seed)
+    plan = planner.plan(ranker, sharders)
+    model = shard(ranker, plan, sharders, recipe.seed, ranks)
     return ShardedRanker(model, build_optimizer(model, recipe.optimizer, recipe.model.embedding_dim))
 
 
