@@ -9,7 +9,10 @@ losses next to the default's in results/precision_losses.json, one entry for eac
 
 import argparse
 import json
+import os
+import platform
 import statistics
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -65,11 +68,23 @@ def main(argv: Sequence[str]) -> int:
         print(_table(measured))
         if given.write:
             recorded = json.loads(FILE.read_text()) if FILE.exists() else {}
-            stack = find_stack()
-            conditions = {"recipe": given.recipe.name, "ranks": ranks.world, "sharding": given.sharding}
-            conditions |= {"torch": str(stack.torch), "torchrec": str(stack.torchrec), "seeds": given.seeds}
-            write_json(FILE, {**recorded, kind: {**conditions, "variants": measured}})
+            write_json(FILE, {**recorded, kind: {**_conditions(given, ranks.world), "variants": measured}})
     return 0
+
+
+def _conditions(given: argparse.Namespace, ranks: int) -> dict[str, Any]:
+    revision = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    stack = find_stack()
+    return {
+        "commit": subprocess.run(revision, check=True, capture_output=True, text=True).stdout.strip(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "torch": str(stack.torch),
+        "torchrec": str(stack.torchrec),
+        "recipe": given.recipe.name,
+        "ranks": ranks,
+        "sharding": given.sharding,
+        "seeds": given.seeds,
+    }
 
 
 def _measured(recipe: Recipe, name: str, seeds: int, ranks: Ranks) -> dict[str, Any]:

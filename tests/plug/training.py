@@ -26,7 +26,9 @@ ROWS, STEPS = 48, 6
 CPU = torch.device("cpu")
 
 
-def sharded(model: nn.Module, world: int, sharding: str) -> tuple[DistributedModelParallel, CombinedOptimizer]:
+def sharded(
+    model: nn.Module, world: int, sharding: str, device: torch.device = CPU
+) -> tuple[DistributedModelParallel, CombinedOptimizer]:
     """The model with its values and one sharding type for all tables.
 
     Tables learn in backward, where they are not replicated.
@@ -37,12 +39,12 @@ def sharded(model: nn.Module, world: int, sharding: str) -> tuple[DistributedMod
     collections = [module for module in model.modules() if isinstance(module, EmbeddingBagCollection)]
     names = [table.name for collection in collections for table in collection.embedding_bag_configs()]
     planner = EmbeddingShardingPlanner(
-        topology=Topology(world_size=world, compute_device="cpu"),
+        topology=Topology(world_size=world, compute_device=device.type),
         constraints={name: ParameterConstraints(sharding_types=[sharding]) for name in names},
         debug=False,
     )
     sharders: list[Any] = [EveryTypeSharder()]
-    distributed = DistributedModelParallel(model, device=CPU, plan=planner.plan(model, sharders), sharders=sharders)
+    distributed = DistributedModelParallel(model, device=device, plan=planner.plan(model, sharders), sharders=sharders)
     distributed.load_state_dict(state)  # TorchRec fills sharded tables anew
     return distributed, optimizer_of(distributed)
 
@@ -89,10 +91,15 @@ def train_in_loop(model: nn.Module, optimizer: Any, rank: int, world: int, steps
 
 
 def train_in_pipeline(
-    model: DistributedModelParallel, optimizer: CombinedOptimizer, rank: int, world: int, postproc: bool
+    model: DistributedModelParallel,
+    optimizer: CombinedOptimizer,
+    rank: int,
+    world: int,
+    postproc: bool,
+    device: torch.device = CPU,
 ) -> tuple[list[torch.Tensor], int]:
     """The logits [B] of every step, and how many collections were pipelined."""
-    pipeline = TrainPipelineSparseDist(model, optimizer, CPU, pipeline_postproc=postproc)
+    pipeline = TrainPipelineSparseDist(model, optimizer, device, pipeline_postproc=postproc)
     rows = batches(rank, world)
     logits = [pipeline.progress(rows)[1] for _ in range(STEPS)]
     return logits, len(pipeline._pipelined_modules)
