@@ -44,7 +44,7 @@ from benchmarks import criteo_rows, mlperf_rows
 from benchmarks.plugged_step_time import Steps, sharded_training
 from benchmarks.step_time import CODES, LEVELS, Shape, recipe_for, spread, write_data
 from benchmarks.tables import markdown_table
-from sidrec.data.batch import Batch
+from sidrec.data.batch import PackedBatch
 from sidrec.io.files import write_json
 from sidrec.parallel.process_group import Ranks, joined_ranks
 from sidrec.plug import ItemCounts, attach
@@ -83,17 +83,17 @@ def rankers(shape: Shape, folder: Path, ranks: Ranks) -> Iterator[tuple[str, Ste
         data = open_dataset(recipe, ranks)
         loader = open_loader(recipe, data, "train", shuffle=True, ranks=ranks)
         training = build_training(recipe, data, ranks)
-        kept = [pinned(batch, ranks) for batch in islice(loader.batches(0), KEPT_BATCHES)]
+        kept = [pinned(batch, ranks) for batch in islice(loader.packed_batches(0), KEPT_BATCHES)]
         loader.close()
         step = TrainingStep(
             training.model, training.optimizer, loader.reader, recipe.train, recipe.parallel.pipeline, 0, ranks
         )
         training.model.train()
         training.optimizer.set_factor(1.0)
-        yield name, _repeated(step, synced_batches(map(as_new, cycle(kept)), sys.maxsize, ranks))
+        yield name, _repeated(step, synced_batches(cycle(kept), sys.maxsize, ranks))
 
 
-def _repeated(step: TrainingStep, batches: Iterator[Batch]) -> Steps:
+def _repeated(step: TrainingStep, batches: Iterator[PackedBatch]) -> Steps:
     def steps(number: int) -> None:
         for _ in range(number):
             step.run(batches)
@@ -101,17 +101,13 @@ def _repeated(step: TrainingStep, batches: Iterator[Batch]) -> Steps:
     return steps
 
 
-def pinned(batch: Batch, ranks: Ranks) -> Batch:
+def pinned(batch: PackedBatch, ranks: Ranks) -> PackedBatch:
     """The batch in memory that a GPU reads directly."""
-    return batch.pin_memory() if ranks.device.type == "cuda" else batch
-
-
-def as_new(batch: Batch) -> Batch:
-    """The batch without what TorchRec's tensors remember of earlier steps."""
-    return replace(batch, items=_as_new(batch.items), context=_as_new(batch.context))
+    return replace(batch, block=batch.block.pin_memory()) if ranks.device.type == "cuda" else batch
 
 
 def _as_new(ids: KeyedJaggedTensor) -> KeyedJaggedTensor:
+    """The ids without what TorchRec's tensors remember of earlier steps."""
     return KeyedJaggedTensor(ids.keys(), ids.values(), lengths=ids.lengths(), stride=ids.stride())
 
 

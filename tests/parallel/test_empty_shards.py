@@ -63,8 +63,8 @@ def trained(
         planner = EmbeddingShardingPlanner(
             topology=Topology(world, "cpu", local_world_size=world), constraints=dict.fromkeys(sizes, by_rows)
         )
-        plan = planner.plan(model, sharders_of(model, config, seed=0))
-        sharded = shard(model, plan, config, 0, ranks)
+        sharders = sharders_of(model, config, seed=0)
+        sharded = shard(model, planner.plan(model, sharders), sharders, 0, ranks)
         for step in range(BATCHES):
             sharded(batch(sizes, step, rank, world)).backward()
         for name, value in sharded.state_dict().items():

@@ -46,7 +46,7 @@ def watched(pipeline: TrainPipelineSparseDist[Any, Any], rows: Any, model: Any) 
     """Reads of a steady step by place, and its joins and forward passes in order."""
     for module in model.modules():
         if isinstance(module, Coordination):
-            module.paths = GPU
+            module.paths = GPU._replace(regions="plain")
     for _ in range(STEADY):
         pipeline.progress(rows)
     order: list[str] = []
