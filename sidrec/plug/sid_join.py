@@ -61,6 +61,7 @@ class SidJoin(nn.Module):
     rows_IG: Tensor
     weights_IW: Tensor
     counts_IS: Tensor
+    with_sid_I: Tensor
 
     def __init__(
         self,
@@ -77,7 +78,14 @@ class SidJoin(nn.Module):
         self.stat_features = statistics.features if statistics else ()
         self.sequence_stats = tuple(statistics.of(name, item) for name in self.sequences) if statistics else ()
         counts_IS = _from_first_id(statistics, rows) if statistics else torch.zeros(len(rows.rows_IG), 0)
-        for name, value in (("rows_IG", rows.rows_IG), ("weights_IW", rows.weights_IW), ("counts_IS", counts_IS)):
+        with_sid_I = torch.arange(len(rows.rows_IG), dtype=torch.int32).mul_(rows.rows_IG[:, 0] > 0)
+        found = {
+            "rows_IG": rows.rows_IG,
+            "weights_IW": rows.weights_IW,
+            "counts_IS": counts_IS,
+            "with_sid_I": with_sid_I,
+        }
+        for name, value in found.items():
             self.register_buffer(name, value, persistent=False)  # they come from the catalog, not from checkpoints
 
     def forward(self, features: KeyedJaggedTensor, same_on_ranks: bool) -> JoinedSids:
@@ -145,7 +153,7 @@ class SidJoin(nn.Module):
 
     def _with_sid(self, ids_M: Tensor) -> Tensor:
         """int32: ids without a SID become 0."""
-        return torch.where(self.rows_IG[:, 0].index_select(0, ids_M) > 0, ids_M.int(), 0)
+        return self.with_sid_I.index_select(0, ids_M)
 
     def _statistics(self, features: KeyedJaggedTensor, target_B: Tensor) -> Tensor:
         if not self.stat_features:
