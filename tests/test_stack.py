@@ -8,7 +8,7 @@ import pytest
 
 from sidrec.doctor.machine_checks import stack
 from sidrec.errors import InstallationError
-from sidrec.stack import KNOWN, TESTED, Stack, fault, find_stack, repair, require_stack
+from sidrec.stack import KNOWN, REFUSED, TESTED, Stack, fault, find_stack, repair, require_stack
 
 
 def _distribution(site: Path, name: str, version: str, files: tuple[str, ...] = ()) -> None:
@@ -87,7 +87,8 @@ def test_the_cpu_build_under_a_cuda_torch(site: Path) -> None:
         (("2.13.0", "1.8.0", "1.8.0"), "ok", "torch 2.13.0 (cpu)"),
         (("2.11.0", "1.6.1", "1.6.0"), "note", "tested with these: models, plug-in, plans and ranks on Python 3.12"),
         (("2.12.0", "1.7.0", "1.7.0"), "note", "tested with these: nothing"),
-        (("2.15.0", "1.9.2", "1.9.0"), "problem", "sidrec has not been tried with torch 2.15.0"),
+        (("2.14.1", "1.9.2", "1.9.0"), "problem", "checkpoints and training have not been run"),
+        (("2.15.0", "1.9.2", "1.9.0"), "problem", "got 2.15.0 (FBGEMM 1.9.0 is built for torch 2.14"),
     ],
 )
 def test_the_doctor_knows_what_was_tested(releases: tuple[str, str, str], state: str, words: str) -> None:
@@ -101,6 +102,16 @@ def test_the_locks_are_the_triple_that_is_tested() -> None:
     releases = {name: release.rpartition(".")[0] for name, release in TESTED.items()}
     assert (KNOWN[0].torch, KNOWN[0].fbgemm) == (releases["torch"], releases["fbgemm"])
     assert releases["torchrec"] in KNOWN[0].torchrec
+
+
+def test_each_file_of_other_releases_is_known() -> None:
+    """`make other-versions` installs them: a triple that is accepted, or one that would be."""
+    files = sorted((Path(__file__).parents[1] / "requirements").glob("torch-*.txt"))
+    assert [file.stem for file in files] == ["torch-2.11", "torch-2.14"]
+    for file in files:
+        pins = dict(line.split("==") for line in file.read_text(encoding="utf-8").split())
+        releases = Stack(pins["torch"], "cpu", pins["torchrec"], pins["fbgemm-gpu-cpu"], "cpu", ("fbgemm-gpu-cpu",))
+        assert fault(releases) is None or ".".join(pins["torch"].split(".")[:2]) in REFUSED
 
 
 def test_two_builds_over_one_another(site: Path) -> None:
@@ -125,19 +136,9 @@ def test_nothing_is_installed(tmp_path: Path) -> None:
         ("2.12.1", "1.7.0", "1.7.0", None),
         ("2.11.0", "1.8.0", "1.6.0", None),
         ("2.11.0", "1.6.1", "1.6.0", None),
-        (
-            "2.14.0",
-            "1.9.2",
-            "1.9.0",
-            "sidrec has not been tried with torch 2.14.0; expected torch 2.13 or 2.12 or 2.11",
-        ),
-        (
-            "2.15.0",
-            "1.9.2",
-            "1.9.0",
-            "sidrec has not been tried with torch 2.15.0; expected torch 2.13 or 2.12 or 2.11",
-        ),
-        ("2.10.0", "1.8.0", "1.8.0", "expected torch 2.13 or 2.12 or 2.11, got 2.10.0"),
+        ("2.14.1", "1.9.2", "1.9.0", f"expected torch 2.11 or 2.12 or 2.13, got 2.14.1 ({REFUSED['2.14']})"),
+        ("2.15.0", "1.9.2", "1.9.0", f"expected torch 2.11 or 2.12 or 2.13, got 2.15.0 ({REFUSED['2.15']})"),
+        ("2.10.0", "1.8.0", "1.8.0", "expected torch 2.11 or 2.12 or 2.13, got 2.10.0"),
         ("2.13.0", "1.9.2", "1.8.0", "expected torchrec 1.6, 1.7, 1.8, got 1.9.2"),
     ],
 )
