@@ -1,20 +1,20 @@
-"""Rows of vectors in memory-mapped files, in three precisions.
+"""Rows of vectors in memory-mapped files.
 
     f32   as trained
     f16   half of it; half-precision rounding, relative 5e-4
     int8  a byte per value, and for each row its least value and a step, float32: rounding of half a step
+    i32   whole numbers, such as those of granules
 
 Shapes: R rows of a store, M rows that are taken, D width.
 """
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-Precision = Literal["f32", "f16", "int8"]
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+Precision = Literal["f32", "f16", "int8", "i32"]
 SCALES = "scales"
 LEVELS = 255
 ROWS_AT_A_TIME = 1 << 18
@@ -37,11 +37,11 @@ class RowStore:
         """D."""
         return int(self._rows_RD.shape[1])
 
-    def take(self, row_M: NDArray[np.int64]) -> Floats:
-        """The rows, float32 [M, D]. Raises IndexError for a row beyond the store."""
+    def take(self, row_M: NDArray[np.int64]) -> NDArray[Any]:
+        """The rows, float32 [M, D], or int64 of i32. Raises IndexError for a row beyond the store."""
         found_MD = self._rows_RD[row_M]
         if self._scales_R2 is None:
-            return found_MD.astype(np.float32, copy=False)
+            return found_MD.astype(np.int64 if found_MD.dtype == np.int32 else np.float32, copy=False)
         least_M1, step_M1 = np.hsplit(self._scales_R2[row_M], 2)
         return found_MD * step_M1 + least_M1
 
@@ -56,12 +56,12 @@ def scales_of(name: str) -> str:
     return f"{name}.{SCALES}.npy"
 
 
-def write_rows(folder: Path, name: str, rows_RD: Floats, precision: Precision) -> list[str]:
+def write_rows(folder: Path, name: str, rows_RD: NDArray[Any], precision: Precision) -> list[str]:
     """Writes a store; returns the names of its files. Zero rows stay zero in every precision.
 
     Raises ValueError for a value that is not finite in this precision. Memory: a block of rows at a time.
     """
-    kind = {"f32": np.float32, "f16": np.float16, "int8": np.uint8}[precision]
+    kind = {"f32": np.float32, "f16": np.float16, "int8": np.uint8, "i32": np.int32}[precision]
     rows = np.lib.format.open_memmap(folder / file_of(name, precision), mode="w+", dtype=kind, shape=rows_RD.shape)
     scales = None
     if precision == "int8":
@@ -69,6 +69,9 @@ def write_rows(folder: Path, name: str, rows_RD: Floats, precision: Precision) -
         scales = np.lib.format.open_memmap(folder / scales_of(name), mode="w+", dtype=np.float32, shape=shape)
     for first in range(0, len(rows_RD), ROWS_AT_A_TIME):
         part = slice(first, first + ROWS_AT_A_TIME)
+        if precision == "i32":
+            rows[part] = rows_RD[part]
+            continue
         block_RD = np.asarray(rows_RD[part], dtype=np.float32)
         _check_finite(block_RD, name, first, precision)
         if scales is None:

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from sidrec.serve import row_store
-from sidrec.serve.row_store import PRECISIONS, Precision, RowStore, write_rows
+from sidrec.serve.row_store import Precision, RowStore, write_rows
+
+PRECISIONS: tuple[Precision, ...] = ("f32", "f16", "int8")
 
 
 def _rows(rows: int = 1000, width: int = 16) -> row_store.Floats:
@@ -62,3 +64,11 @@ def test_a_row_beyond_the_store_is_an_error(tmp_path: Path) -> None:
     write_rows(tmp_path, "hid", _rows(), "f16")
     with pytest.raises(IndexError):
         RowStore(tmp_path, "hid", "f16").take(np.array([1000]))
+
+
+def test_whole_numbers_are_kept(tmp_path: Path) -> None:
+    rows_RG = np.array([[0, 0], [7, 2**31 - 1]], dtype=np.int64)
+    write_rows(tmp_path, "granules", rows_RG, "i32")
+    found = RowStore(tmp_path, "granules", "i32").take(np.array([1, 0]))
+    assert found.dtype == np.int64
+    assert found.tolist() == rows_RG[::-1].tolist()

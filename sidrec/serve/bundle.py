@@ -1,0 +1,190 @@
+"""A version of a bundle: its description, and its arrays opened and checked.
+
+    bundle.json             Description, with size and checksum of every other file
+    rows.onnx               B rows, each with a history of its own
+    request.onnx            C candidates that share one history
+    NAME.f16.npy            rows of an input of the graphs, or of a context column: `sidrec.serve.row_store`
+    index_NAME.npy          item id -> row of a store, for stores without a row per item
+    ids/COLUMN/             source id -> id: `sidrec.serve.id_lookup`
+    golden.npz              rows with the trained model's scores
+
+Shapes: U items, I item ids, M rows.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sidrec.errors import ContractError
+from sidrec.io.files import read_json
+from sidrec.serve.id_lookup import IdLookup
+from sidrec.serve.row_store import Precision, RowStore
+from sidrec.serve.versions import DESCRIPTION, version_folder
+
+FORMAT = 1
+BLOCK = 1 << 22
+SID, HAS_SID = "sid", "has_sid"
+"""The index from item ids to their SIDs, 0 for none; the input of the graphs that says whether an item has one."""
+NAME_LETTERS = 16
+"""Letters of a version's name."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """precision: of its rows. index: the index from item ids to its rows; empty where row i belongs to item id i."""
+
+    precision: Precision
+    index: str = ""
+
+
+@dataclass(frozen=True)
+class ContextColumn:
+    """A column of ids besides the item's. lists: whether a row has several, whose vectors are averaged."""
+
+    name: str
+    precision: Precision
+    lists: bool = False
+
+
+@dataclass(frozen=True)
+class Transform:
+    """How numbers x of the column `source` become a dense column: (log(1 + max(x, 0)) - mean) / deviation; a missing
+    number becomes 0, and 1 in the column `missing`, if there is one."""
+
+    source: str
+    mean: float
+    deviation: float
+    missing: str = ""
+
+
+@dataclass(frozen=True)
+class File:
+    """bytes and SHA-256 of a file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Description:
+    """The content of bundle.json.
+
+    run, step: the training run and its step. recipe, catalog, id_maps: fingerprints; empty without a catalog or maps.
+    items: I, the largest item id and one. history_length: positions of a history; longer ones lose their oldest.
+    dense, stats: names of these columns, in the order of the graphs. transforms: dense column -> how it is made.
+    context: columns in the order of the graphs. stores: input of the graphs -> its rows for items.
+    ids: id column -> seed of its index; without one, ids are numbers. tolerance, difference: the largest difference to
+    the trained model's logits that was allowed, and that was found. made_with: package -> version.
+    """
+
+    run: str
+    step: int
+    recipe: str
+    catalog: str
+    id_maps: str
+    items: int
+    history_length: int
+    dense: tuple[str, ...]
+    stats: tuple[str, ...]
+    context: tuple[ContextColumn, ...]
+    stores: Mapping[str, Store]
+    ids: Mapping[str, int]
+    tolerance: float
+    difference: float
+    made_with: Mapping[str, str]
+    transforms: Mapping[str, Transform] = field(default_factory=dict)
+    files: Mapping[str, File] = field(default_factory=dict)
+    format: int = FORMAT
+
+    @property
+    def version(self) -> str:
+        """The name of the version: a digest of all that the description says, the files' checksums included."""
+        return sha256(self.text().encode()).hexdigest()[:NAME_LETTERS]
+
+    def text(self) -> str:
+        """bundle.json."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True, allow_nan=False) + "\n"
+
+    @classmethod
+    def read(cls, folder: Path) -> "Description":
+        """Raises ContractError naming the key that is missing, unknown or wrong."""
+        path = folder / DESCRIPTION
+        raw = read_json(path, "the description of a bundle")
+        found = raw.get("format") if isinstance(raw, dict) else None
+        if found != FORMAT:
+            raise ContractError(f"{path}, format", f"{FORMAT}", found)
+        names = {each.name for each in fields(cls)}
+        if raw.keys() != names:
+            got = f"missing {sorted(names - raw.keys())}, unknown {sorted(raw.keys() - names)}"
+            raise ContractError(path, f"the keys {sorted(names)}", got)
+        try:
+            return cls(**_typed(raw))
+        except (TypeError, AttributeError, KeyError) as error:
+            raise ContractError(path, "values of the types that sidrec export writes", error) from None
+
+
+def _typed(raw: dict[str, Any]) -> dict[str, Any]:
+    made: dict[str, Any] = {name: tuple(raw[name]) for name in ("dense", "stats")}
+    made["context"] = tuple(ContextColumn(**each) for each in raw["context"])
+    for name, kind in (("stores", Store), ("transforms", Transform), ("files", File)):
+        made[name] = {key: kind(**value) for key, value in raw[name].items()}
+    return {**raw, **made}
+
+
+def file_of(path: Path) -> File:
+    """Size and checksum, read a block at a time. Raises OSError."""
+    digest = sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return File(path.stat().st_size, digest.hexdigest())
+
+
+class Bundle:
+    """An opened version. Its arrays are memory-mapped: it takes as much memory as its rows are used."""
+
+    def __init__(self, path: Path, check: bool = True) -> None:
+        """path: a bundle, whose version in use is opened, or a version. check: compare every file with its checksum.
+
+        Raises ContractError naming the file that is missing, cut or changed.
+        """
+        self.folder = version_folder(path)
+        self.description = Description.read(self.folder)
+        self._check_files(check)
+        self.stores = {name: RowStore(self.folder, name, of.precision) for name, of in self.description.stores.items()}
+        self.context = {of.name: RowStore(self.folder, of.name, of.precision) for of in self.description.context}
+        indexes = {of.index for of in self.description.stores.values() if of.index}
+        self.indexes = {name: np.load(self.folder / f"index_{name}.npy", mmap_mode="r") for name in indexes}
+        self.ids = {
+            column: IdLookup(self.folder / "ids" / column, seed) for column, seed in self.description.ids.items()
+        }
+
+    @property
+    def version(self) -> str:
+        """The version's name."""
+        return self.description.version
+
+    def _check_files(self, content: bool) -> None:
+        for name, expected in self.description.files.items():
+            path = self.folder / name
+            if not path.is_file():
+                raise ContractError(path, "a file of the bundle", "no such file")
+            size = path.stat().st_size
+            if size != expected.bytes:
+                raise ContractError(path, f"{expected.bytes:,} bytes", f"{size:,}; export the bundle again")
+            if content and file_of(path).sha256 != expected.sha256:
+                raise ContractError(path, "the content that was exported", "another one; export the bundle again")
+
+    def of_items(self, item_U: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """Input of the graphs -> its rows for these item ids; 0 is an unknown item, whose rows are zero."""
+        rows = {"": item_U} | {name: of_item_I[item_U].astype(np.int64) for name, of_item_I in self.indexes.items()}
+        found = {name: store.take(rows[self.description.stores[name].index]) for name, store in self.stores.items()}
+        if SID in rows:
+            found[HAS_SID] = rows[SID] > 0
+        return found

@@ -1,0 +1,262 @@
+"""Scores candidates of a user, and rows, from a bundle.
+
+    scorer = Scorer("bundle")
+    ranked = scorer.rank(user="u7", candidates=["B01", "B02"], history=["B09"], statistics={"stat_clicks": [3, 0]})
+    ranked.score_C                  # probabilities, in the order of the candidates
+
+Needs numpy and onnxruntime alone. Items and users that the bundle does not know are scored as unknown ones, and
+counted. Statistics are the items' counts as of now, dense columns and other ids are those of the log.
+
+Shapes: C candidates, B rows, T history positions, U distinct items (0 is empty), S statistics, X dense columns.
+"""
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import ArrayLike, NDArray
+
+from sidrec.errors import ContractError
+from sidrec.serve.bundle import Bundle, Description
+from sidrec.serve.id_lookup import UNKNOWN, Texts
+
+ITEM, USER = "item_id", "user_id"
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+SourceId = str | int
+Columns = Mapping[str, ArrayLike]
+ROWS, REQUEST = "rows.onnx", "request.onnx"
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """score_C: probabilities, in the order of the candidates. version: of the bundle that gave them."""
+
+    score_C: Floats
+    version: str
+    unknown_candidates: int
+    unknown_history: int
+    unknown_user: bool
+
+    def best(self, count: int | None = None) -> Ints:
+        """Places of the candidates, best first; the earlier of equal ones first."""
+        return np.argsort(-self.score_C, kind="stable")[:count]
+
+
+@dataclass
+class Counters:
+    """What was asked for and not known, since the scorer was opened."""
+
+    candidates: int = 0
+    unknown_candidates: int = 0
+    history: int = 0
+    unknown_history: int = 0
+    users: int = 0
+    unknown_users: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
+
+    def add(self, found: Ranked, history: int) -> None:
+        """Counts an answer. history: items that its history had."""
+        with self._lock:
+            self.candidates += len(found.score_C)
+            self.unknown_candidates += found.unknown_candidates
+            self.history += history
+            self.unknown_history += found.unknown_history
+            self.users += 1
+            self.unknown_users += found.unknown_user
+
+
+class Scorer:
+    """An opened bundle. Any number of threads may call it; `reload` puts a new version in use between two calls.
+
+    model: the version in use. Who asks it several things takes it once, so that a reload does not come between.
+    """
+
+    def __init__(self, bundle: Path | str, threads: int = 1, check: bool = True) -> None:
+        """bundle: the folder that `sidrec export` wrote. threads: of one call. check: compare files with checksums.
+
+        Raises ContractError, as `Bundle` does.
+        """
+        self._path, self._threads = Path(bundle), threads
+        self.model = Model(Bundle(self._path, check), threads)
+        self.counters = Counters()
+
+    def reload(self, check: bool = True) -> bool:
+        """Opens the version that the bundle's link names, if it is another one. Returns whether it was.
+
+        Raises ContractError, and keeps the version in use, if the new one cannot be opened.
+        """
+        bundle = Bundle(self._path, check)
+        if bundle.version == self.model.version:
+            return False
+        self.model = Model(bundle, self._threads)
+        return True
+
+    def rank(
+        self,
+        user: SourceId | None,
+        candidates: Sequence[SourceId],
+        history: Sequence[SourceId] = (),
+        statistics: Columns | None = None,
+        dense: Columns | None = None,
+        context: Mapping[str, SourceId | Sequence[SourceId]] | None = None,
+    ) -> Ranked:
+        """Probabilities of a user's candidates.
+
+        user: None for an unknown one. history: items that the user liked, oldest first. statistics: column -> a count
+        for each candidate. dense: column -> a number, or one for each candidate. context: other id columns of the log;
+        left out: unknown. Raises ContractError naming the column that is missing, unknown or of another length.
+        """
+        found = self.model.rank(user, candidates, history, statistics, dense, context)
+        self.counters.add(found, len(history))
+        return found
+
+
+class Model:
+    """An opened version: its arrays and graphs."""
+
+    def __init__(self, bundle: Bundle, threads: int) -> None:
+        self.bundle = bundle
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        self._sessions = {
+            name: onnxruntime.InferenceSession(bundle.folder / name, options, providers=["CPUExecutionProvider"])
+            for name in (ROWS, REQUEST)
+            if name in bundle.description.files
+        }
+        self._inputs = {name: {each.name for each in of.get_inputs()} for name, of in self._sessions.items()}
+
+    @property
+    def version(self) -> str:
+        """Its name."""
+        return self.bundle.version
+
+    @property
+    def description(self) -> Description:
+        """What it says of itself."""
+        return self.bundle.description
+
+    def _check_columns(self, statistics: Columns, dense: Columns, context: Mapping[str, Any]) -> None:
+        """Raises ContractError unless these are the model's columns."""
+        about = self.bundle.description
+        _check_names("statistics", statistics, about.stats)
+        _check_names("dense", dense, about.dense)
+        known = [column.name for column in about.context if column.name not in (USER, ITEM)]
+        if unknown := sorted(context.keys() - set(known)):
+            raise ContractError("context", f"some of the columns {known}", unknown)
+
+    def rank(
+        self,
+        user: SourceId | None,
+        candidates: Sequence[SourceId],
+        history: Sequence[SourceId] = (),
+        statistics: Columns | None = None,
+        dense: Columns | None = None,
+        context: Mapping[str, SourceId | Sequence[SourceId]] | None = None,
+    ) -> Ranked:
+        """As `Scorer.rank`."""
+        statistics, dense, context = statistics or {}, dense or {}, context or {}
+        self._check_columns(statistics, dense, context)
+        about, count = self.bundle.description, len(candidates)
+        item_CT = self.ids(ITEM, [*candidates, *history])
+        candidate_C, history_T = item_CT[:count], item_CT[count:]
+        latest_T = history_T[-about.history_length :]
+        distinct_U, bag_CT = np.unique(np.concatenate([[UNKNOWN], candidate_C, latest_T]), return_inverse=True)
+        inputs: dict[str, NDArray[Any]] = {
+            **self.bundle.of_items(distinct_U),
+            "target": bag_CT[1 : count + 1],
+            "history": _or_padding(bag_CT[count + 1 :]),
+            "stats": _columns("statistics", statistics, about.stats, count),
+            "dense": _columns("dense", dense, about.dense, count),
+        }
+        unknown_user = False
+        for column in about.context:
+            if column.name == ITEM:
+                rows = candidate_C
+            else:
+                given = user if column.name == USER else context.get(column.name)
+                rows = self.ids(column.name, _listed(given))
+                unknown_user |= column.name == USER and not rows.any()
+            inputs[f"context_{column.name}"] = self._context(column.name, column.lists, rows, count)
+        logit_C = self.run(REQUEST, inputs)
+        return Ranked(
+            score_C=_probability(logit_C),
+            version=self.bundle.version,
+            unknown_candidates=int((candidate_C == UNKNOWN).sum()),
+            unknown_history=int((history_T == UNKNOWN).sum()),
+            unknown_user=unknown_user,
+        )
+
+    def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> Floats:
+        """Logits of a graph; inputs that it does not read are left out."""
+        fed = {name: value for name, value in inputs.items() if name in self._inputs[graph]}
+        logits: Floats = self._sessions[graph].run(None, fed)[0]
+        return logits
+
+    def ids(self, column: str, source: Sequence[SourceId]) -> Ints:
+        """Ids of source ids; UNKNOWN for those that the bundle does not have. Without an index they are numbers."""
+        lookup = self.bundle.ids.get(column)
+        if lookup is not None:
+            return lookup.rows(Texts.of([str(each) for each in source]))
+        try:
+            found = np.array([int(each) for each in source], dtype=np.int64)
+        except (ValueError, OverflowError):
+            raise ContractError(
+                f"ids of {column}", "whole numbers, as the bundle has no index of them", source
+            ) from None
+        known = self._rows_of(column)
+        return np.where((found > UNKNOWN) & (found < known), found, UNKNOWN)
+
+    def _rows_of(self, column: str) -> int:
+        return self.bundle.description.items if column == ITEM else len(self.bundle.context[column])
+
+    def _context(self, column: str, lists: bool, rows: Ints, count: int) -> Floats:
+        """The column's vectors, [C, D]: a row for each candidate, or one for all."""
+        store = self.bundle.context[column]
+        if lists:
+            known = rows[rows > UNKNOWN]
+            mean_D = store.take(known).mean(axis=0) if len(known) else np.zeros(store.width, dtype=np.float32)
+            return np.broadcast_to(mean_D.astype(np.float32), (count, store.width))
+        if len(rows) not in (1, count):
+            raise ContractError(f"context, {column}", f"one id, or {count:,} of them", f"{len(rows):,}")
+        return np.broadcast_to(store.take(rows), (count, store.width))
+
+
+def _listed(given: SourceId | Sequence[SourceId] | None) -> list[SourceId]:
+    if given is None:
+        return [""]
+    return [given] if isinstance(given, str | int) else list(given)
+
+
+def _or_padding(bag_T: Ints) -> Ints:
+    """One position of padding for an empty history."""
+    return (bag_T if len(bag_T) else np.zeros(1, dtype=np.int64))[None, :]
+
+
+def _check_names(what: str, given: Mapping[str, Any], wanted: Sequence[str]) -> None:
+    missing, unknown = [name for name in wanted if name not in given], sorted(given.keys() - set(wanted))
+    if missing or unknown:
+        raise ContractError(what, f"the columns {list(wanted)}", f"missing {missing}, unknown {unknown}")
+
+
+def _columns(what: str, given: Mapping[str, ArrayLike], names: Sequence[str], count: int) -> Floats:
+    """The columns side by side, float32 [C, number of columns]. Raises ContractError."""
+    made = np.empty((count, len(names)), dtype=np.float32)
+    for place, name in enumerate(names):
+        values = np.asarray(given[name], dtype=np.float32)
+        if values.shape not in ((), (count,)):
+            raise ContractError(f"{what}, {name}", f"one number, or {count:,} of them", f"the shape {values.shape}")
+        made[:, place] = values
+    if not np.isfinite(made).all():
+        bad = names[int(np.argmax(~np.isfinite(made).all(axis=0)))]
+        raise ContractError(f"{what}, {bad}", "finite numbers", "others")
+    return made
+
+
+def _probability(logit_C: Floats) -> Floats:
+    return (1 / (1 + np.exp(-logit_C.astype(np.float64)))).astype(np.float32)
