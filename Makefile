@@ -78,12 +78,13 @@ $(OTHER)/installed: requirements/torch-$(TORCH).txt requirements/cpu.txt require
 # builds, so it leaves torch to them.
 COMPILE := build/uv/bin/uv pip compile -q --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
   --no-annotate --custom-compile-command "make lock" $(UPGRADE)
+EXTRAS := --extra data --extra study --extra export --extra serve
 LAUNCH := import tomllib; file = open('pyproject.toml', 'rb'); \
   print(*tomllib.load(file)['project']['optional-dependencies']['launch'], sep='\n')
 lock: build/uv/bin/uv
-	UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(COMPILE) pyproject.toml --extra cpu --extra data --extra study \
+	UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(COMPILE) pyproject.toml --extra cpu $(EXTRAS) \
 	  --no-emit-package fbgemm-gpu -o requirements/cpu.txt
-	$(COMPILE) pyproject.toml --extra cuda --extra data --extra study -o requirements/cuda.txt
+	$(COMPILE) pyproject.toml --extra cuda $(EXTRAS) -o requirements/cuda.txt
 	UV_FIND_LINKS="$(PIP_FIND_LINKS)" $(COMPILE) --group dev -c requirements/cpu.txt --no-emit-package torch \
 	  -o requirements/dev.txt
 	grep -v ^urllib3 requirements/cpu.txt > build/uv/pins.txt

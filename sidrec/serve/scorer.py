@@ -185,7 +185,7 @@ class Model:
             inputs[f"context_{column.name}"] = self._context(column.name, column.lists, rows, count)
         logit_C = self.run(REQUEST, inputs)
         return Ranked(
-            score_C=_probability(logit_C),
+            score_C=probability(logit_C),
             version=self.bundle.version,
             unknown_candidates=int((candidate_C == UNKNOWN).sum()),
             unknown_history=int((history_T == UNKNOWN).sum()),
@@ -209,10 +209,11 @@ class Model:
             raise ContractError(
                 f"ids of {column}", "whole numbers, as the bundle has no index of them", source
             ) from None
-        known = self._rows_of(column)
+        known = self.known_ids(column)
         return np.where((found > UNKNOWN) & (found < known), found, UNKNOWN)
 
-    def _rows_of(self, column: str) -> int:
+    def known_ids(self, column: str) -> int:
+        """The largest id of a column and one."""
         return self.bundle.description.items if column == ITEM else len(self.bundle.context[column])
 
     def _context(self, column: str, lists: bool, rows: Ints, count: int) -> Floats:
@@ -258,5 +259,6 @@ def _columns(what: str, given: Mapping[str, ArrayLike], names: Sequence[str], co
     return made
 
 
-def _probability(logit_C: Floats) -> Floats:
+def probability(logit_C: Floats) -> Floats:
+    """1 / (1 + exp(-logit))."""
     return (1 / (1 + np.exp(-logit_C.astype(np.float64)))).astype(np.float32)
