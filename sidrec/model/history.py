@@ -23,14 +23,17 @@ class Paths(NamedTuple):
     popular item has most of them.
     regions: how chains of operators between large tensors run (`sidrec.model.regions`): one by one, as one operator of
     the same functions, which is for tests, or as one that torch.compile has fused.
+    inline: only plain operators, of sizes that may vary, without gradients of our own: for the export of a graph.
     """
 
     rows: int
     balanced: bool = False
     regions: Literal["none", "plain", "compiled"] = "none"
+    inline: bool = False
 
 
 CPU, GPU = Paths(rows=512), Paths(rows=65_536, balanced=True, regions="compiled")
+EXPORT = Paths(rows=1 << 40, inline=True)
 
 
 def paths_of(device: torch.device) -> Paths:
@@ -136,6 +139,9 @@ class HistoryIndex:
 
     def sum(self, items_UD: Tensor, weight_BT: Tensor | None = None) -> Tensor:
         """sum_t weight[b, t] * items[bag[b, t]]: [B, D]."""
+        if self.paths.inline:
+            items_BTD = functional.embedding(self.bag_BT, items_UD)
+            return items_BTD.sum(dim=1) if weight_BT is None else torch.einsum("bt,btd->bd", weight_BT, items_BTD)
         return functional.embedding_bag(self.bag_BT, items_UD, mode="sum", per_sample_weights=weight_BT)
 
     def products(self, items_UD: Tensor, rows_BD: Tensor) -> Tensor:
@@ -219,6 +225,8 @@ def _index(history_BT: Tensor, paths: Paths | None) -> HistoryIndex:
 
 @fx.wrap
 def _mean(items_UD: Tensor, history: HistoryIndex) -> Tensor:
+    if history.paths.inline:
+        return history.sum(items_UD) / history.count_B1
     mean_BD: Tensor = _Mean.apply(items_UD, history)  # type: ignore[no-untyped-call]
     return mean_BD
 
@@ -233,12 +241,16 @@ def _items(items_UD: Tensor, history: HistoryIndex) -> Tensor:
 
 @fx.wrap
 def _weighted_sum(items_UD: Tensor, weight_BT: Tensor, history: HistoryIndex) -> Tensor:
+    if history.paths.inline:
+        return history.sum(items_UD, weight_BT)
     sum_BD: Tensor = _WeightedSum.apply(items_UD, weight_BT, history)  # type: ignore[no-untyped-call]
     return sum_BD
 
 
 @fx.wrap
 def _products(items_UD: Tensor, target_BD: Tensor, history: HistoryIndex) -> Tensor:
+    if history.paths.inline:
+        return history.products(items_UD, target_BD)
     products_BT: Tensor = _Products.apply(items_UD, target_BD, history)  # type: ignore[no-untyped-call]
     return products_BT
 

@@ -416,13 +416,18 @@ class ContentRepresentation(ItemRepresentation):
         self.hid_pooling, self.content_pooling = build_pooling(pooling, dim), build_pooling(pooling, dim)
         self.rate, self.history_rate = config.hid_dropout, config.hid_dropout_history
 
+    def embed(self, items: ItemLookup) -> Tensor:
+        """The projected content [U, D]; zero for padding and items without content."""
+        if "content" not in items.computed:
+            assert items.content_UV is not None, "the ranker passes on the batch's content"
+            known_U1 = items.content_UV.any(dim=1, keepdim=True)
+            items.computed["content"] = self.project(items.content_UV) * known_U1
+        return items.computed["content"]
+
     def forward(
         self, items: ItemLookup, target_B: Tensor, history_BT: Tensor, stats_BS: Tensor
     ) -> tuple[Tensor, Tensor]:
-        assert items.content_UV is not None, "the ranker passes on the batch's content"
-        hid_UD = items.embedded[HID]
-        known_U1 = items.content_UV.any(dim=1, keepdim=True)  # padding and items without content stay zero
-        content_UD = self.project(items.content_UV) * known_U1
+        hid_UD, content_UD = items.embedded[HID], self.embed(items)
         hid_BD = zero_where(hids_dropped(items, self.rate), functional.embedding(target_B, hid_UD))
         content_BD = functional.embedding(target_B, content_UD)
         history = items.index(history_BT)

@@ -164,6 +164,8 @@ def _scores(
 ) -> Tensor:
     """Scores [B, T], `rows` of the history's paths at a time. Backward recomputes a chunk instead of keeping its
     [R, T, H] tensors."""
+    if history.paths.inline:
+        return _score(items_UD, target_BD, history, layers, slopes)
     rows = history.paths.rows
     if len(target_BD) <= rows:  # the sums of the batch share its segments
         parts = [history]

@@ -6,6 +6,7 @@
 Shapes: B rows, F embedding features, D width, X dense columns, S statistics, E alignment features.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -120,15 +121,19 @@ class Ranker(nn.Module):
 
     def _score(self, batch: Batch, looked_up: ItemLookup, context: Any) -> Tensor:
         """context: as in `Lookups`."""
-        embedded_BFD, aligned_BE = self.item(looked_up, batch.target_B, batch.history_BT, batch.stats_BS)
-        if context is not None:
-            of_column = _in_float32(context.to_dict())
-            context_BFD = torch.stack([of_column[name] for name in self.context_columns], dim=1)
-            embedded_BFD = torch.cat([embedded_BFD, context_BFD], dim=1)
-        length_B1 = torch.log1p((batch.history_BT > 0).sum(dim=1, keepdim=True).float())
-        dense = [batch.dense_BX, length_B1, aligned_BE]
+        of_column = {} if context is None else _in_float32(context.to_dict())
+        rows = RowInputs(batch.target_B, batch.history_BT, batch.stats_BS, batch.dense_BX)
+        return self.score_rows(looked_up, rows, [of_column[name] for name in self.context_columns])
+
+    def score_rows(self, items: ItemLookup, rows: "RowInputs", context: Sequence[Tensor]) -> Tensor:
+        """Logits [B], from what was looked up. context: a column's embeddings each, [B, D]."""
+        embedded_BFD, aligned_BE = self.item(items, rows.target_B, rows.history_BT, rows.stats_BS)
+        if context:
+            embedded_BFD = torch.cat([embedded_BFD, torch.stack(list(context), dim=1)], dim=1)
+        length_B1 = torch.log1p((rows.history_BT > 0).sum(dim=1, keepdim=True).float())
+        dense = [rows.dense_BX, length_B1, aligned_BE]
         if self.statistics is not None:
-            dense.append(self.statistics(batch.stats_BS))
+            dense.append(self.statistics(rows.stats_BS))
         if self.backbone_in is None:
             return self.backbone(torch.cat(dense, dim=1), embedded_BFD).squeeze(1)
         with torch.autocast(*self.backbone_in):
@@ -211,6 +216,15 @@ class Lookups(NamedTuple):
     managed: Any
     hid_rows: Any
     context: Any
+
+
+class RowInputs(NamedTuple):
+    """What the model reads of the rows besides embeddings: fields of Batch."""
+
+    target_B: Tensor
+    history_BT: Tensor
+    stats_BS: Tensor
+    dense_BX: Tensor
 
 
 class GradientBoundary(nn.Module):

@@ -1,0 +1,113 @@
+"""The ranker after its lookups as a graph of ONNX: the modules that were trained, not a copy of them.
+
+Inputs of the graph, by name; each is there if the model reads it:
+
+    hid, sid, content       float32 [U, D]   e_hid, e_sid and the projected content of the items; row 0 is zero
+    has_sid                 bool [U]         whether the item has a SID
+    token_weights           float32 [U, W]   granules: int64 [U, G]   updates: float32 [U, 1]
+    target, history         int64 [B], [B, T]      places of the items among the U; 0 is padding
+    stats, dense            float32 [B, S], [B, X]
+    context_COLUMN          float32 [B, D]
+
+Shapes: U items, B rows, T history positions, D width, W token weights, G granularities, S statistics, X dense columns.
+"""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sidrec.config.item import Item
+from sidrec.config.item_parts import MatchStatsAlignment
+from sidrec.config.model import ModelConfig
+from sidrec.data.dataset import Sizes
+from sidrec.data.item_tables import HID
+from sidrec.model.history import EXPORT
+from sidrec.model.items import ItemLookup
+from sidrec.model.ranker import Ranker, RowInputs
+
+LOGIT = "logit"
+SID, HAS_SID = "sid", "has_sid"
+
+
+class ScoredRows(nn.Module):
+    """The ranker's part that is exported: from the inputs above to logits [B]."""
+
+    def __init__(self, ranker: Ranker) -> None:
+        super().__init__()
+        self.ranker = ranker.eval()
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        items = ItemLookup(
+            embedded={HID: inputs[HID]} if HID in inputs else {},
+            token_weights_UW=inputs.get("token_weights", inputs["target"].new_zeros(0, 0).float()),
+            granules_UG=inputs.get("granules"),
+            has_sid_U=inputs.get("has_sid"),
+            updates_U=inputs["updates"].squeeze(1) if "updates" in inputs else None,
+            paths=EXPORT,
+            computed={name: inputs[name] for name in ("sid", "content") if name in inputs},
+        )
+        rows = RowInputs(inputs["target"], inputs["history"], inputs["stats"], inputs["dense"])
+        context = [inputs[f"context_{name}"] for name in self.ranker.context_columns]
+        return self.ranker.score_rows(items, rows, context)
+
+
+def item_inputs(item: Item) -> tuple[str, ...]:
+    """Names of the inputs that hold rows of items."""
+    sids = item.sids
+    read = {
+        HID: item.hids is not None,
+        SID: sids is not None,
+        HAS_SID: sids is not None,
+        "content": bool(item.content_columns),
+        "token_weights": sids is not None and sids.token_weights in ("append", "both"),
+        "granules": sids is not None and isinstance(sids.alignment, MatchStatsAlignment),
+        "updates": item.reads_updates,
+    }
+    return tuple(name for name, is_read in read.items() if is_read)
+
+
+def example_inputs(config: ModelConfig, sizes: Sizes, rows: int = 5, items: int = 7) -> dict[str, Tensor]:
+    """Zeros for every input, for tracing. Three history positions."""
+    granularities = len(config.item.sids.granularities) if config.item.sids else 0
+    dim = config.embedding_dim
+    of_items = {
+        HID: torch.zeros(items, dim),
+        SID: torch.zeros(items, dim),
+        HAS_SID: torch.zeros(items, dtype=torch.bool),
+        "content": torch.zeros(items, dim),
+        "token_weights": torch.zeros(items, granularities),
+        "granules": torch.zeros(items, granularities, dtype=torch.int64),
+        "updates": torch.zeros(items, 1),
+    }
+    return {
+        **{name: of_items[name] for name in item_inputs(config.item)},
+        "target": torch.zeros(rows, dtype=torch.int64),
+        "history": torch.zeros(rows, 3, dtype=torch.int64),
+        "stats": torch.zeros(rows, len(sizes.stats_mean)),
+        "dense": torch.zeros(rows, sizes.dense),
+        **{f"context_{name}": torch.zeros(rows, dim) for name in sizes.context_rows},
+    }
+
+
+def write_graph(ranker: Ranker, inputs: dict[str, Tensor], path: Path) -> None:
+    """Writes the graph of ONNX. inputs: as `example_inputs` makes them; ranker: with its layers' trained weights.
+
+    Raises ExportError naming the recipe's part that cannot be exported.
+    """
+    module = ScoredRows(ranker)
+    sizes = {name: _varying(name) for name in inputs}
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.export's and onnxscript's own deprecations
+        program = torch.export.export(module, (inputs,), dynamic_shapes=(sizes,))
+        exported = torch.onnx.export(program, input_names=list(inputs), output_names=[LOGIT], verbose=False)
+    assert exported is not None, "torch.onnx.export without a file returns the graph"
+    exported.save(path)
+
+
+def _varying(name: str) -> dict[int, Any]:
+    """The dimensions of an input that vary."""
+    automatic = torch.export.Dim.DYNAMIC
+    return {0: automatic, 1: automatic} if name == "history" else {0: automatic}
