@@ -40,6 +40,11 @@ GROUPS = {
         "study": Command("sidrec.cli.study:study", "does it help? train variants of a recipe, compare them"),
         "table": Command("sidrec.cli.runs:table", "list the tables of a checkpoint, export one to a file"),
     },
+    "Serve": {
+        "export": Command("sidrec.cli.serving:export", "export a run to a bundle that scores without torch"),
+        "score": Command("sidrec.cli.serving:score", "score files of rows with a bundle"),
+        "serve": Command("sidrec.cli.serving:serve", "answer requests with a bundle, over HTTP"),
+    },
     "Sharding plans": {
         "plan": Command("sidrec.cli.plans:plan", "make a sharding plan for any hardware, explain it, export it", True),
         "bench": Command(

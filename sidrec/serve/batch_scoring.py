@@ -275,7 +275,8 @@ class _Rows:
         store = self._model.bundle.context[name]
         sum_BD = np.zeros((self._size, store.width), dtype=np.float32)
         np.add.at(sum_BD, row_P, store.take(ids_P[ids_P > UNKNOWN]))
-        return sum_BD / np.maximum(np.bincount(row_P, minlength=self._size), 1).astype(np.float32)[:, None]
+        counts_B = np.maximum(np.bincount(row_P, minlength=self._size), 1).astype(np.float32)
+        return (sum_BD / counts_B[:, None]).astype(np.float32, copy=False)
 
     def _numbers(self, names: Sequence[str]) -> Floats:
         made_BX = np.empty((self._size, len(names)), dtype=np.float32)

@@ -9,7 +9,7 @@ Shapes: R rows of a store, M rows that are taken, D width.
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +56,16 @@ def scales_of(name: str) -> str:
     return f"{name}.{SCALES}.npy"
 
 
-def write_rows(folder: Path, name: str, rows_RD: NDArray[Any], precision: Precision) -> list[str]:
+class RowsToWrite(Protocol):
+    """An array [R, D], or what gives its parts when it is sliced."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, rows: slice, /) -> NDArray[Any]: ...
+
+
+def write_rows(folder: Path, name: str, rows_RD: RowsToWrite, precision: Precision) -> list[str]:
     """Writes a store; returns the names of its files. Zero rows stay zero in every precision.
 
     Raises ValueError for a value that is not finite in this precision. Memory: a block of rows at a time.
@@ -65,9 +74,9 @@ def write_rows(folder: Path, name: str, rows_RD: NDArray[Any], precision: Precis
     rows = np.lib.format.open_memmap(folder / file_of(name, precision), mode="w+", dtype=kind, shape=rows_RD.shape)
     scales = None
     if precision == "int8":
-        shape = (len(rows_RD), 2)
+        shape = (rows_RD.shape[0], 2)
         scales = np.lib.format.open_memmap(folder / scales_of(name), mode="w+", dtype=np.float32, shape=shape)
-    for first in range(0, len(rows_RD), ROWS_AT_A_TIME):
+    for first in range(0, rows_RD.shape[0], ROWS_AT_A_TIME):
         part = slice(first, first + ROWS_AT_A_TIME)
         if precision == "i32":
             rows[part] = rows_RD[part]

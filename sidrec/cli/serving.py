@@ -1,0 +1,160 @@
+"""`sidrec export | score | serve`: a run becomes a bundle; a bundle scores files and answers requests.
+
+Of these, `export` alone needs the stack of training. Functions import what they need when they are called.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from sidrec.command_line import describe, metavar, parse
+from sidrec.errors import ConfigError
+
+EXPORT = describe(
+    "Exports a trained run to a bundle, which scores rows and answers requests without torch. The bundle's scores are "
+    "compared with the trained model's before it is put in use.",
+    "sidrec export runs/shop/seed0 bundle",
+    "sidrec export --use 3f09a1c2b4d5e6f7 bundle",
+)
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to export, and how exactly."""
+
+    paths: tyro.conf.Positional[Annotated[tuple[Path, ...], metavar("[RUN] BUNDLE")]]
+    """Run directory, and the folder of the bundle, which may hold earlier versions. With --use: the bundle alone."""
+    store: Literal["f32", "f16", "int8"] = "f16"
+    """Precision of the vectors of items and context columns."""
+    checkpoint: Annotated[str | None, metavar("{newest,best,step-N}", "best if the run keeps one, else newest")] = None
+    """Checkpoint to export."""
+    tolerance: Annotated[float | None, metavar("LOGIT", "that of the precision")] = None
+    """Largest difference of a logit from the trained model's."""
+    rows: int = 50_000
+    """Rows that are compared, at most; of the first split that the recipe evaluates."""
+    use: Annotated[str | None, metavar("VERSION", "none")] = None
+    """Puts an earlier version of the bundle in use again, and exports nothing."""
+
+
+def export(argv: Sequence[str]) -> None:
+    """Exports RUN to BUNDLE. Raises SidrecError."""
+    options = parse(ExportOptions, argv, "sidrec export", EXPORT)
+    wanted = 1 if options.use else 2
+    if len(options.paths) != wanted:
+        expected = "a bundle, as --use exports no run" if options.use else "a run directory and a bundle"
+        raise ConfigError(f"sidrec export: expected {expected}, got {len(options.paths)} paths")
+    if options.use:
+        from sidrec.serve.versions import use
+
+        use(options.paths[0], options.use)
+        print(f"{options.paths[0]}: version {options.use} is in use")
+        return
+
+    from sidrec.stack import require_stack
+
+    require_stack()
+    from sidrec.export.exporting import Wanted, export_run
+    from sidrec.parallel.process_group import joined_ranks
+
+    run, bundle = options.paths
+    with joined_ranks() as ranks:
+        if ranks.world > 1:
+            raise ConfigError(
+                f"sidrec export: expected one process, got {ranks.world} ranks; start it without torchrun"
+            )
+        made = export_run(
+            run, bundle, Wanted(options.store, options.tolerance, options.checkpoint, options.rows), ranks
+        )
+    print(f"{made.rows:,} rows of {made.split}: logits differ by at most {made.difference:.2g}")
+    print(f"{bundle}: version {made.version} is in use, {made.bytes:,} bytes")
+
+
+SCORE = describe(
+    "Scores rows of CSV or Parquet files, which hold ids as the raw log has them, with a bundle.",
+    "sidrec score bundle tomorrow.parquet scores",
+)
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """What to score, and where to."""
+
+    bundle: tyro.conf.Positional[Annotated[Path, metavar("BUNDLE")]]
+    """Bundle, as `sidrec export` makes it, or one of its versions."""
+    rows: tyro.conf.Positional[Annotated[Path, metavar("IN")]]
+    """CSV or Parquet file, or a folder of them."""
+    out: tyro.conf.Positional[Annotated[Path, metavar("OUT")]]
+    """Folder for the parts. The same command goes on after the last part that is there."""
+    threads: int = 1
+    """Threads of the graph."""
+
+
+def score(argv: Sequence[str]) -> None:
+    """Scores IN into OUT. Raises SidrecError."""
+    options = parse(ScoreOptions, argv, "sidrec score", SCORE)
+
+    from sidrec.io.progress import Bar
+    from sidrec.serve.batch_scoring import Input, score_files
+    from sidrec.serve.bundle import Bundle
+    from sidrec.serve.scorer import Model
+
+    model = Model(Bundle(options.bundle), options.threads)
+    with Bar(total=Input.of(options.rows).rows, desc="scoring", unit=" rows", unit_scale=True) as bar:
+        found = score_files(model, options.rows, options.out, lambda rows: bar.update(rows) and None)
+    unknown = f"{found.unknown_items:,} on unknown items, {found.unknown_users:,} of unknown users"
+    print(f"{options.out}: {found.rows:,} rows in {found.parts} parts, version {model.version}; {unknown}")
+
+
+SERVE = describe(
+    "Answers requests over HTTP by the Open Inference Protocol, version 2, until SIGTERM. A new version of the bundle "
+    "is taken up without a pause.",
+    "sidrec serve bundle --port 8080 --workers 4",
+)
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """What to serve, and how."""
+
+    bundle: tyro.conf.Positional[Annotated[Path, metavar("BUNDLE")]]
+    """Bundle, as `sidrec export` makes it."""
+    name: str = "sidrec"
+    """Name of the model in URLs."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for all of this machine."""
+    port: int = 8080
+    """Port to listen on."""
+    workers: int = 2
+    """Threads that score."""
+    waiting: int = 256
+    """Most requests that wait for a thread; more are refused with status 503."""
+    most_candidates: int = 10_000
+    """Most candidates of a request."""
+    most_body_bytes: int = 8 << 20
+    """Most bytes of a request."""
+    reload_seconds: float = 1.0
+    """Time between two looks for a new version; 0: never."""
+
+
+def serve(argv: Sequence[str]) -> None:
+    """Serves BUNDLE. Raises SidrecError."""
+    options = parse(ServeOptions, argv, "sidrec serve", SERVE)
+
+    from sidrec.serve.protocol import Limits
+    from sidrec.serve.scorer import Scorer
+    from sidrec.serve.server import Settings
+    from sidrec.serve.server import serve as serve_until_ended
+
+    settings = Settings(
+        name=options.name,
+        host=options.host,
+        port=options.port,
+        workers=options.workers,
+        waiting=options.waiting,
+        reload_seconds=options.reload_seconds,
+        limits=Limits(candidates=options.most_candidates, body=options.most_body_bytes),
+    )
+    serve_until_ended(Scorer(options.bundle), settings)

@@ -1,0 +1,257 @@
+"""`sidrec export`: a run becomes a version of a bundle, is compared with the trained model, and is published.
+
+The bundle scores rows of a split as the trained model did. If a logit differs by more than the tolerance, nothing is
+published.
+
+Shapes: B rows of a batch, U item bags, T history positions.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+import sidrec
+from sidrec.checkpoint.checkpoint_store import chosen_checkpoint
+from sidrec.checkpoint.dcp_storage import load_shards
+from sidrec.checkpoint.state import load_model
+from sidrec.checkpoint.stored_tables import StoredCheckpoint, table_name
+from sidrec.checkpoint.tensor_shard import MODEL, read_index, whole_tensor
+from sidrec.checkpoint.train_state import Position, check_catalog, check_own_data, read_position
+from sidrec.config import Recipe
+from sidrec.config.model import RoutesPooling
+from sidrec.data.batch import Batch, PackedBatch
+from sidrec.data.dataset import Dataset
+from sidrec.data.loader import columns_of
+from sidrec.errors import ConfigError, ContractError
+from sidrec.export.graph import example_inputs, write_graph
+from sidrec.export.item_stores import ItemStores, write_context
+from sidrec.id_maps import IdMaps, source_ids
+from sidrec.io.files import write_text
+from sidrec.metrics.exact import load_metrics
+from sidrec.metrics.predictions import Predictions, load_predictions
+from sidrec.model.history import EXPORT
+from sidrec.model.ranker import Ranker
+from sidrec.parallel.process_group import Ranks
+from sidrec.schema import ITEM_ID, USER_ID
+from sidrec.serve.batch_scoring import texts_of
+from sidrec.serve.bundle import Bundle, Description, File, Transform, file_of
+from sidrec.serve.id_lookup import write_ids
+from sidrec.serve.row_store import Precision
+from sidrec.serve.scorer import ROWS, Model
+from sidrec.serve.versions import DESCRIPTION, check_bundle_folder, new_version, publish
+from sidrec.train.assembly import build_training, inputs_of, open_dataset, open_loader
+from sidrec.train.evaluation import score_split
+from sidrec.train.run_directory import RunDirectory
+
+TOLERANCES: Mapping[Precision, float] = {"f32": 1e-4, "f16": 2e-2, "int8": 2e-1}
+"""Largest difference of a logit, by the precision of vectors."""
+MADE_WITH = ("torch", "torchrec", "onnx", "onnxscript")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """precision: of vectors. tolerance: None for that of the precision. checkpoint: see `chosen_checkpoint`. rows: of
+    the split that are compared, at most."""
+
+    precision: Precision = "f16"
+    tolerance: float | None = None
+    checkpoint: str | None = None
+    rows: int = 50_000
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was published. rows: of `split` that were compared. bytes: of the version's files."""
+
+    folder: Path
+    version: str
+    difference: float
+    rows: int
+    split: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A trained run, opened: its layers are loaded, its tables are not."""
+
+    path: Path
+    recipe: Recipe
+    data: Dataset
+    checkpoint: StoredCheckpoint
+    position: Position
+    ranker: Ranker
+
+
+def export_run(path: Path, out: Path, wanted: Wanted, ranks: Ranks) -> Exported:
+    """Exports the run in `path` to the bundle `out`, and puts the new version in use.
+
+    Raises ConfigError for a recipe that cannot be exported, and for scores that differ too much; ContractError and
+    CheckpointError as an evaluation does.
+    """
+    check_bundle_folder(out)
+    run = _open(path, wanted.checkpoint, ranks)
+    split = run.recipe.evaluate.splits[0]
+    with new_version(out) as partial:
+        about = _write(run, partial, wanted)
+        difference, rows = _difference(run, Bundle(partial, check=False), split, wanted.rows, ranks)
+        if not difference <= about.tolerance:
+            raise ConfigError(
+                f"{path}: expected logits of the bundle within {about.tolerance:g} of the trained model's on {rows:,} "
+                f"rows of {split}, got {difference:.3g}; --store f32 keeps all digits, --tolerance allows more"
+            )
+        about = replace(about, difference=difference, files=_files(partial))
+        write_text(partial / DESCRIPTION, about.text())
+        folder = publish(out, partial, about.version)
+    return Exported(folder, about.version, difference, rows, split, sum(of.bytes for of in about.files.values()))
+
+
+def _open(path: Path, which: str | None, ranks: Ranks) -> _Run:
+    run = RunDirectory(path)
+    recipe = run.recipe()
+    recipe = replace(recipe, parallel=replace(recipe.parallel, plan=None))
+    refuse(recipe)
+    data = open_dataset(recipe, ranks)
+    saved = chosen_checkpoint(run.checkpoints, which, ranks)
+    position = read_position(saved)
+    check_own_data(saved, position, data, inputs_of(recipe, data))
+    check_catalog(saved, position, data.fingerprint)
+    index = read_index(saved)
+    ranker = Ranker(recipe.model, data.sizes, EXPORT)
+    layers = [(name, value) for name, value in ranker.state_dict().items() if table_name(f"{MODEL}/{name}") is None]
+    load_shards(saved, index, [whole_tensor(f"{MODEL}/{name}", value) for name, value in layers], ranks.control)
+    return _Run(path, recipe, data, StoredCheckpoint(saved, index), position, ranker)
+
+
+def refuse(recipe: Recipe) -> None:
+    """Raises ConfigError, naming the key, for a recipe whose scores need more than a bundle holds."""
+    item = recipe.model.item
+    if item.hids is not None and not item.hids.rows_are_ids and item.hids.kind == "managed_collision":
+        why = "its rows belong to ids only within the training that assigns them"
+        raise ConfigError(f"model.item.hid_index: expected exact or modulo for an export, got managed_collision: {why}")
+    if isinstance(recipe.model.history_pooling, RoutesPooling):
+        why = "the loader chooses the items of a route by search in long histories, which no bundle does yet"
+        raise ConfigError(f"model.history_pooling: expected another kind for an export, got routes: {why}")
+
+
+def _write(run: _Run, folder: Path, wanted: Wanted) -> Description:
+    """Writes all files, and a description that does not know of them yet."""
+    recipe, data, tables = run.recipe, run.data, run.checkpoint.tables
+    try:
+        stores = ItemStores(folder, recipe, data, run.ranker, tables, wanted.precision).write()
+        context = write_context(folder, data, tables, wanted.precision)
+    except ValueError as error:
+        raise ConfigError(f"{run.path}: --store {wanted.precision}: {error}") from None
+    write_graph(run.ranker, example_inputs(recipe.model, data.sizes), folder / ROWS)
+    manifest = data.manifest
+    dense = columns_of(recipe.data, recipe.model, manifest).log.dense
+    about = Description(
+        run=str(run.path),
+        step=run.position.step,
+        recipe=recipe.name,
+        catalog=data.fingerprint or "",
+        id_maps=IdMaps(manifest.id_maps).fingerprint if manifest.id_maps else "",
+        items=manifest.ids[ITEM_ID],
+        history_length=recipe.data.history_length,
+        dense=dense,
+        stats=manifest.stats,
+        context=context,
+        stores=stores,
+        ids=_write_ids(run, folder),
+        tolerance=TOLERANCES[wanted.precision] if wanted.tolerance is None else wanted.tolerance,
+        difference=0.0,
+        made_with={"sidrec": sidrec.__version__, **{name: installed(name) for name in MADE_WITH}},
+        transforms={
+            name: Transform(of.source, of.mean, of.deviation, f"{name}_missing" if f"{name}_missing" in dense else "")
+            for name, of in manifest.transforms.items()
+            if name in dense
+        },
+        files=_files(folder),
+    )
+    write_text(folder / DESCRIPTION, about.text())
+    return about
+
+
+def _files(folder: Path) -> dict[str, File]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != DESCRIPTION)
+    return {str(path.relative_to(folder)): file_of(path) for path in paths}
+
+
+def _write_ids(run: _Run, folder: Path) -> dict[str, int]:
+    """Writes the index of every id column that has a map. Returns their seeds."""
+    seeds = {}
+    for column in dict.fromkeys((ITEM_ID, USER_ID, *run.data.sizes.context_rows)):
+        if column in run.data.manifest.id_maps and (column == ITEM_ID or column in run.data.sizes.context_rows):
+            texts = source_ids(run.recipe.data.path, column).cast(pa.large_string()).combine_chunks()
+            chunk = texts.chunk(0) if isinstance(texts, pa.ChunkedArray) else texts
+            seeds[column] = write_ids(folder / "ids" / column, texts_of(chunk))
+    return seeds
+
+
+# Comparison with the trained model.
+
+
+def _difference(run: _Run, bundle: Bundle, split: str, most: int, ranks: Ranks) -> tuple[float, int]:
+    """The largest difference of a logit, and the rows that were compared."""
+    expected = _trained_scores(run, split, ranks)
+    score_of_row = dict(zip(expected.row_N.tolist(), expected.score_N.tolist(), strict=True))
+    model, largest, rows = Model(bundle, threads=1), 0.0, 0
+    for packed in _batches(run, split, ranks):
+        batch = packed.to(torch.device("cpu"))
+        kept_B = (batch.weight_B > 0).numpy()
+        found_B = model.run(ROWS, row_inputs(bundle, packed, batch))[kept_B]
+        wanted_B = np.array([score_of_row[row] for row in batch.row_B.numpy()[kept_B].tolist()])
+        largest = max(largest, float(np.abs(found_B - wanted_B).max(initial=0)))
+        rows += len(found_B)
+        if rows >= most:
+            break
+    if not rows:
+        raise ContractError(f"{run.path}, split {split}", "rows to compare the bundle with", "none")
+    return largest, rows
+
+
+def _trained_scores(run: _Run, split: str, ranks: Ranks) -> Predictions:
+    """Those that the run recorded with this checkpoint, or else those of the model, which is loaded."""
+    directory = RunDirectory(run.path)
+    recorded: Any = load_metrics(directory.metrics) if directory.metrics.exists() else {}
+    of_step = recorded.get(split, {}).get("all", {}).get("step") == run.position.step
+    if of_step and directory.predictions(split).exists():
+        return load_predictions(directory.predictions(split), split)
+    sharded = build_training(run.recipe, run.data, ranks)
+    load_model(run.checkpoint.path, sharded.model, None, ranks)
+    return score_split(run.recipe, run.data, sharded.model, split, ranks)
+
+
+def _batches(run: _Run, split: str, ranks: Ranks) -> Iterator[PackedBatch]:
+    loader = open_loader(run.recipe, run.data, split, shuffle=False, ranks=ranks)
+    try:
+        yield from loader.packed_batches(0)
+    finally:
+        loader.close()
+
+
+def row_inputs(bundle: Bundle, packed: PackedBatch, batch: Batch) -> dict[str, NDArray[Any]]:
+    """A batch of the loader as inputs of the graph."""
+    place: Any = packed.block.places["ids_U"]
+    ids_U = packed.block.tensor(place).numpy().astype(np.int64)
+    made: dict[str, NDArray[Any]] = {
+        **bundle.of_items(ids_U),
+        "target": batch.target_B.numpy(),
+        "history": batch.history_BT.numpy(),
+        "stats": batch.stats_BS.numpy(),
+        "dense": batch.dense_BX.numpy(),
+    }
+    for name, ids in batch.context.to_dict().items():
+        store, lengths_B = bundle.context[name], ids.lengths().numpy()
+        vectors_ND = store.take(ids.values().numpy())
+        sum_BD = np.zeros((len(lengths_B), store.width), dtype=np.float32)
+        np.add.at(sum_BD, np.repeat(np.arange(len(lengths_B)), lengths_B), vectors_ND)
+        made[f"context_{name}"] = sum_BD / np.maximum(lengths_B, 1).astype(np.float32)[:, None]
+    return made
