@@ -44,7 +44,7 @@ from sidrec.serve.batch_scoring import texts_of
 from sidrec.serve.bundle import Bundle, Description, File, Transform, file_of
 from sidrec.serve.id_lookup import write_ids
 from sidrec.serve.row_store import Precision
-from sidrec.serve.scorer import ROWS, Model
+from sidrec.serve.scorer import REQUEST, ROWS, Model
 from sidrec.serve.versions import DESCRIPTION, check_bundle_folder, new_version, publish
 from sidrec.train.assembly import build_training, inputs_of, open_dataset, open_loader
 from sidrec.train.evaluation import score_split
@@ -149,7 +149,9 @@ def _write(run: _Run, folder: Path, wanted: Wanted) -> Description:
         context = write_context(folder, data, tables, wanted.precision)
     except ValueError as error:
         raise ConfigError(f"{run.path}: --store {wanted.precision}: {error}") from None
-    write_graph(run.ranker, example_inputs(recipe.model, data.sizes), folder / ROWS)
+    inputs = example_inputs(recipe.model, data.sizes)
+    write_graph(run.ranker, inputs, folder / ROWS)
+    write_graph(run.ranker, inputs, folder / REQUEST, shared=True)
     manifest = data.manifest
     dense = columns_of(recipe.data, recipe.model, manifest).log.dense
     about = Description(

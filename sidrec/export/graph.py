@@ -5,13 +5,15 @@ Inputs of the graph, by name; each is there if the model reads it:
     hid, sid, content       float32 [U, D]   e_hid, e_sid and the projected content of the items; row 0 is zero
     has_sid                 bool [U]         whether the item has a SID
     token_weights           float32 [U, W]   granules: int64 [U, G]   updates: float32 [U, 1]
-    target, history         int64 [B], [B, T]      places of the items among the U; 0 is padding
+    target, history         int64 [B], [B, T]      places of the items among the U; 0 is padding; history [1, T] where
+                                             all rows share one
     stats, dense            float32 [B, S], [B, X]
     context_COLUMN          float32 [B, D]
 
 Shapes: U items, B rows, T history positions, D width, W token weights, G granularities, S statistics, X dense columns.
 """
 
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from sidrec.config.item_parts import MatchStatsAlignment
 from sidrec.config.model import ModelConfig
 from sidrec.data.dataset import Sizes
 from sidrec.data.item_tables import HID
-from sidrec.model.history import EXPORT
+from sidrec.model.history import EXPORT, EXPORT_SHARED
 from sidrec.model.items import ItemLookup
 from sidrec.model.ranker import Ranker, RowInputs
 
@@ -33,11 +35,14 @@ SID, HAS_SID = "sid", "has_sid"
 
 
 class ScoredRows(nn.Module):
-    """The ranker's part that is exported: from the inputs above to logits [B]."""
+    """The ranker's part that is exported: from the inputs above to logits [B].
 
-    def __init__(self, ranker: Ranker) -> None:
+    shared: all rows have one history, and the input `history` is [1, T].
+    """
+
+    def __init__(self, ranker: Ranker, shared: bool) -> None:
         super().__init__()
-        self.ranker = ranker.eval()
+        self.ranker, self.shared = ranker.eval(), shared
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         items = ItemLookup(
@@ -46,10 +51,11 @@ class ScoredRows(nn.Module):
             granules_UG=inputs.get("granules"),
             has_sid_U=inputs.get("has_sid"),
             updates_U=inputs["updates"].squeeze(1) if "updates" in inputs else None,
-            paths=EXPORT,
+            paths=EXPORT_SHARED if self.shared else EXPORT,
             computed={name: inputs[name] for name in ("sid", "content") if name in inputs},
         )
-        rows = RowInputs(inputs["target"], inputs["history"], inputs["stats"], inputs["dense"])
+        history_BT = inputs["history"].expand(inputs["target"].shape[0], -1) if self.shared else inputs["history"]
+        rows = RowInputs(inputs["target"], history_BT, inputs["stats"], inputs["dense"])
         context = [inputs[f"context_{name}"] for name in self.ranker.context_columns]
         return self.ranker.score_rows(items, rows, context)
 
@@ -92,13 +98,16 @@ def example_inputs(config: ModelConfig, sizes: Sizes, rows: int = 5, items: int 
     }
 
 
-def write_graph(ranker: Ranker, inputs: dict[str, Tensor], path: Path) -> None:
-    """Writes the graph of ONNX. inputs: as `example_inputs` makes them; ranker: with its layers' trained weights.
+def write_graph(ranker: Ranker, inputs: dict[str, Tensor], path: Path, shared: bool = False) -> None:
+    """Writes a graph of ONNX. inputs: as `example_inputs` makes them; ranker: with its layers' trained weights.
 
-    Raises ExportError naming the recipe's part that cannot be exported.
+    shared: of candidates that share one history.
     """
-    module = ScoredRows(ranker)
-    sizes = {name: _varying(name) for name in inputs}
+    module = ScoredRows(ranker, shared)
+    inputs = {**inputs, "history": inputs["history"][:1]} if shared else inputs
+    sizes = {name: _varying(name, shared) for name in inputs}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it reports that torchvision is missing
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.export's and onnxscript's own deprecations
         program = torch.export.export(module, (inputs,), dynamic_shapes=(sizes,))
@@ -107,7 +116,9 @@ def write_graph(ranker: Ranker, inputs: dict[str, Tensor], path: Path) -> None:
     exported.save(path)
 
 
-def _varying(name: str) -> dict[int, Any]:
+def _varying(name: str, shared: bool) -> dict[int, Any]:
     """The dimensions of an input that vary."""
-    automatic = torch.export.Dim.DYNAMIC
-    return {0: automatic, 1: automatic} if name == "history" else {0: automatic}
+    varies = torch.export.Dim.DYNAMIC
+    if name != "history":
+        return {0: varies}
+    return {1: varies} if shared else {0: varies, 1: varies}

@@ -24,16 +24,18 @@ class Paths(NamedTuple):
     regions: how chains of operators between large tensors run (`sidrec.model.regions`): one by one, as one operator of
     the same functions, which is for tests, or as one that torch.compile has fused.
     inline: only plain operators, of sizes that may vary, without gradients of our own: for the export of a graph.
+    shared: all rows have the history of the first one. With `inline` alone.
     """
 
     rows: int
     balanced: bool = False
     regions: Literal["none", "plain", "compiled"] = "none"
     inline: bool = False
+    shared: bool = False
 
 
 CPU, GPU = Paths(rows=512), Paths(rows=65_536, balanced=True, regions="compiled")
-EXPORT = Paths(rows=1 << 40, inline=True)
+EXPORT, EXPORT_SHARED = Paths(rows=1 << 40, inline=True), Paths(rows=1 << 40, inline=True, shared=True)
 
 
 def paths_of(device: torch.device) -> Paths:
@@ -139,6 +141,9 @@ class HistoryIndex:
 
     def sum(self, items_UD: Tensor, weight_BT: Tensor | None = None) -> Tensor:
         """sum_t weight[b, t] * items[bag[b, t]]: [B, D]."""
+        if self.paths.shared:
+            items_TD = functional.embedding(self.bag_BT[0], items_UD)
+            return items_TD.sum(dim=0).expand(self.bag_BT.shape[0], -1) if weight_BT is None else weight_BT @ items_TD
         if self.paths.inline:
             items_BTD = functional.embedding(self.bag_BT, items_UD)
             return items_BTD.sum(dim=1) if weight_BT is None else torch.einsum("bt,btd->bd", weight_BT, items_BTD)
@@ -148,6 +153,8 @@ class HistoryIndex:
         """rows[b] . items[bag[b, t]]: [B, T]."""
         if self.paths.regions != "none":
             return PRODUCTS.forward(self.paths.regions, items_UD, self.bag_BT, rows_BD)[0]
+        if self.paths.shared:
+            return rows_BD @ functional.embedding(self.bag_BT[0], items_UD).t()
         return torch.bmm(functional.embedding(self.bag_BT, items_UD), rows_BD.unsqueeze(2)).squeeze(2)
 
     def transposed_sum(self, rows_BD: Tensor, bags: int, weight_BT: Tensor | None = None) -> Tensor:
@@ -233,6 +240,8 @@ def _mean(items_UD: Tensor, history: HistoryIndex) -> Tensor:
 
 @fx.wrap
 def _items(items_UD: Tensor, history: HistoryIndex) -> Tensor:
+    if history.paths.shared:
+        return functional.embedding(history.bag_BT[0], items_UD).expand(history.bag_BT.shape[0], -1, -1)
     if not history.paths.balanced:
         return functional.embedding(history.bag_BT, items_UD)
     items_BTD: Tensor = _Items.apply(items_UD, history)  # type: ignore[no-untyped-call]
