@@ -160,8 +160,13 @@ class SemanticPart(nn.Module):
 
     def embed(self, items: ItemLookup) -> Tensor:
         """e_sid [U, D]; computed once for a batch, and where a region does it, scaled to unit length too."""
+        if "sid" not in items.computed:
+            self._fuse(items)
+        return items.computed["sid"]
+
+    def _fuse(self, items: ItemLookup) -> None:
         granules = [items.embedded[name] for name in self.sids]
-        if "sid" not in items.computed and not self.multiply and isinstance(self.fusion, GranularityFusion):
+        if not self.multiply and isinstance(self.fusion, GranularityFusion):
             with_unit = self.alignment is not None and self.alignment.compares_units
             found = fused(self.fusion, granules, items.regions, with_unit)
             items.computed.update(zip(("sid", "unit"), found, strict=False))
@@ -171,7 +176,6 @@ class SemanticPart(nn.Module):
                 granules_UGD = granules_UGD * items.token_weights_UW.unsqueeze(2)
             rows_UG = items.granules_UG if self.counted else None
             items.computed["sid"] = self.fusion(granules_UGD, rows_UG, items.embedded[HID] if self.guided else None)
-        return items.computed["sid"]
 
     def dense(
         self,
