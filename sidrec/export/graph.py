@@ -103,17 +103,21 @@ def write_graph(ranker: Ranker, inputs: dict[str, Tensor], path: Path, shared: b
 
     shared: of candidates that share one history.
     """
-    module = ScoredRows(ranker, shared)
     inputs = {**inputs, "history": inputs["history"][:1]} if shared else inputs
-    sizes = {name: _varying(name, shared) for name in inputs}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it reports that torchvision is missing
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.export's and onnxscript's own deprecations
-        program = torch.export.export(module, (inputs,), dynamic_shapes=(sizes,))
+        program = traced(ScoredRows(ranker, shared), inputs)
         exported = torch.onnx.export(program, input_names=list(inputs), output_names=[LOGIT], verbose=False)
     assert exported is not None, "torch.onnx.export without a file returns the graph"
     exported.save(path)
+
+
+def traced(module: ScoredRows, inputs: dict[str, Tensor]) -> torch.export.ExportedProgram:
+    """The module's operators, for any number of rows, items and history positions."""
+    sizes = {name: _varying(name, module.shared) for name in inputs}
+    return torch.export.export(module, (inputs,), dynamic_shapes=(sizes,))
 
 
 def _varying(name: str, shared: bool) -> dict[int, Any]:
