@@ -217,6 +217,8 @@ class _Rows:
         """Ids of source ids; a missing one is unknown."""
         if pa.types.is_dictionary(values.type):
             values = values.dictionary_decode()
+        if pa.types.is_floating(values.type):  # 4.0 is another text than 4
+            raise ContractError(f"{self._where}, column {name}", "texts or whole numbers", values.type)
         lookup = self._model.bundle.ids.get(name)
         if lookup is None:
             found = self._cast(name, values, pa.int64())

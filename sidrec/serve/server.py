@@ -12,11 +12,12 @@ SIGTERM the server is no longer ready, answers what it has accepted, and ends.
 import asyncio
 import json
 import logging
+import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
@@ -311,11 +312,21 @@ def serve(scorer: Scorer, settings: Settings) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Says that it is not ready as soon as it is asked to end, while it still answers."""
+    """Says that it is not ready as soon as it is asked to end, while it still answers; then ends with status 0."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self._service = service
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """In place of uvicorn's, which raises the signal again when all is answered."""
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         self._service.ready = False
