@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,13 +27,14 @@ INFER = "/v2/models/shop/infer"
 class Server:
     """A process of `sidrec serve`."""
 
-    def __init__(self, bundle: Path, *flags: str) -> None:
+    def __init__(self, bundle: Path, log: Path, *flags: str) -> None:
         with socket.socket() as found:
             found.bind(("127.0.0.1", 0))
             self.port = found.getsockname()[1]
         words = ["serve", str(bundle), "--name", "shop", "--port", str(self.port), "--reload-seconds", "0.1", *flags]
-        self._events = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would stop the server
-        self.process = subprocess.Popen([sys.executable, "-m", "sidrec", *words], stdout=self._events)
+        self._events = log
+        with log.open("w") as events:  # a pipe that nobody reads would stop the server
+            self.process = subprocess.Popen([sys.executable, "-m", "sidrec", *words], stdout=events)
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             try:
@@ -57,8 +57,7 @@ class Server:
         """Sends SIGTERM; returns the events that were logged."""
         self.process.send_signal(signal.SIGTERM)
         assert self.process.wait(timeout=60) == 0
-        self._events.seek(0)
-        return [json.loads(line) for line in self._events]
+        return [json.loads(line) for line in self._events.read_text().splitlines()]
 
 
 def body_of(row: dict[str, Any]) -> bytes:
@@ -80,7 +79,7 @@ def bodies(world: World) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def server(world: World) -> Iterator[Server]:
-    found = Server(world.bundle, "--most-body-bytes", "100000")
+    found = Server(world.bundle, world.folder / "events", "--most-body-bytes", "100000")
     yield found
     if found.process.poll() is None:
         found.end()
@@ -142,8 +141,8 @@ def test_versions_switch_under_load_without_a_failed_or_mixed_answer(
     for store in ("int8", "f32"):
         assert cli.main(["export", str(world.run), str(bundle), "--store", store]) == 0
     versions = {path.name: path for path in (bundle / "versions").iterdir()}
-    server = Server(bundle)
-    alone = {name: Server(path) for name, path in versions.items()}
+    server = Server(bundle, tmp_path / "events")
+    alone = {name: Server(path, tmp_path / name) for name, path in versions.items()}
     expected = {name: [of.ask("POST", INFER, body)[1] for body in bodies[:10]] for name, of in alone.items()}
     for of in alone.values():
         of.end()
@@ -181,7 +180,7 @@ def test_a_damaged_version_is_not_taken_up(world: World, tmp_path: Path, bodies:
     damaged, sound = (
         path.name for path in sorted((bundle / "versions").iterdir(), key=lambda path: path.stat().st_mtime)
     )
-    server = Server(bundle)
+    server = Server(bundle, tmp_path / "events")
     (bundle / "versions" / damaged / "rows.onnx").write_bytes(b"damaged")
     use(bundle, damaged)
     time.sleep(1)
