@@ -10,9 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PRODUCT = ("sidrec", "data_prep", "launch")
-MOST_MODULES = 219
-"""Files of the product, `__init__` apart: 160, and 59 of the 60 that later rooms may add (ids, reports, tracking,
-studies, fused regions, number formats, a table's initial values, and how machines meet)."""
+MOST_MODULES = 231
+"""Files of the product, `__init__` apart: 160, the 60 that later rooms may add, and 11 more of export and serve."""
 MOST_LINES, MOST_LINES_OF_A_FUNCTION, MOST_LINES_OF_THE_README = 450, 60, 200
 VAGUE_NAMES = {"utils", "util", "helpers", "common", "misc", "base"}
 UNCLEAR = re.compile(

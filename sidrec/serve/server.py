@@ -294,6 +294,7 @@ def serve(scorer: Scorer, settings: Settings) -> None:
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_Json())
     LOG.addHandler(handler)
+    LOG.propagate = False
     LOG.setLevel(logging.INFO)
     service = Service(scorer, settings)
     config = uvicorn.Config(
