@@ -259,7 +259,7 @@ def _broken(cell: str, limit: int) -> list[str]:
 
 
 def _is_number(word: str) -> bool:
-    return word.lstrip("([<>=+-~")[:1].isdigit()
+    return word.lstrip("([<>=+-~.")[:1].isdigit()  # also .71
 
 
 def shortened(word: str, limit: int) -> str:

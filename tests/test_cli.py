@@ -197,7 +197,8 @@ def test_a_reader_that_has_seen_enough_ends_the_command_quietly() -> None:
 def test_unknown_command() -> None:
     done = _sidrec("trian")
     assert done.returncode == 2
-    commands = "init, prep, fit, train, evaluate, report, compare, study, table, plan, bench, recipe, schema, doctor"
+    commands = "init, prep, fit, train, evaluate, report, compare, study, table, export, score, serve, plan, bench, "
+    commands += "recipe, schema, doctor"
     assert done.stderr == f"sidrec: error: expected one of the commands {commands}, got 'trian'; did you mean train?\n"
 
 

@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from sidrec.errors import ContractError
 from sidrec.serve.bundle import Bundle, Description
 from sidrec.serve.id_lookup import UNKNOWN, Texts
+from sidrec.serve.versions import version_folder
 
 ITEM, USER = "item_id", "user_id"
 Ints = NDArray[np.int64]
@@ -90,10 +91,9 @@ class Scorer:
 
         Raises ContractError, and keeps the version in use, if the new one cannot be opened.
         """
-        bundle = Bundle(self._path, check)
-        if bundle.version == self.model.version:
+        if version_folder(self._path) == self.model.bundle.folder:  # a version never changes
             return False
-        self.model = Model(bundle, self._threads)
+        self.model = Model(Bundle(self._path, check), self._threads)
         return True
 
     def rank(

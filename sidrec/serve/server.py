@@ -114,6 +114,7 @@ class Service:
     # The model's versions.
 
     async def _watch(self) -> None:
+        said = ""
         while True:
             await asyncio.sleep(self.settings.reload_seconds)
             before = self.scorer.model.version
@@ -121,8 +122,11 @@ class Service:
                 changed = await asyncio.to_thread(self.scorer.reload)
             except (SidrecError, OSError, ValueError) as error:
                 self.metrics.reloads.labels("failed").inc()
-                _log("reload_failed", error=str(error), version=before)
+                if str(error) != said:  # once, not every second
+                    _log("reload_failed", error=str(error), version=before)
+                said = str(error)
                 continue
+            said = ""
             if changed:
                 self.metrics.reloads.labels("done").inc()
                 self.metrics.use(self.scorer.model.version)

@@ -243,7 +243,7 @@ def test_memory_of_rows_counts_all_places(folder: Path) -> None:
         bytes_per_row(columns_of(data, ModelConfig(item=HidItem(), context=context), manifest_of(folder)))
         for context in (("cat_device",), ("cat_device", "cat_tags"))
     )
-    assert two - one == 8 * 2
+    assert two - one == 4 * 2
 
 
 @pytest.mark.parametrize(

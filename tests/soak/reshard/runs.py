@@ -19,7 +19,7 @@ from sidrec.checkpoint.rowwise_adagrad_reshard import Columns, column_shards
 from sidrec.checkpoint.state import load_model, state_shards
 from sidrec.config import Recipe
 from sidrec.config.recipe import AdagradTables, DenseOptimizer, OptimizerConfig, RowwiseAdagradTables, SgdTables
-from sidrec.data.batch import PackedBatch
+from sidrec.data.batch import Batch
 from sidrec.data.dataset import Dataset
 from sidrec.errors import SidrecError
 from sidrec.model.ranker import Ranker
@@ -51,11 +51,11 @@ class ShardedRanker:
     model: DistributedModelParallel
     optimizer: ScheduledOptimizer
 
-    def train(self, batches: list[PackedBatch]) -> list[float]:
+    def train(self, batches: list[Batch]) -> list[float]:
         """One step for each batch. Returns the losses, means over all rows of the step."""
         return [self._step(batch) for batch in batches]
 
-    def _step(self, batch: PackedBatch) -> float:
+    def _step(self, batch: Batch) -> float:
         self.optimizer.zero_grad()
         loss, _ = self.model(batch)
         loss.backward()
@@ -176,10 +176,10 @@ def load_runs(recipe: Recipe, saved: Sequence[Run], kinds: Sequence[str], folder
     return runs
 
 
-def first_batches(recipe: Recipe, data: Dataset, steps: int, ranks: Ranks) -> list[PackedBatch]:
+def first_batches(recipe: Recipe, data: Dataset, steps: int, ranks: Ranks) -> list[Batch]:
     """This rank's first batches of the train split."""
     batches = open_loader(recipe, data, "train", shuffle=True, ranks=ranks).packed_batches(0)
-    return list(synced_batches(islice(batches, steps), steps, ranks))
+    return [batch.to(ranks.device) for batch in synced_batches(islice(batches, steps), steps, ranks)]
 
 
 def _log_progress(done: int, cases: int, began: float, ranks: Ranks) -> None:
