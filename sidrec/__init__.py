@@ -6,6 +6,7 @@ What users may import:
 * `sidrec.Catalog`, `sidrec.load_catalog`: semantic IDs (`sidrec.sid.catalog`)
 * `sidrec.SidrecError` and its subclasses (`sidrec.errors`)
 * the modules `sidrec.plug`, `sidrec.metrics` and `sidrec.data.criteo`
+* `sidrec.serve.scorer.Scorer`, which needs numpy and onnxruntime alone
 * functions of `sidrec.sid.learners.registry` and `sidrec.plans.plan_file` that docs/api.md lists
 
 The rest may change. Names are imported when they are used, so that `import sidrec` stays light.

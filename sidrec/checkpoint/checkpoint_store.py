@@ -5,7 +5,6 @@ process; step-N.damaged failed its size or CRC-32 check. best.json names the bes
 """
 
 import contextlib
-import os
 import re
 import shutil
 import sys
@@ -22,7 +21,7 @@ from sidrec.checkpoint.tensor_shard import INDEX, StagingBuffers, StoredFile, Te
 from sidrec.checkpoint.train_state import POSITION, Position, best_text, position_text, read_best, read_position
 from sidrec.config.recipe import CheckpointConfig
 from sidrec.errors import CheckpointError, RankError, ReportedElsewhereError, SidrecError
-from sidrec.io.files import replaced_file
+from sidrec.io.files import replaced_file, to_disk
 from sidrec.parallel.process_group import WRITES, Ranks, broadcast_object, gather_objects, run_on_all_ranks, total
 from sidrec.schema import crc32_of
 
@@ -202,10 +201,10 @@ class CheckpointWriter:
         stored = {name: StoredFile(len(content), zlib.crc32(content)) for name, content in files.items()}
         write_index(partial, replace(index, files={**index.files, **stored}))
         for name in (*files, INDEX, "."):
-            _to_disk(partial / name)
+            to_disk(partial / name)
         partial.replace(final)
         self._tidy(position)
-        _to_disk(self._folder)
+        to_disk(self._folder)
 
     def _tidy(self, position: Position) -> None:
         if not self._ranks.first:
@@ -220,14 +219,6 @@ class CheckpointWriter:
         for outdated in checkpoints(self._folder)[self._keep :]:
             if outdated not in kept:
                 remove_step(outdated)
-
-
-def _to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # Listing, checking, choosing and removing checkpoints.

@@ -42,7 +42,7 @@ from sidrec.parallel.process_group import Ranks
 from sidrec.schema import ITEM_ID, USER_ID
 from sidrec.serve.batch_scoring import texts_of
 from sidrec.serve.bundle import Bundle, Description, File, Transform, file_of
-from sidrec.serve.id_lookup import write_ids
+from sidrec.serve.id_lookup import ids_folder, write_ids
 from sidrec.serve.row_store import Precision
 from sidrec.serve.scorer import REQUEST, ROWS, Model
 from sidrec.serve.versions import DESCRIPTION, check_bundle_folder, new_version, publish
@@ -193,7 +193,7 @@ def _write_ids(run: _Run, folder: Path) -> dict[str, int]:
         if column in run.data.manifest.id_maps and (column == ITEM_ID or column in run.data.sizes.context_rows):
             texts = source_ids(run.recipe.data.path, column).cast(pa.large_string()).combine_chunks()
             chunk = texts.chunk(0) if isinstance(texts, pa.ChunkedArray) else texts
-            seeds[column] = write_ids(folder / "ids" / column, texts_of(chunk))
+            seeds[column] = write_ids(ids_folder(folder, column), texts_of(chunk))
     return seeds
 
 

@@ -32,6 +32,15 @@ def replaced_file(target: Path, *, durable: bool = False, one_writer: bool = Fal
         partial.unlink(missing_ok=True)
 
 
+def to_disk(path: Path) -> None:
+    """Waits until a file's bytes, or a folder's names, are on disk. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_text(path: Path, text: str, *, one_writer: bool = False) -> None:
     """Writes a small file in one step: a reader sees the old file or the new one. one_writer: see `replaced_file`."""
     with replaced_file(path, one_writer=one_writer) as partial:

@@ -5,8 +5,7 @@
     request.onnx            C candidates that share one history
     NAME.f16.npy            rows of an input of the graphs, or of a context column: `sidrec.serve.row_store`
     index_NAME.npy          item id -> row of a store, for stores without a row per item
-    ids/COLUMN/             source id -> id: `sidrec.serve.id_lookup`
-    golden.npz              rows with the trained model's scores
+    ids/of_COLUMN/          source id -> id: `sidrec.serve.id_lookup`
 
 Shapes: U items, I item ids, M rows.
 """
@@ -23,14 +22,16 @@ from numpy.typing import NDArray
 
 from sidrec.errors import ContractError
 from sidrec.io.files import read_json
-from sidrec.serve.id_lookup import IdLookup
+from sidrec.serve.id_lookup import IdLookup, ids_folder
 from sidrec.serve.row_store import Precision, RowStore
 from sidrec.serve.versions import DESCRIPTION, version_folder
 
 FORMAT = 1
 BLOCK = 1 << 22
-SID, HAS_SID = "sid", "has_sid"
-"""The index from item ids to their SIDs, 0 for none; the input of the graphs that says whether an item has one."""
+HID, SID = "hid", "sid"
+"""Indexes from item ids to rows: of a hashed table; of SIDs, 0 for none."""
+HAS_SID = "has_sid"
+"""The input of the graphs that says whether an item has a SID."""
 NAME_LETTERS = 16
 """Letters of a version's name."""
 
@@ -160,9 +161,11 @@ class Bundle:
         self.stores = {name: RowStore(self.folder, name, of.precision) for name, of in self.description.stores.items()}
         self.context = {of.name: RowStore(self.folder, of.name, of.precision) for of in self.description.context}
         indexes = {of.index for of in self.description.stores.values() if of.index}
+        if others := sorted(indexes - {HID, SID}):
+            raise ContractError(f"{self.folder / DESCRIPTION}, stores", f"the indexes {HID} and {SID}", others)
         self.indexes = {name: np.load(self.folder / f"index_{name}.npy", mmap_mode="r") for name in indexes}
         self.ids = {
-            column: IdLookup(self.folder / "ids" / column, seed) for column, seed in self.description.ids.items()
+            column: IdLookup(ids_folder(self.folder, column), seed) for column, seed in self.description.ids.items()
         }
 
     @property
@@ -173,6 +176,8 @@ class Bundle:
     def _check_files(self, content: bool) -> None:
         for name, expected in self.description.files.items():
             path = self.folder / name
+            if not path.resolve().is_relative_to(self.folder):
+                raise ContractError(f"{self.folder / DESCRIPTION}, files", "files within the version", name)
             if not path.is_file():
                 raise ContractError(path, "a file of the bundle", "no such file")
             size = path.stat().st_size

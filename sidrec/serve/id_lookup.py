@@ -11,6 +11,7 @@ Shapes: N ids of the index, M ids that are looked up, W 8-byte words of all of t
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +69,11 @@ def _mixed(x: Hashes) -> Hashes:
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return x ^ (x >> np.uint64(31))
+
+
+def ids_folder(folder: Path, column: str) -> Path:
+    """The folder of a column's index in a bundle; letters that no file's name may have are escaped."""
+    return folder / "ids" / f"of_{quote(column, safe='')}"
 
 
 class IdLookup:

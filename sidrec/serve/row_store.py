@@ -10,6 +10,7 @@ Shapes: R rows of a store, M rows that are taken, D width.
 
 from pathlib import Path
 from typing import Any, Literal, Protocol
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,13 +48,13 @@ class RowStore:
 
 
 def file_of(name: str, precision: Precision) -> str:
-    """The file of a store."""
-    return f"{name}.{precision}.npy"
+    """The file of a store. Names of columns are any text: what is not a letter of a file's name is escaped."""
+    return f"{quote(name, safe='')}.{precision}.npy"
 
 
 def scales_of(name: str) -> str:
     """The file with the rows' least values and steps, for int8."""
-    return f"{name}.{SCALES}.npy"
+    return f"{quote(name, safe='')}.{SCALES}.npy"
 
 
 class RowsToWrite(Protocol):

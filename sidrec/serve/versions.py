@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sidrec.errors import ContractError
+from sidrec.io.files import to_disk
 
 CURRENT, VERSIONS, DESCRIPTION = "CURRENT", "versions", "bundle.json"
 PARTIAL = ".partial-"
@@ -80,12 +81,12 @@ def publish(bundle: Path, partial: Path, version: str) -> Path:
 
     Returns its folder. All bytes are on the disk before the link names them.
     """
-    for path in (*partial.iterdir(), partial):
-        _to_disk(path)
+    for path in (*partial.rglob("*"), partial):
+        to_disk(path)
     folder = bundle / VERSIONS / version
     if not (folder / DESCRIPTION).is_file():
         partial.rename(folder)
-        _to_disk(folder.parent)
+        to_disk(folder.parent)
     use(bundle, version)
     return folder
 
@@ -99,12 +100,4 @@ def use(bundle: Path, version: str) -> None:
     link.unlink(missing_ok=True)
     link.symlink_to(Path(VERSIONS) / version)
     link.replace(bundle / CURRENT)
-    _to_disk(bundle)
-
-
-def _to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    to_disk(bundle)

@@ -1,6 +1,7 @@
 """A bundle scores as the trained model; what would not is refused; nothing half-made is left."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,29 @@ def test_another_description_is_refused(world: World, tmp_path: Path, change: di
     (tmp_path / "bundle.json").write_text(json.dumps(found | change))
     with pytest.raises(ContractError, match=sentence):
         Bundle(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {"files": {"../secret": {"bytes": 6, "sha256": ""}}},
+            "files: expected files within the version, got ../secret",
+        ),
+        ({"files": {}, "stores": {"hid": {"precision": "f32", "index": "../x"}}}, "expected the indexes hid and sid"),
+    ],
+)
+def test_no_description_leads_out_of_its_folder(
+    world: World, tmp_path: Path, change: dict[str, object], sentence: str
+) -> None:
+    found = json.loads((Bundle(world.bundle).folder / "bundle.json").read_text())
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "v").mkdir()
+    (tmp_path / "v/bundle.json").write_text(json.dumps(found | {"context": []} | change))
+    for path in Bundle(world.bundle).folder.glob("*.npy"):
+        (tmp_path / "v" / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(ContractError, match=re.escape(sentence)):
+        Bundle(tmp_path / "v", check=False)
 
 
 def test_no_bundle_is_said_as_what_is_there(tmp_path: Path) -> None:
