@@ -194,6 +194,28 @@ def test_a_reader_that_has_seen_enough_ends_the_command_quietly() -> None:
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize(
+    ("missing", "words", "extra"),
+    [
+        ("onnxruntime", ["score", "bundle", "rows", "out"], "score"),
+        ("starlette", ["serve", "bundle"], "serve"),
+        ("polars", ["prep", "interactions", "log.csv", "out"], "cpu or cuda"),
+    ],
+)
+def test_a_command_without_its_extra_names_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], missing: str, words: list[str], extra: str
+) -> None:
+    def call(_: Sequence[str]) -> None:
+        raise ModuleNotFoundError(f"No module named {missing!r}", name=f"{missing}.part")
+
+    monkeypatch.setattr("sidrec.cli.serving.score", call)
+    monkeypatch.setattr("sidrec.cli.serving.serve", call)
+    monkeypatch.setattr("sidrec.cli.prepare.prep", call)
+    assert cli.main(words) == 2
+    expected = f"sidrec {words[0]}: expected the package {missing}, which the extra {extra} of sidrec brings, got none"
+    assert expected in capsys.readouterr().err
+
+
 def test_unknown_command() -> None:
     done = _sidrec("trian")
     assert done.returncode == 2

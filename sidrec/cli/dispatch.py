@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from sidrec import __version__
 from sidrec.command_line import run
-from sidrec.errors import ConfigError
+from sidrec.errors import ConfigError, InstallationError
 from sidrec.machine import end_with_launcher
 from sidrec.stack import require_stack
 from sidrec.text import did_you_mean
@@ -95,7 +95,21 @@ def _call(
     if commands[name].needs_stack:
         check_stack()
     module, _, function = commands[name].function.partition(":")
-    return getattr(importlib.import_module(module), function)(argv)
+    try:
+        return getattr(importlib.import_module(module), function)(argv)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing in ("", *OWN):
+            raise
+        extra = EXTRA_OF.get(missing, "cpu or cuda")
+        expected = f"expected the package {missing}, which the extra {extra} of sidrec brings"
+        raise InstallationError(f"sidrec {name}: {expected}, got none; install sidrec with that extra") from error
+
+
+OWN = ("sidrec", "data_prep", "launch")
+EXTRA_OF = {"onnxruntime": "score", "onnx": "export", "onnxscript": "export"}
+EXTRA_OF |= dict.fromkeys(("starlette", "uvicorn", "prometheus_client"), "serve")
+"""Package -> the extra that brings it, besides those of training."""
 
 
 def _help() -> str:
