@@ -43,6 +43,7 @@ def reader() -> str:
         path, name = frame.f_code.co_filename, frame.f_code.co_qualname
         if "/torchrec/" in path and (name in OF_INPUT_DISTRIBUTION or name.rpartition(".")[2] in OF_INPUT_DISTRIBUTION):
             return place if place.startswith("sidrec/") else INPUT_DISTRIBUTION
+        path = f"/{path.rpartition('/site-packages/')[2]}"  # an environment may lie in a checkout called sidrec
         package = next((package for package in WATCHED if f"/{package}/" in path and "/tests/" not in path), None)
         if package and place == "elsewhere":
             place = f"{package}/{path.rpartition(f'/{package}/')[2]}:{name.partition('.<locals>')[0]}"
