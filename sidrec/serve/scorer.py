@@ -31,6 +31,8 @@ Floats = NDArray[np.float32]
 SourceId = str | int
 Columns = Mapping[str, ArrayLike]
 ROWS, REQUEST = "rows.onnx", "request.onnx"
+NOBODY = np.full(1, UNKNOWN, dtype=np.int64)
+"""Ids of a user or a context column that is not given. Not looked up: an empty text may be an id of the column."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,7 @@ class Model:
                 rows = candidate_C
             else:
                 given = user if column.name == USER else context.get(column.name)
-                rows = self.ids(column.name, _listed(given))
+                rows = NOBODY if given is None else self.ids(column.name, _listed(given))
                 unknown_user |= column.name == USER and not rows.any()
             inputs[f"context_{column.name}"] = self._context(column.name, column.lists, rows, count)
         logit_C = self.run(REQUEST, inputs)
@@ -228,9 +230,7 @@ class Model:
         return np.broadcast_to(store.take(rows), (count, store.width))
 
 
-def _listed(given: SourceId | Sequence[SourceId] | None) -> list[SourceId]:
-    if given is None:
-        return [""]
+def _listed(given: SourceId | Sequence[SourceId]) -> list[SourceId]:
     return [given] if isinstance(given, str | int) else list(given)
 
 

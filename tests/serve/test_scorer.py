@@ -92,6 +92,20 @@ def test_unknown_ids_are_scored_and_counted(world: World) -> None:
     assert (scorer.counters.users, scorer.counters.unknown_users) == (2, 1)
 
 
+@pytest.mark.parametrize("indexed", [True, False])
+def test_a_user_that_is_not_given_is_unknown(world: World, indexed: bool) -> None:
+    scorer = Scorer(world.bundle)
+    item: str | int = "item_id-1"
+    stranger: str | int = "stranger"
+    if not indexed:
+        scorer.model.bundle.ids.clear()
+        item, stranger = 1, 10**9
+    numbers: Any = ({"stat_exposures": 1, "stat_clicks": 0}, {"int_a": 0, "int_b": 0})
+    nobody = scorer.rank(None, [item], (), *numbers)
+    assert nobody.unknown_user
+    assert nobody.score_C.tolist() == scorer.rank(stranger, [item], (), *numbers).score_C.tolist()
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
