@@ -26,7 +26,7 @@ from sidrec.config.item_parts import (
     NoAlignment,
     RawStatsAlignment,
 )
-from sidrec.model.fused import AUTODIS, AUTODIS_ON_GRID, SHORTEST, autodis_grid, autodis_slopes
+from sidrec.model.fused import AUTODIS, AUTODIS_ON_GRID, SHORTEST, autodis_grid, autodis_slopes, interpolated
 from sidrec.model.history import HistoryIndex, Paths, Segments, paths_of, products_with_history
 
 
@@ -254,6 +254,8 @@ def autodis_max_and_mean(
 def _pooled(x_BT: Tensor, valid_BT: Tensor, slope_2H: Tensor, meta_HA: Tensor, paths: Paths | None) -> Tensor:
     used = paths or paths_of(x_BT.device)
     if used.inline:
+        # Not the powers of two of the region's function: onnxruntime takes twice as long for them as for a softmax
+        # (22 ms and 10 ms for 2,000 candidates with 50 history positions, one thread).
         magnitude_BT2 = torch.stack([x_BT.clamp_min(0), x_BT.neg().clamp_min(0)], dim=2)
         return masked_max_and_mean(torch.softmax(magnitude_BT2 @ slope_2H, dim=2) @ meta_HA, valid_BT)
     pooled_B2A: Tensor = _MaxAndMean.apply(x_BT, valid_BT, slope_2H, meta_HA, used.rows)  # type: ignore[no-untyped-call]
@@ -356,11 +358,7 @@ def interpolated_max_and_mean(x_BT: Tensor, valid_BT: Tensor, values_MA: Tensor,
 def _interpolated(x_BT: Tensor, valid_BT: Tensor, values_MA: Tensor, paths: Paths | None) -> Tensor:
     used = paths or paths_of(x_BT.device)
     if used.inline:
-        place_BT = ((x_BT + 1) * ((len(values_MA) - 1) / 2)).clamp(0, len(values_MA) - 1)
-        first_BT = place_BT.floor().clamp_max(len(values_MA) - 2)
-        value_BTA = functional.embedding(first_BT.long(), values_MA[:-1])
-        step_BTA = functional.embedding(first_BT.long(), values_MA.diff(dim=0))
-        return masked_max_and_mean(value_BTA + step_BTA * (place_BT - first_BT).unsqueeze(2), valid_BT)
+        return masked_max_and_mean(interpolated(x_BT, values_MA), valid_BT)
     pooled_B2A: Tensor = _Interpolated.apply(x_BT, valid_BT, values_MA, used)  # type: ignore[no-untyped-call]
     return pooled_B2A
 

@@ -190,8 +190,8 @@ def _place(x_BT: Tensor, grid: int) -> tuple[Tensor, Tensor]:
     return torch.where(place_BT >= 0, place_BT, 0).floor().clamp_max(grid - 1).long(), place_BT
 
 
-def _interpolated(x_BT: Tensor, values_MA: Tensor) -> Tensor:
-    """[B, T, A]."""
+def interpolated(x_BT: Tensor, values_MA: Tensor) -> Tensor:
+    """values_MA, given at M equally spaced points from -1 to 1, interpolated linearly at each x: [B, T, A]."""
     interval_BT, place_BT = _place(x_BT, len(values_MA) - 1)
     step_MA = values_MA[1:] - values_MA[:-1]
     share_BT1 = (place_BT - interval_BT).unsqueeze(2)
@@ -202,7 +202,7 @@ def _autodis_on_grid(inputs: list[Tensor], options: list[float]) -> list[Tensor]
     x_BT, valid_BT, weight_H, mix_HH, meta_HA = inputs
     skip, temperature, grid = options
     values_MA = autodis_grid(autodis_slopes(weight_H, mix_HH, skip, temperature), meta_HA, int(grid))
-    return [_pooled(_interpolated(x_BT, values_MA), valid_BT)]
+    return [_pooled(interpolated(x_BT, values_MA), valid_BT)]
 
 
 def _autodis_on_grid_backward(
@@ -222,7 +222,7 @@ def _autodis_on_grid_backward(
     width, count_B1 = values_MA.shape[1], valid_BT.sum(dim=1, keepdim=True)
     of_max_BA = torch.where(count_B1 == 0, 0, gradients[0][:, :width])
     of_mean_BA = gradients[0][:, width : 2 * width] / count_B1.clamp_min(1)
-    value_BTA = torch.where(valid_BT.unsqueeze(2), _interpolated(x_BT, values_MA), -torch.inf)
+    value_BTA = torch.where(valid_BT.unsqueeze(2), interpolated(x_BT, values_MA), -torch.inf)
     position_BA = value_BTA.argmax(dim=1)
     interval_BT, place_BT = _place(x_BT, int(grid))
     points_M = torch.arange(int(grid) + 1, dtype=x_BT.dtype, device=x_BT.device)
