@@ -251,9 +251,5 @@ def row_inputs(bundle: Bundle, packed: PackedBatch, batch: Batch) -> dict[str, N
         "dense": batch.dense_BX.numpy(),
     }
     for name, ids in batch.context.to_dict().items():
-        store, lengths_B = bundle.context[name], ids.lengths().numpy()
-        vectors_ND = store.take(ids.values().numpy())
-        sum_BD = np.zeros((len(lengths_B), store.width), dtype=np.float32)
-        np.add.at(sum_BD, np.repeat(np.arange(len(lengths_B)), lengths_B), vectors_ND)
-        made[f"context_{name}"] = sum_BD / np.maximum(lengths_B, 1).astype(np.float32)[:, None]
+        made[f"context_{name}"] = bundle.context[name].means(ids.values().numpy(), ids.lengths().numpy())
     return made

@@ -273,12 +273,8 @@ class _Rows:
         """The mean of the vectors of a row's ids; 0 without known ids."""
         values, offsets = self._list_column(name, needed=False)
         ids_P = self._ids_of(name, values)
-        row_P = np.repeat(np.arange(self._size), np.diff(offsets))[ids_P > UNKNOWN]
-        store = self._model.bundle.context[name]
-        sum_BD = np.zeros((self._size, store.width), dtype=np.float32)
-        np.add.at(sum_BD, row_P, store.take(ids_P[ids_P > UNKNOWN]))
-        counts_B = np.maximum(np.bincount(row_P, minlength=self._size), 1).astype(np.float32)
-        return (sum_BD / counts_B[:, None]).astype(np.float32, copy=False)
+        known_before = np.concatenate([[0], np.cumsum(ids_P > UNKNOWN)])
+        return self._model.bundle.context[name].means(ids_P[ids_P > UNKNOWN], np.diff(known_before[offsets]))
 
     def _numbers(self, names: Sequence[str]) -> Floats:
         made_BX = np.empty((self._size, len(names)), dtype=np.float32)

@@ -5,7 +5,7 @@
     int8  a byte per value, and for each row its least value and a step, float32: rounding of half a step
     i32   whole numbers, such as those of granules
 
-Shapes: R rows of a store, M rows that are taken, D width.
+Shapes: R rows of a store, M rows that are taken, B lists of rows, D width.
 """
 
 from pathlib import Path
@@ -45,6 +45,12 @@ class RowStore:
             return found_MD.astype(np.int64 if found_MD.dtype == np.int32 else np.float32, copy=False)
         least_M1, step_M1 = np.hsplit(self._scales_R2[row_M], 2)
         return found_MD * step_M1 + least_M1
+
+    def means(self, row_M: NDArray[np.int64], length_B: NDArray[np.int64]) -> Floats:
+        """The mean of each list's rows, float32 [B, D]; 0 for an empty list. row_M: of list after list."""
+        sum_BD = np.zeros((len(length_B), self.width), dtype=np.float32)
+        np.add.at(sum_BD, np.repeat(np.arange(len(length_B)), length_B), self.take(row_M))
+        return sum_BD / np.maximum(length_B, 1).astype(np.float32)[:, None]
 
 
 def file_of(name: str, precision: Precision) -> str:

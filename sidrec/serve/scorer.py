@@ -223,8 +223,7 @@ class Model:
         store = self.bundle.context[column]
         if lists:
             known = rows[rows > UNKNOWN]
-            mean_D = store.take(known).mean(axis=0) if len(known) else np.zeros(store.width, dtype=np.float32)
-            return np.broadcast_to(mean_D.astype(np.float32), (count, store.width))
+            return np.broadcast_to(store.means(known, np.array([len(known)])), (count, store.width))
         if len(rows) not in (1, count):
             raise ContractError(f"context, {column}", f"one id, or {count:,} of them", f"{len(rows):,}")
         return np.broadcast_to(store.take(rows), (count, store.width))

@@ -1,6 +1,7 @@
 """Files of rows get the trained model's probabilities, part by part, and a killed scoring goes on."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,27 @@ def test_unknown_ids_and_missing_columns_that_may_be(world: World, model: Model)
     table = changed(world, item_id=["new"] * 200, user_id=[None] * 200, history=None, cat_a=None)
     found = score_table(model, table, "here")
     assert found["unknown_item"].to_pylist() == found["unknown_user"].to_pylist() == [True] * 200
+
+
+def test_lists_of_ids_are_averaged_alike_in_files_and_requests(world: World) -> None:
+    bundle = Bundle(world.bundle)
+    about = bundle.description
+    user, category = about.context
+    bundle.description = replace(about, context=(user, replace(category, lists=True)))
+    model, rows = Model(bundle, threads=1), pq.read_table(world.rows).to_pylist()
+    lists = [[f"cat_a-{number % 4}" for number in range(length)] for length in range(4)] * 50
+    found = score_table(model, changed(world, cat_a=lists), "here")["score"].to_numpy()
+    for place in range(0, 200, 37):
+        row = rows[place]
+        asked = model.rank(
+            row["user_id"],
+            [row["item_id"]],
+            row["history"],
+            {name: row[name] for name in about.stats},
+            {name: row[name] for name in about.dense},
+            {"cat_a": lists[place]},
+        )
+        assert abs(asked.score_C[0] - found[place]) <= 1e-6
 
 
 @pytest.mark.parametrize(

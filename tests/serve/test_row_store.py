@@ -40,6 +40,18 @@ def test_rows_are_within_their_rounding(tmp_path: Path, precision: Precision, mo
     assert (len(store), store.width) == (1000, 16)
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_mean_of_each_list(tmp_path: Path, precision: Precision) -> None:
+    write_rows(tmp_path, "cat_a", _rows(), precision)
+    store = RowStore(tmp_path, "cat_a", precision)
+    lists = [[3, 5, 5], [], [999], [], []]
+    found_BD = store.means(np.array([3, 5, 5, 999]), np.array([len(rows) for rows in lists]))
+    for found_D, rows in zip(found_BD, lists, strict=True):
+        expected_D = store.take(np.array(rows)).mean(axis=0) if rows else np.zeros(store.width)
+        assert np.allclose(found_D, expected_D, rtol=1e-6, atol=0)
+    assert found_BD.dtype == np.float32
+
+
 def test_bytes_of_a_row(tmp_path: Path) -> None:
     rows_RD = _rows(5000)
     sizes = {}
