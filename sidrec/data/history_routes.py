@@ -14,7 +14,7 @@ import numpy as np
 from sidrec.config.model import Pooling, Route, RoutesPooling
 from sidrec.data.item_tables import ItemTables
 from sidrec.data.rows import Rows
-from sidrec.data.worker import splitmix64
+from sidrec.serve.id_lookup import splitmix64
 
 
 @dataclass(frozen=True)

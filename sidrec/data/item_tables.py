@@ -23,9 +23,10 @@ from sidrec.config.item import Item, SemanticItem
 from sidrec.config.item_parts import ExactIndex, HidIndex, ManagedCollisionIndex, ModuloIndex
 from sidrec.config.section import granularity_levels
 from sidrec.data.rows import ITEM
-from sidrec.data.worker import Content, WorkerItems, splitmix64
+from sidrec.data.worker import Content, WorkerItems
 from sidrec.io.files import column_type, readable
 from sidrec.schema import ITEM_ID, TRAIN_IMPRESSIONS, UNKNOWN_ID, ContractError, Manifest
+from sidrec.serve.id_lookup import splitmix64
 from sidrec.sid.catalog import Catalog
 from sidrec.sid.granularity import Subwords, granularity_rows, radix_ids, rows_by_extension
 from sidrec.sid.item_vectors import VECTORS, mapped_array, read_item_vectors

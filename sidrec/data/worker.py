@@ -27,6 +27,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from sidrec.data.reader import LogReader
 from sidrec.data.rows import Rows
 from sidrec.schema import ContractError
+from sidrec.serve.id_lookup import splitmix64
 
 T = TypeVar("T")
 
@@ -120,14 +121,6 @@ def as_is(item: T) -> T:
 
 # A random number for every row and epoch, for dropout. It depends on seed, epoch and row number alone: the same at any
 # number of ranks and workers, and after a resume.
-
-
-def splitmix64(numbers: np.ndarray) -> np.ndarray:
-    """The output function of the splitmix64 generator, a bijection of 64-bit numbers (Steele et al., OOPSLA 2014)."""
-    mixed = numbers + np.uint64(0x9E3779B97F4A7C15)
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
 
 
 def epoch_key(seed: int, epoch: int) -> np.uint64:

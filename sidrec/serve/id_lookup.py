@@ -53,22 +53,23 @@ def hashes(texts: Texts, seed: int) -> Hashes:
     moved = np.repeat(first_M * _WORD - (texts.offsets[:-1] - texts.offsets[0]), lengths_M)
     padded[moved + np.arange(total)] = texts.bytes_[texts.offsets[0] : texts.offsets[-1]]
     place_W = np.arange(len(padded) // _WORD) - np.repeat(first_M, words_M)
-    key_W = _mixed(place_W.astype(np.uint64) + np.uint64(seed) * _ODD)
-    mixed_W = _mixed(padded.view("<u8") ^ key_W)
-    with np.errstate(over="ignore"):
-        return _mixed(np.add.reduceat(mixed_W, first_M) ^ (lengths_M.astype(np.uint64) * _ODD))
+    key_W = splitmix64(place_W.astype(np.uint64) + np.uint64(seed * _ODD % 2**64))
+    mixed_W = splitmix64(padded.view("<u8") ^ key_W)
+    return splitmix64(np.add.reduceat(mixed_W, first_M) ^ (lengths_M.astype(np.uint64) * np.uint64(_ODD)))
 
 
-_ODD = np.uint64(0x9E3779B97F4A7C15)
+_ODD = 0x9E3779B97F4A7C15
 
 
-def _mixed(x: Hashes) -> Hashes:
-    """The finaliser of splitmix64: every bit of the result depends on every bit of x."""
-    with np.errstate(over="ignore"):
-        x = (x + _ODD).astype(np.uint64)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
+def splitmix64(numbers: Hashes) -> Hashes:
+    """The output function of the splitmix64 generator, a bijection of 64-bit numbers (Steele et al., OOPSLA 2014).
+
+    Every bit of the result depends on every bit of the number.
+    """
+    mixed = numbers + np.uint64(_ODD)
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
 
 
 def ids_folder(folder: Path, column: str) -> Path:
