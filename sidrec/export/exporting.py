@@ -25,6 +25,7 @@ from sidrec.checkpoint.stored_tables import StoredCheckpoint, table_name
 from sidrec.checkpoint.tensor_shard import MODEL, read_index, whole_tensor
 from sidrec.checkpoint.train_state import Position, check_catalog, check_own_data, read_position
 from sidrec.config import Recipe
+from sidrec.config.item_parts import ManagedCollisionIndex
 from sidrec.config.model import RoutesPooling
 from sidrec.data.batch import Batch, PackedBatch
 from sidrec.data.dataset import Dataset
@@ -39,7 +40,7 @@ from sidrec.metrics.predictions import Predictions, load_predictions
 from sidrec.model.history import EXPORT
 from sidrec.model.ranker import Ranker
 from sidrec.parallel.process_group import Ranks
-from sidrec.schema import ITEM_ID, USER_ID
+from sidrec.schema import ITEM_ID
 from sidrec.serve.batch_scoring import texts_of
 from sidrec.serve.bundle import Bundle, Description, File, Transform, file_of
 from sidrec.serve.id_lookup import ids_folder, write_ids
@@ -107,7 +108,7 @@ def export_run(path: Path, out: Path, wanted: Wanted, ranks: Ranks) -> Exported:
                 f"{path}: expected logits of the bundle within {about.tolerance:g} of the trained model's on {rows:,} "
                 f"rows of {split}, got {difference:.3g}; --store f32 keeps all digits, --tolerance allows more"
             )
-        about = replace(about, difference=difference, files=_files(partial))
+        about = replace(about, difference=difference)
         write_text(partial / DESCRIPTION, about.text())
         folder = publish(out, partial, about.version)
     return Exported(folder, about.version, difference, rows, split, sum(of.bytes for of in about.files.values()))
@@ -133,7 +134,7 @@ def _open(path: Path, which: str | None, ranks: Ranks) -> _Run:
 def refuse(recipe: Recipe) -> None:
     """Raises ConfigError, naming the key, for a recipe whose scores need more than a bundle holds."""
     item = recipe.model.item
-    if item.hids is not None and not item.hids.rows_are_ids and item.hids.kind == "managed_collision":
+    if isinstance(item.hids, ManagedCollisionIndex):
         why = "its rows belong to ids only within the training that assigns them"
         raise ConfigError(f"model.item.hid_index: expected exact or modulo for an export, got managed_collision: {why}")
     if isinstance(recipe.model.history_pooling, RoutesPooling):
@@ -142,7 +143,7 @@ def refuse(recipe: Recipe) -> None:
 
 
 def _write(run: _Run, folder: Path, wanted: Wanted) -> Description:
-    """Writes all files, and a description that does not know of them yet."""
+    """Writes all files, and a description in which the difference is still 0."""
     recipe, data, tables = run.recipe, run.data, run.checkpoint.tables
     try:
         stores = ItemStores(folder, recipe, data, run.ranker, tables, wanted.precision).write()
@@ -189,11 +190,9 @@ def _files(folder: Path) -> dict[str, File]:
 def _write_ids(run: _Run, folder: Path) -> dict[str, int]:
     """Writes the index of every id column that has a map. Returns their seeds."""
     seeds = {}
-    for column in dict.fromkeys((ITEM_ID, USER_ID, *run.data.sizes.context_rows)):
-        if column in run.data.manifest.id_maps and (column == ITEM_ID or column in run.data.sizes.context_rows):
-            texts = source_ids(run.recipe.data.path, column).cast(pa.large_string()).combine_chunks()
-            chunk = texts.chunk(0) if isinstance(texts, pa.ChunkedArray) else texts
-            seeds[column] = write_ids(ids_folder(folder, column), texts_of(chunk))
+    for column in {ITEM_ID, *run.data.sizes.context_rows} & run.data.manifest.id_maps.keys():
+        texts = source_ids(run.recipe.data.path, column).cast(pa.large_string()).combine_chunks()
+        seeds[column] = write_ids(ids_folder(folder, column), texts_of(texts))
     return seeds
 
 

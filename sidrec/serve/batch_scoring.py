@@ -30,6 +30,7 @@ from sidrec.serve.id_lookup import UNKNOWN, Texts
 from sidrec.serve.scorer import ITEM, ROWS, USER, Floats, Ints, Model, probability
 
 HISTORY, SCORE, VERSION = "history", "score", "version"
+UNKNOWN_ITEM, UNKNOWN_USER = "unknown_item", "unknown_user"
 CHUNK = 1 << 17
 BATCH = 8192
 """Rows that pass through the graph at a time."""
@@ -122,13 +123,14 @@ def score_files(
     rows = parts = unknown_items = unknown_users = 0
     for number, table in enumerate(given.chunks(chunk)):
         path = out / f"part-{number:05d}.parquet"
-        if not path.exists():
+        if path.exists():
+            scored = pq.read_table(path, columns=[UNKNOWN_ITEM, UNKNOWN_USER])
+        else:
             scored = score_table(model, table, f"{source}, row {rows + 1:,} on")
             with replaced_file(path, durable=True, one_writer=True) as partial:
                 pq.write_table(scored, partial)
-        found = pq.read_table(path, columns=["unknown_item", "unknown_user"])
-        unknown_items += pc.sum(found["unknown_item"]).as_py() or 0
-        unknown_users += pc.sum(found["unknown_user"]).as_py() or 0
+        unknown_items += pc.sum(scored[UNKNOWN_ITEM]).as_py() or 0
+        unknown_users += pc.sum(scored[UNKNOWN_USER]).as_py() or 0
         rows, parts = rows + table.num_rows, number + 1
         done(table.num_rows)
     result = Scored(rows, parts, unknown_items, unknown_users)
@@ -164,8 +166,8 @@ def score_table(model: Model, table: pa.Table, where: str) -> pa.Table:
             **kept,
             SCORE: _joined(scores, np.float32),
             VERSION: version,
-            "unknown_item": _joined(unknown_items, np.bool_),
-            "unknown_user": _joined(unknown_users, np.bool_),
+            UNKNOWN_ITEM: _joined(unknown_items, np.bool_),
+            UNKNOWN_USER: _joined(unknown_users, np.bool_),
         }
     )
 

@@ -13,6 +13,7 @@ Shapes: U items, I item ids, M rows.
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ class Description:
     files: Mapping[str, File] = field(default_factory=dict)
     format: int = FORMAT
 
-    @property
+    @cached_property
     def version(self) -> str:
         """The name of the version: a digest of all that the description says, the files' checksums included."""
         return sha256(self.text().encode()).hexdigest()[:NAME_LETTERS]

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 CANDIDATES, USER_INPUT, HISTORY_INPUT, SCORE = "candidates", "user", "history", "score"
 HEADER_LENGTH = "Inference-Header-Content-Length"
-NUMBERS = {"FP32": "<f4", "FP64": "<f8", "INT32": "<i4", "INT64": "<i8"}
-BYTES = "BYTES"
+BYTES, FP32 = "BYTES", "FP32"
+NUMBERS = {FP32: "<f4", "FP64": "<f8", "INT32": "<i4", "INT64": "<i8"}
 WHOLE = ("INT32", "INT64")
 
 
@@ -35,9 +35,9 @@ class RequestError(ValueError):
 class Limits:
     """candidates, history: most of a request. body: most bytes of its body. text: most letters of an id."""
 
-    candidates: int = 10_000
+    candidates: int
+    body: int
     history: int = 1_000
-    body: int = 8 << 20
     text: int = 1_024
 
 
@@ -92,7 +92,7 @@ def answer(
     request: RankRequest, score_C: NDArray[np.float32], model: str, version: str
 ) -> tuple[bytes, dict[str, str]]:
     """Body and headers of the answer."""
-    tensor: dict[str, Any] = {"name": SCORE, "shape": [len(score_C)], "datatype": "FP32"}
+    tensor: dict[str, Any] = {"name": SCORE, "shape": [len(score_C)], "datatype": FP32}
     head = {"model_name": model, "model_version": version, "outputs": [tensor]}
     if request.id:
         head["id"] = request.id

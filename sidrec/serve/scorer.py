@@ -143,14 +143,18 @@ class Model:
         """What it says of itself."""
         return self.bundle.description
 
+    @property
+    def id_columns(self) -> list[str]:
+        """The id columns besides the user's and the item's."""
+        return [column.name for column in self.description.context if column.name not in (USER, ITEM)]
+
     def _check_columns(self, statistics: Columns, dense: Columns, context: Mapping[str, Any]) -> None:
         """Raises ContractError unless these are the model's columns."""
         about = self.bundle.description
         _check_names("statistics", statistics, about.stats)
         _check_names("dense", dense, about.dense)
-        known = [column.name for column in about.context if column.name not in (USER, ITEM)]
-        if unknown := sorted(context.keys() - set(known)):
-            raise ContractError("context", f"some of the columns {known}", unknown)
+        if unknown := sorted(context.keys() - set(self.id_columns)):
+            raise ContractError("context", f"some of the columns {self.id_columns}", unknown)
 
     def rank(
         self,

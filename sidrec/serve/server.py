@@ -18,7 +18,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
 
@@ -30,11 +30,27 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from sidrec.errors import SidrecError
-from sidrec.serve.protocol import HEADER_LENGTH, Columns, Limits, RankRequest, RequestError, answer, parse
-from sidrec.serve.scorer import ITEM, USER, Model, Ranked, Scorer
+from sidrec.serve.protocol import (
+    BYTES,
+    CANDIDATES,
+    FP32,
+    HEADER_LENGTH,
+    HISTORY_INPUT,
+    SCORE,
+    USER_INPUT,
+    Columns,
+    Limits,
+    RankRequest,
+    RequestError,
+    answer,
+    parse,
+)
+from sidrec.serve.scorer import Model, Ranked, Scorer
 
 LOG = logging.getLogger("sidrec.serve")
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+DRAIN_SECONDS = 30
+"""Time to answer accepted requests after SIGTERM."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +58,13 @@ class Settings:
     """name: of the model in URLs. workers: threads that score. waiting: most requests that wait for one of them; more
     are refused with 503. reload_seconds: between two looks at the bundle's link; 0: never."""
 
-    name: str = "sidrec"
-    host: str = "127.0.0.1"
-    port: int = 8080
-    workers: int = 2
-    waiting: int = 256
-    reload_seconds: float = 1.0
-    drain_seconds: int = 30
-    limits: Limits = field(default_factory=Limits)
+    name: str
+    host: str
+    port: int
+    workers: int
+    waiting: int
+    reload_seconds: float
+    limits: Limits
 
 
 class _Metrics:
@@ -146,19 +161,17 @@ class Service:
         )
 
     async def _about_model(self, _: Request) -> Response:
-        about = self.scorer.model.description
-        numbers = [{"name": name, "datatype": "FP32", "shape": [-1]} for name in (*about.stats, *about.dense)]
-        ids = [{"name": name, "datatype": "BYTES", "shape": [-1]} for name in columns_of(self.scorer.model).ids]
+        model = self.scorer.model
+        columns = columns_of(model)
         inputs = [
-            {"name": "candidates", "datatype": "BYTES", "shape": [-1]},
-            {"name": "user", "datatype": "BYTES", "shape": [1]},
-            {"name": "history", "datatype": "BYTES", "shape": [-1]},
-            *numbers,
-            *ids,
+            _tensor(CANDIDATES, BYTES),
+            _tensor(USER_INPUT, BYTES, 1),
+            _tensor(HISTORY_INPUT, BYTES),
+            *(_tensor(name, FP32) for name in columns.numbers),
+            *(_tensor(name, BYTES) for name in columns.ids),
         ]
-        outputs = [{"name": "score", "datatype": "FP32", "shape": [-1]}]
-        found = {"name": self.settings.name, "versions": [about.version], "platform": "sidrec_bundle"}
-        return JSONResponse({**found, "inputs": inputs, "outputs": outputs})
+        found = {"name": self.settings.name, "versions": [model.version], "platform": "sidrec_bundle"}
+        return JSONResponse({**found, "inputs": inputs, "outputs": [_tensor(SCORE, FP32)]})
 
     async def _metrics(self, _: Request) -> Response:
         return Response(generate_latest(self.metrics.registry), media_type="text/plain; version=0.0.4")
@@ -170,12 +183,10 @@ class Service:
         facts: dict[str, Any] = {"request": request_id}
         try:
             response = await self._answer(request, facts)
-        except RequestError as error:
+        except (RequestError, SidrecError) as error:
             response = _error(400, str(error))
         except _RefusedError as error:
             response = _error(error.status, str(error))
-        except SidrecError as error:
-            response = _error(400, str(error))
         response.headers["X-Request-Id"] = request_id
         seconds = time.perf_counter() - begun
         self.metrics.requests.labels(str(response.status_code)).inc()
@@ -251,8 +262,12 @@ class Service:
 def columns_of(model: Model) -> Columns:
     """The columns that a request may have."""
     about = model.description
-    ids = [column.name for column in about.context if column.name not in (USER, ITEM)]
-    return Columns((*about.stats, *about.dense), ids)
+    return Columns((*about.stats, *about.dense), model.id_columns)
+
+
+def _tensor(name: str, datatype: str, size: int = -1) -> dict[str, Any]:
+    """A tensor of one dimension, as the protocol describes it. size: -1 for any."""
+    return {"name": name, "datatype": datatype, "shape": [size]}
 
 
 class _RefusedError(Exception):
@@ -308,7 +323,7 @@ def serve(scorer: Scorer, settings: Settings) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=settings.drain_seconds,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
     )
     server = _Server(config, service)
     _log("serving", version=scorer.model.version, host=settings.host, port=settings.port, workers=settings.workers)
