@@ -202,14 +202,15 @@ def _write_ids(run: _Run, folder: Path) -> dict[str, int]:
 def _difference(run: _Run, bundle: Bundle, split: str, most: int, ranks: Ranks) -> tuple[float, int]:
     """The largest difference of a logit, and the rows that were compared."""
     expected = _trained_scores(run, split, ranks)
-    score_of_row = dict(zip(expected.row_N.tolist(), expected.score_N.tolist(), strict=True))
     model, largest, rows = Model(bundle, threads=1), 0.0, 0
     for packed in _batches(run, split, ranks):
         batch = packed.to(torch.device("cpu"))
         kept_B = (batch.weight_B > 0).numpy()
         found_B = model.run(ROWS, row_inputs(bundle, packed, batch))[kept_B]
-        wanted_B = np.array([score_of_row[row] for row in batch.row_B.numpy()[kept_B].tolist()])
-        largest = max(largest, float(np.abs(found_B - wanted_B).max(initial=0)))
+        row_B = batch.row_B.numpy()[kept_B]
+        place_B = np.searchsorted(expected.row_N, row_B)
+        assert (expected.row_N[place_B] == row_B).all(), "each row has a score of the trained model"
+        largest = float(np.abs(found_B - expected.score_N[place_B]).max(initial=largest))
         rows += len(found_B)
         if rows >= most:
             break

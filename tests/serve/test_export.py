@@ -11,6 +11,7 @@ from sidrec import cli
 from sidrec.errors import ContractError
 from sidrec.export.exporting import refuse
 from sidrec.serve.bundle import Bundle
+from sidrec.serve.scorer import Model
 from sidrec.serve.versions import known_versions, use
 from tests.serve.conftest import World
 from tests.train.refusals import recipe_of, refusal
@@ -60,6 +61,15 @@ def test_scores_that_differ_too_much_are_not_published(
     said = refusal(capsys, cli.main(words))
     assert "expected logits of the bundle within 1e-07 of the trained model's on 200 rows of test, got" in said
     assert list((tmp_path / "bundle/versions").iterdir()) == []
+    assert not (tmp_path / "bundle/CURRENT").exists()
+
+
+def test_logits_that_are_not_numbers_are_not_published(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Model, "run", lambda model, graph, inputs: np.full(len(inputs["target"]), np.nan, np.float32))
+    said = refusal(capsys, cli.main(["export", str(world.run), str(tmp_path / "bundle")]))
+    assert "on 200 rows of test, got nan;" in said
     assert not (tmp_path / "bundle/CURRENT").exists()
 
 
