@@ -53,6 +53,8 @@ from sidrec.train.run_directory import RunDirectory
 
 TOLERANCES: Mapping[Precision, float] = {"f32": 1e-4, "f16": 2e-2, "int8": 2e-1}
 """Largest difference of a logit, by the precision of vectors."""
+KNOTS = 8192
+"""Intervals of AutoDis' table, for vectors that are rounded anyway: it moves logits less than half precision does."""
 MADE_WITH = ("torch", "torchrec", "onnx", "onnxscript")
 
 
@@ -150,9 +152,9 @@ def _write(run: _Run, folder: Path, wanted: Wanted) -> Description:
         context = write_context(folder, data, tables, wanted.precision)
     except ValueError as error:
         raise ConfigError(f"{run.path}: --store {wanted.precision}: {error}") from None
-    inputs = example_inputs(recipe.model, data.sizes)
-    write_graph(run.ranker, inputs, folder / ROWS)
-    write_graph(run.ranker, inputs, folder / REQUEST, shared=True)
+    inputs, knots = example_inputs(recipe.model, data.sizes), 0 if wanted.precision == "f32" else KNOTS
+    write_graph(run.ranker, inputs, folder / ROWS, knots=knots)
+    write_graph(run.ranker, inputs, folder / REQUEST, shared=True, knots=knots)
     manifest = data.manifest
     dense = columns_of(recipe.data, recipe.model, manifest).log.dense
     about = Description(

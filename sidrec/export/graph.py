@@ -7,6 +7,8 @@ Inputs of the graph, by name; each is there if the model reads it:
     token_weights           float32 [U, W]   granules: int64 [U, G]   updates: float32 [U, 1]
     target, history         int64 [B], [B, T]      places of the items among the U; 0 is padding; history [1, T] where
                                              all rows share one
+    distinct, same_as       int64 [K], [B]         where all rows share a history: places of targets, one of each SID;
+                                             which of these has the SID of each row's target
     stats, dense            float32 [B, S], [B, X]
     context_COLUMN          float32 [B, D]
 
@@ -37,12 +39,13 @@ SID, HAS_SID = "sid", "has_sid"
 class ScoredRows(nn.Module):
     """The ranker's part that is exported: from the inputs above to logits [B].
 
-    shared: all rows have one history, and the input `history` is [1, T].
+    shared: all rows have one history, and the input `history` is [1, T]. knots: as in `Paths`.
     """
 
-    def __init__(self, ranker: Ranker, shared: bool) -> None:
+    def __init__(self, ranker: Ranker, shared: bool, knots: int = 0) -> None:
         super().__init__()
         self.ranker, self.shared = ranker.eval(), shared
+        self.paths = (EXPORT_SHARED if shared else EXPORT)._replace(knots=knots)
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         items = ItemLookup(
@@ -51,10 +54,13 @@ class ScoredRows(nn.Module):
             granules_UG=inputs.get("granules"),
             has_sid_U=inputs.get("has_sid"),
             updates_U=inputs["updates"].squeeze(1) if "updates" in inputs else None,
-            paths=EXPORT_SHARED if self.shared else EXPORT,
+            paths=self.paths,
+            distinct=(inputs["distinct"], inputs["same_as"]) if "distinct" in inputs else None,
             computed={name: inputs[name] for name in ("sid", "content") if name in inputs},
         )
-        history_BT = inputs["history"].expand(inputs["target"].shape[0], -1) if self.shared else inputs["history"]
+        history_BT = inputs["history"]
+        if self.shared:
+            history_BT = history_BT.expand(inputs["target"].shape[0], -1)
         rows = RowInputs(inputs["target"], history_BT, inputs["stats"], inputs["dense"])
         context = [inputs[f"context_{name}"] for name in self.ranker.context_columns]
         return self.ranker.score_rows(items, rows, context)
@@ -98,20 +104,28 @@ def example_inputs(config: ModelConfig, sizes: Sizes, rows: int = 5, items: int 
     }
 
 
-def write_graph(ranker: Ranker, inputs: dict[str, Tensor], path: Path, shared: bool = False) -> None:
+def write_graph(ranker: Ranker, inputs: dict[str, Tensor], path: Path, shared: bool = False, knots: int = 0) -> None:
     """Writes a graph of ONNX. inputs: as `example_inputs` makes them; ranker: with its layers' trained weights.
 
-    shared: of candidates that share one history.
+    shared: of candidates that share one history. knots: as in `Paths`.
     """
-    inputs = {**inputs, "history": inputs["history"][:1]} if shared else inputs
+    inputs = of_one_history(inputs) if shared else inputs
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it reports that torchvision is missing
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.export's and onnxscript's own deprecations
-        program = traced(ScoredRows(ranker, shared), inputs)
+        program = traced(ScoredRows(ranker, shared, knots), inputs)
         exported = torch.onnx.export(program, input_names=list(inputs), output_names=[LOGIT], verbose=False)
     assert exported is not None, "torch.onnx.export without a file returns the graph"
     exported.save(path)
+
+
+def of_one_history(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The example's inputs for rows that share the first one's history."""
+    made = {**inputs, "history": inputs["history"][:1]}
+    if HAS_SID in inputs:
+        made |= {"distinct": inputs["target"][:4], "same_as": torch.zeros_like(inputs["target"])}
+    return made
 
 
 def traced(module: ScoredRows, inputs: dict[str, Tensor]) -> torch.export.ExportedProgram:

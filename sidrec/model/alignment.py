@@ -121,7 +121,7 @@ class SimilarityFeatures(nn.Module):
 
 def _with_flag(pooled: Tensor, valid_BT: Tensor) -> Tensor:
     empty_B1 = (~valid_BT.any(dim=1, keepdim=True)).to(pooled.dtype)
-    return torch.cat([pooled, empty_B1], dim=1)
+    return torch.cat([pooled, empty_B1.expand(pooled.shape[0], -1)], dim=1)
 
 
 class AutoDis(SimilarityFeatures):
@@ -162,6 +162,12 @@ def _autodis(
 ) -> Tensor:
     (weight_H, mix_HH, meta_HA), (skip, temperature, *grid) = parameters, options
     slope_2H = autodis_slopes(weight_H, mix_HH, skip, temperature)
+    if paths is not None and paths.knots:
+        values_MA = autodis_grid(slope_2H, meta_HA, int(grid[0]) if grid else paths.knots)
+        if grid:
+            x_1M = torch.linspace(-1, 1, paths.knots + 1, dtype=values_MA.dtype, device=values_MA.device).unsqueeze(0)
+            values_MA = interpolated(x_1M, values_MA).squeeze(0)
+        return nearest_max_and_mean(similarity_BT, valid_BT, values_MA, filled=paths.shared)
     if not grid:
         return autodis_max_and_mean(similarity_BT, valid_BT, slope_2H, meta_HA, paths)
     return interpolated_max_and_mean(similarity_BT, valid_BT, autodis_grid(slope_2H, meta_HA, int(grid[0])), paths)
@@ -228,8 +234,7 @@ class MatchStatistics(Alignment):
             wanted_B1, found_BT = target_BG[:, k : k + 1], granules_UG[:, k][history.bag_BT]
             counts.append(((found_BT == wanted_B1) & (wanted_B1 > 0)).sum(dim=1))
         count_BG = torch.stack(counts, dim=1).float()
-        empty_B1 = (~history.valid_BT.any(dim=1, keepdim=True)).float()
-        return torch.cat([torch.log1p(count_BG), count_BG / history.count_B1, empty_B1], dim=1)
+        return _with_flag(torch.cat([torch.log1p(count_BG), count_BG / history.count_B1], dim=1), history.valid_BT)
 
 
 # AutoDis and its pooling, a few rows at a time. A plain chain of operators would write and read [B, T, H] and [B, T, A]
@@ -339,6 +344,27 @@ def _embed(x_TR: Tensor, slope_2H: Tensor, meta_HA: Tensor) -> _Chunk:
     sums_AP = torch.mm(with_total_HA.t(), share_HP)
     embedded_AP, total_P = sums_AP[:-1], sums_AP[-1]
     return _Chunk(magnitude_2P, share_HP, total_P, embedded_AP.div_(total_P).view(-1, *x_TR.shape))
+
+
+# AutoDis of an exported graph, from a table that is fine enough to need no interpolation: a lookup and two reductions.
+
+
+def nearest_max_and_mean(x_BT: Tensor, valid_BT: Tensor, values_MA: Tensor, filled: bool = False) -> Tensor:
+    """[max_t; mean_t] over the valid positions of the row of values_MA that is nearest to x_t, [B, 2A].
+
+    Zeros where none is valid. values_MA: at M equally spaced points from -1 to 1. filled: whether x is at other
+    positions that of the first valid one, as in a history that rows share.
+    """
+    row_BT = ((x_BT + 1) * ((len(values_MA) - 1) / 2)).round().clamp(0, len(values_MA) - 1).long()
+    # Other positions read the row of the first valid one: no maximum changes, and the sum gives them back. A mask would
+    # be one more pass over [B, T, A] for each of the two.
+    count_B1 = valid_BT.sum(dim=1, keepdim=True)
+    first_B1 = row_BT.gather(1, valid_BT.long().argmax(dim=1, keepdim=True).expand(row_BT.shape[0], -1))
+    value_BTA = functional.embedding(row_BT if filled else torch.where(valid_BT, row_BT, first_B1), values_MA)
+    given_back_BA = (x_BT.shape[1] - count_B1) * functional.embedding(first_B1.squeeze(1), values_MA)
+    mean_BA = (value_BTA.sum(dim=1) - given_back_BA) / count_B1.clamp_min(1)
+    pooled_B2A = torch.cat([value_BTA.amax(dim=1), mean_BA], dim=1)
+    return pooled_B2A.masked_fill(count_B1 == 0, 0.0)
 
 
 # AutoDis by interpolation: x picks two neighbours of M equally spaced points, where the values are known. What is left

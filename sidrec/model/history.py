@@ -25,6 +25,8 @@ class Paths(NamedTuple):
     the same functions, which is for tests, or as one that torch.compile has fused.
     inline: only plain operators, of sizes that may vary, without gradients of our own: for the export of a graph.
     shared: all rows have the history of the first one. With `inline` alone.
+    knots: AutoDis is the nearest of its values at the ends of so many equal intervals of [-1, 1]; 0: it is computed.
+    With `inline` alone.
     """
 
     rows: int
@@ -32,6 +34,7 @@ class Paths(NamedTuple):
     regions: Literal["none", "plain", "compiled"] = "none"
     inline: bool = False
     shared: bool = False
+    knots: int = 0
 
 
 CPU, GPU = Paths(rows=512), Paths(rows=65_536, balanced=True, regions="compiled")
@@ -58,6 +61,11 @@ def index_history(history_BT: Tensor, paths: Paths | None = None) -> "HistoryInd
     paths: None for those of history_BT's device.
     """
     return _index(history_BT, paths)
+
+
+def length_of_history(history_BT: Tensor, paths: Paths | None = None) -> Tensor:
+    """Positions of each row that hold an item, float32 [B, 1]."""
+    return _length(history_BT, paths)
 
 
 def mean_of_history(items_UD: Tensor, history: "HistoryIndex") -> Tensor:
@@ -102,7 +110,8 @@ def attention_among(attention_BT: Tensor, history: "HistoryIndex", part: "Histor
 class HistoryIndex:
     """The histories of a batch as a sparse matrix over item bags.
 
-    bag_BT: item bags, 0 is padding. valid_BT: False at padding. paths: of the device.
+    bag_BT: item bags, 0 is padding. valid_BT: False at padding; [1, T] where all rows share a history. paths: of the
+    device.
     """
 
     def __init__(
@@ -115,10 +124,15 @@ class HistoryIndex:
         """valid_BT: None for all positions but padding. whole: the index that this one is a part of. paths: None for
         those of bag_BT's device."""
         self.bag_BT = bag_BT
-        self.valid_BT = bag_BT > 0 if valid_BT is None else valid_BT
         self.paths = paths_of(bag_BT.device) if paths is None else paths
+        self.valid_BT = self.own_BT > 0 if valid_BT is None else valid_BT
         self._whole = whole
         self._segments: Segments | None = None
+
+    @property
+    def own_BT(self) -> Tensor:  # noqa: N802
+        """The bags of histories that may differ: [1, T] where all rows share one."""
+        return self.bag_BT[:1] if self.paths.shared else self.bag_BT
 
     @cached_property
     def count_B1(self) -> Tensor:  # noqa: N802
@@ -131,6 +145,13 @@ class HistoryIndex:
         Sums over it take embeddings that are zero at the other positions.
         """
         return HistoryIndex(self.bag_BT, valid_BT, self, self.paths)
+
+    def shared_by(self, rows: int) -> "HistoryIndex":
+        """A history that all rows share, for `rows` rows. Positions that are not valid have the first valid one's bag,
+        so that no maximum over the history reads a mask."""
+        first_11 = self.valid_BT.long().argmax(dim=1, keepdim=True)
+        bag_1T = torch.where(self.valid_BT, self.own_BT, self.own_BT.gather(1, first_11))
+        return HistoryIndex(bag_1T.expand(rows, -1), self.valid_BT, paths=self.paths)
 
     @cached_property
     def _sorted(self) -> tuple[Tensor, Tensor]:
@@ -228,6 +249,13 @@ class Segments:
 @fx.wrap
 def _index(history_BT: Tensor, paths: Paths | None) -> HistoryIndex:
     return HistoryIndex(history_BT, paths=paths)
+
+
+@fx.wrap
+def _length(history_BT: Tensor, paths: Paths | None) -> Tensor:
+    if paths is not None and paths.shared:
+        return (history_BT[:1] > 0).sum(dim=1, keepdim=True).float().expand(history_BT.shape[0], -1)
+    return (history_BT > 0).sum(dim=1, keepdim=True).float()
 
 
 @fx.wrap

@@ -18,7 +18,7 @@ from sidrec.config.item import ContentItem, HidAndSidItem, HidItem, SemanticItem
 from sidrec.config.model import Pooling
 from sidrec.data.dataset import Sizes
 from sidrec.data.item_tables import HID
-from sidrec.model.alignment import build_alignment
+from sidrec.model.alignment import Alignment, build_alignment
 from sidrec.model.contrast import CodeGuidedContrast
 from sidrec.model.fused import FUSION, FUSION_WITH_UNIT
 from sidrec.model.fusion_and_gate import GranularityFusion, WeighingGate, build_fusion, build_gate
@@ -35,7 +35,8 @@ class ItemLookup:
     a gradient as wide as the whole tensor. token_weights_UW, granules_UG, content_UV: as in Batch. has_sid_U: bool;
     None if all bags but bag 0 have a SID. chance_B: as in Batch, for dropout; None outside training. updates_U: updates
     that each bag's HID row has received, float32; None where the item kind reads none. paths: None for those of the
-    tensors' device.
+    tensors' device. distinct: of rows with one history, a target of each SID, [K], and which of them every row's target
+    is aligned as, [B]; None to align them all.
     computed: results that forward and losses share.
     """
 
@@ -47,6 +48,7 @@ class ItemLookup:
     chance_B: Tensor | None = None
     updates_U: Tensor | None = None
     paths: Paths | None = None
+    distinct: tuple[Tensor, Tensor] | None = None
     computed: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -71,7 +73,7 @@ class ItemLookup:
 
     def with_sids(self, history: HistoryIndex) -> HistoryIndex:
         """The history without its items that have no SID."""
-        return history if self.has_sid_U is None else history.where(self.has_sid(history.bag_BT))
+        return history if self.has_sid_U is None else history.where(self.has_sid(history.own_BT))
 
 
 class ItemRepresentation(nn.Module):
@@ -191,15 +193,43 @@ class SemanticPart(nn.Module):
         """
         features = []
         if self.alignment is not None:
-            compared = items.granules_UG if self.alignment.compares_granules else sid_UD
-            assert compared is not None, "batches have granules where the alignment needs them"
-            with_sid_B = items.has_sid(target_B)
-            with_sid_B = with_sid_B if without_sid_B is None else with_sid_B & ~without_sid_B
-            comparable = history.where(history.valid_BT & with_sid_B.unsqueeze(1))
-            features.append(self.alignment(compared, target_B, comparable, items.computed.get("unit")))
+            features.append(self._aligned(self.alignment, sid_UD, items, target_B, history, without_sid_B))
         if self.append:
             features.append(zero_where(without_sid_B, functional.embedding(target_B, items.token_weights_UW)))
         return torch.cat(features, dim=1) if features else target_B.to(sid_UD.dtype).unsqueeze(1)[:, :0]
+
+    def _aligned(
+        self,
+        alignment: Alignment,
+        sid_UD: Tensor,
+        items: ItemLookup,
+        target_B: Tensor,
+        history: HistoryIndex,
+        without_sid_B: Tensor | None,
+    ) -> Tensor:
+        """Features of the alignment, [B, width]."""
+        compared, unit_UD = items.granules_UG if alignment.compares_granules else sid_UD, items.computed.get("unit")
+        assert compared is not None, "batches have granules where the alignment needs them"
+        if items.distinct is not None:
+            return _aligned_once(alignment, compared, items, items.distinct, history)
+        with_sid_B = items.has_sid(target_B)
+        with_sid_B = with_sid_B if without_sid_B is None else with_sid_B & ~without_sid_B
+        comparable = history.where(history.valid_BT & with_sid_B.unsqueeze(1))
+        return alignment(compared, target_B, comparable, unit_UD)
+
+
+def _aligned_once(
+    alignment: Alignment, compared: Tensor, items: ItemLookup, distinct: tuple[Tensor, Tensor], history: HistoryIndex
+) -> Tensor:
+    """Features of the alignment, [B, width], for rows that share a history: computed once for each SID.
+
+    A target without a SID is compared with nothing, which is computed once too.
+    """
+    target_K, row_B = distinct
+    aligned_KE = alignment(compared, target_K, history.shared_by(target_K.shape[0]))
+    none_1T = torch.zeros_like(history.valid_BT)
+    alone_1E = alignment(compared, target_K[:1], history.shared_by(1).where(none_1T))
+    return torch.where(items.has_sid(target_K).unsqueeze(1), aligned_KE, alone_1E).index_select(0, row_B)
 
 
 def fused(fusion: GranularityFusion, granules: Sequence[Tensor], regions: str, with_unit: bool) -> tuple[Tensor, ...]:

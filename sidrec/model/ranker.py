@@ -25,7 +25,7 @@ from sidrec.data.item_tables import HID
 from sidrec.model.backbones import build_backbone
 from sidrec.model.fusion_and_gate import GranularityFusion, StandardizeStats, WeighingGate
 from sidrec.model.gate_sid import GateSidRepresentation
-from sidrec.model.history import Paths
+from sidrec.model.history import Paths, length_of_history
 from sidrec.model.items import (
     ContentRepresentation,
     HidAndSidRepresentation,
@@ -130,7 +130,7 @@ class Ranker(nn.Module):
         embedded_BFD, aligned_BE = self.item(items, rows.target_B, rows.history_BT, rows.stats_BS)
         if context:
             embedded_BFD = torch.cat([embedded_BFD, torch.stack(list(context), dim=1)], dim=1)
-        length_B1 = torch.log1p((rows.history_BT > 0).sum(dim=1, keepdim=True).float())
+        length_B1 = torch.log1p(length_of_history(rows.history_BT, items.paths))
         dense = [rows.dense_BX, length_B1, aligned_BE]
         if self.statistics is not None:
             dense.append(self.statistics(rows.stats_BS))

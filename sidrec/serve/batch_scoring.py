@@ -32,7 +32,7 @@ from sidrec.serve.scorer import ITEM, ROWS, USER, Floats, Ints, Model, probabili
 HISTORY, SCORE, VERSION = "history", "score", "version"
 UNKNOWN_ITEM, UNKNOWN_USER = "unknown_item", "unknown_user"
 CHUNK = 1 << 17
-BATCH = 8192
+BATCH = 4096
 """Rows that pass through the graph at a time."""
 INDEX = "scores.json"
 LIST_SEPARATOR = "|"
@@ -189,7 +189,9 @@ class _Rows:
     def inputs(self) -> dict[str, NDArray[Any]]:
         about = self._model.description
         history_BT = self._history(about.history_length)
-        distinct_U, bag_N = np.unique(np.concatenate([[UNKNOWN], self.item_B, history_BT.ravel()]), return_inverse=True)
+        # by hashing, in the order of appearance: a sort takes longer than the graph does
+        found = pa.array(np.concatenate([[UNKNOWN], self.item_B, history_BT.ravel()])).dictionary_encode()
+        distinct_U, bag_N = found.dictionary.to_numpy(), found.indices.to_numpy().astype(np.int64)
         made: dict[str, NDArray[Any]] = {
             **self._model.bundle.of_items(distinct_U),
             "target": bag_N[1 : self._size + 1],

@@ -7,7 +7,8 @@
 Needs numpy and onnxruntime alone. Items and users that the bundle does not know are scored as unknown ones, and
 counted. Statistics are the items' counts as of now, dense columns and other ids are those of the log.
 
-Shapes: C candidates, B rows, T history positions, U distinct items (0 is empty), S statistics, X dense columns.
+Shapes: C candidates, B rows, T history positions, U distinct items (0 is empty), K distinct SIDs of candidates,
+S statistics, X dense columns.
 """
 
 import threading
@@ -21,7 +22,7 @@ import onnxruntime
 from numpy.typing import ArrayLike, NDArray
 
 from sidrec.errors import ContractError
-from sidrec.serve.bundle import Bundle, Description
+from sidrec.serve.bundle import SID, Bundle, Description
 from sidrec.serve.id_lookup import UNKNOWN, Texts
 from sidrec.serve.versions import version_folder
 
@@ -180,6 +181,9 @@ class Model:
             "stats": _columns("statistics", statistics, about.stats, count),
             "dense": _columns("dense", dense, about.dense, count),
         }
+        if (row_of_item := self.bundle.indexes.get(SID)) is not None:
+            _, place_K, same_as_C = np.unique(row_of_item[candidate_C], return_index=True, return_inverse=True)
+            inputs |= {"distinct": inputs["target"][place_K], "same_as": same_as_C}
         unknown_user = False
         for column in about.context:
             if column.name == ITEM:

@@ -7,7 +7,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sidrec.model.alignment import AutoDis, autodis_max_and_mean, interpolated_max_and_mean, masked_max_and_mean
+from sidrec.model.alignment import (
+    AutoDis,
+    autodis_max_and_mean,
+    interpolated_max_and_mean,
+    masked_max_and_mean,
+    nearest_max_and_mean,
+)
 from sidrec.model.history import (
     CPU,
     GPU,
@@ -253,3 +259,36 @@ def test_cosines_that_rounding_takes_beyond_one_are_at_the_end() -> None:
     x_BT = torch.tensor([[1.0000001, 9.0], [-1.0000001, 9.0], [9.0, 9.0]])
     pooled = interpolated_max_and_mean(x_BT, torch.tensor([[True, False], [True, False], [False, False]]), values_MA)
     assert pooled.tolist() == [[2, 2], [1, 1], [0, 0]]
+
+
+@pytest.mark.parametrize("grid", [None, 64])
+@pytest.mark.parametrize("filled", [False, True])
+@torch.no_grad()
+def test_a_table_of_knots_gives_autodis_up_to_its_step(grid: int | None, filled: bool) -> None:
+    """Padding at the beginning, in the middle and everywhere; -1 and 1; all rows of one history are filled."""
+    torch.manual_seed(0)
+    module = AutoDis(buckets=8, width=5, skip=0.5, temperature=0.2, grid=grid)
+    x_BT = torch.rand(40, 7) * 2 - 1
+    x_BT[0], x_BT[1] = -1, 1
+    valid_BT = torch.rand(1 if filled else 40, 7) < 0.6
+    if filled:
+        first_BT = x_BT.gather(1, valid_BT.long().argmax(1, keepdim=True).expand(40, -1))
+        x_BT = torch.where(valid_BT, x_BT, first_BT)
+    else:
+        valid_BT[2] = False
+    valid_of_all_BT = valid_BT.expand(40, -1)
+    wanted = module(x_BT, valid_of_all_BT, Paths(1 << 20, inline=True))
+    for knots, tolerance in ((1 << 10, 2e-3), (1 << 16, 4e-5)):
+        paths = Paths(1 << 20, inline=True, shared=filled, knots=knots)
+        found = module(x_BT, valid_BT, paths)
+        assert torch.allclose(found, wanted, atol=tolerance)
+        assert not torch.allclose(found, wanted, atol=tolerance / 1000)  # it is a table
+    if not filled:
+        assert (found[2] == 0).all()
+
+
+def test_knots_are_rounded_to_the_nearest() -> None:
+    values_MA = torch.tensor([[0.0], [10.0], [20.0]])  # at -1, 0, 1
+    x_BT = torch.tensor([[-0.51, 0.49], [0.51, -1.0], [5.0, -5.0]])
+    found = nearest_max_and_mean(x_BT, torch.ones(3, 2, dtype=torch.bool), values_MA)
+    assert found.tolist() == [[10.0, 5.0], [20.0, 10.0], [20.0, 10.0]]

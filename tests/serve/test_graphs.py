@@ -19,6 +19,19 @@ REFUSED = {"routes"}
 IN_ONNX = ("SID-Coord", "two views without a mixture", "target attention", "GateSID", "match statistics", "HID only")
 
 
+def of_one_history(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Inputs of the graph whose rows share the first history: targets of equal SID are aligned once."""
+    made = {**inputs, "history": inputs["history"][:1]}
+    if "sid" in inputs:
+        target_B = inputs["target"].tolist()
+        sids = [(tuple(inputs["sid"][item].tolist()), bool(inputs["has_sid"][item])) for item in target_B]
+        first = [sids.index(sid) for sid in sids]
+        rows = sorted(set(first))
+        made["distinct"] = inputs["target"][rows]
+        made["same_as"] = torch.tensor([rows.index(row) for row in first])
+    return made
+
+
 def config_and_sizes(model: dict[str, Any]) -> tuple[Any, Sizes]:
     config = _MODEL.validate_python({"embedding_dim": 8, **model})
     context = dict.fromkeys(config.context, ROWS)
@@ -69,7 +82,7 @@ def test_onnxruntime_gives_the_rankers_logits_with_histories_apart_and_shared(na
         write_graph(ranker, example_inputs(config, sizes), tmp_path / "graph.onnx", shared)
         session = onnxruntime.InferenceSession(tmp_path / "graph.onnx")
         read = {each.name for each in session.get_inputs()}
-        given = {**inputs, "history": inputs["history"][:1]} if shared else same
+        given = of_one_history(inputs) if shared else same
         for fed, key in ((given, shared), *(() if shared else ((inputs, "apart"),))):
             arrays = {key: np.ascontiguousarray(value.numpy()) for key, value in fed.items() if key in read}
             found[key] = session.run(None, arrays)[0]
