@@ -195,11 +195,12 @@ def gate_rows(of: DatasetComparison, numbered: Numbers) -> Element | None:
         if not variant.gates:
             continue
         marks = [element("line", x1=axis.percent(0.0), x2=axis.percent(0.0), y1="-14", y2="14", class_="zero")]
-        for run, rank in zip(variant.runs, variant.gates, strict=False):
+        ranks = [gate.rank for gate in variant.gates]
+        for run, rank in zip(variant.runs, ranks, strict=False):
             hint = element("title", f"{name}, run {run}: {'constant' if rank is None else f'{rank:+.2f}'}")
             kind = "dot hollow" if rank is None else "dot"
             marks.append(element("circle", hint, cx=axis.percent(rank or 0.0), cy="0", r="4.5", class_=kind))
-        agrees, _, how = agreement(variant.gates).partition(":")
+        agrees, _, how = agreement(ranks).partition(":")
         figures: list[Element | str] = [agrees]
         if how:
             figures += [element("br"), element("small", how.partition(",")[0].strip())]

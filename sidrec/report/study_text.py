@@ -282,22 +282,34 @@ def cost_table(found: Comparison, of: DatasetComparison) -> Table:
 
 
 def gate_tables(of: DatasetComparison) -> Iterator[Table]:
-    """Whether the gates of a variant's runs agree; nothing without gates."""
-    rows = [
-        [
-            name,
-            " ".join("const" if rank is None else f"{rank:+.2f}" for rank in variant.gates),
-            agreement(variant.gates),
-        ]
-        for name, variant in of.variants.items()
-        if variant.gates
-    ]
+    """What the gates of a variant's runs do, and whether they agree; nothing without gates."""
+    rows = []
+    for name, variant in of.variants.items():
+        if not (gates := variant.gates):
+            continue
+        ranks = [gate.rank for gate in gates]
+        by_run = " ".join("const" if rank is None else f"{rank:+.2f}" for rank in ranks)
+        levels = [[getattr(gate, level) for gate in gates] for level in ("least", "most", "never", "saturated")]
+        least, most, never, saturated = (_range(values) for values in levels)
+        rows.append([name, by_run, agreement(ranks), least, most, never, saturated])
     if rows:
+        head = ["variant", "by run", "runs agree", "g, least shown", "g, most shown", "g, never shown", "saturated"]
         note = (
-            "Spearman correlation of the mean gate with the exposure of the item, by run. +1: the gate trusts HIDs the "
-            "more, the more their items were shown."
+            "By run: Spearman correlation of the mean gate g with the exposure of the item, over deciles of rows. +1: "
+            "the gate trusts HIDs the more, the more their items were shown. g is 1 for the HID alone, 0 for the SID "
+            "alone; means of the least and the most shown decile and of items never shown before, lowest to highest "
+            "run. Saturated: share of rows with g at 0 or 1."
         )
-        yield Table("Gate by exposure", note, [["variant", "by run", "runs agree"], *rows])
+        yield Table("Gate by exposure", note, [head, *rows])
+
+
+def _range(values: Sequence[float | None]) -> str:
+    """Lowest to highest; MISSING where a run has no value."""
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return MISSING
+    low, high = (f"{end(known):.2f}" for end in (min, max))
+    return low if low == high else f"{low} to {high}"
 
 
 def tuning_table(searches: Mapping[str, Found]) -> Table:

@@ -7,6 +7,7 @@ verdict is the wider of the hierarchical bootstrap over runs and users and the t
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -83,10 +84,36 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class GateOfRun:
+    """What the gate of one run does on the study's split; None where it was not recorded.
+
+    rank: Spearman correlation of the mean gate with exposure over deciles; None where the gate is constant. least,
+    most: mean gate of the least and the most exposed decile. never: mean gate of items never shown before. saturated:
+    share of rows whose gate is at 0 or 1.
+    """
+
+    rank: float | None
+    least: float | None = None
+    most: float | None = None
+    never: float | None = None
+    saturated: float | None = None
+
+    @classmethod
+    def of(cls, recorded: Mapping[str, Any] | float | None) -> "GateOfRun":
+        """From gate_<split>.json, or from its correlation alone, as earlier versions recorded it."""
+        if not isinstance(recorded, Mapping):
+            return cls(recorded)
+        never, gate = recorded["never_shown"], recorded["gate"]
+        return cls(
+            recorded["spearman_of_deciles"], gate[0], gate[-1], never and never["gate"], recorded.get("saturated")
+        )
+
+
+@dataclass(frozen=True)
 class VariantResult:
     """runs: numbers of its finished runs. catalogs: distinct catalogs among them; 0 where none is read.
 
-    gates: Spearman correlation of the mean gate with exposure, by run, None where constant; empty without gates.
+    gates: by run; empty without gates.
     against: reference -> column -> difference, None where the column is undefined or no run is paired.
     """
 
@@ -94,7 +121,7 @@ class VariantResult:
     catalogs: int
     metrics: dict[str, Spread | None]
     cost: Cost
-    gates: tuple[float | None, ...]
+    gates: tuple[GateOfRun, ...]
     against: dict[str, dict[str, PairedDifference | None]]
 
 
@@ -187,7 +214,7 @@ def _counts(run: MeasuredRun) -> dict[str, Counts]:
 
 def _variant(study: Study, name: str, runs: Mapping[str, Runs], counts: Mapping[str, Counts]) -> VariantResult:
     own = [run.result for run in runs[name].values()]
-    gates = [run["facts"][GATES] for run in own if isinstance(run["facts"].get(GATES), dict)]
+    gates: list[Any] = [run["facts"][GATES] for run in own if isinstance(run["facts"].get(GATES), dict)]
     return VariantResult(
         runs=tuple(runs[name]),
         catalogs=len({run["facts"].get("catalog", NO_CATALOG) for run in own} - {NO_CATALOG}),
@@ -195,7 +222,7 @@ def _variant(study: Study, name: str, runs: Mapping[str, Runs], counts: Mapping[
             column: Spread.of([run.value(place(column)) for run in runs[name].values()]) for column in study.columns
         },
         cost=_cost(own),
-        gates=tuple(found[study.split] for found in gates if study.split in found),  # type: ignore[index, operator]
+        gates=tuple(GateOfRun.of(found[study.split]) for found in gates if study.split in found),
         against={
             reference: {
                 column: paired_difference(place(column), runs[name], runs[reference], counts)

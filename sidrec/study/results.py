@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 RUNS_FILE = "runs.parquet"
 GATES = "gate_by_exposure"
-"""Key of `RunResult.facts`: split -> Spearman correlation of the mean gate over exposure deciles; None: constant."""
+"""Key of `RunResult.facts`: split -> what gate_<split>.json has. Earlier versions recorded its correlation alone."""
 PACKAGES = ("torch", "torchrec", "fbgemm-gpu-cpu", "fbgemm-gpu", "numpy", "faiss-cpu")
 COLUMN_TYPES: Mapping[object, pa.DataType] = {
     **{str: pa.string(), int: pa.int64(), float: pa.float64(), bytes: pa.binary()},

@@ -210,14 +210,14 @@ def _remove_large_files(run: Run) -> None:
 
 
 def _trainer_facts(run: Run) -> dict[str, object]:
-    """Facts that the trainer recorded in run.json, the catalog's fingerprint, and the gate's direction by split."""
+    """Facts that the trainer recorded in run.json, the catalog's fingerprint, and the gate by split."""
     directory = RunDirectory(run.directory)
     facts = json.loads(directory.facts.read_text(encoding="utf-8")) if directory.facts.exists() else {}
     catalog = (
         {"catalog": directory.fingerprint.read_text(encoding="utf-8").strip()} if directory.fingerprint.exists() else {}
     )
     gates = {
-        path.stem.removeprefix("gate_"): read_json(path, "a gate by exposure")["spearman_of_deciles"]
+        path.stem.removeprefix("gate_"): read_json(path, "a gate by exposure")
         for path in sorted(run.directory.glob("gate_*.json"))
     }
     return {**facts, **catalog, **({GATES: gates} if gates else {})}

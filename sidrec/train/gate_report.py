@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sidrec.io.files import write_json
 from sidrec.metrics.predictions import Predictions
-from sidrec.train.warnings_of_metrics import gate_warnings
+from sidrec.train.warnings_of_metrics import SATURATED, gate_warnings
 
 EXPOSURES = "stat_exposures"
 GATE = "gate"
@@ -51,7 +51,9 @@ def gate_report(folder: Path, split: str, predictions: Predictions) -> list[str]
     rank = rank_correlation(deciles["gate"])
     never = _never_shown(exposures_N, gate_N)
     warnings = gate_warnings(split, deciles["gate"], rank, float(gate_N.mean()))
-    write_json(folder / f"gate_{split}.json", {"spearman_of_deciles": rank, **deciles, "never_shown": never})
+    saturated = float((np.minimum(gate_N, 1 - gate_N) < SATURATED).mean())
+    whole = {"mean": float(gate_N.mean()), "saturated": saturated, "never_shown": never}
+    write_json(folder / f"gate_{split}.json", {"spearman_of_deciles": rank, **deciles, **whole})
     picture = folder / f"gate_{split}.png"
     _draw(deciles, never, [f"{folder}, split {split}", _title(rank), *map(_short, warnings)], str(picture))
     least, most = deciles["gate"][0], deciles["gate"][-1]

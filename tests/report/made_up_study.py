@@ -9,6 +9,7 @@ from sidrec.study.comparison import (
     Comparison,
     Cost,
     DatasetComparison,
+    GateOfRun,
     PairedDifference,
     Spread,
     VariantResult,
@@ -121,9 +122,9 @@ def made_up_searches(datasets: Sequence[str] = ("beauty", "yelp")) -> dict[str, 
     return found
 
 
-def gates_of(name: str, runs: int) -> tuple[float | None, ...]:
-    gates: tuple[float | None, ...] = tuple(round(0.9 * (-1) ** run, 2) for run in range(runs))
-    return {"published": gates, "recommended": (None,) * runs}.get(name, ())
+def gates_of(name: str, runs: int) -> tuple[GateOfRun, ...]:
+    gates = tuple(GateOfRun(round(0.9 * (-1) ** run, 2), 0.2, 0.6 + run / 100, 0.1, 0.0) for run in range(runs))
+    return {"published": gates, "recommended": (GateOfRun(None),) * runs}.get(name, ())
 
 
 def difference(

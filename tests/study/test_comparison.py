@@ -12,7 +12,7 @@ import yaml
 from sidrec.metrics.exact import measure, measure_slices
 from sidrec.metrics.predictions import Predictions
 from sidrec.metrics.slices import ItemSlices, slice_items
-from sidrec.study.comparison import Comparison, PairedDifference, Spread, comparison, place
+from sidrec.study.comparison import Comparison, GateOfRun, PairedDifference, Spread, comparison, place
 from sidrec.study.definition import Study
 from sidrec.study.draws import draws_row, draws_table, measure_draws
 from sidrec.study.intervals import hierarchical_interval, percentile_interval, t_interval
@@ -20,6 +20,15 @@ from sidrec.study.jobs import study_runs
 from sidrec.study.results import GATES, RunResult, run_results
 
 ROWS, USERS, ITEMS = 900, 90, 120
+GATE_OF_RUN: dict[int, Any] = {
+    0: None,
+    1: {
+        **{"spearman_of_deciles": 1.0, "gate": [0.2, 0.4, 0.6], "exposures": [0.0, 1.0, 9.0]},
+        **{"never_shown": {"gate": 0.1, "rows": 3}, "mean": 0.4, "saturated": 0.25},
+    },
+    2: 0.5,  # as earlier versions recorded it
+    3: {"spearman_of_deciles": None, "gate": [0.3], "exposures": [2.0], "never_shown": None},
+}
 COLUMNS = ("AUC", "GAUC", "NE", "tail AUC", "warm-tail AUC", "cold AUC", "cold GAUC")
 
 
@@ -82,7 +91,11 @@ def _record(
                 finished="2026-01-01T00:00:00",
                 recipe=run.recipe,
                 conditions={"commit": "abc", "cpu": "fast", "cores": 2, "ranks": 1, "python": "3"},
-                facts={"catalog": f"fit{run.number % 2}", "parameters": parameters, GATES: {"test": 0.5}},
+                facts={
+                    "catalog": f"fit{run.number % 2}",
+                    "parameters": parameters,
+                    GATES: {"test": GATE_OF_RUN[run.number]},
+                },
                 wall_seconds=9.0,
                 cpu_seconds=float(run.number),
                 step_seconds=0.25,
@@ -148,7 +161,8 @@ def test_a_clear_lead_is_won_by_one_and_lost_by_the_other(study: Study, tmp_path
 def test_a_variant_is_summed_up_over_its_own_runs(study: Study, tmp_path: Path) -> None:
     found = _record(study, tmp_path, {"weak": 0.2, "strong": 1.5})
     strong = found.datasets["world"].variants["strong"]
-    assert (strong.runs, strong.catalogs, strong.gates) == ((1, 2, 3), 2, (0.5, 0.5, 0.5))
+    assert (strong.runs, strong.catalogs) == ((1, 2, 3), 2)
+    assert strong.gates == (GateOfRun(1.0, 0.2, 0.6, 0.1, 0.25), GateOfRun(0.5), GateOfRun(None, 0.3, 0.3, None, None))
     assert strong.cost.cpu_seconds == Spread(2.0, 1.0, (1.0, 2.0, 3.0))
     assert strong.cost.step_seconds == Spread(0.25, 0.0, (0.25, 0.25, 0.25))
     assert (strong.cost.item_parameters, strong.cost.context_parameters, strong.cost.dense_parameters) == (100, 20, 3)

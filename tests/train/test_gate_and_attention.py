@@ -82,7 +82,18 @@ def test_the_report_leaves_out_items_without_a_sid(tmp_path: Path) -> None:
     assert "gate on test: 30 rows are left out, as their items have no SID to mix" in lines
     assert sum(part["rows"]) == sum(whole["rows"]) - 30 == 170
     assert part["gate"] == pytest.approx(whole["gate"])
+    assert (part["mean"], part["saturated"]) == (pytest.approx(0.525, abs=1e-6), 0.0)
     assert none == ["gate on test: none of its rows' items has a SID"]
+
+
+def test_the_report_counts_rows_whose_gate_is_at_an_end(tmp_path: Path) -> None:
+    gate_N = np.array([0.0, 0.019, 0.021, 0.5, 0.979, 0.981, 1.0, np.nan], np.float32)
+    rows, label_N, score_N = np.arange(8), np.ones(8, np.float32), np.zeros(8, np.float32)
+    extra = {"stat_exposures": np.arange(8, dtype=np.float32), "gate": gate_N}
+    gate_report(tmp_path, "test", Predictions("test", rows, rows, rows, label_N, score_N, extra))
+    found = read_json(tmp_path / "gate_test.json", "a gate")
+    assert found["saturated"] == pytest.approx(4 / 7)
+    assert found["mean"] == pytest.approx(np.nanmean(gate_N))
 
 
 @pytest.mark.parametrize("shape", ["rises", "falls", "constant", "all shown", "never shown"])
