@@ -29,8 +29,8 @@ from sidrec.config.model import ModelConfig
 from sidrec.data.dataset import Sizes
 from sidrec.data.item_tables import HID
 from sidrec.model.history import EXPORT, EXPORT_SHARED
-from sidrec.model.items import ItemLookup
 from sidrec.model.ranker import Ranker, RowInputs
+from sidrec.model.semantic_part import ItemLookup
 
 LOGIT = "logit"
 SID, HAS_SID = "sid", "has_sid"

@@ -23,8 +23,9 @@ from sidrec.config import Recipe
 from sidrec.data.dataset import Dataset
 from sidrec.data.item_tables import HID
 from sidrec.export.graph import HAS_SID, SID, item_inputs
-from sidrec.model.items import ContentRepresentation, ItemLookup, SemanticRepresentation
+from sidrec.model.items import ContentRepresentation, SemanticRepresentation
 from sidrec.model.ranker import Ranker
+from sidrec.model.semantic_part import ItemLookup
 from sidrec.serve.bundle import ContextColumn, Store
 from sidrec.serve.row_store import Precision, write_rows
 

@@ -21,7 +21,8 @@ from sidrec.model.history import (
     softmax_over_history,
     weighted_sum_of_history,
 )
-from sidrec.model.items import ItemLookup, SemanticPart, SemanticRepresentation, granule_impressions
+from sidrec.model.items import SemanticRepresentation
+from sidrec.model.semantic_part import ItemLookup, SemanticPart, granule_impressions
 
 
 class GateSidRepresentation(SemanticRepresentation):

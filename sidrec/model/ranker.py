@@ -30,11 +30,11 @@ from sidrec.model.items import (
     ContentRepresentation,
     HidAndSidRepresentation,
     HidRepresentation,
-    ItemLookup,
     ItemRepresentation,
     SidCoordRepresentation,
     SidRepresentation,
 )
+from sidrec.model.semantic_part import ItemLookup
 from sidrec.model.tables import NO_INITS, UpdateCounts, embedding_tables, managed_table, one_feature_each, with_managed
 
 FLOAT32 = PrecisionConfig()

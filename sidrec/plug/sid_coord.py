@@ -21,7 +21,7 @@ from sidrec.config.item import SidCoordItem
 from sidrec.config.item_parts import ExactIndex, GranularityTokens, NoAlignment, StatsGate
 from sidrec.model.fusion_and_gate import build_gate
 from sidrec.model.history import Paths
-from sidrec.model.items import ItemLookup, SemanticPart, hids_dropped, sids_dropped, zero_where
+from sidrec.model.semantic_part import ItemLookup, SemanticPart, hids_dropped, sids_dropped, zero_where
 from sidrec.model.tables import embedding_tables, one_feature_each
 from sidrec.plug.sid_join import JoinedSids, SidJoin, catalog_rows, impressions_of
 from sidrec.plug.statistics import ItemCounts, Statistics

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sidrec.model.alignment import (
-    AutoDis,
+from sidrec.model.alignment import AutoDis
+from sidrec.model.autodis import (
     autodis_max_and_mean,
     interpolated_max_and_mean,
     masked_max_and_mean,

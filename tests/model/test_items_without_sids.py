@@ -28,8 +28,9 @@ from sidrec.data.batch import Batch, item_lookups
 from sidrec.data.dataset import Sizes
 from sidrec.data.item_tables import HID, item_tables
 from sidrec.model.history import HistoryIndex, attention_among, index_history
-from sidrec.model.items import ItemLookup, SidCoordRepresentation
+from sidrec.model.items import SidCoordRepresentation
 from sidrec.model.ranker import Ranker
+from sidrec.model.semantic_part import ItemLookup
 from sidrec.plug import SidCoord, StatFeatures
 from sidrec.schema import ITEM_ID
 from tests.model.test_ranker import ALTERNATIVES, U, batch_for, ranker_for

@@ -19,7 +19,8 @@ from sidrec.config.item_parts import (
     StatsGate,
     SumGate,
 )
-from sidrec.model.alignment import InterestAlignment, build_alignment, masked_max_and_mean, similarities
+from sidrec.model.alignment import InterestAlignment, build_alignment, similarities
+from sidrec.model.autodis import masked_max_and_mean
 from sidrec.model.fusion_and_gate import (
     AdditiveAttention,
     BucketizeStats,

@@ -19,9 +19,9 @@ from sidrec.model.alignment import build_alignment
 from sidrec.model.fused import PRODUCTS
 from sidrec.model.fusion_and_gate import AdditiveAttention, TargetAwareGate
 from sidrec.model.history import CPU, Paths, index_history, products_with_history
-from sidrec.model.items import fused
 from sidrec.model.pooling import TargetAttention
 from sidrec.model.regions import REGIONS
+from sidrec.model.semantic_part import fused
 from tests.train.test_operators import Operators
 
 B, U, T, D, G, H = 6, 9, 5, 4, 3, 5

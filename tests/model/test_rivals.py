@@ -14,7 +14,8 @@ from sidrec.model.alignment import MatchStatistics, build_alignment
 from sidrec.model.fusion_and_gate import ConcatProject, build_fusion, build_gate
 from sidrec.model.gate_sid import GateSidRepresentation
 from sidrec.model.history import index_history
-from sidrec.model.items import ContentRepresentation, HidAndSidRepresentation, ItemLookup
+from sidrec.model.items import ContentRepresentation, HidAndSidRepresentation
+from sidrec.model.semantic_part import ItemLookup
 from tests.model.test_ranker import ranker_for, tables_for
 
 B, U, T, D, V, S = 5, 7, 4, 8, 3, 2

@@ -1,0 +1,213 @@
+"""What all item kinds with SIDs share: what is looked up of items, its dropout, e_sid, and the alignment with it.
+
+Shapes: B rows, U items, T history positions, G SID features, W weighted and V content columns of an item, D width,
+K distinct SIDs of the rows' targets.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sidrec.config.item import SemanticItem
+from sidrec.data.dataset import Sizes
+from sidrec.data.item_tables import HID
+from sidrec.model.alignment import Alignment, build_alignment
+from sidrec.model.fused import FUSION, FUSION_WITH_UNIT
+from sidrec.model.fusion_and_gate import GranularityFusion, build_fusion
+from sidrec.model.history import HistoryIndex, Paths, index_history, paths_of
+from sidrec.model.regions import is_traced
+
+
+@dataclass(frozen=True)
+class ItemLookup:
+    """What is looked up for the unique items of a batch.
+
+    embedded: item feature -> [U, D]. All features are split from the KeyedTensor in one call: a slice of it would have
+    a gradient as wide as the whole tensor. token_weights_UW, granules_UG, content_UV: as in Batch. has_sid_U: bool;
+    None if all bags but bag 0 have a SID. chance_B: as in Batch, for dropout; None outside training. updates_U: updates
+    that each bag's HID row has received, float32; None where the item kind reads none. paths: None for those of the
+    tensors' device. distinct: of rows with one history, a target of each SID, [K], and which of them every row's target
+    is aligned as, [B]; None to align them all.
+    computed: results that forward and losses share.
+    """
+
+    embedded: dict[str, Tensor]
+    token_weights_UW: Tensor
+    granules_UG: Tensor | None = None
+    content_UV: Tensor | None = None
+    has_sid_U: Tensor | None = None
+    chance_B: Tensor | None = None
+    updates_U: Tensor | None = None
+    paths: Paths | None = None
+    distinct: tuple[Tensor, Tensor] | None = None
+    computed: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def regions(self) -> str:
+        """As in `Paths`; none while a pipeline of TorchRec traces the model, which only looks for lookups."""
+        if is_traced(self.embedded):
+            return "none"
+        paths = self.paths or paths_of(next(iter(self.embedded.values())).device)
+        return paths.regions
+
+    def index(self, history_BT: Tensor) -> HistoryIndex:
+        """The index of the batch's histories."""
+        return index_history(history_BT, self.paths)
+
+    # An item without a SID has an e_sid of zero. Wherever SIDs are mixed in or compared, it is left out:
+
+    def has_sid(self, bags: Tensor) -> Tensor:
+        """Whether the item of each bag has a SID; False at padding."""
+        if self.has_sid_U is None:
+            return bags > 0
+        return self.has_sid_U.index_select(0, bags.flatten()).view_as(bags)  # a third of the time of indexing
+
+    def with_sids(self, history: HistoryIndex) -> HistoryIndex:
+        """The history without its items that have no SID."""
+        return history if self.has_sid_U is None else history.where(self.has_sid(history.own_BT))
+
+
+# Dropout of HIDs and SIDs in training, row by row (`sidrec.config.item.DroppedHids`).
+
+
+def hids_dropped(items: ItemLookup, rate: float) -> Tensor | None:
+    """Rows that drop HIDs, bool [B]; None if none does. Of two rates, the rows of the lower are among the higher's."""
+    return None if items.chance_B is None or not rate else items.chance_B < rate
+
+
+def sids_dropped(items: ItemLookup, rate: float) -> Tensor | None:
+    """Rows whose target drops its SID, bool [B]; None if none does. They drop no HIDs if both rates add up to 1."""
+    return None if items.chance_B is None or not rate else items.chance_B >= 1 - rate
+
+
+def zero_where(dropped_B: Tensor | None, embedded_BD: Tensor) -> Tensor:
+    """The embeddings, with zeros in the rows that drop them."""
+    return embedded_BD if dropped_B is None else embedded_BD.masked_fill(dropped_B.unsqueeze(1), 0.0)
+
+
+# e_sid and its alignment.
+
+
+class SemanticPart(nn.Module):
+    """Fuses an item's SID features to e_sid (SID-Coord, module I) and aligns target and history (module III).
+
+    sids: names of the G features that are looked up; None for the config's granularities.
+    multiply, append: uses of the catalog's token weights (ADC-SID, arXiv 2510.25622): scale the embeddings by them, or
+    append the target's to the dense features. width: number of dense features.
+    """
+
+    def __init__(
+        self,
+        config: SemanticItem,
+        dim: int,
+        sids: tuple[str, ...] | None = None,
+        impressions: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        """impressions: as `build_fusion` takes them."""
+        super().__init__()
+        self.sids = config.granularities if sids is None else sids
+        self.counted, self.guided = config.fusion.needs_counts, config.fusion.needs_hid
+        self.multiply = config.token_weights in ("multiply", "both")
+        self.append = config.token_weights in ("append", "both")
+        self.fusion = build_fusion(config.fusion, len(self.sids), dim, impressions)
+        self.alignment = build_alignment(config.alignment, len(config.granularities))
+        self.width = (self.alignment.width if self.alignment else 0) + self.append * len(config.granularities)
+
+    def embed(self, items: ItemLookup) -> Tensor:
+        """e_sid [U, D]; computed once for a batch, and where a region does it, scaled to unit length too."""
+        if "sid" not in items.computed:
+            self._fuse(items)
+        return items.computed["sid"]
+
+    def _fuse(self, items: ItemLookup) -> None:
+        granules = [items.embedded[name] for name in self.sids]
+        if not self.multiply and isinstance(self.fusion, GranularityFusion):
+            with_unit = self.alignment is not None and self.alignment.compares_units
+            found = fused(self.fusion, granules, items.regions, with_unit)
+            items.computed.update(zip(("sid", "unit"), found, strict=False))
+        if "sid" not in items.computed:
+            granules_UGD = torch.stack(granules, dim=1)
+            if self.multiply:
+                granules_UGD = granules_UGD * items.token_weights_UW.unsqueeze(2)
+            rows_UG = items.granules_UG if self.counted else None
+            items.computed["sid"] = self.fusion(granules_UGD, rows_UG, items.embedded[HID] if self.guided else None)
+
+    def dense(
+        self,
+        sid_UD: Tensor,
+        items: ItemLookup,
+        target_B: Tensor,
+        history: HistoryIndex,
+        without_sid_B: Tensor | None = None,
+    ) -> Tensor:
+        """Alignment features and the target's token weights, where the recipe has them: [B, width].
+
+        history: that of `items.with_sids`. without_sid_B: rows whose target is to be as an item without a SID.
+        """
+        features = []
+        if self.alignment is not None:
+            features.append(self._aligned(self.alignment, sid_UD, items, target_B, history, without_sid_B))
+        if self.append:
+            features.append(zero_where(without_sid_B, functional.embedding(target_B, items.token_weights_UW)))
+        return torch.cat(features, dim=1) if features else target_B.to(sid_UD.dtype).unsqueeze(1)[:, :0]
+
+    def _aligned(
+        self,
+        alignment: Alignment,
+        sid_UD: Tensor,
+        items: ItemLookup,
+        target_B: Tensor,
+        history: HistoryIndex,
+        without_sid_B: Tensor | None,
+    ) -> Tensor:
+        """Features of the alignment, [B, width]."""
+        compared, unit_UD = items.granules_UG if alignment.compares_granules else sid_UD, items.computed.get("unit")
+        assert compared is not None, "batches have granules where the alignment needs them"
+        if items.distinct is not None:
+            return _aligned_once(alignment, compared, items, items.distinct, history)
+        with_sid_B = items.has_sid(target_B)
+        with_sid_B = with_sid_B if without_sid_B is None else with_sid_B & ~without_sid_B
+        comparable = history.where(history.valid_BT & with_sid_B.unsqueeze(1))
+        return alignment(compared, target_B, comparable, unit_UD)
+
+
+def _aligned_once(
+    alignment: Alignment, compared: Tensor, items: ItemLookup, distinct: tuple[Tensor, Tensor], history: HistoryIndex
+) -> Tensor:
+    """Features of the alignment, [B, width], for rows that share a history: computed once for each SID.
+
+    A target without a SID is compared with nothing, which is computed once too.
+    """
+    target_K, row_B = distinct
+    aligned_KE = alignment(compared, target_K, history.shared_by(target_K.shape[0]))
+    none_1T = torch.zeros_like(history.valid_BT)
+    alone_1E = alignment(compared, target_K[:1], history.shared_by(1).where(none_1T))
+    return torch.where(items.has_sid(target_K).unsqueeze(1), aligned_KE, alone_1E).index_select(0, row_B)
+
+
+def fused(fusion: GranularityFusion, granules: Sequence[Tensor], regions: str, with_unit: bool) -> tuple[Tensor, ...]:
+    """e_sid [U, D], and e_sid / |e_sid| if with_unit, by a region; nothing for kinds without one.
+
+    granules: G embeddings [U, D]. regions: as in `Paths`.
+    """
+    weights = fusion.region_weights() if regions != "none" else ()
+    if not weights:
+        return ()
+    if fusion.watcher is not None:
+        fusion.watcher(torch.stack(list(granules), dim=1))
+    return (FUSION_WITH_UNIT if with_unit else FUSION)(regions, *granules, *weights)
+
+
+def granule_impressions(config: SemanticItem, sizes: Sizes) -> dict[str, Tensor] | None:
+    """Granularity -> train impressions of each row of its table [R, 1]; None if the fusion needs no counts."""
+    if not config.fusion.needs_counts:
+        return None
+    found = {}
+    for name in config.granularities:
+        found[name] = torch.zeros(sizes.item_tables[name].rows, 1)
+        if name in sizes.impressions:
+            found[name][:, 0] = torch.as_tensor(sizes.impressions[name], dtype=torch.float32)
+    return found
