@@ -15,16 +15,6 @@ from sidrec.study.intervals import Difference, Differences, paired_interval
 from sidrec.study.results import RUNS_FILE, run_table
 
 CLAIMS = (  # study, data set, variant, reference
-    ("sid_coord_beauty", "beauty", "sid_coord", "hid_only"),
-    ("sid_coord_beauty", "beauty", "sid_coord", "sid_only"),
-    ("sid_coord_beauty", "beauty", "sid_coord", "without_multi_resolution"),
-    ("sid_coord_beauty", "beauty", "sid_coord", "without_gate"),
-    ("sid_coord_beauty", "beauty", "sid_coord", "without_alignment"),
-    ("sid_coord_movielens", "movielens", "sid_coord", "hid_only"),
-    ("sid_coord_movielens", "movielens", "sid_coord", "sid_only"),
-    ("rivals_beauty", "dlrm", "sid_coord", "sid_only"),
-    ("rivals_movielens", "ppnet", "sid_coord_residual", "hid_only"),
-    ("rivals_movielens", "ppnet", "sid_coord_residual", "sid_only"),
     ("learners_beauty", "beauty", "adasid", "rq_kmeans"),
     ("learners_levels_beauty", "beauty", "opq", "opq_pairs"),
     ("learners_levels_beauty", "beauty", "multi_vq", "multi_vq_pairs"),

@@ -316,9 +316,9 @@ def report(name: str, found: Mapping[str, Any]) -> str:
 def _twins(name: str) -> Iterator[tuple[str, list[SliceMetrics], list[float]]]:
     """Name, metrics on test and CPU seconds of the HID-only runs that the claim's studies recorded on this set.
 
-    Studies of another backbone call the set SET_ppnet and SET_dcn.
+    The study of another backbone calls the set SET_ppnet.
     """
-    for study in ("claim", "claim_early", "claim_x1", "claim_movielens", "claim_ppnet", "claim_dcn"):
+    for study in ("claim", "claim_early", "claim_x1", "claim_movielens", "claim_ppnet"):
         runs = run_table(RESULTS / study / RUNS_FILE).read().values()
         sets = (name, f"{name}_{study.removeprefix('claim_')}")
         own = [run for run in runs if run["dataset"] in sets and run["variant"] == "hid_only"]

@@ -149,14 +149,15 @@ def _against(words: Sequence[str], columns: Sequence[str]) -> str:
 
 
 @cache
-def _comparison(name: str) -> Comparison:
+def recorded_comparison(name: str) -> Comparison:
+    """The comparison of a study's recorded runs, as its report has it."""
     study = load_study(RESULTS.parent / "studies" / f"{name}.yaml")
     return comparison(with_best(study, RESULTS, unfinished=True) if study.tuning else study, RESULTS)
 
 
 def _variant(place: str) -> VariantResult:
     study, dataset, variant = place.split("/")
-    return _comparison(study).datasets[dataset].variants[variant]
+    return recorded_comparison(study).datasets[dataset].variants[variant]
 
 
 def _measured(words: Sequence[str], columns: Sequence[str]) -> str:

@@ -1,11 +1,12 @@
 """Figures of targets that recorded results hold only in parts. Each function takes a row's source and its arguments.
 
-The source is the JSON of one file, or a list of several in the row's order.
+The source is the JSON of one file, the comparison of a study's runs.parquet, or a list of several in the row's order.
 """
 
 from collections.abc import Mapping
-from itertools import product
 from typing import Any, NamedTuple
+
+from sidrec.study.comparison import Comparison
 
 
 class Measured(NamedTuple):
@@ -23,28 +24,45 @@ Figures = Mapping[str, Measured]
 # Quality of rankers and codes
 
 
-def claim(claims: Any, study: str, variant: str, reference: str, *metrics: str) -> Figures:
-    """Differences over seeds."""
-    names = {"study": study, "variant": variant, "reference": reference}
-    (found,) = (each for each in claims if names.items() <= each.items())
-    over = {metric: found[metric]["over_seeds"] for metric in metrics}
-    return {metric: Measured(of["difference"], of["low"], of["high"]) for metric, of in over.items()}
+def leads(found: Comparison, variant: str, reference: str, column: str, *datasets: str) -> Figures:
+    """Data set -> the variant minus the reference."""
+    return {f"{name}:": _difference(found, name, variant, reference, column) for name in datasets}
 
 
-def ahead_of_rivals(sources: Any, metric: str) -> Figures:
-    """Mean over seeds of SID-Coord with the residual gate, minus that of the best variant without coordination."""
-    found = {}
-    for (dataset, source), backbone in product(zip(("Beauty", "MovieLens"), sources, strict=True), ("dlrm", "ppnet")):
-        means = {name: of["metrics"][metric]["mean"] for name, of in source[backbone].items()}
-        rivals = [name for name in means if not name.startswith("sid_coord")]
-        best = max(rivals, key=means.__getitem__)
-        found[f"{dataset}, {backbone.upper()} ({best})"] = Measured(means["sid_coord_residual"] - means[best])
-    return found
+def relative_leads(found: Comparison, variant: str, reference: str, column: str, *datasets: str) -> Figures:
+    """Data set -> that difference over the reference's mean."""
+    made = {}
+    for name in datasets:
+        of = found.datasets[name].variants[variant].against[reference][column]
+        assert of is not None, "a defined column"
+        made[f"{name}:"] = Measured(of.relative if of.relative is not None else 0.0)
+    return made
 
 
-def gate_by_seed(source: Any) -> Figures:
-    """Spearman's correlation of gate and exposure."""
-    return {f"seed {seed}:": Measured(rank) for seed, rank in enumerate(source["spearman_by_seed"])}
+def ahead_of_rivals(found: Comparison, column: str, *datasets: str) -> Figures:
+    """Data set -> the recommended preset minus the rival that has the highest mean."""
+    made = {}
+    for name in datasets:
+        variants = found.datasets[name].variants
+        means = {rival: of.metrics[column] for rival, of in variants.items() if rival not in OWN}
+        best = max(means, key=lambda rival: getattr(means[rival], "mean", 0.0))
+        behind = _difference(found, name, best, "recommended", column)
+        low, high = behind.low, behind.high
+        assert low is not None, "an interval"
+        assert high is not None, "an interval"
+        made[f"{name} ({best}):"] = Measured(-behind.value, -high, -low)
+    return made
+
+
+OWN = ("hid_only", "hid_only_dropout", "sid_only", "recommended", "published")
+"""Variants of the claim that are no rivals."""
+
+
+def _difference(found: Comparison, dataset: str, variant: str, reference: str, column: str) -> Measured:
+    of = found.datasets[dataset].variants[variant].against[reference][column]
+    assert of is not None, "a defined column"
+    assert of.interval is not None, "two runs"
+    return Measured(of.difference, of.interval.low, of.interval.high)
 
 
 def variants_with_seeds(sources: Any, seeds: int) -> Figures:

@@ -6,12 +6,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from benchmarks.results_page import recorded_comparison
 from benchmarks.targets import computed
 from benchmarks.targets.computed import Figures, Measured
 from sidrec.config import load_mapping
 from sidrec.config.section import section
 from sidrec.io.files import read_json
 from sidrec.study.definition import checked
+from sidrec.study.results import RUNS_FILE
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/targets.md"
@@ -43,6 +45,7 @@ class Target:
     at_least: float | None = None
     above: float | None = None
     shown_above: float | None = None
+    not_shown_below: float | None = None
     format: str = "{:.2f}"
     asserted: tuple[str, ...] = ()
 
@@ -71,11 +74,13 @@ class Target:
     def keeps(self, found: Measured) -> bool | None:
         """Whether a figure keeps the bound; None without one."""
         low = -float("inf") if found.low is None else found.low
+        high = float("inf") if found.high is None else found.high
         tests = {
             "at_most": lambda bound: found.value <= bound,
             "at_least": lambda bound: found.value >= bound,
             "above": lambda bound: found.value > bound,
             "shown_above": lambda bound: low > bound,
+            "not_shown_below": lambda bound: high >= bound,
         }
         bounds = {name: getattr(self, name) for name in tests if getattr(self, name) is not None}
         return all(tests[name](bound) for name, bound in bounds.items()) if bounds else None
@@ -102,6 +107,9 @@ def load_targets(path: Path = ROWS) -> dict[str, list[Target]]:
 
 @cache
 def _recorded(path: str) -> Any:
+    """A JSON file, or the comparison of a study's runs."""
+    if path.endswith(RUNS_FILE):
+        return recorded_comparison((ROOT / path).parent.name)
     return read_json(ROOT / path, "recorded results")
 
 

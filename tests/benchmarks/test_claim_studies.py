@@ -52,5 +52,5 @@ def test_recipes_differ_in_data_batch_size_splits_and_backbone_alone() -> None:
         recipe["data"] = {key: value for key, value in recipe["data"].items() if key not in of_the_set}
         return recipe
 
-    assert len(RECIPES) == 22
+    assert len(RECIPES) == 20
     assert all(common(path) == common(RECIPES[0]) for path in RECIPES)

@@ -6,12 +6,24 @@ import re
 import pytest
 
 from benchmarks import RESULTS
-from benchmarks.results_page import FIGURE, TABLE, TEXT, figure, page, readme, short, signed, table, written
+from benchmarks.results_page import (
+    FIGURE,
+    TABLE,
+    TEXT,
+    figure,
+    page,
+    readme,
+    recorded_comparison,
+    short,
+    signed,
+    table,
+    written,
+)
 from sidrec.errors import ConfigError
 
 MINUS = "\N{MINUS SIGN}"
-STUDY = "sid_coord_beauty/beauty"
-SUMMARY = json.loads((RESULTS / "sid_coord_beauty/summary.json").read_text())["beauty"]
+STUDY = "learners_beauty/beauty"
+SUMMARY = json.loads((RESULTS / "learners_beauty/summary.json").read_text())["beauty"]
 
 
 def test_the_pages_are_current() -> None:
@@ -25,40 +37,41 @@ def test_the_text_has_no_measured_figure_of_its_own() -> None:
 
 
 def test_figures_equal_the_recorded_ones() -> None:
-    of = SUMMARY["sid_coord"]["metrics"]["tail AUC"]
-    assert figure(f"spread {STUDY}/sid_coord, tail AUC") == f"{of['mean']:.4f} ± {of['sd']:.4f}".replace("0.", ".")
-    means = [SUMMARY["hid_only"]["metrics"][column]["mean"] for column in ("AUC", "GAUC")]
-    assert figure(f"mean {STUDY}/hid_only, AUC, GAUC") == " / ".join(f"{mean:.4f}"[1:] for mean in means)
+    of = SUMMARY["adasid"]["metrics"]["tail AUC"]
+    assert figure(f"spread {STUDY}/adasid, tail AUC") == f"{of['mean']:.4f} ± {of['sd']:.4f}".replace("0.", ".")
+    means = [SUMMARY["random"]["metrics"][column]["mean"] for column in ("AUC", "GAUC")]
+    assert figure(f"mean {STUDY}/random, AUC, GAUC") == " / ".join(f"{mean:.4f}"[1:] for mean in means)
 
 
 def test_a_lead_is_paired_over_runs() -> None:
     claims = json.loads((RESULTS / "claims.json").read_text())
-    (claim,) = (c for c in claims if (c["study"], c["reference"]) == ("sid_coord_beauty", "sid_only"))
+    (claim,) = (c for c in claims if (c["study"], c["reference"]) == ("learners_beauty", "rq_kmeans"))
     of = claim["GAUC"]["over_seeds"]
     expected = f"{signed(of['difference'])} [{signed(of['low'])}, {signed(of['high'])}]"
-    assert figure(f"lead {STUDY}/sid_coord sid_only, GAUC") == expected
-    assert figure(f"gap {STUDY}/sid_coord sid_only, GAUC") == signed(of["difference"])
+    assert figure(f"lead {STUDY}/adasid rq_kmeans, GAUC") == expected
+    assert figure(f"gap {STUDY}/adasid rq_kmeans, GAUC") == signed(of["difference"])
 
 
 def test_a_difference_as_the_studys_report_has_it() -> None:
-    of = SUMMARY["sid_coord"]["metrics"]["AUC"]["mean"] - SUMMARY["hid_only"]["metrics"]["AUC"]["mean"]
-    found = figure(f"against {STUDY}/sid_coord hid_only, AUC")
-    assert re.fullmatch(rf"\{signed(of)} \[\+\.\d{{4}}, \+\.\d{{4}}\] (won|cannot tell.*)", found)
+    of = recorded_comparison("claim").datasets["beauty"].variants["recommended"].against["hid_only"]["AUC"]
+    assert of is not None
+    found = figure("against claim/beauty/recommended hid_only, AUC")
+    assert re.fullmatch(rf"\{signed(of.difference)} \[\+\.\d{{4}}, \+\.\d{{4}}\] won", found)
 
 
 def test_a_table_fills_rows_and_columns() -> None:
     block = """
-cell: mean sid_coord_beauty/beauty/{row}, {column}
+cell: mean learners_beauty/beauty/{row}, {column}
 columns: [AUC, GAUC]
 rows:
-- {label: HIDs, of: hid_only}
+- {label: random, of: random}
 - {label: none, cells: ["", "json claims.json x"]}
 """
     with pytest.raises(ConfigError, match=r"expected a recorded figure, got 'json claims.json x'"):
         table(block)
-    lines = table(block.replace("json claims.json x", "count sid_coord_beauty/beauty, all rows")).splitlines()
-    auc, gauc = (f"{SUMMARY['hid_only']['metrics'][column]['mean']:.4f}"[1:] for column in ("AUC", "GAUC"))
-    assert lines == ["|  | AUC | GAUC |", "| --- | --- | --- |", f"| HIDs | {auc} | {gauc} |", "| none |  | 40,294 |"]
+    lines = table(block.replace("json claims.json x", "count learners_beauty/beauty, all rows")).splitlines()
+    auc, gauc = (f"{SUMMARY['random']['metrics'][column]['mean']:.4f}"[1:] for column in ("AUC", "GAUC"))
+    assert lines == ["|  | AUC | GAUC |", "| --- | --- | --- |", f"| random | {auc} | {gauc} |", "| none |  | 40,294 |"]
 
 
 def test_a_table_of_all_recorded_variants() -> None:

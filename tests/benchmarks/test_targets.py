@@ -46,6 +46,8 @@ def _target(**keys: object) -> Target:
         ({"at_least": 2.5}, False),
         ({"above": 1}, True),
         ({"shown_above": 1.5}, False),
+        ({"not_shown_below": 3}, True),
+        ({"not_shown_below": 3.1}, False),
         ({}, None),
     ],
 )
