@@ -272,6 +272,9 @@ class StartConfig:
     grow: bool = False
     """Start a model with SIDs or content from a checkpoint of item kind hid: layers that have more inputs than there
     read the new ones with weight 0, so that the first step's scores are the checkpoint's [I]."""
+    old_catalog: Path | None = None
+    """Catalog that the checkpoint was trained with, or one extended from it, if data.catalog was fitted again: SID
+    tables are carried over to the new codes by the items that both catalogs hold [I]."""
     without: Annotated[tuple[str, ...], AfterValidator(without_repeats)] = ()
     """Tables that keep their initial values."""
     tables: Mapping[str, str] = field(default_factory=dict)
@@ -281,10 +284,14 @@ class StartConfig:
     def __post_init__(self) -> None:
         if self.without and self.checkpoint is None:
             raise ValueError(f"expected no `without` where there is no checkpoint, got {', '.join(self.without)}")
+        if self.grow and self.old_catalog is not None:
+            raise ValueError(
+                f"expected no `old_catalog` with `grow`, whose checkpoint has no SIDs, got {self.old_catalog}"
+            )
 
     def unused_keys(self) -> dict[str, str]:
         where = "where there is no checkpoint"
-        return changed_keys(self, ["optimizer", "grow"], where) if self.checkpoint is None else {}
+        return changed_keys(self, ["optimizer", "grow", "old_catalog"], where) if self.checkpoint is None else {}
 
 
 @section

@@ -216,6 +216,11 @@ def load_catalog(path: Path | str) -> Catalog:
     return catalog
 
 
+def read_codebook_sizes(path: Path) -> tuple[int, ...]:
+    """The codebook sizes of a catalog folder, one a level, without its codes. Raises ContractError."""
+    return _read_card(path / CARD)[0]
+
+
 def fitted_config(path: Path) -> TokenizerConfig | None:
     """The config of the tokenizer in a catalog folder; None without a tokenizer, or with one that cannot be read."""
     try:

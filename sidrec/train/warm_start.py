@@ -34,8 +34,9 @@ from sidrec.model.ranker import Ranker
 from sidrec.parallel.process_group import Ranks, broadcast_object, raise_on_all_ranks, run_on_all_ranks
 from sidrec.schema import ITEM_ID, ContractError
 from sidrec.text import did_you_mean
-from sidrec.train.assembly import inputs_of
+from sidrec.train.assembly import announce, inputs_of
 from sidrec.train.growth import Growth, find_growth
+from sidrec.train.refit import Refit, find_refit
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class WarmStart:
 
     optimizer: whether the checkpoint's optimizer state is taken too. without: tables that take nothing from the
     checkpoint. sources: table -> rows from a file, which replace the checkpoint's and have no optimizer state.
-    growth: for `start.grow`.
+    growth: for `start.grow`. refit: for `start.old_catalog`; its tables are among `without` too.
     """
 
     checkpoint: StoredCheckpoint | None
@@ -52,6 +53,7 @@ class WarmStart:
     without: frozenset[str]
     sources: Mapping[str, TableSource]
     growth: Growth | None = None
+    refit: Refit | None = None
 
     @property
     def facts(self) -> dict[str, object]:
@@ -62,8 +64,10 @@ class WarmStart:
         if self.checkpoint is not None:
             facts["checkpoint"] = str(self.checkpoint.path)
             facts["step"] = self.checkpoint.position.step
-            facts |= {"optimizer": self.optimizer, "without": sorted(self.without)}
+            carried = self.refit.rows.keys() if self.refit else frozenset()
+            facts |= {"optimizer": self.optimizer, "without": sorted(self.without - carried)}
             facts |= {"grown": sorted(self.growth.widened)} if self.growth else {}
+            facts |= {"refit": self.refit.facts} if self.refit else {}
         return facts
 
     def fill(self, model: DistributedModelParallel, optimizer: KeyedOptimizer, ranks: Ranks) -> None:
@@ -74,6 +78,9 @@ class WarmStart:
         if self.checkpoint is not None:
             kept = optimizer if self.optimizer else None
             load_partially(self.checkpoint, model, kept, self.without, ranks, self.growth)
+            if self.refit is not None:
+                self.refit.fill(model, kept, ranks)
+                announce(ranks, f"SID tables were {self.refit}")
         run_on_all_ranks(ranks, lambda: self._fill_tables(state_shards(model, None, ranks)))
 
     def _fill_tables(self, shards: list[TensorShard]) -> None:
@@ -105,18 +112,23 @@ def find_warm_start(recipe: Recipe, data: Dataset, ranks: Ranks) -> WarmStart | 
         ranks, lambda: {name: _source(model, name, file) for name, file in config.tables.items()}
     )
     without = frozenset((*config.without, *sources))
-    checkpoint, growth = None, None
+    checkpoint, growth, refit = None, None, None
     if config.checkpoint is not None:
         path = _path_on_first_rank(config.checkpoint, ranks)
         if config.grow:
             growth = run_on_all_ranks(ranks, lambda: find_growth(open_checkpoint(path), recipe, data, model.tensors))
             without |= growth.tables
+        if config.old_catalog is not None:
+            found = run_on_all_ranks(ranks, lambda: open_checkpoint(path))
+            refit = find_refit(found, recipe, data, without, ranks)
+            without |= refit.rows.keys()
         checkpoint = run_on_all_ranks(ranks, lambda: _compatible(path, model, without, growth))
         fault = fault_of(checkpoint.path, ranks)
         raise_on_all_ranks(ranks, None if fault is None else CheckpointError(fault))
-        run_on_all_ranks(ranks, lambda: _check_ids(checkpoint, model, without) if ranks.first else None)
+        carried = refit.rows if refit else ()
+        run_on_all_ranks(ranks, lambda: _check_ids(checkpoint, model, without, carried) if ranks.first else None)
     run_on_all_ranks(ranks, lambda: _check_share(sources, ranks))
-    return WarmStart(checkpoint, config.optimizer, without, sources, growth)
+    return WarmStart(checkpoint, config.optimizer, without, sources, growth, refit)
 
 
 def _path_on_first_rank(source: Path, ranks: Ranks) -> Path:
@@ -162,11 +174,18 @@ class PlannedModel:
         item = self.recipe.model.item
         return table in self.recipe.model.context or (table == HID and item.hid_rows_are_ids)
 
-    def id_columns(self, without: Collection[str]) -> dict[str, str]:
-        """Table -> id column of the log that its rows follow, for the tables that are taken from a checkpoint."""
+    def tables_of_ids(self, without: Collection[str], carried: Collection[str]) -> dict[str, list[str]]:
+        """Id column of the log -> tables taken from a checkpoint whose rows follow its ids.
+
+        carried: SID tables that are carried over by item ids.
+        """
         columns = {HID: ITEM_ID} if self.recipe.model.item.hids is not None else {}
         columns |= {column: column for column in self.recipe.model.context}
-        return {table: column for table, column in columns.items() if table not in without}
+        taken = {table: column for table, column in columns.items() if table not in without}
+        found: dict[str, list[str]] = {}
+        for table, column in (taken | dict.fromkeys(carried, ITEM_ID)).items():
+            found.setdefault(column, []).append(table)
+        return found
 
 
 def _compatible(path: Path, model: PlannedModel, without: frozenset[str], growth: Growth | None) -> StoredCheckpoint:
@@ -175,19 +194,22 @@ def _compatible(path: Path, model: PlannedModel, without: frozenset[str], growth
     return found
 
 
-def _check_ids(found: StoredCheckpoint, model: PlannedModel, without: Collection[str]) -> None:
+def _check_ids(
+    found: StoredCheckpoint, model: PlannedModel, without: Collection[str], carried: Collection[str]
+) -> None:
     """Checks that ids keep the rows they have in the checkpoint; warns where nothing tells.
 
-    Raises ContractError naming the column, and the table that can start anew.
+    Raises ContractError naming the column, and the tables that can start anew.
     """
     earlier, warnings = IdMaps(found.position.id_maps), {}
-    for table, column in model.id_columns(without).items():
+    for column, tables in model.tables_of_ids(without, carried).items():
         data, before = model.recipe.data.path, found.recipe.data.path
         try:
             warnings[check_grown(earlier, found.path, data, before, {column})] = True
         except ContractError as error:
             where, expected, got = error.args
-            raise ContractError(where, expected, f"{got}; start.without: [{table}] starts the table anew") from None
+            remedy = f"start.without: [{', '.join(tables)}] starts the {'tables' if tables[1:] else 'table'} anew"
+            raise ContractError(where, expected, f"{got}; {remedy}") from None
     for warning in filter(None, warnings):
         print_warning(warning)
 
@@ -243,6 +265,8 @@ def check_compatible(
     """
     sids = [name for name in model.data.tables.sid_tables if name not in without]
     remedy = f"; start.without: [{', '.join(sids)}] starts these tables anew"
+    if sids and model.recipe.model.item.sids and model.recipe.model.item.sids.subwords is None:
+        remedy = f"; start.old_catalog carries its tables over{remedy}"
     sid_rows = trained_sid_rows(found.path, found.position, model.data, without, remedy)
     _check_rows_keep_their_ids(found, model, without)
     check_inputs(found.path, found.position, model.inputs)

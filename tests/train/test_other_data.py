@@ -336,7 +336,11 @@ STARTS: list[tuple[Callable[[Path], None], tuple[str, ...], str]] = [
     (lambda data: write_maps(data, "cat_a"), (), "start.without: [cat_a] starts"),
     (lambda data: write_maps(data, "cat_a"), ("cat_a",), ""),
     (lambda data: write_maps(data, "item_id"), ("hid",), ""),
-    (refitted, (), "whose codes are other rows; start.without: [s1, s2, s3, s12, s23] starts these tables anew"),
+    (
+        refitted,
+        (),
+        "other rows; start.old_catalog carries its tables over; start.without: [s1, s2, s3, s12, s23] starts",
+    ),
     (lambda data: rewrite(data, transforms={}), (), "expected int_a with the mean 1 and deviation 2 it was trained"),
 ]
 

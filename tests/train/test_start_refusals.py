@@ -56,7 +56,7 @@ OLD = {"checkpoint": "OLD"}
         (
             {"start": OLD},
             other_catalog,
-            "whose codes are other rows; start.without: [s1, s2, s3, s12, s23] starts these",
+            "other rows; start.old_catalog carries its tables over; start.without: [s1, s2, s3, s12, s23] starts these",
         ),
         ({"start": OLD}, fewer_users, "expected the table cat_a of F32 [4, 16], as this model has, got F32 [5, 16]"),
         ({"start": OLD, "model": {"embedding_dim": 32}}, unchanged, "expected the table hid of F32 [70, 32], as this"),
