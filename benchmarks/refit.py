@@ -88,6 +88,7 @@ def main(argv: Sequence[str]) -> int:
     text = page(results)
     print(text)
     if given.write:
+        RUNS.parent.mkdir(exist_ok=True)
         write_json(RUNS, recorded)
         write_text(PAGE, text)
     return 0
