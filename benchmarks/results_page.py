@@ -150,7 +150,7 @@ def _against(words: Sequence[str], columns: Sequence[str]) -> str:
 
 @cache
 def recorded_comparison(name: str) -> Comparison:
-    """The comparison of a study's recorded runs, as its report has it."""
+    """The comparison in the report of a study: of its recorded runs."""
     study = load_study(RESULTS.parent / "studies" / f"{name}.yaml")
     return comparison(with_best(study, RESULTS, unfinished=True) if study.tuning else study, RESULTS)
 
