@@ -127,7 +127,7 @@ def _open(path: Path, which: str | None, ranks: Ranks) -> _Run:
     check_own_data(saved, position, data, inputs_of(recipe, data))
     check_catalog(saved, position, data.fingerprint)
     index = read_index(saved)
-    ranker = Ranker(recipe.model, data.sizes, EXPORT)
+    ranker = Ranker(recipe.model, data.sizes, EXPORT).eval()  # fusion `hid_query` drops HIDs in training
     layers = [(name, value) for name, value in ranker.state_dict().items() if table_name(f"{MODEL}/{name}") is None]
     load_shards(saved, index, [whole_tensor(f"{MODEL}/{name}", value) for name, value in layers], ranks.control)
     return _Run(path, recipe, data, StoredCheckpoint(saved, index), position, ranker)
