@@ -43,6 +43,7 @@ from sidrec.parallel.process_group import Ranks
 from sidrec.schema import ITEM_ID
 from sidrec.serve.batch_scoring import texts_of
 from sidrec.serve.bundle import Bundle, Description, File, Transform, file_of
+from sidrec.serve.golden import GOLDEN, GoldenRows
 from sidrec.serve.id_lookup import ids_folder, write_ids
 from sidrec.serve.row_store import Precision
 from sidrec.serve.scorer import REQUEST, ROWS, Model
@@ -55,6 +56,7 @@ TOLERANCES: Mapping[Precision, float] = {"f32": 1e-4, "f16": 2e-2, "int8": 2e-1}
 """Largest difference of a logit, by the precision of vectors."""
 KNOTS = 8192
 """Intervals of AutoDis' table, for vectors that are rounded anyway: it moves logits less than half precision does."""
+GOLDEN_ROWS = 64
 MADE_WITH = ("torch", "torchrec", "onnx", "onnxscript")
 
 
@@ -104,14 +106,16 @@ def export_run(path: Path, out: Path, wanted: Wanted, ranks: Ranks) -> Exported:
     split = run.recipe.evaluate.splits[0]
     with new_version(out) as partial:
         about = _write(run, partial, wanted)
-        difference, rows = _difference(run, Bundle(partial, check=False), split, wanted.rows, ranks)
+        difference, rows, golden = _compare(run, Bundle(partial, check=False), split, wanted.rows, ranks)
         if not difference <= about.tolerance:
             raise ConfigError(
                 f"{path}: expected logits of the bundle within {about.tolerance:g} of the trained model's on {rows:,} "
                 f"rows of {split}, got {difference:.3g}; --store f32 keeps all digits, --tolerance allows more"
             )
-        about = replace(about, difference=difference)
+        golden.save(partial / GOLDEN)
+        about = replace(about, difference=difference, files=_files(partial))
         write_text(partial / DESCRIPTION, about.text())
+        Model(Bundle(partial, check=False), threads=1)  # replays the golden rows, also as requests
         folder = publish(out, partial, about.version)
     return Exported(folder, about.version, difference, rows, split, sum(of.bytes for of in about.files.values()))
 
@@ -201,10 +205,10 @@ def _write_ids(run: _Run, folder: Path) -> dict[str, int]:
 # Comparison with the trained model.
 
 
-def _difference(run: _Run, bundle: Bundle, split: str, most: int, ranks: Ranks) -> tuple[float, int]:
-    """The largest difference of a logit, and the rows that were compared."""
+def _compare(run: _Run, bundle: Bundle, split: str, most: int, ranks: Ranks) -> tuple[float, int, GoldenRows]:
+    """The largest difference of a logit, the rows that were compared, and golden ones of the first batch."""
     expected = _trained_scores(run, split, ranks)
-    model, largest, rows = Model(bundle, threads=1), 0.0, 0
+    model, largest, rows, golden = Model(bundle, threads=1), 0.0, 0, None
     for packed in _batches(run, split, ranks):
         batch = packed.to(torch.device("cpu"))
         kept_B = (batch.weight_B > 0).numpy()
@@ -212,13 +216,33 @@ def _difference(run: _Run, bundle: Bundle, split: str, most: int, ranks: Ranks) 
         row_B = batch.row_B.numpy()[kept_B]
         place_B = np.searchsorted(expected.row_N, row_B)
         assert (expected.row_N[place_B] == row_B).all(), "each row has a score of the trained model"
-        largest = float(np.abs(found_B - expected.score_N[place_B]).max(initial=largest))
+        logit_B = expected.score_N[place_B]
+        largest = float(np.abs(found_B - logit_B).max(initial=largest))
         rows += len(found_B)
+        if golden is None and len(found_B):
+            golden = _golden(packed, batch, np.flatnonzero(kept_B)[:GOLDEN_ROWS], logit_B[:GOLDEN_ROWS])
         if rows >= most:
             break
-    if not rows:
+    if golden is None:
         raise ContractError(f"{run.path}, split {split}", "rows to compare the bundle with", "none")
-    return largest, rows
+    return largest, rows, golden
+
+
+def _golden(packed: PackedBatch, batch: Batch, row_M: NDArray[np.int64], logit_M: NDArray[np.float32]) -> GoldenRows:
+    """These M rows of a batch."""
+    id_U, context = _ids(packed), {}
+    for name, ids in batch.context.to_dict().items():
+        lists = np.split(ids.values().numpy(), np.cumsum(ids.lengths().numpy())[:-1])
+        kept = [lists[row] for row in row_M]
+        context[name] = (np.concatenate(kept).astype(np.int64), np.array([len(each) for each in kept]))
+    return GoldenRows(
+        item_B=id_U[batch.target_B.numpy()[row_M]],
+        history_BT=id_U[batch.history_BT.numpy()[row_M]],
+        stats_BS=batch.stats_BS.numpy()[row_M],
+        dense_BX=batch.dense_BX.numpy()[row_M],
+        context=context,
+        logit_B=logit_M,
+    )
 
 
 def _trained_scores(run: _Run, split: str, ranks: Ranks) -> Predictions:
@@ -243,10 +267,8 @@ def _batches(run: _Run, split: str, ranks: Ranks) -> Iterator[PackedBatch]:
 
 def row_inputs(bundle: Bundle, packed: PackedBatch, batch: Batch) -> dict[str, NDArray[Any]]:
     """A batch of the loader as inputs of the graph."""
-    place: Any = packed.block.places["ids_U"]
-    ids_U = packed.block.tensor(place).numpy().astype(np.int64)
     made: dict[str, NDArray[Any]] = {
-        **bundle.of_items(ids_U),
+        **bundle.of_items(_ids(packed)),
         "target": batch.target_B.numpy(),
         "history": batch.history_BT.numpy(),
         "stats": batch.stats_BS.numpy(),
@@ -255,3 +277,10 @@ def row_inputs(bundle: Bundle, packed: PackedBatch, batch: Batch) -> dict[str, N
     for name, ids in batch.context.to_dict().items():
         made[f"context_{name}"] = bundle.context[name].means(ids.values().numpy(), ids.lengths().numpy())
     return made
+
+
+def _ids(packed: PackedBatch) -> NDArray[np.int64]:
+    """Item ids of a batch's bags, [U]."""
+    place: Any = packed.block.places["ids_U"]
+    ids_U: NDArray[np.int64] = packed.block.tensor(place).numpy().astype(np.int64)
+    return ids_U

@@ -3,11 +3,12 @@
     bundle.json             Description, with size and checksum of every other file
     rows.onnx               B rows, each with a history of its own
     request.onnx            C candidates that share one history
+    golden.npz              rows with the trained model's logits: `sidrec.serve.golden`
     NAME.f16.npy            rows of an input of the graphs, or of a context column: `sidrec.serve.row_store`
     index_NAME.npy          item id -> row of a store, for stores without a row per item
     ids/of_COLUMN/          source id -> id: `sidrec.serve.id_lookup`
 
-Shapes: U items, I item ids, M rows.
+Shapes: U items, I item ids, M rows; B rows, T history positions, C candidates, K distinct SIDs of candidates.
 """
 
 import json
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from sidrec.errors import ContractError
 from sidrec.io.files import read_json
-from sidrec.serve.id_lookup import IdLookup, ids_folder
+from sidrec.serve.id_lookup import UNKNOWN, IdLookup, ids_folder
 from sidrec.serve.row_store import Precision, RowStore
 from sidrec.serve.versions import DESCRIPTION, version_folder
 
@@ -194,3 +195,18 @@ class Bundle:
         if SID in rows:
             found[HAS_SID] = rows[SID] > 0
         return found
+
+    def of_rows(self, item_B: NDArray[np.int64], history_BT: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """Inputs of the graph of rows that concern items. Item ids; 0 is an unknown item, and padding."""
+        distinct_U, bag_N = np.unique(np.concatenate([[UNKNOWN], item_B, history_BT.ravel()]), return_inverse=True)
+        target_B, bag_P = np.split(bag_N[1:], [len(item_B)])
+        return {**self.of_items(distinct_U), "target": target_B, "history": bag_P.reshape(history_BT.shape)}
+
+    def of_request(self, candidate_C: NDArray[np.int64], history_T: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """Inputs of the graph of requests that concern items. An empty history becomes one position of padding."""
+        history_1T = history_T[None, :] if len(history_T) else np.full((1, 1), UNKNOWN)
+        made = self.of_rows(candidate_C, history_1T)
+        if (row_of_item := self.indexes.get(SID)) is not None:
+            _, place_K, same_as_C = np.unique(row_of_item[candidate_C], return_index=True, return_inverse=True)
+            made |= {"distinct": made["target"][place_K], "same_as": same_as_C}
+        return made

@@ -7,8 +7,7 @@
 Needs numpy and onnxruntime alone. Items and users that the bundle does not know are scored as unknown ones, and
 counted. Statistics are the items' counts as of now, dense columns and other ids are those of the log.
 
-Shapes: C candidates, B rows, T history positions, U distinct items (0 is empty), K distinct SIDs of candidates,
-S statistics, X dense columns.
+Shapes: C candidates, T history positions, B golden rows.
 """
 
 import threading
@@ -22,7 +21,8 @@ import onnxruntime
 from numpy.typing import ArrayLike, NDArray
 
 from sidrec.errors import ContractError
-from sidrec.serve.bundle import SID, Bundle, Description
+from sidrec.serve.bundle import Bundle, Description
+from sidrec.serve.golden import GOLDEN, GoldenRows
 from sidrec.serve.id_lookup import UNKNOWN, Texts
 from sidrec.serve.versions import version_folder
 
@@ -123,6 +123,7 @@ class Model:
     """An opened version: its arrays and graphs."""
 
     def __init__(self, bundle: Bundle, threads: int) -> None:
+        """Raises ContractError if a golden row gets another logit here than the trained model gave it."""
         self.bundle = bundle
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
@@ -133,6 +134,20 @@ class Model:
             if name in bundle.description.files
         }
         self._inputs = {name: {each.name for each in of.get_inputs()} for name, of in self._sessions.items()}
+        if (golden := GoldenRows.of(bundle)) is not None:
+            self._replay(golden)
+
+    def _replay(self, golden: GoldenRows) -> None:
+        requests = [self.run(REQUEST, inputs) for inputs in golden.request_inputs(self.bundle)]
+        found = {ROWS: self.run(ROWS, golden.row_inputs(self.bundle)), REQUEST: np.concatenate(requests)}
+        for graph, logit_B in found.items():
+            difference = np.abs(logit_B - golden.logit_B[: len(logit_B)]).max()
+            if not difference <= self.description.tolerance:
+                raise ContractError(
+                    f"{self.bundle.folder / graph}, rows of {GOLDEN}",
+                    f"logits within {self.description.tolerance:g} of the trained model's, as where it was exported",
+                    f"a difference of {difference:.3g} with onnxruntime {onnxruntime.__version__} on this processor",
+                )
 
     @property
     def version(self) -> str:
@@ -173,17 +188,11 @@ class Model:
         item_CT = self.ids(ITEM, [*candidates, *history])
         candidate_C, history_T = item_CT[:count], item_CT[count:]
         latest_T = history_T[-about.history_length :]
-        distinct_U, bag_CT = np.unique(np.concatenate([[UNKNOWN], candidate_C, latest_T]), return_inverse=True)
         inputs: dict[str, NDArray[Any]] = {
-            **self.bundle.of_items(distinct_U),
-            "target": bag_CT[1 : count + 1],
-            "history": _or_padding(bag_CT[count + 1 :]),
+            **self.bundle.of_request(candidate_C, latest_T),
             "stats": _columns("statistics", statistics, about.stats, count),
             "dense": _columns("dense", dense, about.dense, count),
         }
-        if (row_of_item := self.bundle.indexes.get(SID)) is not None:
-            _, place_K, same_as_C = np.unique(row_of_item[candidate_C], return_index=True, return_inverse=True)
-            inputs |= {"distinct": inputs["target"][place_K], "same_as": same_as_C}
         unknown_user = False
         for column in about.context:
             if column.name == ITEM:
@@ -239,11 +248,6 @@ class Model:
 
 def _listed(given: SourceId | Sequence[SourceId]) -> list[SourceId]:
     return [given] if isinstance(given, str | int) else list(given)
-
-
-def _or_padding(bag_T: Ints) -> Ints:
-    """One position of padding for an empty history."""
-    return (bag_T if len(bag_T) else np.zeros(1, dtype=np.int64))[None, :]
 
 
 def _check_names(what: str, given: Mapping[str, Any], wanted: Sequence[str]) -> None:

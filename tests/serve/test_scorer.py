@@ -1,8 +1,11 @@
 """The scorer gives the trained model's probabilities from source ids, and needs nothing of training."""
 
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from sidrec.errors import ContractError
-from sidrec.serve.scorer import Ranked, Scorer
+from sidrec.serve.bundle import Bundle
+from sidrec.serve.golden import GoldenRows
+from sidrec.serve.scorer import Model, Ranked, Scorer, probability
 from tests.serve.conftest import World
 
 LIGHT = """
@@ -142,3 +147,50 @@ def test_numpy_and_onnxruntime_are_enough(world: World, scorer: Scorer) -> None:
     numbers: Any = ({"stat_exposures": 1, "stat_clicks": 0}, {"int_a": 0.5, "int_b": 0.5}, {"cat_a": "cat_a-1"})
     here = scorer.rank("user_id-1", ["item_id-1", "item_id-2"], ["item_id-3"], *numbers)
     assert [float(word) for word in done.stdout.split()] == here.score_C.tolist()
+
+
+# Golden rows.
+
+
+def copied(world: World, to: Path) -> Bundle:
+    """A copy of the version in use, whose files may be changed."""
+    shutil.copytree(Bundle(world.bundle).folder, to)
+    return Bundle(to, check=False)
+
+
+def test_a_version_holds_rows_with_the_trained_models_logits(world: World) -> None:
+    golden = GoldenRows.of(Bundle(world.bundle))
+    assert golden is not None
+    assert len(golden.item_B) == 64
+    distance = np.abs(probability(golden.logit_B)[:, None] - world.probability_N)
+    assert distance.min(axis=1).max() <= 1e-6
+
+
+def test_a_file_with_other_vectors_is_found_before_the_first_answer(world: World, tmp_path: Path) -> None:
+    bundle = copied(world, tmp_path / "version")
+    path = bundle.folder / "hid.f32.npy"
+    np.save(path, 2 * np.load(path))
+    with pytest.raises(ContractError, match=r"rows\.onnx, rows of golden\.npz: expected logits within 0\.0001 of the"):
+        Scorer(bundle.folder, check=False)
+
+
+@pytest.mark.parametrize("graph", ["rows.onnx", "request.onnx"])
+@pytest.mark.parametrize("off", [1e-3, np.nan])
+def test_an_onnxruntime_that_computes_otherwise_is_found(
+    world: World, graph: str, off: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, added = Model.run, {graph: np.float32(off)}
+    monkeypatch.setattr(Model, "run", lambda model, of, inputs: run(model, of, inputs) + added.get(of, np.float32(0)))
+    with pytest.raises(ContractError, match=rf"{graph}, rows of golden\.npz: .* with onnxruntime [0-9]"):
+        Scorer(world.bundle)
+
+
+def test_damaged_golden_rows_and_versions_without(world: World, tmp_path: Path) -> None:
+    bundle = copied(world, tmp_path / "version")
+    (bundle.folder / "golden.npz").write_bytes(bytes((bundle.folder / "golden.npz").stat().st_size))
+    with pytest.raises(ContractError, match=r"golden\.npz: expected golden rows, as sidrec export writes them"):
+        Model(Bundle(bundle.folder, check=False), threads=1)
+    files = {name: of for name, of in bundle.description.files.items() if name != "golden.npz"}
+    bundle.description = replace(bundle.description, files=files)
+    assert GoldenRows.of(bundle) is None
+    assert Model(bundle, threads=1).version != Bundle(world.bundle).version
