@@ -17,6 +17,7 @@ EXPORT = describe(
     "Exports a trained run to a bundle, which scores rows and answers requests without torch. The bundle's scores are "
     "compared with the trained model's before it is put in use.",
     "sidrec export runs/shop/seed0 bundle",
+    "sidrec export runs/shop/seed0 bundle --calibrate validation",
     "sidrec export --use 3f09a1c2b4d5e6f7 bundle",
 )
 
@@ -35,6 +36,10 @@ class ExportOptions:
     """Largest difference of a logit from the trained model's."""
     rows: int = 50_000
     """Rows that are compared, at most; of the first split that the recipe evaluates."""
+    calibrate: Annotated[str | None, metavar("SPLIT", "none")] = None
+    """Split to fit calibrated probabilities on, which scorers give beside the model's own. Not one of training."""
+    calibration: Literal["isotonic", "platt"] = "isotonic"
+    """Map from logits to calibrated probabilities: free and monotone, or a slope and an intercept, for few rows."""
     use: Annotated[str | None, metavar("VERSION", "none")] = None
     """Puts an earlier version of the bundle in use again, and exports nothing."""
 
@@ -42,8 +47,7 @@ class ExportOptions:
 def export(argv: Sequence[str]) -> None:
     """Exports RUN to BUNDLE. Raises SidrecError."""
     options = parse(ExportOptions, argv, "sidrec export", EXPORT)
-    wanted = 1 if options.use else 2
-    if len(options.paths) != wanted:
+    if len(options.paths) != (1 if options.use else 2):
         expected = "a bundle, as --use exports no run" if options.use else "a run directory and a bundle"
         raise ConfigError(f"sidrec export: expected {expected}, got {len(options.paths)} paths")
     if options.use:
@@ -65,10 +69,19 @@ def export(argv: Sequence[str]) -> None:
             raise ConfigError(
                 f"sidrec export: expected one process, got {ranks.world} ranks; start it without torchrun"
             )
-        made = export_run(
-            run, bundle, Wanted(options.store, options.tolerance, options.checkpoint, options.rows), ranks
+        wanted = Wanted(
+            precision=options.store,
+            tolerance=options.tolerance,
+            checkpoint=options.checkpoint,
+            rows=options.rows,
+            calibrate=options.calibrate,
+            calibration=options.calibration,
         )
+        made = export_run(run, bundle, wanted, ranks)
     print(f"{made.rows:,} rows of {made.split}: logits differ by at most {made.difference:.2g}")
+    if made.calibrated:
+        same = ", the rows that it was fitted on" if made.split == options.calibrate else ""
+        print(f"calibrated on {options.calibrate}; on {made.split}{same}: {made.calibrated.text()}")
     print(f"{bundle}: version {made.version} is in use, {made.bytes:,} bytes")
 
 

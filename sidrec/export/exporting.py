@@ -31,6 +31,7 @@ from sidrec.data.batch import Batch, PackedBatch
 from sidrec.data.dataset import Dataset
 from sidrec.data.loader import columns_of
 from sidrec.errors import ConfigError, ContractError
+from sidrec.export.calibrating import Effect, check_split, effect, fit_calibration
 from sidrec.export.graph import example_inputs, write_graph
 from sidrec.export.item_stores import ItemStores, write_context
 from sidrec.id_maps import IdMaps, source_ids
@@ -43,6 +44,7 @@ from sidrec.parallel.process_group import Ranks
 from sidrec.schema import ITEM_ID
 from sidrec.serve.batch_scoring import texts_of
 from sidrec.serve.bundle import Bundle, Description, File, Transform, file_of
+from sidrec.serve.calibration import Calibration, Kind
 from sidrec.serve.golden import GOLDEN, GoldenRows
 from sidrec.serve.id_lookup import ids_folder, write_ids
 from sidrec.serve.row_store import Precision
@@ -63,17 +65,20 @@ MADE_WITH = ("torch", "torchrec", "onnx", "onnxscript")
 @dataclass(frozen=True)
 class Wanted:
     """precision: of vectors. tolerance: None for that of the precision. checkpoint: see `chosen_checkpoint`. rows: of
-    the split that are compared, at most."""
+    the split that are compared, at most. calibrate: split to fit a calibration on; None for none."""
 
     precision: Precision = "f16"
     tolerance: float | None = None
     checkpoint: str | None = None
     rows: int = 50_000
+    calibrate: str | None = None
+    calibration: Kind = "isotonic"
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was published. rows: of `split` that were compared. bytes: of the version's files."""
+    """What was published. rows: of `split` that were compared. bytes: of the version's files. calibrated: None without
+    a calibration."""
 
     folder: Path
     version: str
@@ -81,6 +86,7 @@ class Exported:
     rows: int
     split: str
     bytes: int
+    calibrated: Effect | None
 
 
 @dataclass(frozen=True)
@@ -98,26 +104,41 @@ class _Run:
 def export_run(path: Path, out: Path, wanted: Wanted, ranks: Ranks) -> Exported:
     """Exports the run in `path` to the bundle `out`, and puts the new version in use.
 
-    Raises ConfigError for a recipe that cannot be exported, and for scores that differ too much; ContractError and
-    CheckpointError as an evaluation does.
+    Raises ConfigError for a recipe that cannot be exported, for a split that it cannot be calibrated on, and for scores
+    that differ too much; ContractError and CheckpointError as an evaluation does.
     """
     check_bundle_folder(out)
     run = _open(path, wanted.checkpoint, ranks)
     split = run.recipe.evaluate.splits[0]
+    if wanted.calibrate is not None:
+        check_split(run.recipe, run.data.manifest, wanted.calibrate)
+    expected = _trained_scores(run, split, ranks)
+    calibration = _calibration(run, wanted, expected, ranks)
     with new_version(out) as partial:
         about = _write(run, partial, wanted)
-        difference, rows, golden = _compare(run, Bundle(partial, check=False), split, wanted.rows, ranks)
+        difference, rows, golden = _compare(run, Bundle(partial, check=False), expected, wanted.rows, ranks)
         if not difference <= about.tolerance:
             raise ConfigError(
                 f"{path}: expected logits of the bundle within {about.tolerance:g} of the trained model's on {rows:,} "
                 f"rows of {split}, got {difference:.3g}; --store f32 keeps all digits, --tolerance allows more"
             )
         golden.save(partial / GOLDEN)
-        about = replace(about, difference=difference, files=_files(partial))
+        about = replace(about, difference=difference, calibration=calibration, files=_files(partial))
         write_text(partial / DESCRIPTION, about.text())
         Model(Bundle(partial, check=False), threads=1)  # replays the golden rows, also as requests
         folder = publish(out, partial, about.version)
-    return Exported(folder, about.version, difference, rows, split, sum(of.bytes for of in about.files.values()))
+    size = sum(of.bytes for of in about.files.values())
+    calibrated = None if calibration is None else effect(calibration, expected)
+    return Exported(folder, about.version, difference, rows, split, size, calibrated)
+
+
+def _calibration(run: _Run, wanted: Wanted, scored: Predictions, ranks: Ranks) -> Calibration | None:
+    """scored: of the split that is compared; another one's are read or made."""
+    if wanted.calibrate is None:
+        return None
+    if wanted.calibrate != scored.split:
+        scored = _trained_scores(run, wanted.calibrate, ranks)
+    return fit_calibration(wanted.calibration, scored)
 
 
 def _open(path: Path, which: str | None, ranks: Ranks) -> _Run:
@@ -205,11 +226,15 @@ def _write_ids(run: _Run, folder: Path) -> dict[str, int]:
 # Comparison with the trained model.
 
 
-def _compare(run: _Run, bundle: Bundle, split: str, most: int, ranks: Ranks) -> tuple[float, int, GoldenRows]:
-    """The largest difference of a logit, the rows that were compared, and golden ones of the first batch."""
-    expected = _trained_scores(run, split, ranks)
+def _compare(
+    run: _Run, bundle: Bundle, expected: Predictions, most: int, ranks: Ranks
+) -> tuple[float, int, GoldenRows]:
+    """The largest difference of a logit, the rows that were compared, and golden ones of the first batch.
+
+    expected: the trained model's predictions of the split.
+    """
     model, largest, rows, golden = Model(bundle, threads=1), 0.0, 0, None
-    for packed in _batches(run, split, ranks):
+    for packed in _batches(run, expected.split, ranks):
         batch = packed.to(torch.device("cpu"))
         kept_B = (batch.weight_B > 0).numpy()
         found_B = model.run(ROWS, row_inputs(bundle, packed, batch))[kept_B]
@@ -224,7 +249,7 @@ def _compare(run: _Run, bundle: Bundle, split: str, most: int, ranks: Ranks) -> 
         if rows >= most:
             break
     if golden is None:
-        raise ContractError(f"{run.path}, split {split}", "rows to compare the bundle with", "none")
+        raise ContractError(f"{run.path}, split {expected.split}", "rows to compare the bundle with", "none")
     return largest, rows, golden
 
 

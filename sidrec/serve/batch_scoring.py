@@ -26,10 +26,11 @@ from numpy.typing import NDArray
 from sidrec.errors import ContractError
 from sidrec.io.files import read_json, readable, replaced_file, write_json
 from sidrec.serve.bundle import Transform
+from sidrec.serve.calibration import probability
 from sidrec.serve.id_lookup import UNKNOWN, Texts
-from sidrec.serve.scorer import ITEM, ROWS, USER, Floats, Ints, Model, probability
+from sidrec.serve.scorer import ITEM, ROWS, USER, Floats, Ints, Model
 
-HISTORY, SCORE, VERSION = "history", "score", "version"
+HISTORY, SCORE, CALIBRATED, VERSION = "history", "score", "calibrated", "version"
 UNKNOWN_ITEM, UNKNOWN_USER = "unknown_item", "unknown_user"
 CHUNK = 1 << 17
 BATCH = 4096
@@ -152,24 +153,23 @@ def _check_out(out: Path, facts: dict[str, Any]) -> None:
 
 
 def score_table(model: Model, table: pa.Table, where: str) -> pa.Table:
-    """The table's ids with the columns score, version, unknown_item, unknown_user. where: of its rows, for messages."""
-    scores, unknown_items, unknown_users = [], [], []
+    """The table's ids with the columns score, calibrated (where the bundle has a map), version, unknown_item and
+    unknown_user. where: of its rows, for messages."""
+    logits, unknown_items, unknown_users = [], [], []
     for first in range(0, table.num_rows, BATCH):
         rows = _Rows(model, table.slice(first, BATCH), where)
-        scores.append(probability(model.run(ROWS, rows.inputs())))
+        logits.append(model.run(ROWS, rows.inputs()))
         unknown_items.append(rows.item_B == UNKNOWN)
         unknown_users.append(rows.unknown_user_B)
-    kept = {name: table[name] for name in (USER, ITEM) if name in table.column_names}
-    version = pa.DictionaryArray.from_arrays(np.zeros(table.num_rows, dtype=np.int8), pa.array([model.version]))
-    return pa.table(
-        {
-            **kept,
-            SCORE: _joined(scores, np.float32),
-            VERSION: version,
-            UNKNOWN_ITEM: _joined(unknown_items, np.bool_),
-            UNKNOWN_USER: _joined(unknown_users, np.bool_),
-        }
-    )
+    logit_N = _joined(logits, np.float32)
+    made: dict[str, Any] = {name: table[name] for name in (USER, ITEM) if name in table.column_names}
+    made[SCORE] = probability(logit_N)
+    if (calibrated_N := model.calibrated(logit_N)) is not None:
+        made[CALIBRATED] = calibrated_N
+    made[VERSION] = pa.DictionaryArray.from_arrays(np.zeros(table.num_rows, dtype=np.int8), pa.array([model.version]))
+    made[UNKNOWN_ITEM] = _joined(unknown_items, np.bool_)
+    made[UNKNOWN_USER] = _joined(unknown_users, np.bool_)
+    return pa.table(made)
 
 
 def _joined(parts: Sequence[NDArray[Any]], kind: type) -> NDArray[Any]:

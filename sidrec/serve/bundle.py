@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from sidrec.errors import ContractError
 from sidrec.io.files import read_json
+from sidrec.serve.calibration import Calibration
 from sidrec.serve.id_lookup import UNKNOWN, IdLookup, ids_folder
 from sidrec.serve.row_store import Precision, RowStore
 from sidrec.serve.versions import DESCRIPTION, version_folder
@@ -83,7 +84,8 @@ class Description:
     dense, stats: names of these columns, in the order of the graphs. transforms: dense column -> how it is made.
     context: columns in the order of the graphs. stores: input of the graphs -> its rows for items.
     ids: id column -> seed of its index; without one, ids are numbers. tolerance, difference: the largest difference to
-    the trained model's logits that was allowed, and that was found. made_with: package -> version.
+    the trained model's logits that was allowed, and that was found. made_with: package -> version. calibration: from
+    logits to probabilities; None if the export was asked for none.
     """
 
     run: str
@@ -103,6 +105,7 @@ class Description:
     made_with: Mapping[str, str]
     transforms: Mapping[str, Transform] = field(default_factory=dict)
     files: Mapping[str, File] = field(default_factory=dict)
+    calibration: Calibration | None = None
     format: int = FORMAT
 
     @cached_property
@@ -137,6 +140,7 @@ def _typed(raw: dict[str, Any]) -> dict[str, Any]:
     made["context"] = tuple(ContextColumn(**each) for each in raw["context"])
     for name, kind in (("stores", Store), ("transforms", Transform), ("files", File)):
         made[name] = {key: kind(**value) for key, value in raw[name].items()}
+    made["calibration"] = Calibration.read(raw["calibration"])
     return {**raw, **made}
 
 

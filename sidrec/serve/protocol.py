@@ -9,7 +9,8 @@ A request ranks the candidates of one user. Its tensors, each of one dimension:
     DENSE                 FP32 [1] or [C]       one for each dense column
     COLUMN                BYTES or INT64        other id columns; may be left out
 
-The answer has `score`, FP32 [C], and the version of the bundle that gave it.
+The answer has `score`, FP32 [C], the version of the bundle that gave it, and where the bundle calibrates, `calibrated`,
+FP32 [C]. A request may name the outputs that it wants.
 """
 
 import json
@@ -20,7 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-CANDIDATES, USER_INPUT, HISTORY_INPUT, SCORE = "candidates", "user", "history", "score"
+CANDIDATES, USER_INPUT, HISTORY_INPUT = "candidates", "user", "history"
+SCORE, CALIBRATED = "score", "calibrated"
 HEADER_LENGTH = "Inference-Header-Content-Length"
 BYTES, FP32 = "BYTES", "FP32"
 NUMBERS = {FP32: "<f4", "FP64": "<f8", "INT32": "<i4", "INT64": "<i8"}
@@ -46,23 +48,26 @@ Ids = list[str] | list[int]
 
 @dataclass(frozen=True)
 class RankRequest:
-    """numbers: statistics and dense columns. ids: further id columns. binary: whether scores are sent as bytes."""
+    """numbers: statistics and dense columns. ids: further id columns. outputs: those that are wanted. binary: whether
+    they are sent as bytes."""
 
     candidates: Ids
     user: str | int | None
     history: Ids
     numbers: Mapping[str, NDArray[np.float32]]
     ids: Mapping[str, Ids]
+    outputs: Sequence[str]
     id: str = ""
     binary: bool = False
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of the model: numbers (statistics and dense columns) and further id columns."""
+    """The columns of the model: numbers (statistics and dense columns), further id columns, and outputs."""
 
     numbers: Sequence[str]
     ids: Sequence[str]
+    outputs: Sequence[str]
 
 
 def parse(body: bytes, header_length: str | None, columns: Columns, limits: Limits) -> RankRequest:
@@ -77,32 +82,40 @@ def parse(body: bytes, header_length: str | None, columns: Columns, limits: Limi
         raise RequestError(f"inputs: expected {missing[:5]}, got none of that name")
     candidates = tensors[CANDIDATES].ids(limits.candidates, limits.text)
     user = tensors[USER_INPUT].ids(1, limits.text) if USER_INPUT in tensors else []
+    outputs, binary = _outputs(request, columns.outputs)
     return RankRequest(
         candidates=candidates,
         user=user[0] if user else None,
         history=tensors[HISTORY_INPUT].ids(limits.history, limits.text) if HISTORY_INPUT in tensors else [],
         numbers={name: tensors[name].numbers(len(candidates)) for name in columns.numbers},
         ids={name: tensors[name].ids(limits.candidates, limits.text) for name in columns.ids if name in tensors},
+        outputs=outputs,
         id=_text(request.get("id", ""), "id"),
-        binary=_wants_binary(request),
+        binary=binary,
     )
 
 
 def answer(
-    request: RankRequest, score_C: NDArray[np.float32], model: str, version: str
+    request: RankRequest, values: Mapping[str, NDArray[np.float32]], model: str, version: str
 ) -> tuple[bytes, dict[str, str]]:
-    """Body and headers of the answer."""
-    tensor: dict[str, Any] = {"name": SCORE, "shape": [len(score_C)], "datatype": FP32}
-    head = {"model_name": model, "model_version": version, "outputs": [tensor]}
+    """Body and headers of the answer. values: output -> a number for each candidate; sends those that are wanted."""
+    tensors, tails = [], []
+    for name in request.outputs:
+        tensor: dict[str, Any] = {"name": name, "shape": [len(values[name])], "datatype": FP32}
+        if request.binary:
+            tails.append(values[name].astype("<f4").tobytes())
+            tensor["parameters"] = {"binary_data_size": len(tails[-1])}
+        else:
+            tensor["data"] = values[name].tolist()
+        tensors.append(tensor)
+    head = {"model_name": model, "model_version": version, "outputs": tensors}
     if request.id:
         head["id"] = request.id
-    if not request.binary:
-        tensor["data"] = score_C.tolist()
-        return json.dumps(head).encode(), {"Content-Type": "application/json"}
-    tail = score_C.astype("<f4").tobytes()
-    tensor["parameters"] = {"binary_data_size": len(tail)}
     content = json.dumps(head).encode()
-    return content + tail, {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(content))}
+    if not request.binary:
+        return content, {"Content-Type": "application/json"}
+    headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(content))}
+    return b"".join([content, *tails]), headers
 
 
 # Reading.
@@ -251,16 +264,16 @@ def _check_text(texts: Sequence[str], where: str) -> None:
         raise RequestError(f"{where}: expected texts in UTF-8, got a lone surrogate") from None
 
 
-def _wants_binary(request: Mapping[str, Any]) -> bool:
-    """Whether the request asks for its outputs as bytes. Raises RequestError for an output that there is not."""
+def _outputs(request: Mapping[str, Any], known: Sequence[str]) -> tuple[Sequence[str], bool]:
+    """The outputs that a request wants, and whether as bytes. Raises RequestError for one that there is not."""
     parameters = request.get("parameters")
-    wanted = isinstance(parameters, dict) and parameters.get("binary_data_output") is True
+    binary = isinstance(parameters, dict) and parameters.get("binary_data_output") is True
     outputs = request.get("outputs", [])
     if not isinstance(outputs, list) or not all(isinstance(each, dict) for each in outputs):
         raise RequestError("outputs: expected a list of objects, got another value")
     for each in outputs:
-        if each.get("name") != SCORE:
-            raise RequestError(f"outputs: expected {SCORE}, got {str(each.get('name'))[:40]!r}")
+        if each.get("name") not in known:
+            raise RequestError(f"outputs: expected {' or '.join(known)}, got {str(each.get('name'))[:40]!r}")
         own = each.get("parameters")
-        wanted |= isinstance(own, dict) and own.get("binary_data") is True
-    return wanted
+        binary |= isinstance(own, dict) and own.get("binary_data") is True
+    return list(dict.fromkeys(each["name"] for each in outputs)) or known, binary

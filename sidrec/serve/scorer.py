@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sidrec.errors import ContractError
 from sidrec.serve.bundle import Bundle, Description
+from sidrec.serve.calibration import probability
 from sidrec.serve.golden import GOLDEN, GoldenRows
 from sidrec.serve.id_lookup import UNKNOWN, Texts
 from sidrec.serve.versions import version_folder
@@ -38,13 +39,15 @@ NOBODY = np.full(1, UNKNOWN, dtype=np.int64)
 
 @dataclass(frozen=True)
 class Ranked:
-    """score_C: probabilities, in the order of the candidates. version: of the bundle that gave them."""
+    """score_C: the model's own probabilities, in the order of the candidates. calibrated_C: calibrated ones, where the
+    bundle has a map for it. version: of the bundle that gave them."""
 
     score_C: Floats
     version: str
     unknown_candidates: int
     unknown_history: int
     unknown_user: bool
+    calibrated_C: Floats | None = None
 
     def best(self, count: int | None = None) -> Ints:
         """Places of the candidates, best first; the earlier of equal ones first."""
@@ -125,15 +128,10 @@ class Model:
     def __init__(self, bundle: Bundle, threads: int) -> None:
         """Raises ContractError if a golden row gets another logit here than the trained model gave it."""
         self.bundle = bundle
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        self._sessions = {
-            name: onnxruntime.InferenceSession(bundle.folder / name, options, providers=["CPUExecutionProvider"])
-            for name in (ROWS, REQUEST)
-            if name in bundle.description.files
-        }
-        self._inputs = {name: {each.name for each in of.get_inputs()} for name, of in self._sessions.items()}
+        self._options = onnxruntime.SessionOptions()
+        self._options.intra_op_num_threads = threads
+        self._options.inter_op_num_threads = 1
+        self._sessions = {name: self._session(name) for name in (ROWS, REQUEST)}
         if (golden := GoldenRows.of(bundle)) is not None:
             self._replay(golden)
 
@@ -209,13 +207,21 @@ class Model:
             unknown_candidates=int((candidate_C == UNKNOWN).sum()),
             unknown_history=int((history_T == UNKNOWN).sum()),
             unknown_user=unknown_user,
+            calibrated_C=self.calibrated(logit_C),
         )
 
+    def calibrated(self, logit_N: Floats) -> Floats | None:
+        """Calibrated probabilities; None in a version without a map for them."""
+        calibration = self.description.calibration
+        return None if calibration is None else calibration(logit_N)
+
+    def _session(self, graph: str) -> onnxruntime.InferenceSession:
+        path, providers = self.bundle.folder / graph, ["CPUExecutionProvider"]
+        return onnxruntime.InferenceSession(path, self._options, providers=providers)
+
     def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> Floats:
-        """Logits of a graph; inputs that it does not read are left out."""
-        fed = {name: value for name, value in inputs.items() if name in self._inputs[graph]}
-        logits: Floats = self._sessions[graph].run(None, fed)[0]
-        return logits
+        """Logits of a graph, rows.onnx or request.onnx; inputs that it does not read are left out."""
+        return _run(self._sessions[graph], inputs)[0]
 
     def ids(self, column: str, source: Sequence[SourceId]) -> Ints:
         """Ids of source ids; UNKNOWN for those that the bundle does not have. Without an index they are numbers."""
@@ -246,6 +252,12 @@ class Model:
         return np.broadcast_to(store.take(rows), (count, store.width))
 
 
+def _run(session: onnxruntime.InferenceSession, inputs: Mapping[str, NDArray[Any]]) -> list[Floats]:
+    """Outputs of a graph."""
+    fed = {each.name: inputs[each.name] for each in session.get_inputs()}
+    return session.run(None, fed)
+
+
 def _listed(given: SourceId | Sequence[SourceId]) -> list[SourceId]:
     return [given] if isinstance(given, str | int) else list(given)
 
@@ -268,8 +280,3 @@ def _columns(what: str, given: Mapping[str, ArrayLike], names: Sequence[str], co
         bad = names[int(np.argmax(~np.isfinite(made).all(axis=0)))]
         raise ContractError(f"{what}, {bad}", "finite numbers", "others")
     return made
-
-
-def probability(logit_C: Floats) -> Floats:
-    """1 / (1 + exp(-logit))."""
-    return (1 / (1 + np.exp(-logit_C.astype(np.float64)))).astype(np.float32)

@@ -32,6 +32,7 @@ from starlette.routing import Route
 from sidrec.errors import SidrecError
 from sidrec.serve.protocol import (
     BYTES,
+    CALIBRATED,
     CANDIDATES,
     FP32,
     HEADER_LENGTH,
@@ -45,7 +46,7 @@ from sidrec.serve.protocol import (
     answer,
     parse,
 )
-from sidrec.serve.scorer import Model, Ranked, Scorer
+from sidrec.serve.scorer import Floats, Model, Ranked, Scorer
 
 LOG = logging.getLogger("sidrec.serve")
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
@@ -171,7 +172,7 @@ class Service:
             *(_tensor(name, BYTES) for name in columns.ids),
         ]
         found = {"name": self.settings.name, "versions": [model.version], "platform": "sidrec_bundle"}
-        return JSONResponse({**found, "inputs": inputs, "outputs": [_tensor(SCORE, FP32)]})
+        return JSONResponse({**found, "inputs": inputs, "outputs": [_tensor(name, FP32) for name in columns.outputs]})
 
     async def _metrics(self, _: Request) -> Response:
         return Response(generate_latest(self.metrics.registry), media_type="text/plain; version=0.0.4")
@@ -204,7 +205,7 @@ class Service:
         facts |= {"version": ranked.version, "candidates": len(asked.candidates), "history": len(asked.history)}
         facts |= {"unknown_candidates": ranked.unknown_candidates, "unknown_user": ranked.unknown_user}
         self._count(asked, ranked.unknown_candidates, ranked.unknown_history, ranked.unknown_user)
-        content, headers = answer(asked, ranked.score_C, self.settings.name, ranked.version)
+        content, headers = answer(asked, outputs_of(ranked), self.settings.name, ranked.version)
         return Response(content, headers=headers)
 
     async def _body(self, request: Request) -> bytes:
@@ -260,9 +261,16 @@ class Service:
 
 
 def columns_of(model: Model) -> Columns:
-    """The columns that a request may have."""
+    """The columns that a request and its answer may have."""
     about = model.description
-    return Columns((*about.stats, *about.dense), model.id_columns)
+    outputs = (SCORE,) if about.calibration is None else (SCORE, CALIBRATED)
+    return Columns((*about.stats, *about.dense), model.id_columns, outputs)
+
+
+def outputs_of(ranked: Ranked) -> dict[str, Floats]:
+    """Output of the protocol -> its value for each candidate."""
+    found = {SCORE: ranked.score_C}
+    return found if ranked.calibrated_C is None else found | {CALIBRATED: ranked.calibrated_C}
 
 
 def _tensor(name: str, datatype: str, size: int = -1) -> dict[str, Any]:

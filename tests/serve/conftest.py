@@ -16,7 +16,7 @@ from tests.train.test_other_data import TEST, run_of, write_maps
 
 
 class World(NamedTuple):
-    """run: trained. bundle: exported from it, f32. rows: of the test split, as a raw log has them, parquet.
+    """run: trained. bundle: exported from it, f32, calibrated. rows: of the test split, as a raw log has them, parquet.
     probability_N: by the trained model."""
 
     folder: Path
@@ -38,7 +38,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         "item": {"kind": "sid_coord", "history": ["hid", "sid"]},
     }
     assert start(recipe_of(folder, train={"epochs": 2, "runs": str(folder / "runs")}, model=model)) == 0
-    assert cli.main(["export", str(run_of(folder)), str(folder / "bundle"), "--store", "f32"]) == 0
+    words = ["export", str(run_of(folder)), str(folder / "bundle"), "--store", "f32", "--calibrate", "test"]
+    assert cli.main(words) == 0
     write_rows(folder / "data" / TEST, folder / "rows.parquet")
     found = pq.read_table(run_of(folder) / "predictions_test.parquet")["probability"].to_numpy()
     return World(folder, run_of(folder), folder / "bundle", folder / "rows.parquet", found)

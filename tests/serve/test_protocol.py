@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sidrec.serve.protocol import HEADER_LENGTH, Columns, Limits, RankRequest, RequestError, answer, parse
 
-COLUMNS = Columns(("stat_clicks", "int_price"), ("cat_device",))
+COLUMNS = Columns(("stat_clicks", "int_price"), ("cat_device",), ("score", "calibrated"))
 LIMITS = Limits(candidates=50, history=20, body=1 << 16, text=30)
 
 
@@ -83,15 +83,20 @@ def test_the_binary_form_gives_the_same() -> None:
 @pytest.mark.parametrize("asks", [{"parameters": {"binary_data_output": True}}, {"outputs": [{"name": "score"}]}])
 def test_answers_in_both_forms(asks: dict[str, Any]) -> None:
     score_C = np.array([0.25, 0.5, 0.125], dtype=np.float32)
-    content, headers = answer(read(request() | asks), score_C, "shop", "v1")
+    content, headers = answer(read(request() | asks), {"score": score_C, "calibrated": score_C[::-1]}, "shop", "v1")
     if HEADER_LENGTH in headers:
         assert asks.keys() == {"parameters"}
         head = json.loads(content[: int(headers[HEADER_LENGTH])])
-        found = np.frombuffer(content[int(headers[HEADER_LENGTH]) :], "<f4").tolist()
+        both = np.frombuffer(content[int(headers[HEADER_LENGTH]) :], "<f4").tolist()
+        found = both[:3]
+        assert both[3:] == score_C[::-1].tolist()
+        assert [each["name"] for each in head["outputs"]] == ["score", "calibrated"]
         assert head["outputs"][0]["parameters"] == {"binary_data_size": 12}
     else:
         head = json.loads(content)
-        found = head["outputs"][0]["data"]
+        (output,) = head["outputs"]
+        assert output["name"] == "score"
+        found = output["data"]
     assert found == score_C.tolist()
     assert (head["model_name"], head["model_version"], head["id"]) == ("shop", "v1", "r1")
     assert head["outputs"][0]["shape"] == [3]
@@ -117,7 +122,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "two dimensions": (request(user={**tensor("user", "BYTES", ["u"]), "shape": [1, 1]}), "one dimension"),
     "a shape that lies": (request(user={**tensor("user", "BYTES", ["u"]), "shape": [2]}), "expected 2 values"),
     "another datatype": (request(user=tensor("user", "STRING", ["u"])), "datatype"),
-    "another output": (request() | {"outputs": [{"name": "logit"}]}, "expected score, got 'logit'"),
+    "another output": (request() | {"outputs": [{"name": "logit"}]}, "expected score or calibrated, got 'logit'"),
     "an id that is no text": (request() | {"id": 3}, "id: expected a text"),
 }
 

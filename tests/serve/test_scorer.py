@@ -14,8 +14,9 @@ import pytest
 
 from sidrec.errors import ContractError
 from sidrec.serve.bundle import Bundle
+from sidrec.serve.calibration import probability
 from sidrec.serve.golden import GoldenRows
-from sidrec.serve.scorer import Model, Ranked, Scorer, probability
+from sidrec.serve.scorer import Model, Ranked, Scorer
 from tests.serve.conftest import World
 
 LIGHT = """
