@@ -101,6 +101,8 @@ class ScoreOptions:
     """CSV or Parquet file, or a folder of them."""
     out: tyro.conf.Positional[Annotated[Path, metavar("OUT")]]
     """Folder for the parts. The same command goes on after the last part that is there."""
+    explain: bool = False
+    """Add columns that say what each score comes from: gate, weight_GRANULARITY, alignment."""
     threads: int = 1
     """Threads of the graph."""
 
@@ -116,7 +118,7 @@ def score(argv: Sequence[str]) -> None:
 
     model = Model(Bundle(options.bundle), options.threads)
     with Bar(total=Input.of(options.rows).rows, desc="scoring", unit=" rows", unit_scale=True) as bar:
-        found = score_files(model, options.rows, options.out, lambda rows: bar.update(rows) and None)
+        found = score_files(model, options.rows, options.out, bar.update, explain=options.explain)
     unknown = f"{found.unknown_items:,} on unknown items, {found.unknown_users:,} of unknown users"
     print(f"{options.out}: {found.rows:,} rows in {found.parts} parts, version {model.version}; {unknown}")
 

@@ -32,7 +32,7 @@ from sidrec.data.dataset import Dataset
 from sidrec.data.loader import columns_of
 from sidrec.errors import ConfigError, ContractError
 from sidrec.export.calibrating import Effect, check_split, effect, fit_calibration
-from sidrec.export.graph import example_inputs, write_graph
+from sidrec.export.graph import example_inputs, write_explanation, write_graph
 from sidrec.export.item_stores import ItemStores, write_context
 from sidrec.id_maps import IdMaps, source_ids
 from sidrec.io.files import write_text
@@ -43,12 +43,12 @@ from sidrec.model.ranker import Ranker
 from sidrec.parallel.process_group import Ranks
 from sidrec.schema import ITEM_ID
 from sidrec.serve.batch_scoring import texts_of
-from sidrec.serve.bundle import Bundle, Description, File, Transform, file_of
+from sidrec.serve.bundle import Bundle, Description, Explained, File, Transform, file_of
 from sidrec.serve.calibration import Calibration, Kind
 from sidrec.serve.golden import GOLDEN, GoldenRows
 from sidrec.serve.id_lookup import ids_folder, write_ids
 from sidrec.serve.row_store import Precision
-from sidrec.serve.scorer import REQUEST, ROWS, Model
+from sidrec.serve.scorer import EXPLAIN, REQUEST, ROWS, Model
 from sidrec.serve.versions import DESCRIPTION, check_bundle_folder, new_version, publish
 from sidrec.train.assembly import build_training, inputs_of, open_dataset, open_loader
 from sidrec.train.evaluation import score_split
@@ -173,13 +173,15 @@ def _write(run: _Run, folder: Path, wanted: Wanted) -> Description:
     """Writes all files, and a description in which the difference is still 0."""
     recipe, data, tables = run.recipe, run.data, run.checkpoint.tables
     try:
-        stores = ItemStores(folder, recipe, data, run.ranker, tables, wanted.precision).write()
+        items = ItemStores(folder, recipe, data, run.ranker, tables, wanted.precision)
+        stores, granularities = items.write(), items.write_weights()
         context = write_context(folder, data, tables, wanted.precision)
     except ValueError as error:
         raise ConfigError(f"{run.path}: --store {wanted.precision}: {error}") from None
     inputs, knots = example_inputs(recipe.model, data.sizes), 0 if wanted.precision == "f32" else KNOTS
     write_graph(run.ranker, inputs, folder / ROWS, knots=knots)
     write_graph(run.ranker, inputs, folder / REQUEST, shared=True, knots=knots)
+    explained = Explained(write_explanation(run.ranker, inputs, folder / EXPLAIN, knots), granularities)
     manifest = data.manifest
     dense = columns_of(recipe.data, recipe.model, manifest).log.dense
     about = Description(
@@ -204,6 +206,7 @@ def _write(run: _Run, folder: Path, wanted: Wanted) -> Description:
             if name in dense
         },
         files=_files(folder),
+        explained=explained,
     )
     write_text(folder / DESCRIPTION, about.text())
     return about

@@ -17,6 +17,7 @@ Shapes: U items, B rows, T history positions, D width, W token weights, G granul
 
 import logging
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from sidrec.model.ranker import Ranker, RowInputs
 from sidrec.model.semantic_part import ItemLookup
 
 LOGIT = "logit"
+GATE, ALIGNMENT = "gate", "alignment"
 SID, HAS_SID = "sid", "has_sid"
 
 
@@ -48,7 +50,11 @@ class ScoredRows(nn.Module):
         self.paths = (EXPORT_SHARED if shared else EXPORT)._replace(knots=knots)
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
-        items = ItemLookup(
+        return self.ranker.score_rows(self.items(inputs), self.rows(inputs), self.context(inputs))
+
+    def items(self, inputs: dict[str, Tensor]) -> ItemLookup:
+        """What was looked up of items."""
+        return ItemLookup(
             embedded={HID: inputs[HID]} if HID in inputs else {},
             token_weights_UW=inputs.get("token_weights", inputs["target"].new_zeros(0, 0).float()),
             granules_UG=inputs.get("granules"),
@@ -58,12 +64,40 @@ class ScoredRows(nn.Module):
             distinct=(inputs["distinct"], inputs["same_as"]) if "distinct" in inputs else None,
             computed={name: inputs[name] for name in ("sid", "content") if name in inputs},
         )
+
+    def rows(self, inputs: dict[str, Tensor]) -> RowInputs:
+        """The rows' own values."""
         history_BT = inputs["history"]
         if self.shared:
             history_BT = history_BT.expand(inputs["target"].shape[0], -1)
-        rows = RowInputs(inputs["target"], history_BT, inputs["stats"], inputs["dense"])
-        context = [inputs[f"context_{name}"] for name in self.ranker.context_columns]
-        return self.ranker.score_rows(items, rows, context)
+        return RowInputs(inputs["target"], history_BT, inputs["stats"], inputs["dense"])
+
+    def context(self, inputs: dict[str, Tensor]) -> list[Tensor]:
+        """Embeddings of the context columns."""
+        return [inputs[f"context_{name}"] for name in self.ranker.context_columns]
+
+
+class ExplainedRows(ScoredRows):
+    """What explains logits: of `outputs`, those that the ranker has.
+
+    gate: `Ranker.gate_of_rows`. alignment: how much the logit [B] exceeds that with an empty alignment.
+    """
+
+    def __init__(self, ranker: Ranker, knots: int = 0) -> None:
+        super().__init__(ranker, shared=False, knots=knots)
+        has = {GATE: ranker.gate is not None, ALIGNMENT: ranker.item.alignment is not None}
+        self.outputs = tuple(name for name, is_there in has.items() if is_there)
+
+    def forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:  # type: ignore[override]
+        items, rows, found = self.items(inputs), self.rows(inputs), []
+        if GATE in self.outputs:
+            updates_B = None if items.updates_U is None else items.updates_U.index_select(0, rows.target_B)
+            found.append(self.ranker.gate_of_rows(rows.stats_BS, items.has_sid(rows.target_B), updates_B))
+        if ALIGNMENT in self.outputs:
+            context = self.context(inputs)
+            empty_B = self.ranker.score_rows(replace(items, aligned=False), rows, context)
+            found.append(self.ranker.score_rows(items, rows, context) - empty_B)
+        return tuple(found)
 
 
 def item_inputs(item: Item) -> tuple[str, ...]:
@@ -109,13 +143,24 @@ def write_graph(ranker: Ranker, inputs: dict[str, Tensor], path: Path, shared: b
 
     shared: of candidates that share one history. knots: as in `Paths`.
     """
-    inputs = of_one_history(inputs) if shared else inputs
+    _write(ScoredRows(ranker, shared, knots), of_one_history(inputs) if shared else inputs, path, (LOGIT,))
+
+
+def write_explanation(ranker: Ranker, inputs: dict[str, Tensor], path: Path, knots: int = 0) -> tuple[str, ...]:
+    """Writes a graph of what explains logits; returns its outputs. None are, and no file is, if nothing does."""
+    explained = ExplainedRows(ranker, knots)
+    if explained.outputs:
+        _write(explained, inputs, path, explained.outputs)
+    return explained.outputs
+
+
+def _write(module: ScoredRows, inputs: dict[str, Tensor], path: Path, outputs: tuple[str, ...]) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it reports that torchvision is missing
     logging.getLogger("onnxscript").setLevel(logging.ERROR)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.export's and onnxscript's own deprecations
-        program = traced(ScoredRows(ranker, shared, knots), inputs)
-        exported = torch.onnx.export(program, input_names=list(inputs), output_names=[LOGIT], verbose=False)
+        program = traced(module, inputs)
+        exported = torch.onnx.export(program, input_names=list(inputs), output_names=list(outputs), verbose=False)
     assert exported is not None, "torch.onnx.export without a file returns the graph"
     exported.save(path)
 

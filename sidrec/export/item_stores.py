@@ -26,7 +26,7 @@ from sidrec.export.graph import HAS_SID, SID, item_inputs
 from sidrec.model.items import ContentRepresentation, SemanticRepresentation
 from sidrec.model.ranker import Ranker
 from sidrec.model.semantic_part import ItemLookup
-from sidrec.serve.bundle import ContextColumn, Store
+from sidrec.serve.bundle import WEIGHTS, ContextColumn, Store
 from sidrec.serve.row_store import Precision, write_rows
 
 Part = Callable[[int, int], NDArray[Any]]
@@ -126,6 +126,25 @@ class ItemStores:
         item_V = self._item_of_sid
         rows = Rows((len(item_V), self.recipe.model.embedding_dim), lambda first, last: self._fused(item_V[first:last]))
         return self._written(SID, rows, self.precision, SID)
+
+    def write_weights(self) -> tuple[str, ...]:
+        """Writes the weights of the granularities in e_sid, a row for each SID. Returns the granularities' names; none
+        for a model without such weights, which gets no file."""
+        item = self.ranker.item
+        if item.attention is None:
+            return ()
+        item_V = self._item_of_sid
+        rows = Rows((len(item_V), len(item.sids)), lambda first, last: self._weights(item_V[first:last]))
+        write_rows(self.folder, WEIGHTS, rows, "f16")
+        return item.sids
+
+    def _weights(self, item_N: NDArray[np.int64]) -> NDArray[Any]:
+        """Weights of the granularities of these items, float32 [N, G]; 0 for item 0."""
+        attention, found = self.ranker.item.attention, []
+        assert attention is not None, "a kind with weights"
+        with attention.watch(lambda *arguments: found.append(attention.weights(*arguments))):
+            self._fused(item_N)
+        return found[0].numpy() * (item_N > 0)[:, None]
 
     def _fused(self, item_N: NDArray[np.int64]) -> NDArray[Any]:
         """e_sid of these items, float32 [N, D]; 0 for item 0."""

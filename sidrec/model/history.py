@@ -146,6 +146,10 @@ class HistoryIndex:
         """
         return HistoryIndex(self.bag_BT, valid_BT, self, self.paths)
 
+    def emptied(self) -> "HistoryIndex":
+        """Histories without items, of the same shape."""
+        return HistoryIndex(torch.zeros_like(self.bag_BT), paths=self.paths)
+
     def shared_by(self, rows: int) -> "HistoryIndex":
         """A history that all rows share, for `rows` rows. Positions that are not valid have the first valid one's bag,
         so that no maximum over the history reads a mask."""

@@ -15,6 +15,7 @@ from sidrec.config.item import ContentItem, HidAndSidItem, HidItem, SidCoordItem
 from sidrec.config.model import Pooling
 from sidrec.data.dataset import Sizes
 from sidrec.data.item_tables import HID
+from sidrec.model.alignment import Alignment
 from sidrec.model.contrast import CodeGuidedContrast
 from sidrec.model.fusion_and_gate import GranularityFusion, WeighingGate, build_gate
 from sidrec.model.pooling import PooledHistories, build_pooling
@@ -65,6 +66,11 @@ class ItemRepresentation(nn.Module):
         """The gate between HID and SID, where there is one whose weight differs between items."""
         return None
 
+    @property
+    def alignment(self) -> Alignment | None:
+        """The alignment of target and history, where there is one."""
+        return None
+
 
 # SID-Coord, and what kinds with SIDs share.
 
@@ -81,6 +87,10 @@ class SemanticRepresentation(ItemRepresentation):
     @property
     def attention(self) -> GranularityFusion | None:
         return self.semantic.fusion if isinstance(self.semantic.fusion, GranularityFusion) else None
+
+    @property
+    def alignment(self) -> Alignment | None:
+        return self.semantic.alignment
 
 
 class HidsAndSids(SemanticRepresentation):

@@ -166,14 +166,18 @@ class Ranker(nn.Module):
         return self.item.weighing_gate
 
     def gate_values(self, batch: Batch) -> Tensor:
-        """g of every row [B], the mean over its dimensions; NaN for a target without a SID, which no gate mixes."""
-        assert self.gate is not None, "a model with a gate"
+        """`gate_of_rows` of a batch."""
         has_sid_B = _looked_up(batch.items, self.item.sids[0])[batch.target_B]
         updates_B = None
         if self.updates is not None:
             hid_rows = batch.items if self.managed_hids is None else self.managed_hids(batch.items)[1]
             updates_B = self.updates(hid_rows)[batch.target_B]
-        return self.gate.value(batch.stats_BS, updates_B).mean(dim=1).masked_fill(~has_sid_B, torch.nan)
+        return self.gate_of_rows(batch.stats_BS, has_sid_B, updates_B)
+
+    def gate_of_rows(self, stats_BS: Tensor, has_sid_B: Tensor, updates_B: Tensor | None) -> Tensor:
+        """g of every row [B], the mean over its dimensions; NaN for a target without a SID, which no gate mixes."""
+        assert self.gate is not None, "a model with a gate"
+        return self.gate.value(stats_BS, updates_B).mean(dim=1).masked_fill(~has_sid_B, torch.nan)
 
 
 @fx.wrap  # TorchRec's pipelines trace the ranker, and fx cannot trace a loop over tables

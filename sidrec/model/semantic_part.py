@@ -30,7 +30,7 @@ class ItemLookup:
     None if all bags but bag 0 have a SID. chance_B: as in Batch, for dropout; None outside training. updates_U: updates
     that each bag's HID row has received, float32; None where the item kind reads none. paths: None for those of the
     tensors' device. distinct: of rows with one history, a target of each SID, [K], and which of them every row's target
-    is aligned as, [B]; None to align them all.
+    is aligned as, [B]; None to align them all. aligned: False to align targets as with empty histories.
     computed: results that forward and losses share.
     """
 
@@ -43,6 +43,7 @@ class ItemLookup:
     updates_U: Tensor | None = None
     paths: Paths | None = None
     distinct: tuple[Tensor, Tensor] | None = None
+    aligned: bool = True
     computed: dict[str, Tensor] = field(default_factory=dict)
 
     @property
@@ -166,6 +167,7 @@ class SemanticPart(nn.Module):
         """Features of the alignment, [B, width]."""
         compared, unit_UD = items.granules_UG if alignment.compares_granules else sid_UD, items.computed.get("unit")
         assert compared is not None, "batches have granules where the alignment needs them"
+        history = history if items.aligned else history.emptied()
         if items.distinct is not None:
             return _aligned_once(alignment, compared, items, items.distinct, history)
         with_sid_B = items.has_sid(target_B)

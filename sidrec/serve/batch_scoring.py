@@ -110,14 +110,21 @@ class Scored:
 
 
 def score_files(
-    model: Model, source: Path, out: Path, done: Callable[[int], object] = lambda rows: None, chunk: int = CHUNK
+    model: Model,
+    source: Path,
+    out: Path,
+    done: Callable[[int], object] = lambda rows: None,
+    chunk: int = CHUNK,
+    explain: bool = False,
 ) -> Scored:
     """Scores `source` into the folder `out`. done: called with the rows of each part, also of those found there.
+    explain: as in `score_table`.
 
-    Raises ContractError for input that lacks a column or holds a wrong value, and for an `out` with other parts.
+    Raises ContractError for input that lacks a column or holds a wrong value, for an `out` with other parts, and for a
+    model that explains nothing.
     """
     given = Input.of(source)
-    facts = {"version": model.version, "input": given.fingerprint, "chunk": chunk}
+    facts = {"version": model.version, "input": given.fingerprint, "chunk": chunk, "explain": explain}
     _check_out(out, facts)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / INDEX, {**facts, "complete": False}, one_writer=True)
@@ -127,7 +134,7 @@ def score_files(
         if path.exists():
             scored = pq.read_table(path, columns=[UNKNOWN_ITEM, UNKNOWN_USER])
         else:
-            scored = score_table(model, table, f"{source}, row {rows + 1:,} on")
+            scored = score_table(model, table, f"{source}, row {rows + 1:,} on", explain)
             with replaced_file(path, durable=True, one_writer=True) as partial:
                 pq.write_table(scored, partial)
         unknown_items += pc.sum(scored[UNKNOWN_ITEM]).as_py() or 0
@@ -152,13 +159,18 @@ def _check_out(out: Path, facts: dict[str, Any]) -> None:
             raise ContractError(out, f"scores of {wanted}", f"{others}; give another folder, or delete this one")
 
 
-def score_table(model: Model, table: pa.Table, where: str) -> pa.Table:
+def score_table(model: Model, table: pa.Table, where: str, explain: bool = False) -> pa.Table:
     """The table's ids with the columns score, calibrated (where the bundle has a map), version, unknown_item and
-    unknown_user. where: of its rows, for messages."""
-    logits, unknown_items, unknown_users = [], [], []
+    unknown_user.
+
+    where: of its rows, for messages. explain: add columns of `Model.explain`, missing where an item has no SID.
+    """
+    logits, explained, unknown_items, unknown_users = [], [], [], []
     for first in range(0, table.num_rows, BATCH):
         rows = _Rows(model, table.slice(first, BATCH), where)
-        logits.append(model.run(ROWS, rows.inputs()))
+        inputs = rows.inputs()
+        logits.append(model.run(ROWS, inputs))
+        explained.append(model.explain(rows.item_B, inputs) if explain else {})
         unknown_items.append(rows.item_B == UNKNOWN)
         unknown_users.append(rows.unknown_user_B)
     logit_N = _joined(logits, np.float32)
@@ -166,6 +178,8 @@ def score_table(model: Model, table: pa.Table, where: str) -> pa.Table:
     made[SCORE] = probability(logit_N)
     if (calibrated_N := model.calibrated(logit_N)) is not None:
         made[CALIBRATED] = calibrated_N
+    for name in model.description.explained.columns if explain else ():
+        made[name] = pa.array(_joined([each[name] for each in explained], np.float32), from_pandas=True)
     made[VERSION] = pa.DictionaryArray.from_arrays(np.zeros(table.num_rows, dtype=np.int8), pa.array([model.version]))
     made[UNKNOWN_ITEM] = _joined(unknown_items, np.bool_)
     made[UNKNOWN_USER] = _joined(unknown_users, np.bool_)

@@ -3,6 +3,8 @@
     bundle.json             Description, with size and checksum of every other file
     rows.onnx               B rows, each with a history of its own
     request.onnx            C candidates that share one history
+    explain.onnx            B rows: what explains their logits
+    weights_of_sid.f16.npy  weights of the granularities in each SID's vector
     golden.npz              rows with the trained model's logits: `sidrec.serve.golden`
     NAME.f16.npy            rows of an input of the graphs, or of a context column: `sidrec.serve.row_store`
     index_NAME.npy          item id -> row of a store, for stores without a row per item
@@ -33,6 +35,8 @@ FORMAT = 1
 BLOCK = 1 << 22
 HID, SID = "hid", "sid"
 """Indexes from item ids to rows: of a hashed table; of SIDs, 0 for none."""
+WEIGHTS, WEIGHT = "weights_of_sid", "weight"
+"""The store of weights of granularities, and the prefix of their names."""
 HAS_SID = "has_sid"
 """The input of the graphs that says whether an item has a SID."""
 NAME_LETTERS = 16
@@ -65,6 +69,20 @@ class Transform:
     mean: float
     deviation: float
     missing: str = ""
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What explains scores. outputs: of explain.onnx; gate: g, the weight of the HID. alignment: what the comparison of
+    target and history adds to the logit. granularities: features of a SID whose weights are stored."""
+
+    outputs: tuple[str, ...] = ()
+    granularities: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of all numbers that explain a score."""
+        return (*self.outputs, *(f"{WEIGHT}_{name}" for name in self.granularities))
 
 
 @dataclass(frozen=True)
@@ -106,6 +124,7 @@ class Description:
     transforms: Mapping[str, Transform] = field(default_factory=dict)
     files: Mapping[str, File] = field(default_factory=dict)
     calibration: Calibration | None = None
+    explained: Explained = Explained()
     format: int = FORMAT
 
     @cached_property
@@ -140,6 +159,7 @@ def _typed(raw: dict[str, Any]) -> dict[str, Any]:
     made["context"] = tuple(ContextColumn(**each) for each in raw["context"])
     for name, kind in (("stores", Store), ("transforms", Transform), ("files", File)):
         made[name] = {key: kind(**value) for key, value in raw[name].items()}
+    made["explained"] = Explained(**{name: tuple(values) for name, values in raw["explained"].items()})
     made["calibration"] = Calibration.read(raw["calibration"])
     return {**raw, **made}
 
@@ -170,6 +190,8 @@ class Bundle:
         if others := sorted(indexes - {HID, SID}):
             raise ContractError(f"{self.folder / DESCRIPTION}, stores", f"the indexes {HID} and {SID}", others)
         self.indexes = {name: np.load(self.folder / f"index_{name}.npy", mmap_mode="r") for name in indexes}
+        with_weights = bool(self.description.explained.granularities)
+        self._weights = RowStore(self.folder, WEIGHTS, "f16") if with_weights else None
         self.ids = {
             column: IdLookup(ids_folder(self.folder, column), seed) for column, seed in self.description.ids.items()
         }
@@ -214,3 +236,9 @@ class Bundle:
             _, place_K, same_as_C = np.unique(row_of_item[candidate_C], return_index=True, return_inverse=True)
             made |= {"distinct": made["target"][place_K], "same_as": same_as_C}
         return made
+
+    def weights_of(self, item_B: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Weights of the granularities in each item's e_sid, [B, G]; NaN for an item without a SID."""
+        assert self._weights is not None, "a version that explains by granularity"
+        row_B = self.indexes[SID][item_B].astype(np.int64)
+        return np.where(row_B[:, None] > 0, self._weights.take(row_B), np.float32(np.nan))

@@ -13,6 +13,7 @@ Shapes: C candidates, T history positions, B golden rows.
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 SourceId = str | int
 Columns = Mapping[str, ArrayLike]
-ROWS, REQUEST = "rows.onnx", "request.onnx"
+ROWS, REQUEST, EXPLAIN = "rows.onnx", "request.onnx", "explain.onnx"
 NOBODY = np.full(1, UNKNOWN, dtype=np.int64)
 """Ids of a user or a context column that is not given. Not looked up: an empty text may be an id of the column."""
 
@@ -40,7 +41,8 @@ NOBODY = np.full(1, UNKNOWN, dtype=np.int64)
 @dataclass(frozen=True)
 class Ranked:
     """score_C: the model's own probabilities, in the order of the candidates. calibrated_C: calibrated ones, where the
-    bundle has a map for it. version: of the bundle that gave them."""
+    bundle has a map for it. version: of the bundle that gave them. explained_C: if asked for, what `Model.explain`
+    gives."""
 
     score_C: Floats
     version: str
@@ -48,6 +50,7 @@ class Ranked:
     unknown_history: int
     unknown_user: bool
     calibrated_C: Floats | None = None
+    explained_C: Mapping[str, Floats] = field(default_factory=dict)
 
     def best(self, count: int | None = None) -> Ints:
         """Places of the candidates, best first; the earlier of equal ones first."""
@@ -110,14 +113,16 @@ class Scorer:
         statistics: Columns | None = None,
         dense: Columns | None = None,
         context: Mapping[str, SourceId | Sequence[SourceId]] | None = None,
+        explain: bool = False,
     ) -> Ranked:
         """Probabilities of a user's candidates.
 
         user: None for an unknown one. history: items that the user liked, oldest first. statistics: column -> a count
         for each candidate. dense: column -> a number, or one for each candidate. context: other id columns of the log;
-        left out: unknown. Raises ContractError naming the column that is missing, unknown or of another length.
+        left out: unknown. explain: also say what each score comes from, which takes longer. Raises ContractError naming
+        the column that is missing, unknown or of another length, and for a version that explains nothing.
         """
-        found = self.model.rank(user, candidates, history, statistics, dense, context)
+        found = self.model.rank(user, candidates, history, statistics, dense, context, explain)
         self.counters.add(found, len(history))
         return found
 
@@ -128,10 +133,8 @@ class Model:
     def __init__(self, bundle: Bundle, threads: int) -> None:
         """Raises ContractError if a golden row gets another logit here than the trained model gave it."""
         self.bundle = bundle
-        self._options = onnxruntime.SessionOptions()
-        self._options.intra_op_num_threads = threads
-        self._options.inter_op_num_threads = 1
-        self._sessions = {name: self._session(name) for name in (ROWS, REQUEST)}
+        self._threads = threads
+        self._graphs = {name: _Graph(bundle.folder / name, threads) for name in (ROWS, REQUEST)}
         if (golden := GoldenRows.of(bundle)) is not None:
             self._replay(golden)
 
@@ -178,6 +181,7 @@ class Model:
         statistics: Columns | None = None,
         dense: Columns | None = None,
         context: Mapping[str, SourceId | Sequence[SourceId]] | None = None,
+        explain: bool = False,
     ) -> Ranked:
         """As `Scorer.rank`."""
         statistics, dense, context = statistics or {}, dense or {}, context or {}
@@ -201,6 +205,11 @@ class Model:
                 unknown_user |= column.name == USER and not rows.any()
             inputs[f"context_{column.name}"] = self._context(column.name, column.lists, rows, count)
         logit_C = self.run(REQUEST, inputs)
+        explained_C = {}
+        if explain:
+            history_1T = inputs["history"]
+            own_CT = np.broadcast_to(history_1T, (count, history_1T.shape[1]))
+            explained_C = self.explain(candidate_C, {**inputs, "history": own_CT})
         return Ranked(
             score_C=probability(logit_C),
             version=self.bundle.version,
@@ -208,20 +217,42 @@ class Model:
             unknown_history=int((history_T == UNKNOWN).sum()),
             unknown_user=unknown_user,
             calibrated_C=self.calibrated(logit_C),
+            explained_C=explained_C,
         )
+
+    def explain(self, item_B: Ints, inputs: Mapping[str, NDArray[Any]]) -> dict[str, Floats]:
+        """Name -> what explains each row's score: what of gate, alignment and weight_GRANULARITY the model has.
+
+        item_B: the targets. inputs: of the graph of rows. gate and weights are NaN for an item without a SID. Raises
+        ContractError for a version that explains nothing.
+        """
+        about = self.description.explained
+        if not about.columns:
+            raise ContractError(
+                self.bundle.folder,
+                "a version with a gate, an alignment or weights of granularities, to explain scores",
+                "one whose item kind has none of them",
+            )
+        found: dict[str, Floats] = {}
+        if about.outputs:
+            found |= zip(about.outputs, self._explaining(inputs), strict=True)
+        if about.granularities:
+            weight_BG = self.bundle.weights_of(item_B)
+            found |= {name: weight_BG[:, place] for place, name in enumerate(about.columns[len(about.outputs) :])}
+        return found
+
+    @cached_property
+    def _explaining(self) -> "_Graph":
+        return _Graph(self.bundle.folder / EXPLAIN, self._threads)
 
     def calibrated(self, logit_N: Floats) -> Floats | None:
         """Calibrated probabilities; None in a version without a map for them."""
         calibration = self.description.calibration
         return None if calibration is None else calibration(logit_N)
 
-    def _session(self, graph: str) -> onnxruntime.InferenceSession:
-        path, providers = self.bundle.folder / graph, ["CPUExecutionProvider"]
-        return onnxruntime.InferenceSession(path, self._options, providers=providers)
-
     def run(self, graph: str, inputs: Mapping[str, NDArray[Any]]) -> Floats:
         """Logits of a graph, rows.onnx or request.onnx; inputs that it does not read are left out."""
-        return _run(self._sessions[graph], inputs)[0]
+        return self._graphs[graph](inputs)[0]
 
     def ids(self, column: str, source: Sequence[SourceId]) -> Ints:
         """Ids of source ids; UNKNOWN for those that the bundle does not have. Without an index they are numbers."""
@@ -252,10 +283,19 @@ class Model:
         return np.broadcast_to(store.take(rows), (count, store.width))
 
 
-def _run(session: onnxruntime.InferenceSession, inputs: Mapping[str, NDArray[Any]]) -> list[Floats]:
-    """Outputs of a graph."""
-    fed = {each.name: inputs[each.name] for each in session.get_inputs()}
-    return session.run(None, fed)
+class _Graph:
+    """A graph of ONNX."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self._inputs = [each.name for each in self._session.get_inputs()]
+
+    def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> list[Floats]:
+        """Its outputs; inputs that it does not read are left out."""
+        found: list[Floats] = self._session.run(None, {name: inputs[name] for name in self._inputs})
+        return found
 
 
 def _listed(given: SourceId | Sequence[SourceId]) -> list[SourceId]:

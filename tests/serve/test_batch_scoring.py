@@ -65,7 +65,7 @@ def test_parts_do_not_depend_on_their_size_and_are_not_made_twice(world: World, 
 def test_a_killed_scoring_goes_on(world: World, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
 
-    def counted(model: Model, table: pa.Table, where: str) -> pa.Table:
+    def counted(model: Model, table: pa.Table, where: str, explain: bool) -> pa.Table:
         made.append(where)
         if len(made) == 4:
             raise KeyboardInterrupt

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from sidrec.data.dataset import Sizes
-from sidrec.export.graph import ScoredRows, example_inputs, item_inputs, traced, write_graph
+from sidrec.export.graph import (
+    ExplainedRows,
+    ScoredRows,
+    example_inputs,
+    item_inputs,
+    traced,
+    write_explanation,
+    write_graph,
+)
+from sidrec.model.history import index_history
 from sidrec.model.ranker import Ranker
 from tests.model.test_ranker import _MODEL, ALTERNATIVES, ROWS, B, V, batch_for, ranker_for, tables_for
 
@@ -88,3 +97,64 @@ def test_onnxruntime_gives_the_rankers_logits_with_histories_apart_and_shared(na
             found[key] = session.run(None, arrays)[0]
     assert np.abs(found["apart"] - logit_B.numpy()).max() <= 1e-6
     assert np.abs(found[True] - found[False]).max() <= 1e-6
+
+
+# What explains a logit.
+
+EXPLAINED = (
+    "SID-Coord",
+    "vector gate",
+    "shrinkage",
+    "updates for the gate",
+    "match statistics",
+    "histogram",
+    "token weights both ways",
+    "without alignment",
+    "without gate",
+    "SID only",
+    "GateSID",
+)
+
+
+def explanation(ranker: Ranker) -> dict[str, np.ndarray]:
+    """By the model itself: its gate's values, and logits minus those of an alignment that compares nothing."""
+    batch = batch_for(ranker)
+    found = {}
+    if ranker.gate is not None:
+        found["gate"] = ranker.gate_values(batch).numpy()
+    if ranker.item.alignment is not None:
+        logit_B = ranker.score(batch)
+        nothing = lambda _, of: (*of[:2], index_history(torch.zeros_like(of[2].bag_BT)), *of[3:])  # noqa: E731
+        with ranker.item.alignment.register_forward_pre_hook(nothing):
+            found["alignment"] = (logit_B - ranker.score(batch)).numpy()
+    return found
+
+
+@pytest.mark.parametrize("name", EXPLAINED)
+@torch.no_grad()
+def test_the_explanation_is_the_trained_modules(name: str, tmp_path: Path) -> None:
+    config, sizes = config_and_sizes(ALTERNATIVES[name])
+    ranker = ranker_for(**ALTERNATIVES[name]).eval()
+    inputs, _ = inputs_and_logits(ranker, config.item)
+    expected = explanation(ranker)
+    graph = traced(ExplainedRows(ranker), example_inputs(config, sizes)).module()
+    found = dict(zip(ExplainedRows(ranker).outputs, graph(inputs), strict=True))
+    assert found.keys() == expected.keys()
+    for output, values_B in expected.items():
+        assert np.abs(values_B).max() > 1e-4
+        np.testing.assert_allclose(found[output].numpy(), values_B, atol=1e-6)
+    if name == EXPLAINED[0]:
+        outputs = write_explanation(ranker, example_inputs(config, sizes), tmp_path / "explain.onnx")
+        session = onnxruntime.InferenceSession(tmp_path / "explain.onnx")
+        fed = {each.name: np.ascontiguousarray(inputs[each.name].numpy()) for each in session.get_inputs()}
+        for output, values_B in zip(outputs, session.run(None, fed), strict=True):
+            np.testing.assert_allclose(values_B, expected[output], atol=1e-6)
+
+
+def test_models_that_nothing_explains_get_no_graph(tmp_path: Path) -> None:
+    config, sizes = config_and_sizes(ALTERNATIVES["HID only"])
+    made = write_explanation(
+        ranker_for(**ALTERNATIVES["HID only"]), example_inputs(config, sizes), tmp_path / "explain"
+    )
+    assert made == ()
+    assert not list(tmp_path.iterdir())

@@ -36,7 +36,7 @@ def scorer(world: World) -> Scorer:
     return Scorer(world.bundle)
 
 
-def ranked(scorer: Scorer, row: dict[str, Any]) -> Ranked:
+def ranked(scorer: Scorer | Model, row: dict[str, Any], explain: bool = False) -> Ranked:
     return scorer.rank(
         row["user_id"],
         [row["item_id"]],
@@ -44,6 +44,7 @@ def ranked(scorer: Scorer, row: dict[str, Any]) -> Ranked:
         {name: [row[name]] for name in ("stat_exposures", "stat_clicks")},
         {name: row[name] for name in ("int_a", "int_b")},
         {} if row["cat_a"] is None else {"cat_a": row["cat_a"]},
+        explain,
     )
 
 
