@@ -44,6 +44,7 @@ GROUPS = {
         "export": Command("sidrec.cli.serving:export", "export a run to a bundle that scores without torch"),
         "score": Command("sidrec.cli.serving:score", "score files of rows with a bundle"),
         "serve": Command("sidrec.cli.serving:serve", "answer requests with a bundle, over HTTP"),
+        "skew": Command("sidrec.cli.serving:skew", "compare what requests were scored with to prepared rows"),
     },
     "Sharding plans": {
         "plan": Command("sidrec.cli.plans:plan", "make a sharding plan for any hardware, explain it, export it", True),

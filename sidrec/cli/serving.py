@@ -1,4 +1,4 @@
-"""`sidrec export | score | serve`: a run becomes a bundle; a bundle scores files and answers requests.
+"""`sidrec export | score | serve | skew`: a run becomes a bundle; a bundle scores files and answers requests.
 
 Of these, `export` alone needs the stack of training. Functions import what they need when they are called.
 """
@@ -152,6 +152,10 @@ class ServeOptions:
     """Most bytes of a request."""
     reload_seconds: float = 1.0
     """Time between two looks for a new version; 0: never."""
+    feature_log: Annotated[Path | None, metavar("FOLDER", "none")] = None
+    """Folder for a log of what requests were scored with, for `sidrec skew`. A full disk fails no request."""
+    feature_log_share: float = 0.01
+    """Share of the requests that the log holds, drawn by a hash of X-Request-Id."""
 
 
 def serve(argv: Sequence[str]) -> None:
@@ -171,5 +175,42 @@ def serve(argv: Sequence[str]) -> None:
         waiting=options.waiting,
         reload_seconds=options.reload_seconds,
         limits=Limits(candidates=options.most_candidates, body=options.most_body_bytes),
+        feature_log=options.feature_log,
+        feature_log_share=options.feature_log_share,
     )
     serve_until_ended(Scorer(options.bundle), settings)
+
+
+SKEW = describe(
+    "Compares what requests were scored with (the log of `sidrec serve --feature-log`) with rows that were prepared "
+    "for the same events: every column, and the score. Exit status 1 if one differs.",
+    "sidrec skew bundle features prepared.parquet",
+)
+
+
+@dataclass(frozen=True)
+class SkewOptions:
+    """What to compare."""
+
+    bundle: tyro.conf.Positional[Annotated[Path, metavar("BUNDLE")]]
+    """Bundle, or one of its versions. Scores are compared on the rows that this version answered."""
+    feature_log: tyro.conf.Positional[Annotated[Path, metavar("FEATURE_LOG")]]
+    """Folder that `sidrec serve --feature-log` wrote."""
+    prepared: tyro.conf.Positional[Annotated[Path, metavar("PREPARED")]]
+    """Rows as `sidrec score` takes them, with a column `request`, or with user_id and timestamp, to match rows by."""
+    most_differing: float = 0.01
+    """Share of rows that may differ in a column."""
+
+
+def skew(argv: Sequence[str]) -> int:
+    """Compares FEATURE_LOG with PREPARED; returns 1 if a column differs. Raises SidrecError."""
+    options = parse(SkewOptions, argv, "sidrec skew", SKEW)
+
+    from sidrec.serve.bundle import Bundle
+    from sidrec.serve.scorer import Model
+    from sidrec.serve.skew import compare
+
+    model = Model(Bundle(options.bundle), threads=1)
+    found = compare(model, options.feature_log, options.prepared, options.most_differing)
+    print(found.text())
+    return 1 if found.differing else 0

@@ -167,7 +167,7 @@ def score_table(model: Model, table: pa.Table, where: str, explain: bool = False
     """
     logits, explained, unknown_items, unknown_users = [], [], [], []
     for first in range(0, table.num_rows, BATCH):
-        rows = _Rows(model, table.slice(first, BATCH), where)
+        rows = RowsToScore(model, table.slice(first, BATCH), where)
         inputs = rows.inputs()
         logits.append(model.run(ROWS, inputs))
         explained.append(model.explain(rows.item_B, inputs) if explain else {})
@@ -190,19 +190,19 @@ def _joined(parts: Sequence[NDArray[Any]], kind: type) -> NDArray[Any]:
     return np.concatenate([np.empty(0, dtype=kind), *parts])
 
 
-class _Rows:
+class RowsToScore:
     """A batch of rows as inputs of the graph."""
 
     def __init__(self, model: Model, table: pa.Table, where: str) -> None:
         self._model, self._where = model, where
         self._table = table.combine_chunks()
         self._size = table.num_rows
-        self.item_B = self._ids(ITEM)
+        self.item_B = self.ids(ITEM)
         self.unknown_user_B = np.zeros(self._size, dtype=np.bool_)
 
     def inputs(self) -> dict[str, NDArray[Any]]:
         about = self._model.description
-        history_BT = self._history(about.history_length)
+        history_BT = self.history(about.history_length)
         # by hashing, in the order of appearance: a sort takes longer than the graph does
         found = pa.array(np.concatenate([[UNKNOWN], self.item_B, history_BT.ravel()])).dictionary_encode()
         distinct_U, bag_N = found.dictionary.to_numpy(), found.indices.to_numpy().astype(np.int64)
@@ -210,8 +210,8 @@ class _Rows:
             **self._model.bundle.of_items(distinct_U),
             "target": bag_N[1 : self._size + 1],
             "history": bag_N[self._size + 1 :].reshape(history_BT.shape),
-            "stats": self._numbers(about.stats),
-            "dense": self._numbers(about.dense),
+            "stats": self.numbers(about.stats),
+            "dense": self.numbers(about.dense),
         }
         for column in about.context:
             made[f"context_{column.name}"] = self._lists(column.name) if column.lists else self._context(column.name)
@@ -227,7 +227,8 @@ class _Rows:
             raise ContractError(self._where, f"a column {name}", f"columns {self._table.column_names}")
         return None
 
-    def _ids(self, name: str, needed: bool = True) -> Ints:
+    def ids(self, name: str, needed: bool = True) -> Ints:
+        """The ids of a column, UNKNOWN where it is left out. Raises ContractError for one that is needed."""
         column = self._column(name, needed)
         return np.zeros(self._size, dtype=np.int64) if column is None else self._ids_of(name, column)
 
@@ -268,7 +269,7 @@ class _Rows:
         lengths_B = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
         return pc.list_flatten(column), np.concatenate([[0], np.cumsum(lengths_B)])
 
-    def _history(self, most: int) -> Ints:
+    def history(self, most: int) -> Ints:
         """The latest items of each row, oldest first, padded at the end: int64 [B, T]."""
         values, offsets = self._list_column(HISTORY, needed=False)
         item_P = self._ids_of(ITEM, values)
@@ -281,7 +282,7 @@ class _Rows:
         return made_BT
 
     def _context(self, name: str) -> Floats:
-        ids_B = self.item_B if name == ITEM else self._ids(name, needed=name == USER)
+        ids_B = self.item_B if name == ITEM else self.ids(name, needed=name == USER)
         if name == USER:
             self.unknown_user_B = ids_B == UNKNOWN
         found: Floats = self._model.bundle.context[name].take(ids_B)
@@ -294,7 +295,8 @@ class _Rows:
         known_before = np.concatenate([[0], np.cumsum(ids_P > UNKNOWN)])
         return self._model.bundle.context[name].means(ids_P[ids_P > UNKNOWN], np.diff(known_before[offsets]))
 
-    def _numbers(self, names: Sequence[str]) -> Floats:
+    def numbers(self, names: Sequence[str]) -> Floats:
+        """Columns of numbers side by side, [B, X]; made from their sources where the rows have these alone."""
         made_BX = np.empty((self._size, len(names)), dtype=np.float32)
         for place, name in enumerate(names):
             made_BX[:, place] = self._number(name)

@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -30,6 +31,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from sidrec.errors import SidrecError
+from sidrec.serve.feature_log import FeatureLog
 from sidrec.serve.protocol import (
     BYTES,
     CALIBRATED,
@@ -57,7 +59,8 @@ DRAIN_SECONDS = 30
 @dataclass(frozen=True)
 class Settings:
     """name: of the model in URLs. workers: threads that score. waiting: most requests that wait for one of them; more
-    are refused with 503. reload_seconds: between two looks at the bundle's link; 0: never."""
+    are refused with 503. reload_seconds: between two looks at the bundle's link; 0: never. feature_log: None for none;
+    feature_log_share: of requests that it holds."""
 
     name: str
     host: str
@@ -66,6 +69,8 @@ class Settings:
     waiting: int
     reload_seconds: float
     limits: Limits
+    feature_log: Path | None = None
+    feature_log_share: float = 0.01
 
 
 class _Metrics:
@@ -79,9 +84,13 @@ class _Metrics:
         self.items = Counter("sidrec_items", "Items of requests", ["place", "known"], registry=self.registry)
         self.users = Counter("sidrec_users", "Users of requests", ["known"], registry=self.registry)
         self.waiting = Gauge("sidrec_waiting", "Requests that are scored or wait", registry=self.registry)
+        self.logged = Counter("sidrec_feature_log_rows", "Rows of drawn requests", ["ended"], registry=self.registry)
         self.reloads = Counter("sidrec_reloads", "Switches to another version", ["ended"], registry=self.registry)
         self.version = Gauge("sidrec_version", "1 for the version in use", ["version"], registry=self.registry)
         self.use(version)
+
+    def count_logged(self, ended: str, rows: int) -> None:
+        self.logged.labels(ended).inc(rows)
 
     def use(self, version: str) -> None:
         self.version.clear()
@@ -96,6 +105,9 @@ class Service:
         self.metrics = _Metrics(scorer.model.version)
         self.ready = True
         self._waiting = 0
+        self._feature_log = None
+        if settings.feature_log is not None:
+            self._feature_log = FeatureLog(settings.feature_log, settings.feature_log_share, self.metrics.count_logged)
         self._threads = ThreadPoolExecutor(settings.workers, thread_name_prefix="score")
 
     def app(self) -> Starlette:
@@ -126,6 +138,8 @@ class Service:
             with suppress(asyncio.CancelledError):
                 await watching
         self._threads.shutdown()
+        if self._feature_log:
+            await asyncio.to_thread(self._feature_log.close)
 
     # The model's versions.
 
@@ -205,6 +219,8 @@ class Service:
         facts |= {"version": ranked.version, "candidates": len(asked.candidates), "history": len(asked.history)}
         facts |= {"unknown_candidates": ranked.unknown_candidates, "unknown_user": ranked.unknown_user}
         self._count(asked, ranked.unknown_candidates, ranked.unknown_history, ranked.unknown_user)
+        if self._feature_log:
+            self._feature_log.offer(facts["request"], asked, ranked, model.description)
         content, headers = answer(asked, outputs_of(ranked), self.settings.name, ranked.version)
         return Response(content, headers=headers)
 

@@ -196,3 +196,19 @@ def test_a_damaged_version_is_not_taken_up(world: World, tmp_path: Path, bodies:
     assert server.ask("POST", INFER, bodies[0])[1]["model_version"] == sound
     (failed,) = (event for event in server.end() if event["event"] == "reload_failed")
     assert "rows.onnx" in failed["error"]
+
+
+def test_requests_are_logged_and_the_rest_is_written_on_the_way_out(
+    world: World, tmp_path: Path, bodies: list[bytes]
+) -> None:
+    folder = tmp_path / "features"
+    flags = ["--feature-log", str(folder), "--feature-log-share", "1"]
+    server = Server(world.bundle, tmp_path / "events", *flags)
+    answers = [server.ask("POST", INFER, body, **{"X-Request-Id": f"r{n}"})[1] for n, body in enumerate(bodies[:9])]
+    assert not list(folder.iterdir())
+    server.end()
+    (part,) = folder.iterdir()
+    table = pq.read_table(part)
+    assert table["request"].to_pylist() == [f"r{number}" for number in range(9)]
+    assert table["score"].to_pylist() == [pytest.approx(found["outputs"][0]["data"][0]) for found in answers]
+    assert all(abs(seconds - time.time()) < 3600 for seconds in table["timestamp"].to_pylist())
