@@ -220,7 +220,7 @@ def test_unknown_command() -> None:
     done = _sidrec("trian")
     assert done.returncode == 2
     commands = "init, prep, fit, train, evaluate, report, compare, study, table, export, score, serve, skew, "
-    commands += "plan, bench, recipe, schema, doctor"
+    commands += "shadow, plan, bench, recipe, schema, doctor"
     assert done.stderr == f"sidrec: error: expected one of the commands {commands}, got 'trian'; did you mean train?\n"
 
 

@@ -45,6 +45,7 @@ GROUPS = {
         "score": Command("sidrec.cli.serving:score", "score files of rows with a bundle"),
         "serve": Command("sidrec.cli.serving:serve", "answer requests with a bundle, over HTTP"),
         "skew": Command("sidrec.cli.serving:skew", "compare what requests were scored with to prepared rows"),
+        "shadow": Command("sidrec.cli.serving:shadow", "compare two versions of a bundle on the same rows"),
     },
     "Sharding plans": {
         "plan": Command("sidrec.cli.plans:plan", "make a sharding plan for any hardware, explain it, export it", True),

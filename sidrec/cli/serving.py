@@ -1,4 +1,4 @@
-"""`sidrec export | score | serve | skew`: a run becomes a bundle; a bundle scores files and answers requests.
+"""`sidrec export | score | serve | skew | shadow`: a run becomes a bundle; a bundle scores files and answers requests.
 
 Of these, `export` alone needs the stack of training. Functions import what they need when they are called.
 """
@@ -214,3 +214,43 @@ def skew(argv: Sequence[str]) -> int:
     found = compare(model, options.feature_log, options.prepared, options.most_differing)
     print(found.text())
     return 1 if found.differing else 0
+
+
+SHADOW = describe(
+    "Scores the same rows with two versions, and prints how scores and ranks would change.",
+    "sidrec shadow bundle bundle/versions/3f09a1c2b4d5e6f7 tomorrow.parquet",
+)
+
+
+@dataclass(frozen=True)
+class ShadowOptions:
+    """What to compare, and on which rows."""
+
+    bundle: tyro.conf.Positional[Annotated[Path, metavar("BUNDLE")]]
+    """Bundle, or one of its versions."""
+    other: tyro.conf.Positional[Annotated[Path, metavar("OTHER")]]
+    """Another bundle or version, which would take its place."""
+    rows: tyro.conf.Positional[Annotated[Path, metavar("ROWS")]]
+    """Rows that both can score, as `sidrec score` takes them."""
+    exposures: Annotated[str | None, metavar("COLUMN", "BUNDLE's first statistic")] = None
+    """Column of exposures in the rows, which separates head, tail and cold items."""
+    top: int = 10
+    """Best rows of a user that are compared."""
+    json: Annotated[Path | None, metavar("FILE", "none")] = None
+    """File to write the same numbers to."""
+
+
+def shadow(argv: Sequence[str]) -> None:
+    """Compares BUNDLE and OTHER on ROWS. Raises SidrecError."""
+    options = parse(ShadowOptions, argv, "sidrec shadow", SHADOW)
+
+    from sidrec.io.files import write_json
+    from sidrec.serve.bundle import Bundle
+    from sidrec.serve.scorer import Model
+    from sidrec.serve.shadow import compare
+
+    model, other = (Model(Bundle(path), threads=1) for path in (options.bundle, options.other))
+    found = compare(model, other, options.rows, options.exposures, options.top)
+    print(found.text())
+    if options.json:
+        write_json(options.json, found.as_json())
