@@ -18,6 +18,7 @@ EXPORT = describe(
     "compared with the trained model's before it is put in use.",
     "sidrec export runs/shop/seed0 bundle",
     "sidrec export runs/shop/seed0 bundle --calibrate validation",
+    "sidrec export runs/shop/seed0 bundle --data tomorrow --catalog tomorrow-sids",
     "sidrec export --use 3f09a1c2b4d5e6f7 bundle",
 )
 
@@ -40,6 +41,11 @@ class ExportOptions:
     """Split to fit calibrated probabilities on, which scorers give beside the model's own. Not one of training."""
     calibration: Literal["isotonic", "platt"] = "isotonic"
     """Map from logits to calibrated probabilities: free and monotone, or a slope and an intercept, for few rows."""
+    data: Annotated[Path | None, metavar("FOLDER", "the run's own")] = None
+    """Data folder with items that came after the training. Its ids must be the run's and more: prepare it with
+    --ids."""
+    catalog: Annotated[Path | None, metavar("CATALOG", "the run's own")] = None
+    """With --data: the run's catalog, or one that `sidrec fit --extend` made from it."""
     use: Annotated[str | None, metavar("VERSION", "none")] = None
     """Puts an earlier version of the bundle in use again, and exports nothing."""
 
@@ -50,6 +56,8 @@ def export(argv: Sequence[str]) -> None:
     if len(options.paths) != (1 if options.use else 2):
         expected = "a bundle, as --use exports no run" if options.use else "a run directory and a bundle"
         raise ConfigError(f"sidrec export: expected {expected}, got {len(options.paths)} paths")
+    if options.catalog is not None and options.data is None:
+        raise ConfigError("--catalog: expected --data with it, which names the folder with the items, got none")
     if options.use:
         from sidrec.serve.versions import use
 
@@ -62,8 +70,10 @@ def export(argv: Sequence[str]) -> None:
     require_stack()
     from sidrec.export.exporting import Wanted, export_run
     from sidrec.parallel.process_group import joined_ranks
+    from sidrec.train.evaluate_run import OtherData
 
     run, bundle = options.paths
+    other = None if options.data is None else OtherData(options.data, options.catalog)
     with joined_ranks() as ranks:
         if ranks.world > 1:
             raise ConfigError(
@@ -76,6 +86,7 @@ def export(argv: Sequence[str]) -> None:
             rows=options.rows,
             calibrate=options.calibrate,
             calibration=options.calibration,
+            other=other,
         )
         made = export_run(run, bundle, wanted, ranks)
     print(f"{made.rows:,} rows of {made.split}: logits differ by at most {made.difference:.2g}")

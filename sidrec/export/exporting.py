@@ -1,7 +1,8 @@
 """`sidrec export`: a run becomes a version of a bundle, is compared with the trained model, and is published.
 
 The bundle scores rows of a split as the trained model did. If a logit differs by more than the tolerance, nothing is
-published.
+published. Another data folder and an extended catalog (`sidrec.train.evaluate_run`) bring items, but no training: rows
+of tables and weights of layers stay those of the checkpoint.
 
 Shapes: B rows of a batch, U item bags, T history positions.
 """
@@ -51,6 +52,7 @@ from sidrec.serve.row_store import Precision
 from sidrec.serve.scorer import EXPLAIN, REQUEST, ROWS, Model
 from sidrec.serve.versions import DESCRIPTION, check_bundle_folder, new_version, publish
 from sidrec.train.assembly import build_training, inputs_of, open_dataset, open_loader
+from sidrec.train.evaluate_run import OtherData, open_other_data, with_other_data
 from sidrec.train.evaluation import score_split
 from sidrec.train.run_directory import RunDirectory
 
@@ -65,7 +67,8 @@ MADE_WITH = ("torch", "torchrec", "onnx", "onnxscript")
 @dataclass(frozen=True)
 class Wanted:
     """precision: of vectors. tolerance: None for that of the precision. checkpoint: see `chosen_checkpoint`. rows: of
-    the split that are compared, at most. calibrate: split to fit a calibration on; None for none."""
+    the split that are compared, at most. calibrate: split to fit a calibration on; None for none. other: data with new
+    items; None: the run's own."""
 
     precision: Precision = "f16"
     tolerance: float | None = None
@@ -73,6 +76,7 @@ class Wanted:
     rows: int = 50_000
     calibrate: str | None = None
     calibration: Kind = "isotonic"
+    other: OtherData | None = None
 
 
 @dataclass(frozen=True)
@@ -91,11 +95,16 @@ class Exported:
 
 @dataclass(frozen=True)
 class _Run:
-    """A trained run, opened: its layers are loaded, its tables are not."""
+    """A trained run, opened: its layers are loaded, its tables are not.
+
+    recipe, data: those of the export, whose items may be more than the run was trained on. own: whether the data is the
+    run's.
+    """
 
     path: Path
     recipe: Recipe
     data: Dataset
+    own: bool
     checkpoint: StoredCheckpoint
     position: Position
     ranker: Ranker
@@ -105,10 +114,10 @@ def export_run(path: Path, out: Path, wanted: Wanted, ranks: Ranks) -> Exported:
     """Exports the run in `path` to the bundle `out`, and puts the new version in use.
 
     Raises ConfigError for a recipe that cannot be exported, for a split that it cannot be calibrated on, and for scores
-    that differ too much; ContractError and CheckpointError as an evaluation does.
+    that differ too much; ContractError and CheckpointError as an evaluation of the same data does.
     """
     check_bundle_folder(out)
-    run = _open(path, wanted.checkpoint, ranks)
+    run = _open(path, wanted, ranks)
     split = run.recipe.evaluate.splits[0]
     if wanted.calibrate is not None:
         check_split(run.recipe, run.data.manifest, wanted.calibrate)
@@ -141,25 +150,32 @@ def _calibration(run: _Run, wanted: Wanted, scored: Predictions, ranks: Ranks) -
     return fit_calibration(wanted.calibration, scored)
 
 
-def _open(path: Path, which: str | None, ranks: Ranks) -> _Run:
+def _open(path: Path, wanted: Wanted, ranks: Ranks) -> _Run:
     run = RunDirectory(path)
     recipe = run.recipe()
     recipe = replace(recipe, parallel=replace(recipe.parallel, plan=None))
-    refuse(recipe)
-    data = open_dataset(recipe, ranks)
-    saved = chosen_checkpoint(run.checkpoints, which, ranks)
+    refuse(recipe, grown=wanted.other is not None)
+    saved = chosen_checkpoint(run.checkpoints, wanted.checkpoint, ranks)
     position = read_position(saved)
-    check_own_data(saved, position, data, inputs_of(recipe, data))
-    check_catalog(saved, position, data.fingerprint)
+    if wanted.other is None:
+        data = open_dataset(recipe, ranks)
+        check_own_data(saved, position, data, inputs_of(recipe, data))
+        check_catalog(saved, position, data.fingerprint)
+    else:
+        own, recipe = recipe, with_other_data(recipe, wanted.other, ())
+        _, data = open_other_data(recipe, own, saved, ranks)
     index = read_index(saved)
     ranker = Ranker(recipe.model, data.sizes, EXPORT).eval()  # fusion `hid_query` drops HIDs in training
     layers = [(name, value) for name, value in ranker.state_dict().items() if table_name(f"{MODEL}/{name}") is None]
     load_shards(saved, index, [whole_tensor(f"{MODEL}/{name}", value) for name, value in layers], ranks.control)
-    return _Run(path, recipe, data, StoredCheckpoint(saved, index), position, ranker)
+    return _Run(path, recipe, data, wanted.other is None, StoredCheckpoint(saved, index), position, ranker)
 
 
-def refuse(recipe: Recipe) -> None:
-    """Raises ConfigError, naming the key, for a recipe whose scores need more than a bundle holds."""
+def refuse(recipe: Recipe, grown: bool = False) -> None:
+    """Raises ConfigError, naming the key, for a recipe whose scores need more than a bundle holds.
+
+    grown: whether items are to be added to those of the training.
+    """
     item = recipe.model.item
     if isinstance(item.hids, ManagedCollisionIndex):
         why = "its rows belong to ids only within the training that assigns them"
@@ -167,6 +183,9 @@ def refuse(recipe: Recipe) -> None:
     if isinstance(recipe.model.history_pooling, RoutesPooling):
         why = "the loader chooses the items of a route by search in long histories, which no bundle does yet"
         raise ConfigError(f"model.history_pooling: expected another kind for an export, got routes: {why}")
+    if grown and item.sids is not None and item.sids.subwords is not None:
+        why = "its subwords are learned from one log, and another one has others"
+        raise ConfigError(f"model.item.tokens: expected granularities for an export with --data, got spm: {why}")
 
 
 def _write(run: _Run, folder: Path, wanted: Wanted) -> Description:
@@ -218,10 +237,15 @@ def _files(folder: Path) -> dict[str, File]:
 
 
 def _write_ids(run: _Run, folder: Path) -> dict[str, int]:
-    """Writes the index of every id column that has a map. Returns their seeds."""
-    seeds = {}
-    for column in {ITEM_ID, *run.data.sizes.context_rows} & run.data.manifest.id_maps.keys():
-        texts = source_ids(run.recipe.data.path, column).cast(pa.large_string()).combine_chunks()
+    """Writes the index of every id column that has a map. Returns their seeds.
+
+    Of context columns, those ids that the run has a row for: later ones are unknown to it.
+    """
+    seeds, rows = {}, run.data.sizes.context_rows
+    for column in {ITEM_ID, *rows} & run.data.manifest.id_maps.keys():
+        known = source_ids(run.recipe.data.path, column)
+        known = known if column == ITEM_ID else known.slice(0, rows[column] - 1)
+        texts = known.cast(pa.large_string()).combine_chunks()
         seeds[column] = write_ids(ids_folder(folder, column), texts_of(texts))
     return seeds
 
@@ -274,11 +298,11 @@ def _golden(packed: PackedBatch, batch: Batch, row_M: NDArray[np.int64], logit_M
 
 
 def _trained_scores(run: _Run, split: str, ranks: Ranks) -> Predictions:
-    """Those that the run recorded with this checkpoint, or else those of the model, which is loaded."""
+    """Those that the run recorded of its own data with this checkpoint, or else those of the model, which is loaded."""
     directory = RunDirectory(run.path)
     recorded: Any = load_metrics(directory.metrics) if directory.metrics.exists() else {}
     of_step = recorded.get(split, {}).get("all", {}).get("step") == run.position.step
-    if of_step and directory.predictions(split).exists():
+    if run.own and of_step and directory.predictions(split).exists():
         return load_predictions(directory.predictions(split), split)
     sharded = build_training(run.recipe, run.data, ranks)
     load_model(run.checkpoint.path, sharded.model, None, ranks)

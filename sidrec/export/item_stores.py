@@ -26,6 +26,7 @@ from sidrec.export.graph import HAS_SID, SID, item_inputs
 from sidrec.model.items import ContentRepresentation, SemanticRepresentation
 from sidrec.model.ranker import Ranker
 from sidrec.model.semantic_part import ItemLookup
+from sidrec.schema import ITEM_ID
 from sidrec.serve.bundle import WEIGHTS, ContextColumn, Store
 from sidrec.serve.row_store import Precision, write_rows
 
@@ -75,7 +76,11 @@ class ItemStores:
         return Store(precision, index)
 
     def _hid(self) -> Store:
-        return self._written(HID, table_rows(self.tables[HID].weight), self.precision, self._hid_index)
+        return self._written(HID, self._hid_rows(self.tables[HID].weight), self.precision, self._hid_index)
+
+    def _hid_rows(self, table: StoredTable) -> Rows:
+        """A row per row of the HID table, or per item id; 0 for an item that came after the training."""
+        return table_rows(table, 0 if self._hid_index else len(self.data.tables.rows_IF))
 
     @cached_property
     def _hid_index(self) -> str:
@@ -88,7 +93,7 @@ class ItemStores:
     def _updates(self) -> Store:
         counts = self.tables[HID].updates
         assert counts is not None, "a model that reads updates counts them"
-        return self._written("updates", table_rows(counts), "f32", self._hid_index)
+        return self._written("updates", self._hid_rows(counts), "f32", self._hid_index)
 
     def _content(self) -> Store:
         item, vectors, ids = self.ranker.item, self.data.tables.content, len(self.data.tables.rows_IF)
@@ -106,19 +111,23 @@ class ItemStores:
 
     @cached_property
     def _item_of_sid(self) -> NDArray[np.int64]:
-        """Of every row of SIDs, an item that has it, [V]; row 0: none. Writes the index."""
+        """Of every row of SIDs, the first item that has it, [V]; row 0: none. Writes the index.
+
+        Rows have the order of these items, so that a SID that only new items have comes last, and no row moves.
+        """
         tables, item = self.data.tables, self.ranker.item
         assert isinstance(item, SemanticRepresentation), "a kind with SIDs"
-        columns = [tables.features.index(name) for name in item.sids]
-        with_sid = np.flatnonzero(tables.rows_IF[:, columns[0]])
+        rows_IG = tables.rows_IF[:, [tables.features.index(name) for name in item.sids]]
+        with_sid = np.flatnonzero(rows_IG.any(axis=1))
         row_of_item = np.zeros(len(tables.rows_IF), dtype=np.int32)
         if item.semantic.guided or item.semantic.multiply:
             first, row_of_item[with_sid] = with_sid, np.arange(1, len(with_sid) + 1)
         else:
-            _, place, number = np.unique(
-                tables.rows_IF[with_sid][:, columns], axis=0, return_index=True, return_inverse=True
-            )
-            first, row_of_item[with_sid] = with_sid[place], number.ravel() + 1
+            # combinations of codes that training did not meet have row 0; granules tell them apart
+            sid_NG = np.concatenate([rows_IG, tables.granules_IG], axis=1)[with_sid]
+            _, place, number = np.unique(sid_NG, axis=0, return_index=True, return_inverse=True)
+            order = np.argsort(place)
+            first, row_of_item[with_sid] = with_sid[place[order]], np.argsort(order)[number.ravel()] + 1
         np.save(self.folder / f"index_{SID}.npy", row_of_item)
         return np.concatenate([[0], first])
 
@@ -176,25 +185,37 @@ class ItemStores:
         return self._written("granules", self.data.tables.granules_IG[self._item_of_sid], "i32", SID)
 
 
-def table_rows(table: StoredTable, unknown_is_zero: bool = True) -> Rows:
-    """A stored table's rows. unknown_is_zero: row 0, which nothing is looked up in, becomes 0."""
+def table_rows(table: StoredTable, least: int = 0, unknown_is_zero: bool = True) -> Rows:
+    """A stored table's rows, then copies of row 0, so that there are `least` rows at least.
+
+    unknown_is_zero: row 0, which nothing is looked up in, becomes 0.
+    """
+    stored, width = table.shape[0], table.shape[1] if len(table.shape) > 1 else 1
 
     def part(first: int, last: int) -> NDArray[Any]:
-        rows = table.rows(first, last).float().reshape(last - first, -1)
-        if first == 0 and unknown_is_zero:
-            rows[0] = 0
-        return rows.numpy()
+        rows = np.zeros((last - first, width), dtype=np.float32)
+        there = max(0, min(last, stored) - first)
+        if there:
+            rows[:there] = table.rows(first, first + there).float().reshape(there, width).numpy()
+        if unknown_is_zero:
+            rows[: first == 0] = 0
+        elif there < len(rows):
+            rows[there:] = table.rows(0, 1).float().numpy()
+        return rows
 
-    width = table.shape[1] if len(table.shape) > 1 else 1
-    return Rows((table.shape[0], width), part)
+    return Rows((max(stored, least), width), part)
 
 
 def write_context(
     folder: Path, data: Dataset, tables: Mapping[str, CheckpointTable], precision: Precision
 ) -> tuple[ContextColumn, ...]:
-    """Writes the tables of the context columns. Raises ValueError as `ItemStores.write`."""
+    """Writes the tables of the context columns. Raises ValueError as `ItemStores.write`.
+
+    Ids that came after the training have row 0; of these, only items have a number that scoring knows.
+    """
     made = []
     for name in data.sizes.context_rows:
-        write_rows(folder, name, table_rows(tables[name].weight, unknown_is_zero=False), precision)
+        least = data.manifest.ids[ITEM_ID] if name == ITEM_ID else 0
+        write_rows(folder, name, table_rows(tables[name].weight, least, unknown_is_zero=False), precision)
         made.append(ContextColumn(name, precision, name in data.sizes.context_lists))
     return tuple(made)

@@ -107,7 +107,7 @@ class Ranker(nn.Module):
         embedded = {} if begun.items is None else _in_float32(begun.items.to_dict())
         if begun.managed is not None:
             embedded = with_managed(embedded, _in_float32(begun.managed.to_dict()))
-        has_sid_U = _looked_up(batch.items, self.item.sids[0]) if self.item.sids else None
+        has_sid_U = _looked_up(batch.items, self.item.sids) if self.item.sids else None
         return ItemLookup(
             embedded,
             batch.token_weights_UW,
@@ -167,7 +167,7 @@ class Ranker(nn.Module):
 
     def gate_values(self, batch: Batch) -> Tensor:
         """`gate_of_rows` of a batch."""
-        has_sid_B = _looked_up(batch.items, self.item.sids[0])[batch.target_B]
+        has_sid_B = _looked_up(batch.items, self.item.sids)[batch.target_B]
         updates_B = None
         if self.updates is not None:
             hid_rows = batch.items if self.managed_hids is None else self.managed_hids(batch.items)[1]
@@ -187,10 +187,15 @@ def _in_float32(embedded: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @fx.wrap  # TorchRec's pipelines trace the ranker, and fx cannot trace a search among keys
-def _looked_up(items: KeyedJaggedTensor, feature: str) -> Tensor:
-    """Whether each bag has an id of the feature, bool [U]. An item has rows of all its SID features, or of none."""
+def _looked_up(items: KeyedJaggedTensor, features: tuple[str, ...]) -> Tensor:
+    """Whether each bag has an id of any of these neighbouring features, bool [U].
+
+    In training an item has rows of all its SID features, or of none. A later item may have codes, or combinations of
+    codes, that training did not meet: then it has rows of some features.
+    """
+    first = items.keys().index(features[0])
     lengths_FU = items.lengths().view(len(items.keys()), items.stride())
-    return lengths_FU[items.keys().index(feature)] > 0
+    return lengths_FU[first : first + len(features)].any(dim=0)
 
 
 def build_item(config: Item, pooling: Pooling, dim: int, sizes: Sizes) -> ItemRepresentation:

@@ -101,15 +101,12 @@ def evaluate_other_data(
     """
     run = RunDirectory(path)
     own = _recipe(run, splits, ranks)
-    recipe = run_on_all_ranks(ranks, lambda: _with_data(own, other, splits))
+    recipe = run_on_all_ranks(ranks, lambda: with_other_data(own, other, splits))
     out = run_on_all_ranks(ranks, lambda: _out(run, recipe, other))
     with _locked_on_first_rank(out, ranks):
         run_on_all_ranks(ranks, lambda: _check_out(out, run, recipe) if ranks.first else None)
         saved = chosen_checkpoint(run.checkpoints, checkpoint, ranks)
-        whole = open_dataset(recipe, ranks, moments=False)
-        check_splits(recipe, whole, ranks)
-        run_on_all_ranks(ranks, lambda: _check_ids(saved, other.path, own.data.path) if ranks.first else None)
-        data = run_on_all_ranks(ranks, lambda: _as_trained(saved, recipe, whole))
+        whole, data = open_other_data(recipe, own, saved, ranks)
         facts = _facts(run, recipe, saved, whole, data)
         run_on_all_ranks(ranks, lambda: _begin(out, facts) if ranks.first else None)
         if ranks.first:
@@ -124,18 +121,19 @@ def score_other_data(path: Path, other: OtherData, split: str, ranks: Ranks) -> 
     """
     run = RunDirectory(path)
     own = _recipe(run, (split,), ranks)
-    recipe = run_on_all_ranks(ranks, lambda: _with_data(own, other, (split,)))
+    recipe = run_on_all_ranks(ranks, lambda: with_other_data(own, other, (split,)))
     saved = chosen_checkpoint(run.checkpoints, None, ranks)
-    whole = open_dataset(recipe, ranks, moments=False)
-    check_splits(recipe, whole, ranks)
-    run_on_all_ranks(ranks, lambda: _check_ids(saved, other.path, own.data.path) if ranks.first else None)
-    data = run_on_all_ranks(ranks, lambda: _as_trained(saved, recipe, whole))
+    _, data = open_other_data(recipe, own, saved, ranks)
     sharded = build_training(recipe, data, ranks)
     load_model(saved, sharded.model, None, ranks)
     return score_split(recipe, data, sharded.model, split, ranks)
 
 
-def _with_data(recipe: Recipe, other: OtherData, splits: tuple[str, ...]) -> Recipe:
+def with_other_data(recipe: Recipe, other: OtherData, splits: tuple[str, ...]) -> Recipe:
+    """The run's recipe on another data folder. splits: empty for those of the recipe that the folder has.
+
+    Raises ConfigError for a catalog that the item kind does not read, ContractError without a log.
+    """
     if other.catalog is not None and recipe.model.item.sids is None:
         raise ConfigError(f"--catalog: expected none, as items of kind {recipe.model.item.kind} have no SIDs")
     catalog = recipe.data.catalog if other.catalog is None else other.catalog
@@ -145,6 +143,17 @@ def _with_data(recipe: Recipe, other: OtherData, splits: tuple[str, ...]) -> Rec
     there = load_manifest(other.path / LOG).splits  # a day to be scored may have but one of the recipe's splits
     found = tuple(split for split in recipe.evaluate.splits if split in there)
     return replace(recipe, evaluate=replace(recipe.evaluate, splits=found)) if found else recipe
+
+
+def open_other_data(recipe: Recipe, own: Recipe, saved: Path, ranks: Ranks) -> tuple[Dataset, Dataset]:
+    """The data of `recipe`, as it is, and as the checkpoint `saved` of a run with the recipe `own` knows it.
+
+    Raises as `evaluate_other_data`.
+    """
+    whole = open_dataset(recipe, ranks, moments=False)
+    check_splits(recipe, whole, ranks)
+    run_on_all_ranks(ranks, lambda: _check_ids(saved, recipe.data.path, own.data.path) if ranks.first else None)
+    return whole, run_on_all_ranks(ranks, lambda: _as_trained(saved, recipe, whole))
 
 
 def _as_trained(saved: Path, recipe: Recipe, whole: Dataset) -> Dataset:
