@@ -100,6 +100,12 @@ def changed(world: World, **columns: Any) -> pa.Table:
     return table
 
 
+def test_columns_are_bound_by_name(world: World, model: Model) -> None:
+    table = pq.read_table(world.rows)
+    other_order = table.select(table.column_names[::-1])
+    assert score_table(model, other_order, "here")["score"].equals(score_table(model, table, "here")["score"])
+
+
 def test_unknown_ids_and_missing_columns_that_may_be(world: World, model: Model) -> None:
     table = changed(world, item_id=["new"] * 200, user_id=[None] * 200, history=None, cat_a=None)
     found = score_table(model, table, "here")

@@ -86,6 +86,17 @@ def test_a_longer_history_loses_its_oldest_items(scorer: Scorer) -> None:
     assert long.score_C.tolist() == short.score_C.tolist()
 
 
+def test_numbers_are_inputs_bound_by_name(scorer: Scorer) -> None:
+    """New statistics need no export, and the order of columns does not matter."""
+    numbers: Any = ({"stat_exposures": [9, 700], "stat_clicks": [1, 99]}, {"int_a": 0.5, "int_b": -1.5})
+    found = scorer.rank("user_id-1", ["item_id-1", "item_id-1"], (), *numbers)
+    other_order: Any = [dict(reversed(columns.items())) for columns in numbers]
+    again = scorer.rank("user_id-1", ["item_id-1", "item_id-1"], (), *other_order)
+    assert list(other_order[0]) != list(numbers[0])
+    assert again.score_C.tolist() == found.score_C.tolist()
+    assert found.score_C[0] != found.score_C[1]
+
+
 def test_unknown_ids_are_scored_and_counted(world: World) -> None:
     scorer = Scorer(world.bundle)
     numbers: Any = ({"stat_exposures": 1, "stat_clicks": 0}, {"int_a": 0, "int_b": 0})
