@@ -219,7 +219,7 @@ def test_a_command_without_its_extra_names_it(
 def test_unknown_command() -> None:
     done = _sidrec("trian")
     assert done.returncode == 2
-    commands = "init, prep, fit, train, evaluate, report, compare, study, table, export, score, serve, skew, "
+    commands = "init, prep, fit, train, evaluate, report, compare, study, table, export, delta, score, serve, skew, "
     commands += "shadow, plan, bench, recipe, schema, doctor"
     assert done.stderr == f"sidrec: error: expected one of the commands {commands}, got 'trian'; did you mean train?\n"
 

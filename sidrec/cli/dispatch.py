@@ -42,6 +42,7 @@ GROUPS = {
     },
     "Serve": {
         "export": Command("sidrec.cli.serving:export", "export a run to a bundle that scores without torch"),
+        "delta": Command("sidrec.cli.serving:delta", "bring a new version of a bundle to its copies by what differs"),
         "score": Command("sidrec.cli.serving:score", "score files of rows with a bundle"),
         "serve": Command("sidrec.cli.serving:serve", "answer requests with a bundle, over HTTP"),
         "skew": Command("sidrec.cli.serving:skew", "compare what requests were scored with to prepared rows"),

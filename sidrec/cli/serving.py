@@ -1,4 +1,4 @@
-"""`sidrec export | score | serve | skew | shadow`: a run becomes a bundle; a bundle scores files and answers requests.
+"""`sidrec export | delta | score | serve | skew | shadow`: a run becomes a bundle, which scores files and requests.
 
 Of these, `export` alone needs the stack of training. Functions import what they need when they are called.
 """
@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from sidrec.command_line import describe, metavar, parse
+from sidrec.command_line import Subcommands, describe, metavar, parse
 from sidrec.errors import ConfigError
 
 EXPORT = describe(
@@ -94,6 +94,63 @@ def export(argv: Sequence[str]) -> None:
         same = ", the rows that it was fitted on" if made.split == options.calibrate else ""
         print(f"calibrated on {options.calibrate}; on {made.split}{same}: {made.calibrated.text()}")
     print(f"{bundle}: version {made.version} is in use, {made.bytes:,} bytes")
+
+
+DELTA = Subcommands(
+    "sidrec delta",
+    "Brings a new version to other copies of a bundle by what differs from an older one. Needs no torch.",
+    {"make": "write what turns a version into the one in use", "apply": "make the new version of it, and use it"},
+)
+DELTA_MAKE = describe(
+    "Writes what turns an older version of a bundle into the version in use: rows that differ, and whole files where "
+    "that takes less.",
+    "sidrec delta make bundle 3f09a1c2b4d5e6f7 delta",
+)
+DELTA_APPLY = describe(
+    "Makes the new version of a delta in a bundle that has the older one, checks that each file is that of the export, "
+    "and puts the version in use.",
+    "sidrec delta apply delta bundle",
+)
+
+
+@dataclass(frozen=True)
+class DeltaMakeOptions:
+    """Which versions, and where to."""
+
+    bundle: tyro.conf.Positional[Annotated[Path, metavar("BUNDLE")]]
+    """Bundle with both versions."""
+    old: tyro.conf.Positional[Annotated[str, metavar("OLD_VERSION")]]
+    """Version that the other copies have."""
+    out: tyro.conf.Positional[Annotated[Path, metavar("DELTA")]]
+    """Folder to write; another delta there is replaced."""
+
+
+@dataclass(frozen=True)
+class DeltaApplyOptions:
+    """What to apply, and where."""
+
+    delta: tyro.conf.Positional[Annotated[Path, metavar("DELTA")]]
+    """Folder that `sidrec delta make` wrote."""
+    bundle: tyro.conf.Positional[Annotated[Path, metavar("BUNDLE")]]
+    """Bundle that has the older version."""
+
+
+def delta(argv: Sequence[str]) -> None:
+    """Makes or applies a delta. Raises SidrecError."""
+    command, words = DELTA.choose(argv)
+
+    from sidrec.serve.bundle import Description
+    from sidrec.serve.deltas import apply_delta, make_delta
+
+    if command == "make":
+        made = parse(DeltaMakeOptions, words, "sidrec delta make", DELTA_MAKE)
+        found = make_delta(made.bundle, made.old, made.out)
+        whole = sum(of.bytes for of in Description.read(made.out).files.values())
+        print(f"{made.out}: {found.bytes:,} bytes turn version {found.old} into {found.new}, which has {whole:,}")
+    else:
+        applied = parse(DeltaApplyOptions, words, "sidrec delta apply", DELTA_APPLY)
+        found = apply_delta(applied.delta, applied.bundle)
+        print(f"{applied.bundle}: version {found.new} is in use")
 
 
 SCORE = describe(

@@ -92,6 +92,16 @@ class File:
     bytes: int
     sha256: str
 
+    def check(self, path: Path, remedy: str, content: bool = True) -> None:
+        """Raises ContractError unless the file is this one. content: read it, besides its size."""
+        if not path.is_file():
+            raise ContractError(path, f"a file of {self.bytes:,} bytes", "no such file")
+        size = path.stat().st_size
+        if size != self.bytes:
+            raise ContractError(path, f"{self.bytes:,} bytes", f"{size:,}; {remedy}")
+        if content and file_of(path) != self:
+            raise ContractError(path, "the content that was exported", f"another one; {remedy}")
+
 
 @dataclass(frozen=True)
 class Description:
@@ -173,6 +183,14 @@ def file_of(path: Path) -> File:
     return File(path.stat().st_size, digest.hexdigest())
 
 
+def inside(folder: Path, name: str, where: Path) -> Path:
+    """The path of a file that `where` names. Raises ContractError for one outside the folder."""
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ContractError(f"{where}, files", "files within its folder", name)
+    return path
+
+
 class Bundle:
     """An opened version. Its arrays are memory-mapped: it takes as much memory as its rows are used."""
 
@@ -203,16 +221,8 @@ class Bundle:
 
     def _check_files(self, content: bool) -> None:
         for name, expected in self.description.files.items():
-            path = self.folder / name
-            if not path.resolve().is_relative_to(self.folder):
-                raise ContractError(f"{self.folder / DESCRIPTION}, files", "files within the version", name)
-            if not path.is_file():
-                raise ContractError(path, "a file of the bundle", "no such file")
-            size = path.stat().st_size
-            if size != expected.bytes:
-                raise ContractError(path, f"{expected.bytes:,} bytes", f"{size:,}; export the bundle again")
-            if content and file_of(path).sha256 != expected.sha256:
-                raise ContractError(path, "the content that was exported", "another one; export the bundle again")
+            path = inside(self.folder, name, self.folder / DESCRIPTION)
+            expected.check(path, "export the bundle again", content)
 
     def of_items(self, item_U: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """Input of the graphs -> its rows for these item ids; 0 is an unknown item, whose rows are zero."""

@@ -8,7 +8,7 @@ N / 2^64, 5e-12 for a hundred million ids.
 Shapes: N ids of the index, M ids that are looked up, W 8-byte words of all of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
@@ -21,6 +21,7 @@ UNKNOWN = 0
 
 HASHES, ROWS, BUCKETS = "hashes.npy", "rows.npy", "buckets.npy"
 IDS_PER_BUCKET = 4
+BUCKETS_AT_A_TIME = 1 << 18
 SEEDS = 16
 Hashes = NDArray[np.uint64]
 _WORD = 8
@@ -130,12 +131,22 @@ def write_ids(folder: Path, texts: Texts, first_row: int = 1) -> int:
         _refuse_repeated(texts, order_N[equal], order_N[equal + 1])
     else:
         raise AssertionError(f"texts that collide under {SEEDS} seeds are equal")
-    buckets = 1 << max(0, (len(found_N) // IDS_PER_BUCKET).bit_length())
-    first_of_bucket = np.searchsorted(bucket_of(sorted_N, buckets), np.arange(buckets + 1)).astype(np.int64)
     np.save(folder / HASHES, sorted_N)
     np.save(folder / ROWS, (order_N + first_row).astype(np.uint32 if len(order_N) < 1 << 31 else np.int64))
-    np.save(folder / BUCKETS, first_of_bucket)
+    np.save(folder / BUCKETS, np.concatenate(list(first_of_buckets(folder / HASHES))))
     return seed
+
+
+def first_of_buckets(hashes: Path) -> Iterator[NDArray[np.int64]]:
+    """Where each bucket begins in a file of sorted hashes, a block of buckets at a time; last, where they end."""
+    sorted_N: Hashes = np.load(hashes, mmap_mode="r")
+    buckets = 1 << (len(sorted_N) // IDS_PER_BUCKET).bit_length()
+    width = np.uint64(64 - (buckets.bit_length() - 1))
+    for first in range(0, buckets, BUCKETS_AT_A_TIME):
+        bucket_K = np.arange(first, min(first + BUCKETS_AT_A_TIME, buckets), dtype=np.uint64)
+        least_K = bucket_K << width if buckets > 1 else bucket_K
+        yield np.searchsorted(sorted_N, least_K).astype(np.int64)
+    yield np.array([len(sorted_N)])
 
 
 def _refuse_repeated(texts: Texts, first_K: NDArray[np.int64], second_K: NDArray[np.int64]) -> None:

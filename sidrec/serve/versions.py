@@ -91,11 +91,16 @@ def publish(bundle: Path, partial: Path, version: str) -> Path:
     return folder
 
 
+def check_version(bundle: Path, version: str) -> None:
+    """Raises ContractError naming the versions that there are, unless this is one of them."""
+    known = known_versions(bundle)
+    if version not in known:
+        raise ContractError(f"{bundle}, version", f"one of {', '.join(known) or 'none'}", version)
+
+
 def use(bundle: Path, version: str) -> None:
     """Replaces the link in one step. Raises ContractError naming the versions that there are."""
-    if not (bundle / VERSIONS / version / DESCRIPTION).is_file() or PARTIAL in version:
-        known = ", ".join(known_versions(bundle)) or "none"
-        raise ContractError(f"{bundle}, version", f"one of {known}", version)
+    check_version(bundle, version)
     link = bundle / f"{CURRENT}.{os.getpid()}"
     link.unlink(missing_ok=True)
     link.symlink_to(Path(VERSIONS) / version)

@@ -74,6 +74,7 @@ def test_files_are_scored(alone: Path, world: World, tmp_path: Path) -> None:
 
 def test_the_server_can_be_imported_and_its_command_asked(alone: Path) -> None:
     assert run(alone, "-c", "import sidrec.serve.server").returncode == 0
+    assert run(alone, "-c", "import sidrec.serve.deltas").returncode == 0
     assert "Answers requests over HTTP" in run(alone, "-m", "sidrec", "serve", "--help").stdout
 
 
