@@ -11,6 +11,8 @@ nothing, and fails if a page is not what would be written. Functions:
     against STUDY/DATASET/VARIANT REFERENCE, COLUMN       as in the study's report: hierarchical interval, verdict
     measured STUDY/DATASET/VARIANT, COLUMN                as in the study's report: mean over its finished runs
     runs STUDY/DATASET/VARIANT                            how many
+    gate STUDY/DATASET/VARIANT, WHAT                      of its runs: a field of GateOfRun, lowest to highest; or
+                                                          `direction`: how many gates rise and fall with exposure
     count STUDY/DATASET, SLICE KEY                        of the rows that were scored: rows, users, covered_users
     json FILE KEY/KEY FORMAT                              a value of benchmarks/results/FILE, or all values of a list
 """
@@ -169,6 +171,21 @@ def _runs(words: Sequence[str], columns: Sequence[str]) -> str:
     return str(len(_variant(words[0]).runs))
 
 
+def _gate(words: Sequence[str], columns: Sequence[str]) -> str:
+    gates, (what,) = _variant(words[0]).gates, columns
+    if what == "direction":
+        rises = [0.0 if gate.rank is None else gate.rank for gate in gates]
+        counts = {"rises": sum(rank > 0 for rank in rises), "falls": sum(rank < 0 for rank in rises)}
+        counts["constant"] = len(gates) - sum(counts.values())
+        return ", ".join(f"{name} in {count}" for name, count in counts.items() if count)
+    values = [getattr(gate, what) for gate in gates]
+    known = [value for value in values if value is not None]
+    if not known:  # as `never` on a split whose items were all shown before
+        return ""
+    low, high = (short(end(known), 2) for end in (min, max))
+    return low if low == high else f"{low} to {high}"
+
+
 def _count(words: Sequence[str], columns: Sequence[str]) -> str:
     study, dataset = words[0].split("/")
     run = next(run for run in recorded_runs(study) if run["dataset"] == dataset)
@@ -198,6 +215,7 @@ FUNCTIONS = {
     "against": _against,
     "measured": _measured,
     "runs": _runs,
+    "gate": _gate,
     "count": _count,
     "json": _json,
 }

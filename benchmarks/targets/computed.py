@@ -44,7 +44,7 @@ def ahead_of_rivals(found: Comparison, column: str, *datasets: str) -> Figures:
     made = {}
     for name in datasets:
         variants = found.datasets[name].variants
-        means = {rival: of.metrics[column] for rival, of in variants.items() if rival not in OWN}
+        means = {rival: of.metrics[column] for rival, of in variants.items() if rival in RIVALS}
         best = max(means, key=lambda rival: getattr(means[rival], "mean", 0.0))
         behind = _difference(found, name, best, "recommended", column)
         low, high = behind.low, behind.high
@@ -54,8 +54,12 @@ def ahead_of_rivals(found: Comparison, column: str, *datasets: str) -> Figures:
     return made
 
 
-OWN = ("hid_only", "hid_only_dropout", "sid_only", "recommended", "published")
-"""Variants of the claim that are no rivals."""
+RIVALS = (
+    *("concatenation", "concatenation_dropout", "mean", "mean_dropout", "content", "content_dropout"),
+    *("prefix_ngram", "prefix_ngram_exact", "prefix_ngram_dropout", "ngram", "all_bigrams", "spm"),
+    *("match_stats", "gate_sid", "gate_sid_contrast"),
+)
+"""Variants of the claim that use HIDs and SIDs, or content, in another way than SID-Coord."""
 
 
 def _difference(found: Comparison, dataset: str, variant: str, reference: str, column: str) -> Measured:
