@@ -6,6 +6,8 @@ The source is the JSON of one file, the comparison of a study's runs.parquet, or
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from sidrec.study.comparison import Comparison
 
 
@@ -115,6 +117,32 @@ def memory_growth(source: Any) -> Figures:
     for each in source["results"]:
         peaks.setdefault(each["contender"].removeprefix("sidrec, "), []).append(each["peak_mib"])
     return {name: Measured(of[-1] / of[0]) for name, of in peaks.items() if len(of) > 1}
+
+
+# Serving
+
+
+def request_ratios(source: Any, variant: str) -> Figures:
+    """CPU time of a request over that of HIDs alone, median of each round's and of the 99th percentiles."""
+    found = {}
+    for line in source["latency"]:
+        own_N, twin_N = np.array(line["cpu_ms"][variant]), np.array(line["cpu_ms"]["hid_only"])
+        low, value, high = np.quantile(own_N / twin_N, [0.1, 0.5, 0.9]).tolist()
+        shape = f"{line['candidates']:,} x {line['history']}"
+        found[f"{shape}:"] = Measured(value, low, high)
+        found[f"{shape}, 99%:"] = Measured(float(np.quantile(own_N, 0.99) / np.quantile(twin_N, 0.99)))
+    return found
+
+
+def rows_scored(source: Any, *variants: str) -> Figures:
+    """Rows a CPU second of batch scoring, with the lowest and highest round."""
+    values = {name: source["batch"][name] for name in variants}
+    return {f"{name}:": Measured(float(np.median(of)), min(of), max(of)) for name, of in values.items()}
+
+
+def load_held(source: Any) -> Figures:
+    """Body -> requests a second of the last rate that was held."""
+    return {f"{kind}:": Measured(lines[-2]["rate"]) for kind, lines in source["rates"].items()}
 
 
 # Sharding plans
