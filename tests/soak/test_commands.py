@@ -47,7 +47,8 @@ def test_wrong_arguments_are_refused_and_nothing_is_lost(sound: Path, world: Wor
 
 
 def test_every_command_is_tried() -> None:
-    of_bundles = {"delta", "export", "score", "serve"}  # tests/serve tries them: making a bundle takes seconds
+    # tests/serve tries those of bundles: making one takes seconds
+    of_bundles = {"delta", "export", "score", "serve", "shadow", "skew"}
     commands = set(cli.COMMANDS) - {"prep", "table", "bench", "recipe"} - of_bundles
     commands |= {f"prep {source}" for source in SOURCES}
     for group in (TABLE, BENCH):
