@@ -189,7 +189,7 @@ def refuse(recipe: Recipe, grown: bool = False) -> None:
 
 
 def _write(run: _Run, folder: Path, wanted: Wanted) -> Description:
-    """Writes all files, and a description in which the difference is still 0."""
+    """Writes all files, and a description that does not know them and in which the difference is still 0."""
     recipe, data, tables = run.recipe, run.data, run.checkpoint.tables
     try:
         items = ItemStores(folder, recipe, data, run.ranker, tables, wanted.precision)
@@ -224,7 +224,6 @@ def _write(run: _Run, folder: Path, wanted: Wanted) -> Description:
             for name, of in manifest.transforms.items()
             if name in dense
         },
-        files=_files(folder),
         explained=explained,
     )
     write_text(folder / DESCRIPTION, about.text())

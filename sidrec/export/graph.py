@@ -29,7 +29,7 @@ from sidrec.config.item_parts import MatchStatsAlignment
 from sidrec.config.model import ModelConfig
 from sidrec.data.dataset import Sizes
 from sidrec.data.item_tables import HID
-from sidrec.model.history import EXPORT, EXPORT_SHARED
+from sidrec.model.history import EXPORT
 from sidrec.model.ranker import Ranker, RowInputs
 from sidrec.model.semantic_part import ItemLookup
 
@@ -47,7 +47,7 @@ class ScoredRows(nn.Module):
     def __init__(self, ranker: Ranker, shared: bool, knots: int = 0) -> None:
         super().__init__()
         self.ranker, self.shared = ranker.eval(), shared
-        self.paths = (EXPORT_SHARED if shared else EXPORT)._replace(knots=knots)
+        self.paths = EXPORT._replace(shared=shared, knots=knots)
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         return self.ranker.score_rows(self.items(inputs), self.rows(inputs), self.context(inputs))

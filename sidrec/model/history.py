@@ -38,7 +38,7 @@ class Paths(NamedTuple):
 
 
 CPU, GPU = Paths(rows=512), Paths(rows=65_536, balanced=True, regions="compiled")
-EXPORT, EXPORT_SHARED = Paths(rows=1 << 40, inline=True), Paths(rows=1 << 40, inline=True, shared=True)
+EXPORT = Paths(rows=1 << 40, inline=True)
 
 
 def paths_of(device: torch.device) -> Paths:

@@ -202,14 +202,8 @@ class RowsToScore:
 
     def inputs(self) -> dict[str, NDArray[Any]]:
         about = self._model.description
-        history_BT = self.history(about.history_length)
-        # by hashing, in the order of appearance: a sort takes longer than the graph does
-        found = pa.array(np.concatenate([[UNKNOWN], self.item_B, history_BT.ravel()])).dictionary_encode()
-        distinct_U, bag_N = found.dictionary.to_numpy(), found.indices.to_numpy().astype(np.int64)
         made: dict[str, NDArray[Any]] = {
-            **self._model.bundle.of_items(distinct_U),
-            "target": bag_N[1 : self._size + 1],
-            "history": bag_N[self._size + 1 :].reshape(history_BT.shape),
+            **self._model.bundle.of_rows(self.item_B, self.history(about.history_length), hashed_distinct),
             "stats": self.numbers(about.stats),
             "dense": self.numbers(about.dense),
         }
@@ -332,6 +326,12 @@ class RowsToScore:
             return column.cast(pa.float64())
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise ContractError(f"{self._where}, column {name}", "numbers", error) from None
+
+
+def hashed_distinct(id_N: Ints) -> tuple[Ints, Ints]:
+    """`sorted_distinct` in the order of appearance: for a batch's ids, a sort takes longer than the graph does."""
+    found = pa.array(id_N).dictionary_encode()
+    return found.dictionary.to_numpy(), found.indices.to_numpy().astype(np.int64)
 
 
 def transformed(number_B: NDArray[np.float64], by: Transform) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ Shapes: U items, I item ids, M rows; B rows, T history positions, C candidates, 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from hashlib import sha256
@@ -191,6 +191,15 @@ def inside(folder: Path, name: str, where: Path) -> Path:
     return path
 
 
+Distinct = Callable[[NDArray[np.int64]], tuple[NDArray[np.int64], NDArray[np.int64]]]
+"""Ids [N] -> the distinct ones [U], and the place of each id among them [N]."""
+
+
+def sorted_distinct(id_N: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """By sorting, which is fast for a few thousand ids."""
+    return np.unique(id_N, return_inverse=True)
+
+
 class Bundle:
     """An opened version. Its arrays are memory-mapped: it takes as much memory as its rows are used."""
 
@@ -232,9 +241,14 @@ class Bundle:
             found[HAS_SID] = rows[SID] > 0
         return found
 
-    def of_rows(self, item_B: NDArray[np.int64], history_BT: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        """Inputs of the graph of rows that concern items. Item ids; 0 is an unknown item, and padding."""
-        distinct_U, bag_N = np.unique(np.concatenate([[UNKNOWN], item_B, history_BT.ravel()]), return_inverse=True)
+    def of_rows(
+        self, item_B: NDArray[np.int64], history_BT: NDArray[np.int64], distinct: Distinct = sorted_distinct
+    ) -> dict[str, NDArray[Any]]:
+        """Inputs of the graph of rows that concern items. Item ids; 0 is an unknown item, and padding.
+
+        distinct: may order them in another way, but the first comes first: UNKNOWN, whose place is that of padding.
+        """
+        distinct_U, bag_N = distinct(np.concatenate([[UNKNOWN], item_B, history_BT.ravel()]))
         target_B, bag_P = np.split(bag_N[1:], [len(item_B)])
         return {**self.of_items(distinct_U), "target": target_B, "history": bag_P.reshape(history_BT.shape)}
 
