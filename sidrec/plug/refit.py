@@ -6,7 +6,6 @@ Shapes: I item ids, R rows of a table, G granularities.
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -94,5 +93,6 @@ def _table(
     sources = rows.parts(0, rows.rows) if divided else rows.means(0, rows.rows)
     carried_RW = torch.zeros(now.shape)
     sources.add(0, before.float().cpu(), carried_RW)
-    places = torch.from_numpy(np.unique(sources.new_S))
-    return now.detach().clone().index_copy_(0, places.to(now.device), carried_RW[places].to(now))
+    made = now.detach().clone()
+    sources.replace(made, carried_RW)
+    return made

@@ -32,6 +32,12 @@ class Sources(NamedTuple):
         share_S1 = torch.from_numpy(self.share_S[first:last]).unsqueeze(1)
         into_MW.index_add_(0, torch.from_numpy(self.new_S[first:last]), values_NW[old_S] * share_S1)
 
+    def replace(self, values_MW: Tensor, carried_MW: Tensor) -> None:
+        """Replaces the new rows of a table that take from an old one by what `add` has gathered; others stay."""
+        places = torch.from_numpy(self.new_S).unique()
+        with torch.no_grad():
+            values_MW.index_copy_(0, places.to(values_MW.device), carried_MW[places].to(values_MW))
+
 
 @dataclass(frozen=True)
 class CarriedRows:

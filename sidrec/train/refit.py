@@ -33,7 +33,7 @@ from sidrec.errors import CheckpointError
 from sidrec.model.fusion_and_gate import IMPRESSIONS
 from sidrec.parallel.process_group import Ranks, run_on_all_ranks
 from sidrec.schema import ITEM_ID, ContractError
-from sidrec.sid.carried_rows import CarriedRows, Sources, carried_text
+from sidrec.sid.carried_rows import CarriedRows, carried_text
 from sidrec.sid.catalog import Catalog, load_catalog, read_codebook_sizes
 
 KEY = "start.old_catalog"
@@ -92,7 +92,7 @@ class Refit:
         stored, cut = StoredTable(self.checkpoint.path, shard.key, self.checkpoint.index), self._cut(shard, weights)
         for old_first, old_NW in stored.parts():
             sources.add(old_first, cut(old_NW.float()), carried_NW)
-        _replace_rows(shard.values, carried_NW, sources)
+        sources.replace(shard.values, carried_NW)
 
     def _cut(self, shard: TensorShard, weights: Mapping[str, Weight]) -> Callable[[Tensor], Tensor]:
         """Cuts the shard's columns from stored rows."""
@@ -103,12 +103,6 @@ class Refit:
         saved = column_shards(self.checkpoint.index.tensors[f"{MODEL}/{name}"])
         share_C = column_weights(column_shards(weights[name])[column], saved)
         return lambda sums_NC: (sums_NC * share_C).sum(dim=1, keepdim=True)
-
-
-def _replace_rows(values: Tensor, carried_NW: Tensor, sources: Sources) -> None:
-    places = torch.from_numpy(sources.new_S).unique()
-    with torch.no_grad():
-        values.index_copy_(0, places.to(values.device), carried_NW[places].to(values))
 
 
 def find_refit(found: StoredCheckpoint, recipe: Recipe, data: Dataset, without: Collection[str], ranks: Ranks) -> Refit:
