@@ -23,12 +23,12 @@ from typing import Any
 import yaml
 
 from benchmarks import RESULTS
+from benchmarks.results_page import tuned_study
 from sidrec.cli.dispatch import main as sidrec
 from sidrec.config.load import load_mapping
 from sidrec.io.files import write_text
-from sidrec.study.jobs import merge
+from sidrec.study.jobs import merge, variant_recipe
 
-RECIPES = Path(__file__).parent / "recipes/claim"
 WORK = Path("runs/day_forward")
 PARTS = {"beauty": 6, "yelp": 6, "mind": 4}
 """Of the log after train; MIND's are half days."""
@@ -37,16 +37,8 @@ SIZES = ("1", "4", "10")
 
 def hid_recipe(name: str) -> dict[str, Any]:
     """The set's recipe for HIDs alone with the claim's settings, trained on train."""
-    best = load_mapping(RESULTS / "claim/best.yaml", "best settings")["tuned"][name]["hid_only"]
-    recipe = load_mapping(RECIPES / f"{name}.yaml", "a recipe")
-    recipe["model"].pop("item")
-    own = {
-        "name": name,
-        "data": {"train_on": ["train"]},
-        "model": {"item": {"kind": "hid"}},
-        "train": {"runs": str(WORK / "start")},
-    }
-    return merge(merge(recipe, own), best)
+    own = {"name": name, "data": {"train_on": ["train"]}, "train": {"runs": str(WORK / "start")}}
+    return merge(variant_recipe(tuned_study("claim"), name, "hid_only"), own)
 
 
 def compare(name: str, runs: int) -> int:

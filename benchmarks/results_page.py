@@ -33,7 +33,7 @@ from sidrec.errors import ConfigError
 from sidrec.io.files import read_json, write_text
 from sidrec.report.study_text import verdict_text
 from sidrec.study.comparison import Comparison, VariantResult, comparison
-from sidrec.study.definition import load_study
+from sidrec.study.definition import Study, load_study
 from sidrec.study.intervals import PairedInterval, paired_interval
 from sidrec.study.results import RUNS_FILE, RunResult, run_table
 from sidrec.study.search import with_best
@@ -153,8 +153,13 @@ def _against(words: Sequence[str], columns: Sequence[str]) -> str:
 @cache
 def recorded_comparison(name: str) -> Comparison:
     """The comparison in the report of a study: of its recorded runs."""
+    return comparison(tuned_study(name), RESULTS)
+
+
+def tuned_study(name: str) -> Study:
+    """A study of benchmarks/studies with the best values that its recorded searches have found so far."""
     study = load_study(RESULTS.parent / "studies" / f"{name}.yaml")
-    return comparison(with_best(study, RESULTS, unfinished=True) if study.tuning else study, RESULTS)
+    return with_best(study, RESULTS, unfinished=True) if study.tuning else study
 
 
 def _variant(place: str) -> VariantResult:

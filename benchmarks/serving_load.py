@@ -29,10 +29,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks import RESULTS
-from benchmarks.serving_speed import TWIN, WORK, Requests, bundle_of
+from benchmarks.serving_speed import TWIN, WORK, Requests, bundle_of, record
 from benchmarks.tables import markdown_table
 from sidrec.config.load import load_mapping
-from sidrec.io.files import write_json, write_text
 from sidrec.serve.protocol import HEADER_LENGTH
 from sidrec.study.results import conditions
 
@@ -183,10 +182,7 @@ def main(argv: Sequence[str]) -> int:
             found["rates"][kind] = rates(port, bodies(requests, kind == "binary"), options.seconds)
     print(report(found))
     if options.write:
-        folder = RESULTS / "serving_load"
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / f"{options.set}.json", found)
-        write_text(folder / f"{options.set}.md", report(found) + "\n")
+        record(RESULTS / "serving_load", found, report(found))
     return 0
 
 

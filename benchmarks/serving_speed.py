@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from benchmarks import RESULTS
+from benchmarks.results_page import tuned_study
 from benchmarks.tables import markdown_table
 from sidrec.cli.dispatch import main as sidrec
 from sidrec.config.load import load_mapping
@@ -38,8 +39,7 @@ from sidrec.schema import ITEM_ID, LOG, USER_ID
 from sidrec.serve.batch_scoring import score_table
 from sidrec.serve.bundle import Bundle
 from sidrec.serve.scorer import Model
-from sidrec.study.definition import load_study
-from sidrec.study.jobs import merge, variant_recipe
+from sidrec.study.jobs import variant_recipe
 from sidrec.study.results import conditions
 
 WORK = Path("runs/serving_speed")
@@ -55,9 +55,7 @@ IDS = (USER_ID, ITEM_ID)
 
 def bundle_of(name: str, variant: str) -> Path:
     """The bundle of a variant; trains and exports where it is not there yet. Raises RuntimeError if that fails."""
-    study = load_study(RESULTS.parent / "studies/claim.yaml")
-    best = load_mapping(RESULTS / "claim/best.yaml", "best settings")["tuned"][name][variant]
-    recipe = merge(variant_recipe(study, name, variant), best)
+    recipe = variant_recipe(tuned_study("claim"), name, variant)
     data = {**recipe["data"], "catalog": str(WORK / name / "catalog"), "history_length": max(t for _, t in SHAPES)}
     recipe |= {"name": variant, "data": data, "train": {**recipe["train"], "runs": str(WORK / name)}}
     file, bundle = WORK / name / f"{variant}.yaml", WORK / name / f"{variant}-bundle"
@@ -185,6 +183,13 @@ def report(found: Mapping[str, Any]) -> str:
     )
 
 
+def record(folder: Path, found: Mapping[str, Any], text: str) -> None:
+    """Writes the figures of a set, and their report."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / f"{found['set']}.json", found)
+    write_text(folder / f"{found['set']}.md", text + "\n")
+
+
 def main(argv: Sequence[str]) -> int:
     """Returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -209,10 +214,7 @@ def main(argv: Sequence[str]) -> int:
     }
     print(report(found))
     if options.write:
-        folder = RESULTS / "serving_speed"
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / f"{options.set}.json", found)
-        write_text(folder / f"{options.set}.md", report(found) + "\n")
+        record(RESULTS / "serving_speed", found, report(found))
     return 0
 
 
