@@ -19,7 +19,8 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 
 CPU = torch.device("cpu")
 
-ROWS_AT_A_TIME = 65536
+ROWS_AT_A_TIME = {"cpu": 4096, "cuda": 65536}
+"""Rows that are drawn together: few on a host, whose allocator keeps blocks of some 10 MB when they are freed."""
 DRAWS_PER_BLOCK = 4
 """64-bit numbers that Philox makes for each value of its counter."""
 
@@ -33,8 +34,9 @@ def fill_tables(sharded: nn.Module, tables: dict[str, EmbeddingBagConfig], seed:
                 continue
             for shard, row, column in _local_shards(value):
                 rows, width = shard.shape
-                for start in range(0, rows, ROWS_AT_A_TIME):
-                    count = min(ROWS_AT_A_TIME, rows - start)
+                together = ROWS_AT_A_TIME[shard.device.type]
+                for start in range(0, rows, together):
+                    count = min(together, rows - start)
                     values_ND = initial_rows(seed, table, row + start, count, shard.device)
                     shard[start : start + count].copy_(values_ND[:, column : column + width])
 

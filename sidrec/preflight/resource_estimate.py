@@ -51,6 +51,8 @@ channels to each other rank for the exchange of ids and vectors. Sends and recei
 FRAGMENTS, EXPANDABLE_FRAGMENTS = 0.2, 0.05
 """Share of the memory that changes from step to step which CUDA's allocator reserves and cannot use: with fixed and
 with expandable segments. Guesses: no GPU has run this."""
+PICTURE = 60 << 20
+"""Bytes of Matplotlib, which rank 0 imports when a split is evaluated, to draw the gate (measured)."""
 ITEM_ROWS = "table rows of items, by item id"
 DENSE_STATES = {"adam": 2, "adamw": 2, "adagrad": 1}
 """Values that torch's optimizer keeps for each parameter."""
@@ -158,6 +160,7 @@ def estimate_ranks(run: PlannedRun, largest_group: int, starting: int = 0) -> li
             ResourceEstimate(ITEM_ROWS, row_bytes(run.tables), "model.item"),
             _predictions(run),
             *_copy(run, saved),
+            *_picture(run, rank),
         ]
         device: list[ResourceEstimate] = []
         if run.hardware.device == "cpu":
@@ -203,10 +206,10 @@ def _dense(run: PlannedRun, *, saved: bool = False) -> int:
 
 def _step(run: PlannedRun) -> ResourceEstimate:
     """The larger of a training step and the filling of the largest table, which comes before the first step."""
-    model, dim = run.recipe.model, run.recipe.model.embedding_dim
-    step = saved_for_backward(model, run.sizes, run.batch) + lookup_bytes(run.batch, dim, run.hardware.device)
+    model, dim, device = run.recipe.model, run.recipe.model.embedding_dim, run.hardware.device
+    step = saved_for_backward(model, run.sizes, run.batch) + lookup_bytes(run.batch, dim, device)
     rows = max((table.num_embeddings for table in run.workload.tables.values()), default=0)
-    filling = min(rows, ROWS_AT_A_TIME) * dim * FILLING[run.hardware.device]
+    filling = min(rows, ROWS_AT_A_TIME[device]) * dim * FILLING[device]
     return ResourceEstimate("a step's lookups and activations", max(step, filling), "data.batch_size", approximate=True)
 
 
@@ -248,6 +251,11 @@ def _copy(run: PlannedRun, saved: int) -> list[ResourceEstimate]:
     if not run.recipe.checkpoint.background:
         return []
     return [ResourceEstimate("a checkpoint's copy while it is written", saved, "checkpoint.background")]
+
+
+def _picture(run: PlannedRun, rank: int) -> list[ResourceEstimate]:
+    gated = rank == 0 and getattr(run.workload.model, "gate", None) is not None
+    return [ResourceEstimate("a picture of the gate", PICTURE, "evaluate.splits", approximate=True)] if gated else []
 
 
 def estimate_disk(run: PlannedRun, ranks: Sequence[RankEstimate]) -> list[ResourceEstimate]:

@@ -62,7 +62,7 @@ def test_tables_are_the_same_by_either_way_and_in_any_parts(monkeypatch: pytest.
     assert len(by_numpy_ND.unique()) > 180
     monkeypatch.setattr(initial_values, "drawn_by_numpy", drawn_by_torch)
     assert torch.equal(filled(), by_numpy_ND)
-    monkeypatch.setattr(initial_values, "ROWS_AT_A_TIME", 8)
+    monkeypatch.setitem(initial_values.ROWS_AT_A_TIME, "cpu", 8)
     assert torch.equal(filled(), by_numpy_ND)
     assert torch.equal(initial_rows(3, TABLE, 30, 7), by_numpy_ND[30:])
     assert not torch.equal(initial_rows(4, TABLE, 30, 7), by_numpy_ND[30:])
