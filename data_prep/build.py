@@ -285,17 +285,17 @@ def protocol(
         "labels": source.labels,
         "events": log_pass.events_seen,
         "rows": rows,
-        "positive_rate": _rate(positives, rows),
+        "positive_rate": rate(positives, rows),
         "splits": {
             split: {
                 "rows": counts[f"{split} rows"],
-                "positive_rate": _rate(counts[f"{split} positives"], counts[f"{split} rows"]),
+                "positive_rate": rate(counts[f"{split} positives"], counts[f"{split} rows"]),
             }
             for split in SPLITS
             if counts[f"{split} rows"]
         },
         "split": log_pass.split.protocol(),
-        "cold_share_of_test_rows": _rate(cold_rows, counts["test rows"]),
+        "cold_share_of_test_rows": rate(cold_rows, counts["test rows"]),
         "as_of": "history and stat_* columns count rows with a strictly smaller timestamp; *_recent count the "
         f"{settings.recent_days} whole UTC days before the row's own day. Rows of every split count."
         if source.event_columns.timed
@@ -323,8 +323,9 @@ def protocol(
 
 
 def _novelty(counts: Counter[str], kind: str) -> dict[str, object]:
-    return {"rows": counts[f"{kind} rows"], "positive_rate": _rate(counts[f"{kind} positives"], counts[f"{kind} rows"])}
+    return {"rows": counts[f"{kind} rows"], "positive_rate": rate(counts[f"{kind} positives"], counts[f"{kind} rows"])}
 
 
-def _rate(part: int, whole: int) -> float:
+def rate(part: int, whole: int) -> float:
+    """A share as manifests state it: six digits, 0 of nothing."""
     return round(part / whole, 6) if whole else 0.0

@@ -88,6 +88,7 @@ SOURCES = {
     "movielens": "MovieLens (latest-small, 100K, 1M, 20M, 25M, 32M) to log/ and items.parquet",
     "amazon": "Amazon reviews (2014, 2018, 2023 and CSV) to log/ and items.parquet",
     "interactions": "any CSV or Parquet log to log/ and items.parquet",
+    "adopt": "a log that your own job wrote as Parquet: check it, describe it",
     "synthetic": "a synthetic world whose best AUC is known",
     "criteo": "Criteo's click logs to the .npy files of TorchRec's Criteo data set",
     "criteo-log": "prepared Criteo files to log/ and items.parquet, one column as the item",

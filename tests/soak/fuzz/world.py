@@ -28,6 +28,7 @@ SOUND: Mapping[str, tuple[str, ...]] = {
     "prep synthetic": ("new", *TINY),
     "prep criteo": ("train.txt", "new"),
     "prep criteo-log": ("npy", "new", "--item", "C10", "--width", "2"),
+    "prep adopt": ("data", "--check"),
     "prep item-vectors": ("data", "--from", "v.npy"),
     "prep behavior": ("data",),
     "fit": ("recipe.yaml",),
