@@ -14,7 +14,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -63,8 +63,8 @@ class AdoptCommand:
     check: bool = False
     """Only check; write nothing."""
     replace: bool = False
-    """Also write files that are there already: items.parquet with train_impressions and vectors of fixed size (from
-    items/ if there is that folder), id maps from ids/<column>/, a manifest of other origin."""
+    """Replace what this command did not write: the manifest; items.parquet, by the parts in items/ or by itself with
+    train_impressions and fixed-size vectors; id maps, by the parts in ids/<column>/."""
     jobs: Annotated[int | None, metavar("JOBS", "one for each core, fewer for small logs")] = None
     """Processes that read rows."""
     examples: int = 5
@@ -240,8 +240,9 @@ def _read_rows(
 def _group_tasks(files: Sequence[GivenFile]) -> Iterable[GroupTask]:
     places = [(file, group) for file in files for group, rows in enumerate(file.groups) if rows]
     every = max(1, len(places) // STEP_GROUPS)
+    starts = {file.path: [0, *accumulate(file.groups)] for file in files}
     for number, (file, group) in enumerate(places):
-        yield GroupTask(file, group, sum(file.groups[:group]), number % every == 0)
+        yield GroupTask(file, group, starts[file.path][group], number % every == 0)
 
 
 def _check_file_order(files: Sequence[GivenFile], facts: LogFacts, problems: Problems) -> None:

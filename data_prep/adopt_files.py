@@ -17,7 +17,7 @@ from sidrec import schema
 from sidrec.errors import ContractError
 from sidrec.io.files import readable
 from sidrec.schema import INT64, LARGEST_TABLE, ListColumn, Manifest, same_type
-from sidrec.text import did_you_mean
+from sidrec.text import did_you_mean, near_file
 
 from .adopt_report import FIXED, NUMBERS, Problems, contract_type, is_list, missing_remedy, type_remedy
 from .splits import SPLITS
@@ -61,7 +61,8 @@ def given_files(log: Path, problems: Problems, notes: list[str]) -> list[GivenFi
     Adds problems of files that cannot be read, and notes on what is skipped. Raises ContractError without a log folder.
     """
     if not log.is_dir():
-        raise ContractError(log, "a folder with a folder of Parquet files for each split", "no such folder")
+        expected = "a folder with a folder of Parquet files for each split"
+        raise ContractError(log, expected, f"no such folder{near_file(log)}")
     paths = [(split, path) for split, folder in _splits(log, problems) for path in _paths(log, folder, problems, notes)]
     with ThreadPoolExecutor(FOOTER_THREADS) as pool:
         found = list(pool.map(lambda pair: _footer(log, *pair), paths))

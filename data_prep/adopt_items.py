@@ -1,7 +1,8 @@
 """items.parquet and id maps of a folder that another program wrote: checked, or made from Spark's folders of parts.
 
 Spark writes folders, and sidrec reads one file each. Parts in items/ become items.parquet, parts in ids/COLUMN/ become
-ids/COLUMN.parquet; the parts stay. A file that is there already is only checked, unless --replace is given.
+ids/COLUMN.parquet; the parts stay. A file that is there already is only checked, unless --replace is given, or nothing
+can be lost: items.parquet is what this command wrote, or the map's parts hold the file's ids and more.
 
 Shapes: N rows of items.parquet, I item ids.
 """
@@ -22,12 +23,13 @@ from sidrec.id_maps import digest, map_path, save_source_ids
 from sidrec.io.files import readable, replaced_file
 from sidrec.schema import ITEM_ID, TRAIN_IMPRESSIONS, MapDigest
 
-from .adopt_files import SUFFIX
+from .adopt_files import MOST_ITEMS, SUFFIX
 from .adopt_report import Problems, is_list, type_remedy
 from .log_files import ITEM_ROW_GROUP
 from .source_files import open_stream
 
 PARTS = schema.ITEMS.removesuffix(SUFFIX)  # the folder of parts that becomes items.parquet
+MADE = b"sidrec.adopted"  # key of the file's metadata: this command made items.parquet
 MAP_ID = "id"  # optional column of a map's parts: the dense id of each row
 
 
@@ -49,7 +51,7 @@ class GivenItems:
 
     def listed(self) -> np.ndarray | None:
         """bool [I]: whether an item is listed; None without items. Item 0, unknown, always is."""
-        if not self.parts:
+        if not len(self.ids_N):
             return None
         listed_I = np.zeros(int(self.ids_N.max(initial=0)) + 1, dtype=bool)
         listed_I[self.ids_N] = True
@@ -65,7 +67,8 @@ def given_items(data: Path, replace: bool, problems: Problems, notes: list[str])
         got = f"a folder of parts{', beside another one, items' if folder.exists() else ''}"
         problems.found(f"{schema.ITEMS}: expected a file", file, got, f"mv {file} {folder}, or the flag --replace")
     parts = parts_of(file if moved else folder)
-    if file.is_file() and not (replace and parts):
+    made = file.is_file() and _made_here(file, parts)
+    if file.is_file() and not made and not (replace and parts):
         if parts:
             notes.append(f"{folder} is not read, as there is {file}; --replace makes that anew from the parts")
         return _read(GivenItems((file,), replace), replace, problems, notes)
@@ -74,6 +77,17 @@ def given_items(data: Path, replace: bool, problems: Problems, notes: list[str])
             problems.found(f"items: expected Parquet files ending in {SUFFIX}", file if moved else folder, "none")
         return GivenItems()
     return _read(GivenItems(parts, True, moved), replace, problems, notes)
+
+
+def _made_here(file: Path, parts: Sequence[Path]) -> bool:
+    """Whether items.parquet holds what this command made of the parts, or of nothing, and no column more."""
+    try:
+        with readable(file):
+            found = pq.read_schema(file)
+            given = [name for path in parts[:1] for name in pq.read_schema(path).names]
+    except ContractError:
+        return False
+    return MADE in (found.metadata or {}) and set(found.names) == {ITEM_ID, TRAIN_IMPRESSIONS, *given}
 
 
 def parts_of(folder: Path) -> tuple[Path, ...]:
@@ -103,11 +117,12 @@ def _read(items: GivenItems, replace: bool, problems: Problems, notes: list[str]
                 _add_widths(file, path, widths, problems)
         except ContractError as error:
             problems.found("a whole Parquet file", *error.args[::2])
-    if not parts:
-        return GivenItems(items.parts, items.write, items.moved)
+    if not parts:  # none can be read, or none has rows
+        return GivenItems((), items.write, items.moved)
     order = sorted(range(len(parts)), key=lambda place: int(ids[place][0]))
     ids_N = np.concatenate([ids[place] for place in order])
-    _check_ids(ids_N, [parts[place] for place in order], [len(ids[place]) for place in order], problems, notes)
+    if not _check_ids(ids_N, [parts[place] for place in order], [len(ids[place]) for place in order], problems, notes):
+        return GivenItems(items.parts, items.write, items.moved)
     stated = len(impressions) == len(parts)
     impressions_N = np.concatenate([impressions[place] for place in order]) if stated else None
     return GivenItems(tuple(parts[place] for place in order), items.write, items.moved, ids_N, impressions_N, widths)
@@ -177,7 +192,8 @@ def _add_widths(file: pq.ParquetFile, path: Path, widths: dict[str, int], proble
 
 def _check_ids(
     ids_N: np.ndarray, parts: Sequence[Path], rows: Sequence[int], problems: Problems, notes: list[str]
-) -> None:
+) -> bool:
+    """Whether the ids are ascending and in range. Adds a problem if not, and a note on gaps."""
     back = np.flatnonzero(np.diff(ids_N) <= 0)
     remedy = 'Spark: .repartitionByRange(n, "item_id").sortWithinPartitions("item_id")'
     if len(back):
@@ -186,13 +202,18 @@ def _check_ids(
         where = f"{parts[part]}, row {row - sum(rows[:part])}"
         rule = f"items, column {ITEM_ID}: expected every item once, in the order of ids"
         problems.found(rule, where, f"{ids_N[row]} after {ids_N[row - 1]}", remedy)
-    elif ids_N[0] <= schema.UNKNOWN_ID:
-        problems.found(f"items, column {ITEM_ID}: expected ids from 1 up", parts[0], int(ids_N[0]))
+    elif ids_N[0] <= schema.UNKNOWN_ID or ids_N[-1] >= MOST_ITEMS:
+        rule = f"items, column {ITEM_ID}: expected ids from 1 to {MOST_ITEMS - 1:,}"
+        problems.found(rule, parts[0], f"{ids_N[0]} to {ids_N[-1]}")
     elif ids_N[-1] != len(ids_N):
         notes.append(
             f"items.parquet has {len(ids_N):,} items with ids up to {ids_N[-1]:,}: `sidrec prep behavior` and "
             "`item-vectors` take folders that list every id from 1 up"
         )
+        return True
+    else:
+        return True
+    return False
 
 
 def train_impressions(items: GivenItems, counted_I: np.ndarray, problems: Problems, notes: list[str]) -> np.ndarray:
@@ -226,7 +247,8 @@ def write_given_items(data: Path, items: GivenItems, impressions_I: np.ndarray) 
     with replaced_file(target, one_writer=True) as partial:
         writer: pq.ParquetWriter | None = None
         try:
-            for table in _tables(parts, items.widths, impressions_I):
+            for found in _tables(parts, items.widths, impressions_I):
+                table = found.replace_schema_metadata({MADE: b"1"})
                 writer = writer or pq.ParquetWriter(partial, table.schema)
                 if table.schema != writer.schema:
                     raise ContractError(data / PARTS, "parts with equal columns", f"{table.schema.names} and others")
@@ -241,7 +263,7 @@ def _tables(parts: Sequence[Path], widths: dict[str, int], impressions_I: np.nda
         yield pa.table({ITEM_ID: np.arange(1, len(impressions_I)), TRAIN_IMPRESSIONS: impressions_I[1:]})
     for path in parts:
         for batch in open_stream(path).iter_batches(ITEM_ROW_GROUP):
-            table = pa.Table.from_batches([batch]).replace_schema_metadata(None)
+            table = pa.Table.from_batches([batch])
             ids = table[ITEM_ID].cast(pa.int64()).to_numpy()
             rest = table.drop_columns([name for name in (ITEM_ID, TRAIN_IMPRESSIONS) if name in table.column_names])
             for name, width in widths.items():
@@ -280,11 +302,16 @@ def given_maps(
             remedy = f"mv {file} {file.with_suffix('')}"
             problems.found(f"id map of {column}: expected a file", file, "a folder of parts", remedy)
             continue
-        made = parts and (replace or not file.exists())
-        source_ids = _source_ids(parts if made else (file,), column, problems)
+        kept = _source_ids((file,), column, problems) if file.exists() and not (replace and parts) else None
+        given = _source_ids(parts, column, problems) if parts else None
+        if kept is not None and given is not None and not given.slice(0, len(kept)).equals(kept):
+            remedy = f"--replace takes those of {file.with_suffix('')}"
+            problems.found(f"id map of {column}: expected the ids of its parts", file, "others", remedy)
+        write = given is not None and (kept is None or len(given) > len(kept))
+        source_ids = given if write else kept
         if source_ids is not None:
             stated = MapDigest(len(source_ids), digest(source_ids, len(source_ids)))
-            found[column] = GivenMap(stated, source_ids if made else None)
+            found[column] = GivenMap(stated, source_ids if write else None)
     return found
 
 

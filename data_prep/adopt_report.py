@@ -114,6 +114,7 @@ def castable(found: pa.DataType, wanted: pa.DataType) -> bool:
 def type_remedy(name: str, found: pa.DataType, wanted: pa.DataType) -> str:
     """The Spark expression that gives the column its type, or what the job must do where no cast is enough."""
     column = f'F.col("{name}")'
+    found = found.value_type if pa.types.is_dictionary(found) else found  # as pandas writes categories
     if is_list(wanted):
         if is_list(found) and not castable(found.value_type, wanted.value_type):
             return f"number the entries of {name} from 1 up, as examples/spark_log.py does"

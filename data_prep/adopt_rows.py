@@ -13,6 +13,7 @@ import signal
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -33,7 +34,8 @@ from .adopt_report import Fault, castable
 from .negatives import uniforms
 from .source_files import open_stream
 
-BATCH = 1 << 16  # rows in memory at a time
+BATCH, LEAST_BATCH = 1 << 16, 1 << 10  # rows in memory at a time
+BATCH_ENTRIES = 1 << 22  # about as many entries of histories in memory at a time
 LATEST = 100_000_000_000  # seconds: the year 5138; larger times are milliseconds or finer
 VALUE = 60  # characters of a list that a report shows
 AHEAD = 4  # tasks waiting for each process
@@ -96,7 +98,9 @@ def read_group(reading: Reading, task: GroupTask) -> GroupFacts:
     start, before = task.first_row, INT64[0]
     try:
         with readable(f"{path}, row group {task.group}", "readable column data"), open_stream(path) as file:
-            for batch in file.iter_batches(BATCH, row_groups=[task.group], columns=names, use_threads=False):
+            for batch in file.iter_batches(
+                batch_rows(task.file), row_groups=[task.group], columns=names, use_threads=False
+            ):
                 table = as_contract(pa.Table.from_batches([batch]), reading.columns)
                 where = f"log/{task.file.path}, row group {task.group}"
                 rules = rules_of(table, reading)
@@ -114,6 +118,12 @@ def read_group(reading: Reading, task: GroupTask) -> GroupFacts:
         facts.item_rows = np.bincount(place, rows, minlength=len(facts.items)).astype(np.int64)
         facts.sample = pa.concat_tables(samples)
     return facts
+
+
+def batch_rows(file: GivenFile) -> int:
+    """Rows of a batch: fewer where histories are long."""
+    mean = file.history_entries / max(1, file.rows)
+    return int(min(BATCH, max(LEAST_BATCH, BATCH_ENTRIES / max(1.0, mean))))
 
 
 def as_contract(table: pa.Table, columns: Manifest) -> pa.Table:
@@ -270,14 +280,17 @@ Task = tuple[Callable[..., object], tuple[object, ...]]
 
 
 def in_order(jobs: int, tasks: Sequence[Task]) -> Iterator[object]:
-    """The tasks' results in the order of the tasks. With one job they run in this process."""
-    if jobs == 1:
+    """The tasks' results in the order of the tasks. With one job they run in this process.
+
+    Raises ContractError if a process is killed.
+    """
+    if jobs == 1 or not tasks:
         for function, arguments in tasks:
             yield function(*arguments)
         return
     # A fork of this process could inherit locks that threads of arrow hold.
     context = multiprocessing.get_context("forkserver")
-    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_quiet)
+    pool = ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=context, initializer=_quiet)
     try:
         waiting: deque[Future[object]] = deque()
         for function, arguments in tasks:
@@ -286,6 +299,9 @@ def in_order(jobs: int, tasks: Sequence[Task]) -> Iterator[object]:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    except BrokenProcessPool:
+        got = "one that was killed; less memory: smaller --jobs"
+        raise ContractError("--jobs", "processes that live as long as the command", got) from None
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -114,6 +115,33 @@ def test_parts_as_spark_writes_them(own: Path, prepared: Path, tmp_path: Path) -
     assert np.allclose(np.stack(written["text"].to_numpy()), vectors)
 
 
+def test_a_log_that_grew_is_adopted_again(own: Path, prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log, users = own / "log", pq.read_table(prepared / "ids/user_id.parquet")
+    train = pq.read_table(log / TRAIN)
+    known = train.filter((pc.field("user_id") <= 50) & (pc.field("item_id") <= 30)).slice(0, 900)
+    known = with_column(
+        "history", lambda lists: [[item for item in found if item <= 30] for found in lists.to_pylist()]
+    )(known)
+    shutil.rmtree(log / "test")
+    shutil.rmtree(log / "validation")
+    pq.write_table(known, log / TRAIN)
+    parts(users.slice(0, 50), own / "ids/user_id", 50)
+    run(own)
+    assert load_manifest(log).id_maps["user_id"].ids == 50
+    assert len(pq.read_table(own / "items.parquet")) == 30
+    pq.write_table(train, log / TRAIN)
+    pq.write_table(users.slice(50), own / "ids/user_id/part-1.parquet")
+    run(own)
+    assert load_manifest(log).id_maps["user_id"] == load_manifest(prepared / "log").id_maps["user_id"]
+    items = pq.read_table(own / "items.parquet")
+    assert items.equals(pq.read_table(prepared / "items.parquet").select(items.column_names))
+    pq.write_table(items.append_column("title", pa.array(["mine"] * len(items))), own / "items.parquet")
+    run(own)
+    assert "title" in pq.read_table(own / "items.parquet").column_names
+    pq.write_table(users.slice(1), own / "ids/user_id.parquet")
+    assert "id map of user_id: expected the ids of its parts (1 file)" in report(own, capsys)
+
+
 def test_check_writes_nothing(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(own.rglob("*"))
     run(own, check=True)
@@ -213,6 +241,15 @@ def histories_and_tags(log: Path) -> tuple[np.ndarray, np.ndarray]:
     groups = split_index(log, "train", manifest)
     rows = [decode(pq.ParquetFile(group.path), group, columns, refuse=True)[0] for group in groups]
     return np.concatenate([part.history_NT for part in rows]), np.concatenate([part.context_NC for part in rows])
+
+
+def test_a_column_that_is_only_the_name_of_a_folder(own: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = pq.read_table(own / "log" / TRAIN)
+    (own / "log" / TRAIN).unlink()
+    parts(table.drop_columns(["cat_device"]), own / "log/train/cat_device=1", 5000)
+    assert "Spark leaves columns of partitionBy out of the files: partition by a copy of cat_device" in report(
+        own, capsys
+    )
 
 
 def test_files_of_a_split_follow_one_another(own: Path, capsys: pytest.CaptureFixture[str]) -> None:

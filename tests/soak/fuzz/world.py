@@ -54,6 +54,9 @@ NEEDS_MUTATION = ("prep behavior", "fit", "train", "study", "bench plans", "doct
 """Commands whose sound arguments take seconds of work: they always get wrong ones."""
 REPLACES: Mapping[str, tuple[str, ...]] = {
     **{command: ("data", "npy") for command in SOUND if command.startswith("prep ")},
+    "prep adopt": tuple(
+        f"{data}/{name}" for data in ("data", "data_and_notes") for name in (ITEMS, "log/manifest.json")
+    ),
     "prep item-vectors": ("data/items.parquet", "data_and_notes/items.parquet", "items.parquet"),
     "prep behavior": ("data", "data_and_notes/items.parquet"),
     "fit": ("catalog",),
@@ -69,7 +72,16 @@ REPLACES: Mapping[str, tuple[str, ...]] = {
     "train": ("run",),
 }
 """Command -> what of the world it may replace, where it ends well."""
-INPLACE = ("prep item-vectors", "prep behavior", "plan", "bench calibrate", "bench page", "study --report", "evaluate")
+INPLACE = (
+    "prep adopt",
+    "prep item-vectors",
+    "prep behavior",
+    "plan",
+    "bench calibrate",
+    "bench page",
+    "study --report",
+    "evaluate",
+)
 """Commands that replace what is theirs without --overwrite."""
 
 
