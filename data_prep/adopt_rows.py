@@ -31,7 +31,7 @@ from sidrec.schema import INT64, Manifest, crc32_of, log_schema, same_type
 from .adopt_files import ORDER, GivenFile
 from .adopt_leaks import history_ends, stat_steps
 from .adopt_report import Fault, castable
-from .negatives import uniforms
+from .draws import uniforms
 from .source_files import open_stream
 
 BATCH, LEAST_BATCH = 1 << 16, 1 << 10  # rows in memory at a time

@@ -1,17 +1,16 @@
-"""From a raw log to a data folder: order the events, pass over them once, write rows and items, publish.
+"""From a raw log to a data folder: relations on an engine, then rows and items, then publish.
 
 `prepare` is what the commands for public logs call. A raw log is a `Source` of events (`data_prep.events`). `build`
-sorts them by time (`data_prep.event_order`), turns them into rows that hold only what was known before each event
-(`data_prep.log_pass`) and writes log/ and items.parquet into a work folder (`data_prep.command`), which then
-becomes OUT.
+orders them in time (`data_prep.ordered_events`), derives what was known before each row (`data_prep.log_relations`),
+and writes log/ and items.parquet into a work folder (`data_prep.command`), which then becomes OUT.
 
-If it is interrupted, the same command continues after the last finished partition.
-
-Shapes: M selected rows of a partition, N rows of a batch.
+If it is interrupted, the same command continues after the last finished relation, or part of the log.
 """
 
 from collections import Counter
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +19,29 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sidrec import schema
+from sidrec.errors import ContractError, print_warning
 from sidrec.id_maps import save_source_ids
 from sidrec.schema import Manifest
 from sidrec.text import text_table
 
 from .column_checks import check_item_columns
-from .command import WorkFolder, file_facts, load_snapshot, restore_snapshot, rows_bar, save_snapshot
+from .command import WorkFolder, file_facts, rows_bar
 from .dense_numbers import fit_transforms
-from .event_order import NEVER, ORDER_VERSION, DayWindow, OrderedLog, order_events
+from .engine import DuckEngine, Engine
 from .events import IdMap, Items, Source, check_matches
+from .histories import ChunkHistories, Histories, HistoryFile, Lists, NoHistories
 from .item_vectors import NONE, TEXT_SOURCES, add_vectors, check_vector_source
 from .lasting_ids import EarlierIds
-from .log_files import LogWriter, rows_on_items, write_items
-from .log_pass import ROW_DENSE, STATS, Lists, LogPass, PassState, train_events
+from .log_files import LogWriter, WrittenParts, write_items
+from .log_relations import LogRelations
+from .log_rows import ROW_DENSE, STATS, LogRows
 from .log_settings import LogSettings as LogSettings
-from .negatives import ATTEMPTS, Launches, Sampler, Taken
+from .negatives import ATTEMPTS, Sampler
+from .ordered_events import OrderedEvents, order_events
+from .spark_engine import SparkEngine, spark_session
 from .splits import SPLITS, make_split
+
+LAYOUT = 4  # of the relations below a work folder: unfinished work of another version starts again
 
 
 def prepare(
@@ -106,11 +112,11 @@ def build(
     earlier = EarlierIds.read(settings.ids)
     configuration = {
         "source": source.name,
-        "settings": asdict(replace(settings, overwrite=False)),
+        "settings": settings.of_rows(),
         "implicit": implicit,
         "files": file_facts((*source.files, *earlier.files)),
         "schema": schema.SCHEMA_VERSION,
-        "order": ORDER_VERSION,
+        "layout": LAYOUT,
         "details": repr(source),
     }
     folders = () if settings.ids is None else (settings.ids,)
@@ -121,97 +127,125 @@ def build(
 
 
 def _fill(work: WorkFolder, source: Source, settings: LogSettings, implicit: bool, earlier: EarlierIds) -> None:
-    log = order_events(source, work.scratch / "order", settings.partition_rows, earlier, implicit=implicit)
-    earlier.check_shared(log.user_rows, log.item_rows)
-    items = source.items(log.items)
+    engine = make_engine(settings, work.scratch / "relations")
+    known = _known_ids(source, earlier)
+    log = order_events(engine, source, known, settings.partition_rows, implicit=implicit)
+    item_ids = IdMap(text for chunk in log.ids(schema.ITEM_ID) for text in chunk.to_pylist())
+    user_rows = log.events_by_id(schema.USER_ID, log.count_of_ids(schema.USER_ID))
+    item_rows = log.events_by_id(schema.ITEM_ID, len(item_ids))
+    earlier.check_shared(user_rows, item_rows)
+    items = source.items(item_ids)
     check_item_columns(items, ", ".join(map(str, source.files[1:2])) or source.name)
     items = earlier.with_earlier_items(items)
-    check_matches(items.listed, log.item_rows, log.items.source_ids(), ", ".join(map(str, source.files[:2])))
-    categories, item_maps = category_ids(items, earlier)
-    item_lists, list_maps = list_ids(items, earlier)
+    check_matches(items.listed, item_rows, item_ids.source_ids(), ", ".join(map(str, source.files[:2])))
     split = settings.stated_split or make_split(
         settings.split, log, *settings.shares, settings.seed, source.event_columns.timed
     )
-    sources = {**source.event_columns.numbers, **{name: column for name, (_, column) in items.numbers.items()}}
+    relations = LogRelations(log, split, implicit, settings.history, settings.recent_days)
+    relations.make_split()
+    given_up = _draw_negatives(log, settings, source) if implicit else 0
+    relations.make()
+    _write(work, source, settings, relations, items, given_up, earlier)
+
+
+def make_engine(settings: LogSettings, folder: Path) -> Engine:
+    """The engine that the settings name, with its relations below `folder`."""
+    if settings.engine == "spark":
+        return SparkEngine(spark_session(settings.master, settings.memory_bytes), folder)
+    return DuckEngine(folder, settings.memory_bytes, settings.threads_or_cores)
+
+
+def _known_ids(source: Source, earlier: EarlierIds) -> dict[str, list[str]]:
+    """Source ids that come first: those of the earlier folder, and of items those of the catalog after them."""
+    known = {column: ids.source_ids() for column, ids in earlier.maps.items()}
+    return known | {schema.ITEM_ID: earlier.grown(schema.ITEM_ID, source.catalog()).source_ids()}
+
+
+def _draw_negatives(log: OrderedEvents, settings: LogSettings, source: Source) -> int:
+    """Returns how many negatives found no item. Warns if most did not; raises ContractError if none did."""
+    weights = (settings.floor_weight, settings.launch_draws)
+    given_up = Sampler(settings.negatives, *weights, settings.window_days, settings.seed).draw(log)
+    wanted = log.rows * settings.negatives
+    found = f"{given_up:,} of {wanted:,} negatives found no item that their user had not taken"
+    if given_up == wanted:
+        raise ContractError(source.name, "items that users have not taken, as negatives", found)
+    if given_up > wanted / 2:
+        print_warning(f"{source.name}: {found}")
+    return given_up
+
+
+def _write(
+    work: WorkFolder,
+    source: Source,
+    settings: LogSettings,
+    relations: LogRelations,
+    items: Items,
+    given_up: int,
+    earlier: EarlierIds,
+) -> None:
+    log, columns = relations.log, source.event_columns
+    categories, item_maps = category_ids(items, earlier)
+    item_lists, list_maps = list_ids(items, earlier)
+    sources = {**columns.numbers, **{name: column for name, (_, column) in items.numbers.items()}}
     by_item = {name: np.concatenate([[np.nan], values]) for name, (values, _) in items.numbers.items()}
-    numbers = fit_transforms(train_events(log, split), sources, by_item, earlier.dense_numbers)
-    maps = {schema.USER_ID: log.users, schema.ITEM_ID: log.items, **item_maps, **list_maps, **log.maps}
+    numbers = fit_transforms(log, sources, by_item, earlier.dense_numbers)
+    of_events = (schema.USER_ID, schema.ITEM_ID, *columns.categorical, *columns.lists)
+    maps = {column: save_source_ids(work.data, column, log.ids(column)) for column in of_events}
+    maps |= {
+        column: save_source_ids(work.data, column, ids.column()) for column, ids in (item_maps | list_maps).items()
+    }
+    id_columns = (schema.USER_ID, schema.ITEM_ID, *item_maps, *list_maps, *columns.categorical, *columns.lists)
     manifest = Manifest(
         source=source.name,
         seed=settings.seed,
-        ids={column: len(ids) + 1 for column, ids in maps.items()},
-        dense=(*ROW_DENSE, *source.event_columns.dense, *numbers.columns),
+        ids={column: maps[column].ids + 1 for column in id_columns},
+        dense=(*ROW_DENSE, *columns.dense, *numbers.columns),
         stats=STATS,
         history_length=settings.history,
         splits={},
         transforms=numbers.transforms,
-        labels=source.event_columns.labels,
-        id_maps={column: save_source_ids(work.data, column, ids.column()) for column, ids in maps.items()},
+        labels=columns.labels,
+        id_maps={column: maps[column] for column in id_columns},
         protocol=earlier.protocol(log.times()[0]),
-        lists=dict.fromkeys((*source.event_columns.lists, *item_lists), schema.ListColumn(0, 0.0)),
+        lists=dict.fromkeys((*columns.lists, *item_lists), schema.ListColumn(0, 0.0)),
     )
     earlier.warn_of_dropped(manifest)
-    sampler = _sampler(log, settings, work.scratch) if implicit else None
-    log_pass = LogPass(
-        PassState.empty(len(log.users) + 1, len(log.items) + 1, settings.history, settings.recent_days),
-        split,
-        categories,
-        numbers,
-        sampler,
-        source.event_columns.lists,
-        item_lists,
-        source.event_columns.timed,
+    extra = [pa.field(name, pa.float32()) for name in columns.extra]
+    arrow = pa.schema([*schema.log_schema(manifest), *extra])
+    histories = _histories(relations, work.scratch / "histories", maps[schema.USER_ID].ids)
+    rows = LogRows(arrow, columns, histories, numbers, categories, item_lists)
+    writer = LogWriter(work.data / schema.LOG, arrow, work.scratch / "written", log.parts)
+    _write_rows(relations, rows, writer)
+    written = writer.written()
+    settings.check_splits({split for split, files in written.files.items() if files}, *log.times())
+    _finish(work, source, settings, manifest, relations, items, (categories, item_lists), written, given_up, earlier)
+
+
+def _histories(relations: LogRelations, folder: Path, users: int) -> Histories:
+    if not relations.has_histories:
+        return NoHistories()
+    engine = relations.log.engine
+    if not engine.local:
+        if not engine.stored("chunks"):
+            engine.make("chunks", relations.chunks())
+        return ChunkHistories(relations.history)
+    return HistoryFile.write(engine, relations.positives(), users, folder, relations.history)
+
+
+def _write_rows(relations: LogRelations, rows: LogRows, writer: LogWriter) -> None:
+    first, log = writer.missing, relations.log
+    if first == log.parts:
+        return
+    query = relations.rows(first, tuple(log.own.values()))
+    with rows_bar("writing rows", relations.rows_from(first)) as bar:
+        for count in log.engine.write_parts(query, relations.order, partial(_write_batches, rows, writer)):
+            bar.update(count)
+
+
+def _write_batches(rows: LogRows, writer: LogWriter, batches: Iterable[pa.RecordBatch]) -> Iterator[int]:
+    yield from writer.write(
+        (batch.column("part").to_numpy(), batch.column("split").to_numpy(), rows.table(batch)) for batch in batches
     )
-    extra = [pa.field(name, pa.float32()) for name in source.event_columns.extra]
-    writer = LogWriter(work.data / schema.LOG, pa.schema([*schema.log_schema(manifest), *extra]))
-    _pass_over(log, log_pass, writer, work.scratch)
-    log_pass.check_negatives(source.name)
-    settings.check_splits({split for split, files in writer.files.items() if files}, *log.times())
-    _finish(work, source, settings, manifest, items, log_pass, writer, earlier)
-
-
-def _sampler(log: OrderedLog, settings: LogSettings, scratch: Path) -> Sampler:
-    folder = scratch / "taken"
-    folder.mkdir(exist_ok=True)
-    items = len(log.items) + 1
-    launches = Launches.of(log.first_click, NEVER, settings.window_days, settings.seed)
-    window = DayWindow.empty(items, settings.window_days)
-    weights = (settings.floor_weight, settings.launch_draws)
-    return Sampler(settings.negatives, *weights, settings.seed, window, launches, Taken(folder, items))
-
-
-def _pass_over(log: OrderedLog, log_pass: LogPass, writer: LogWriter, scratch: Path) -> None:
-    done = _resume(log_pass, writer, scratch)
-    with rows_bar("writing rows", log.rows) as bar:
-        bar.update(log_pass.events_seen)
-        for partition in range(done, len(log.bucket_rows)):
-            writer.write(partition, log_pass.rows_of(partition, log.bucket(partition)))
-            _snapshot(partition + 1, log_pass, writer, scratch)
-            bar.update(log.bucket_rows[partition])
-
-
-def _snapshot(done: int, log_pass: LogPass, writer: LogWriter, scratch: Path) -> None:
-    trees: dict[str, object] = {"state": log_pass.state, "facts": writer.facts()}
-    trees |= {"done": done, "events_seen": log_pass.events_seen, "given_up": log_pass.given_up}
-    if log_pass.sampler is not None:
-        trees["window"] = log_pass.sampler.window
-    save_snapshot(scratch / "snapshot.npz", **trees)
-
-
-def _resume(log_pass: LogPass, writer: LogWriter, scratch: Path) -> int:
-    """Restores the last snapshot, if there is one. Returns the number of finished partitions."""
-    path = scratch / "snapshot.npz"
-    if not path.exists():
-        return 0
-    arrays = load_snapshot(path)
-    done = int(arrays["done"])
-    log_pass.state = restore_snapshot(log_pass.state, "state", arrays)
-    log_pass.events_seen, log_pass.given_up = int(arrays["events_seen"]), int(arrays["given_up"])
-    writer.resume(str(arrays["facts"]))
-    if log_pass.sampler is not None:
-        log_pass.sampler.window = restore_snapshot(log_pass.sampler.window, "window", arrays)
-        log_pass.sampler.taken.resume(done)
-    return done
 
 
 def _finish(
@@ -219,22 +253,26 @@ def _finish(
     source: Source,
     settings: LogSettings,
     manifest: Manifest,
+    relations: LogRelations,
     items: Items,
-    log_pass: LogPass,
-    writer: LogWriter,
+    by_item: tuple[dict[str, np.ndarray], dict[str, Lists]],
+    written: WrittenParts,
+    given_up: int,
     earlier: EarlierIds,
 ) -> None:
-    impressions, taken = log_pass.state.train_impressions, {}
+    impressions, test = relations.impressions(manifest.ids[schema.ITEM_ID] - 1)
+    taken = {}
     if settings.ids is not None and not impressions.any():
         impressions = earlier.train_impressions(len(impressions))
         taken = {"train_impressions": f"those of {settings.ids}: this log has no rows of train or before it"}
-    splits = {split: tuple(files) for split, files in writer.files.items() if files}
-    cold = rows_on_items(writer.log, splits.get("test", ()), np.asarray(impressions == 0))
-    facts = protocol(source, settings, items, log_pass, writer.counts, cold) | dict(manifest.protocol) | taken
-    manifest = replace(manifest, splits=splits, lists=writer.list_columns(), protocol=facts)
-    write_items(work.data / schema.ITEMS, items, impressions, log_pass.item_categories, log_pass.item_lists)
+    splits = {split: tuple(files) for split, files in written.files.items() if files}
+    cold = int(test[impressions == 0].sum())
+    facts = protocol(source, settings, items, relations, written.counts, cold, given_up)
+    facts |= dict(manifest.protocol) | taken
+    manifest = replace(manifest, splits=splits, lists=written.list_columns(), protocol=facts)
+    write_items(work.data / schema.ITEMS, items, impressions, *by_item)
     earlier.carry_vectors(work.data / schema.ITEMS)
-    schema.save_manifest(manifest, writer.log)
+    schema.save_manifest(manifest, work.data / schema.LOG)
 
 
 def category_ids(items: Items, earlier: EarlierIds) -> tuple[dict[str, np.ndarray], dict[str, IdMap]]:
@@ -258,7 +296,7 @@ def list_ids(items: Items, earlier: EarlierIds) -> tuple[dict[str, Lists], dict[
     for column, found in items.lists.items():
         maps[column] = earlier.grown(column, sorted(pc.unique(pc.list_flatten(found)).to_pylist()))
         of_unknown = pa.array([[]], found.type)
-        by_item[column] = Lists.of(pa.chunked_array([maps[column].add_lists(pa.concat_arrays([of_unknown, found]))]))
+        by_item[column] = Lists.of(maps[column].add_lists(pa.concat_arrays([of_unknown, found])))
     return by_item, maps
 
 
@@ -276,14 +314,20 @@ _NEGATIVES = (
 
 
 def protocol(
-    source: Source, settings: LogSettings, items: Items, log_pass: LogPass, counts: Counter[str], cold_rows: int
+    source: Source,
+    settings: LogSettings,
+    items: Items,
+    relations: LogRelations,
+    counts: Counter[str],
+    cold_rows: int,
+    given_up: int,
 ) -> dict[str, object]:
-    """manifest.protocol. counts: see `LogWriter`. cold_rows: test rows on items without a train impression."""
+    """manifest.protocol. counts: see `WrittenParts`. cold_rows: test rows on items without a train impression."""
     rows = sum(counts[f"{split} rows"] for split in SPLITS)
     positives = sum(counts[f"{split} positives"] for split in SPLITS)
     facts: dict[str, object] = {
         "labels": source.labels,
-        "events": log_pass.events_seen,
+        "events": relations.log.rows,
         "rows": rows,
         "positive_rate": rate(positives, rows),
         "splits": {
@@ -294,7 +338,7 @@ def protocol(
             for split in SPLITS
             if counts[f"{split} rows"]
         },
-        "split": log_pass.split.protocol(),
+        "split": relations.split.protocol(),
         "cold_share_of_test_rows": rate(cold_rows, counts["test rows"]),
         "as_of": "history and stat_* columns count rows with a strictly smaller timestamp; *_recent count the "
         f"{settings.recent_days} whole UTC days before the row's own day. Rows of every split count."
@@ -310,14 +354,14 @@ def protocol(
     }
     if counts["before rows"]:
         facts["rows_before_train"] = counts["before rows"]
-    if log_pass.sampler is not None:
+    if relations.sampled:
         facts["negatives"] = {
             "words": _NEGATIVES,
             "per_positive": settings.negatives,
             "window_days": settings.window_days,
             "floor_weight": settings.floor_weight,
             "launch_draws": settings.launch_draws,
-            "given_up": log_pass.given_up,
+            "given_up": given_up,
         }
     return facts
 

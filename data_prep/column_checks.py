@@ -6,6 +6,7 @@ it warns, with figures, of what is probably a mistake, and refuses what cannot b
 Shapes: E events of a block, V values of a category.
 """
 
+import pickle
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -36,7 +37,8 @@ class ColumnChecks:
     def __init__(self, source: str, columns: EventColumns) -> None:
         self._source, self._columns = source, columns
         self._rows = self._positives = self._user_is_item = 0
-        self._values = {name: _Values() for name in (USER, ITEM, *columns.categorical)}
+        self._item_number = _ConsecutiveNumbers()
+        self._values: Mapping[str, ValueCounts] = {}
         self._numbers = {name: _Numbers() for name in columns.numbers}
         self._labels = {name: np.zeros((2, 2), np.int64) for name in columns.labels}
         self._lists = {name: _Lists() for name in columns.lists}
@@ -48,11 +50,21 @@ class ColumnChecks:
         names = list(columns.numbers)
         self._same |= {(name, other): True for place, name in enumerate(names) for other in names[:place]}
 
-    def add(self, events: pa.Table, dense: pa.Table) -> None:
-        """Counts a block. events: as the source yields them. dense: the same, with ids in place of texts."""
+    def save(self) -> bytes:
+        """The counts, for `load` by the same version."""
+        return pickle.dumps(self)
+
+    @staticmethod
+    def load(saved: bytes) -> "ColumnChecks":
+        """What `save` returned: bytes that this command wrote itself, into a folder of its own."""
+        found = pickle.loads(saved)
+        assert isinstance(found, ColumnChecks)
+        return found
+
+    def add(self, events: pa.Table) -> None:
+        """Counts a block of events, as the source yields them."""
         label_E = events[LABEL].to_numpy() > 0
-        for name, values in self._values.items():
-            values.add(dense[name].to_numpy(), events[name] if name == ITEM else None, label_E, self._rows)
+        self._item_number.add(events[ITEM], self._rows)
         for name, numbers in self._numbers.items():
             numbers.add(events[name].to_numpy(), label_E)
         for name, counts in self._labels.items():
@@ -66,8 +78,12 @@ class ColumnChecks:
         self._rows += len(label_E)
         self._positives += int(label_E.sum())
 
-    def judge(self, implicit: bool) -> None:
-        """Prints warnings. implicit: the log holds positives only. Raises ContractError for what cannot be meant."""
+    def judge(self, implicit: bool, values: Mapping[str, "ValueCounts"]) -> None:
+        """Prints warnings. implicit: the log holds positives only. values: of users, items and categories.
+
+        Raises ContractError for what cannot be meant.
+        """
+        self._values = values
         if self._columns.timed:
             self._times.judge(self._source, self._rows)
         if self._rows < LEAST_ROWS:
@@ -76,9 +92,9 @@ class ColumnChecks:
         if not implicit and self._positives == self._rows:
             got = f"{self._rows:,} events, all positive; a log of positives alone needs no label or rating column"
             raise ContractError(self._source, "labels 0 and 1", got)
-        for name, values in self._values.items():
+        for name, found in values.items():
             if name.startswith(CATEGORICAL_PREFIX):
-                self._judge_category(name, values)
+                self._judge_category(name, found)
         for name, numbers in self._numbers.items():
             self._judge_number(name, numbers)
         for name, counts in self._labels.items():
@@ -93,13 +109,12 @@ class ColumnChecks:
         raise ContractError(f"{self._source}, {_named(name)}", expected, got)
 
     def _judge_ids(self) -> None:
-        rows, items = self._rows, self._values[ITEM]
+        rows, first = self._rows, self._item_number.first
         if self._user_is_item == rows:
             self._refuse(ITEM, "other values than the user column has", f"the same in all {rows:,} rows")
         if self._user_is_item > MOSTLY * rows:
             self._warn(ITEM, f"{self._user_is_item:,} of {rows:,} rows have the same value as in the user column")
-        if items.row_number is not None:
-            first = items.row_number
+        if first is not None:
             got = f"{first}, {first + 1}, {first + 2}, … in {rows:,} rows: the number of the row"
             self._refuse(ITEM, "items, which several rows can share", got)
         self._judge_id(USER, "no row has a history")
@@ -108,12 +123,12 @@ class ColumnChecks:
     def _judge_id(self, name: str, cost: str) -> None:
         """cost: of an id for each row."""
         rows, values = self._rows, self._values[name]
-        found = int((values.rows > 0).sum())
+        found = values.different
         if self._same[name, LABEL]:
             self._refuse(name, "ids", f"the label in all {rows:,} rows")
         if self._same[name, TIMESTAMP]:
             self._warn(name, f"all {rows:,} rows have the same value as in {_named(TIMESTAMP)}")
-        elif self._tells_label(values, found):
+        elif self._tells_label(values):
             self._warn(name, f"its {found:,} values tell the label of all {rows:,} rows")
         if found == rows:
             self._warn(name, f"{rows:,} rows have {found:,} different values: {cost}")
@@ -126,15 +141,13 @@ class ColumnChecks:
     def _both_labels(self) -> bool:
         return min(self._positives, self._rows - self._positives) >= LEAST_OF_A_LABEL
 
-    def _tells_label(self, values: "_Values", found: int) -> bool:
-        """Whether all rows of each of the `found` values have one label, and this is no chance."""
-        mixed = (values.positives > 0) & (values.positives < values.rows)
-        return self._both_labels and not mixed.any() and self._rows >= ROWS_PER_VALUE * max(1, found)
+    def _tells_label(self, values: "ValueCounts") -> bool:
+        """Whether all rows of each value have one label, and this is no chance."""
+        return self._both_labels and not values.mixed and self._rows >= ROWS_PER_VALUE * max(1, values.different)
 
-    def _judge_category(self, name: str, values: "_Values") -> None:
-        rows, known = self._rows, values.rows[1:]
-        found = int((known > 0).sum())
-        if self._tells_label(values, found):
+    def _judge_category(self, name: str, values: "ValueCounts") -> None:
+        rows, found = self._rows, values.different
+        if self._tells_label(values):
             got = f"a column whose {found:,} values tell the label of all {rows:,} rows; leave it out"
             self._refuse(name, "what is known before the label", got)
         for other in (USER, ITEM):
@@ -142,7 +155,7 @@ class ColumnChecks:
                 self._warn(name, f"all {rows:,} rows have the same value as in the {other} column")
         if found == 0:
             self._warn(name, f"all {rows:,} values are missing")
-        elif found == 1 and not values.rows[0]:
+        elif found == 1 and not values.missing:
             self._warn(name, f"all {rows:,} rows have one value")
         elif found > MOSTLY * rows:
             self._warn(name, f"{found:,} different values in {rows:,} rows: an id of the row, not a category")
@@ -204,21 +217,24 @@ def _same_values(column: pa.ChunkedArray, other: pa.ChunkedArray) -> bool:
         return False
 
 
+@dataclass(frozen=True)
+class ValueCounts:
+    """Of a column of texts. different: values. missing: rows without one. mixed: values whose rows have both labels."""
+
+    different: int
+    missing: int
+    mixed: int
+
+
 @dataclass
-class _Values:
-    """rows, positives: int64 [V] by dense id, 0: missing. row_number: first of consecutive whole numbers, or None."""
+class _ConsecutiveNumbers:
+    """first: of the consecutive whole numbers that a column holds, row by row; None if it holds others."""
 
-    rows: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
-    positives: np.ndarray = field(default_factory=lambda: np.zeros(1, np.int64))
-    row_number: int | None = None
+    first: int | None = None
 
-    def add(self, id_E: np.ndarray, text: pa.ChunkedArray | None, label_E: np.ndarray, rows_before: int) -> None:
-        size = max(len(self.rows), int(id_E.max()) + 1)
-        self.rows = np.bincount(id_E, minlength=size) + np.pad(self.rows, (0, size - len(self.rows)))
-        positives = np.pad(self.positives, (0, size - len(self.positives)))
-        self.positives = np.bincount(id_E[label_E], minlength=size) + positives
-        if text is not None and (rows_before == 0 or self.row_number is not None):
-            self.row_number = _first_of_consecutive(text, rows_before, self.row_number)
+    def add(self, text: pa.ChunkedArray, rows_before: int) -> None:
+        if rows_before == 0 or self.first is not None:
+            self.first = _first_of_consecutive(text, rows_before, self.first)
 
 
 def _first_of_consecutive(text: pa.ChunkedArray, rows_before: int, first: int | None) -> int | None:

@@ -29,12 +29,12 @@ from sidrec.id_maps import save_source_ids
 from sidrec.io.files import replaced_file
 from sidrec.schema import LogFile, Manifest
 
+from .as_of import Runs, Totals
 from .command import WorkFolder, file_facts, load_snapshot, refuse_flags, rows_bar, run, save_snapshot
 from .criteo_layout import CriteoLayout, RowRange
 from .criteo_rows import CATEGORICAL, DENSE, FIRST, UNKNOWN, ValueCounts
 from .item_vectors import vector_column
 from .log_files import ROW_GROUP
-from .log_pass import Runs, Totals
 from .splits import SPLITS
 
 if TYPE_CHECKING:  # scipy is slow to import, so the help must not

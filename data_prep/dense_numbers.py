@@ -1,14 +1,17 @@
 """Numbers of a source (price, duration) as dense columns: log(1 + max(x, 0)), standardised on the train split alone.
 
-`fit_transforms` passes once over the ordered events, before rows are written, and takes mean and deviation from the
-events of the train split. Numbers of items count once for each train event of the item. A missing number becomes 0, the
+`fit_transforms` takes mean and deviation from the events of the train split, before rows are written. It sums whole
+numbers of a small unit, so that no order of the sum matters. Numbers of items count once for each train event of the
+item. A missing number becomes 0, the
 mean, and 1 in the column NAME_missing, which a column without missing numbers does not have.
 
-Shapes: E events of a bucket, N rows of a partition, I item ids (0 included).
+Shapes: N rows, I item ids (0 included).
 """
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +19,8 @@ import pyarrow as pa
 from sidrec.errors import print_warning
 from sidrec.schema import Transform
 
-from .events import ITEM
+from .log_relations import moments
+from .ordered_events import LOG_UNIT, OrderedEvents, log_units
 
 MISSING = "_missing"
 
@@ -38,11 +42,11 @@ class DenseNumbers:
         named = ((name, name + MISSING) if name in self.flagged else (name,) for name in self.transforms)
         return tuple(column for pair in named for column in pair)
 
-    def rows(self, own: Mapping[str, np.ndarray], place_N: np.ndarray, item_N: np.ndarray) -> dict[str, np.ndarray]:
-        """Dense columns float32 [N]. own: columns of the events. place_N: event of each row. item_N: item of each."""
+    def rows(self, own: Mapping[str, np.ndarray], item_N: np.ndarray) -> dict[str, np.ndarray]:
+        """Dense columns float32 [N]. own: columns of the events, by row. item_N: item of each row."""
         found: dict[str, np.ndarray] = {}
         for name, transform in self.transforms.items():
-            values_N = self.by_item[name][item_N] if name in self.by_item else own[name][place_N]
+            values_N = self.by_item[name][item_N] if name in self.by_item else own[name]
             missing_N = np.isnan(values_N)
             scaled_N = (_log(values_N) - transform.mean) / (transform.deviation or 1.0)
             found[name] = np.where(missing_N, 0.0, scaled_N).astype(np.float32)
@@ -52,35 +56,47 @@ class DenseNumbers:
 
 
 def fit_transforms(
-    events: Iterable[tuple[pa.Table, np.ndarray]],
+    log: OrderedEvents,
     sources: Mapping[str, str],
     by_item: Mapping[str, np.ndarray],
     earlier: DenseNumbers | None = None,
 ) -> DenseNumbers:
     """Constants of the transforms, and counts of missing and negative numbers over all events, with warnings.
 
-    events: buckets of the ordered log, and whether each event is of the train split (bool [E]); read only if there are
-    sources. sources: int_* column -> the source's column. by_item: as in DenseNumbers. earlier: constants of another
-    preparation, which are kept, so that equal numbers mean the same to its models.
+    log: with the relation `split_events`. sources: int_* column -> the source's column. by_item: as in DenseNumbers.
+    earlier: constants of another preparation, which are kept, so that equal numbers mean the same to its models.
     """
     if not sources:
         return DenseNumbers()
-    found = {name: _Moments() for name in sources}
-    rows = 0
-    for bucket, train_E in events:
-        rows += len(bucket)
-        item_E = bucket[ITEM].to_numpy()
-        for name, moments in found.items():
-            moments.add(by_item[name][item_E] if name in by_item else bucket[name].to_numpy(), train_E)
-    transforms = {name: moments.transform(sources[name]) for name, moments in found.items()}
-    flagged = {name for name, moments in found.items() if moments.missing}
+    transforms = {name: _fitted(log, name, source, by_item.get(name)) for name, source in sources.items()}
+    flagged = {name for name, found in transforms.items() if found.missing}
     if earlier is not None:
         kept = earlier.transforms
         transforms = {name: _with_constants(now, kept.get(name, now)) for name, now in transforms.items()}
         flagged = {name for name in flagged if name not in kept} | earlier.flagged
     for transform in transforms.values():
-        _warn(transform, rows)
+        _warn(transform, log.rows)
     return DenseNumbers(transforms, frozenset(flagged), by_item)
+
+
+def _fitted(log: OrderedEvents, name: str, source: str, value_I: np.ndarray | None) -> Transform:
+    if value_I is None:
+        column = log.own[name]
+        numbers = (
+            f"SELECT event, log_{column} AS logs, CASE WHEN {column} < 0 THEN 1 ELSE 0 END AS negative FROM ordered"
+        )
+        joined = f"({numbers}) AS n JOIN split_events AS s ON s.event = n.event"
+    else:
+        negative_I = (value_I < 0).astype(np.int64)
+        items = {"item_id": np.arange(len(value_I)), "logs": log_units(value_I), "negative": negative_I}
+        log.engine.put("item_numbers", pa.table(items))
+        joined = "item_numbers AS n JOIN split_events AS s ON s.item_id = n.item_id"
+    train = "CASE WHEN s.split = 0 THEN 1 ELSE 0 END AS train"
+    count, total, squares, missing, negative = moments(log.engine, f"SELECT n.logs, n.negative, {train} FROM {joined}")
+    if not count:
+        return Transform(source, 0.0, 0.0, missing, negative)
+    variance = Fraction(squares, count) - Fraction(total, count) ** 2
+    return Transform(source, total / count / LOG_UNIT, math.sqrt(float(variance)) / LOG_UNIT, missing, negative)
 
 
 def _with_constants(now: Transform, kept: Transform) -> Transform:
@@ -92,33 +108,6 @@ def _warn(transform: Transform, rows: int) -> None:
         print_warning(f"column {transform.source}: {transform.negative:,} of {rows:,} numbers are below 0, taken as 0")
     if transform.missing:
         print_warning(f"column {transform.source}: {transform.missing:,} of {rows:,} numbers are missing")
-
-
-@dataclass
-class _Moments:
-    """Mean and sum of squared deviations of log(1 + max(x, 0)) so far, in float64 (Chan, Golub and LeVeque 1979)."""
-
-    count: int = 0
-    mean: float = 0.0
-    squares: float = 0.0
-    missing: int = 0
-    negative: int = 0
-
-    def add(self, values_E: np.ndarray, train_E: np.ndarray) -> None:
-        self.missing += int(np.isnan(values_E).sum())
-        self.negative += int((values_E < 0).sum())
-        logs = _log(values_E[train_E & ~np.isnan(values_E)])
-        if not len(logs):
-            return
-        mean, squares = float(logs.mean()), float(np.square(logs - logs.mean()).sum())
-        total, apart = self.count + len(logs), mean - self.mean
-        self.squares += squares + apart**2 * self.count * len(logs) / total
-        self.mean += apart * len(logs) / total
-        self.count = total
-
-    def transform(self, source: str) -> Transform:
-        deviation = float(np.sqrt(self.squares / self.count)) if self.count else 0.0
-        return Transform(source, self.mean, deviation, self.missing, self.negative)
 
 
 def _log(values: np.ndarray) -> np.ndarray:

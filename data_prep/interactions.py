@@ -35,7 +35,7 @@ from .events import (
     check_events,
 )
 from .item_vectors import NONE, TEXT_SOURCES
-from .log_pass import ROW_DENSE
+from .log_rows import ROW_DENSE
 from .source_columns import Lines, amounts, first_values, numbers, seconds, texts
 from .source_files import Block, blocks, column_names, files_of, whole
 

@@ -23,7 +23,7 @@ from sidrec.io.progress import Bar
 from sidrec.schema import ITEM_ID, OTHER_ID, Manifest
 
 from .command import refuse_flags, rows_bar
-from .log_pass import gather_ranges
+from .histories import gather_ranges
 from .source_files import open_stream
 
 PAIR_COLUMNS = 4096  # other items in memory at a time, for all users of one item

@@ -1,10 +1,11 @@
 """The flags that every command for public logs takes: how events become rows, and how rows are split."""
 
 import math
+import os
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pandas as pd
 
@@ -12,8 +13,8 @@ from sidrec.command_line import metavar
 from sidrec.errors import ContractError
 
 from .command import refuse_flags
-from .event_order import NEVER
 from .events import LATEST
+from .ordered_events import NEVER
 from .splits import SPLITS, SplitKind, StatedSplit
 
 MOST_WEIGHT = 1e9  # of an item, where one positive weighs 1
@@ -54,9 +55,31 @@ class LogSettings:
     seed: int = 0
     """Seed of all random numbers."""
     partition_rows: int = 1_000_000
-    """Events in memory at a time (at least one day's events)."""
+    """Events of a part of the log, which has a file for each split (at least one day's events)."""
+    engine: Literal["duckdb", "spark"] = "duckdb"
+    """What makes rows: DuckDB in this process, or Spark. The rows are the same."""
+    master: Annotated[str, metavar("URL")] = "local[*]"
+    """Master of --engine spark, such as spark://HOST:7077, yarn or local[2]."""
+    memory: Annotated[str, metavar("SIZE")] = "4GB"
+    """Memory of the process, such as 2GB or 800MB; what needs more goes to disk, below OUT.partial."""
+    threads: Annotated[int, metavar("THREADS", "all cores")] = 0
+    """Threads of the engine. Rows do not depend on them."""
     overwrite: bool = False
     """Replace OUT if it exists and holds nothing but what data_prep wrote."""
+
+    def of_rows(self) -> dict[str, object]:
+        """The settings that rows depend on."""
+        unused = ("overwrite", "memory", "threads", "master")
+        return {name: value for name, value in asdict(self).items() if name not in unused}
+
+    @property
+    def memory_bytes(self) -> int:
+        """Raises ContractError for text that is no size."""
+        return size_in_bytes(self.memory, "--memory", LEAST_MEMORY)
+
+    @property
+    def threads_or_cores(self) -> int:
+        return self.threads or len(os.sched_getaffinity(0))
 
     def check(self) -> None:
         """Raises ContractError that names the first flag whose value cannot be used."""
@@ -69,6 +92,7 @@ class LogSettings:
             "--floor-weight": _weight(self.floor_weight),
             "--launch-draws": _weight(self.launch_draws),
             "--seed": (self.seed >= 0, "at least 0", self.seed),
+            "--threads": (0 <= self.threads <= 1024, "at least 1 and at most 1,024, or 0 for all cores", self.threads),
             "--partition-rows": (self.partition_rows >= 1, "at least 1", self.partition_rows),
             "--test-share": (0 < test < 1, "a share between 0 and 1", test),
             "--validation-share": (
@@ -78,6 +102,7 @@ class LogSettings:
             ),
         }
         refuse_flags(rules)
+        _ = self.memory_bytes
         self._check_stated()
         if self.split == "last" and (self.test_share is not None or self.validation_share is not None):
             raise ContractError("--split last", "no --test-share or --validation-share: each is one event", "a share")
@@ -134,6 +159,19 @@ class LogSettings:
         for split in needed:
             if split not in found:
                 raise ContractError("the log", f"rows in the split {split}{where}", got)
+
+
+UNITS = {"MB": 10**6, "MIB": 1 << 20, "GB": 10**9, "GIB": 1 << 30, "TB": 10**12, "TIB": 1 << 40}
+LEAST_MEMORY = 900_000_000
+
+
+def size_in_bytes(text: str, flag: str, least: int) -> int:
+    """Bytes of a size such as 2GB, 1.5 GiB or 800MB. Raises ContractError for other text and sizes below `least`."""
+    found = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]I?B)\s*", text.upper())
+    size = round(float(found[1]) * UNITS[found[2]]) if found and found[2] in UNITS else 0
+    if not least <= size < 1 << 60:
+        raise ContractError(flag, f"a size of at least {least / 10**6:,.0f}MB, such as 2GB", repr(text))
+    return size
 
 
 def _weight(value: float) -> tuple[bool, str, float]:

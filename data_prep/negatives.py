@@ -1,6 +1,6 @@
 """Sampled negatives for logs that hold only positives.
 
-For every positive, `Sampler` draws `per_positive` rows of the same user and timestamp with other items and label 0.
+For every positive, `per_positive` rows of the same user and timestamp with other items and label 0 are drawn.
 
 An item is launched at the time of its first positive minus a seeded uniform(0, W) days, W being the window. A
 negative's item is drawn from one of two sets: the items launched in the last W days, with equal weights, or all
@@ -11,200 +11,228 @@ positive. "Never shown" or "not taken lately" would then give the label away.
 A negative is never an item that the user took at or before its time. Items that the user takes later may be drawn:
 the draw does not look ahead.
 
-Every random number is a hash of (seed, event, negative, attempt), so partition sizes and restarts change nothing.
+A draw is a place: of an event, whose item is taken, in the window; or of an item in the order of launches. So a draw
+from millions of items is an equi-join, and popularity needs no weights. Every random number is a hash of (seed, event,
+negative, attempt). The relations:
 
-Shapes: N positives of a partition, M negatives being drawn.
+    launched    item_id, day: the day of its launch
+    launches    item_id, place: number in the order of launches
+    pools       day, and the sets from which that day's negatives are drawn, as ranges of places
+    pairs       user_id, item_id, first: time of the user's first event with the item
+    tried_A     attempt A, or A and later ones: event, which (negative of the event), user_id, item_id, moment, day,
+                split, attempt, taken
+    negatives   those that were not taken
+
+Shapes: N rows, D days.
 """
 
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
-from .event_order import SECONDS_PER_DAY, DayWindow, day_slices
+from .draws import uniforms
+from .engine import Engine, table, value
+from .ordered_events import SECONDS_PER_DAY, OrderedEvents, numbering
 
 ATTEMPTS = 30  # draws for a negative; it is given up when all of them are items that the user has taken
+LAUNCH_KEY = 0xA11
+OPEN = "event, which, user_id, moment, day, split"
+DRAWN = pa.schema(
+    [
+        ("event", pa.int64()),
+        ("which", pa.int32()),
+        ("user_id", pa.int32()),
+        ("moment", pa.int64()),
+        ("day", pa.int64()),
+        ("split", pa.int32()),
+        ("attempt", pa.int32()),
+        ("drawn_event", pa.int64()),
+        ("drawn_launch", pa.int64()),
+    ]
+)
+POOL = "fresh_from, fresh, popular_from, popular, launched"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Sampler:
-    """Draws the negatives of partitions, which must come in time order.
+    """How negatives are drawn.
 
-    per_positive: negatives for each positive. floor_weight, launch_draws: see `Pool`. window: the positives of
-    the last days.
+    floor_weight: weight of a launched item without positives; a positive weighs 1. launch_draws: draws that an item
+    gets while it is fresh, per negative per positive.
     """
 
     per_positive: int
     floor_weight: float
     launch_draws: float
+    window_days: int
     seed: int
-    window: DayWindow
-    launches: "Launches"
-    taken: "Taken"
 
-    def draw(
-        self, user_N: np.ndarray, item_N: np.ndarray, timestamp_N: np.ndarray, event_N: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Negatives for the positives of a partition. event_N: numbers of these events in the log.
+    def draw(self, log: OrderedEvents) -> int:
+        """Makes the relation `negatives` of a log whose events are in the relation `split_events`.
 
-        Returns the index of each negative's positive in the partition, and its item; both int64 [M]. M is less than
-        N * per_positive where the pool held only items that the user had taken.
+        Returns how many negatives found no item.
         """
-        here = _FirstTimes.of(self.taken.keys(user_N, item_N), timestamp_N)
-        places, items = [np.zeros(0, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
-        for day, begin, end in day_slices(timestamp_N):
-            self.window.move_to(day)
-            pool = self._pool(day)
-            place = np.repeat(np.arange(begin, end), self.per_positive)
-            which = np.tile(np.arange(self.per_positive), end - begin)
-            for attempt in range(0 if pool.empty else ATTEMPTS):
-                drawn = pool.pick(uniforms(self.seed, event_N[place], which, attempt))
-                key = self.taken.keys(user_N[place], drawn)
-                has = self.taken.holds(key) | here.at_or_before(key, timestamp_N[place])
-                places.append(place[~has])
-                items.append(drawn[~has])
-                place, which = place[has], which[has]
-                if not len(place):
-                    break
-            self.window.add(item_N[begin:end])
-        return np.concatenate(places), np.concatenate(items)
+        engine = log.engine
+        if not engine.stored("negatives"):
+            self._launches(engine)
+            self._pools(log)
+            if not engine.stored("pairs"):
+                first = "SELECT user_id, item_id, MIN(moment) AS first FROM ordered GROUP BY user_id, item_id"
+                engine.make("pairs", first)
+            tried = self._attempts(engine, log.rows * self.per_positive)
+            new = f"{OPEN}, item_id, attempt"
+            engine.make("negatives", " UNION ALL ".join(f"SELECT {new} FROM {name} WHERE taken = 0" for name in tried))
+            for name in tried:
+                engine.drop(name)
+        drawn = int(value(engine, "SELECT CAST(COUNT(*) AS BIGINT) FROM negatives"))
+        return log.rows * self.per_positive - drawn
 
-    def _pool(self, day: int) -> "Pool":
-        fresh, launched = self.launches.since(day - self.window.days, day), self.launches.until(day)
-        return Pool(fresh, self.window.items, launched, self.floor_weight, self.launch_draws)
+    def _launches(self, engine: Engine) -> None:
+        if not engine.stored("launched"):
+            first = "SELECT item_id, MIN(moment) AS first FROM ordered WHERE label > 0 GROUP BY item_id"
+            arrow = pa.schema([("item_id", pa.int32()), ("day", pa.int64())])
+            engine.map("launched", first, self._launch_days, arrow)
+        if not engine.stored("launches"):
+            numbered = numbering(engine, "launched", "day", "item_id", 0)
+            engine.make("launches", f"SELECT item_id, number AS place FROM ({numbered}) AS n")
+
+    def _launch_days(self, first: pa.RecordBatch) -> pa.RecordBatch:
+        item_N, time_N = (column.to_numpy() for column in first.columns)
+        ahead_N = uniforms(self.seed, item_N.astype(np.int64), LAUNCH_KEY) * self.window_days * SECONDS_PER_DAY
+        day_N = np.floor((time_N - ahead_N) / SECONDS_PER_DAY).astype(np.int64)
+        return pa.RecordBatch.from_arrays([first.column(0), pa.array(day_N)], ["item_id", "day"])
+
+    def _pools(self, log: OrderedEvents) -> None:
+        if log.engine.stored("pools"):
+            return
+        launched = table(log.engine, "SELECT day, CAST(COUNT(*) AS BIGINT) AS n FROM launched GROUP BY day")
+        launched = launched.sort_by("day")
+        day_D, before_D = log.days["day"].to_numpy(), log.days["before"].to_numpy()
+        # Whole days: the window's first day that has events, and launches up to a day.
+        popular_from_D = before_D[np.searchsorted(day_D, day_D - self.window_days)]
+        until = np.concatenate([[0], np.cumsum(launched["n"].to_numpy())]).astype(np.int64)
+        launch_days = launched["day"].to_numpy()
+        fresh_from_D = until[np.searchsorted(launch_days, day_D - self.window_days)]
+        launched_D = until[np.searchsorted(launch_days, day_D, side="right")]
+        pools = {
+            "day": day_D,
+            "fresh_from": fresh_from_D,
+            "fresh": launched_D - fresh_from_D,
+            "popular_from": popular_from_D,
+            "popular": before_D - popular_from_D,
+            "launched": launched_D,
+        }
+        log.engine.put("pools", pa.table(pools))
+
+    def _attempts(self, engine: Engine, wanted: int) -> list[str]:
+        """Makes the relations tried_A. Returns their names.
+
+        Once few negatives are still open, all attempts that are left are tried together, and the first of each that
+        found an item counts: as many rows as one attempt for all has.
+        """
+        which = " UNION ALL ".join(f"SELECT {number} AS which" for number in range(self.per_positive))
+        still_open, left, names = f"SELECT e.*, w.which FROM split_events AS e CROSS JOIN ({which}) AS w", wanted, []
+        for attempt in range(ATTEMPTS):
+            name = f"tried_{attempt}"
+            names.append(name)
+            last = left * (ATTEMPTS - attempt) <= wanted
+            if not engine.stored(name):
+                self._try(engine, name, range(attempt, ATTEMPTS if last else attempt + 1), still_open)
+            still_open = f"SELECT {OPEN} FROM {name} WHERE taken = 1"
+            left = int(value(engine, f"SELECT CAST(COUNT(*) AS BIGINT) FROM {name} WHERE taken = 1"))
+            if last or not left:
+                break
+        return names
+
+    def _try(self, engine: Engine, name: str, attempts: range, still_open: str) -> None:
+        pooled = ", ".join(f"p.{column}" for column in POOL.split(", "))
+        numbers = " UNION ALL ".join(f"SELECT CAST({attempt} AS INTEGER) AS attempt" for attempt in attempts)
+        query = (
+            f"SELECT {_of('o', OPEN)}, a.attempt, {pooled} FROM ({still_open}) AS o "
+            f"JOIN pools AS p ON p.day = o.day CROSS JOIN ({numbers}) AS a"
+        )
+        engine.map("drawn", query, self._pick, DRAWN)
+        item = "COALESCE(e.item_id, l.item_id)"
+        joined = (
+            f"SELECT {_of('d', OPEN)}, d.attempt, {item} AS item_id FROM drawn AS d LEFT JOIN ordered AS e "
+            "ON e.event = d.drawn_event LEFT JOIN launches AS l ON l.place = d.drawn_launch"
+        )
+        taken = "CASE WHEN t.first <= j.moment THEN 1 ELSE 0 END AS taken"
+        pairs = "LEFT JOIN pairs AS t ON t.user_id = j.user_id AND t.item_id = j.item_id"
+        tried = f"SELECT j.*, {taken} FROM ({joined}) AS j {pairs}"
+        if len(attempts) > 1:
+            order = "ROW_NUMBER() OVER (PARTITION BY event, which ORDER BY taken, attempt) AS number"
+            tried = f"SELECT {OPEN}, attempt, item_id, taken FROM (SELECT *, {order} FROM ({tried}) AS t) AS n"
+            tried += " WHERE number = 1"
+        engine.make(name, tried)
+        engine.drop("drawn")
+
+    def _pick(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        """Places that are drawn, without the rows of days that have nothing to draw from."""
+        pools = self._pools_of(rows)
+        rows = rows.filter(pa.array((pools.fresh > 0) | (pools.weight > 0)))
+        keys = (rows.column(name).to_numpy() for name in ("event", "which", "attempt"))
+        event_N, launch_N = places(uniforms(self.seed, *keys), self._pools_of(rows))
+        whole = [rows.column(name).cast(DRAWN.field(name).type) for name in (*OPEN.split(", "), "attempt")]
+        found = [pa.array(place_N, pa.int64(), mask=place_N < 0) for place_N in (event_N, launch_N)]
+        return pa.RecordBatch.from_arrays([*whole, *found], schema=DRAWN)
+
+    def _pools_of(self, rows: pa.RecordBatch) -> "Pools":
+        ranges = {name: rows.column(name).to_numpy() for name in POOL.split(", ")}
+        return Pools(**ranges, floor_weight=self.floor_weight, launch_draws=self.launch_draws)
+
+
+def _of(relation: str, columns: str) -> str:
+    return ", ".join(f"{relation}.{name}" for name in columns.split(", "))
 
 
 @dataclass(frozen=True)
-class Pool:
-    """The items from which negatives of one day are drawn.
+class Pools:
+    """The items from which the negatives of rows are drawn, as ranges of places; all int64 [N].
 
-    fresh: items launched in the window. popular: an item for each positive in the window. launched: all launched items.
-    floor_weight: weight of a launched item without positives; a positive weighs 1. launch_draws: draws that an item
-    gets while it is fresh, per negative per positive.
+    fresh_from, fresh: launches in the window. popular_from, popular: events in the window. launched: all launches so
+    far, from place 0.
     """
 
+    fresh_from: np.ndarray
     fresh: np.ndarray
+    popular_from: np.ndarray
     popular: np.ndarray
     launched: np.ndarray
     floor_weight: float
     launch_draws: float
 
     @property
-    def empty(self) -> bool:
-        return not len(self.fresh) and not self._weight
+    def weight(self) -> np.ndarray:
+        return np.asarray(self.popular + self.floor_weight * self.launched)
 
     @property
-    def _weight(self) -> float:
-        return len(self.popular) + self.floor_weight * len(self.launched)
-
-    @property
-    def _fresh_share(self) -> float:
+    def fresh_share(self) -> np.ndarray:
         """Share of draws that go to fresh items: at most half, or all if there are no others."""
-        if not self._weight:
-            return 1.0
-        return min(0.5, self.launch_draws * len(self.fresh) / max(len(self.popular), 1))
-
-    def pick(self, uniform_M: np.ndarray) -> np.ndarray:
-        """int64 [M]: an item for each number in [0, 1)."""
-        share = self._fresh_share
-        items = np.empty(len(uniform_M), dtype=np.int64)
-        is_fresh = uniform_M < share
-        items[is_fresh] = _at(self.fresh, uniform_M[is_fresh] / share) if is_fresh.any() else 0
-        point = (uniform_M - share) / (1 - share) * self._weight if share < 1 else uniform_M
-        is_popular = ~is_fresh & (point < len(self.popular))
-        items[is_popular] = self.popular[point[is_popular].astype(np.int64)]
-        rest = ~is_fresh & ~is_popular
-        if rest.any():
-            items[rest] = _at(self.launched, (point[rest] - len(self.popular)) / (self._weight - len(self.popular)))
-        return items
+        share_N = np.minimum(0.5, self.launch_draws * self.fresh / np.maximum(self.popular, 1))
+        return np.where(self.weight > 0, share_N, 1.0)
 
 
-def _at(items: np.ndarray, share: np.ndarray) -> np.ndarray:
-    return items[np.minimum((share * len(items)).astype(np.int64), len(items) - 1)]
+def places(uniform_N: np.ndarray, pools: Pools) -> tuple[np.ndarray, np.ndarray]:
+    """Place of an event and place of a launch for each number in [0, 1), int64 [N]; one of the two is -1."""
+    share_N, weight_N = pools.fresh_share, pools.weight
+    is_fresh_N = uniform_N < share_N
+    with np.errstate(divide="ignore", invalid="ignore"):
+        fresh_N = pools.fresh_from + _at(uniform_N / share_N, pools.fresh)
+        point_N = (uniform_N - share_N) / (1 - share_N) * weight_N
+        rest_N = _at((point_N - pools.popular) / (weight_N - pools.popular), pools.launched)
+    is_popular_N = ~is_fresh_N & (point_N < pools.popular)
+    event_N = np.where(is_popular_N, pools.popular_from + _whole(point_N), -1)
+    launch_N = np.where(is_fresh_N, fresh_N, np.where(is_popular_N, -1, rest_N))
+    return event_N, launch_N
 
 
-@dataclass(frozen=True)
-class Launches:
-    """Items that have a positive, sorted by launch day."""
-
-    items: np.ndarray
-    days: np.ndarray
-
-    @classmethod
-    def of(cls, first_click: np.ndarray, never: int, window_days: int, seed: int) -> "Launches":
-        """first_click: time of each item's first positive, `never` where there is none."""
-        items = np.flatnonzero(first_click != never)
-        ahead = uniforms(seed, items, 0xA11) * window_days * SECONDS_PER_DAY
-        days = np.floor((first_click[items] - ahead) / SECONDS_PER_DAY).astype(np.int64)
-        order = np.argsort(days, kind="stable")
-        return cls(items[order].astype(np.int32), days[order])
-
-    def until(self, day: int) -> np.ndarray:
-        """Items launched up to and including `day`."""
-        return self.items[: np.searchsorted(self.days, day, side="right")]
-
-    def since(self, begin: int, end: int) -> np.ndarray:
-        """Items launched from day `begin` up to and including `end`."""
-        return self.items[np.searchsorted(self.days, begin) : np.searchsorted(self.days, end, side="right")]
+def _at(share_N: np.ndarray, size_N: np.ndarray) -> np.ndarray:
+    """The place at a share of a list."""
+    return np.minimum(_whole(share_N * size_N), size_N - 1)
 
 
-@dataclass
-class Taken:
-    """The (user, item) pairs of earlier partitions: a sorted, memory-mapped file of keys per partition."""
-
-    folder: Path
-    items: int
-    runs: list[np.ndarray] = field(default_factory=list)
-
-    def add(self, partition: int, user_N: np.ndarray, item_N: np.ndarray) -> None:
-        path = self.folder / f"taken-{partition:05d}.npy"
-        np.save(path, np.unique(self.keys(user_N, item_N)))
-        self.runs.append(np.load(path, mmap_mode="r"))
-
-    def resume(self, partitions: int) -> None:
-        """Maps the files of the first `partitions` partitions."""
-        self.runs = [np.load(self.folder / f"taken-{n:05d}.npy", mmap_mode="r") for n in range(partitions)]
-
-    def keys(self, user_N: np.ndarray, item_N: np.ndarray) -> np.ndarray:
-        return user_N.astype(np.int64) * self.items + item_N
-
-    def holds(self, key_N: np.ndarray) -> np.ndarray:
-        """bool [N]: whether the pair was taken in an earlier partition."""
-        held_N = np.zeros(len(key_N), dtype=bool)
-        for run in self.runs:
-            place = np.minimum(np.searchsorted(run, key_N), len(run) - 1)
-            held_N |= run[place] == key_N
-        return held_N
-
-
-@dataclass(frozen=True)
-class _FirstTimes:
-    """Time of each key's first event in a partition."""
-
-    keys: np.ndarray
-    times: np.ndarray
-
-    @classmethod
-    def of(cls, key_N: np.ndarray, timestamp_N: np.ndarray) -> "_FirstTimes":
-        keys, first = np.unique(key_N, return_index=True)
-        return cls(keys, timestamp_N[first])
-
-    def at_or_before(self, key_M: np.ndarray, timestamp_M: np.ndarray) -> np.ndarray:
-        place = np.minimum(np.searchsorted(self.keys, key_M), len(self.keys) - 1)
-        return (self.keys[place] == key_M) & (self.times[place] <= timestamp_M)
-
-
-def uniforms(seed: int, *keys: np.ndarray | int) -> np.ndarray:
-    """float64 in [0, 1) for each tuple of broadcast keys: splitmix64 (Steele et al., OOPSLA 2014) of seed and keys."""
-    state = _mix(np.asarray(seed, dtype=np.uint64))
-    for key in keys:
-        state = _mix(state ^ np.asarray(key).astype(np.uint64))
-    return (state >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
-def _mix(state: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        state = state + np.uint64(0x9E3779B97F4A7C15)
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return np.asarray(state ^ (state >> np.uint64(31)))
+def _whole(values_N: np.ndarray) -> np.ndarray:
+    """int64; of values that are not used, such as 0 / 0, anything."""
+    return np.where(np.isfinite(values_N), values_N, 0.0).astype(np.int64)

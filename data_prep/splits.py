@@ -1,21 +1,23 @@
 """Splits: one cut in time for all users, a share or one event of each user, cuts at stated times, or a random draw.
 
-A split's `assign` takes a partition of events in time order: the users, times, numbers of the user's strictly earlier
-events, and numbers of the events in the log.
+Each split is a query over the relation `ordered` (`data_prep.ordered_events`): all of its columns, and `split`, the
+index in SPLITS or BEFORE.
 
-Shapes: N events of a partition.
+Shapes: N events.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 
 from sidrec.errors import ContractError
 from sidrec.schema import RANDOM, STATED
 
-from .event_order import NEVER, OrderedLog
-from .negatives import uniforms
+from .draws import uniforms
+from .engine import Engine
+from .ordered_events import NEVER, OrderedEvents
 
 SPLIT_KEY = 0x5B117  # tells these random numbers from others of the same seed and event
 SPLITS = ("train", "validation", "test")
@@ -31,7 +33,7 @@ class GlobalSplit:
     test_from: int
 
     @classmethod
-    def of(cls, log: OrderedLog, validation_share: float, test_share: float) -> "GlobalSplit":
+    def of(cls, log: OrderedEvents, validation_share: float, test_share: float) -> "GlobalSplit":
         """The last `test_share` of the events is test, `validation_share` before it validation.
 
         Events with the timestamp of a cut belong to the later split. Raises ContractError if no train row is left.
@@ -40,9 +42,9 @@ class GlobalSplit:
         validation_row = int(log.rows * (1 - test_share - validation_share))
         if not 0 < validation_row <= test_row < log.rows:
             raise ContractError("the log", "enough events for a train and a test split", f"{log.rows} events")
-        test_from = log.timestamp_of_row(test_row)
-        validation_from = min(log.timestamp_of_row(validation_row), test_from)
-        if log.timestamp_of_row(0) >= validation_from:
+        test_from = log.time_of(test_row)
+        validation_from = min(log.time_of(validation_row), test_from)
+        if log.time_of(0) >= validation_from:
             raise ContractError(
                 "the log",
                 "events at enough different times to cut off a train split",
@@ -50,12 +52,9 @@ class GlobalSplit:
             )
         return cls(validation_from, test_from)
 
-    def assign(
-        self, user_N: np.ndarray, timestamp_N: np.ndarray, earlier_N: np.ndarray, event_N: np.ndarray
-    ) -> np.ndarray:
-        """int8 [N]: index of each event's split in SPLITS."""
-        is_test = timestamp_N >= self.test_from
-        return np.where(is_test, 2, timestamp_N >= self.validation_from).astype(np.int8)
+    def query(self, engine: Engine) -> str:
+        later = f"WHEN moment >= {self.test_from} THEN 2 WHEN moment >= {self.validation_from} THEN 1"
+        return f"SELECT *, CASE {later} ELSE 0 END AS split FROM ordered"
 
     def protocol(self) -> dict[str, object]:
         return {
@@ -70,18 +69,17 @@ class GlobalSplit:
 class PerUserSplit:
     """The last `test_share` of each user's events (rounded down) is test, `validation_share` before it validation."""
 
-    user_rows: np.ndarray
     validation_share: float
     test_share: float
 
-    def assign(
-        self, user_N: np.ndarray, timestamp_N: np.ndarray, earlier_N: np.ndarray, event_N: np.ndarray
-    ) -> np.ndarray:
-        """int8 [N]: index in SPLITS, by the number of the user's strictly earlier events. Equal times stay together."""
-        rows_N = self.user_rows[user_N]
-        test_from = rows_N - np.floor(rows_N * self.test_share).astype(np.int64)
-        validation_from = test_from - np.floor(rows_N * self.validation_share).astype(np.int64)
-        return np.where(earlier_N >= test_from, 2, earlier_N >= validation_from).astype(np.int8)
+    def query(self, engine: Engine) -> str:
+        """By the number of the user's strictly earlier events. Equal times stay together."""
+        test_from = f"events - FLOOR(events * {self.test_share:.17e})"
+        validation_from = f"{test_from} - FLOOR(events * {self.validation_share:.17e})"
+        later = f"WHEN earlier >= {test_from} THEN 2 WHEN earlier >= {validation_from} THEN 1"
+        earlier = "RANK() OVER (PARTITION BY user_id ORDER BY moment) - 1 AS earlier"
+        counted = f"SELECT *, {earlier}, COUNT(*) OVER (PARTITION BY user_id) AS events FROM ordered"
+        return f"SELECT *, CASE {later} ELSE 0 END AS split FROM ({counted}) AS c"
 
     def protocol(self) -> dict[str, object]:
         return {
@@ -99,22 +97,12 @@ class LastEventSplit:
     Events of a user at the same time keep the source's order.
     """
 
-    user_rows: np.ndarray
-
-    def assign(
-        self, user_N: np.ndarray, timestamp_N: np.ndarray, earlier_N: np.ndarray, event_N: np.ndarray
-    ) -> np.ndarray:
-        """int8 [N]: index in SPLITS. Equal times of a user must not be divided between partitions."""
-        order_N = np.lexsort((event_N, timestamp_N, user_N))
-        user, timestamp = user_N[order_N], timestamp_N[order_N]
-        starts = np.ones(len(order_N), dtype=bool)
-        starts[1:] = (user[1:] != user[:-1]) | (timestamp[1:] != timestamp[:-1])
-        place = np.arange(len(order_N))
-        position_N = np.empty(len(order_N), dtype=np.int64)  # number of the user's events before this one, ties divided
-        position_N[order_N] = earlier_N[order_N] + place - np.maximum.accumulate(np.where(starts, place, 0))
-        rows_N = self.user_rows[user_N]
-        split_N = np.maximum(position_N - rows_N + len(SPLITS), 0)
-        return np.where(rows_N < len(SPLITS), 0, split_N).astype(np.int8)
+    def query(self, engine: Engine) -> str:
+        position = "ROW_NUMBER() OVER (PARTITION BY user_id ORDER BY event) AS position"
+        counted = f"SELECT *, {position}, COUNT(*) OVER (PARTITION BY user_id) AS events FROM ordered"
+        last = f"WHEN events >= {len(SPLITS)} AND position = events THEN 2"
+        before = f"WHEN events >= {len(SPLITS)} AND position = events - 1 THEN 1"
+        return f"SELECT *, CASE {last} {before} ELSE 0 END AS split FROM ({counted}) AS c"
 
     def protocol(self) -> dict[str, object]:
         return {
@@ -145,11 +133,10 @@ class StatedSplit:
         validation = test if self.validation_from is None else self.validation_from
         return -NEVER if self.train_from is None else self.train_from, validation, test
 
-    def assign(
-        self, user_N: np.ndarray, timestamp_N: np.ndarray, earlier_N: np.ndarray, event_N: np.ndarray
-    ) -> np.ndarray:
-        """int8 [N]: index of each event's split in SPLITS, or BEFORE."""
-        return (np.asarray(self.begins) <= timestamp_N[:, None]).sum(axis=1).astype(np.int8) + np.int8(BEFORE)
+    def query(self, engine: Engine) -> str:
+        train, validation, test = self.begins
+        later = f"WHEN moment >= {test} THEN 2 WHEN moment >= {validation} THEN 1 WHEN moment >= {train} THEN 0"
+        return f"SELECT *, CASE {later} ELSE {BEFORE} END AS split FROM ordered"
 
     def protocol(self) -> dict[str, object]:
         stated = {f"{split}_from": getattr(self, f"{split}_from") for split in SPLITS}
@@ -173,13 +160,21 @@ class RandomSplit:
     test_share: float
     timed: bool
 
-    def assign(
-        self, user_N: np.ndarray, timestamp_N: np.ndarray, earlier_N: np.ndarray, event_N: np.ndarray
-    ) -> np.ndarray:
-        """int8 [N]: index in SPLITS, by a hash of the seed and the event's number."""
+    def query(self, engine: Engine) -> str:
+        if not engine.stored("drawn_splits"):
+            arrow = pa.schema([("event", pa.int64()), ("split", pa.int32())])
+            engine.map("drawn_splits", "SELECT event FROM ordered", self._draw, arrow)
+        return "SELECT o.*, s.split FROM ordered AS o JOIN drawn_splits AS s ON s.event = o.event"
+
+    def _draw(self, events: pa.RecordBatch) -> pa.RecordBatch:
+        split_N = self.assign(events.column(0).to_numpy())
+        return pa.RecordBatch.from_arrays([events.column(0), pa.array(split_N)], ["event", "split"])
+
+    def assign(self, event_N: np.ndarray) -> np.ndarray:
+        """int32 [N]: index in SPLITS, by a hash of the seed and the event's number."""
         drawn_N = uniforms(self.seed, event_N, SPLIT_KEY)
         is_test = drawn_N < self.test_share
-        return np.where(is_test, 2, drawn_N < self.test_share + self.validation_share).astype(np.int8)
+        return np.where(is_test, 2, drawn_N < self.test_share + self.validation_share).astype(np.int32)
 
     def protocol(self) -> dict[str, object]:
         words = "each event is drawn to a split, whatever its time or user: "
@@ -200,7 +195,7 @@ Split = GlobalSplit | PerUserSplit | LastEventSplit | StatedSplit | RandomSplit
 
 
 def make_split(
-    kind: SplitKind, log: OrderedLog, validation_share: float, test_share: float, seed: int, timed: bool
+    kind: SplitKind, log: OrderedEvents, validation_share: float, test_share: float, seed: int, timed: bool
 ) -> Split:
     """timed: whether the log has times; without, only a random split can be meant."""
     if kind == "random":
@@ -208,5 +203,5 @@ def make_split(
     if kind == "global":
         return GlobalSplit.of(log, validation_share, test_share)
     if kind == "last":
-        return LastEventSplit(log.user_rows)
-    return PerUserSplit(log.user_rows, validation_share, test_share)
+        return LastEventSplit()
+    return PerUserSplit(validation_share, test_share)

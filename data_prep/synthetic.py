@@ -34,8 +34,8 @@ from sidrec.schema import Manifest
 
 from .build import LogSettings, build, summary
 from .command import refuse_flags, run
-from .event_order import SECONDS_PER_DAY
 from .events import CATALOG_TEXT, CATALOG_TITLE, ITEM, LABEL, TIMESTAMP, USER, EventColumns, IdMap, Items
+from .ordered_events import SECONDS_PER_DAY
 from .source_files import open_stream
 
 LEVELS = 3

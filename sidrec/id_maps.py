@@ -8,7 +8,7 @@ A later preparation with --ids appends to the maps of an earlier one, so the ear
 maps. `check_grown` tests this by digests of the first ids alone.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -126,28 +126,49 @@ def digest(source_ids: pa.ChunkedArray, ids: int) -> str:
     """
     if len(source_ids) < ids or source_ids.slice(0, ids).null_count:
         raise ValueError(f"expected {ids} source ids, got {len(source_ids)}, {source_ids.null_count} of them missing")
-    lengths, texts = sha256(), sha256()
+    found = _Digest()
     for chunk in source_ids.slice(0, ids).chunks:
+        found.add(chunk)
+    return found.value()
+
+
+class _Digest:
+    """The digest of chunks that are added in order. ids: number of source ids so far."""
+
+    def __init__(self) -> None:
+        self.ids = 0
+        self._lengths, self._texts = sha256(), sha256()
+
+    def add(self, chunk: pa.Array) -> None:
         if not len(chunk):
-            continue
+            return
         offsets = np.frombuffer(chunk.buffers()[1], _offset_type(chunk))[chunk.offset : chunk.offset + len(chunk) + 1]
-        lengths.update(np.diff(offsets).astype("<i8").tobytes())
+        self.ids += len(chunk)
+        self._lengths.update(np.diff(offsets).astype("<i8").tobytes())
         if chunk.buffers()[2] is not None:
-            texts.update(memoryview(chunk.buffers()[2])[int(offsets[0]) : int(offsets[-1])])
-    return sha256(f"{ids}\n{lengths.hexdigest()}\n{texts.hexdigest()}\n".encode()).hexdigest()
+            self._texts.update(memoryview(chunk.buffers()[2])[int(offsets[0]) : int(offsets[-1])])
+
+    def value(self) -> str:
+        return sha256(f"{self.ids}\n{self._lengths.hexdigest()}\n{self._texts.hexdigest()}\n".encode()).hexdigest()
 
 
 def _offset_type(chunk: pa.Array) -> type[np.signedinteger]:
     return np.int64 if pa.types.is_large_string(chunk.type) else np.int32
 
 
-def save_source_ids(data: Path, column: str, source_ids: pa.ChunkedArray) -> MapDigest:
-    """Writes a map in one step. Raises OSError."""
-    path = map_path(data, column)
+def save_source_ids(data: Path, column: str, source_ids: pa.ChunkedArray | Iterable[pa.Array]) -> MapDigest:
+    """Writes a map in one step. source_ids: a column of text, or its chunks in order. Raises OSError."""
+    path, found = map_path(data, column), _Digest()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replaced_file(path, one_writer=True) as partial:
-        pq.write_table(pa.table({SOURCE_ID: source_ids}), partial, row_group_size=ROW_GROUP, compression="zstd")
-    return MapDigest(len(source_ids), digest(source_ids, len(source_ids)))
+    arrow = pa.schema([(SOURCE_ID, pa.string())])
+    with (
+        replaced_file(path, one_writer=True) as partial,
+        pq.ParquetWriter(partial, arrow, compression="zstd") as writer,
+    ):
+        for chunk in source_ids.chunks if isinstance(source_ids, pa.ChunkedArray) else source_ids:
+            found.add(chunk)
+            writer.write_table(pa.table([chunk], schema=arrow), row_group_size=ROW_GROUP)
+    return MapDigest(found.ids, found.value())
 
 
 def source_ids(data: Path, column: str) -> pa.ChunkedArray:

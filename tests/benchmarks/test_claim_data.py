@@ -9,7 +9,7 @@ import pytest
 from benchmarks.claim_data import BEAUTY, BEAUTY_VECTORS, LATER_SETS, SETS, X1, YELP, early_source, prepare_sets
 from benchmarks.claim_sets import SplitSize, set_size
 from benchmarks.claim_sets import table as table_of
-from data_prep.negatives import Pool
+from data_prep.negatives import Pools, places
 from sidrec.errors import ContractError
 
 
@@ -93,8 +93,10 @@ def test_sizes_of_a_set(tmp_path: Path) -> None:
 
 
 def test_negatives_of_x1_are_uniform_over_launched_items() -> None:
-    """Item 7 has all positives of the window and is its only launch; each of the four items gets a quarter."""
-    pool = Pool(np.array([7]), np.full(100, 7), np.array([3, 5, 7, 9]), X1.floor_weight, X1.launch_draws)
-    items, drawn = np.unique(pool.pick((np.arange(1000) + 0.5) / 1000), return_counts=True)
-    assert items.tolist() == [3, 5, 7, 9]
-    assert drawn.tolist() == [250] * 4
+    """100 positives are in the window, and one launch; each of the four launched items gets a quarter."""
+    ranges = {"fresh_from": 2, "fresh": 1, "popular_from": 0, "popular": 100, "launched": 4}
+    repeated = {name: np.full(1000, value) for name, value in ranges.items()}
+    pools = Pools(**repeated, floor_weight=X1.floor_weight, launch_draws=X1.launch_draws)
+    events, launches = places((np.arange(1000) + 0.5) / 1000, pools)
+    assert (events == -1).all()
+    assert np.bincount(launches).tolist() == [250] * 4

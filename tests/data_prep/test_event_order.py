@@ -1,4 +1,4 @@
-"""Events come out in time order, ties in the source's order, and never more than a partition at a time."""
+"""Events come out in time order, ties in the source's order, in files of bounded parts."""
 
 from pathlib import Path
 
@@ -7,8 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_prep.build import LogSettings, build
-from data_prep.event_order import order_events
-from data_prep.log_pass import LogPass
+from data_prep.engine import DuckEngine, table
+from data_prep.ordered_events import order_events
+from sidrec import schema
 from sidrec.schema import ContractError
 from tests.data_prep.event_lists import DAY, Event, EventList, make_log, read_rows
 
@@ -27,38 +28,24 @@ def busy_log(rows: int, days: int, seed: int = 0) -> list[Event]:
 
 def test_time_order_with_ties_in_the_sources_order(tmp_path: Path) -> None:
     log = [Event(1, 1, 500, 1), Event(2, 2, 100, 0), Event(3, 3, 500, 0), Event(4, 4, 100, 1), Event(5, 5, 0, 0)]
-    ordered = order_events(EventList(tuple(log)), tmp_path, partition_rows=100)
-    assert ordered.bucket(0)["item"].to_pylist() == [5, 2, 4, 1, 3]
-    assert [ordered.timestamp_of_row(row) for row in range(5)] == [0, 100, 100, 500, 500]
+    ordered = order_events(DuckEngine(tmp_path, 1 << 30, 1), EventList(tuple(log)), {}, 100, implicit=False)
+    items = table(ordered.engine, "SELECT item_id FROM ordered ORDER BY event")
+    assert items["item_id"].to_pylist() == [5, 2, 4, 1, 3]
+    assert [ordered.time_of(event) for event in range(5)] == [0, 100, 100, 500, 500]
 
 
-def test_bucket_holds_the_partition_or_one_busier_day(tmp_path: Path) -> None:
+def test_a_part_holds_its_events_or_one_busier_day(tmp_path: Path) -> None:
     log = [Event(1, 1, day * DAY + second, 1) for day, rows in enumerate((3, 2, 9, 1)) for second in range(rows)]
-    ordered = order_events(EventList(tuple(log)), tmp_path, partition_rows=5)
-    assert ordered.bucket_rows == [5, 9, 1]
+    ordered = order_events(DuckEngine(tmp_path, 1 << 30, 1), EventList(tuple(log)), {}, 5, implicit=False)
+    assert ordered.days["part"].to_pylist() == [0, 0, 1, 2]
 
 
-def test_partition_size_bounds_the_rows_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """2,000 events, about 33 a day: the pass never sees more than a partition's 100, and writes what one pass would."""
-    held: list[int] = []
-    rows_of = LogPass.rows_of
-
-    def watched(self: LogPass, partition: int, events: object) -> object:
-        held.append(events.num_rows)  # type: ignore[attr-defined]
-        return rows_of(self, partition, events)
-
+def test_parts_change_files_and_no_row(tmp_path: Path) -> None:
     log = busy_log(2_000, days=60)
-    whole = make_log(log, tmp_path / "whole")
-    monkeypatch.setattr(LogPass, "rows_of", watched)
-    assert make_log(log, tmp_path / "parts", partition_rows=100) == whole
-    assert sum(held) == 2_000
-    assert max(held) <= 100
-
-
-def test_more_buckets_than_files_may_be_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data_prep.event_order.OPEN_BUCKETS", 3)
-    log = busy_log(300, days=40)
-    assert make_log(log, tmp_path / "few", partition_rows=20) == make_log(log, tmp_path / "one")
+    assert make_log(log, tmp_path / "parts", partition_rows=100) == make_log(log, tmp_path / "whole")
+    files = schema.load_manifest(tmp_path / "parts" / "log").files("train")
+    assert len(files) > 10
+    assert max(file.rows for file in files) <= 100
 
 
 def test_global_split_never_divides_a_timestamp(tmp_path: Path) -> None:

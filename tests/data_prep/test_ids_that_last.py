@@ -278,7 +278,7 @@ def test_numbers_of_items_and_the_constants_of_their_transform_are_kept(tmp_path
 
 def _killed(log: Path, out: Path, ids: Path) -> None:
     command = ["-m", "data_prep.interactions", str(log), str(out), "--partition-rows", "40", "--ids", str(ids)]
-    killed_when(out.with_name(f"{out.name}.partial") / "scratch" / "snapshot.npz", command)
+    killed_when(out.with_name(f"{out.name}.partial") / "scratch" / "written" / "part-00001.json", command)
     assert not out.exists()
 
 

@@ -4,11 +4,13 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from data_prep.event_order import DayWindow
-from data_prep.negatives import Launches, Pool, Sampler, Taken, uniforms
+from data_prep.draws import uniforms
+from data_prep.negatives import Pools, Sampler, places
 from sidrec import schema
+from sidrec.errors import ContractError
 from tests.data_prep.event_lists import DAY, Event, make_log
 
 
@@ -78,36 +80,40 @@ def test_rows_of_one_moment_lie_in_an_order_without_labels(tmp_path: Path) -> No
     assert np.mean(firsts) == pytest.approx(0.5, abs=0.15)
 
 
-def test_pool_draws_by_weight() -> None:
-    """2 fresh items share 0.5 * 2 / 4 = 1/4 of the draws; the rest goes by positives (3, 1, 0, 0) plus a floor of 1."""
-    pool = Pool(
-        fresh=np.array([8, 9]),
-        popular=np.array([5, 5, 5, 6]),
-        launched=np.array([5, 6, 8, 9]),
-        floor_weight=1.0,
-        launch_draws=0.5,
+def pools(rows: int, *, floor_weight: float, launch_draws: float, **ranges: int) -> Pools:
+    """The same ranges of places for each row."""
+    return Pools(
+        **{name: np.full(rows, value) for name, value in ranges.items()},
+        floor_weight=floor_weight,
+        launch_draws=launch_draws,
     )
-    drawn = Counter(pool.pick((np.arange(80_000) + 0.5) / 80_000).tolist())
-    eighth = 80_000 * 3 / 4 / 8  # draws per unit of weight: 4 positives and 4 floors share three quarters
-    assert drawn == {5: 4 * eighth, 6: 2 * eighth, 8: 1 * eighth + 10_000, 9: 1 * eighth + 10_000}
 
 
-def test_nothing_to_draw_from_gives_up(tmp_path: Path) -> None:
-    launches = Launches(np.array([1], dtype=np.int32), np.array([0]))
-    sampler = Sampler(1, 0.5, 1.0, 0, DayWindow.empty(3, 30), launches, Taken(tmp_path, 3))
-    user, item = np.array([1]), np.array([1])
-    places, items = sampler.draw(user, item, np.array([5 * DAY]), np.array([0]))
-    assert len(places) == len(items) == 0  # the only launched item is the one just taken
+def test_places_are_drawn_by_weight() -> None:
+    """2 fresh items share 0.5 * 2 / 4 = 1/4 of the draws; the rest goes to 4 positives and 4 floors of weight 1."""
+    rows = 80_000
+    ranges = {"fresh_from": 2, "fresh": 2, "popular_from": 100, "popular": 4, "launched": 4}
+    drawn = places((np.arange(rows) + 0.5) / rows, pools(rows, floor_weight=1.0, launch_draws=0.5, **ranges))
+    events, launches = (Counter(place_N.tolist()) for place_N in drawn)
+    eighth = rows * 3 // 4 // 8
+    assert events == {-1: rows - 4 * eighth, 100: eighth, 101: eighth, 102: eighth, 103: eighth}
+    assert launches == {-1: 4 * eighth, 0: eighth, 1: eighth, 2: eighth + 10_000, 3: eighth + 10_000}
+
+
+def test_nothing_to_draw_from_is_refused(tmp_path: Path) -> None:
+    """The only item is the one that each user has just taken."""
+    log = [Event(user, 1, 5 * DAY + user, 1) for user in range(1, 11)]
+    with pytest.raises(ContractError, match="10 of 10 negatives found no item that their user had not taken"):
+        make_log(log, tmp_path / "out", implicit=True)
 
 
 def test_launch_lies_in_the_window_before_the_first_positive() -> None:
-    first = np.full(5_000, 100 * DAY)
-    first[0] = -1
-    launches = Launches.of(first, never=-1, window_days=30, seed=5)
-    assert len(launches.items) == 4_999
-    assert launches.days.min() == 70
-    assert launches.days.max() == 99
-    assert launches.days.mean() == pytest.approx(84.5, abs=0.5)
+    items = 5_000
+    first = pa.RecordBatch.from_pydict({"item_id": pa.array(range(items), pa.int32()), "first": [100 * DAY] * items})
+    day_N = Sampler(1, 0.5, 1.4, window_days=30, seed=5)._launch_days(first).column("day").to_numpy()
+    assert day_N.min() == 70
+    assert day_N.max() == 99
+    assert day_N.mean() == pytest.approx(84.5, abs=0.5)
 
 
 def test_uniforms_are_uniform_and_depend_on_every_key() -> None:

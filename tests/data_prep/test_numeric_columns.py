@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_prep.build import LogSettings, _snapshot
+from data_prep.build import LogSettings
 from data_prep.interactions import Columns, InteractionsCommand
+from data_prep.log_files import _Part
 from sidrec import schema
 from sidrec.schema import ContractError, Transform
 from tests.data_prep.event_lists import DAY, read_rows
@@ -156,17 +157,19 @@ def test_a_killed_preparation_ends_with_the_same_rows(tmp_path: Path, monkeypatc
     whole = prepare(write_log(tmp_path, AMOUNTS), COLUMNS)
     (tmp_path / "killed").mkdir()
     log = write_log(tmp_path / "killed", AMOUNTS)
-    monkeypatch.setattr("data_prep.build._snapshot", _killed_at(3))
+    monkeypatch.setattr("data_prep.log_files._Part.finish", _killed_at(3))
     with pytest.raises(KeyboardInterrupt):
         prepare(log, COLUMNS)
     monkeypatch.undo()
     assert prepare(log, COLUMNS) == whole
 
 
-def _killed_at(partition: int) -> Any:
-    def save(done: int, *rest: Any) -> None:
-        if done == partition:
-            raise KeyboardInterrupt
-        _snapshot(done, *rest)
+def _killed_at(part: int) -> Any:
+    finish = _Part.finish
 
-    return save
+    def watched(self: _Part) -> dict[str, object]:
+        if self.number == part:
+            raise KeyboardInterrupt
+        return finish(self)
+
+    return watched

@@ -21,7 +21,6 @@ from data_prep.build import LogSettings
 from data_prep.command import CONFIGURATION
 from data_prep.criteo import CriteoCommand
 from data_prep.criteo_log import CriteoLogCommand
-from data_prep.event_order import ORDERED
 from data_prep.interactions import Columns, InteractionsCommand
 from data_prep.item_pairs import PairSettings
 from data_prep.item_vectors import add_vectors
@@ -283,7 +282,7 @@ def test_what_comes_to_out_meanwhile_is_refused_at_the_end_and_the_work_is_kept(
     monkeypatch.setattr("data_prep.build.write_items", _and_then(lambda: (out / "notes.txt").write_text("mine")))
     assert "got also notes.txt" in refused(lambda: interactions(log, out))
     monkeypatch.undo()
-    assert (tmp_path / "out.partial" / "scratch" / "order" / ORDERED).exists()
+    assert (tmp_path / "out.partial" / "scratch" / "relations" / "by_item.parquet").exists()
     (out / "notes.txt").unlink()
     interactions(log, out)
     interactions(log, tmp_path / "straight")

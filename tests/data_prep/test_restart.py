@@ -29,13 +29,16 @@ def finish(log: Path, out: Path, seed: int = 0) -> None:
     InteractionsCommand(log, out, Columns(), LogSettings(partition_rows=PARTITION_ROWS, seed=seed)).run()
 
 
-def kill_in_the_middle(log: Path, out: Path) -> int:
-    """Kills the command once some partitions are done. Returns how many files were there."""
+WRITTEN = "written/part-00001.json"
+
+
+def kill_in_the_middle(log: Path, out: Path, appears: str = WRITTEN) -> int:
+    """Kills the command once a file of its scratch folder is there. Returns how many files of the log were there."""
     partial = out.with_name(out.name + ".partial")
     command = ["-m", "data_prep.interactions", str(log), str(out), "--partition-rows", str(PARTITION_ROWS)]
-    killed_when(partial / "scratch" / "snapshot.npz", command)
+    killed_when(partial / "scratch" / appears, command)
     assert not out.exists()
-    return len(list(partial.rglob("part-*.parquet")))
+    return len(list((partial / "data").rglob("part-*.parquet")))
 
 
 def test_killed_and_continued_equals_uninterrupted(tmp_path: Path) -> None:
@@ -63,3 +66,29 @@ def test_another_configuration_does_not_reuse_unfinished_work(tmp_path: Path, ch
     for out in ("out", "fresh"):
         finish(log, tmp_path / out, seed)
     assert digest(tmp_path / "out") == digest(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize(
+    "appears",
+    [
+        *(
+            "events",
+            "ids_user",
+            "ordered",
+            "split_events",
+            "pairs",
+            "drawn",
+            "tried_0",
+            "negatives",
+            "by_user",
+            "daily",
+        ),
+        *("events.parquet.partial", "by_item.parquet.partial"),
+    ],
+)
+def test_killed_at_a_relation_ends_with_the_same_bytes(appears: str, tmp_path: Path) -> None:
+    log = log_file(tmp_path)
+    finish(log, tmp_path / "straight")
+    kill_in_the_middle(log, tmp_path / "killed", f"relations/{appears if '.' in appears else appears + '.parquet'}")
+    finish(log, tmp_path / "killed")
+    assert digest(tmp_path / "killed") == digest(tmp_path / "straight")
