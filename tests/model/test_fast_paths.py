@@ -9,8 +9,11 @@ from torch.nn import functional
 
 from sidrec.model.alignment import AutoDis
 from sidrec.model.autodis import (
+    INTERVALS_PER_SLOPE,
+    MOST_INTERVALS,
     autodis_max_and_mean,
     interpolated_max_and_mean,
+    intervals_between_nodes,
     masked_max_and_mean,
     nearest_max_and_mean,
 )
@@ -209,6 +212,59 @@ def test_autodis_equals_its_formula() -> None:
         h = functional.leaky_relu(module.weight_H * x)
         embedded = torch.softmax((module.mix.weight @ h + 0.8 * h) / 0.3, dim=0) @ module.meta_HA
         torch.testing.assert_close(pooled, torch.cat([embedded, embedded]))
+
+
+# AutoDis between nodes.
+
+
+def many_similarities(padding: float) -> tuple[Tensor, Tensor]:
+    """x and valid, [600, T]: -1, 0, 1 and what rounding takes beyond, the same item twice, an empty history."""
+    generator = torch.Generator().manual_seed(5)
+    x_BT = torch.rand(600, T, generator=generator) * 2 - 1
+    valid_BT = torch.rand(600, T, generator=generator) >= padding
+    x_BT[0], x_BT[1] = torch.tensor([1.0, -1.0, 0.0, 1.0000001, -1.0000001]), x_BT[1, 0]
+    valid_BT[2] &= padding == 0
+    return x_BT * valid_BT, valid_BT
+
+
+@pytest.mark.parametrize("padding", [0, 0.6])
+@pytest.mark.parametrize("positions", [1 << 17, 1 << 10])  # in one chunk and in several
+def test_autodis_between_nodes_is_as_exact_as_float32(
+    padding: float, positions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sidrec.model.autodis.POSITIONS", positions)
+    x_BT, valid_BT = many_similarities(padding)
+    slope_2H, meta_HA = torch.linspace(-3, 3, 2 * H).view(2, H).cos() * 3, torch.linspace(0, 9, H * A).view(H, A).sin()
+    assert intervals_between_nodes(x_BT, slope_2H)
+    assert not intervals_between_nodes(x_BT[:60], slope_2H)
+    assert not intervals_between_nodes(x_BT.double(), slope_2H)
+    outcomes = []
+    for dtype in (torch.float32, torch.double):
+        leaves = [tensor.to(dtype, copy=True).requires_grad_() for tensor in (x_BT, slope_2H, meta_HA)]
+        pooled = autodis_max_and_mean(leaves[0], valid_BT, *leaves[1:])
+        pooled.backward(torch.linspace(1, 500, pooled.numel()).cos().view_as(pooled).to(dtype))
+        outcomes.append([pooled.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)])
+    assert len(outcomes[0]) == 4
+    for found, expected in zip(*outcomes, strict=True):
+        difference = (found - expected).abs().max() / expected.abs().max()
+        assert 0 < difference < 2e-6
+
+
+def test_what_nodes_cannot_hold_is_computed_exactly() -> None:
+    many_BT = many_similarities(0)[0].repeat(200, 1)
+    most = MOST_INTERVALS / INTERVALS_PER_SLOPE
+    assert intervals_between_nodes(many_BT, torch.tensor([[0.0, most * 0.99], [0.0, 1.0]])) == MOST_INTERVALS
+    assert not intervals_between_nodes(many_BT, torch.tensor([[0.0, most * 1.01], [0.0, 1.0]]))
+    assert not intervals_between_nodes(many_BT, torch.tensor([[0.0, torch.nan], [0.0, 1.0]]))
+
+
+def test_a_similarity_that_is_not_a_number_spoils_its_row_alone() -> None:
+    x_BT, valid_BT = many_similarities(0)
+    x_BT[7, 3] = torch.nan
+    pooled = autodis_max_and_mean(x_BT, valid_BT, torch.tensor([[0.0, 1.0], [2.0, 0.0]]), torch.eye(2))
+    assert intervals_between_nodes(x_BT, torch.tensor([[0.0, 1.0], [2.0, 0.0]]))
+    assert pooled[7].isnan().all()
+    assert pooled.isnan().sum() == 4
 
 
 # AutoDis by interpolation.
