@@ -15,6 +15,7 @@ from sidrec.config.item import SemanticItem
 from sidrec.data.dataset import Sizes
 from sidrec.data.item_tables import HID
 from sidrec.model.alignment import Alignment, build_alignment
+from sidrec.model.cpu_fusion import fuse_on_cpu
 from sidrec.model.fused import FUSION, FUSION_WITH_UNIT
 from sidrec.model.fusion_and_gate import GranularityFusion, build_fusion
 from sidrec.model.history import HistoryIndex, Paths, index_history, paths_of
@@ -53,6 +54,14 @@ class ItemLookup:
             return "none"
         paths = self.paths or paths_of(next(iter(self.embedded.values())).device)
         return paths.regions
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether a CPU computes, by functions that may have a gradient of their own."""
+        if is_traced(self.embedded):
+            return False
+        device = next(iter(self.embedded.values())).device
+        return device.type == "cpu" and not (self.paths or paths_of(device)).inline
 
     def index(self, history_BT: Tensor) -> HistoryIndex:
         """The index of the batch's histories."""
@@ -125,16 +134,15 @@ class SemanticPart(nn.Module):
 
     def _fuse(self, items: ItemLookup) -> None:
         granules = [items.embedded[name] for name in self.sids]
-        if not self.multiply and isinstance(self.fusion, GranularityFusion):
+        if self.multiply:
+            granules = [granule_UD * items.token_weights_UW[:, k : k + 1] for k, granule_UD in enumerate(granules)]
+        if isinstance(self.fusion, GranularityFusion):
             with_unit = self.alignment is not None and self.alignment.compares_units
-            found = fused(self.fusion, granules, items.regions, with_unit)
+            found = fused(self.fusion, granules, items.regions, with_unit, items.on_cpu)
             items.computed.update(zip(("sid", "unit"), found, strict=False))
         if "sid" not in items.computed:
-            granules_UGD = torch.stack(granules, dim=1)
-            if self.multiply:
-                granules_UGD = granules_UGD * items.token_weights_UW.unsqueeze(2)
-            rows_UG = items.granules_UG if self.counted else None
-            items.computed["sid"] = self.fusion(granules_UGD, rows_UG, items.embedded[HID] if self.guided else None)
+            rows_UG, hid_UD = items.granules_UG if self.counted else None, items.embedded[HID] if self.guided else None
+            items.computed["sid"] = self.fusion(torch.stack(granules, dim=1), rows_UG, hid_UD)
 
     def dense(
         self,
@@ -190,16 +198,21 @@ def _aligned_once(
     return torch.where(items.has_sid(target_K).unsqueeze(1), aligned_KE, alone_1E).index_select(0, row_B)
 
 
-def fused(fusion: GranularityFusion, granules: Sequence[Tensor], regions: str, with_unit: bool) -> tuple[Tensor, ...]:
-    """e_sid [U, D], and e_sid / |e_sid| if with_unit, by a region; nothing for kinds without one.
+def fused(
+    fusion: GranularityFusion, granules: Sequence[Tensor], regions: str, with_unit: bool, on_cpu: bool = False
+) -> tuple[Tensor, ...]:
+    """e_sid [U, D], and e_sid / |e_sid| if with_unit, by a region, or without regions by a function for CPUs; nothing
+    for kinds that have neither.
 
-    granules: G embeddings [U, D]. regions: as in `Paths`.
+    granules: G embeddings [U, D]. regions: as in `Paths`. on_cpu: as in `ItemLookup`.
     """
-    weights = fusion.region_weights() if regions != "none" else ()
+    weights = fusion.region_weights() if regions != "none" or on_cpu else ()
     if not weights:
         return ()
     if fusion.watcher is not None:
         fusion.watcher(torch.stack(list(granules), dim=1))
+    if regions == "none":
+        return fuse_on_cpu(torch.stack(list(granules), dim=1), weights, with_unit)
     return (FUSION_WITH_UNIT if with_unit else FUSION)(regions, *granules, *weights)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from torch import Tensor
+from torch.func import functional_call
 from torch.nn import functional
 
 from sidrec.model.alignment import AutoDis
@@ -17,6 +18,8 @@ from sidrec.model.autodis import (
     masked_max_and_mean,
     nearest_max_and_mean,
 )
+from sidrec.model.cpu_fusion import fuse_on_cpu
+from sidrec.model.fusion_and_gate import AdditiveAttention
 from sidrec.model.history import (
     CPU,
     GPU,
@@ -214,6 +217,30 @@ def test_autodis_equals_its_formula() -> None:
         torch.testing.assert_close(pooled, torch.cat([embedded, embedded]))
 
 
+# Fusion on a CPU.
+
+
+@pytest.mark.parametrize("with_unit", [False, True])
+def test_fusion_on_a_cpu_equals_its_formula(with_unit: bool) -> None:
+    """Granules of items of ordinary length, of one too short to be scaled to unit length, and of an empty bag."""
+    module = AdditiveAttention(3, D, H).double()
+    granules_UGD = torch.randn(U, 3, D, dtype=torch.double, generator=torch.Generator().manual_seed(6))
+    granules_UGD[0], granules_UGD[1] = 0, granules_UGD[1] * 1e-9
+    names = [name for name, _ in module.named_parameters()]
+    order = {"project.weight": 0, "bias_GH": 1, "score.weight": 2}
+    inputs = [weight.detach() for weight in module.region_weights()]
+    inputs[1] = torch.linspace(-1, 1, inputs[1].numel(), dtype=torch.double).view_as(inputs[1])
+
+    def slow(granules_UGD: Tensor, *weights: Tensor) -> Tensor:
+        sid_UD = functional_call(module, {name: weights[order[name]] for name in names}, granules_UGD)
+        return torch.cat([sid_UD, functional.normalize(sid_UD, dim=1, eps=1e-6)] if with_unit else [sid_UD], dim=1)
+
+    def fast(granules_UGD: Tensor, *weights: Tensor) -> Tensor:
+        return torch.cat(fuse_on_cpu(granules_UGD, weights, with_unit), dim=1)
+
+    assert_same(fast, slow, [granules_UGD, *inputs])
+
+
 # AutoDis between nodes.
 
 
@@ -241,7 +268,8 @@ def test_autodis_between_nodes_is_as_exact_as_float32(
     outcomes = []
     for dtype in (torch.float32, torch.double):
         leaves = [tensor.to(dtype, copy=True).requires_grad_() for tensor in (x_BT, slope_2H, meta_HA)]
-        pooled = autodis_max_and_mean(leaves[0], valid_BT, *leaves[1:])
+        x, slope, meta = leaves
+        pooled = autodis_max_and_mean(x, valid_BT, slope, meta)
         pooled.backward(torch.linspace(1, 500, pooled.numel()).cos().view_as(pooled).to(dtype))
         outcomes.append([pooled.detach(), *(leaf.grad for leaf in leaves if leaf.grad is not None)])
     assert len(outcomes[0]) == 4
