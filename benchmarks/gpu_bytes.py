@@ -104,6 +104,9 @@ def bytes_of(name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> 
         return rows + size(index) + sum(map(size, others)) + size(outputs[0])
     if name == "embedding_dense_backward":  # fills with zeros, then adds rows
         return written + 3 * size(inputs[0]) + size(inputs[1])
+    if name in ("index_put_", "_index_put_impl_"):  # with accumulate: reads and writes the rows of the index
+        _, index, values = inputs
+        return 3 * size(values) + size(index)
     return written + sum(map(size, inputs))
 
 
@@ -160,8 +163,9 @@ PLACES = (
     ("model/fusion_and_gate.py", "GranularityFusion", "fusion of granules"),
     ("model/fusion_and_gate.py", "AdditiveAttention", "fusion of granules"),
     ("model/fusion_and_gate.py", "", "gate"),
-    ("model/items.py", "SemanticPart.embed", "fusion of granules"),
-    ("model/items.py", "fused", "fusion of granules"),
+    ("model/semantic_part.py", "SemanticPart._fuse", "fusion of granules"),
+    ("model/semantic_part.py", "fused", "fusion of granules"),
+    ("model/semantic_part.py", "", "gathers of targets, masks"),
     ("model/items.py", "", "gathers of targets, masks"),
     ("model/ranker.py", "GradientBoundary", "gathers of targets, masks"),
     ("model/ranker.py", "", "backbone and loss"),

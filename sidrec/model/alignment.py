@@ -28,7 +28,7 @@ from sidrec.model.autodis import (
     nearest_max_and_mean,
 )
 from sidrec.model.fused import AUTODIS, AUTODIS_ON_GRID, SHORTEST, autodis_grid, autodis_slopes, interpolated
-from sidrec.model.history import HistoryIndex, Paths, products_with_history
+from sidrec.model.history import HistoryIndex, Paths, products_with_targets
 
 
 class Alignment(nn.Module):
@@ -94,7 +94,7 @@ def similarities(sid_UD: Tensor, target_B: Tensor, history: HistoryIndex, unit_U
     """
     if unit_UD is None:
         unit_UD = functional.normalize(sid_UD, dim=1, eps=SHORTEST)
-    return products_with_history(unit_UD, functional.embedding(target_B, unit_UD), history)
+    return products_with_targets(unit_UD, target_B, history)
 
 
 class SimilarityFeatures(nn.Module):

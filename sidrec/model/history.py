@@ -88,6 +88,23 @@ def products_with_history(items_UD: Tensor, target_BD: Tensor, history: "History
     return _products(items_UD, target_BD, history)
 
 
+def products_with_targets(items_UD: Tensor, target_B: Tensor, history: "HistoryIndex") -> Tensor:
+    """items[target[b]] . items[bag[b, t]], [B, T]: `products_with_history` of rows of the same matrix.
+
+    Its backward adds the targets' gradient to the histories'; a lookup's would make one as large of zeros.
+    """
+    return _products_with_targets(items_UD, target_B, history)
+
+
+def targets_among(items_UD: Tensor, target_B: Tensor, paths: Paths | None = None) -> tuple[Tensor, Tensor]:
+    """items[target[b]], [B, D], and the items, for everything else that reads them.
+
+    Backward adds the targets' gradient to that of everything else; a lookup's would make one as large of zeros.
+    """
+    found = _targets(items_UD, target_B, paths)
+    return found[0], found[1]  # fx cannot trace unpacking
+
+
 def softmax_over_history(score_BT: Tensor, history: "HistoryIndex") -> Tensor:
     """Softmax of the scores at valid positions, [B, T]; 0 at padding, and all 0 for an empty history."""
     return masked_softmax(score_BT, history.valid_BT)
@@ -128,6 +145,7 @@ class HistoryIndex:
         self.valid_BT = self.own_BT > 0 if valid_BT is None else valid_BT
         self._whole = whole
         self._segments: Segments | None = None
+        self._entries_of: tuple[Tensor, Tensor, Tensor] | None = None
 
     @property
     def own_BT(self) -> Tensor:  # noqa: N802
@@ -159,9 +177,7 @@ class HistoryIndex:
 
     @cached_property
     def _sorted(self) -> tuple[Tensor, Tensor]:
-        """Sorted bags and their positions, int32 [P] and int64 [P]; for backward, where all sums share them."""
-        if self._whole is not None:
-            return self._whole._sorted
+        """Sorted bags and their positions, int32 [P] and int64 [P]."""
         return self.bag_BT.flatten().int().sort()  # sorts in half the time of int64
 
     def sum(self, items_UD: Tensor, weight_BT: Tensor | None = None) -> Tensor:
@@ -189,11 +205,19 @@ class HistoryIndex:
         """
         if self.paths.balanced:
             return self.segments(bags).sum(rows_BD, weight_BT)
-        bag_P, position_P = self._sorted
-        row_P = position_P.div(self.bag_BT.shape[1], rounding_mode="floor")
-        first_U = torch.searchsorted(bag_P, torch.arange(bags, dtype=bag_P.dtype, device=bag_P.device))
+        first_U, row_P, position_P = self._entries(bags)
         weight_P = None if weight_BT is None else weight_BT.flatten().index_select(0, position_P)
         return functional.embedding_bag(row_P, rows_BD, first_U, mode="sum", per_sample_weights=weight_P)
+
+    def _entries(self, bags: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Where each bag begins among the sorted entries, their rows, and their positions; all sums share them."""
+        if self._whole is not None:
+            return self._whole._entries(bags)
+        if self._entries_of is None or len(self._entries_of[0]) != bags:
+            bag_P, position_P = self._sorted
+            first_U = torch.searchsorted(bag_P, torch.arange(bags, dtype=bag_P.dtype, device=bag_P.device))
+            self._entries_of = first_U, position_P.div(self.bag_BT.shape[1], rounding_mode="floor"), position_P
+        return self._entries_of
 
     def segments(self, bags: int) -> "Segments":
         """The valid positions of each of `bags` bags; all sums of a batch share them."""
@@ -296,6 +320,22 @@ def _products(items_UD: Tensor, target_BD: Tensor, history: HistoryIndex) -> Ten
     return products_BT
 
 
+@fx.wrap
+def _targets(items_UD: Tensor, target_B: Tensor, paths: Paths | None) -> tuple[Tensor, Tensor]:
+    if paths is not None and paths.inline:
+        return functional.embedding(target_B, items_UD), items_UD
+    found: tuple[Tensor, Tensor] = _Targets.apply(items_UD, target_B)  # type: ignore[no-untyped-call]
+    return found
+
+
+@fx.wrap
+def _products_with_targets(items_UD: Tensor, target_B: Tensor, history: HistoryIndex) -> Tensor:
+    if history.paths.inline:
+        return history.products(items_UD, functional.embedding(target_B, items_UD))
+    products_BT: Tensor = _ProductsWithTargets.apply(items_UD, target_B, history)  # type: ignore[no-untyped-call]
+    return products_BT
+
+
 class _Mean(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, items_UD: Tensor, history: HistoryIndex) -> Tensor:
@@ -348,3 +388,39 @@ class _Products(torch.autograd.Function):
         items_UD, target_BD = ctx.saved_tensors
         history: HistoryIndex = ctx.history
         return history.transposed_sum(target_BD, len(items_UD), grad_BT), history.sum(items_UD, grad_BT), None
+
+
+class _Targets(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, items_UD: Tensor, target_B: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(target_B)
+        return functional.embedding(target_B, items_UD), items_UD.view_as(items_UD)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_target_BD: Tensor, of_items_UD: Tensor) -> tuple[Tensor, None]:
+        (target_B,) = ctx.saved_tensors
+        return _add_targets(of_items_UD, target_B, of_target_BD), None
+
+
+class _ProductsWithTargets(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, items_UD: Tensor, target_B: Tensor, history: HistoryIndex) -> Tensor:
+        target_BD = functional.embedding(target_B, items_UD)
+        ctx.save_for_backward(items_UD, target_B, target_BD)
+        ctx.history = history
+        return history.products(items_UD, target_BD)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_BT: Tensor) -> tuple[Tensor, None, None]:
+        items_UD, target_B, target_BD = ctx.saved_tensors
+        history: HistoryIndex = ctx.history
+        of_items_UD = history.transposed_sum(target_BD, len(items_UD), grad_BT)
+        return _add_targets(of_items_UD, target_B, history.sum(items_UD, grad_BT)), None, None
+
+
+def _add_targets(of_items_UD: Tensor, target_B: Tensor, of_target_BD: Tensor) -> Tensor:
+    """The items' gradient, in place, with that of targets. A GPU sorts the targets first: it adds in the same order
+    each time."""
+    return of_items_UD.index_put_((target_B,), of_target_BD, accumulate=True)

@@ -18,6 +18,7 @@ from sidrec.data.item_tables import HID
 from sidrec.model.alignment import Alignment
 from sidrec.model.contrast import CodeGuidedContrast
 from sidrec.model.fusion_and_gate import GranularityFusion, WeighingGate, build_gate
+from sidrec.model.history import targets_among
 from sidrec.model.pooling import PooledHistories, build_pooling
 from sidrec.model.semantic_part import (
     ItemLookup,
@@ -112,8 +113,9 @@ class HidsAndSids(SemanticRepresentation):
         hid_UD, sid_UD = items.embedded[HID], self.semantic.embed(items)
         no_hid_B, no_hids_B = (hids_dropped(items, rate) for rate in self.hid_rates)
         no_sid_B = sids_dropped(items, self.sid_rate)
-        hid_BD = zero_where(no_hid_B, functional.embedding(target_B, hid_UD))
-        sid_BD = zero_where(no_sid_B, functional.embedding(target_B, sid_UD))
+        hid_BD, hid_UD = targets_among(hid_UD, target_B, items.paths)
+        sid_BD, sid_UD = targets_among(sid_UD, target_B, items.paths)
+        hid_BD, sid_BD = zero_where(no_hid_B, hid_BD), zero_where(no_sid_B, sid_BD)
         history = items.index(history_BT)
         with_sids = items.with_sids(history)
         pooled = self.pooling({"hid": (hid_UD, hid_BD, history), "sid": (sid_UD, sid_BD, with_sids)})
@@ -212,8 +214,8 @@ class HidRepresentation(ItemRepresentation):
     def forward(
         self, items: ItemLookup, target_B: Tensor, history_BT: Tensor, stats_BS: Tensor
     ) -> tuple[Tensor, Tensor]:
-        hid_UD = items.embedded[HID]
-        target_BD = zero_where(hids_dropped(items, self.rate), functional.embedding(target_B, hid_UD))
+        target_BD, hid_UD = targets_among(items.embedded[HID], target_B, items.paths)
+        target_BD = zero_where(hids_dropped(items, self.rate), target_BD)
         pooled_BD = self.pooling(hid_UD, target_BD, items.index(history_BT))
         pooled_BD = zero_where(hids_dropped(items, self.history_rate), pooled_BD)
         return torch.stack([target_BD, pooled_BD], dim=1), stats_BS[:, :0]
@@ -232,8 +234,7 @@ class SidRepresentation(SemanticRepresentation):
     def forward(
         self, items: ItemLookup, target_B: Tensor, history_BT: Tensor, stats_BS: Tensor
     ) -> tuple[Tensor, Tensor]:
-        sid_UD = self.semantic.embed(items)
-        target_BD = functional.embedding(target_B, sid_UD)
+        target_BD, sid_UD = targets_among(self.semantic.embed(items), target_B, items.paths)
         history = items.with_sids(items.index(history_BT))
         embedded = torch.stack([target_BD, self.pooling(sid_UD, target_BD, history)], dim=1)
         return embedded, self.semantic.dense(sid_UD, items, target_B, history)
@@ -283,9 +284,9 @@ class ContentRepresentation(ItemRepresentation):
     def forward(
         self, items: ItemLookup, target_B: Tensor, history_BT: Tensor, stats_BS: Tensor
     ) -> tuple[Tensor, Tensor]:
-        hid_UD, content_UD = items.embedded[HID], self.embed(items)
-        hid_BD = zero_where(hids_dropped(items, self.rate), functional.embedding(target_B, hid_UD))
-        content_BD = functional.embedding(target_B, content_UD)
+        hid_BD, hid_UD = targets_among(items.embedded[HID], target_B, items.paths)
+        content_BD, content_UD = targets_among(self.embed(items), target_B, items.paths)
+        hid_BD = zero_where(hids_dropped(items, self.rate), hid_BD)
         history = items.index(history_BT)
         hids_BD = zero_where(hids_dropped(items, self.history_rate), self.hid_pooling(hid_UD, hid_BD, history))
         contents_BD = self.content_pooling(content_UD, content_BD, history)

@@ -22,6 +22,7 @@ from sidrec.model.cpu_fusion import fuse_on_cpu
 from sidrec.model.fusion_and_gate import AdditiveAttention
 from sidrec.model.history import (
     CPU,
+    EXPORT,
     GPU,
     Paths,
     Segments,
@@ -29,6 +30,8 @@ from sidrec.model.history import (
     items_of_history,
     mean_of_history,
     products_with_history,
+    products_with_targets,
+    targets_among,
 )
 
 B, U, T, D, H, A = 7, 9, 5, 4, 6, 3
@@ -99,6 +102,25 @@ def test_products_with_history(paths: Paths) -> None:
         lambda items_UD, target_BD: slow(leaf(items_UD), target_BD),
         [items(), target_BD],
     )
+
+
+@pytest.mark.parametrize("paths", [CPU, GPU._replace(regions="plain"), EXPORT])
+def test_targets_among_the_items_of_histories(paths: Paths) -> None:
+    """Targets twice, and one that is in no history; cosines of them with the history, and what else reads the items."""
+    history_BT, target_B = histories(), torch.tensor([1, 8, 8, 4, 5, 6, 7])
+
+    def slow(items_UD: Tensor) -> Tensor:
+        items_UD, target_BD = leaf(items_UD), items_UD[target_B]
+        products_BT = torch.einsum("btd,bd->bt", items_UD[history_BT], target_BD)
+        return torch.cat([target_BD, items_UD[history_BT].sum(dim=1), products_BT], dim=1)
+
+    def fast(items_UD: Tensor) -> Tensor:
+        history = index_history(history_BT, paths)
+        target_BD, items_UD = targets_among(leaf(items_UD), target_B, paths)
+        sum_BD = mean_of_history(items_UD, history) * history.count_B1
+        return torch.cat([target_BD, sum_BD, products_with_targets(items_UD, target_B, history)], dim=1)
+
+    assert_same(fast, slow, [items()])
 
 
 def leaf(items_UD: Tensor) -> Tensor:

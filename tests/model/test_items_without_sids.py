@@ -227,5 +227,5 @@ def test_ranker_and_plug_agree(name: str) -> None:
 def test_a_part_of_a_history_shares_its_sort() -> None:
     history = index_history(torch.tensor([[1, 2], [2, 0]]))
     part = history.where(history.bag_BT == 2)
-    assert part._sorted is history._sorted
+    assert part._entries(9) is history._entries(9)
     assert part.count_B1.tolist() == [[1], [1]]
