@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import TypeAdapter
@@ -55,8 +55,19 @@ from sidrec.model.ranker import Ranker
 from sidrec.model.regions import REGIONS
 from sidrec.study.results import conditions
 
-ROWS, ITEMS, HISTORY, DIM, DENSE, STATS = 65_536, 1_000_000, 50, 64, 13, 2
-"""Shape of a batch, the roofline's."""
+
+class StepShape(NamedTuple):
+    """Sizes of a batch: B, U, T, D, and the numbers of dense and statistics columns. Context columns are left out."""
+
+    rows: int
+    items: int
+    history: int
+    width: int
+    dense: int = 13
+    stats: int = 2
+
+
+ROOFLINE = StepShape(65_536, 1_000_000, 50, 64)
 MODELS: dict[str, dict[str, Any]] = {
     "HID alone": {"kind": "hid"},
     "SID-Coord without alignment": {"kind": "sid_coord", "alignment": {"kind": "none"}},
@@ -243,53 +254,56 @@ def _region_call(name: str, args: Sequence[Any]) -> RegionCall:
 class LookedUp(nn.Module):
     """In place of the item tables: a leaf that the layers' gradient ends at."""
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], width: int) -> None:
         super().__init__()
-        self.names = list(names)
+        self.names, self.width = list(names), width
 
     def forward(self, items: KeyedJaggedTensor) -> KeyedTensor:
-        values_UF = torch.empty(ITEMS, len(self.names) * DIM, device="meta", requires_grad=True)
-        return KeyedTensor(self.names, [DIM] * len(self.names), values_UF)
+        values_UF = torch.empty(items.stride(), len(self.names) * self.width, device="meta", requires_grad=True)
+        return KeyedTensor(self.names, [self.width] * len(self.names), values_UF)
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, device="meta", dtype=dtype)
 
 
-def batch_of(names: list[str]) -> Batch:
-    ids, bags = torch.int64, len(names) * ITEMS
+def batch_of(names: list[str], shape: StepShape) -> Batch:
+    ids, rows, items = torch.int64, shape.rows, shape.items
+    bags = len(names) * items
     return Batch(
-        items=KeyedJaggedTensor(names, meta(bags, dtype=ids), lengths=meta(bags, dtype=torch.int32), stride=ITEMS),
-        context=KeyedJaggedTensor([], meta(0, dtype=ids), lengths=meta(0, dtype=torch.int32), stride=ROWS),
-        token_weights_UW=meta(ITEMS, 0),
-        granules_UG=meta(ITEMS, 0, dtype=ids),
-        content_UV=meta(ITEMS, 0),
-        target_B=meta(ROWS, dtype=ids),
-        history_BT=meta(ROWS, HISTORY, dtype=ids),
-        dense_BX=meta(ROWS, DENSE),
-        stats_BS=meta(ROWS, STATS),
-        label_B=meta(ROWS),
-        weight_B=meta(ROWS),
-        row_B=meta(ROWS, dtype=ids),
-        user_B=meta(ROWS, dtype=ids),
-        item_B=meta(ROWS, dtype=ids),
+        items=KeyedJaggedTensor(names, meta(bags, dtype=ids), lengths=meta(bags, dtype=torch.int32), stride=items),
+        context=KeyedJaggedTensor([], meta(0, dtype=ids), lengths=meta(0, dtype=torch.int32), stride=rows),
+        token_weights_UW=meta(items, 0),
+        granules_UG=meta(items, 0, dtype=ids),
+        content_UV=meta(items, 0),
+        target_B=meta(rows, dtype=ids),
+        history_BT=meta(rows, shape.history, dtype=ids),
+        dense_BX=meta(rows, shape.dense),
+        stats_BS=meta(rows, shape.stats),
+        label_B=meta(rows),
+        weight_B=meta(rows),
+        row_B=meta(rows, dtype=ids),
+        user_B=meta(rows, dtype=ids),
+        item_B=meta(rows, dtype=ids),
         rows_per_rank=meta(),
-        chance_B=meta(ROWS),
+        chance_B=meta(rows),
     )
 
 
-def step_bytes(item: dict[str, Any], fused: bool) -> Counter[str]:
+def step_bytes(item: dict[str, Any], fused: bool, shape: StepShape = ROOFLINE) -> Counter[str]:
     """Bytes of a step by part."""
-    config: ModelConfig = TypeAdapter(ModelConfig).validate_python({"embedding_dim": DIM, "context": [], "item": item})
+    tree = {"embedding_dim": shape.width, "context": [], "item": item}
+    config: ModelConfig = TypeAdapter(ModelConfig).validate_python(tree)
     names = [HID, *(config.item.granularities if isinstance(config.item, SemanticItem) else ())]
-    tables = {name: ItemTable(ITEMS, (name,)) for name in names}
-    sizes = Sizes(tables, {}, DENSE, (0.0,) * STATS, (1.0,) * STATS, content=0, rows_per_lane=ROWS)
+    tables = {name: ItemTable(shape.items, (name,)) for name in names}
+    moments = (0.0,) * shape.stats, (1.0,) * shape.stats
+    sizes = Sizes(tables, {}, shape.dense, *moments, content=0, rows_per_lane=shape.rows)
     model = Ranker(config, sizes, GPU._replace(regions="plain" if fused else "none")).to("meta")
-    model.items = LookedUp(names)
+    model.items = LookedUp(names, shape.width)
     with Bytes() as counted:
-        loss, _ = model(batch_of(names))
+        loss, _ = model(batch_of(names, shape))
         loss.backward()
-    vectors = ITEMS * len(names) * DIM * 4
+    vectors = shape.items * len(names) * shape.width * 4
     return counted.parts() + Counter({TABLES: PASSES_OF_TABLES * vectors, CHECK: vectors})
 
 
@@ -312,7 +326,7 @@ def main() -> None:
         found[model] = {**dict(sorted(parts.items(), key=lambda entry: -entry[1]["eager"])), "sum": total}
     print("\n".join(table_lines(found)))
     if write:
-        shape = {"rows": ROWS, "items": ITEMS, "history": HISTORY, "width": DIM}
+        shape = {name: ROOFLINE._asdict()[name] for name in ("rows", "items", "history", "width")}
         rounded = {
             model: {part: {how: round(gb, 3) for how, gb in both.items()} for part, both in parts.items()}
             for model, parts in found.items()

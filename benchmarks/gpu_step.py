@@ -21,6 +21,7 @@ Shapes: B rows of a batch, D width of an embedding.
 
 import argparse
 import gc
+import statistics
 import sys
 import tempfile
 import time
@@ -28,7 +29,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -41,6 +42,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from benchmarks import criteo_rows, mlperf_rows
+from benchmarks.gpu_bytes import GB, StepShape, step_bytes
 from benchmarks.plugged_step_time import Steps, sharded_training
 from benchmarks.step_time import CODES, LEVELS, Shape, recipe_for, spread, write_data
 from benchmarks.tables import markdown_table
@@ -75,8 +77,15 @@ STAGES = {
 # sidrec's rankers.
 
 
-def rankers(shape: Shape, folder: Path, ranks: Ranks) -> Iterator[tuple[str, Steps]]:
-    """The steps of sidrec's rankers on one log, as its trainer runs them."""
+class Contender(NamedTuple):
+    """steps: runs so many. gigabytes: what a step moves in the device's memory; None if that is not counted."""
+
+    steps: Steps
+    gigabytes: float | None = None
+
+
+def rankers(shape: Shape, folder: Path, ranks: Ranks) -> Iterator[tuple[str, Contender]]:
+    """sidrec's rankers on one log, as its trainer runs them."""
     write_data(folder, shape)
     for name, item in RANKERS.items():
         recipe = recipe_for(folder, shape, item)
@@ -90,7 +99,10 @@ def rankers(shape: Shape, folder: Path, ranks: Ranks) -> Iterator[tuple[str, Ste
         )
         training.model.train()
         training.optimizer.set_factor(1.0)
-        yield name, _repeated(step, synced_batches(cycle(kept), sys.maxsize, ranks))
+        bags = round(statistics.mean(batch.bags for batch in kept))
+        of_step = StepShape(shape.batch, bags, shape.history, recipe.model.embedding_dim, shape.dense, shape.stats)
+        gigabytes = step_bytes(item, fused=True, shape=of_step).total() / GB
+        yield name, Contender(_repeated(step, synced_batches(cycle(kept), sys.maxsize, ranks)), gigabytes)
 
 
 def _repeated(step: TrainingStep, batches: Iterator[PackedBatch]) -> Steps:
@@ -116,7 +128,7 @@ def _as_new(ids: KeyedJaggedTensor) -> KeyedJaggedTensor:
 
 def dlrms(
     batches: Sequence[TorchRecBatch], sizes: Sequence[int], item: str, dim: int, cross: bool, ranks: Ranks
-) -> Iterator[tuple[str, Steps]]:
+) -> Iterator[tuple[str, Contender]]:
     """sizes: rows of each table, whose features are the batches' keys. cross: MLPerf's DCNv2 in place of products."""
     keys = batches[0].sparse_features.keys()
     kept = [batch.pin_memory() if ranks.device.type == "cuda" else batch for batch in batches]
@@ -135,7 +147,7 @@ def dlrms(
         if name.endswith("SID-Coord"):
             model = with_sids(model, item, sizes[keys.index(item)] - 1)
         stream = (_torchrec_batch_as_new(batch) for batch in cycle(kept))
-        yield name, sharded_training(model, stream, postproc=True, device=ranks.device)
+        yield name, Contender(sharded_training(model, stream, postproc=True, device=ranks.device))
 
 
 def with_sids(model: nn.Module, item: str, items: int) -> nn.Module:
@@ -154,13 +166,13 @@ def _torchrec_batch_as_new(batch: TorchRecBatch) -> TorchRecBatch:
 # Kinds of rows.
 
 
-def histories(flags: argparse.Namespace, folder: Path, ranks: Ranks) -> Iterator[tuple[str, Steps]]:
+def histories(flags: argparse.Namespace, folder: Path, ranks: Ranks) -> Iterator[tuple[str, Contender]]:
     """Rankers alone: TorchRec's DLRM has no history."""
     small = replace(HISTORIES, items=1000, users=1000, batch=64, history=5)
     return rankers(small if flags.dry_run else HISTORIES, folder, ranks)
 
 
-def criteo(flags: argparse.Namespace, folder: Path, ranks: Ranks) -> Iterator[tuple[str, Steps]]:
+def criteo(flags: argparse.Namespace, folder: Path, ranks: Ranks) -> Iterator[tuple[str, Contender]]:
     """TorchRec's DLRM on rows shaped like Kaggle's log."""
     found = criteo_rows.criteo_rows(KEPT_BATCHES, 64 if flags.dry_run else 65_536)
     batches = [
@@ -178,7 +190,7 @@ def criteo(flags: argparse.Namespace, folder: Path, ranks: Ranks) -> Iterator[tu
     return dlrms(batches, criteo_rows.CARDINALITIES, "C3", 64, False, ranks)
 
 
-def mlperf(flags: argparse.Namespace, folder: Path, ranks: Ranks) -> Iterator[tuple[str, Steps]]:
+def mlperf(flags: argparse.Namespace, folder: Path, ranks: Ranks) -> Iterator[tuple[str, Contender]]:
     """DLRM-DCNv2; the item is the largest column with one id a row."""
     most = 1000 if flags.dry_run else flags.table_rows
     sizes = [min(rows, most) for rows in mlperf_rows.CARDINALITIES]
@@ -194,27 +206,37 @@ BATCH = {"histories": HISTORIES.batch, "criteo": 65_536, "mlperf": mlperf_rows.R
 
 
 def measure(
-    contenders: Mapping[str, Steps], batch: int, rounds: int, steps: int, device: torch.device
+    contenders: Mapping[str, Contender], batch: int, rounds: int, steps: int, device: torch.device, copy: float
 ) -> dict[str, Any]:
-    """Per contender: ms of a step and samples a second as [median, lowest, highest]; ms of a step by stage."""
-    for run in contenders.values():
-        run(WARM_UP)
+    """Per contender: ms of a step and samples a second as [median, lowest, highest]; ms of a step by stage; and, where
+    its bytes are counted, GB of a step, GB a second, and their share of `copy`, the GB a second of a copy."""
+    for contender in contenders.values():
+        contender.steps(WARM_UP)
     names = list(contenders)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
         first = number % len(names)
         for name in names[first:] + names[:first]:
             start = _clock(device)
-            contenders[name](steps)
+            contenders[name].steps(steps)
             seconds[name].append((_clock(device) - start) / steps)
     return {
         name: {
             "ms": [round(1000 * value, 3) for value in spread(own)],
             "samples_per_second": [round(batch / value) for value in (spread(own)[0], max(own), min(own))],
-            "stages_ms": stages(contenders[name], device),
+            "stages_ms": stages(contenders[name].steps, device),
+            **against_copy(contenders[name].gigabytes, statistics.median(own), copy),
         }
         for name, own in seconds.items()
     }
+
+
+def against_copy(gigabytes: float | None, seconds: float, copy: float) -> dict[str, float]:
+    """The rate of a step's bytes, and its share of a copy's: GB a second."""
+    if gigabytes is None:
+        return {}
+    rate = gigabytes / seconds
+    return {"gb": round(gigabytes, 3), "gb_per_second": round(rate, 1), "share_of_copy": round(rate / copy, 3)}
 
 
 def _clock(device: torch.device) -> float:
@@ -257,8 +279,11 @@ def report(found: Mapping[str, Mapping[str, Any]]) -> str:
     for name, line in found.items():
         (ms, low, high), samples = line["ms"], line["samples_per_second"][0]
         of_stages = ", ".join(f"{stage} {value:.2f}" for stage, value in line["stages_ms"].items())
-        rows.append([name, f"{ms:.2f} [{low:.2f}-{high:.2f}]", f"{samples:,}", of_stages])
-    return markdown_table(["contender", "ms per step", "samples per second", "ms by stage"], rows)
+        rate = "not counted"
+        if "gb" in line:
+            rate = f"{line['gb']:.3f} GB, {line['gb_per_second']:,.1f} GB/s, {line['share_of_copy']:.0%} of the bound"
+        rows.append([name, f"{ms:.2f} [{low:.2f}-{high:.2f}]", f"{samples:,}", rate, of_stages])
+    return markdown_table(["contender", "ms per step", "samples per second", "bytes of a step", "ms by stage"], rows)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -281,12 +306,14 @@ def main(argv: Sequence[str]) -> int:
     result: dict[str, Any] = {"conditions": conditions(), "rounds": rounds, "steps_per_round": steps}
     with joined_ranks() as ranks:
         result["device"] = torch.cuda.get_device_name() if ranks.device.type == "cuda" else "CPU"
-        result["copy_gb_per_second"] = round(bandwidth(ranks.device, 8 if flags.dry_run else 1024), 1)
+        copy = bandwidth(ranks.device, 8 if flags.dry_run else 1024)
+        result["copy_gb_per_second"] = round(copy, 1)
+        print(f"{result['device']}: a copy moves {copy:,.1f} GB/s, the bound", flush=True)
         for kind in flags.rows:
             with tempfile.TemporaryDirectory() as folder:
                 contenders = dict(ROWS[kind](flags, Path(folder), ranks))
                 batch = 64 if flags.dry_run else BATCH[kind]
-                result[kind] = measure(contenders, batch, rounds, steps, ranks.device)
+                result[kind] = measure(contenders, batch, rounds, steps, ranks.device, copy)
             print(f"\n{kind}, batches of {batch:,} rows\n\n{report(result[kind])}", flush=True)
             del contenders
             gc.collect()

@@ -17,6 +17,8 @@ def test_a_gather_reads_the_rows_that_it_gathers() -> None:
     table, index = torch.zeros(1000, 4), torch.zeros(3, dtype=torch.int64)
     assert bytes_of("embedding", [table, index], [torch.zeros(3, 4)]) == 3 * 4 * 4 + 3 * 8 + 3 * 4 * 4
     assert bytes_of("index_select", [torch.zeros(1000), index], [torch.zeros(3)]) == 3 * 4 + 3 * 8 + 3 * 4
+    values = torch.zeros(3, 4)
+    assert bytes_of("index_put_", [table, index, values], [table]) == 3 * 3 * 4 * 4 + 3 * 8  # read, read and written
     assert bytes_of("new_zeros", [table], [table]) == bytes_of("relu", [table], [table]) / 2 == 16_000
 
 
