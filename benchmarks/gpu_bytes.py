@@ -115,6 +115,8 @@ def bytes_of(name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> 
         return rows + size(index) + sum(map(size, others)) + size(outputs[0])
     if name == "embedding_dense_backward":  # fills with zeros, then adds rows
         return written + 3 * size(inputs[0]) + size(inputs[1])
+    if name == "copy_":
+        return 2 * size(inputs[1])
     if name in ("index_put_", "_index_put_impl_"):  # with accumulate: reads and writes the rows of the index
         _, index, values = inputs
         return 3 * size(values) + size(index)
@@ -229,7 +231,7 @@ class Bytes(TorchDispatchMode):
     def _part(self) -> str:
         node: Any = torch._C._current_autograd_node()
         if node is not None:
-            if node.name().startswith("Split"):
+            if node.name().startswith(("Split", "_Split")):
                 return SPLIT
             number = node._sequence_nr()
             known = [before for before in self._part_of_node if before <= number]

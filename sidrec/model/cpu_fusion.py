@@ -18,17 +18,27 @@ from torch.nn import functional
 from sidrec.model.fused import SHORTEST
 
 
-def fuse_on_cpu(granules_UGD: Tensor, weights: Sequence[Tensor], with_unit: bool) -> tuple[Tensor, ...]:
-    """e_sid [U, D], and e_sid / |e_sid| if with_unit. weights: `AdditiveAttention.region_weights`."""
-    found: tuple[Tensor, ...] = _Fused.apply(granules_UGD, *weights, with_unit)  # type: ignore[no-untyped-call]
+def fuse_on_cpu(
+    granules_UGD: Tensor, weights: Sequence[Tensor], with_unit: bool, before: int = 0
+) -> tuple[Tensor, ...]:
+    """e_sid [U, D], and e_sid / |e_sid| if with_unit. weights: `AdditiveAttention.region_weights`. before: columns in
+    front of the granules' in the lookup's output; the gradient has room for them (`split_lookup`)."""
+    found: tuple[Tensor, ...] = _Fused.apply(granules_UGD, *weights, with_unit, before)  # type: ignore[no-untyped-call]
     return found
 
 
 class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, granules_UGD: Tensor, project_HD: Tensor, bias_GH: Tensor, score_1H: Tensor, with_unit: bool
+        ctx: Any,
+        granules_UGD: Tensor,
+        project_HD: Tensor,
+        bias_GH: Tensor,
+        score_1H: Tensor,
+        with_unit: bool,
+        before: int,
     ) -> tuple[Tensor, ...]:
+        ctx.before = before
         items, granularities, _ = granules_UGD.shape
         granule_ND = granules_UGD.flatten(0, 1)
         projected_NH = granule_ND @ project_HD.t()
@@ -61,11 +71,13 @@ class _Fused(torch.autograd.Function):
         of_score_GU.sub_(alpha_UG.t() * of_score_GU.sum(dim=0))
         of_score_N1 = of_score_GU.t().reshape(-1, 1)
         of_projected_NH = (1 - activated_NH * activated_NH).mul_(score_1H).mul_(of_score_N1)
-        of_granule_ND = of_projected_NH @ project_HD
-        of_granules_UGD = of_granule_ND.view(items, granularities, -1)
-        of_granules_UGD.addcmul_(alpha_UG.unsqueeze(2), grad_UD.unsqueeze(1))
+        width = granule_ND.shape[1]
+        joint_UF = granule_ND.new_empty(items, ctx.before + granularities * width)
+        of_granules_UGD = joint_UF[:, ctx.before :].view(items, granularities, width)
+        through_UGD = (of_projected_NH @ project_HD).view(items, granularities, width)
+        torch.addcmul(through_UGD, alpha_UG.unsqueeze(2), grad_UD.unsqueeze(1), out=of_granules_UGD)
         of_bias_GH = of_projected_NH.view(items, -1).sum(dim=0).view(granularities, -1)
-        return of_granules_UGD, of_projected_NH.t() @ granule_ND, of_bias_GH, of_score_N1.t() @ activated_NH, None
+        return of_granules_UGD, of_projected_NH.t() @ granule_ND, of_bias_GH, of_score_N1.t() @ activated_NH, None, None
 
 
 def _through_unit(unit_UD: Tensor, length_U1: Tensor, of_unit_UD: Tensor) -> Tensor:

@@ -19,6 +19,9 @@ from sidrec.model.regions import Region, vjp
 #
 # Inputs: G granules [U, D]; W [H, D], b [G, H], v [1, H]. Their stack is never made: each granule is read from its
 # place in the lookup's output. Kept: W e_k of each granule, [U, H], a quarter of the granules' bytes.
+#
+# Options: columns in front of the granules' in the lookup's output. The granules' gradients are slices of one tensor
+# with room for those columns, which `split_lookup` completes instead of copying them all.
 
 SHORTEST = 1e-6  # of e_sid, when it is scaled to unit length
 
@@ -83,7 +86,8 @@ def _fuse_backward(
         of_bias.append(of_projected_UH.sum(0))
         of_score.append((of_alpha_U1 * activated_UH).sum(0))
     sums = (sum(of_project[1:], of_project[0]), torch.stack(of_bias), sum(of_score[1:], of_score[0]).unsqueeze(0))
-    return [*found, *sums]
+    joint_UF = torch.cat([granules[0].new_zeros(len(grad_UD), int(options[0])), *found], dim=1)
+    return [*joint_UF[:, int(options[0]) :].split(grad_UD.shape[1], dim=1), *sums]
 
 
 FUSION = Region("fuse", _fuse, -3, _fuse_backward)

@@ -34,7 +34,7 @@ from sidrec.model.items import (
     SidCoordRepresentation,
     SidRepresentation,
 )
-from sidrec.model.semantic_part import ItemLookup
+from sidrec.model.semantic_part import ItemLookup, split_lookup
 from sidrec.model.tables import NO_INITS, UpdateCounts, embedding_tables, managed_table, one_feature_each, with_managed
 
 FLOAT32 = PrecisionConfig()
@@ -104,7 +104,7 @@ class Ranker(nn.Module):
     def _look_up(self, batch: Batch, begun: "Lookups | None" = None) -> ItemLookup:
         """begun: None to begin the lookups here."""
         begun = begun or self._begin_lookups(batch)
-        embedded = {} if begun.items is None else _in_float32(begun.items.to_dict())
+        embedded = {} if begun.items is None else _parts(begun.items)
         if begun.managed is not None:
             embedded = with_managed(embedded, _in_float32(begun.managed.to_dict()))
         has_sid_U = _looked_up(batch.items, self.item.sids) if self.item.sids else None
@@ -178,6 +178,12 @@ class Ranker(nn.Module):
         """g of every row [B], the mean over its dimensions; NaN for a target without a SID, which no gate mixes."""
         assert self.gate is not None, "a model with a gate"
         return self.gate.value(stats_BS, updates_B).mean(dim=1).masked_fill(~has_sid_B, torch.nan)
+
+
+@fx.wrap  # TorchRec's pipelines trace the ranker, and fx cannot trace a choice by what was found
+def _parts(found: Any) -> dict[str, Tensor]:
+    """The embeddings of each feature, in float32, from an entry of `Lookups`."""
+    return {name: values.float() for name, values in split_lookup(found).items()}
 
 
 @fx.wrap  # TorchRec's pipelines trace the ranker, and fx cannot trace a loop over tables
@@ -282,8 +288,12 @@ class DetachedEmbeddings:
     def __init__(self, boundary: GradientBoundary, awaitable: Any) -> None:
         self._boundary, self._awaitable = boundary, awaitable
 
+    def wait(self) -> KeyedTensor:
+        """The layers' copy."""
+        return self._boundary.detached(self._awaitable.wait())
+
     def to_dict(self) -> dict[str, Tensor]:
-        return self._boundary.detached(self._awaitable.wait()).to_dict()
+        return self.wait().to_dict()
 
 
 def dense_names(dense: int, item: int, stats: int) -> list[str]:

@@ -6,10 +6,13 @@ K distinct SIDs of the rows' targets.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
+from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from sidrec.config.item import SemanticItem
 from sidrec.data.dataset import Sizes
@@ -63,6 +66,10 @@ class ItemLookup:
         device = next(iter(self.embedded.values())).device
         return device.type == "cpu" and not (self.paths or paths_of(device)).inline
 
+    def columns_before(self, features: Sequence[str]) -> int:
+        """Columns of the lookup's output in front of these features', if they are its last ones; else 0."""
+        return _columns_before(self.embedded, features)
+
     def index(self, history_BT: Tensor) -> HistoryIndex:
         """The index of the batch's histories."""
         return index_history(history_BT, self.paths)
@@ -78,6 +85,59 @@ class ItemLookup:
     def with_sids(self, history: HistoryIndex) -> HistoryIndex:
         """The history without its items that have no SID."""
         return history if self.has_sid_U is None else history.where(self.has_sid(history.own_BT))
+
+
+# The parts of a lookup's output.
+
+
+def split_lookup(found: Any) -> dict[str, Tensor]:
+    """Feature -> embeddings [U, D], from what a collection of tables gives; waits for other ranks.
+
+    found: has `to_dict` or, being TorchRec's awaitable, what it waits for has. Backward joins the parts' gradients: by
+    completing the tensor that those of the fusion lie in, or else by a copy of all.
+    """
+    keyed = found.wait() if hasattr(found, "wait") else found
+    if not isinstance(keyed, KeyedTensor) or not torch.is_grad_enabled() or not keyed.values().requires_grad:
+        return dict(keyed.to_dict())
+    parts = _Split.apply(keyed.values(), keyed.length_per_key())  # type: ignore[no-untyped-call]
+    return dict(zip(keyed.keys(), parts, strict=True))
+
+
+class _Split(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values_UF: Tensor, widths: Sequence[int]) -> tuple[Tensor, ...]:
+        ctx.widths = widths
+        return torch.split(values_UF, list(widths), dim=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        columns = sum(ctx.widths)
+        first = [sum(ctx.widths[:k]) for k in range(len(gradients))]
+        last = gradients[-1]
+        start = last.storage_offset() - first[-1]  # of a joint gradient, if the last part is in one
+        joined = [
+            gradient.untyped_storage().data_ptr() == last.untyped_storage().data_ptr()
+            and gradient.storage_offset() == start + column
+            and gradient.stride() == (columns, 1)
+            for gradient, column in zip(gradients, first, strict=True)
+        ]
+        room = last.untyped_storage().nbytes() // last.element_size() == len(last) * columns
+        if start != 0 or not room or not joined[-1] or sum(joined) < len(joined) - 1:
+            return torch.cat(gradients, dim=1), None
+        joint_UF = last.as_strided((len(last), columns), (columns, 1), 0)
+        for gradient, column, there in zip(gradients, first, joined, strict=True):
+            if not there:
+                joint_UF[:, column : column + gradient.shape[1]].copy_(gradient)
+        return joint_UF, None
+
+
+def _columns_before(embedded: Mapping[str, Tensor], features: Sequence[str]) -> int:
+    if is_traced(embedded):
+        return 0
+    names = list(embedded)
+    before = len(names) - len(features)
+    return sum(embedded[name].shape[1] for name in names[:before]) if names[before:] == list(features) else 0
 
 
 # Dropout of HIDs and SIDs in training, row by row (`sidrec.config.item.DroppedHids`).
@@ -138,7 +198,9 @@ class SemanticPart(nn.Module):
             granules = [granule_UD * items.token_weights_UW[:, k : k + 1] for k, granule_UD in enumerate(granules)]
         if isinstance(self.fusion, GranularityFusion):
             with_unit = self.alignment is not None and self.alignment.compares_units
-            found = fused(self.fusion, granules, items.regions, with_unit, items.on_cpu)
+            found = fused(
+                self.fusion, granules, items.regions, with_unit, items.on_cpu, items.columns_before(self.sids)
+            )
             items.computed.update(zip(("sid", "unit"), found, strict=False))
         if "sid" not in items.computed:
             rows_UG, hid_UD = items.granules_UG if self.counted else None, items.embedded[HID] if self.guided else None
@@ -199,12 +261,18 @@ def _aligned_once(
 
 
 def fused(
-    fusion: GranularityFusion, granules: Sequence[Tensor], regions: str, with_unit: bool, on_cpu: bool = False
+    fusion: GranularityFusion,
+    granules: Sequence[Tensor],
+    regions: str,
+    with_unit: bool,
+    on_cpu: bool = False,
+    before: int = 0,
 ) -> tuple[Tensor, ...]:
     """e_sid [U, D], and e_sid / |e_sid| if with_unit, by a region, or without regions by a function for CPUs; nothing
     for kinds that have neither.
 
-    granules: G embeddings [U, D]. regions: as in `Paths`. on_cpu: as in `ItemLookup`.
+    granules: G embeddings [U, D]. regions: as in `Paths`. on_cpu: as in `ItemLookup`. before: columns in
+    front of the granules' in the lookup's output, whose gradients theirs leave room for (`split_lookup`).
     """
     weights = fusion.region_weights() if regions != "none" or on_cpu else ()
     if not weights:
@@ -212,8 +280,8 @@ def fused(
     if fusion.watcher is not None:
         fusion.watcher(torch.stack(list(granules), dim=1))
     if regions == "none":
-        return fuse_on_cpu(torch.stack(list(granules), dim=1), weights, with_unit)
-    return (FUSION_WITH_UNIT if with_unit else FUSION)(regions, *granules, *weights)
+        return fuse_on_cpu(torch.stack(list(granules), dim=1), weights, with_unit, before)
+    return (FUSION_WITH_UNIT if with_unit else FUSION)(regions, *granules, *weights, options=[float(before)])
 
 
 def granule_impressions(config: SemanticItem, sizes: Sizes) -> dict[str, Tensor] | None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional
+from torchrec.sparse.jagged_tensor import KeyedTensor
 
 from sidrec.model.alignment import AutoDis
 from sidrec.model.autodis import (
@@ -33,6 +34,7 @@ from sidrec.model.history import (
     products_with_targets,
     targets_among,
 )
+from sidrec.model.semantic_part import ItemLookup, fused, split_lookup
 
 B, U, T, D, H, A = 7, 9, 5, 4, 6, 3
 
@@ -261,6 +263,41 @@ def test_fusion_on_a_cpu_equals_its_formula(with_unit: bool) -> None:
         return torch.cat(fuse_on_cpu(granules_UGD, weights, with_unit), dim=1)
 
     assert_same(fast, slow, [granules_UGD, *inputs])
+
+
+# The parts of a lookup's output.
+
+
+@pytest.mark.parametrize(("regions", "sids", "joined"), [
+    ("none", ("s1", "s2", "s3"), True),
+    ("plain", ("s1", "s2", "s3"), True),
+    ("plain", ("s2", "s3"), False),  # s1's gradient has a place of its own too, and is that of a slice
+    ("plain", ("s1", "s2"), False),
+])  # fmt: skip
+def test_a_lookup_gets_the_gradients_of_its_parts(regions: str, sids: tuple[str, ...], joined: bool) -> None:
+    """joined: in the tensor that the fusion's gradient lies in."""
+    names = ["hid", "s1", "s2", "s3"]
+    module = AdditiveAttention(len(sids), D, H).double()
+    values_UF = torch.randn(U, 4 * D, dtype=torch.double, generator=torch.Generator().manual_seed(7))
+    places: list[int] = []
+    found = []
+    for by_us in (False, True):
+        leaf_UF = values_UF.clone().requires_grad_()
+        keyed = KeyedTensor(names, [D] * 4, leaf_UF)
+        parts = split_lookup(keyed) if by_us else keyed.to_dict()
+        if by_us:
+            parts["s3"].register_hook(lambda grad: places.append(grad.untyped_storage().data_ptr()))
+        granules = [parts[name] for name in sids]
+        before = ItemLookup(parts, torch.zeros(U, 0)).columns_before(sids)
+        fused_UD = module(torch.stack(granules, dim=1))
+        if by_us:
+            (fused_UD,) = fused(module, granules, regions, False, on_cpu=True, before=before)
+        rest = torch.stack([k * parts[name].sum() for k, name in enumerate(names) if name not in sids])
+        (fused_UD.square().sum() + parts["hid"].square().sum() + rest.sum()).backward()
+        assert leaf_UF.grad is not None
+        found.append(leaf_UF.grad)
+    torch.testing.assert_close(found[1], found[0])
+    assert (found[1].untyped_storage().data_ptr() in places) == joined
 
 
 # AutoDis between nodes.

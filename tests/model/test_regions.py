@@ -64,7 +64,7 @@ def fusion(with_unit: bool, rows: int) -> Case:
 
     def run(module: nn.Module, granules: list[Tensor], paths: Paths) -> Tensor:
         assert isinstance(module, AdditiveAttention)
-        found = fused(module, granules, paths.regions, with_unit)
+        found = fused(module, granules, paths.regions, with_unit, before=D)
         if not found:
             sid_UD = module(torch.stack(granules, dim=1))
             found = (sid_UD, nn.functional.normalize(sid_UD, dim=1, eps=1e-6)) if with_unit else (sid_UD,)
