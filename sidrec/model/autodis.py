@@ -150,8 +150,8 @@ def _embed(x_TR: Tensor, slope_2H: Tensor, meta_HA: Tensor) -> _Chunk:
 INTERVALS_PER_SLOPE = 17
 """With z = x in intervals and s the range of the slopes in one, the error of a cubic is at most .023 s^4 of the values:
 3e-7 at 1/17, as much as float32 rounds exponents of the softmax."""
-MOST_INTERVALS = 4096
-"""For a range of slopes of 240."""
+FEWEST_INTERVALS, MOST_INTERVALS = 16, 4096
+"""The most are for a range of slopes of 240."""
 POSITIONS_PER_NODE = 4
 """With fewer positions, nodes cost more than they save."""
 POSITIONS = 1 << 17
@@ -159,15 +159,16 @@ POSITIONS = 1 << 17
 
 
 def intervals_between_nodes(x_BT: Tensor, slope_2H: Tensor) -> int:
-    """Equal intervals of [0, 1] between nodes of x; 0 to compute every x."""
-    if x_BT.device.type != "cpu" or x_BT.dtype != torch.float32:
+    """Equal intervals of [0, 1] between nodes of x; 0 to compute every x. Reads the slopes, on CPUs alone."""
+    most = x_BT.numel() // (2 * POSITIONS_PER_NODE) - 3
+    if x_BT.device.type != "cpu" or x_BT.dtype != torch.float32 or most < FEWEST_INTERVALS:
         return 0
     slope_2H = slope_2H.detach()
     slopes = float((slope_2H.amax(dim=1) - slope_2H.amin(dim=1)).max())
     if not slopes * INTERVALS_PER_SLOPE <= MOST_INTERVALS:  # nor if it is NaN
         return 0
-    intervals = 1 << math.ceil(math.log2(max(16.0, slopes * INTERVALS_PER_SLOPE)))
-    return intervals if x_BT.numel() >= POSITIONS_PER_NODE * 2 * (intervals + 3) else 0
+    intervals = 1 << math.ceil(math.log2(max(FEWEST_INTERVALS, slopes * INTERVALS_PER_SLOPE)))
+    return intervals if intervals <= most else 0
 
 
 class _Nodes(NamedTuple):
