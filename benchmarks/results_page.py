@@ -14,6 +14,12 @@ nothing, and fails if a page is not what would be written. Functions:
     gate STUDY/DATASET/VARIANT, WHAT                      of its runs: a field of GateOfRun, lowest to highest; or
                                                           `direction`: how many gates rise and fall with exposure
     count STUDY/DATASET, SLICE KEY                        of the rows that were scored: rows, users, covered_users
+    day SET SIZE SLICE, METRIC                            of `benchmarks.day_forward`: SIDs on a converged model at 1/SIZE
+                                                          of the HID bytes against its twin; SLICE `whole`: against the
+                                                          twin with the whole table
+    day_count SET SIZE SLICE, KEY                         rows, users or items of it
+    day_cost SET SIZE, KEY                                step_seconds, item_parameters: of the form with SIDs, by the
+                                                          twin's
     json FILE KEY/KEY FORMAT                              a value of benchmarks/results/FILE, or all values of a list
 """
 
@@ -24,6 +30,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from textwrap import fill
+from typing import Any
 
 import numpy as np
 import yaml
@@ -198,6 +205,32 @@ def _count(words: Sequence[str], columns: Sequence[str]) -> str:
     return f"{run['metrics'][SPLIT][items][key]:,}"
 
 
+def _day_entry(words: Sequence[str]) -> dict[str, Any]:
+    """The comparison at one size."""
+    found = read_json(RESULTS / f"day_forward_{words[0]}" / "day_forward.json", "recorded results")
+    return next(entry for entry in found["sizes"] if entry["size"] == int(words[1]))
+
+
+def _day_slice(words: Sequence[str]) -> dict[str, Any]:
+    entry, name = _day_entry(words), " ".join(words[2:])
+    return dict(entry["against_whole"]["all"] if name == "whole" else entry["differences"][name])
+
+
+def _day(words: Sequence[str], columns: Sequence[str]) -> str:
+    found = _day_slice(words)[columns[0].lower()]
+    low, high = (signed(found["interval"][end]) for end in ("low", "high"))
+    return f"{signed(found['difference'])} [{low}, {high}] {found['verdict']}"
+
+
+def _day_count(words: Sequence[str], columns: Sequence[str]) -> str:
+    return f"{_day_slice(words)['gauc'][columns[0]]:,}"
+
+
+def _day_cost(words: Sequence[str], columns: Sequence[str]) -> str:
+    costs, (key,) = _day_entry(words)["costs"], columns
+    return f"{costs['sids'][key] / costs['hid'][key]:.2f}"
+
+
 def _json(words: Sequence[str], columns: Sequence[str]) -> str:
     file, keys, form = words if len(words) == 3 else (*words, "")
     found = read_json(RESULTS / file, "recorded results")
@@ -222,6 +255,9 @@ FUNCTIONS = {
     "runs": _runs,
     "gate": _gate,
     "count": _count,
+    "day": _day,
+    "day_count": _day_count,
+    "day_cost": _day_cost,
     "json": _json,
 }
 
