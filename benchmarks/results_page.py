@@ -14,9 +14,9 @@ nothing, and fails if a page is not what would be written. Functions:
     gate STUDY/DATASET/VARIANT, WHAT                      of its runs: a field of GateOfRun, lowest to highest; or
                                                           `direction`: how many gates rise and fall with exposure
     count STUDY/DATASET, SLICE KEY                        of the rows that were scored: rows, users, covered_users
-    day SET SIZE SLICE, METRIC                            of `benchmarks.day_forward`: SIDs on a converged model at 1/SIZE
-                                                          of the HID bytes against its twin; SLICE `whole`: against the
-                                                          twin with the whole table
+    day SET SIZE SLICE, METRIC                            of `benchmarks.day_forward`: SIDs on a converged model at
+                                                          1/SIZE of the HID bytes against its twin; SLICE `whole`:
+                                                          against the twin with the whole table
     day_count SET SIZE SLICE, KEY                         rows, users or items of it
     day_cost SET SIZE, KEY                                step_seconds, item_parameters: of the form with SIDs, by the
                                                           twin's
