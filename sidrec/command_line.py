@@ -9,19 +9,33 @@ the same whether the parser, a recipe or the data refuses it. `run` turns errors
 import io
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, overload
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_type_hints, overload
 
 import tyro
 
 from sidrec.errors import ConfigError, ContractError, SidrecError, print_error, printed_warnings
+from sidrec.io.places import Place, StorePath, is_uri, place, refusal_of_uri, shown_uri
 from sidrec.text import did_you_mean, text_table
 
 T = TypeVar("T")
 
 UNKNOWN = "Unrecognized options: "
+
+PlaceArgument: TypeAlias = Annotated[
+    Place,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda words: place(words[0]),
+        is_instance=lambda value: isinstance(value, Path | StorePath),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
+"""Type of an argument that takes a local path or a URI. One of type Path, or a text, refuses URIs (`parse`)."""
 
 
 def run(command: Callable[[], int | None]) -> int:
@@ -121,10 +135,13 @@ def parse(
 
     Under torchrun all ranks parse the same arguments, and only rank 0 prints help.
 
-    Raises ConfigError for arguments that do not parse, and for values that the class's pydantic types refuse.
-    Raises SystemExit(0) after --help.
+    Raises ConfigError for arguments that do not parse, for values that the class's pydantic types refuse, and for a URI
+    where only a local path will do. Raises SystemExit(0) after --help.
     """
     refusal, hidden = io.StringIO(), io.StringIO()
+    for word in words:
+        if is_uri(uri := word.partition("=")[2] if word.startswith("--") else word) and "***" in shown_uri(uri):
+            place(uri)  # refuses credentials before anything prints the word
     if any(word in ("-h", "--help") for word in words):
         words = ["--help"]  # tyro's help omits positional arguments that were given
     cli: Any = tyro.cli  # its overloads know no bool for return_unknown_args
@@ -144,9 +161,35 @@ def parse(
         if not end.code:
             raise
         raise ConfigError(f"{program}: {_message(refusal.getvalue())} ({program} --help lists all)") from None
-    if others:
-        return _checked(kind, parsed[0]), parsed[1]
-    return _checked(kind, parsed)
+    found = _checked(kind, parsed[0] if others else parsed)
+    for name, value in _uris(kind, found, default):
+        raise ConfigError(f"{program}: {refusal_of_uri(name, value)}")
+    return (found, parsed[1]) if others else found
+
+
+def _uris(kind: Any, parsed: Any, default: Any) -> Iterator[tuple[str, object]]:
+    """Arguments that are URIs although their type is no `PlaceArgument`, by their names in the help."""
+    if not is_dataclass(kind):
+        return
+    hints = get_type_hints(kind, include_extras=True)
+    for field in fields(kind):
+        value = getattr(parsed, field.name)
+        if default is not None and value == getattr(default, field.name):  # a recipe's: its loader has checked it
+            continue
+        for each in value if isinstance(value, tuple) else (value,):
+            if is_uri(each):
+                yield _shown_name(field.name, hints[field.name]), each
+            elif is_dataclass(each):
+                yield from ((f"--{field.name}.{name.lstrip('-')}", uri) for name, uri in _uris(type(each), each, None))
+
+
+def _shown_name(field: str, hint: Any) -> str:
+    """An argument in messages: RUN for a positional one, --out for an option."""
+    extras = getattr(hint, "__metadata__", ())
+    positional = any(extra is tyro.conf._markers.Positional for extra in extras)
+    shown = next((extra.metavar for extra in extras if getattr(extra, "metavar", None)), None) or field.upper()
+    name = next((extra.name for extra in extras if getattr(extra, "name", None)), None) or field
+    return shown if positional else f"--{name.replace('_', '-')}"
 
 
 def _message(boxed: str) -> str:

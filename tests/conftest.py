@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from sidrec.io import places
+from sidrec.io.places import StorePath
+from tests.s3_server import Store, running_store
+
 os.environ["COLUMNS"] = "100"  # pytest-xdist names another width to its workers; tables are printed as for no terminal
 
 LONG = [
@@ -35,6 +39,34 @@ def _root_logger_of_its_own() -> Iterator[None]:
     yield
     root.handlers[:] = before
     root.setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def running_server() -> Iterator[Store]:
+    """A store in a process of its own, one for the session."""
+    with running_store() as server:
+        yield server
+
+
+@pytest.fixture
+def store(running_server: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """The store, without faults; this process and those that it starts reach it."""
+    for name, value in running_server.environment.items():
+        monkeypatch.setenv(name, value)
+    places._filesystem.cache_clear()
+    running_server.faults()
+    running_server.requests()
+    yield running_server
+    running_server.faults()
+    places._filesystem.cache_clear()
+
+
+@pytest.fixture
+def bucket(store: Store, request: pytest.FixtureRequest) -> StorePath:
+    """An empty bucket of the test's own."""
+    name = f"b{abs(hash(request.node.nodeid)):x}"
+    store.bucket(name)
+    return StorePath("s3", name, "")
 
 
 @pytest.fixture

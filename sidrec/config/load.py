@@ -14,8 +14,9 @@ from pydantic_core import ErrorDetails
 from sidrec.command_line import parse as parse_arguments
 from sidrec.config.describe import keys_at
 from sidrec.config.recipe import RECIPE, Recipe
-from sidrec.config.section import default_of, unused_keys_below
+from sidrec.config.section import default_of, unused_keys_below, uris_below
 from sidrec.errors import ConfigError, print_warning
+from sidrec.io.places import StorePath
 from sidrec.text import did_you_mean, near_file, place, quoted, short_repr
 
 LARGEST = 1 << 20  # bytes of a file; parsing more takes many seconds
@@ -118,10 +119,13 @@ def parse(raw: dict[str, Any], where: str) -> Recipe:
 def _validated(raw: dict[str, Any], where: str) -> Recipe:
     """The recipe with keys that have no effect. Raises ConfigError."""
     try:
-        return RECIPE.validate_python(raw)
+        recipe = RECIPE.validate_python(raw)
     except ValidationError as error:
         mistakes = error.errors(include_url=False)
         raise _refusal(where, [f"{_prefix(mistake)}{_message(mistake)}" for mistake in mistakes]) from None
+    if uris := list(uris_below(recipe)):
+        raise _refusal(where, uris)
+    return recipe
 
 
 def _refusal(where: str, mistakes: Sequence[str]) -> ConfigError:
@@ -211,4 +215,4 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+    return str(value) if isinstance(value, Path | StorePath) else value

@@ -5,10 +5,14 @@ A section is a frozen dataclass that pydantic checks: unknown keys, NaN and infi
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
-from typing import Annotated, Any, TypeVar, dataclass_transform
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias, TypeVar, dataclass_transform
 
 import tyro
-from pydantic import AfterValidator, ConfigDict
+from pydantic import AfterValidator, ConfigDict, PlainValidator, WithJsonSchema
+
+from sidrec.command_line import PlaceArgument
+from sidrec.io.places import StorePath, is_uri, place, refusal_of_uri
 
 T = TypeVar("T")
 
@@ -27,6 +31,40 @@ def section(cls: type[T]) -> type[T]:
     frozen = dataclass(frozen=True, kw_only=True)(cls)
     frozen.__pydantic_config__ = ConfigDict(extra="forbid", strict=False, allow_inf_nan=False)  # type: ignore[attr-defined]
     return frozen
+
+
+# Keys that are paths. One of type Path is local.
+
+
+def _place(value: object) -> Path | StorePath:
+    if not isinstance(value, str | Path | StorePath):
+        raise ValueError(f"expected a path or URI, got {type(value).__name__}")
+    return place(value)
+
+
+PlaceKey: TypeAlias = Annotated[
+    PlaceArgument, PlainValidator(_place), WithJsonSchema({"type": "string", "format": "path"})
+]
+"""Type of a key that takes a local path or a URI."""
+
+
+def uris_below(value: Any, texts: bool = True, path: str = "") -> Iterator[str]:
+    """A sentence for each URI in a section and all sections in it, where only a local path will do.
+
+    texts: look into keys of text too, which may name files.
+    """
+    if isinstance(value, Path) or (texts and isinstance(value, str)):
+        if is_uri(value):
+            yield refusal_of_uri(path, value)
+    elif isinstance(value, tuple | list):
+        for number, entry in enumerate(value):
+            yield from uris_below(entry, texts, f"{path}.{number}")
+    elif isinstance(value, Mapping):
+        for key, entry in value.items():
+            yield from uris_below(entry, texts, f"{path}.{key}")
+    elif is_dataclass(value):
+        for field in fields(value):
+            yield from uris_below(getattr(value, field.name), texts, f"{path}.{field.name}".lstrip("."))
 
 
 # Keys without effect. A section names its own by a method `unused_keys`.

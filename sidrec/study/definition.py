@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
 from sidrec.config import ConfigError, load_mapping
-from sidrec.config.section import section
+from sidrec.config.section import section, uris_below
 from sidrec.study.tuning import Tuning
 
 T = TypeVar("T")
@@ -134,11 +134,14 @@ def checked(kind: type[T], raw: Overrides, where: str, what: str) -> T:
     where, what: the file and the section's name in the message.
     """
     try:
-        return TypeAdapter(kind).validate_python(raw)
+        found = TypeAdapter(kind).validate_python(raw)
     except ValidationError as error:
         lines = [f"{where}: {len(error.errors())} mistake(s) in {what}"]
         lines += [f"  {'.'.join(map(str, m['loc']))}: {m['msg']}, got {m['input']!r}" for m in error.errors()]
         raise ConfigError("\n".join(lines)) from None
+    for refusal in uris_below(found, texts=False):
+        raise ConfigError(f"{where}: {refusal}")
+    return found
 
 
 def _wrong_names(study: Study) -> list[str]:
