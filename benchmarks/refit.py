@@ -40,6 +40,7 @@ from sidrec.config.load import load_file
 from sidrec.config.recipe import StartConfig
 from sidrec.fit import extend_catalog, fit_catalog
 from sidrec.io.files import read_json, write_json, write_text
+from sidrec.io.places import local_path
 from sidrec.metrics.exact import measure
 from sidrec.parallel.process_group import Ranks, joined_ranks
 from sidrec.schema import ITEM_ID, LOG, load_manifest
@@ -126,7 +127,7 @@ class Refitting:
 
     def fit_all(self) -> None:
         """Fits both catalogs, each on the items shown so far, and extends both to all items."""
-        data = self.recipe.data.path
+        data = local_path(self.recipe.data.path, "data.path")
         for name, splits, seed in (("old", ("train",), self.run), ("new", ("train", DAY), NEW_FIT + self.run)):
             shown = self.folder / f"items-{name}{self.run}"
             shown.mkdir(parents=True, exist_ok=True)
@@ -198,7 +199,10 @@ def measure_run(folder: Path, name: str, run: int) -> None:
     with joined_ranks() as ranks, (folder / f"run{run}.log").open("w") as output, redirect_stdout(output):
         refitting = Refitting(recipe, folder, run, ranks)
         refitting.fit_all()
-        items = {f"items_{of}": int(shown_items(recipe.data.path, splits).sum()) for of, splits in _SHOWN.items()}
+        items = {
+            f"items_{of}": int(shown_items(local_path(recipe.data.path, "data.path"), splits).sum())
+            for of, splits in _SHOWN.items()
+        }
         models = {model: refitting.measure_model(model) for model in MODELS}
     write_json(result_file(folder, run), {"set": name, "run": run, **items, "models": models})
 

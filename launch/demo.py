@@ -14,6 +14,7 @@ from pathlib import Path
 from sidrec import command_line
 from sidrec.config import load_file
 from sidrec.io.output_folders import check_replaceable
+from sidrec.io.places import local_path
 from sidrec.metrics.exact import comparison_table, load_metrics
 from sidrec.schema import LOG, load_manifest
 from sidrec.train.run_directory import RUN
@@ -47,7 +48,7 @@ def main() -> int:
         print(f"\nStep {number} of {len(steps)}. {title}")
         if not _run(command):
             return 1
-    _summary(recipe.data.path)
+    _summary(local_path(recipe.data.path, "data.path"))
     return 0
 
 

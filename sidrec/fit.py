@@ -23,6 +23,7 @@ from sidrec.errors import TrainingError, print_warning
 from sidrec.id_maps import IdMaps, check_grown
 from sidrec.io.output_folders import output_folder, replaceable_folder, replaced_folder
 from sidrec.io.output_lock import OutputLock, locked
+from sidrec.io.places import Place, local_path
 from sidrec.machine import unwritable
 from sidrec.parallel.process_group import Ranks, largest, of_machine, raise_on_all_ranks, run_on_all_ranks
 from sidrec.schema import ITEM_ID, ITEMS, LABEL, LOG, MANIFEST, ContractError, MapDigest, load_manifest
@@ -67,7 +68,7 @@ def fit_catalog(
     may not be replaced or another process is writing it; TrainingError if the training failed. Then no catalog is
     written.
     """
-    lock = OutputLock(recipe.data.catalog)
+    lock = OutputLock(catalog_folder(recipe))
     try:
         run_on_all_ranks(ranks, lambda: _check(recipe, ranks, overwrite, lock))
         _fit_catalog(recipe, ranks, overwrite, read, pictures)
@@ -78,7 +79,8 @@ def fit_catalog(
 def _fit_catalog(
     recipe: Recipe, ranks: Ranks, overwrite: bool, read: Callable[..., ItemVectors], pictures: bool
 ) -> None:
-    work = recipe.data.catalog.with_name(f".{recipe.data.catalog.name}.fit")
+    target = catalog_folder(recipe)
+    work = target.with_name(f".{target.name}.fit")
     clock = _Clock()
     items = _read(recipe, ranks, read)
     if ranks.first:
@@ -89,6 +91,11 @@ def _fit_catalog(
         fitted.facts.update(reading)
         _encode_and_write(items, fitted, recipe, overwrite, pictures)
         remove_checkpoint(work)
+
+
+def catalog_folder(recipe: Recipe) -> Path:
+    """The folder that is written. Raises ConfigError for a URI."""
+    return local_path(recipe.data.catalog, "data.catalog of sidrec fit")
 
 
 PATIENCE = 10.0  # seconds in which ranks end whose torchrun was killed
@@ -105,10 +112,10 @@ def _check(recipe: Recipe, ranks: Ranks, overwrite: bool, lock: OutputLock) -> N
         raise ContractError(f"tokenizer.learner {learner.kind}", expected, ranks.world)
     if ranks.first:
         lock.take(PATIENCE if ranks.world > 1 else 0.0)
-        _check_target(recipe.data.catalog, [recipe.data.path / ITEMS], overwrite)
+        _check_target(catalog_folder(recipe), [recipe.data.path / ITEMS], overwrite)
 
 
-def _check_target(target: Path, inputs: Sequence[Path], overwrite: bool) -> None:
+def _check_target(target: Path, inputs: Sequence[Place], overwrite: bool) -> None:
     if target.exists() and not (target / CARD).is_file():
         raise ContractError(target, "nothing there yet, or a catalog", f"something without {CARD}")
     folder = output_folder(target, inputs)
@@ -174,7 +181,7 @@ def _learn(items: ItemVectors, recipe: Recipe, work: Path, ranks: Ranks) -> _Fit
 
 def _encode_and_write(items: ItemVectors, fitted: _Fitted, recipe: Recipe, overwrite: bool, pictures: bool) -> None:
     """Encodes all items, resolves collisions if the recipe asks for it, measures the codes, writes and prints."""
-    tokenizer, target = fitted.tokenizer, recipe.data.catalog
+    tokenizer, target = fitted.tokenizer, catalog_folder(recipe)
     clock = _Clock()
     encoded = tokenizer.encode(items.vectors_NV)
     facts = {**fitted.facts, **clock.spent("encode")}
@@ -218,7 +225,7 @@ def _warn_of_labels(recipe: Recipe, catalog: Catalog) -> None:
                 print_warning(said)
 
 
-def _item_map(data: Path) -> MapDigest | None:
+def _item_map(data: Place) -> MapDigest | None:
     """The id map of the data folder's items; None if it has no log or no maps."""
     return load_manifest(data / LOG).id_maps.get(ITEM_ID) if (data / LOG / MANIFEST).is_file() else None
 
@@ -303,14 +310,14 @@ def extend_catalog(
 
     def extend() -> None:
         if ranks.first:
-            with locked(recipe.data.catalog):
+            with locked(catalog_folder(recipe)):
                 _extend(recipe, source, overwrite, pictures)
 
     run_on_all_ranks(ranks, extend)
 
 
 def _extend(recipe: Recipe, source: Path, overwrite: bool, pictures: bool) -> None:
-    target, path = recipe.data.catalog, recipe.data.path / ITEMS
+    target, path = catalog_folder(recipe), recipe.data.path / ITEMS
     _check_target(target, [path, source], overwrite)
     catalog = load_catalog(source)
     tokenizer, config = load_tokenizer(source / TOKENIZER)
@@ -338,7 +345,7 @@ def _extend(recipe: Recipe, source: Path, overwrite: bool, pictures: bool) -> No
 
 
 def _check_codes(
-    catalog: Catalog, items: ItemVectors, old_N: np.ndarray, tokenizer: Tokenizer, config: TokenizerConfig, path: Path
+    catalog: Catalog, items: ItemVectors, old_N: np.ndarray, tokenizer: Tokenizer, config: TokenizerConfig, path: Place
 ) -> None:
     """Compares the catalog's codes with those that its items get now. Resolved collisions change the last code only."""
     levels = catalog.levels - config.resolve_collisions

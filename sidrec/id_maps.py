@@ -20,6 +20,8 @@ import pyarrow.parquet as pq
 
 from sidrec.errors import ContractError
 from sidrec.io.files import column_type, readable, replaced_file
+from sidrec.io.local_cache import local_file
+from sidrec.io.places import Place
 from sidrec.schema import IDS, LOG, MANIFEST, SOURCE_ID, MapDigest, load_manifest, map_digests
 from sidrec.text import short_repr
 
@@ -37,7 +39,7 @@ class IdMaps:
     columns: Mapping[str, MapDigest] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, data: Path) -> "IdMaps":
+    def of(cls, data: Place) -> "IdMaps":
         """The maps of a data folder, as its manifest states them. Raises ContractError as `load_manifest`."""
         return cls(load_manifest(data / LOG).id_maps)
 
@@ -64,8 +66,8 @@ class IdMaps:
 def check_grown(
     earlier: IdMaps,
     where: object,
-    data: Path,
-    earlier_data: Path | None = None,
+    data: Place,
+    earlier_data: Place | None = None,
     columns: Collection[str] | None = None,
 ) -> str:
     """Checks that the data folder `data` keeps every id of `earlier`, in each column that both have.
@@ -94,7 +96,7 @@ def check_grown(
     return f"{data} has no id map of {lacking}: whether its ids are those of {where} is not checked" if lacking else ""
 
 
-def _first_difference(column: str, data: Path, earlier: IdMaps, earlier_data: Path | None) -> str:
+def _first_difference(column: str, data: Place, earlier: IdMaps, earlier_data: Place | None) -> str:
     """ ": id 7 is 'a', there 'b'", or "" if the earlier map is not at hand any more."""
     if earlier_data is None:
         return ""
@@ -114,9 +116,14 @@ def _first_difference(column: str, data: Path, earlier: IdMaps, earlier_data: Pa
 # One map.
 
 
+def map_name(column: str) -> str:
+    """The file of a column's map in a data folder. Names of columns are any text; % and / are escaped as in a URL."""
+    return f"{IDS}/{column.replace('%', '%25').replace('/', '%2F')}.parquet"
+
+
 def map_path(data: Path, column: str) -> Path:
-    """The file of a column's map. Names of columns are any text; % and / are escaped as in a URL."""
-    return data / IDS / f"{column.replace('%', '%25').replace('/', '%2F')}.parquet"
+    """The file of a column's map."""
+    return data / map_name(column)
 
 
 def digest(source_ids: pa.ChunkedArray, ids: int) -> str:
@@ -171,7 +178,7 @@ def save_source_ids(data: Path, column: str, source_ids: pa.ChunkedArray | Itera
     return MapDigest(found.ids, found.value())
 
 
-def source_ids(data: Path, column: str) -> pa.ChunkedArray:
+def source_ids(data: Place, column: str) -> pa.ChunkedArray:
     """The source ids of a column, text; row k has dense id k + 1.
 
     Raises ContractError if the manifest states no map of this column, or if the file is not that map.
@@ -180,9 +187,9 @@ def source_ids(data: Path, column: str) -> pa.ChunkedArray:
     stated = load_manifest(data / LOG).id_maps
     if column not in stated:
         raise ContractError(f"{manifest}, id_maps", f"a map of {column}", f"maps of {sorted(stated)}")
-    path, wanted = map_path(data, column), stated[column]
+    path, wanted = data / map_name(column), stated[column]
     with readable(path, "the id map that its manifest states"):
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(local_file(path))
         kind = column_type(file.schema_arrow, SOURCE_ID, path)
         if kind not in (pa.string(), pa.large_string()):
             raise ContractError(f"{path}, column {SOURCE_ID}", "text", kind)

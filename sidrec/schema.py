@@ -23,13 +23,13 @@ import pyarrow as pa
 from sidrec.errors import ContractError as ContractError
 from sidrec.io.files import column_type, write_json
 from sidrec.io.files import read_json as read_json
+from sidrec.io.places import Place, blocks_of
 from sidrec.text import short_repr
 
 SCHEMA_VERSION = 1
 LATER_KEYS = ("id_maps", "labels", "lists", "transforms")  # of a manifest: left out where empty, as in older logs
 INT64 = (-(1 << 63), (1 << 63) - 1)
 LARGEST_TABLE = 1 << 40  # rows; more than any machine holds
-CHECKSUM_BLOCK = 1 << 20  # bytes
 
 LABEL = "label"  # float32, 0 or 1
 TIMESTAMP = "timestamp"  # int64, seconds since 1970
@@ -164,12 +164,11 @@ def log_schema(manifest: Manifest) -> pa.Schema:
     return pa.schema(columns)
 
 
-def crc32_of(path: Path) -> int:
-    """CRC-32 of a file's bytes, read a block at a time. Raises OSError."""
+def crc32_of(path: Place) -> int:
+    """CRC-32 of a file's bytes, read a block at a time. Raises OSError or StoreError."""
     found = 0
-    with path.open("rb") as file:
-        while block := file.read(CHECKSUM_BLOCK):
-            found = crc32(block, found)
+    for block in blocks_of(path):
+        found = crc32(block, found)
     return found
 
 
@@ -179,7 +178,7 @@ def save_manifest(manifest: Manifest, log: Path) -> None:
     write_json(log / MANIFEST, keys, one_writer=True)
 
 
-def load_manifest(log: Path) -> Manifest:
+def load_manifest(log: Place) -> Manifest:
     """Reads and checks `log/manifest.json`. Raises ContractError naming the key that is wrong."""
     path = log / MANIFEST
     raw = read_json(path, "a log manifest, as data_prep writes it")
@@ -188,7 +187,7 @@ def load_manifest(log: Path) -> Manifest:
     return _manifest_from_json(raw, path)
 
 
-def _manifest_from_json(raw: dict[str, Any], path: Path) -> Manifest:
+def _manifest_from_json(raw: dict[str, Any], path: Place) -> Manifest:
     fields = Manifest.__dataclass_fields__
     missing = sorted(set(fields) - set(raw) - {"protocol", *LATER_KEYS})
     unknown = sorted(set(raw) - set(fields))
@@ -251,20 +250,15 @@ def _integer(value: object, where: str, least: int, most: int) -> int:
     return value
 
 
-def _log_file(entry: object, where: str, log: Path) -> LogFile:
+def _log_file(entry: object, where: str, log: Place) -> LogFile:
     keys = set(LogFile.__dataclass_fields__)
     if not isinstance(entry, dict) or not keys - {"crc32"} <= set(entry) <= keys:
         raise ContractError(where, f"entries with the keys {sorted(keys)}, crc32 optional", short_repr(entry))
     path, crc = str(entry["path"]), entry.get("crc32")
     if Path(path).is_absolute() or ".." in Path(path).parts:
         raise ContractError(where, "file paths inside the log folder", short_repr(path))
-    try:
-        target = (log / path).resolve()
-        target.is_file()
-    except (OSError, ValueError, RuntimeError) as error:  # a name that is too long, or with a zero byte
-        raise ContractError(where, "file paths inside the log folder", error) from None
-    if not target.is_relative_to(log.resolve()):
-        raise ContractError(where, "files inside the log folder", f"{path!r}, a link to {target}")
+    if isinstance(log, Path):
+        _check_inside(path, where, log)
     rows = _integer(entry["rows"], f"{where}, {path}, rows", 0, INT64[1])
     first, last = (
         _integer(entry[key], f"{where}, {path}, {key}", *INT64) for key in ("first_timestamp", "last_timestamp")
@@ -274,7 +268,18 @@ def _log_file(entry: object, where: str, log: Path) -> LogFile:
     )
 
 
-def _check_lists(path: Path, ids: Mapping[str, int], lists: Mapping[str, ListColumn]) -> None:
+def _check_inside(path: str, where: str, log: Path) -> None:
+    """Raises ContractError for a link that leads out of the log folder."""
+    try:
+        target = (log / path).resolve()
+        target.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # a name that is too long, or with a zero byte
+        raise ContractError(where, "file paths inside the log folder", error) from None
+    if not target.is_relative_to(log.resolve()):
+        raise ContractError(where, "files inside the log folder", f"{path!r}, a link to {target}")
+
+
+def _check_lists(path: Place, ids: Mapping[str, int], lists: Mapping[str, ListColumn]) -> None:
     for column, entry in lists.items():
         if column not in ids or not column.startswith(CATEGORICAL_PREFIX):
             known = sorted(name for name in ids if name.startswith(CATEGORICAL_PREFIX))
@@ -283,7 +288,7 @@ def _check_lists(path: Path, ids: Mapping[str, int], lists: Mapping[str, ListCol
         _number(entry.mean, f"{path}, lists.{column}.mean", 0)
 
 
-def _check_transforms(path: Path, dense: tuple[str, ...], transforms: Mapping[str, Transform]) -> None:
+def _check_transforms(path: Place, dense: tuple[str, ...], transforms: Mapping[str, Transform]) -> None:
     for column, entry in transforms.items():
         where = f"{path}, transforms.{column}"
         if column not in dense:
@@ -298,7 +303,7 @@ def _number(value: object, where: str, least: float) -> None:
 
 
 def _check_names(
-    path: Path, ids: Mapping[str, int], dense: tuple[str, ...], stats: tuple[str, ...], labels: tuple[str, ...]
+    path: Place, ids: Mapping[str, int], dense: tuple[str, ...], stats: tuple[str, ...], labels: tuple[str, ...]
 ) -> None:
     for column in (USER_ID, ITEM_ID):
         if column not in ids:

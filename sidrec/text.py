@@ -73,9 +73,9 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def near_file(path: Path) -> str:
+def near_file(path: object) -> str:
     """`did_you_mean` for a file or folder that does not exist: the nearest name in the nearest folder that does."""
-    if path.exists():
+    if not isinstance(path, Path) or path.exists():
         return ""
     while path.parent != path and not path.parent.is_dir():
         path = path.parent
@@ -86,11 +86,13 @@ def near_file(path: Path) -> str:
     return f"; did you mean {path.parent / close[0]}?" if close else ""
 
 
-def near_folder(path: Path, marker: str) -> str:
+def near_folder(path: object, marker: str) -> str:
     """Suggests folders with the file `marker` in place of `path`: "; there are A, B; did you mean A?", or "".
 
     Looks at most two levels below the nearest folder that exists, and below runs/ in the current folder.
     """
+    if not isinstance(path, Path):
+        return ""
     root = path
     while root != root.parent and not root.is_dir():
         root = root.parent

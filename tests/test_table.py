@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from sidrec import cli
 from sidrec.checkpoint import stored_tables, table_export
 from sidrec.config import Recipe, save
+from sidrec.io.places import local_path
 from sidrec.sid.catalog import load_catalog
 from tests.checkpoint.made_up_checkpoint import HID, HID_SUM, USER, grid, numbered, write_checkpoint
 from tests.small_log import small_recipe, write_small_log
@@ -115,8 +116,9 @@ def test_ids_that_rows_do_not_have(tmp_path: Path, capsys: pytest.CaptureFixture
     said = refusal(capsys, "export", run, "s1", tmp_path / "s1.parquet", "--ids")
     assert "as the checkpoint was trained with, 9 rows of s1, got 5" in said
     write_small_log(tmp_path / "other", seed=1)
-    (recipe.data.catalog / "codes.parquet").write_bytes((tmp_path / "other/catalog/codes.parquet").read_bytes())
-    (recipe.data.catalog / "catalog.json").write_bytes((tmp_path / "other/catalog/catalog.json").read_bytes())
+    catalog = local_path(recipe.data.catalog, "catalog")
+    (catalog / "codes.parquet").write_bytes((tmp_path / "other/catalog/codes.parquet").read_bytes())
+    (catalog / "catalog.json").write_bytes((tmp_path / "other/catalog/catalog.json").read_bytes())
     said = refusal(capsys, "export", run, "s1", tmp_path / "s1.parquet", "--ids")
     assert "--ids: expected the catalog" in said
     assert not list(tmp_path.glob("*.parquet"))

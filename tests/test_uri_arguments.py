@@ -22,9 +22,9 @@ from sidrec.study.definition import load_study
 
 ROOT = Path(__file__).parents[1]
 URI = "s3://bucket/folder"
-TAKE_URIS: set[str] = set()
+TAKE_URIS = {"EvaluateOptions.data", "EvaluateOptions.catalog", "ExportOptions.data", "ExportOptions.catalog"}
 """Arguments that take a URI, as CLASS.field."""
-KEYS_THAT_TAKE_URIS: set[str] = set()
+KEYS_THAT_TAKE_URIS = {"data.path", "data.catalog"}
 
 
 def _kinds() -> dict[str, type]:
@@ -143,6 +143,17 @@ def test_a_key_takes_a_uri_or_refuses_it(key: str, tmp_path: Path) -> None:
         load([str(recipe)])
     with pytest.raises(ConfigError, match=f"  {key}: takes a local path, got {URI}"):
         load([str(_recipe(tmp_path)), *([] if section != "start" else ["--start.checkpoint", "c"]), f"--{key}", URI])
+
+
+def test_the_docs_name_what_takes_a_uri() -> None:
+    page = (ROOT / "docs/stores.md").read_text()
+    for key in KEYS_THAT_TAKE_URIS:
+        assert f"`{key}`" in page
+    for argument in TAKE_URIS:
+        kind, _, field = argument.partition(".")
+        shown = _shown_name(KINDS[kind], field)
+        row = next(line for line in page.splitlines() if line.startswith(f"| `{kind.removesuffix('Options').lower()}`"))
+        assert f"`{shown}`" in row.split("|")[2]
 
 
 def test_keys_of_text_that_name_files_refuse_too(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import tyro
 
 from sidrec.cli.arguments import RecipeOptions, read_before_ranks, recipe_and_options
 from sidrec.command_line import Subcommands, describe, metavar, parse
-from sidrec.config.section import section
+from sidrec.config.section import PlaceKey, section
 from sidrec.errors import ConfigError
 from sidrec.text import near_folder, quoted
 
@@ -57,9 +57,9 @@ class EvaluateOptions:
     """Splits of the log. With --data: by default those of the recipe that FOLDER has."""
     checkpoint: Annotated[str | None, metavar("{newest,best,step-N}", "best if the run keeps one, else newest")] = None
     """Checkpoint to evaluate."""
-    data: Annotated[Path | None, metavar("FOLDER", "the run's own")] = None
+    data: Annotated[PlaceKey | None, metavar("FOLDER", "the run's own")] = None
     """Data folder to score. Its ids must be the run's, or these and more: prepare it with --ids."""
-    catalog: Annotated[Path | None, metavar("CATALOG", "the run's own")] = None
+    catalog: Annotated[PlaceKey | None, metavar("CATALOG", "the run's own")] = None
     """With --data: the run's catalog, or one that `sidrec fit --extend` made from it."""
     out: Annotated[Path | None, metavar("OUT", "RUN/evaluations/NAME, NAME that of FOLDER")] = None
     """With --data: folder for the metrics and predictions."""

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from sidrec.command_line import Subcommands, describe, metavar, parse
+from sidrec.command_line import PlaceArgument, Subcommands, describe, metavar, parse
 from sidrec.errors import ConfigError
 
 EXPORT = describe(
@@ -41,10 +41,10 @@ class ExportOptions:
     """Split to fit calibrated probabilities on, which scorers give beside the model's own. Not one of training."""
     calibration: Literal["isotonic", "platt"] = "isotonic"
     """Map from logits to calibrated probabilities: free and monotone, or a slope and an intercept, for few rows."""
-    data: Annotated[Path | None, metavar("FOLDER", "the run's own")] = None
+    data: Annotated[PlaceArgument | None, metavar("FOLDER", "the run's own")] = None
     """Data folder with items that came after the training. Its ids must be the run's and more: prepare it with
     --ids."""
-    catalog: Annotated[Path | None, metavar("CATALOG", "the run's own")] = None
+    catalog: Annotated[PlaceArgument | None, metavar("CATALOG", "the run's own")] = None
     """With --data: the run's catalog, or one that `sidrec fit --extend` made from it."""
     use: Annotated[str | None, metavar("VERSION", "none")] = None
     """Puts an earlier version of the bundle in use again, and exports nothing."""

@@ -14,17 +14,18 @@ from pydantic import AfterValidator, Field, NonNegativeFloat, NonNegativeInt, Po
 
 from sidrec.config.learners import TokenizerConfig
 from sidrec.config.model import ModelConfig
-from sidrec.config.section import changed_keys, section, without_repeats
+from sidrec.config.section import PlaceKey, changed_keys, section, without_repeats
+from sidrec.io.places import StorePath
 
 
 @section
 class DataConfig:
     """Where rows come from, and how they become batches."""
 
-    path: Path
-    """Data folder: holds log/ and items.parquet."""
-    catalog: Path
-    """Catalog folder, made by `sidrec fit`."""
+    path: PlaceKey
+    """Data folder: holds log/ and items.parquet. A local path, or a URI such as s3://bucket/folder."""
+    catalog: PlaceKey
+    """Catalog folder, made by `sidrec fit`. A local path, or a URI, which `sidrec fit` does not write."""
     train_on: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(without_repeats)] = ("train",)
     """Splits of the log whose rows are trained on, in the order of time. Statistics of the log, such as the counts in
     items.parquet, stay as they were prepared."""
@@ -45,6 +46,12 @@ class DataConfig:
     machine has for a rank, from 1 to 4. Any number makes the same batches."""
     bad_rows: Literal["refuse", "quarantine"] = "refuse"
     """Action on rows that break the data contract: refuse to go on, or count and leave out such rows."""
+    cache_gb: PositiveFloat | None = None
+    """Most gigabytes of a store's row groups that a machine keeps on local disk during a run. Left out: 20, or half of
+    the free disk if that is less."""
+
+    def unused_keys(self) -> dict[str, str]:
+        return {} if isinstance(self.path, StorePath) else changed_keys(self, ["cache_gb"], "with a local data.path")
 
 
 @section

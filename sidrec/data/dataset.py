@@ -5,11 +5,9 @@ Shapes: N rows of a row group, S statistics columns.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sidrec.config import Recipe
@@ -19,6 +17,8 @@ from sidrec.data.loader import columns_of
 from sidrec.data.rows import RowGroup, split_index
 from sidrec.errors import print_warning
 from sidrec.id_maps import IdMaps, check_grown
+from sidrec.io.parquet_places import open_parquet
+from sidrec.io.places import Place
 from sidrec.schema import ITEM_ID, ITEMS, LOG, MANIFEST, ContractError, Manifest, load_manifest
 from sidrec.sid.catalog import Catalog, fitted_config, load_catalog
 from sidrec.sid.granularity import Subwords, fit_subwords
@@ -199,7 +199,7 @@ def _sid_rows(
 
 
 def stat_moments(
-    data: Path, manifest: Manifest, split: str = "train", rows: int = 1_000_000
+    data: Place, manifest: Manifest, split: str = "train", rows: int = 1_000_000
 ) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of log1p(stat_*), float64 [S] each, over about `rows` rows of the split.
 
@@ -223,7 +223,7 @@ def stat_moments(
 def _counts(group: RowGroup, stats: tuple[str, ...]) -> np.ndarray:
     """float64 [N, S], NaN for a missing value."""
     try:
-        with pq.ParquetFile(group.path) as file:
+        with open_parquet(group.path) as file:
             table = file.read_row_group(group.group, columns=list(stats))
     except (pa.ArrowException, OSError) as error:
         where = f"{group.path}, row group {group.group}"

@@ -25,6 +25,8 @@ from sidrec.config.section import granularity_levels
 from sidrec.data.rows import ITEM
 from sidrec.data.worker import Content, WorkerItems
 from sidrec.io.files import column_type, readable
+from sidrec.io.local_cache import local_file
+from sidrec.io.places import Place
 from sidrec.schema import ITEM_ID, TRAIN_IMPRESSIONS, UNKNOWN_ID, ContractError, Manifest
 from sidrec.serve.id_lookup import splitmix64
 from sidrec.sid.catalog import Catalog
@@ -244,7 +246,7 @@ class ContentVectors:
     Loader processes map the file themselves, so that no vector is copied to them.
     """
 
-    def __init__(self, items: Path, columns: tuple[str, ...], ids: int) -> None:
+    def __init__(self, items: Place, columns: tuple[str, ...], ids: int) -> None:
         """Reads vector columns, each scaled to unit length, and concatenates them. ids: number of item ids of the log.
 
         Raises ContractError as `read_item_vectors` does.
@@ -271,7 +273,7 @@ class ContentVectors:
         return self.__dict__ | {"_scratch": None, "_vectors_NV": None}
 
 
-def read_train_impressions(items: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def read_train_impressions(items: Place) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Item ids and how often the train split shows each, in the file's order: int64 [N] each.
 
     Raises ContractError naming the column of items.parquet that is wrong.
@@ -279,13 +281,13 @@ def read_train_impressions(items: Path) -> tuple[NDArray[np.int64], NDArray[np.i
     if not items.is_file():
         raise ContractError(items, "the items, as data_prep writes them", "no such file")
     with readable(items, "a readable parquet file of items"):
-        schema = pq.read_schema(items)
+        schema = pq.read_schema(local_file(items))
     for column in (ITEM_ID, TRAIN_IMPRESSIONS):
         kind = column_type(schema, column, items)
         if kind != pa.int64():
             raise ContractError(f"{items}, column {column}", "int64", kind)
     with readable(items, "a readable parquet file of items"):
-        table = pq.read_table(items, columns=[ITEM_ID, TRAIN_IMPRESSIONS])
+        table = pq.read_table(local_file(items), columns=[ITEM_ID, TRAIN_IMPRESSIONS])
     for column in (ITEM_ID, TRAIN_IMPRESSIONS):
         if table[column].null_count:
             raise ContractError(f"{items}, column {column}", "no missing value", f"{table[column].null_count} missing")
@@ -295,7 +297,7 @@ def read_train_impressions(items: Path) -> tuple[NDArray[np.int64], NDArray[np.i
     return table[ITEM_ID].to_numpy(), impressions
 
 
-def impressions_by_id(items: Path, ids: int) -> NDArray[np.int64]:
+def impressions_by_id(items: Place, ids: int) -> NDArray[np.int64]:
     """Train impressions indexed by item id: int64 [ids], 0 for ids that the file lacks.
 
     Raises ContractError as `read_train_impressions` does.

@@ -3,6 +3,7 @@
 import atexit
 import logging
 import os
+import shutil
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -21,9 +22,13 @@ from sidrec.data.item_tables import ItemTables
 from sidrec.data.reader import Lanes, LogReader, Shuffling
 from sidrec.data.rows import Columns, joint_index
 from sidrec.data.worker import StepDataset, WorkerResult, as_is, exit_with_training
-from sidrec.schema import ITEM_ID, LABEL, LOG, USER_ID, ContractError, Manifest
-from sidrec.text import did_you_mean
+from sidrec.io.local_cache import session
+from sidrec.io.parquet_places import RowGroupCache, bytes_of_groups
+from sidrec.io.places import StorePath
+from sidrec.schema import ITEM_ID, LABEL, LOG, USER_ID, ContractError, Manifest, log_schema
+from sidrec.text import byte_size, did_you_mean
 
+CACHE_BYTES = 20e9  # where the recipe leaves `data.cache_gb` out
 BATCHES_AHEAD = 4  # per worker: enough to hide the reading of a buffer
 ROW_ERRORS_LOGGED = 5
 CORES_PER_PROCESS, MOST_PROCESSES = 4, 4
@@ -62,9 +67,21 @@ def open_split(
     own_lanes = lanes.of_rank(rank, world)
     groups = joint_index(data.path / LOG, splits, manifest)
     shuffling = Shuffling(data.shuffle_rows, seed, data.order if shuffle else "file", data.lanes)
-    reader = LogReader(groups, columns, lanes, shuffling, own_lanes, refuse=data.bad_rows == "refuse")
+    stored = _row_group_cache(data, columns) if isinstance(data.path, StorePath) else None
+    reader = LogReader(groups, columns, lanes, shuffling, own_lanes, data.bad_rows == "refuse", stored)
     routes = history_routes(model.history_pooling, tables)
     return SplitLoader(reader, tables, world, loader_processes(data, local_world), routes, pin_memory=pin_memory)
+
+
+def _row_group_cache(data: DataConfig, columns: Columns) -> RowGroupCache:
+    """Raises ContractError if the disk has no room for the cache that the recipe asks for."""
+    folder = session()
+    free = shutil.disk_usage(folder).free + bytes_of_groups(folder)
+    bound = int(min(CACHE_BYTES, free / 2) if data.cache_gb is None else data.cache_gb * 1e9)
+    if free < bound:
+        got = f"{byte_size(free)}; set a smaller value, or SIDREC_CACHE to another folder"
+        raise ContractError("data.cache_gb", f"{byte_size(bound)} of free disk in {folder.parent}", got)
+    return RowGroupCache(folder, bound, tuple(log_schema(columns.log).names))
 
 
 def loader_processes(data: DataConfig, local_world: int, cores: int | None = None) -> int:

@@ -3,7 +3,6 @@
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -12,7 +11,11 @@ import pyarrow.parquet as pq
 
 from sidrec.data.rows import Columns, RowGroup, Rows, decode
 from sidrec.errors import ConfigError
+from sidrec.io.parquet_places import RowGroupCache
+from sidrec.io.places import Place, StorePath
 from sidrec.schema import ContractError
+
+GROUPS_AHEAD = 2  # row groups of a lane after its buffer, fetched while the buffer is used
 
 
 class StepRows(NamedTuple):
@@ -35,6 +38,7 @@ class LogReader:
     Memory: `shuffle_rows` rows and one decoded row group per lane.
 
     groups: the split's row groups, from `split_index`. refuse: broken rows raise; otherwise they are quarantined.
+    stored: reads those of objects; None if all are local.
     """
 
     groups: tuple[RowGroup, ...]
@@ -43,6 +47,7 @@ class LogReader:
     shuffling: "Shuffling"
     own_lanes: range
     refuse: bool
+    stored: RowGroupCache | None = None
 
     def steps(self, epoch: int, steps: Iterable[int]) -> Iterator[StepRows]:
         """The rows of the given steps, in increasing order. Skipped steps are not decoded, except that a buffer is read
@@ -50,35 +55,50 @@ class LogReader:
         groups = _EpochGroups(self, epoch)
         lanes = [_Lane(self, groups, epoch, lane) for lane in self.own_lanes]
         take = self.lanes.rows_per_step
-        for step in steps:
-            rows = Rows.empty(len(lanes) * take, self.columns)
-            for place, lane in enumerate(lanes):
-                lane.take(step * take, (step + 1) * take, rows.cut(place * take, (place + 1) * take))
-            yield StepRows(step, rows, self.lanes.rows_in_step(step), groups.new_row_errors())
+        try:
+            for step in steps:
+                rows = Rows.empty(len(lanes) * take, self.columns)
+                for place, lane in enumerate(lanes):
+                    lane.take(step * take, (step + 1) * take, rows.cut(place * take, (place + 1) * take))
+                yield StepRows(step, rows, self.lanes.rows_in_step(step), groups.new_row_errors())
+        finally:
+            if self.stored is not None:
+                self.stored.forget()
 
 
 class _EpochGroups:
     """An epoch's row groups laid end to end: group i holds the positions starts[i] to starts[i + 1]."""
 
     def __init__(self, reader: LogReader, epoch: int) -> None:
-        self._columns, self._refuse = reader.columns, reader.refuse
+        self._columns, self._refuse, self._stored = reader.columns, reader.refuse, reader.stored
         self._groups = [reader.groups[index] for index in reader.shuffling.sequence(len(reader.groups), epoch)]
         self.starts = np.concatenate([[0], np.cumsum([group.rows for group in self._groups])])
-        self._files: OrderedDict[Path, pq.ParquetFile] = OrderedDict()
+        self._files: OrderedDict[Place, pq.ParquetFile] = OrderedDict()
         self._files_kept = len(reader.own_lanes) + 1  # each lane reads from one file at a time
         self._row_errors: list[str] = []
 
     def decode(self, index: int) -> Rows:
         group = self._groups[index]
-        rows, row_errors = decode(self._file(group.path), group, self._columns, refuse=self._refuse)
+        if isinstance(group.path, StorePath):
+            assert self._stored is not None, "`open_split` gives a reader of objects a cache"
+            file = self._stored.file(group.path, group.group)
+        else:
+            file = self._file(group.path)
+        rows, row_errors = decode(file, group, self._columns, refuse=self._refuse)
         self._row_errors += row_errors
         return rows
+
+    def ahead(self, first: int, last: int) -> None:
+        """Begins to fetch the groups first, .., last - 1 if they are objects."""
+        if self._stored is not None:
+            wanted = ((group.path, group.group) for group in self._groups[first:last])
+            self._stored.ahead((path, number) for path, number in wanted if isinstance(path, StorePath))
 
     def new_row_errors(self) -> tuple[str, ...]:
         row_errors, self._row_errors = tuple(self._row_errors), []
         return row_errors
 
-    def _file(self, path: Path) -> pq.ParquetFile:
+    def _file(self, path: Place) -> pq.ParquetFile:
         if path not in self._files:
             try:
                 self._files[path] = pq.ParquetFile(path)
@@ -97,6 +117,7 @@ class _Lane:
         self._groups, self._shuffling, self._epoch, self._lane = groups, reader.shuffling, epoch, lane
         self._interval, self._columns = reader.lanes.interval(lane), reader.columns
         self._bounds = reader.shuffling.buffers(lane, len(self._interval))
+        self._end = int(np.searchsorted(groups.starts, self._interval.stop))  # of its row groups
         self._buffer: tuple[int, Rows, np.ndarray] | None = None
         self._decoded: tuple[int, Rows] | None = None
 
@@ -125,6 +146,8 @@ class _Lane:
         """The rows at the epoch's positions [first, last)."""
         starts = self._groups.starts
         index = int(np.searchsorted(starts, first, side="right")) - 1
+        known = self._decoded is not None and self._decoded[0] == index
+        self._groups.ahead(index + known, min(self._end, int(np.searchsorted(starts, last)) + GROUPS_AHEAD))
         rows, place = Rows.empty(last - first, self._columns), 0
         while first < last:
             start, stop = int(starts[index]), min(last, int(starts[index + 1]))

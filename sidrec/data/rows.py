@@ -18,6 +18,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sidrec.io.files import readable
+from sidrec.io.parquet_places import open_parquet, read_footer
+from sidrec.io.places import Place
 from sidrec.schema import (
     HISTORY,
     ITEM_ID,
@@ -49,7 +51,7 @@ class RowGroup:
     earliest, latest: bounds of its rows' times in seconds since 1970, from the file's footer or the manifest.
     """
 
-    path: Path
+    path: Place
     group: int
     first_row: int
     first_row_in_file: int
@@ -58,7 +60,7 @@ class RowGroup:
     latest: int
 
 
-def split_index(log: Path, split: str, manifest: Manifest) -> tuple[RowGroup, ...]:
+def split_index(log: Place, split: str, manifest: Manifest) -> tuple[RowGroup, ...]:
     """The row groups of a split in time order; `log` is the folder that holds manifest.json.
 
     Reads footers only. Checks that every file exists, is whole, has the contract's columns and the manifest's number of
@@ -86,7 +88,7 @@ def split_index(log: Path, split: str, manifest: Manifest) -> tuple[RowGroup, ..
     return tuple(groups)
 
 
-def split_items(log: Path, split: str) -> NDArray[np.int64]:
+def split_items(log: Place, split: str) -> NDArray[np.int64]:
     """The item of every row of a split: int64 [N]. `log` is the folder that holds manifest.json.
 
     Raises ContractError for a split that the log lacks, and a file that cannot be read.
@@ -94,11 +96,11 @@ def split_items(log: Path, split: str) -> NDArray[np.int64]:
     found = [np.zeros(0, dtype=np.int64)]
     for file in load_manifest(log).files(split):
         with readable(log / file.path, "a readable parquet file"):
-            found.append(pq.read_table(log / file.path, columns=[ITEM_ID])[ITEM_ID].to_numpy())
+            found.append(open_parquet(log / file.path).read([ITEM_ID])[ITEM_ID].to_numpy())
     return np.concatenate(found)
 
 
-def joint_index(log: Path, splits: Sequence[str], manifest: Manifest) -> tuple[RowGroup, ...]:
+def joint_index(log: Place, splits: Sequence[str], manifest: Manifest) -> tuple[RowGroup, ...]:
     """The row groups of several splits, read as one: rows are numbered split by split, groups are in time order.
 
     Raises ContractError as `split_index` does.
@@ -110,16 +112,16 @@ def joint_index(log: Path, splits: Sequence[str], manifest: Manifest) -> tuple[R
     return tuple(sorted(groups, key=lambda group: group.earliest))  # a stable sort: splits by user overlap in time
 
 
-def _footer(path: Path) -> pq.FileMetaData:
-    if not path.is_file():
+def _footer(path: Place) -> pq.FileMetaData:
+    if isinstance(path, Path) and not path.is_file():
         raise ContractError(path, "a parquet file, as the manifest says", "no such file")
     with readable(path, "a whole parquet file"):
-        footer = pq.read_metadata(path)
+        footer = read_footer(path)
         footer.schema.to_arrow_schema()  # a readable footer may hold a broken schema
         return footer
 
 
-def _groups(path: Path, file: LogFile, footer: pq.FileMetaData, first_row: int) -> list[RowGroup]:
+def _groups(path: Place, file: LogFile, footer: pq.FileMetaData, first_row: int) -> list[RowGroup]:
     groups: list[RowGroup] = []
     column = [footer.schema.column(index).path for index in range(footer.num_columns)].index(TIMESTAMP)
     before = 0
@@ -134,7 +136,7 @@ def _groups(path: Path, file: LogFile, footer: pq.FileMetaData, first_row: int) 
     return [group for group in groups if group.rows]
 
 
-def _check_group_times(path: Path, file: LogFile, groups: list[RowGroup], previous: RowGroup | None) -> None:
+def _check_group_times(path: Place, file: LogFile, groups: list[RowGroup], previous: RowGroup | None) -> None:
     found, said = (groups[0].earliest, groups[-1].latest), (file.first_timestamp, file.last_timestamp)
     if found != said:
         where = f"{path}, column {TIMESTAMP}"
@@ -149,10 +151,10 @@ def _check_group_times(path: Path, file: LogFile, groups: list[RowGroup], previo
             raise ContractError(where, f"times from {before.latest} on, where the rows before end", group.earliest)
 
 
-def row_places(groups: Sequence[RowGroup], row_N: Iterable[int]) -> dict[Path, list[int]]:
+def row_places(groups: Sequence[RowGroup], row_N: Iterable[int]) -> dict[Place, list[int]]:
     """Where rows of the split lie: file -> row numbers within it, ascending. row_N: row numbers within the split."""
     starts = np.array([group.first_row for group in groups])
-    places: dict[Path, list[int]] = {}
+    places: dict[Place, list[int]] = {}
     for row in sorted(row_N):
         group = groups[int(np.searchsorted(starts, row, side="right")) - 1]
         places.setdefault(group.path, []).append(row - group.first_row + group.first_row_in_file)

@@ -9,13 +9,13 @@ training, and not later.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sidrec.io.files import readable
+from sidrec.io.parquet_places import open_parquet
+from sidrec.io.places import Place
 from sidrec.schema import ITEM_ID, Manifest
 
 LEAST_ROWS = 100  # of each kind, for a statement about it
@@ -44,7 +44,7 @@ class Rates:
 
 
 def sid_label_warning(
-    log: Path, manifest: Manifest, trained: Sequence[str], label: str, with_sid: NDArray[np.int64]
+    log: Place, manifest: Manifest, trained: Sequence[str], label: str, with_sid: NDArray[np.int64]
 ) -> str | None:
     """What to tell a user whose SIDs give labels away; None if they do not, or the rows are too few to tell.
 
@@ -65,7 +65,7 @@ def sid_label_warning(
 
 
 def _rates(
-    log: Path, manifest: Manifest, splits: Sequence[str], label: str, with_sid: NDArray[np.int64]
+    log: Place, manifest: Manifest, splits: Sequence[str], label: str, with_sid: NDArray[np.int64]
 ) -> Rates | None:
     """None if there are too few rows of one kind."""
     files = [file for split in splits for file in manifest.files(split) if file.rows]
@@ -73,7 +73,7 @@ def _rates(
     found = Rates(np.zeros(2, np.int64), np.zeros(2, np.int64))
     for file in files[:: max(1, math.ceil(rows / MOST_ROWS))]:
         with readable(log / file.path, "a readable parquet file"):
-            table = pq.read_table(log / file.path, columns=[ITEM_ID, label])
+            table = open_parquet(log / file.path).read([ITEM_ID, label])
         kind_N = np.isin(table[ITEM_ID].to_numpy(), with_sid).astype(np.int64)
         found.rows += np.bincount(kind_N, minlength=2)
         found.positives += np.bincount(kind_N, weights=table[label].to_numpy() > 0, minlength=2).astype(np.int64)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import psutil
 import torch
@@ -97,7 +96,7 @@ def _plan_finding(run: PlannedRun) -> Finding:
 
 
 def _data(run: PlannedRun, splits: Sequence[str], all_files: bool) -> list[Finding]:
-    log: Path = run.recipe.data.path / LOG
+    log = run.recipe.data.path / LOG
     manifest = run.columns.log
     samples = {split: read_sample(log, manifest, split, whole=all_files, label=run.columns.label) for split in splits}
     checksums = checksum_finding(log, manifest, splits, whole=all_files)

@@ -13,6 +13,8 @@ from sidrec.errors import ContractError
 if TYPE_CHECKING:  # pyarrow takes long to import, and most users of this module read no parquet
     import pyarrow as pa
 
+    from sidrec.io.places import Place
+
 
 @contextmanager
 def replaced_file(target: Path, *, durable: bool = False, one_writer: bool = False) -> Iterator[Path]:
@@ -87,7 +89,7 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"the number {constant}")
 
 
-def read_json(path: Path, what: str) -> Any:
+def read_json(path: "Place", what: str) -> Any:
     """The value in a JSON file. what: the kind of file, for the error message if it cannot be read.
 
     Raises ContractError also for invalid JSON, NaN and infinity included, and for a repeated key.

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sidrec.errors import ContractError
 from sidrec.io.output_lock import locked
+from sidrec.io.places import Place, StorePath
 
 NAMED = 3  # foreign files listed in a message
 Written = Callable[[str], bool]
@@ -69,7 +70,7 @@ def replaceable_folder(target: Path, kind: FolderKind) -> Path:
     return folder
 
 
-def output_folder(out: Path, inputs: Iterable[Path] = ()) -> Path:
+def output_folder(out: Path, inputs: Iterable[Place] = ()) -> Path:
     """The resolved path of OUT. If OUT is a link, its target is replaced and the link stays.
 
     Raises ContractError if OUT is a file, lies below one or is a dangling link, and as `check_apart` does.
@@ -107,9 +108,11 @@ def _check_path(path: Path, expected: str) -> None:
             raise ContractError(path, expected, f"a path below the file {parent}; name another one")
 
 
-def check_apart(folder: Path, inputs: Iterable[Path]) -> None:
+def check_apart(folder: Path, inputs: Iterable[Place]) -> None:
     """Raises ContractError if `folder`, a resolved path, equals, contains or lies inside an input."""
     for given in inputs:
+        if isinstance(given, StorePath):
+            continue
         try:
             paths = {given.parent.resolve() / given.name, given.resolve()}  # a link and its target
         except (OSError, RuntimeError) as error:

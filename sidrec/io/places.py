@@ -5,8 +5,8 @@
 
 A command's argument or recipe key of type `Place` takes both; one of type `Path` takes local paths alone, and a URI
 there is refused by the argument's name (`refusal_of_uri`). Stores are reached through pyarrow.fs, and through fsspec
-where pyarrow lacks the scheme. Credentials come from the environment of the process: a URI that holds any is refused,
-and no message repeats them.
+where pyarrow lacks the scheme. Credentials come from the environment of the process (docs/stores.md): a URI that holds
+any is refused, and no message repeats them.
 
 A store has no rename. An object appears when its upload has ended, whole; a folder is committed by an object that is
 written last. Each request is repeated after an error that may pass: ATTEMPTS times in all, with waits that double from
@@ -101,7 +101,7 @@ class StorePath:
 
     @property
     def name(self) -> str:
-        return self.key.rpartition("/")[2]
+        return self.key.rpartition("/")[2] or self.authority
 
     @property
     def suffix(self) -> str:

@@ -5,7 +5,6 @@ Shapes: I items, N rows, S slices.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from sidrec.config import Recipe
 from sidrec.data.item_tables import read_train_impressions
 from sidrec.data.rows import split_items
+from sidrec.io.places import Place
 from sidrec.metrics.pairs import require_integers
 from sidrec.schema import ITEMS, LOG, UNKNOWN_ID, ContractError
 
@@ -148,7 +148,7 @@ def slice_items(
 
 
 def load_item_slices(
-    items: Path, head_share: float, tail_share: float, train_on: Sequence[str] = (TRAIN,)
+    items: Place, head_share: float, tail_share: float, train_on: Sequence[str] = (TRAIN,)
 ) -> ItemSlices:
     """The slices of items.parquet. train_on: the splits that the model is trained on; rows of all of them, in the log
     beside that file, count as impressions.

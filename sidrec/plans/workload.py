@@ -15,7 +15,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from scipy.special import gammaln
@@ -27,6 +26,7 @@ from sidrec.config import Recipe
 from sidrec.config.recipe import DataConfig
 from sidrec.data.dataset import Dataset
 from sidrec.data.item_tables import ItemTables, impressions_by_id
+from sidrec.io.parquet_places import open_parquet
 from sidrec.model.ranker import Ranker
 from sidrec.schema import HISTORY, ITEM_ID, ITEMS, LOG, Manifest
 
@@ -150,7 +150,7 @@ def mean_history(config: DataConfig, manifest: Manifest) -> float:
     files = [file for file in manifest.files(split) if file.rows]
     lengths = [np.zeros(0)]
     for file in files[:: max(1, len(files) // FILES_SAMPLED)]:
-        table = pq.ParquetFile(config.path / LOG / file.path).read_row_group(0, columns=[HISTORY])
+        table = open_parquet(config.path / LOG / file.path).read_row_group(0, columns=[HISTORY])
         lengths.append(pc.list_value_length(table[HISTORY]).to_numpy())
     length = np.minimum(np.concatenate(lengths), config.history_length)
     return float(length.mean()) if len(length) else 0.0

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from math import inf
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -16,6 +15,8 @@ from numpy.typing import NDArray
 
 from sidrec.data.rows import RowGroup, decode
 from sidrec.io.files import readable
+from sidrec.io.parquet_places import open_parquet, read_footer
+from sidrec.io.places import Place
 from sidrec.preflight import Finding
 from sidrec.preflight.resource_estimate import PlannedRun
 from sidrec.schema import HISTORY, ITEM_ID, LABEL, LOG, RANDOM, ContractError, LogFile, Manifest, log_schema
@@ -86,7 +87,7 @@ class SplitFooters:
 Footers = Mapping[str, SplitFooters]
 
 
-def read_footers(log: Path, files: Sequence[LogFile], most: int | None = FILES) -> SplitFooters:
+def read_footers(log: Place, files: Sequence[LogFile], most: int | None = FILES) -> SplitFooters:
     """Reads the footers of at most `most` files, None for all. Raises ContractError for missing or truncated files."""
     chosen = evenly(files, most)
     found = SplitFooters(len(chosen), len(files))
@@ -105,9 +106,9 @@ def evenly(files: Sequence[LogFile], most: int | None) -> list[LogFile]:
     return [filled[place] for place in np.linspace(0, len(filled) - 1, most).round().astype(int)]
 
 
-def _footer(path: Path) -> pq.FileMetaData:
+def _footer(path: Place) -> pq.FileMetaData:
     with readable(path, "a whole parquet file"):
-        return pq.read_metadata(path)
+        return read_footer(path)
 
 
 def _add(file: LogFile, footer: pq.FileMetaData, found: SplitFooters) -> None:
@@ -140,7 +141,7 @@ def check_values(run: PlannedRun, footers: Footers) -> None:
             path = run.recipe.data.path / LOG / place.file.path
             times = place.file.first_timestamp, place.file.last_timestamp
             group = RowGroup(path, place.group, 0, place.first_row, place.rows, *times)
-            with pq.ParquetFile(path) as file:
+            with open_parquet(path) as file:
                 decode(file, group, run.columns, refuse=True)
             raise ContractError(path, "a footer that is true of its rows", fault)
 

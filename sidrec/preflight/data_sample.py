@@ -8,14 +8,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from math import sqrt
-from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from sidrec.data.rows import broken_rows, check_time_order
 from sidrec.id_maps import IdMaps, source_ids
 from sidrec.io.files import readable
+from sidrec.io.parquet_places import open_parquet
+from sidrec.io.places import Place
 from sidrec.preflight import Finding
 from sidrec.preflight.data_checks import evenly
 from sidrec.schema import HISTORY, LABEL, TIMESTAMP, ContractError, LogFile, Manifest, crc32_of, log_schema
@@ -54,7 +54,7 @@ class SplitSample:
         return self.positives / max(1, self.rows)
 
 
-def read_sample(log: Path, manifest: Manifest, split: str, *, whole: bool, label: str = LABEL) -> SplitSample:
+def read_sample(log: Place, manifest: Manifest, split: str, *, whole: bool, label: str = LABEL) -> SplitSample:
     """Reads GROUPS row groups of a split at equal distances, or all if `whole`.
 
     Raises ContractError for a file that cannot be read.
@@ -75,11 +75,11 @@ def read_sample(log: Path, manifest: Manifest, split: str, *, whole: bool, label
     return sample
 
 
-def _groups(log: Path, manifest: Manifest, files: Sequence[LogFile], whole: bool) -> Iterator[tuple[str, pa.Table]]:
+def _groups(log: Place, manifest: Manifest, files: Sequence[LogFile], whole: bool) -> Iterator[tuple[str, pa.Table]]:
     columns = log_schema(manifest).names
     chosen = evenly(files, None if whole else GROUPS)
     for number, file in enumerate(chosen):
-        with readable(log / file.path, "readable rows"), pq.ParquetFile(log / file.path) as opened:
+        with readable(log / file.path, "readable rows"), open_parquet(log / file.path) as opened:
             groups = range(opened.num_row_groups)
             if not whole:
                 wanted = GROUPS // len(chosen) + (number < GROUPS % len(chosen))
@@ -127,7 +127,7 @@ def _repeats(samples: dict[str, SplitSample]) -> Finding:
     return Finding("repeated rows", "note" if max(shares.values()) > REPEATED else "ok", f"{listed} of the sample")
 
 
-def checksum_finding(log: Path, manifest: Manifest, splits: Sequence[str], *, whole: bool) -> Finding:
+def checksum_finding(log: Place, manifest: Manifest, splits: Sequence[str], *, whole: bool) -> Finding:
     """Compares the CRC-32 of FILES files of each split, or of all if `whole`, with the manifest."""
     every = [file for split in splits for file in manifest.files(split)]
     chosen = [file for split in splits for file in evenly(manifest.files(split), None if whole else FILES)]
@@ -144,7 +144,7 @@ def checksum_finding(log: Path, manifest: Manifest, splits: Sequence[str], *, wh
     return Finding("checksums", "ok", f"{len(recorded)} of {len(every)} files are what was written")
 
 
-def id_map_findings(data: Path, manifest: Manifest) -> list[Finding]:
+def id_map_findings(data: Place, manifest: Manifest) -> list[Finding]:
     """Compares the digests of all id maps with the manifest; empty where the folder has no maps."""
     if not manifest.id_maps:
         return []
@@ -157,7 +157,7 @@ def id_map_findings(data: Path, manifest: Manifest) -> list[Finding]:
     return [Finding("id maps", "ok", f"{len(manifest.id_maps)} are what was written (fingerprint {fingerprint})")]
 
 
-def _crc32(path: Path) -> int:
+def _crc32(path: Place) -> int:
     try:
         return crc32_of(path)
     except OSError as error:

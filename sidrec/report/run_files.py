@@ -14,6 +14,7 @@ import numpy as np
 from sidrec.config import Recipe
 from sidrec.errors import ConfigError, ContractError, SidrecError
 from sidrec.io.files import read_json
+from sidrec.io.places import Place, place
 from sidrec.metrics.exact import SliceMetrics, SplitMetrics, load_metrics
 from sidrec.metrics.predictions import Predictions, load_predictions
 from sidrec.metrics.resampling import Scored, resample
@@ -45,7 +46,7 @@ class RunFiles:
             raise ConfigError(f"{quoted(path)}: expected a run directory with config.yaml, got none{near}")
         self.recipe: Recipe = self.trained.recipe()
         if other is not None:
-            self.recipe = replace(self.recipe, data=replace(self.recipe.data, path=Path(other["data"])))
+            self.recipe = replace(self.recipe, data=replace(self.recipe.data, path=place(other["data"])))
         self.facts: dict[str, Any] = self._json(self.trained.facts, "the facts of a run") or {}
         self.log = _lines(self.trained.log)
         self.skipped = _lines(self.trained.skipped)
@@ -54,7 +55,7 @@ class RunFiles:
         warned = self.run.warnings
         self.warnings = warned.read_text(encoding="utf-8", errors="replace").splitlines() if warned.exists() else []
 
-    def _json(self, path: Path, what: str) -> dict[str, Any] | None:
+    def _json(self, path: Place, what: str) -> dict[str, Any] | None:
         if not path.exists():
             return None
         found = read_json(path, what)
@@ -111,7 +112,7 @@ class Codes:
     """quality: fields of `sidrec.sid.quality.CodeQuality`."""
 
     quality: dict[str, Any]
-    folder: Path
+    folder: Place
 
 
 @dataclass(frozen=True)

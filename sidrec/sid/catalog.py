@@ -29,7 +29,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from sidrec.config.learners import TokenizerConfig
 from sidrec.io.files import readable
+from sidrec.io.local_cache import local_file
 from sidrec.io.output_folders import FolderKind, Written, replaced_folder
+from sidrec.io.places import Place, place
 from sidrec.schema import ITEM_ID, UNKNOWN_ID, ContractError, MapDigest, map_digests, read_json
 from sidrec.sid.collisions import resolve
 from sidrec.sid.tokenizer import Tokenizer
@@ -199,9 +201,9 @@ class Catalog:
             write_catalog(self, partial)
 
 
-def load_catalog(path: Path | str) -> Catalog:
+def load_catalog(path: Place | str) -> Catalog:
     """Reads a catalog folder. Raises ContractError when it is no catalog, or its codes changed since it was saved."""
-    path = Path(path)
+    path = place(path)
     codebook_sizes, fingerprint, item_map = _read_card(path / CARD)
     table = _read_codes(path / CODES, len(codebook_sizes))
     levels = range(1, len(codebook_sizes) + 1)
@@ -216,12 +218,12 @@ def load_catalog(path: Path | str) -> Catalog:
     return catalog
 
 
-def read_codebook_sizes(path: Path) -> tuple[int, ...]:
+def read_codebook_sizes(path: Place) -> tuple[int, ...]:
     """The codebook sizes of a catalog folder, one a level, without its codes. Raises ContractError."""
     return _read_card(path / CARD)[0]
 
 
-def fitted_config(path: Path) -> TokenizerConfig | None:
+def fitted_config(path: Place) -> TokenizerConfig | None:
     """The config of the tokenizer in a catalog folder; None without a tokenizer, or with one that cannot be read."""
     try:
         return _CONFIG.validate_python(read_json(path / TOKENIZER / "tokenizer.json", "a tokenizer artifact")["config"])
@@ -249,7 +251,7 @@ def write_catalog(catalog: Catalog, folder: Path) -> None:
     (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
 
 
-def _read_card(path: Path) -> tuple[tuple[int, ...], str, MapDigest | None]:
+def _read_card(path: Place) -> tuple[tuple[int, ...], str, MapDigest | None]:
     if not path.exists():
         got = f"no such file{near_folder(path.parent, CARD)}"
         raise ContractError(path, "a catalog, as `sidrec fit` makes it", got)
@@ -266,11 +268,11 @@ def _read_card(path: Path) -> tuple[tuple[int, ...], str, MapDigest | None]:
     return codebook_sizes, fingerprint, item_map
 
 
-def _read_codes(path: Path, levels: int) -> pa.Table:
+def _read_codes(path: Place, levels: int) -> pa.Table:
     if not path.is_file():
         raise ContractError(path, "the catalog's codes", "no such file")
     with readable(path):
-        table = pq.read_table(path)
+        table = pq.read_table(local_file(path))
     sids = [f"sid_{level}" for level in range(1, levels + 1)]
     weights = [f"weight_{level}" for level in range(1, levels + 1)]
     names = [name for name in table.column_names if name != EXTENSION]

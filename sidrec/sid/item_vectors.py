@@ -20,6 +20,8 @@ import pyarrow.parquet as pq
 from numpy.typing import DTypeLike
 
 from sidrec.io.files import column_type, readable
+from sidrec.io.local_cache import local_file
+from sidrec.io.places import Place
 from sidrec.io.progress import Bar
 from sidrec.schema import (
     BEHAVIOR,
@@ -56,7 +58,7 @@ class ItemVectors:
 
 
 def read_item_vectors(
-    path: Path,
+    path: Place,
     columns: tuple[str, ...],
     normalize: bool,
     scratch: Path | None = None,
@@ -148,7 +150,7 @@ class _Taken:
 
 
 def map_item_vectors(
-    path: Path, columns: tuple[str, ...], scratch: Path, inputs: LearnerInputs = VECTORS_ALONE
+    path: Place, columns: tuple[str, ...], scratch: Path, inputs: LearnerInputs = VECTORS_ALONE
 ) -> ItemVectors:
     """Maps the scratch files that `read_item_vectors`, called with the same arguments, wrote in another process.
 
@@ -170,29 +172,29 @@ def _side(
     ids_N: np.ndarray,
     left_out_M: np.ndarray,
     behavior_NE: np.ndarray | None,
-    path: Path,
+    path: Place,
 ) -> SideInformation:
     pairs = read_item_pairs(path.with_name(PAIRS), ids_N, left_out_M) if inputs.pairs else None
     widths = tuple(_widths(file, columns, path).items())
     return SideInformation(widths, _train_impressions(file, path, ids_N), pairs, behavior_NE)
 
 
-def _widths(file: pq.ParquetFile, columns: tuple[str, ...], path: Path) -> dict[str, int]:
+def _widths(file: pq.ParquetFile, columns: tuple[str, ...], path: Place) -> dict[str, int]:
     return {column: _vector_width(file.schema_arrow, column, path) for column in columns}
 
 
-def _behavior_width(file: pq.ParquetFile, path: Path) -> int:
+def _behavior_width(file: pq.ParquetFile, path: Place) -> int:
     if BEHAVIOR not in file.schema_arrow.names:
         expected = f"a column {BEHAVIOR} for the learner's losses, as `sidrec prep behavior` adds it"
         raise ContractError(path, expected, file.schema_arrow.names)
     return _vector_width(file.schema_arrow, BEHAVIOR, path)
 
 
-def _open(path: Path) -> pq.ParquetFile:
+def _open(path: Place) -> pq.ParquetFile:
     if not path.is_file():
         raise ContractError(path, "item vectors, as data_prep writes them", "no such file")
     with readable(path):
-        file = pq.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False)
+        file = pq.ParquetFile(local_file(path), buffer_size=BUFFER, pre_buffer=False)
         schema = file.schema_arrow
     kind = column_type(schema, ITEM_ID, path)
     if kind != pa.int64():
@@ -200,7 +202,7 @@ def _open(path: Path) -> pq.ParquetFile:
     return file
 
 
-def _vector_width(schema: pa.Schema, column: str, path: Path) -> int:
+def _vector_width(schema: pa.Schema, column: str, path: Place) -> int:
     if column not in schema.names:
         there = [name for name in VECTOR_COLUMNS if name in schema.names]
         raise ContractError(path, f"a vector column {column}", f"vector columns {there} among {schema.names}")
@@ -210,7 +212,7 @@ def _vector_width(schema: pa.Schema, column: str, path: Path) -> int:
     return int(kind.list_size)
 
 
-def _batches(file: pq.ParquetFile, columns: list[str], path: Path, rows: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+def _batches(file: pq.ParquetFile, columns: list[str], path: Place, rows: int) -> Iterator[tuple[int, pa.RecordBatch]]:
     start = 0
     with Bar(total=file.metadata.num_rows, desc="read item vectors", unit=" items", disable=None) as bar:
         try:
@@ -222,7 +224,7 @@ def _batches(file: pq.ParquetFile, columns: list[str], path: Path, rows: int) ->
             raise ContractError(f"{path}, from row {start} on", "readable column data", error) from None
 
 
-def _ids(batch: pa.RecordBatch, path: Path, start: int) -> np.ndarray:
+def _ids(batch: pa.RecordBatch, path: Place, start: int) -> np.ndarray:
     column = batch.column(ITEM_ID)
     if column.null_count:
         row = start + int(np.flatnonzero(column.is_null())[0])
@@ -230,7 +232,7 @@ def _ids(batch: pa.RecordBatch, path: Path, start: int) -> np.ndarray:
     return column.to_numpy()
 
 
-def _vectors(batch: pa.RecordBatch, name: str, path: Path, start: int, ids_R: np.ndarray) -> np.ndarray:
+def _vectors(batch: pa.RecordBatch, name: str, path: Place, start: int, ids_R: np.ndarray) -> np.ndarray:
     """float32 [R, D] of one column; zeros for a missing vector.
 
     Raises ContractError for NaN or infinite values, and vectors with some values missing.
@@ -253,7 +255,7 @@ def _vectors(batch: pa.RecordBatch, name: str, path: Path, start: int, ids_R: np
     return vectors_RD
 
 
-def _check_behavior(sound_R: np.ndarray, path: Path, start: int, ids_R: np.ndarray) -> None:
+def _check_behavior(sound_R: np.ndarray, path: Place, start: int, ids_R: np.ndarray) -> None:
     """Raises ContractError for an item that has content, but no behaviour, which the learner needs."""
     if not sound_R.all():
         expected = "a vector with some content (only adc_sid and mm_rqvae learn from items without behaviour)"
@@ -268,7 +270,7 @@ class _Lengths:
     items would look alike.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         self._path = path
         self._longest: dict[str, float] = {}
 
@@ -291,7 +293,7 @@ class _Lengths:
         raise ContractError(where, expected, f"{length:.3g}; scale the column, or let tokenizer.normalize do it")
 
 
-def _where(path: Path, start: int, row: int, column: str, ids_R: np.ndarray) -> str:
+def _where(path: Place, start: int, row: int, column: str, ids_R: np.ndarray) -> str:
     return f"{path}, row {start + row} (item {ids_R[row]}), column {column}"
 
 
@@ -309,7 +311,7 @@ def _unit(vectors_RD: np.ndarray) -> np.ndarray:
     return vectors_RD / np.where(norms_R1 > 0, norms_R1, 1)
 
 
-def _check_ids(file: pq.ParquetFile, path: Path) -> None:
+def _check_ids(file: pq.ParquetFile, path: Place) -> None:
     with readable(path, "readable column data"):
         ids_N = file.read([ITEM_ID]).column(0).to_numpy()
     if ids_N.min() <= UNKNOWN_ID:
@@ -323,7 +325,7 @@ def _check_ids(file: pq.ParquetFile, path: Path) -> None:
         raise ContractError(where, "every item once", f"{ids_N[second]}, already in row {first}")
 
 
-def _train_impressions(file: pq.ParquetFile, path: Path, ids_N: np.ndarray) -> np.ndarray | None:
+def _train_impressions(file: pq.ParquetFile, path: Place, ids_N: np.ndarray) -> np.ndarray | None:
     """int64 [N] of these items, which are in the file's order; None without the column."""
     if TRAIN_IMPRESSIONS not in file.schema_arrow.names:
         return None
@@ -337,7 +339,7 @@ def _train_impressions(file: pq.ParquetFile, path: Path, ids_N: np.ndarray) -> n
     return counts.to_numpy()
 
 
-def read_item_pairs(path: Path, item_ids_N: np.ndarray, left_out_M: np.ndarray | None = None) -> np.ndarray:
+def read_item_pairs(path: Place, item_ids_N: np.ndarray, left_out_M: np.ndarray | None = None) -> np.ndarray:
     """int64 [P, 2]: row numbers of items that belong together, in the file's order and direction.
 
     item_ids_N: ids by row, every id once. left_out_M: ids of items whose pairs are dropped.
@@ -349,7 +351,7 @@ def read_item_pairs(path: Path, item_ids_N: np.ndarray, left_out_M: np.ndarray |
         expected = "item pairs for the learner's losses, as `sidrec prep behavior` writes them"
         raise ContractError(path, expected, "no such file")
     with readable(path):
-        table = pq.read_table(path)
+        table = pq.read_table(local_file(path))
     if not {ITEM_ID, OTHER_ID} <= set(table.column_names):
         raise ContractError(path, f"columns {ITEM_ID} and {OTHER_ID}", table.column_names)
     for name in (ITEM_ID, OTHER_ID):
@@ -369,7 +371,7 @@ def read_item_pairs(path: Path, item_ids_N: np.ndarray, left_out_M: np.ndarray |
     return rows_P2
 
 
-def _rows(column: pa.ChunkedArray, name: str, path: Path, item_ids_N: np.ndarray) -> np.ndarray:
+def _rows(column: pa.ChunkedArray, name: str, path: Place, item_ids_N: np.ndarray) -> np.ndarray:
     if column.type != pa.int64() or column.null_count:
         missing = f"{column.type} with {column.null_count} missing"
         raise ContractError(f"{path}, column {name}", "int64 without missing values", missing)

@@ -14,6 +14,7 @@ import yaml
 from sidrec.errors import TrainingError
 from sidrec.io.files import read_json, write_json, write_text
 from sidrec.io.output_lock import locked
+from sidrec.io.places import StoreFile, StorePath, place
 from sidrec.schema import ITEMS
 from sidrec.sid.catalog import CARD
 from sidrec.study.jobs import Run
@@ -88,9 +89,12 @@ def _is_current(catalog: Path, run: Run) -> bool:
 
 
 def _inputs(run: Run) -> dict[str, Any]:
-    """Size and time of items.parquet, which change when the data is prepared again."""
-    items = Path(run.recipe["data"]["path"]) / ITEMS
+    """Size and time, or version, of items.parquet, which change when the data is prepared again."""
+    items = place(run.recipe["data"]["path"]) / ITEMS
     if not items.exists():
         return {}
+    if isinstance(items, StorePath):
+        with StoreFile(items) as stored:
+            return {"items_bytes": stored.size, "items_changed": stored.version}
     found = items.stat()
     return {"items_bytes": found.st_size, "items_changed": found.st_mtime_ns}

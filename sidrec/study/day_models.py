@@ -27,6 +27,7 @@ from sidrec.config.recipe import StartConfig
 from sidrec.data.item_tables import HID
 from sidrec.fit import extend_catalog, fit_catalog
 from sidrec.io.files import read_json, write_json
+from sidrec.io.places import local_path
 from sidrec.metrics.predictions import Predictions
 from sidrec.parallel.process_group import Ranks
 from sidrec.schema import ITEM_ID, LOG, USER_ID, load_manifest
@@ -79,8 +80,9 @@ class DayForwardStudy:
         self.work, self.results = question.work, question.results
         self.start = open_checkpoint(question.checkpoint)
         self.recipe = checked_recipe(self.start, question.sizes)
+        self.data = local_path(self.recipe.data.path, "data.path of the run's recipe")
         self.with_sids = item_with_sids(self.recipe, question.item)
-        self.past_end = end_of_splits(self.recipe.data.path, self.recipe.data.train_on)
+        self.past_end = end_of_splits(self.data, self.recipe.data.train_on)
         self.days = find_days(question.logs, self.past_end, question.days)
         self._same_question()
         self.cells = ResultTable(self.results / "cells.parquet", ("run", "size", "arm", "day"), Cell)
@@ -101,12 +103,12 @@ class DayForwardStudy:
     @cached_property
     def _prepared(self) -> tuple[list[DayFacts], dict[str, NDArray[np.int64]]]:
         """Writes the folders of all days. Returns their facts, and day -> `first_seen`."""
-        seen = FirstSeen(load_manifest(self.recipe.data.path / LOG).ids[ITEM_ID])
-        seen.add(self.recipe.data.path, self.days[0].first)
+        seen = FirstSeen(load_manifest(self.data / LOG).ids[ITEM_ID])
+        seen.add(self.data, self.days[0].first)
         updates_I = stored_updates(self.start) if self.recipe.model.item.hid_rows_are_ids else None
         if updates_I is not None:
             seen.know(updates_I > 0)
-        write_past(self.recipe.data.path, self.work / "past", seen.times_I < self.days[0].first)
+        write_past(self.data, self.work / "past", seen.times_I < self.days[0].first)
         facts, times = [], {}
         for day in self.days:
             facts.append(write_day(day, self.folder(day), seen))

@@ -30,6 +30,7 @@ from sidrec.id_maps import IdMaps, check_grown
 from sidrec.io.files import read_json, write_json
 from sidrec.io.output_folders import output_folder
 from sidrec.io.output_lock import OutputLock
+from sidrec.io.places import Place
 from sidrec.metrics.predictions import Predictions
 from sidrec.parallel.process_group import Ranks, run_on_all_ranks
 from sidrec.schema import ITEM_ID, LOG, load_manifest
@@ -85,8 +86,8 @@ class OtherData:
     predictions go; None: RUN/evaluations/NAME, with the name of the data folder.
     """
 
-    path: Path
-    catalog: Path | None = None
+    path: Place
+    catalog: Place | None = None
     out: Path | None = None
 
 
@@ -165,7 +166,7 @@ def _as_trained(saved: Path, recipe: Recipe, whole: Dataset) -> Dataset:
     return whole.as_trained(rows)
 
 
-def _check_ids(saved: Path, data: Path, own_data: Path) -> None:
+def _check_ids(saved: Path, data: Place, own_data: Place) -> None:
     warning = check_grown(IdMaps(read_position(saved).id_maps), saved, data, own_data)
     if warning:
         print_warning(warning)

@@ -8,7 +8,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, nullcontext
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -23,8 +22,9 @@ from sidrec.config import Recipe
 from sidrec.config.recipe import BestConfig
 from sidrec.data.batch import Batch, PackedBatch
 from sidrec.data.dataset import Dataset
-from sidrec.id_maps import map_path, source_ids
+from sidrec.id_maps import map_name, source_ids
 from sidrec.io.files import write_json
+from sidrec.io.places import Place
 from sidrec.metrics.exact import SliceMetrics, SplitMetrics, measure, measure_slices
 from sidrec.metrics.predictions import SOURCES, PredictionCollector, Predictions, load_predictions
 from sidrec.metrics.slices import ItemSlices, recipe_slices
@@ -58,10 +58,10 @@ def check_splits(recipe: Recipe, data: Dataset, ranks: Ranks) -> None:
         open_loader(recipe, data, split, shuffle=False, ranks=ranks)
 
 
-def _check_map_files(folder: Path, data: Dataset) -> None:
+def _check_map_files(folder: Place, data: Dataset) -> None:
     for column in SOURCES:
-        if column in data.manifest.id_maps and not map_path(folder, column).is_file():
-            raise ContractError(map_path(folder, column), "the id map that the manifest states", "no such file")
+        if column in data.manifest.id_maps and not (folder / map_name(column)).is_file():
+            raise ContractError(folder / map_name(column), "the id map that the manifest states", "no such file")
 
 
 class AbandonedError(Exception):

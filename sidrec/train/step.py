@@ -14,7 +14,6 @@ Shapes: B rows of a batch, R rows of a tensor, K gradients.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -30,6 +29,7 @@ from sidrec.data.batch import Batch, PackedBatch
 from sidrec.data.reader import LogReader
 from sidrec.data.rows import row_places
 from sidrec.errors import NonFiniteError
+from sidrec.io.places import Place
 from sidrec.model.ranker import Ranker
 from sidrec.parallel.process_group import (
     COMPUTES,
@@ -56,7 +56,7 @@ class Skipped:
 
     step: int
     what: str
-    rows: Mapping[Path, list[int]]
+    rows: Mapping[Place, list[int]]
 
 
 @dataclass(frozen=True)
@@ -279,7 +279,7 @@ def _zero_if(flag: Tensor | bool, gradient: Tensor) -> Tensor:
     return torch.zeros_like(gradient) if flag else gradient
 
 
-def places_text(rows: Mapping[Path, list[int]]) -> str:
+def places_text(rows: Mapping[Place, list[int]]) -> str:
     """Files with their first rows, for a message."""
     return "; ".join(f"{path}, {_rows_text(numbers)}" for path, numbers in rows.items())
 

@@ -16,6 +16,7 @@ from sidrec.data.dataset import read_dataset
 from sidrec.data.loader import open_split
 from sidrec.errors import ContractError
 from sidrec.io.files import read_json
+from sidrec.io.places import local_path
 from sidrec.metrics.predictions import load_predictions
 from sidrec.schema import LOG, ListColumn, LogFile, load_manifest, save_manifest
 from tests.small_log import small_recipe, write_small_log
@@ -67,7 +68,7 @@ def test_columns_are_the_inputs_of_the_ranker(recipe: Recipe, tmp_path: Path) ->
     rows = export.rows(("test",))
     assert rows.row_N.tolist() == list(range(100)), "scored rows are in file order"
     export.write("test", rows)
-    table = pq.read_table(recipe.data.path / LOG / "test" / "part-0.parquet")
+    table = pq.read_table(local_path(recipe.data.path, "data.path") / LOG / "test" / "part-0.parquet")
     with np.load(tmp_path / "out" / "test.npz") as found:
         for column in ("user_id", "cat_a", "item_id", "int_a", "int_b", "label"):
             np.testing.assert_array_equal(found[column], table[column].to_numpy())
@@ -75,7 +76,9 @@ def test_columns_are_the_inputs_of_the_ranker(recipe: Recipe, tmp_path: Path) ->
         assert found["history"].tolist() == latest
         lengths = [min(4, len(items)) for items in table["history"].to_pylist()]
         np.testing.assert_allclose(found["history_length"], np.log1p(lengths), rtol=1e-6)
-        train = np.log1p(pq.read_table(recipe.data.path / LOG / "train")["stat_clicks"].to_numpy())
+        train = np.log1p(
+            pq.read_table(local_path(recipe.data.path, "data.path") / LOG / "train")["stat_clicks"].to_numpy()
+        )
         expected = (np.log1p(table["stat_clicks"].to_numpy()) - train.mean()) / train.std()
         np.testing.assert_allclose(found["stat_clicks"], expected, rtol=1e-4, atol=1e-5)
         described = read_json(tmp_path / "out" / "feature_map.json", "a feature map")
@@ -90,7 +93,7 @@ def test_columns_are_the_inputs_of_the_ranker(recipe: Recipe, tmp_path: Path) ->
 
 
 def test_a_context_column_of_lists_is_refused(recipe: Recipe, tmp_path: Path) -> None:
-    log = recipe.data.path / LOG
+    log = local_path(recipe.data.path, "data.path") / LOG
     save_manifest(replace(load_manifest(log), lists={"cat_a": ListColumn(3, 1.5)}), log)
     with pytest.raises(ContractError, match=r"one id a row.*cat_a"):
         Export(recipe, tmp_path / "out")

@@ -46,7 +46,7 @@ def test_sections_are_frozen(recipe: Path) -> None:
 def test_all_unknown_keys_at_once(recipe: Path) -> None:
     assert _mistakes(recipe, "name: a\ndata: {path: d, catalog: c, btch_size: 3}\nmodle: {}\n") == [
         "data.btch_size: Unexpected keyword argument; expected one of path, catalog, train_on, label, batch_size, "
-        "history_length, lanes, order, shuffle_rows, workers, bad_rows; did you mean batch_size?",
+        "history_length, lanes, order, shuffle_rows, workers, bad_rows, cache_gb; did you mean batch_size?",
         "modle: Unexpected keyword argument; expected one of name, seed, data, tokenizer, model, start, optimizer, "
         "parallel, precision, train, checkpoint, evaluate; did you mean model?",
     ]

@@ -9,6 +9,7 @@ import pytest
 
 from sidrec import cli
 from sidrec.config import Recipe, save
+from sidrec.io.places import local_path
 from tests.small_log import small_recipe
 
 TRAIN, TEST, ITEMS = "data/log/train/part-0.parquet", "data/log/test/part-0.parquet", "data/items.parquet"
@@ -20,7 +21,7 @@ def recipe_of(folder: Path, **sections: object) -> Recipe:
 
 
 def start(recipe: Recipe, *flags: str) -> int:
-    path = recipe.data.path.parent / "recipe.yaml"
+    path = local_path(recipe.data.path, "data.path").parent / "recipe.yaml"
     save(recipe, path)
     return cli.main(["train", str(path), *flags])
 

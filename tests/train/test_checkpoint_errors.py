@@ -15,6 +15,7 @@ import pytest
 from sidrec import cli
 from sidrec.checkpoint import checkpoint_store
 from sidrec.config import ConfigError, Recipe, save
+from sidrec.io.places import local_path
 from sidrec.sid.catalog import Catalog
 from sidrec.train.run_directory import RunDirectory
 from tests.small_log import ITEMS_COUNT, small_recipe, write_small_log
@@ -148,10 +149,10 @@ def test_the_one_before_a_damaged_checkpoint(finished: Path, tmp_path: Path, cap
 @pytest.mark.parametrize("command", ["train", "evaluate"])
 def test_another_catalog_than_the_checkpoints(command: str, run: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
     before = content(run.run)
-    trained_with = json.loads((run.data.catalog / "catalog.json").read_text())["fingerprint"]
+    trained_with = json.loads((run.data.catalog / "catalog.json").read_bytes())["fingerprint"]
     codes_NL = np.random.default_rng(5).integers(0, 4, size=(ITEMS_COUNT, 3))
     other = Catalog(np.arange(1, ITEMS_COUNT + 1), codes_NL, (4, 4, 4))
-    other.save(run.data.catalog)
+    other.save(local_path(run.data.catalog, "catalog"))
     checkpoint = only(run.run, "step-*")
     expected = f"{checkpoint}: expected the catalog {trained_with} it was trained with, got {other.fingerprint}"
     assert refusal(capsys, again(command, run)) == expected

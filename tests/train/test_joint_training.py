@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from sidrec.config import Recipe, save
 from sidrec.data.dataset import read_dataset
+from sidrec.io.places import local_path
 from sidrec.metrics.slices import recipe_slices, slice_items
 from sidrec.parallel.process_group import joined_ranks
 from sidrec.schema import ITEMS, LOG, load_manifest, save_manifest
@@ -103,11 +104,11 @@ def test_a_run_stopped_in_the_second_split_goes_on_there(runs: Mapping[str, Reci
 
 def test_slices_count_rows_of_both_splits_and_nothing_else_does(runs: Mapping[str, Recipe]) -> None:
     recipe = runs["alone"]
-    folder = recipe.data.path.parent
+    folder = local_path(recipe.data.path, "data.path").parent
     only_train = recipe_of(folder, "train", ["train"])
-    items = pq.read_table(recipe.data.path / ITEMS)
+    items = pq.read_table(local_path(recipe.data.path, "data.path") / ITEMS)
     item_I, train_I = items["item_id"].to_numpy(), items["train_impressions"].to_numpy()
-    more = pq.read_table(recipe.data.path / LOG / "test/part-0.parquet")["item_id"].to_numpy()
+    more = pq.read_table(local_path(recipe.data.path, "data.path") / LOG / "test/part-0.parquet")["item_id"].to_numpy()
     both_I = train_I + np.bincount(more, minlength=item_I.max() + 1)[item_I]
     shares = recipe.evaluate.head_share, recipe.evaluate.tail_share
     for name, impressions_I in (("alone", both_I), ("train", train_I)):
@@ -122,5 +123,9 @@ def test_slices_count_rows_of_both_splits_and_nothing_else_does(runs: Mapping[st
     assert not metrics.get("cold", {}).get("rows"), "every row of test is trained on"
     sizes, other = read_dataset(recipe).sizes, read_dataset(only_train).sizes
     assert sizes == other, "moments of the statistics are those of train"
-    counts = np.log1p(pq.read_table(recipe.data.path / LOG / "train/part-0.parquet")["stat_clicks"].to_numpy())
+    counts = np.log1p(
+        pq.read_table(local_path(recipe.data.path, "data.path") / LOG / "train/part-0.parquet")[
+            "stat_clicks"
+        ].to_numpy()
+    )
     assert sizes.stats_mean[1] == pytest.approx(counts.mean(dtype=np.float64), rel=1e-5)

@@ -14,6 +14,7 @@ from torchrec.distributed.planner.types import PlannerError, PlannerErrorType
 
 from sidrec.config import Recipe, save
 from sidrec.errors import SidrecError
+from sidrec.io.places import local_path
 from sidrec.parallel.process_group import Ranks
 from sidrec.train.run import train
 from tests.ranks import run_on_ranks
@@ -83,7 +84,7 @@ def damage(path: Path, group: int) -> None:
 
 
 def start(recipe: Recipe, *launcher: str) -> subprocess.Popen[str]:
-    path = recipe.data.path.parent / "recipe.yaml"
+    path = local_path(recipe.data.path, "data.path").parent / "recipe.yaml"
     save(recipe, path)
     return subprocess.Popen(
         [sys.executable, *launcher, "-m", "sidrec.train", str(path)],

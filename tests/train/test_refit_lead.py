@@ -13,6 +13,7 @@ from sidrec.config import Recipe, load_file
 from sidrec.config.learners import ResidualKMeansConfig
 from sidrec.config.recipe import StartConfig
 from sidrec.fit import fit_catalog
+from sidrec.io.places import local_path
 from sidrec.metrics.exact import measure
 from sidrec.parallel.process_group import Ranks, joined_ranks
 from sidrec.train.assembly import open_dataset
@@ -50,7 +51,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 def fitted(world: Recipe, name: str, seed: int, ranks: Ranks) -> Path:
     """A catalog of one k-means a level, without restarts, in twice as many codes as the world has clusters."""
     learner = ResidualKMeansConfig(levels=3, codebook_size=16)
-    catalog = world.data.path.parent / f"{name}{seed}"
+    catalog = local_path(world.data.path, "data.path").parent / f"{name}{seed}"
     tokenizer = replace(world.tokenizer, learner=learner, seed=seed)
     fit_catalog(replace(world, data=replace(world.data, catalog=catalog), tokenizer=tokenizer), ranks, pictures=False)
     return catalog
