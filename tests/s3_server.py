@@ -79,6 +79,12 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self._object(self.contents.buckets[bucket], bucket, key, query, body)
 
+    def handle_expect_100(self) -> bool:
+        """Clients wait a second for this answer, which the buffer would hold back."""
+        found = super().handle_expect_100()
+        self.wfile.flush()
+        return found
+
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _answer
 
     def _object(self, bucket: dict[str, bytes], name: str, key: str, query: Mapping[str, str], body: bytes) -> None:

@@ -12,6 +12,7 @@ import tyro
 
 from sidrec.command_line import PlaceArgument, Subcommands, describe, metavar, parse
 from sidrec.errors import ConfigError
+from sidrec.io.places import StorePath, local_path
 
 EXPORT = describe(
     "Exports a trained run to a bundle, which scores rows and answers requests without torch. The bundle's scores are "
@@ -27,8 +28,9 @@ EXPORT = describe(
 class ExportOptions:
     """What to export, and how exactly."""
 
-    paths: tyro.conf.Positional[Annotated[tuple[Path, ...], metavar("[RUN] BUNDLE")]]
-    """Run directory, and the folder of the bundle, which may hold earlier versions. With --use: the bundle alone."""
+    paths: tyro.conf.Positional[Annotated[tuple[PlaceArgument, ...], metavar("[RUN] BUNDLE")]]
+    """Run directory, and the bundle, a folder or a URI, which may hold earlier versions. With --use: the bundle
+    alone."""
     store: Literal["f32", "f16", "int8"] = "f16"
     """Precision of the vectors of items and context columns."""
     checkpoint: Annotated[str | None, metavar("{newest,best,step-N}", "best if the run keeps one, else newest")] = None
@@ -59,20 +61,24 @@ def export(argv: Sequence[str]) -> None:
     if options.catalog is not None and options.data is None:
         raise ConfigError("--catalog: expected --data with it, which names the folder with the items, got none")
     if options.use:
+        from sidrec.serve.stored_bundles import use_in_store
         from sidrec.serve.versions import use
 
-        use(options.paths[0], options.use)
+        if isinstance(bundle := options.paths[0], StorePath):
+            use_in_store(bundle, options.use)
+        else:
+            use(bundle, options.use)
         print(f"{options.paths[0]}: version {options.use} is in use")
         return
 
     from sidrec.stack import require_stack
 
     require_stack()
-    from sidrec.export.exporting import Wanted, export_run
+    from sidrec.export.exporting import Wanted, export_run, export_to_store
     from sidrec.parallel.process_group import joined_ranks
     from sidrec.train.evaluate_run import OtherData
 
-    run, bundle = options.paths
+    run, bundle = local_path(options.paths[0], "sidrec export: RUN"), options.paths[1]
     other = None if options.data is None else OtherData(options.data, options.catalog)
     with joined_ranks() as ranks:
         if ranks.world > 1:
@@ -88,7 +94,10 @@ def export(argv: Sequence[str]) -> None:
             calibration=options.calibration,
             other=other,
         )
-        made = export_run(run, bundle, wanted, ranks)
+        if isinstance(bundle, StorePath):
+            made = export_to_store(run, bundle, wanted, ranks)
+        else:
+            made = export_run(run, bundle, wanted, ranks)
     print(f"{made.rows:,} rows of {made.split}: logits differ by at most {made.difference:.2g}")
     if made.calibrated:
         same = ", the rows that it was fitted on" if made.split == options.calibrate else ""
@@ -163,11 +172,11 @@ SCORE = describe(
 class ScoreOptions:
     """What to score, and where to."""
 
-    bundle: tyro.conf.Positional[Annotated[Path, metavar("BUNDLE")]]
+    bundle: tyro.conf.Positional[Annotated[PlaceArgument, metavar("BUNDLE")]]
     """Bundle, as `sidrec export` makes it, or one of its versions."""
-    rows: tyro.conf.Positional[Annotated[Path, metavar("IN")]]
+    rows: tyro.conf.Positional[Annotated[PlaceArgument, metavar("IN")]]
     """CSV or Parquet file, or a folder of them."""
-    out: tyro.conf.Positional[Annotated[Path, metavar("OUT")]]
+    out: tyro.conf.Positional[Annotated[PlaceArgument, metavar("OUT")]]
     """Folder for the parts. The same command goes on after the last part that is there."""
     explain: bool = False
     """Add columns that say what each score comes from: gate, weight_GRANULARITY, alignment."""
@@ -202,7 +211,7 @@ SERVE = describe(
 class ServeOptions:
     """What to serve, and how."""
 
-    bundle: tyro.conf.Positional[Annotated[Path, metavar("BUNDLE")]]
+    bundle: tyro.conf.Positional[Annotated[PlaceArgument, metavar("BUNDLE")]]
     """Bundle, as `sidrec export` makes it."""
     name: str = "sidrec"
     """Name of the model in URLs."""
@@ -260,11 +269,11 @@ SKEW = describe(
 class SkewOptions:
     """What to compare."""
 
-    bundle: tyro.conf.Positional[Annotated[Path, metavar("BUNDLE")]]
+    bundle: tyro.conf.Positional[Annotated[PlaceArgument, metavar("BUNDLE")]]
     """Bundle, or one of its versions. Scores are compared on the rows that this version answered."""
     feature_log: tyro.conf.Positional[Annotated[Path, metavar("FEATURE_LOG")]]
     """Folder that `sidrec serve --feature-log` wrote."""
-    prepared: tyro.conf.Positional[Annotated[Path, metavar("PREPARED")]]
+    prepared: tyro.conf.Positional[Annotated[PlaceArgument, metavar("PREPARED")]]
     """Rows as `sidrec score` takes them, with a column `request`, or with user_id and timestamp, to match rows by."""
     most_differing: float = 0.01
     """Share of rows that may differ in a column."""
@@ -294,11 +303,11 @@ SHADOW = describe(
 class ShadowOptions:
     """What to compare, and on which rows."""
 
-    bundle: tyro.conf.Positional[Annotated[Path, metavar("BUNDLE")]]
+    bundle: tyro.conf.Positional[Annotated[PlaceArgument, metavar("BUNDLE")]]
     """Bundle, or one of its versions."""
-    other: tyro.conf.Positional[Annotated[Path, metavar("OTHER")]]
+    other: tyro.conf.Positional[Annotated[PlaceArgument, metavar("OTHER")]]
     """Another bundle or version, which would take its place."""
-    rows: tyro.conf.Positional[Annotated[Path, metavar("ROWS")]]
+    rows: tyro.conf.Positional[Annotated[PlaceArgument, metavar("ROWS")]]
     """Rows that both can score, as `sidrec score` takes them."""
     exposures: Annotated[str | None, metavar("COLUMN", "BUNDLE's first statistic")] = None
     """Column of exposures in the rows, which separates head, tail and cold items."""

@@ -7,6 +7,7 @@ of tables and weights of layers stay those of the checkpoint.
 Shapes: B rows of a batch, U item bags, T history positions.
 """
 
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version as installed
@@ -37,6 +38,7 @@ from sidrec.export.graph import example_inputs, write_explanation, write_graph
 from sidrec.export.item_stores import ItemStores, write_context
 from sidrec.id_maps import IdMaps, source_ids
 from sidrec.io.files import write_text
+from sidrec.io.places import Place, StorePath
 from sidrec.metrics.exact import load_metrics
 from sidrec.metrics.predictions import Predictions, load_predictions
 from sidrec.model.history import EXPORT
@@ -50,7 +52,8 @@ from sidrec.serve.golden import GOLDEN, GoldenRows
 from sidrec.serve.id_lookup import ids_folder, write_ids
 from sidrec.serve.row_store import Precision
 from sidrec.serve.scorer import EXPLAIN, REQUEST, ROWS, Model
-from sidrec.serve.versions import DESCRIPTION, check_bundle_folder, new_version, publish
+from sidrec.serve.stored_bundles import check_stored_bundle, publish_in_store
+from sidrec.serve.versions import DESCRIPTION, VERSIONS, check_bundle_folder, new_version, publish
 from sidrec.train.assembly import build_training, inputs_of, open_dataset, open_loader
 from sidrec.train.evaluate_run import OtherData, open_other_data, with_other_data
 from sidrec.train.evaluation import score_split
@@ -84,7 +87,7 @@ class Exported:
     """What was published. rows: of `split` that were compared. bytes: of the version's files. calibrated: None without
     a calibration."""
 
-    folder: Path
+    folder: Place
     version: str
     difference: float
     rows: int
@@ -139,6 +142,16 @@ def export_run(path: Path, out: Path, wanted: Wanted, ranks: Ranks) -> Exported:
     size = sum(of.bytes for of in about.files.values())
     calibrated = None if calibration is None else effect(calibration, expected)
     return Exported(folder, about.version, difference, rows, split, size, calibrated)
+
+
+def export_to_store(path: Path, out: StorePath, wanted: Wanted, ranks: Ranks) -> Exported:
+    """`export_run` to a bundle in a store, by way of local disk. Raises StoreError too."""
+    check_stored_bundle(out)
+    with tempfile.TemporaryDirectory(prefix="sidrec-export-") as folder:
+        bundle = Path(folder) / "bundle"
+        made = export_run(path, bundle, wanted, ranks)
+        publish_in_store(bundle / VERSIONS / made.version, made.version, out)
+        return replace(made, folder=out / VERSIONS / made.version)
 
 
 def _calibration(run: _Run, wanted: Wanted, scored: Predictions, ranks: Ranks) -> Calibration | None:

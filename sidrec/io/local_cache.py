@@ -35,7 +35,7 @@ def local_file(path: Place) -> Path:
     with StoreFile(path) as stored:
         folder = session() / "files" / name_of(path, stored.version)
         folder.mkdir(parents=True, exist_ok=True)
-        return kept(folder / path.name, stored.size, lambda partial: _download(stored, partial))
+        return kept(folder / path.name, stored.size, lambda partial: download(stored, partial))
 
 
 def session() -> Path:
@@ -115,7 +115,7 @@ def kept(target: Path, size: int, write: Callable[[Path], None]) -> Path:
     """
     if target.is_file():
         return target
-    with _only_one(target):
+    with only_one(target):
         if not target.is_file():
             free = shutil.disk_usage(target.parent).free
             if free < size:
@@ -127,7 +127,7 @@ def kept(target: Path, size: int, write: Callable[[Path], None]) -> Path:
 
 
 @contextmanager
-def _only_one(target: Path) -> Iterator[None]:
+def only_one(target: Path) -> Iterator[None]:
     """Holds the lock of a copy, which ends with its process."""
     opened = os.open(target.with_name(f".{target.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -137,7 +137,8 @@ def _only_one(target: Path) -> Iterator[None]:
         os.close(opened)
 
 
-def _download(stored: StoreFile, partial: Path) -> None:
+def download(stored: StoreFile, partial: Path) -> None:
+    """Writes the object's bytes to a new file. Raises OSError or StoreError."""
     with partial.open("wb") as file, ThreadPoolExecutor(READERS) as pool:
         file.truncate(stored.size)
 

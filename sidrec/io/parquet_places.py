@@ -23,8 +23,9 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sidrec.io.files import replaced_file
 from sidrec.io.local_cache import READERS, kept, name_of, session
-from sidrec.io.places import BLOCK, Place, StoreError, StoreFile, StorePath
+from sidrec.io.places import BLOCK, Place, StoreError, StoreFile, StorePath, put
 
 TAIL = 64 << 10  # bytes: holds most footers
 GAP = 1 << 20  # bytes between two columns that are read with them
@@ -49,6 +50,25 @@ def open_parquet(path: Place, **settings: Any) -> pq.ParquetFile:
         return pq.ParquetFile(path, **settings)
     stored = StoreFile(path)
     return pq.ParquetFile(_source(stored.size, stored.read), **settings)
+
+
+def open_bytes(path: Place) -> pa.NativeFile:
+    """A file or object for pyarrow's readers, such as that of CSV. Raises OSError or StoreError."""
+    if not isinstance(path, StorePath):
+        return pa.OSFile(str(path))
+    stored = StoreFile(path)
+    return _source(stored.size, stored.read)
+
+
+def write_parquet(table: pa.Table, path: Place) -> None:
+    """Writes a table in one step: readers see the file or object whole. Raises OSError or StoreError."""
+    if not isinstance(path, StorePath):
+        with replaced_file(path, durable=True, one_writer=True) as partial:
+            pq.write_table(table, partial)
+        return
+    content = io.BytesIO()
+    pq.write_table(table, content)
+    put(path, content.getvalue())
 
 
 class _Reader(io.RawIOBase):

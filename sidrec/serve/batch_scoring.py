@@ -13,18 +13,18 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pcsv
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sidrec.errors import ContractError
-from sidrec.io.files import read_json, readable, replaced_file, write_json
+from sidrec.io.files import json_text, read_json, readable, write_json
+from sidrec.io.parquet_places import open_bytes, open_parquet, read_footer, write_parquet
+from sidrec.io.places import Place, StoreFile, StorePath, listed, put
 from sidrec.serve.bundle import Transform
 from sidrec.serve.calibration import probability
 from sidrec.serve.id_lookup import UNKNOWN, Texts
@@ -44,15 +44,13 @@ LIST_SEPARATOR = "|"
 class Input:
     """Files of rows, in order. rows: of all, None if only reading them tells."""
 
-    files: tuple[Path, ...]
+    files: tuple[Place, ...]
     rows: int | None
 
     @classmethod
-    def of(cls, path: Path) -> "Input":
+    def of(cls, path: Place) -> "Input":
         """A file, or a folder's files by name. Raises ContractError."""
-        files = (
-            (path,) if path.is_file() else tuple(sorted(each for each in path.glob("*") if each.suffix in _SUFFIXES))
-        )
+        files: tuple[Place, ...] = (path,) if path.is_file() else tuple(_files_in(path))
         if not files or any(each.suffix not in _SUFFIXES for each in files):
             raise ContractError(path, "a CSV or Parquet file, or a folder of them", "none")
         if any(each.suffix == ".csv" for each in files):
@@ -60,13 +58,13 @@ class Input:
         counts = []
         for each in files:
             with readable(each):
-                counts.append(pq.read_metadata(each).num_rows)
+                counts.append(read_footer(each).num_rows)
         return cls(files, sum(counts))
 
     @property
     def fingerprint(self) -> str:
         """Changes when a file is another one: names, sizes and times of change."""
-        facts = [[each.name, each.stat().st_size, each.stat().st_mtime_ns] for each in self.files]
+        facts = [[each.name, *_size_and_version(each)] for each in self.files]
         return sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     def chunks(self, rows: int) -> Iterator[pa.Table]:
@@ -86,13 +84,27 @@ class Input:
     def _tables(self) -> Iterator[pa.Table]:
         for path in self.files:
             if path.suffix == ".csv":
-                with readable(path, "a readable CSV file"), pcsv.open_csv(path, convert_options=_AS_TEXT) as reader:
-                    for batch in reader:
+                with readable(path, "a readable CSV file"), open_bytes(path) as opened:
+                    for batch in pcsv.open_csv(opened, convert_options=_AS_TEXT):
                         yield pa.Table.from_batches([batch])
             else:
                 with readable(path):
-                    for batch in pq.ParquetFile(path).iter_batches(BATCH * 8):
+                    for batch in open_parquet(path).iter_batches(BATCH * 8):
                         yield pa.Table.from_batches([batch])
+
+
+def _files_in(folder: Place) -> list[Place]:
+    if isinstance(folder, StorePath):
+        found = [folder / entry.name for entry in listed(folder) if "/" not in entry.name]
+        return [each for each in found if each.suffix in _SUFFIXES]
+    return sorted(each for each in folder.glob("*") if each.suffix in _SUFFIXES)
+
+
+def _size_and_version(path: Place) -> tuple[int, int | str]:
+    if isinstance(path, StorePath):
+        with StoreFile(path) as stored:
+            return stored.size, stored.version
+    return path.stat().st_size, path.stat().st_mtime_ns
 
 
 _SUFFIXES = (".csv", ".parquet")
@@ -111,8 +123,8 @@ class Scored:
 
 def score_files(
     model: Model,
-    source: Path,
-    out: Path,
+    source: Place,
+    out: Place,
     done: Callable[[int], object] = lambda rows: None,
     chunk: int = CHUNK,
     explain: bool = False,
@@ -126,30 +138,37 @@ def score_files(
     given = Input.of(source)
     facts = {"version": model.version, "input": given.fingerprint, "chunk": chunk, "explain": explain}
     _check_out(out, facts)
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / INDEX, {**facts, "complete": False}, one_writer=True)
+    _write_index(out, {**facts, "complete": False})
     rows = parts = unknown_items = unknown_users = 0
     for number, table in enumerate(given.chunks(chunk)):
         path = out / f"part-{number:05d}.parquet"
         if path.exists():
-            scored = pq.read_table(path, columns=[UNKNOWN_ITEM, UNKNOWN_USER])
+            scored = open_parquet(path).read([UNKNOWN_ITEM, UNKNOWN_USER])
         else:
             scored = score_table(model, table, f"{source}, row {rows + 1:,} on", explain)
-            with replaced_file(path, durable=True, one_writer=True) as partial:
-                pq.write_table(scored, partial)
+            write_parquet(scored, path)
         unknown_items += pc.sum(scored[UNKNOWN_ITEM]).as_py() or 0
         unknown_users += pc.sum(scored[UNKNOWN_USER]).as_py() or 0
         rows, parts = rows + table.num_rows, number + 1
         done(table.num_rows)
     result = Scored(rows, parts, unknown_items, unknown_users)
-    write_json(out / INDEX, {**facts, "complete": True, **asdict(result)}, one_writer=True)
+    _write_index(out, {**facts, "complete": True, **asdict(result)})
     return result
 
 
-def _check_out(out: Path, facts: dict[str, Any]) -> None:
+def _write_index(out: Place, value: dict[str, Any]) -> None:
+    if isinstance(out, StorePath):
+        put(out / INDEX, json_text(value).encode())
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / INDEX, value, one_writer=True)
+
+
+def _check_out(out: Place, facts: dict[str, Any]) -> None:
     if not out.exists():
         return
-    if not out.is_dir() or (any(out.iterdir()) and not (out / INDEX).is_file()):
+    filled = bool(listed(out)) if isinstance(out, StorePath) else not out.is_dir() or any(out.iterdir())
+    if filled and not (out / INDEX).is_file():
         raise ContractError(out, "a folder of sidrec score, an empty one, or none", "something else")
     if (out / INDEX).is_file():
         found = read_json(out / INDEX, "what sidrec score writes")

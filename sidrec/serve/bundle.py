@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from sidrec.errors import ContractError
 from sidrec.io.files import read_json
+from sidrec.io.places import Place
 from sidrec.serve.calibration import Calibration
 from sidrec.serve.id_lookup import UNKNOWN, IdLookup, ids_folder
 from sidrec.serve.row_store import Precision, RowStore
@@ -203,7 +204,7 @@ def sorted_distinct(id_N: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray
 class Bundle:
     """An opened version. Its arrays are memory-mapped: it takes as much memory as its rows are used."""
 
-    def __init__(self, path: Path, check: bool = True) -> None:
+    def __init__(self, path: Place, check: bool = True) -> None:
         """path: a bundle, whose version in use is opened, or a version. check: compare every file with its checksum.
 
         Raises ContractError naming the file that is missing, cut or changed.

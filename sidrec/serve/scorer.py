@@ -22,6 +22,7 @@ import onnxruntime
 from numpy.typing import ArrayLike, NDArray
 
 from sidrec.errors import ContractError
+from sidrec.io import places
 from sidrec.serve.bundle import Bundle, Description
 from sidrec.serve.calibration import probability
 from sidrec.serve.golden import GOLDEN, GoldenRows
@@ -86,12 +87,13 @@ class Scorer:
     model: the version in use. Who asks it several things takes it once, so that a reload does not come between.
     """
 
-    def __init__(self, bundle: Path | str, threads: int = 1, check: bool = True) -> None:
-        """bundle: the folder that `sidrec export` wrote. threads: of one call. check: compare files with checksums.
+    def __init__(self, bundle: places.Place | str, threads: int = 1, check: bool = True) -> None:
+        """bundle: what `sidrec export` wrote, a folder or its URI. threads: of one call. check: compare files with
+        checksums.
 
         Raises ContractError, as `Bundle` does.
         """
-        self._path, self._threads = Path(bundle), threads
+        self._path, self._threads = places.place(bundle), threads
         self.model = Model(Bundle(self._path, check), threads)
         self.counters = Counters()
 

@@ -7,7 +7,6 @@ Shapes: N rows, V users.
 """
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from sidrec.errors import ContractError
+from sidrec.io.places import Place
 from sidrec.serve.batch_scoring import CHUNK, SCORE, Input, RowsToScore, score_table
 from sidrec.serve.scorer import USER, Model
 from sidrec.text import text_table
@@ -66,7 +66,7 @@ class Shadow:
         return f"{self.version} and {self.other}\n{text_table(lines, left=1, gap=2)}\n{tops}"
 
 
-def compare(model: Model, other: Model, rows: Path, exposures: str | None = None, top: int = TOP) -> Shadow:
+def compare(model: Model, other: Model, rows: Place, exposures: str | None = None, top: int = TOP) -> Shadow:
     """Scores the rows with both. exposures: a column of the rows; None for the model's first statistic, if it has one.
 
     Raises ContractError for rows that one of them cannot score.

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sidrec.errors import ContractError
+from sidrec.io.places import Place
 from sidrec.serve.batch_scoring import HISTORY, SCORE, VERSION, Input, RowsToScore, score_table
 from sidrec.serve.feature_log import REQUEST_ID, TIME
 from sidrec.serve.scorer import ITEM, USER, Model
@@ -67,7 +68,7 @@ class Skew:
         return f"{head}\n{text_table(lines, left=1, gap=2)}"
 
 
-def compare(model: Model, feature_log: Path, prepared: Path, most_differing: float = MOST_DIFFERING) -> Skew:
+def compare(model: Model, feature_log: Path, prepared: Place, most_differing: float = MOST_DIFFERING) -> Skew:
     """Compares the rows that both have. most_differing: share of rows that may differ in a column.
 
     Raises ContractError for files that `sidrec score` would not take, and if no row is in both.
@@ -84,7 +85,7 @@ def compare(model: Model, feature_log: Path, prepared: Path, most_differing: flo
     return Skew(key, len(served), len(logged_rows), len(prepared_rows), tuple(found))
 
 
-def _read(path: Path) -> pa.Table:
+def _read(path: Place) -> pa.Table:
     return pa.concat_tables(Input.of(path).chunks(1 << 20), promote_options="permissive")
 
 

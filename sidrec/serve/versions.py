@@ -16,13 +16,21 @@ from pathlib import Path
 
 from sidrec.errors import ContractError
 from sidrec.io.files import to_disk
+from sidrec.io.places import Place, StorePath
 
 CURRENT, VERSIONS, DESCRIPTION = "CURRENT", "versions", "bundle.json"
 PARTIAL = ".partial-"
 
 
-def version_folder(path: Path) -> Path:
-    """The folder of the version in use, or `path` itself if it is the folder of one. Raises ContractError."""
+def version_folder(path: Place) -> Path:
+    """The folder of the version in use, or `path` itself if it is the folder of one; of a bundle in a store, a copy.
+
+    Raises ContractError.
+    """
+    if isinstance(path, StorePath):
+        from sidrec.serve.stored_bundles import copied_version
+
+        return copied_version(path)
     if (path / DESCRIPTION).is_file():
         return path.resolve()
     found = (path / CURRENT).resolve()
