@@ -148,6 +148,14 @@ def test_sentences(bucket: StorePath, store: Store, monkeypatch: pytest.MonkeyPa
     assert len(store.requests()) == 1
 
 
+def test_a_store_that_cannot_be_opened_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AZURE_STORAGE_ACCOUNT_NAME", raising=False)
+    with pytest.raises(
+        StoreError, match=r"abfs://c/x: expected a store of abfs:// that this machine can open, got .*acc"
+    ):
+        place("abfs://c/x").exists()
+
+
 def test_a_package_that_is_not_installed_is_named() -> None:
     with pytest.raises(InstallationError, match=r"az://c/x: expected the package adlfs, .*; pip install adlfs"):
         place("az://c/x").exists()

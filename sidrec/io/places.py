@@ -36,7 +36,7 @@ URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?://|/)(.*)", re.DOTALL)
 """Also with one slash, as pathlib writes a URI."""
 ARROW = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "abfs": "abfs", "abfss": "abfs", "hdfs": "hdfs"}
 """Scheme -> the file system of pyarrow that reads it."""
-FSSPEC = {"az": "adlfs", "oss": "ossfs", "oci": "ocifs", "webhdfs": "requests", "hf": "huggingface_hub"}
+FSSPEC = {"az": "adlfs", "oss": "ossfs", "oci": "ocifs"}
 """Scheme -> the package that fsspec reads it with."""
 SCHEMES = (*ARROW, *FSSPEC, "file")
 CREDENTIALS = {
@@ -56,6 +56,8 @@ DENIED = (
     "HTTP status 401",
     "HTTP status 403",
     "Permission denied",
+    "Failed to get token",
+    "access token",
     "AuthenticationFailed",
     "AuthorizationFailure",
 )
@@ -224,7 +226,7 @@ def _filesystem(scheme: str, authority: str) -> "tuple[pa_fs.FileSystem, str]":
     if kind == "gs":
         from datetime import timedelta
 
-        return pa_fs.GcsFileSystem(retry_time_limit=timedelta(seconds=REQUEST_SECONDS)), f"{authority}/"
+        return pa_fs.GcsFileSystem(retry_time_limit=timedelta(seconds=CONNECT_SECONDS)), f"{authority}/"
     if kind == "abfs":
         container, _, host = authority.rpartition("@")
         account = host.partition(".")[0] if container else environment("AZURE_STORAGE_ACCOUNT_NAME", "")
@@ -235,7 +237,8 @@ def _filesystem(scheme: str, authority: str) -> "tuple[pa_fs.FileSystem, str]":
         return pa_fs.HadoopFileSystem(host, int(port or 8020)), "/"
     import fsspec
 
-    return pa_fs.PyFileSystem(pa_fs.FSSpecHandler(fsspec.filesystem(scheme))), f"{authority}/"
+    filesystem, root = fsspec.core.url_to_fs(f"{scheme}://{authority}/")
+    return pa_fs.PyFileSystem(pa_fs.FSSpecHandler(filesystem)), f"{root.rstrip('/')}/"
 
 
 def _at(path: StorePath) -> "tuple[pa_fs.FileSystem, str]":
@@ -247,16 +250,19 @@ def _at(path: StorePath) -> "tuple[pa_fs.FileSystem, str]":
         expected = f"{path}: expected the package {package}, which reads {path.scheme}://, got none"
         raise InstallationError(f"{expected}; pip install {package}") from None
     except (OSError, ValueError) as error:
-        raise _explained(path, error) from None
+        raise StoreError(path, f"a store of {path.scheme}:// that this machine can open", _plain(str(error))) from None
     return filesystem, f"{before}{path.key}"
 
 
 def _retried(path: StorePath, act: Callable[[], T]) -> T:
     """The result of a request. Raises StoreError after the last attempt, and at once for errors that will not pass."""
+    import pyarrow as pa
+
+    failures = (OSError, pa.ArrowException) if path.scheme in ARROW else Exception  # other packages have their own
     for attempt in range(ATTEMPTS):
         try:
             return act()
-        except OSError as error:
+        except failures as error:
             final = isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError)
             if final or attempt == ATTEMPTS - 1 or any(word in str(error) for word in (*DENIED, "NO_SUCH_BUCKET")):
                 raise _explained(path, error) from None
