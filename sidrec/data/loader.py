@@ -5,8 +5,9 @@ import logging
 import os
 import shutil
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from multiprocessing import active_children, forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 
@@ -21,7 +22,7 @@ from sidrec.data.history_routes import HistoryRoutes, history_routes
 from sidrec.data.item_tables import ItemTables
 from sidrec.data.reader import Lanes, LogReader, Shuffling
 from sidrec.data.rows import Columns, joint_index
-from sidrec.data.worker import StepDataset, WorkerResult, as_is, exit_with_training
+from sidrec.data.worker import StepDataset, WorkerResult, as_is, exit_with_training, start_like_training
 from sidrec.io.local_cache import session
 from sidrec.io.parquet_places import RowGroupCache, bytes_of_groups
 from sidrec.io.places import StorePath
@@ -180,13 +181,16 @@ class SplitLoader:
         self._loader = None
 
     def _start(self) -> "DataLoader[WorkerResult]":
+        begin: Callable[[int], None] = exit_with_training
+        if self.reader.stored is not None:
+            begin = partial(start_like_training, dict(os.environ))
         return DataLoader(
             self._dataset,
             batch_size=None,
             collate_fn=as_is,
             num_workers=self._workers,
             multiprocessing_context=self._context,
-            worker_init_fn=exit_with_training if self._workers else None,
+            worker_init_fn=begin if self._workers else None,
             prefetch_factor=BATCHES_AHEAD if self._workers else None,
             persistent_workers=self._workers > 0,
             pin_memory=self._pin_memory,

@@ -114,6 +114,13 @@ def exit_with_training(_: int) -> None:
     threading.Thread(target=wait, daemon=True, name="exit with training").start()
 
 
+def start_like_training(environment: Mapping[str, str], number: int) -> None:
+    """`exit_with_training` in a worker that reads a store. environment: of the training process, which holds the
+    credentials; the fork server may have started before they were set."""
+    os.environ.update(environment)
+    exit_with_training(number)
+
+
 def as_is(item: T) -> T:
     """DataLoader's `collate_fn`: returns its argument unchanged. Defined here because workers import this module."""
     return item

@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # pyarrow takes long to import, and most commands read no sto
 
 T = TypeVar("T")
 
-ATTEMPTS, FIRST_WAIT, LONGEST_WAIT = 8, 0.2, 10.0
+ATTEMPTS, FIRST_WAIT, LONGEST_WAIT = 10, 0.2, 10.0
 CONNECT_SECONDS, REQUEST_SECONDS = 10.0, 60.0
 BLOCK = 8 << 20  # bytes of one request
 URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(?://|/)(.*)", re.DOTALL)

@@ -63,6 +63,19 @@ def test_batches_are_those_of_local_files(logs: TwoLogs, workers: int) -> None:
     np.testing.assert_array_equal(moments[0], moments[1])
 
 
+def test_workers_know_credentials_that_were_set_after_others_had_started(
+    logs: TwoLogs, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in store.environment:
+        monkeypatch.delenv(name)
+    local = logs.local.loader(workers=1)  # starts the process that workers are forked from
+    list(local.batches(0))
+    local.close()
+    for name, value in store.environment.items():
+        monkeypatch.setenv(name, value)
+    logs.both(0, workers=1)
+
+
 def test_each_row_group_is_fetched_once_for_all_workers_and_epochs(logs: TwoLogs, store: Store) -> None:
     loader = logs.stored.loader(workers=2)
     opened = store.requests()
