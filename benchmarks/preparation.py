@@ -116,11 +116,15 @@ def rounds_of(contenders: dict[str, Path], log: Path, form: str, memory: str, ro
 
 def page(result: dict[str, Any]) -> str:
     """The result as a table."""
+    floor = min(each["peak"] for entry in result["measured"] for of in entry["rounds"].values() for each in of) / 1e6
     lines = [
         "# Preparation",
         "",
         "Written by `python -m benchmarks.preparation --write`; medians of the rounds, one thread.",
         f"--memory {result['memory']}; {result['conditions']['cpu']}, {result['conditions']['cores']} shared cores.",
+        f"A peak of {floor:,.0f} MB is that of the benchmark, whose copy each process is before it begins.",
+        "",
+        f"Checkout `other`: {result.get('against', 'none')}.",
         "",
         "| million events | form | checkout | CPU s | CPU s per million events | peak MB | scratch MB |",
         "|---|---|---|---|---|---|---|",
@@ -154,6 +158,8 @@ def main() -> None:
                 rounds = rounds_of(contenders, log, form, asked.memory, asked.rounds)
                 measured.append({"events": events, "form": form, "rounds": rounds})
     found = {"memory": asked.memory, "conditions": conditions(), "at": time.strftime("%Y-%m-%d"), "measured": measured}
+    if asked.against:
+        found["against"] = conditions(asked.against.resolve())["commit"]
     print(page(found))
     if asked.write:
         write_json(RESULT, found)
