@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PRODUCT = ("sidrec", "data_prep", "launch")
 MOST_MODULES = 262
-"""Files of the product, `__init__` apart: 160, the 60 that later rooms may add, 24 more of export and serve, 6 that adopt
-logs of other programs, 7 of engines and days, and 5 of object stores and fused gradients."""
+"""Files of the product, `__init__` apart: 160, the 60 that later rooms may add, 24 more of export and serve, 6 that
+adopt logs of other programs, 7 of engines and days, and 5 of object stores and fused gradients."""
 MOST_LINES, MOST_LINES_OF_A_FUNCTION, MOST_LINES_OF_THE_README = 450, 60, 200
 VAGUE_NAMES = {"utils", "util", "helpers", "common", "misc", "base"}
 UNCLEAR = re.compile(

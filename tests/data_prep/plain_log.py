@@ -112,7 +112,8 @@ def _draw(
 def _with_counts(rows: list[Row], settings: LogSettings, cuts: tuple[int, int]) -> list[dict[str, Any]]:
     of_user: dict[int, list[Row]] = defaultdict(list)
     of_item: dict[int, list[Row]] = defaultdict(list)
-    found, waiting = [], []  # waiting: rows of the present second, which do not see each other
+    found: list[dict[str, Any]] = []
+    waiting: list[Row] = []  # rows of the present second, which do not see each other
     for row in rows:
         if waiting and waiting[0].second < row.second:
             for earlier in waiting:
