@@ -25,7 +25,7 @@ from sidrec.schema import Manifest
 from sidrec.text import text_table
 
 from .column_checks import check_item_columns
-from .command import WorkFolder, file_facts, rows_bar
+from .command import STATE, WorkFolder, file_facts, rows_bar
 from .dense_numbers import fit_transforms
 from .engine import DuckEngine, Engine
 from .events import IdMap, Items, Source, check_matches
@@ -36,6 +36,7 @@ from .log_files import LogWriter, WrittenParts, write_items
 from .log_relations import LogRelations
 from .log_rows import ROW_DENSE, STATS, LogRows
 from .log_settings import LogSettings as LogSettings
+from .log_state import State, write_state
 from .negatives import ATTEMPTS, Sampler
 from .ordered_events import OrderedEvents, order_events
 from .spark_engine import SparkEngine, spark_session
@@ -96,6 +97,8 @@ def _days_before(manifest: Manifest) -> list[str]:
         ]
         lines.append(f"  ids go on from {facts['ids_from']['folder']}: {', '.join(new)}")
         lines += [f"  {facts['ids_from']['histories']}"] if "histories" in facts["ids_from"] else []
+    if "state_from" in facts:
+        lines.append(f"  histories and statistics go on after {facts['state_from']['events']:,} earlier events")
     return lines
 
 
@@ -109,27 +112,34 @@ def build(
     replaced.
     """
     settings.check()
-    earlier = EarlierIds.read(settings.ids)
+    earlier, state = EarlierIds.read(settings.ids_folder), State.read(settings.after)
+    state.check_settings(settings, sampled=implicit)
+    if settings.keeps_state and not source.event_columns.timed:
+        raise ContractError("--keep-state, --after", "a log with times", "one without")
     configuration = {
         "source": source.name,
         "settings": settings.of_rows(),
         "implicit": implicit,
-        "files": file_facts((*source.files, *earlier.files)),
+        "files": file_facts((*source.files, *earlier.files, *state.files)),
         "schema": schema.SCHEMA_VERSION,
         "layout": LAYOUT,
         "details": repr(source),
     }
-    folders = () if settings.ids is None else (settings.ids,)
+    folders = () if settings.ids_folder is None else (settings.ids_folder,)
     work = WorkFolder.open(out, configuration, settings.overwrite, (*source.files, *inputs, *folders))
     with work.discarded_on_bad_input():
-        _fill(work, source, settings, implicit, earlier)
+        _fill(work, source, settings, implicit, earlier, state)
     return work
 
 
-def _fill(work: WorkFolder, source: Source, settings: LogSettings, implicit: bool, earlier: EarlierIds) -> None:
+def _fill(
+    work: WorkFolder, source: Source, settings: LogSettings, implicit: bool, earlier: EarlierIds, state: State
+) -> None:
     engine = make_engine(settings, work.scratch / "relations")
+    state.attach(engine)
     known = _known_ids(source, earlier)
-    log = order_events(engine, source, known, settings.partition_rows, implicit=implicit)
+    log = order_events(engine, source, known, settings.partition_rows, implicit=implicit, first=state.events)
+    state.check_later(log.times()[0], source.files[0] if source.files else source.name)
     item_ids = IdMap(text for chunk in log.ids(schema.ITEM_ID) for text in chunk.to_pylist())
     user_rows = log.events_by_id(schema.USER_ID, log.count_of_ids(schema.USER_ID))
     item_rows = log.events_by_id(schema.ITEM_ID, len(item_ids))
@@ -141,9 +151,9 @@ def _fill(work: WorkFolder, source: Source, settings: LogSettings, implicit: boo
     split = settings.stated_split or make_split(
         settings.split, log, *settings.shares, settings.seed, source.event_columns.timed
     )
-    relations = LogRelations(log, split, implicit, settings.history, settings.recent_days)
+    relations = LogRelations(log, split, implicit, settings.history, settings.recent_days, state)
     relations.make_split()
-    given_up = _draw_negatives(log, settings, source) if implicit else 0
+    given_up = _draw_negatives(log, settings, source, state) if implicit else 0
     relations.make()
     _write(work, source, settings, relations, items, given_up, earlier)
 
@@ -161,10 +171,10 @@ def _known_ids(source: Source, earlier: EarlierIds) -> dict[str, list[str]]:
     return known | {schema.ITEM_ID: earlier.grown(schema.ITEM_ID, source.catalog()).source_ids()}
 
 
-def _draw_negatives(log: OrderedEvents, settings: LogSettings, source: Source) -> int:
+def _draw_negatives(log: OrderedEvents, settings: LogSettings, source: Source, state: State) -> int:
     """Returns how many negatives found no item. Warns if most did not; raises ContractError if none did."""
     weights = (settings.floor_weight, settings.launch_draws)
-    given_up = Sampler(settings.negatives, *weights, settings.window_days, settings.seed).draw(log)
+    given_up = Sampler(settings.negatives, *weights, settings.window_days, settings.seed).draw(log, state)
     wanted = log.rows * settings.negatives
     found = f"{given_up:,} of {wanted:,} negatives found no item that their user had not taken"
     if given_up == wanted:
@@ -206,7 +216,7 @@ def _write(
         transforms=numbers.transforms,
         labels=columns.labels,
         id_maps={column: maps[column] for column in id_columns},
-        protocol=earlier.protocol(log.times()[0]),
+        protocol=earlier.protocol(log.times()[0], goes_on=relations.earlier.known) | relations.earlier.protocol(),
         lists=dict.fromkeys((*columns.lists, *item_lists), schema.ListColumn(0, 0.0)),
     )
     earlier.warn_of_dropped(manifest)
@@ -262,13 +272,15 @@ def _finish(
 ) -> None:
     impressions, test = relations.impressions(manifest.ids[schema.ITEM_ID] - 1)
     taken = {}
-    if settings.ids is not None and not impressions.any():
+    if settings.ids_folder is not None and not impressions.any():
         impressions = earlier.train_impressions(len(impressions))
-        taken = {"train_impressions": f"those of {settings.ids}: this log has no rows of train or before it"}
+        taken = {"train_impressions": f"those of {settings.ids_folder}: this log has no rows of train or before it"}
     splits = {split: tuple(files) for split, files in written.files.items() if files}
     cold = int(test[impressions == 0].sum())
     facts = protocol(source, settings, items, relations, written.counts, cold, given_up)
     facts |= dict(manifest.protocol) | taken
+    if settings.keeps_state:
+        facts[STATE] = write_state(work.data, relations, settings)
     manifest = replace(manifest, splits=splits, lists=written.list_columns(), protocol=facts)
     write_items(work.data / schema.ITEMS, items, impressions, *by_item)
     earlier.carry_vectors(work.data / schema.ITEMS)

@@ -95,6 +95,8 @@ def reading(path: Path) -> Iterator[IO[bytes]]:
 
 CONFIGURATION = "configuration.json"
 REPORT, PICTURE = "behavior.json", "behavior.png"  # of data_prep.behavior, which also writes schema.PAIRS
+STATE = "state"  # of data_prep.log_state: folder of a data folder, and key of manifest.protocol
+STATE_RELATIONS = ("users", "items", "positives", "daily", "days", "recent", "launched", "pairs")
 PARTIAL = ".partial"
 
 
@@ -259,6 +261,8 @@ def _log_files(folder: Path) -> set[str] | None:
     names = {schema.ITEMS, f"{schema.LOG}/{schema.MANIFEST}"}
     names |= {f"{schema.LOG}/{file.path}" for files in manifest.splits.values() for file in files}
     names |= {map_path(Path(), column).as_posix() for column in manifest.id_maps}
+    if STATE in manifest.protocol:
+        names |= {state_file(Path(), name).as_posix() for name in STATE_RELATIONS}
     added = (schema.PAIRS, REPORT, PICTURE) if is_behavior_report(folder / REPORT) else ()
     unfinished = {name + PARTIAL for name in (schema.ITEMS, schema.PAIRS, REPORT, PICTURE)}  # of killed commands
     return names | {*added} | unfinished
@@ -270,6 +274,11 @@ def _criteo_files(folder: Path) -> set[str] | None:
     if not isinstance(manifest, dict) or not keys <= set(manifest) or not isinstance(manifest["files"], dict):
         return None
     return {schema.MANIFEST, *manifest["files"]}
+
+
+def state_file(folder: Path, relation: str) -> Path:
+    """The file of a relation of the data folder's state."""
+    return folder / STATE / f"{relation}.parquet"
 
 
 def is_behavior_report(path: Path) -> bool:

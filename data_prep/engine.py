@@ -54,6 +54,9 @@ class Engine(Protocol):
     def view(self, name: str) -> None:
         """Lets queries name a stored relation."""
 
+    def attach(self, name: str, path: Path) -> None:
+        """Lets queries name a Parquet file of another folder."""
+
     def put(self, name: str, table: pa.Table) -> None:
         """Stores a small table."""
 
@@ -167,7 +170,10 @@ class DuckEngine:
         return f"SELECT {key}, {places} AS place, UNNEST({values}) AS text FROM {relation}"
 
     def view(self, name: str) -> None:
-        self._duck.execute(f"CREATE OR REPLACE VIEW {name} AS SELECT * FROM {_literal(str(self.path(name)))}")
+        self.attach(name, self.path(name))
+
+    def attach(self, name: str, path: Path) -> None:
+        self._duck.execute(f"CREATE OR REPLACE VIEW {name} AS SELECT * FROM {_literal(str(path))}")
 
     def _run(self, statement: str) -> None:
         try:

@@ -1,6 +1,7 @@
 """Histories: the latest positives of each row's user, before the row.
 
-A row knows how many positives its user had before it, so its history is a range of the user's positives. Where one
+A row knows how many of the user's positives that are kept come before it (`held`), so its history is a range of them.
+Positives of an earlier state (`data_prep.log_state`) are kept up to the length of a history. Where one
 process writes all rows, they lie in a file that it maps into memory (`HistoryFile`). Where processes on several
 machines write them, each row is joined with the two chunks of positives in which its history lies (`ChunkHistories`).
 
@@ -74,10 +75,10 @@ class ChunkHistories:
     length: int
 
     def of(self, rows: pa.RecordBatch) -> Lists:
-        clicks_N = rows.column("user_clicks").to_numpy()
+        held_N = rows.column("held").to_numpy()
         before, latest = Lists.of(rows.column("items_before")), Lists.of(rows.column("items"))
-        chunk_N = (clicks_N - 1) // self.length
-        in_latest_N = np.where(clicks_N > 0, clicks_N - chunk_N * self.length, 0)
+        chunk_N = (held_N - 1) // self.length
+        in_latest_N = np.where(held_N > 0, held_N - chunk_N * self.length, 0)
         in_before_N = np.where(chunk_N > 0, self.length - in_latest_N, 0)
         # Two ranges for each row, one after the other; then one list of both.
         starts = np.stack([before.start_N + in_latest_N, len(before.ids) + latest.start_N], axis=1).ravel()
@@ -116,9 +117,9 @@ class HistoryFile:
         return cls(folder, length)
 
     def of(self, rows: pa.RecordBatch) -> Lists:
-        clicks_N = rows.column("user_clicks").to_numpy()
-        length_N = np.minimum(clicks_N, self._length)
-        start_N = self._begins_U[rows.column("user_id").to_numpy()] + clicks_N - length_N
+        held_N = rows.column("held").to_numpy()
+        length_N = np.minimum(held_N, self._length)
+        start_N = self._begins_U[rows.column("user_id").to_numpy()] + held_N - length_N
         ids = gather_ranges(self._items_P, start_N, length_N)
         self._forget()
         return Lists(ids, np.cumsum(length_N) - length_N, length_N)

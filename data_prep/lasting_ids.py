@@ -27,7 +27,9 @@ from .dense_numbers import MISSING, DenseNumbers
 from .events import CATALOG_TEXT, IdMap, Items
 
 ROWS = 16_384  # of items.parquet, at a time
-APART = "histories and statistics begin with this log: with the earlier log in LOG too, they would go on"
+APART = (
+    "histories and statistics begin with this log: with the earlier log in LOG too, or with --after, they would go on"
+)
 WITHOUT_TEXT = "without_text"  # in the notes of a source
 
 
@@ -108,13 +110,16 @@ class EarlierIds:
             found = f"its columns {', '.join(dropped)} are not in this preparation (forgotten flags?)"
             print_warning(f"--ids {self.folder}: {found}: runs that use them cannot read OUT, and their ids end here")
 
-    def protocol(self, first: int) -> dict[str, object]:
-        """What the new manifest says of the earlier folder. first: time of the log's first event."""
+    def protocol(self, first: int, *, goes_on: bool) -> dict[str, object]:
+        """What the new manifest says of the earlier folder.
+
+        first: time of the log's first event. goes_on: histories go on from the folder's state.
+        """
         if self.folder is None:
             return {}
         found: dict[str, object] = {"folder": str(self.folder), "fingerprint": self.id_maps.fingerprint}
         found["ids"] = {column: len(ids) for column, ids in self.maps.items()}
-        if first > self.last_timestamp:
+        if first > self.last_timestamp and not goes_on:
             found["histories"] = APART
         return {"ids_from": found}
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .engine import Engine, table, value
+from .log_state import NO_STATE, State
 from .ordered_events import OrderedEvents
 from .splits import Split
 
@@ -30,13 +31,17 @@ IN_TIME = "moment, user_id, item_id, attempt, event, which"
 
 @dataclass(frozen=True)
 class LogRelations:
-    """How rows are made of ordered events. sampled: with negatives. history, recent_days: see LogSettings."""
+    """How rows are made of ordered events. sampled: with negatives. history, recent_days: see LogSettings.
+
+    earlier: the state of the events before the log, which is added to counts, windows and histories.
+    """
 
     log: OrderedEvents
     split: Split
     sampled: bool
     history: int
     recent_days: int
+    earlier: State = NO_STATE
 
     @property
     def order(self) -> str:
@@ -67,13 +72,14 @@ class LogRelations:
     def rows(self, first_part: int, own: tuple[str, ...]) -> str:
         """A query of the finished rows of part `first_part` and later ones. own: own columns to include.
 
-        Columns: those of by_item; part; recent, recent_clicks; the own columns. Where there are `chunks`, items_before
-        and items: the chunks in which the history ends.
+        Columns: those of by_item; part; recent, recent_clicks; held: the user's earlier positives that `positives`
+        holds; the own columns. Where there are `chunks`, items_before and items: the chunks in which the history ends.
         """
-        columns = "r.*, d.part, c.recent, c.recent_clicks"
+        columns = f"r.*, d.part, c.recent, c.recent_clicks, {self._held} AS held"
         joins = [
             f"JOIN (SELECT * FROM days WHERE part >= {first_part}) AS d ON d.day = r.day",
             "JOIN daily AS c ON c.item_id = r.item_id AND c.day = r.day",
+            *(["LEFT JOIN state_users AS s ON s.user_id = r.user_id"] if self.earlier.known else []),
         ]
         if self._engine.stored("chunks"):
             columns += ", e.items AS items, b.items AS items_before"
@@ -93,11 +99,14 @@ class LogRelations:
         return int(value(self._engine, count))
 
     def impressions(self, items: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of train and before it, and of test, by item id; int64 [items + 1]."""
+        """Rows of train and before it, those of the state included, and of test, by item id; int64 [items + 1]."""
         found = np.zeros((2, items + 1), np.int64)
         for batch in self._engine.read("SELECT item_id, train, test FROM impressions"):
             item_N = batch.column(0).to_numpy()
             found[0, item_N], found[1, item_N] = batch.column(1).to_numpy(), batch.column(2).to_numpy()
+        if self.earlier.known:
+            for batch in self._engine.read("SELECT item_id, n FROM state_items"):
+                found[0, batch.column(0).to_numpy()] += batch.column(1).to_numpy()
         return found[0], found[1]
 
     @property
@@ -120,16 +129,37 @@ class LogRelations:
             return f"SELECT *, {nothing} FROM ({self._rows()}) AS r"
         over = f"OVER (PARTITION BY user_id ORDER BY moment {EARLIER})"
         columns = [*_earlier("user", over), f"LAST_VALUE(moment) {over} AS latest"]
-        return f"SELECT *, {', '.join(columns)} FROM ({self._rows()}) AS r"
+        here = f"SELECT *, {', '.join(columns)} FROM ({self._rows()}) AS r"
+        return (
+            here
+            if not self.earlier.known
+            else self._with_earlier(here, "user", "COALESCE(w.latest, b.latest) AS latest")
+        )
+
+    def _with_earlier(self, here: str, key: str, *kept: str) -> str:
+        """The rows of the query `here`, whose counts of the key go on from those of the state. kept: other columns."""
+        row = EVENT + (", attempt, which" if self.sampled else "")
+        columns = [f"w.{name}" for name in row.split(", ")]
+        counts = {"rows": "n", "clicks": "clicks"}
+        columns += [f"w.{key}_{name} + COALESCE(b.{known}, 0) AS {key}_{name}" for name, known in counts.items()]
+        joined = f"({here}) AS w LEFT JOIN state_{key}s AS b ON b.{key}_id = w.{key}_id"
+        return f"SELECT {', '.join([*columns, *kept])} FROM {joined}"
 
     def _by_item(self) -> str:
         if not self.log.columns.timed:
             return f"SELECT *, {_nothing('item_rows', 'item_clicks')} FROM by_user"
         over = f"OVER (PARTITION BY item_id ORDER BY moment {EARLIER})"
-        return f"SELECT *, {', '.join(_earlier('item', over))} FROM by_user"
+        here = f"SELECT *, {', '.join(_earlier('item', over))} FROM by_user"
+        if not self.earlier.known:
+            return here
+        return self._with_earlier(here, "item", *(f"w.{name}" for name in ("user_rows", "user_clicks", "latest")))
 
     def _daily(self) -> str:
         totals = "SELECT item_id, day, COUNT(*) AS n, SUM(label) AS clicks FROM by_item GROUP BY item_id, day"
+        if self.earlier.known:  # both have the day on which the state ends, if the log goes on within it
+            both = self.earlier.union("item_id, day, n, clicks", "daily", totals)
+            sums = "CAST(SUM(n) AS BIGINT) AS n, CAST(SUM(clicks) AS BIGINT) AS clicks"
+            totals = f"SELECT item_id, day, {sums} FROM {both} AS u GROUP BY item_id, day"
         if not self.log.columns.timed:
             return f"SELECT item_id, day, {_nothing('recent', 'recent_clicks')} FROM ({totals}) AS t"
         over = f"OVER (PARTITION BY item_id ORDER BY day RANGE BETWEEN {self.recent_days} PRECEDING AND 1 PRECEDING)"
@@ -141,17 +171,35 @@ class LogRelations:
         return self.history > 0 and self.log.columns.timed
 
     @property
+    def _held(self) -> str:
+        """SQL: the state keeps the latest `history` positives of its users."""
+        return "r.user_clicks" + (
+            f" - GREATEST(COALESCE(s.clicks, 0) - {self.history}, 0)" if self.earlier.known else ""
+        )
+
+    @property
     def _chunk(self) -> str:
-        return f"CAST(FLOOR((r.user_clicks - 1) / {self.history}) AS BIGINT)"
+        return f"CAST(FLOOR(({self._held} - 1) / {self.history}) AS BIGINT)"
+
+    def placed_positives(self) -> str:
+        """A query of user_id, place, item_id: the log's positives from place 1, those of the state up to place 0."""
+        place = f"ROW_NUMBER() OVER (PARTITION BY user_id ORDER BY {self.order}) AS place"
+        today = f"SELECT user_id, {place}, item_id FROM by_item WHERE label > 0"
+        both = self.earlier.union("user_id, place, item_id", "positives", today)
+        return f"SELECT user_id, place, item_id FROM {both} AS u"
 
     def positives(self) -> str:
-        """A query of user_id and item_id of all positives, by user and in order."""
+        """A query of user_id and item_id by user and in order: all positives, and before them those of the state."""
+        if self.earlier.known:
+            of_today = "WHERE user_id IN (SELECT user_id FROM by_item) ORDER BY user_id, place"
+            return f"SELECT user_id, item_id FROM ({self.placed_positives()}) AS p {of_today}"
         return f"SELECT user_id, item_id FROM by_item WHERE label > 0 ORDER BY user_id, {self.order}"
 
     def chunks(self) -> str:
         """A query of the relation `chunks`, for engines that have no file which all their processes read."""
-        number = f"ROW_NUMBER() OVER (PARTITION BY user_id ORDER BY {self.order}) - 1 AS number"
-        positives = f"SELECT user_id, item_id, {number} FROM by_item WHERE label > 0"
+        number = "ROW_NUMBER() OVER (PARTITION BY user_id ORDER BY place) - 1 AS number"
+        of_today = "WHERE user_id IN (SELECT user_id FROM by_item)" if self.earlier.known else ""
+        positives = f"SELECT user_id, item_id, {number} FROM ({self.placed_positives()}) AS p {of_today}"
         chunk = f"CAST(FLOOR(number / {self.history}) AS BIGINT)"
         items = self._engine.list_of("item_id", "number")
         return f"SELECT user_id, {chunk} AS chunk, {items} AS items FROM ({positives}) AS p GROUP BY user_id, {chunk}"

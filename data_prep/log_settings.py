@@ -44,6 +44,11 @@ class LogSettings:
     """Begin of the split `test`."""
     ids: Annotated[Path | None, metavar("FOLDER", "none")] = None
     """Data folder of an earlier preparation: its users, items and categories keep their ids, new ones follow."""
+    after: Annotated[Path | None, metavar("FOLDER", "none")] = None
+    """Data folder of an earlier preparation with --keep-state: histories, counts and windows go on from its last event,
+    as if its log were read again; its ids are kept as by --ids. The new folder keeps its own state."""
+    keep_state: bool = False
+    """Write OUT/state, from which the next log can go on (--after OUT)."""
     negatives: int = 1
     """Sampled negatives per positive; only for logs that hold nothing but positives."""
     window_days: int = 30
@@ -71,6 +76,15 @@ class LogSettings:
         """The settings that rows depend on."""
         unused = ("overwrite", "memory", "threads", "master")
         return {name: value for name, value in asdict(self).items() if name not in unused}
+
+    @property
+    def ids_folder(self) -> Path | None:
+        """The folder whose ids are kept."""
+        return self.after or self.ids
+
+    @property
+    def keeps_state(self) -> bool:
+        return self.keep_state or self.after is not None
 
     @property
     def memory_bytes(self) -> int:
@@ -103,6 +117,8 @@ class LogSettings:
         }
         refuse_flags(rules)
         _ = self.memory_bytes
+        if self.after is not None and self.ids not in (None, self.after):
+            raise ContractError("--after, --ids", "one of them: --after FOLDER keeps the ids of FOLDER too", "both")
         self._check_stated()
         if self.split == "last" and (self.test_share is not None or self.validation_share is not None):
             raise ContractError("--split last", "no --test-share or --validation-share: each is one event", "a share")

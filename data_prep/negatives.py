@@ -33,6 +33,7 @@ import pyarrow as pa
 
 from .draws import uniforms
 from .engine import Engine, table, value
+from .log_state import NO_STATE, State
 from .ordered_events import SECONDS_PER_DAY, OrderedEvents, numbering
 
 ATTEMPTS = 30  # draws for a negative; it is given up when all of them are items that the user has taken
@@ -68,19 +69,19 @@ class Sampler:
     window_days: int
     seed: int
 
-    def draw(self, log: OrderedEvents) -> int:
+    def draw(self, log: OrderedEvents, earlier: State = NO_STATE) -> int:
         """Makes the relation `negatives` of a log whose events are in the relation `split_events`.
 
+        earlier: the state of the events before the log: launches, events of the window, items that users have taken.
         Returns how many negatives found no item.
         """
         engine = log.engine
         if not engine.stored("negatives"):
-            self._launches(engine)
-            self._pools(log)
+            self._launches(engine, earlier)
+            self._pools(log, earlier)
             if not engine.stored("pairs"):
-                first = "SELECT user_id, item_id, MIN(moment) AS first FROM ordered GROUP BY user_id, item_id"
-                engine.make("pairs", first)
-            tried = self._attempts(engine, log.rows * self.per_positive)
+                engine.make("pairs", _pairs(earlier))
+            tried = self._attempts(engine, earlier, log.rows * self.per_positive)
             new = f"{OPEN}, item_id, attempt"
             engine.make("negatives", " UNION ALL ".join(f"SELECT {new} FROM {name} WHERE taken = 0" for name in tried))
             for name in tried:
@@ -88,11 +89,17 @@ class Sampler:
         drawn = int(value(engine, "SELECT CAST(COUNT(*) AS BIGINT) FROM negatives"))
         return log.rows * self.per_positive - drawn
 
-    def _launches(self, engine: Engine) -> None:
+    def _launches(self, engine: Engine, earlier: State) -> None:
         if not engine.stored("launched"):
             first = "SELECT item_id, MIN(moment) AS first FROM ordered WHERE label > 0 GROUP BY item_id"
             arrow = pa.schema([("item_id", pa.int32()), ("day", pa.int64())])
-            engine.map("launched", first, self._launch_days, arrow)
+            if earlier.known:
+                known = "LEFT JOIN state_launched AS s ON s.item_id = f.item_id WHERE s.item_id IS NULL"
+                engine.map("new_launched", f"SELECT f.* FROM ({first}) AS f {known}", self._launch_days, arrow)
+                both = earlier.union("item_id, day", "launched", "SELECT item_id, day FROM new_launched")
+                engine.make("launched", f"SELECT item_id, day FROM {both} AS u")
+            else:
+                engine.map("launched", first, self._launch_days, arrow)
         if not engine.stored("launches"):
             numbered = numbering(engine, "launched", "day", "item_id", 0)
             engine.make("launches", f"SELECT item_id, number AS place FROM ({numbered}) AS n")
@@ -103,12 +110,14 @@ class Sampler:
         day_N = np.floor((time_N - ahead_N) / SECONDS_PER_DAY).astype(np.int64)
         return pa.RecordBatch.from_arrays([first.column(0), pa.array(day_N)], ["item_id", "day"])
 
-    def _pools(self, log: OrderedEvents) -> None:
+    def _pools(self, log: OrderedEvents, earlier: State) -> None:
         if log.engine.stored("pools"):
             return
         launched = table(log.engine, "SELECT day, CAST(COUNT(*) AS BIGINT) AS n FROM launched GROUP BY day")
         launched = launched.sort_by("day")
-        day_D, before_D = log.days["day"].to_numpy(), log.days["before"].to_numpy()
+        days = earlier.days(log)  # those of the state too, as far back as a window reaches
+        day_D, events_D = days["day"].to_numpy(), days["events"].to_numpy()
+        before_D = earlier.events + log.rows - np.cumsum(events_D[::-1])[::-1]
         # Whole days: the window's first day that has events, and launches up to a day.
         popular_from_D = before_D[np.searchsorted(day_D, day_D - self.window_days)]
         until = np.concatenate([[0], np.cumsum(launched["n"].to_numpy())]).astype(np.int64)
@@ -125,7 +134,7 @@ class Sampler:
         }
         log.engine.put("pools", pa.table(pools))
 
-    def _attempts(self, engine: Engine, wanted: int) -> list[str]:
+    def _attempts(self, engine: Engine, earlier: State, wanted: int) -> list[str]:
         """Makes the relations tried_A. Returns their names.
 
         Once few negatives are still open, all attempts that are left are tried together, and the first of each that
@@ -138,14 +147,14 @@ class Sampler:
             names.append(name)
             last = left * (ATTEMPTS - attempt) <= wanted
             if not engine.stored(name):
-                self._try(engine, name, range(attempt, ATTEMPTS if last else attempt + 1), still_open)
+                self._try(engine, earlier, name, range(attempt, ATTEMPTS if last else attempt + 1), still_open)
             still_open = f"SELECT {OPEN} FROM {name} WHERE taken = 1"
             left = int(value(engine, f"SELECT CAST(COUNT(*) AS BIGINT) FROM {name} WHERE taken = 1"))
             if last or not left:
                 break
         return names
 
-    def _try(self, engine: Engine, name: str, attempts: range, still_open: str) -> None:
+    def _try(self, engine: Engine, earlier: State, name: str, attempts: range, still_open: str) -> None:
         pooled = ", ".join(f"p.{column}" for column in POOL.split(", "))
         numbers = " UNION ALL ".join(f"SELECT CAST({attempt} AS INTEGER) AS attempt" for attempt in attempts)
         query = (
@@ -153,9 +162,10 @@ class Sampler:
             f"JOIN pools AS p ON p.day = o.day CROSS JOIN ({numbers}) AS a"
         )
         engine.map("drawn", query, self._pick, DRAWN)
+        events = earlier.union("event, item_id", "recent", "SELECT event, item_id FROM ordered")
         item = "COALESCE(e.item_id, l.item_id)"
         joined = (
-            f"SELECT {_of('d', OPEN)}, d.attempt, {item} AS item_id FROM drawn AS d LEFT JOIN ordered AS e "
+            f"SELECT {_of('d', OPEN)}, d.attempt, {item} AS item_id FROM drawn AS d LEFT JOIN {events} AS e "
             "ON e.event = d.drawn_event LEFT JOIN launches AS l ON l.place = d.drawn_launch"
         )
         taken = "CASE WHEN t.first <= j.moment THEN 1 ELSE 0 END AS taken"
@@ -181,6 +191,16 @@ class Sampler:
     def _pools_of(self, rows: pa.RecordBatch) -> "Pools":
         ranges = {name: rows.column(name).to_numpy() for name in POOL.split(", ")}
         return Pools(**ranges, floor_weight=self.floor_weight, launch_draws=self.launch_draws)
+
+
+def _pairs(earlier: State) -> str:
+    """A query of the relation `pairs`. Pairs of the state are earlier than every row of the log."""
+    first = "SELECT user_id, item_id, moment AS first FROM ordered"
+    if earlier.known:
+        of_today = "user_id IN (SELECT user_id FROM ordered)"
+        known = f"SELECT user_id, item_id, CAST({earlier.last} AS BIGINT) AS first FROM state_pairs WHERE {of_today}"
+        first = f"{first} UNION ALL {known}"
+    return f"SELECT user_id, item_id, MIN(first) AS first FROM ({first}) AS u GROUP BY user_id, item_id"
 
 
 def _of(relation: str, columns: str) -> str:

@@ -5,8 +5,8 @@ The relations, in the order in which they are made:
     events     row, user, item (text), moment (seconds since 1970), day, label, own columns: in the source's order
     ids_user, ids_item, ids_K     text, id: the ids of a column
     list_K     row, ids: a list column of the events
-    days       day, events before it, the number of the part of the log that holds it
-    ordered    event (its number in time, from 0), user_id, item_id, moment, day, label, own columns
+    days       day, its events, events before it, the number of the part of the log that holds it
+    ordered    event (its number in time), user_id, item_id, moment, day, label, own columns
 
 Own columns, whose names are any text, are called own_K. Ids of known values come first, others follow in order of their
 first row. A part is consecutive whole days with at most `partition_rows` events, or one busier day.
@@ -35,15 +35,13 @@ LOG_UNIT = 1 << 20  # logarithms of numbers are summed as integers, in units of 
 
 @dataclass(frozen=True)
 class OrderedEvents:
-    """The relations above. known: column -> number of ids that were known before. rows: number of events.
-
-    days: the relation `days`.
-    """
+    """The relations above. rows: number of events. days: the relation `days`. first: number of the first event."""
 
     engine: Engine
     columns: EventColumns
     rows: int
     days: pa.Table
+    first: int = 0
 
     @property
     def own(self) -> dict[str, str]:
@@ -63,8 +61,8 @@ class OrderedEvents:
         return int(value(self.engine, f"SELECT COUNT(*) FROM {ids_relation(self.columns, column)}"))
 
     def time_of(self, event: int) -> int:
-        """Time of an event, by its number."""
-        return int(value(self.engine, f"SELECT MAX(moment) FROM ordered WHERE event = {event}"))
+        """Time of an event, by its place in this log, from 0."""
+        return int(value(self.engine, f"SELECT MAX(moment) FROM ordered WHERE event = {self.first + event}"))
 
     def times(self) -> tuple[int, int]:
         """Times of the first and the last event."""
@@ -91,12 +89,18 @@ def ids_relation(columns: EventColumns, column: str) -> str:
 
 
 def order_events(
-    engine: Engine, source: Source, known: Mapping[str, Sequence[str]], partition_rows: int, *, implicit: bool
+    engine: Engine,
+    source: Source,
+    known: Mapping[str, Sequence[str]],
+    partition_rows: int,
+    *,
+    implicit: bool,
+    first: int = 0,
 ) -> OrderedEvents:
     """Makes the relations. known: id column -> source ids that have the first ids, in their order.
 
-    implicit: the log holds positives only. Raises ContractError for invalid events, an empty log, one without a
-    positive, and columns that cannot be meant.
+    implicit: the log holds positives only. first: number of the first event, after those of earlier logs. Raises
+    ContractError for invalid events, an empty log, one without a positive, and columns that cannot be meant.
     """
     columns = source.event_columns
     _read(engine, source, partition_rows)
@@ -104,13 +108,13 @@ def order_events(
     for column, name in id_columns.items():
         listed = column in columns.lists
         _number_ids(engine, name, ids_relation(columns, column), known.get(column, ()), listed=listed)
-    days = _days(engine, partition_rows)
+    days = _days(engine, partition_rows, first)
     if not engine.stored("ordered"):
         engine.make("ordered", _ordered(columns))
         engine.drop("events")
     checks = ColumnChecks.load(table(engine, "SELECT state FROM checks").column(0)[0].as_py())
     checks.judge(implicit, value_counts(engine, columns))
-    return OrderedEvents(engine, columns, int(pc.sum(days["events"]).as_py()), days)
+    return OrderedEvents(engine, columns, int(pc.sum(days["events"]).as_py()), days, first)
 
 
 def own_columns_of_ids(columns: EventColumns) -> dict[str, str]:
@@ -224,8 +228,8 @@ def numbering(engine: Engine, relation: str, bucket: str, order: str, first: int
 # Order.
 
 
-def _days(engine: Engine, partition_rows: int) -> pa.Table:
-    """day, events, before (events of earlier days), part."""
+def _days(engine: Engine, partition_rows: int, first: int) -> pa.Table:
+    """day, events, before (number of the day's first event), part."""
     if not engine.stored("days"):
         found = table(engine, "SELECT day, CAST(COUNT(*) AS BIGINT) AS events FROM events GROUP BY day").sort_by("day")
         events = found["events"].to_numpy()
@@ -235,7 +239,7 @@ def _days(engine: Engine, partition_rows: int) -> pa.Table:
             begins = not parts or filled + number > partition_rows
             parts.append((parts[-1] + 1 if parts else 0) if begins else parts[-1])
             filled = number if begins else filled + number
-        columns = {"before": np.cumsum(events) - events, "part": np.asarray(parts, np.int64)}
+        columns = {"before": first + np.cumsum(events) - events, "part": np.asarray(parts, np.int64)}
         engine.put("days", pa.table({"day": found["day"], "events": events, **columns}))
     return table(engine, "SELECT day, events, before, part FROM days").sort_by("day")
 

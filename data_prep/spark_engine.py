@@ -127,7 +127,10 @@ class SparkEngine:
 
     def view(self, name: str) -> None:
         """Lets queries name a stored relation."""
-        self._session.read.parquet(str(self._path(name))).createOrReplaceTempView(name)
+        self.attach(name, self._path(name))
+
+    def attach(self, name: str, path: Path) -> None:
+        self._session.read.parquet(str(path.resolve())).createOrReplaceTempView(name)
 
     def _store(self, name: str, rows: "DataFrame") -> None:
         partial = self._path(name).with_name(f"{name}.partial")

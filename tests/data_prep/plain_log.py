@@ -6,6 +6,7 @@ earlier in dictionaries. Slow, but fast enough for 20,000 events.
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from data_prep.build import LogSettings
 from data_prep.draws import uniforms
 from data_prep.negatives import ATTEMPTS, LAUNCH_KEY
+from data_prep.ordered_events import NEVER
 from data_prep.splits import SPLITS
 
 DAY = 86_400
@@ -43,8 +45,13 @@ def numbered(texts: Sequence[str]) -> dict[str, int]:
     return {text: place for place, text in enumerate(dict.fromkeys(texts), 1)}
 
 
-def plain_rows(events: Sequence[Raw], settings: LogSettings, *, implicit: bool) -> list[dict[str, Any]]:
-    """The rows of a log with a global split, in order."""
+def plain_rows(
+    events: Sequence[Raw], settings: LogSettings, *, implicit: bool, later: Sequence[int] = ()
+) -> list[dict[str, Any]]:
+    """The rows of a log with a global split, in order.
+
+    later: times from which later preparations go on (--after). Negatives are drawn without the events of later ones.
+    """
     users, items = numbered([event.user for event in events]), numbered([event.item for event in events])
     in_time = sorted(events, key=lambda event: event.second)  # stable: ties keep the source's order
     rows = [
@@ -53,7 +60,12 @@ def plain_rows(events: Sequence[Raw], settings: LogSettings, *, implicit: bool) 
     ]
     cuts = _cuts([row.second for row in rows], settings)
     if implicit:
-        rows += _negatives(rows, settings)
+        rows += [
+            negative
+            for begin, end in pairwise((-1, *later, NEVER))
+            for negative in _negatives([row for row in rows if row.second < end], settings)
+            if negative.second >= begin
+        ]
         rows.sort(key=lambda row: (row.second, row.user, row.item, row.drawn[1], row.event, row.drawn[0]))
     return _with_counts(rows, settings, cuts)
 
