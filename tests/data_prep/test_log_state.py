@@ -27,14 +27,17 @@ POSITIVES = Columns(cat_columns=("device",))
 
 
 def three_days(seed: int = 0, *, old_items: bool = False) -> list[list[Raw]]:
-    """Blocks of a hard log, each later than the one before. The second cut lies within a day with events before it.
+    """Blocks of a hard log, each later than the one before. The second cut lies within a day whose windows reach
+    the first day that the state keeps.
 
     old_items: every item has an event in the first block.
     """
     events = hard_log(600, days=40, seed=seed)
     times = sorted({event.second for event in events})
-    within_a_day = (second for before, second in pairwise(times) if second // DAY == before // DAY)
-    cuts = [times[len(times) // 2], next(second for second in within_a_day if second > times[3 * len(times) // 4])]
+    days = {second // DAY for second in times}
+    within_a_day = (after for before, after in pairwise(times[3 * len(times) // 4 :]) if after // DAY == before // DAY)
+    at_window = (second for second in within_a_day if second // DAY - FLAGS["window_days"] in days)
+    cuts = [times[len(times) // 2], next(at_window)]
     blocks = [[e for e in events if sum(e.second >= cut for cut in cuts) == number] for number in range(3)]
     if old_items:
         known = sorted({event.item for event in blocks[0]})
