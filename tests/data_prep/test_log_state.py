@@ -63,6 +63,7 @@ class Stream:
 
     def __init__(self, folder: Path, blocks: list[list[Raw]], columns: Columns, **flags: Any) -> None:
         self.folder, self.blocks, self.columns, self.flags = folder, blocks, columns, {**FLAGS, **flags}
+        folder.mkdir(exist_ok=True)
         for number, block in enumerate(blocks):
             write(block, folder / f"log-{number}", "part")
             for later in range(number, len(blocks)):
