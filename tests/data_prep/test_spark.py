@@ -15,8 +15,11 @@ from typing import Any
 import pytest
 
 from data_prep.build import LogSettings
+from data_prep.interactions import Columns
+from tests.data_prep.event_lists import read_rows
 from tests.data_prep.plain_log import plain_rows
 from tests.data_prep.test_engines import SETTINGS, hard_log, prepare, write_log
+from tests.data_prep.test_log_state import LABELS, POSITIVES, Stream, three_days
 from tests.digests import digest
 
 pyspark = pytest.importorskip("pyspark", reason="Spark is not installed: pip install 'sidrec[spark]'")
@@ -47,6 +50,18 @@ def test_partitions_change_no_row(spark: None, tmp_path: Path) -> None:
         assert found == plain_rows(events, LogSettings(**SETTINGS), implicit=implicit)
         prepare(log, by_duckdb, implicit=implicit, **SETTINGS)
         assert digest(out) == digest(by_duckdb)
+
+
+@pytest.mark.parametrize("spark", [3], indirect=True)
+@pytest.mark.parametrize("columns", [LABELS, POSITIVES], ids=["labels", "negatives"])
+def test_days_one_by_one_are_those_of_duckdb(spark: None, columns: Columns, tmp_path: Path) -> None:
+    found = []
+    for engine in ("spark", "duckdb"):
+        stream = Stream(tmp_path / engine, three_days(), columns, engine=engine, master="local[2]")
+        found.append([stream.first(), stream.day(1)])
+    for here, there in zip(*found, strict=True):
+        assert digest(here / "state") == digest(there / "state")
+        assert read_rows(here) == read_rows(there)
 
 
 def _start(words: list[str], log: Path, ready: str) -> "subprocess.Popen[bytes]":
