@@ -6,10 +6,11 @@ it warns, with figures, of what is probably a mistake, and refuses what cannot b
 Shapes: E events of a block, V values of a category.
 """
 
-import pickle
+import io
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ import pyarrow.compute as pc
 from sidrec.errors import ContractError, print_warning
 from sidrec.schema import CATEGORICAL_PREFIX, DENSE_PREFIX, LABEL_PREFIX
 
+from .command import flatten_snapshot, restore_snapshot
 from .events import ITEM, LABEL, TIMESTAMP, USER, EventColumns, Items
 
 LEAST_ROWS = 20  # fewer events say nothing about a column
@@ -29,6 +31,9 @@ NEAR_LABEL = 0.9  # correlation with the label that a column known beforehand ra
 DAY = 86_400
 FIRST_PLAUSIBLE = 7305 * DAY  # 1990-01-01: earlier times are probably of a smaller unit than named, or relative
 SMALLER_UNIT = 48 * DAY  # a thousandth of the times until 2100: what seconds become that are read as milliseconds
+
+
+TOTALS = ("rows", "positives", "user_is_item")
 
 
 class ColumnChecks:
@@ -51,14 +56,34 @@ class ColumnChecks:
         self._same |= {(name, other): True for place, name in enumerate(names) for other in names[:place]}
 
     def save(self) -> bytes:
-        """The counts, for `load` by the same version."""
-        return pickle.dumps(self)
+        """The counts, for `restore`."""
+        arrays: dict[str, np.ndarray] = {}
+        for name, root in self._counts().items():
+            flatten_snapshot(name, root, arrays)
+        stream = io.BytesIO()
+        np.savez(stream, **arrays)  # type: ignore[arg-type]
+        return stream.getvalue()
 
-    @staticmethod
-    def load(saved: bytes) -> "ColumnChecks":
-        """What `save` returned: bytes that this command wrote itself, into a folder of its own."""
-        found = pickle.loads(saved)
-        assert isinstance(found, ColumnChecks)
+    def restore(self, saved: bytes) -> None:
+        """Takes over what `save` of the same columns returned."""
+        with np.load(io.BytesIO(saved)) as stored:
+            arrays = dict(stored)
+        found: dict[str, Any] = {name: restore_snapshot(root, name, arrays) for name, root in self._counts().items()}
+        self._rows, self._positives, self._user_is_item = (int(found[name]) for name in TOTALS)
+        self._item_number, self._times = found["item_number"], found["times"]
+        self._same = dict(zip(self._same, found["same"].tolist(), strict=True))
+        for kind, by_name in self._by_column().items():
+            by_name.update({name: found[f"{kind}{place}"] for place, name in enumerate(by_name)})
+
+    def _by_column(self) -> dict[str, dict[str, Any]]:
+        return {"numbers": self._numbers, "labels": self._labels, "lists": self._lists}
+
+    def _counts(self) -> dict[str, object]:
+        totals = zip(TOTALS, (self._rows, self._positives, self._user_is_item), strict=True)
+        found: dict[str, object] = {name: np.asarray(value) for name, value in totals}
+        found |= {"item_number": self._item_number, "times": self._times, "same": np.asarray([*self._same.values()])}
+        for kind, by_name in self._by_column().items():  # by place, as names of columns are any text
+            found |= {f"{kind}{place}": counts for place, counts in enumerate(by_name.values())}
         return found
 
     def add(self, events: pa.Table) -> None:
@@ -228,13 +253,19 @@ class ValueCounts:
 
 @dataclass
 class _ConsecutiveNumbers:
-    """first: of the consecutive whole numbers that a column holds, row by row; None if it holds others."""
+    """Whether a column holds consecutive whole numbers, row by row, and their first."""
 
-    first: int | None = None
+    holds: bool = True
+    number: int = 0
+
+    @property
+    def first(self) -> int | None:
+        return self.number if self.holds else None
 
     def add(self, text: pa.ChunkedArray, rows_before: int) -> None:
-        if rows_before == 0 or self.first is not None:
-            self.first = _first_of_consecutive(text, rows_before, self.first)
+        if self.holds:
+            first = _first_of_consecutive(text, rows_before, self.number if rows_before else None)
+            self.holds, self.number = first is not None, first or 0
 
 
 def _first_of_consecutive(text: pa.ChunkedArray, rows_before: int, first: int | None) -> int | None:

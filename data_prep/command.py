@@ -317,7 +317,7 @@ def save_snapshot(path: Path, **roots: object) -> None:
     """Writes the trees in one step."""
     arrays: dict[str, np.ndarray] = {}
     for name, root in roots.items():
-        _flatten(name, root, arrays)
+        flatten_snapshot(name, root, arrays)
     with replaced_file(path, one_writer=True) as partial, partial.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
@@ -338,9 +338,10 @@ def restore_snapshot(template: T, name: str, arrays: dict[str, np.ndarray]) -> T
     return tree(**parts)
 
 
-def _flatten(name: str, node: object, arrays: dict[str, np.ndarray]) -> None:
+def flatten_snapshot(name: str, node: object, arrays: dict[str, np.ndarray]) -> None:
+    """Adds the leaves of a tree to `arrays`, by dotted name."""
     if is_dataclass(node):
         for field in fields(node):
-            _flatten(f"{name}.{field.name}", getattr(node, field.name), arrays)
+            flatten_snapshot(f"{name}.{field.name}", getattr(node, field.name), arrays)
     else:
         arrays[name] = np.asarray(node)

@@ -112,7 +112,8 @@ def order_events(
     if not engine.stored("ordered"):
         engine.make("ordered", _ordered(columns))
         engine.drop("events")
-    checks = ColumnChecks.load(table(engine, "SELECT state FROM checks").column(0)[0].as_py())
+    checks = ColumnChecks(source.name, columns)
+    checks.restore(table(engine, "SELECT state FROM checks").column(0)[0].as_py())
     checks.judge(implicit, value_counts(engine, columns))
     return OrderedEvents(engine, columns, int(pc.sum(days["events"]).as_py()), days, first)
 
