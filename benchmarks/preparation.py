@@ -16,9 +16,9 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sidrec.io.files import write_json, write_text
+from sidrec.io.progress import looking
 from sidrec.study.results import conditions
 
 RESULT = Path(__file__).with_name("preparation.json")
@@ -34,6 +35,7 @@ PAGE = RESULT.with_suffix(".md")
 ROOT = Path(__file__).parents[1]
 MILLION, GROUP = 1_000_000, 1_000_000
 DAYS = 60
+SECONDS = 0.5  # between looks at the scratch folder
 FORMS = {"labels": ("--label-column", "label"), "negatives": ()}
 MEASURED = """
 import resource, runpy, sys
@@ -72,35 +74,19 @@ def measure(checkout: Path, log: Path, form: str, flags: Sequence[str]) -> dict[
     out = log.with_name("out")
     words = ["data_prep.interactions", str(log), str(out), *FORMS[form], *flags]
     environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
-    watch = _ScratchWatch(out.with_name("out.partial") / "scratch")
-    with watch:
+    scratch, most = out.with_name("out.partial") / "scratch", 0
+
+    def look() -> None:
+        nonlocal most
+        with suppress(FileNotFoundError):  # renamed or deleted meanwhile
+            most = max(most, sum(path.stat().st_size for path in scratch.rglob("*")))
+
+    with looking(look, SECONDS):
         command = [sys.executable, "-c", MEASURED, *words]
         done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=True)
     shutil.rmtree(out)
     cpu, peak = map(float, done.stdout.rpartition("used ")[2].split())
-    return {"cpu_s": cpu, "peak": peak, "scratch": watch.most}
-
-
-class _ScratchWatch:
-    """Looks at the size of a folder twice a second."""
-
-    def __init__(self, folder: Path) -> None:
-        self.most, self._folder, self._end = 0.0, folder, threading.Event()
-        self._thread = threading.Thread(target=self._look)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-        self._thread.join()
-
-    def _look(self) -> None:
-        while not self._end.wait(0.5):
-            try:
-                self.most = max(self.most, float(sum(path.stat().st_size for path in self._folder.rglob("*"))))
-            except FileNotFoundError:  # renamed or deleted meanwhile
-                continue
+    return {"cpu_s": cpu, "peak": peak, "scratch": most}
 
 
 def rounds_of(contenders: dict[str, Path], log: Path, form: str, memory: str, rounds: int) -> dict[str, Any]:

@@ -13,23 +13,20 @@ import numpy as np
 
 @dataclass
 class Totals:
-    """Rows, positives and time of the latest row (-1: none) of each key so far; int64 [keys]. Keys: users or items."""
+    """Rows and positives of each key so far; int64 [keys]."""
 
     rows: np.ndarray
     clicks: np.ndarray
-    latest: np.ndarray
 
     @classmethod
     def empty(cls, keys: int) -> "Totals":
-        zeros = np.zeros(keys, dtype=np.int64)
-        return cls(zeros, zeros.copy(), np.full(keys, -1, dtype=np.int64))
+        return cls(np.zeros(keys, dtype=np.int64), np.zeros(keys, dtype=np.int64))
 
-    def add(self, key_N: np.ndarray, label_N: np.ndarray, timestamp_N: np.ndarray) -> None:
+    def add(self, key_N: np.ndarray, label_N: np.ndarray) -> None:
         """Counts the rows of a partition. Call it after reading the totals before them."""
         keys = len(self.rows)
         self.rows += np.bincount(key_N, minlength=keys)
         self.clicks += np.bincount(key_N[label_N > 0], minlength=keys)
-        self.latest[key_N] = timestamp_N  # time-sorted, and numpy keeps the last of repeated assignments
 
 
 @dataclass(frozen=True)
@@ -69,9 +66,3 @@ class Runs:
         """int64 [N]: sum of `amount` over the strictly earlier rows of the same key."""
         total = np.concatenate([[0], np.cumsum(amount_N[self.order_N], dtype=np.int64)])
         return self._by_row(total[self.run_start_N] - total[self.key_start_N])
-
-    def latest_earlier(self, value_N: np.ndarray, without_N: np.ndarray) -> np.ndarray:
-        """[N]: `value` of the latest strictly earlier row of the same key; the row's own `without` if there is none."""
-        previous = value_N[self.order_N][np.maximum(self.run_start_N - 1, 0)]
-        has = self.run_start_N > self.key_start_N
-        return self._by_row(np.where(has, previous, without_N[self.order_N]))

@@ -139,11 +139,10 @@ def _fill(
     state.attach(engine)
     known = _known_ids(source, earlier)
     log = order_events(engine, source, known, settings.partition_rows, implicit=implicit, first=state.events)
-    state.check_later(log.times()[0], source.files[0] if source.files else source.name)
+    state.check_later(log.times[0], source.files[0] if source.files else source.name)
     item_ids = IdMap(text for chunk in log.ids(schema.ITEM_ID) for text in chunk.to_pylist())
-    user_rows = log.events_by_id(schema.USER_ID, log.count_of_ids(schema.USER_ID))
-    item_rows = log.events_by_id(schema.ITEM_ID, len(item_ids))
-    earlier.check_shared(user_rows, item_rows)
+    item_rows = log.events_by_item(len(item_ids))
+    earlier.check_shared(log.lowest_id)
     items = source.items(item_ids)
     check_item_columns(items, ", ".join(map(str, source.files[1:2])) or source.name)
     items = earlier.with_earlier_items(items)
@@ -216,7 +215,7 @@ def _write(
         transforms=numbers.transforms,
         labels=columns.labels,
         id_maps={column: maps[column] for column in id_columns},
-        protocol=earlier.protocol(log.times()[0], goes_on=relations.earlier.known) | relations.earlier.protocol(),
+        protocol=earlier.protocol(log.times[0], goes_on=relations.earlier.known) | relations.earlier.protocol(),
         lists=dict.fromkeys((*columns.lists, *item_lists), schema.ListColumn(0, 0.0)),
     )
     earlier.warn_of_dropped(manifest)
@@ -227,7 +226,7 @@ def _write(
     writer = LogWriter(work.data / schema.LOG, arrow, work.scratch / "written", log.parts)
     _write_rows(relations, rows, writer)
     written = writer.written()
-    settings.check_splits({split for split, files in written.files.items() if files}, *log.times())
+    settings.check_splits({split for split, files in written.files.items() if files}, *log.times)
     _finish(work, source, settings, manifest, relations, items, (categories, item_lists), written, given_up, earlier)
 
 

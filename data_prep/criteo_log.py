@@ -239,7 +239,7 @@ class CriteoLogFiles:
                 if not (log / path).exists():
                     with replaced_file(log / path, one_writer=True) as partial:
                         pq.write_table(self._table(part), partial, row_group_size=ROW_GROUP, compression="zstd")
-                self._totals.add(part.ids()[:, self._item], part.labels(), np.arange(part.first, part.stop))
+                self._totals.add(part.ids()[:, self._item], part.labels())
                 bar.update(part.rows)
                 yield LogFile.of(log, path, part.rows, part.first, part.stop - 1)
 

@@ -9,10 +9,11 @@ Results do not depend on threads, memory or the number of partitions: every orde
 integers, and functions of NumPy are applied row by row.
 """
 
-import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -20,21 +21,21 @@ import pyarrow.parquet as pq
 
 from sidrec.errors import ContractError
 from sidrec.io.files import replaced_file
-from sidrec.io.progress import Bar
+from sidrec.io.progress import Bar, looking
 
 BATCH = 1 << 17  # rows that a function is given
 ROW_GROUP = 1 << 17
 PYTHON = 700 << 20  # bytes of this process besides DuckDB's: libraries, blocks of the source, row groups to write
 LEAST = 200 << 20  # bytes that DuckDB is given in any case
+SECONDS = 0.5  # between looks at the progress of a query
 
 MapFunction = Callable[[pa.RecordBatch], pa.RecordBatch]
 """A function of rows alone: the same result, whatever batches the rows come in."""
-
-
 WriteFunction = Callable[[Iterable[pa.RecordBatch]], Iterator[int]]
+"""Writes sorted rows, and yields how many as they are written."""
 
 
-class Engine(Protocol):
+class Engine(ABC):
     """Named relations. Names and columns are lower-case words.
 
     local: whether this process alone makes all rows, so that they may depend on files that it maps into memory.
@@ -42,47 +43,67 @@ class Engine(Protocol):
 
     local: bool
 
-    def stored(self, name: str) -> bool:
-        """Whether the relation is there, perhaps from an earlier process."""
-
-    def writer(self, name: str, arrow: pa.Schema) -> "RelationWriter":
-        """A context manager of a ParquetWriter, whose rows become the relation when the block ends."""
-
+    @abstractmethod
     def path(self, name: str) -> Path:
-        """The file that `writer` makes."""
+        """The file or folder of a relation, which may not be there yet."""
 
-    def view(self, name: str) -> None:
-        """Lets queries name a stored relation."""
-
+    @abstractmethod
     def attach(self, name: str, path: Path) -> None:
-        """Lets queries name a Parquet file of another folder."""
+        """Lets queries name Parquet files, perhaps of another folder."""
 
-    def put(self, name: str, table: pa.Table) -> None:
-        """Stores a small table."""
-
+    @abstractmethod
     def make(self, name: str, query: str) -> None:
         """Stores the rows of a query."""
 
+    @abstractmethod
     def map(self, name: str, query: str, function: MapFunction, arrow: pa.Schema) -> None:
         """Stores the function's results on the rows of a query. arrow: their columns."""
 
+    @abstractmethod
     def drop(self, name: str) -> None:
         """Deletes a relation that no later query needs."""
 
+    @abstractmethod
     def read(self, query: str) -> Iterator[pa.RecordBatch]:
         """The rows of a query, in batches."""
 
-    def write_parts(self, query: str, order: str, function: "WriteFunction") -> Iterator[int]:
+    @abstractmethod
+    def write_parts(self, query: str, order: str, function: WriteFunction) -> Iterator[int]:
         """Calls the function with the rows of a query, sorted by part and `order`; each part in one call.
 
         Yields numbers of rows as they are written.
         """
 
+    @abstractmethod
     def list_of(self, value: str, order: str) -> str:
         """SQL of an aggregate: the list of `value` in the order of `order`."""
 
+    @abstractmethod
     def exploded(self, relation: str, key: str, values: str) -> str:
         """A query of columns `key`, place (bigint) and text: a row for each element of the list column `values`."""
+
+    def stored(self, name: str) -> bool:
+        """Whether the relation is there, perhaps from an earlier process."""
+        return self.path(name).exists()
+
+    def view(self, name: str) -> None:
+        """Lets queries name a stored relation."""
+        self.attach(name, self.path(name))
+
+    @contextmanager
+    def writer(self, name: str, arrow: pa.Schema) -> Iterator[pq.ParquetWriter]:
+        """Yields a writer of rows, which become the relation when the block ends."""
+        with (
+            replaced_file(self.path(name), one_writer=True) as partial,
+            pq.ParquetWriter(partial, arrow, compression="lz4") as writer,
+        ):
+            yield writer
+        self.view(name)
+
+    def put(self, name: str, table: pa.Table) -> None:
+        """Stores a small table."""
+        with self.writer(name, table.schema) as writer:
+            writer.write_table(table)
 
 
 def table(engine: Engine, query: str) -> pa.Table:
@@ -96,7 +117,7 @@ def value(engine: Engine, query: str) -> Any:
     return table(engine, query).column(0)[0].as_py()
 
 
-class DuckEngine:
+class DuckEngine(Engine):
     """DuckDB in this process, one Parquet file for each relation.
 
     folder: holds the relations, and what DuckDB spills. memory: bytes of the whole process; DuckDB gets what Python
@@ -124,23 +145,13 @@ class DuckEngine:
         for path in sorted(folder.glob("*.parquet")):
             self.view(path.stem)
 
-    def stored(self, name: str) -> bool:
-        return self.path(name).exists()
-
     def path(self, name: str) -> Path:
         return self._folder / f"{name}.parquet"
-
-    def writer(self, name: str, arrow: pa.Schema) -> "RelationWriter":
-        return RelationWriter(self, name, arrow)
-
-    def put(self, name: str, table: pa.Table) -> None:
-        with self.writer(name, table.schema) as writer:
-            writer.write_table(table)
 
     def make(self, name: str, query: str) -> None:
         with replaced_file(self.path(name), one_writer=True) as partial:
             options = f"FORMAT parquet, COMPRESSION lz4, ROW_GROUP_SIZE {ROW_GROUP}"
-            with _Progress(self._duck, f"making {name}"):
+            with self._progress(f"making {name}"):
                 self._run(f"COPY ({query}) TO {_literal(str(partial))} ({options})")
         self.view(name)
 
@@ -169,62 +180,29 @@ class DuckEngine:
         places = f"CAST(GENERATE_SUBSCRIPTS({values}, 1) AS BIGINT)"
         return f"SELECT {key}, {places} AS place, UNNEST({values}) AS text FROM {relation}"
 
-    def view(self, name: str) -> None:
-        self.attach(name, self.path(name))
-
     def attach(self, name: str, path: Path) -> None:
         self._duck.execute(f"CREATE OR REPLACE VIEW {name} AS SELECT * FROM {_literal(str(path))}")
+
+    @contextmanager
+    def _progress(self, what: str) -> Iterator[None]:
+        """A progress bar over DuckDB's estimate of the progress of the block's query, in percent."""
+        with Bar(total=100, desc=what, unit="%", disable=None, leave=False) as bar:
+            seen = 0.0
+
+            def look() -> None:
+                nonlocal seen
+                now = max(seen, self._duck.query_progress())  # -1 before it is known
+                bar.update(now - seen)
+                seen = now
+
+            with looking(look, SECONDS):
+                yield
 
     def _run(self, statement: str) -> None:
         try:
             self._duck.execute(statement)
         except duckdb.Error as error:
             raise _refused(error) from error
-
-
-class RelationWriter:
-    """A ParquetWriter of a relation that gets its name at the end of the block."""
-
-    def __init__(self, engine: Engine, name: str, arrow: pa.Schema) -> None:
-        self._engine, self._name = engine, name
-        self._file = replaced_file(engine.path(name), one_writer=True)
-        self._arrow = arrow
-
-    def __enter__(self) -> pq.ParquetWriter:
-        self._writer = pq.ParquetWriter(self._file.__enter__(), self._arrow, compression="lz4")
-        return self._writer
-
-    def __exit__(self, *error: Any) -> None:
-        self._writer.close()
-        self._file.__exit__(*error)
-        if error[0] is None:
-            self._engine.view(self._name)
-
-
-class _Progress:
-    """A progress bar over DuckDB's estimate of a query's progress, in percent."""
-
-    SECONDS = 0.5
-
-    def __init__(self, duck: duckdb.DuckDBPyConnection, what: str) -> None:
-        self._duck, self._end = duck, threading.Event()
-        self._bar = Bar(total=100, desc=what, unit="%", disable=None, leave=False)
-        self._thread = threading.Thread(target=self._look)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-        self._thread.join()
-        self._bar.close()
-
-    def _look(self) -> None:
-        seen = 0.0
-        while not self._end.wait(self.SECONDS):
-            now = max(seen, self._duck.query_progress())  # -1 before it is known
-            self._bar.update(now - seen)
-            seen = now
 
 
 def _literal(value: object) -> str:

@@ -16,7 +16,6 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from sidrec import schema
 from sidrec.errors import ContractError, print_warning
@@ -112,14 +111,6 @@ class IdMap:
         """`source_ids` as an Arrow column."""
         found = pa.array(self._dense, pa.string())
         return found if isinstance(found, pa.ChunkedArray) else pa.chunked_array([found])
-
-    def save(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.table({"source_id": self.column()}), path)
-
-    @classmethod
-    def load(cls, path: Path) -> "IdMap":
-        return cls(pq.read_table(path)["source_id"].to_pylist())
 
 
 def by_item(values: pa.ChunkedArray, item_M: np.ndarray, items: int) -> pa.Array:

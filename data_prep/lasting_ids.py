@@ -7,7 +7,7 @@ numbers and vectors. The constants of dense columns are kept too.
 Shapes: I items of the new folder; the earlier folder has the first of them.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -82,17 +82,19 @@ class EarlierIds:
         earlier = self.maps[column].source_ids() if column in self.maps else []
         return IdMap((*earlier, *new))
 
-    def check_shared(self, user_rows: np.ndarray, item_rows: np.ndarray) -> None:
-        """Checks that the log has users and items of the earlier folder; `*_rows`: events by id, 0 included.
+    def check_shared(self, lowest_id: Callable[[str], int]) -> None:
+        """Checks that the log has users and items of the earlier folder, whose ids are the lowest.
+
+        lowest_id: of the log's events, by column.
 
         Warns if it has no earlier user or no earlier item. Raises ContractError if it has neither.
         """
         if self.folder is None:
             return
         missing = []
-        for column, noun, rows in ((USER_ID, "users", user_rows), (ITEM_ID, "items", item_rows)):
+        for column, noun in ((USER_ID, "users"), (ITEM_ID, "items")):
             ids = self.maps[column]
-            if not rows[1 : len(ids) + 1].any():
+            if lowest_id(column) > len(ids):
                 missing.append(
                     f"none of its {len(ids):,} {noun} (such as {', '.join(map(repr, ids.source_ids()[:2]))})"
                 )

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .engine import Engine, table, value
-from .log_state import NO_STATE, State
+from .log_state import NO_STATE, SUMS, State
 from .ordered_events import OrderedEvents
 from .splits import Split
 
@@ -158,8 +158,7 @@ class LogRelations:
         totals = "SELECT item_id, day, COUNT(*) AS n, SUM(label) AS clicks FROM by_item GROUP BY item_id, day"
         if self.earlier.known:  # both have the day on which the state ends, if the log goes on within it
             both = self.earlier.union("item_id, day, n, clicks", "daily", totals)
-            sums = "CAST(SUM(n) AS BIGINT) AS n, CAST(SUM(clicks) AS BIGINT) AS clicks"
-            totals = f"SELECT item_id, day, {sums} FROM {both} AS u GROUP BY item_id, day"
+            totals = f"SELECT item_id, day, {SUMS} FROM {both} AS u GROUP BY item_id, day"
         if not self.log.columns.timed:
             return f"SELECT item_id, day, {_nothing('recent', 'recent_clicks')} FROM ({totals}) AS t"
         over = f"OVER (PARTITION BY item_id ORDER BY day RANGE BETWEEN {self.recent_days} PRECEDING AND 1 PRECEDING)"

@@ -179,7 +179,7 @@ def write_state(folder: Path, relations: "LogRelations", settings: LogSettings) 
     killed are kept. Returns protocol["state"] of the manifest.
     """
     (folder / STATE).mkdir(exist_ok=True)
-    log, last = relations.log, relations.log.times()[1]
+    log, last = relations.log, relations.log.times[1]
     queries = _of_rows(relations, last // SECONDS_PER_DAY)
     if relations.sampled:
         queries |= _of_negatives(relations, last // SECONDS_PER_DAY - settings.window_days)

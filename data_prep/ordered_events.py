@@ -14,6 +14,7 @@ first row. A part is consecutive whole days with at most `partition_rows` events
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -57,22 +58,24 @@ class OrderedEvents:
         for batch in self.engine.read(f"SELECT text FROM {ids_relation(self.columns, column)} ORDER BY id"):
             yield batch.column(0)
 
-    def count_of_ids(self, column: str) -> int:
-        return int(value(self.engine, f"SELECT COUNT(*) FROM {ids_relation(self.columns, column)}"))
+    def lowest_id(self, column: str) -> int:
+        """The lowest id among the events. column: user_id or item_id."""
+        return int(value(self.engine, f"SELECT MIN({column}) FROM ordered"))
 
     def time_of(self, event: int) -> int:
         """Time of an event, by its place in this log, from 0."""
         return int(value(self.engine, f"SELECT MAX(moment) FROM ordered WHERE event = {self.first + event}"))
 
+    @cached_property
     def times(self) -> tuple[int, int]:
         """Times of the first and the last event."""
         found = table(self.engine, "SELECT MIN(moment), MAX(moment) FROM ordered")
         return int(found.column(0)[0].as_py()), int(found.column(1)[0].as_py())
 
-    def events_by_id(self, column: str, ids: int) -> np.ndarray:
-        """Number of events by id, int64 [ids + 1]. column: user_id or item_id."""
-        counts = np.zeros(ids + 1, np.int64)
-        for batch in self.engine.read(f"SELECT {column}, CAST(COUNT(*) AS BIGINT) FROM ordered GROUP BY {column}"):
+    def events_by_item(self, items: int) -> np.ndarray:
+        """Number of events by item id, int64 [items + 1]."""
+        counts = np.zeros(items + 1, np.int64)
+        for batch in self.engine.read("SELECT item_id, CAST(COUNT(*) AS BIGINT) FROM ordered GROUP BY item_id"):
             counts[batch.column(0).to_numpy()] = batch.column(1).to_numpy()
         return counts
 

@@ -10,7 +10,7 @@ With a master such as `local[2]`, Spark runs in this process's machine.
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from sidrec.errors import ContractError
 
-from .engine import MapFunction, RelationWriter
+from .engine import Engine, MapFunction, WriteFunction
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -56,7 +56,7 @@ def spark_session(master: str, memory: int) -> "SparkSession":
     return session
 
 
-class SparkEngine:
+class SparkEngine(Engine):
     """Relations as folders of Parquet files below `folder`."""
 
     local = False
@@ -70,19 +70,8 @@ class SparkEngine:
             else:
                 self.view(path.name)
 
-    def stored(self, name: str) -> bool:
-        return self._path(name).exists()
-
     def path(self, name: str) -> Path:
-        """The file of a relation that this process writes itself."""
-        return self._path(name)
-
-    def writer(self, name: str, arrow: pa.Schema) -> RelationWriter:
-        return RelationWriter(self, name, arrow)
-
-    def put(self, name: str, table: pa.Table) -> None:
-        with self.writer(name, table.schema) as writer:
-            writer.write_table(table)
+        return self._folder / name
 
     def make(self, name: str, query: str) -> None:
         self._store(name, self._session.sql(query))
@@ -95,7 +84,7 @@ class SparkEngine:
 
     def drop(self, name: str) -> None:
         self._session.catalog.dropTempView(name)
-        _delete(self._path(name))
+        _delete(self.path(name))
 
     def read(self, query: str) -> Iterator[pa.RecordBatch]:
         """By way of files, as the rows may be many."""
@@ -106,9 +95,7 @@ class SparkEngine:
             yield from pq.ParquetFile(file).iter_batches()
         _delete(folder)
 
-    def write_parts(
-        self, query: str, order: str, function: Callable[[Iterable[pa.RecordBatch]], Iterator[int]]
-    ) -> Iterator[int]:
+    def write_parts(self, query: str, order: str, function: WriteFunction) -> Iterator[int]:
         rows = self._session.sql(query)
         sorted_rows = rows.repartition("part").sortWithinPartitions("part", *order.split(", "))
 
@@ -125,22 +112,15 @@ class SparkEngine:
         places = f"LATERAL VIEW POSEXPLODE({values}) AS at, text"
         return f"SELECT {key}, CAST(at + 1 AS BIGINT) AS place, text FROM {relation} {places}"
 
-    def view(self, name: str) -> None:
-        """Lets queries name a stored relation."""
-        self.attach(name, self._path(name))
-
     def attach(self, name: str, path: Path) -> None:
         self._session.read.parquet(str(path.resolve())).createOrReplaceTempView(name)
 
     def _store(self, name: str, rows: "DataFrame") -> None:
-        partial = self._path(name).with_name(f"{name}.partial")
+        partial = self.path(name).with_name(f"{name}.partial")
         _delete(partial)
         rows.write.parquet(str(partial))
-        partial.rename(self._path(name))
+        partial.rename(self.path(name))
         self.view(name)
-
-    def _path(self, name: str) -> Path:
-        return self._folder / name
 
 
 def _each(function: MapFunction) -> Any:
